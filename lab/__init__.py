@@ -1,0 +1,1 @@
+"""Kernels, and running them on either chip."""

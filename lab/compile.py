@@ -1,0 +1,190 @@
+"""NVRTC: a launch's kernel to a cubin or to PTX, for an exact architecture, without a GPU; cached on disk.
+
+The cache key covers everything the compiler sees: source, generated header, every header they include, options and the
+NVRTC version. The folder is $LAB_CACHE_DIR, else $XDG_CACHE_HOME/kernel-lab, else ~/.cache/kernel-lab.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from lab import catalog
+from lab.kernel import generated_header
+from sim.errors import EnvironmentFailure
+from sim.launch import Launch
+from sim.machine import Machine
+
+Target = Literal["cubin", "ptx"]
+
+ROOT = Path(__file__).resolve().parent.parent  # device code includes "ptx/..." and "lab/kernels/..." from here
+HEADER = "schedule.cuh"
+_OPTIONS = ("--std=c++17", "-lineinfo", "--ptxas-options=-v")
+_INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What ptxas says of one entry; bytes, per thread for spills and stack."""
+
+    registers: int
+    spill_bytes: int
+    stack_bytes: int
+    static_shared_bytes: int
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One compiled module: `path` is the cubin or PTX file; `resources` is empty for PTX, which ptxas has not seen."""
+
+    path: Path
+    target: Target
+    resources: dict[str, Resources]
+
+
+def cache_dir() -> Path:
+    """The folder of everything the lab keeps between runs; raises EnvironmentFailure where it cannot be written."""
+    base = os.environ.get("LAB_CACHE_DIR")
+    folder = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kernel-lab"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise EnvironmentFailure(f"the cache folder {folder} cannot be written; set LAB_CACHE_DIR to one that can")
+    return folder
+
+
+def compile_launch(launch: Launch, machine: Machine, target: Target = "cubin", allow_spills: bool = False) -> Compiled:
+    """Compile the module of one launch for the machine's architecture, or take it from the cache.
+
+    Raises EnvironmentFailure where NVRTC fails, and where ptxas spills registers, warns or ignores setmaxnreg.
+    """
+    kernel = catalog.get(launch.kernel)
+    header = generated_header(launch, kernel.solves.facts)
+    options = (*_OPTIONS, f"--gpu-architecture={machine.arch}")
+    key = _key(kernel.source, header, (*options, target, str(_nvrtc_version())))
+    folder = cache_dir() / "modules"
+    path = folder / f"{launch.kernel}.{key}.{target}"
+    facts = path.with_suffix(f".{target}.json")
+    if path.exists() and facts.exists():
+        try:
+            stored = json.loads(facts.read_text())
+            if stored["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest():
+                return Compiled(path, target, {n: Resources(**r) for n, r in stored["resources"].items()})
+        except (ValueError, KeyError, TypeError):
+            pass  # a corrupt entry is compiled again
+    image, log = _nvrtc(kernel.source, header, options, target)
+    resources = _resources(log) if target == "cubin" else {}
+    if target == "cubin" and not allow_spills:
+        _refuse_bad_code(launch.kernel, log, resources)
+    folder.mkdir(exist_ok=True)
+    _write_whole(path, image)
+    stored = {"sha256": hashlib.sha256(image).hexdigest(), "resources": {n: asdict(r) for n, r in resources.items()}}
+    _write_whole(facts, json.dumps(stored).encode())
+    return Compiled(path, target, resources)
+
+
+def _key(source: Path, header: str, options: tuple[str, ...]) -> str:
+    digest = hashlib.sha256("\0".join((header, *options)).encode())
+    seen: set[Path] = set()
+
+    def add(text: str) -> None:
+        for name in _INCLUDE.findall(text):
+            path = ROOT / name
+            if name != HEADER and path not in seen and path.exists():
+                seen.add(path)
+                included = path.read_text()
+                digest.update(f"\0{name}\0{included}".encode())
+                add(included)
+
+    text = source.read_text()
+    digest.update(text.encode())
+    add(text)
+    add(header)
+    return digest.hexdigest()[:24]
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Write to a temporary file and rename, so that a reader sees all of it or nothing."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(data)
+    os.replace(file.name, path)
+
+
+@cache
+def _nvrtc_version() -> tuple[int, int]:
+    nvrtc = _load_nvrtc()
+    _, major, minor = nvrtc.nvrtcVersion()
+    return major, minor
+
+
+@cache
+def _load_nvrtc() -> Any:
+    try:
+        from cuda.bindings import nvrtc  # loaded on first use: listing kernels must not load a compiler
+
+        nvrtc.nvrtcVersion()
+    except Exception as error:
+        raise EnvironmentFailure(f"NVRTC cannot be loaded (pip install nvidia-cuda-nvrtc): {error}") from error
+    return nvrtc
+
+
+def _nvrtc(source: Path, header: str, options: tuple[str, ...], target: Target) -> tuple[bytes, str]:
+    nvrtc = _load_nvrtc()
+    name = source.relative_to(ROOT).as_posix()
+    _, program = nvrtc.nvrtcCreateProgram(
+        source.read_bytes(), name.encode(), 1, [header.encode()], [HEADER.encode()]
+    )
+    arguments = [o.encode() for o in (*options, f"--include-path={ROOT}")]
+    (status,) = nvrtc.nvrtcCompileProgram(program, len(arguments), arguments)
+    log = _fetch(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).decode(errors="replace")
+    if int(status):
+        raise EnvironmentFailure(f"{name} does not compile for these options:\n{log.strip(chr(0)).strip()}")
+    if target == "ptx":
+        image = _fetch(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program).rstrip(b"\0")
+    else:
+        image = _fetch(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program)
+    nvrtc.nvrtcDestroyProgram(program)
+    return image, log
+
+
+def _fetch(size_of: Callable[..., Any], get: Callable[..., Any], program: Any) -> bytes:
+    _, size = size_of(program)
+    buffer = b" " * size
+    get(program, buffer)
+    return buffer
+
+
+def _resources(log: str) -> dict[str, Resources]:
+    found = {}
+    for part in log.split("Compiling entry function '")[1:]:
+        entry = part.split("'", 1)[0]
+
+        def number(pattern: str, part: str = part) -> int:
+            match = re.search(pattern, part)
+            return int(match.group(1)) if match else 0
+
+        found[entry] = Resources(
+            registers=number(r"Used (\d+) registers"),
+            spill_bytes=number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
+            stack_bytes=number(r"(\d+) bytes stack frame"),
+            static_shared_bytes=number(r"(\d+) bytes smem"),
+        )
+    return found
+
+
+def _refuse_bad_code(name: str, log: str, resources: dict[str, Resources]) -> None:
+    for entry, used in resources.items():
+        if used.spill_bytes:
+            raise EnvironmentFailure(f"{entry} spills {used.spill_bytes} B a thread; the schedule needs fewer registers")
+    warnings = [line for line in log.splitlines() if "warning" in line.lower()]
+    if warnings:
+        raise EnvironmentFailure(f"{name} compiles with warnings: {'; '.join(warnings)}")

@@ -1,0 +1,180 @@
+"""What a kernel is: the contract that each pair of files in lab/kernels/ keeps."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from numpy.typing import NDArray
+
+from lab.problems import Problem
+from sim.counts import Counts
+from sim.errors import InputError, ScheduleError
+from sim.formats import FORMATS
+from sim.launch import Launch
+from sim.machine import Machine
+
+
+@dataclass(frozen=True)
+class Solves:
+    """Which problems a kernel takes: kind, weight formats, divisibility, the GPU architecture it needs.
+
+    `after` names the kernel it improves on. `facts` are the problem's properties that the device code is compiled
+    for; a format name becomes a C++ type, an integer or a flag a constant.
+    """
+
+    problem: type
+    weights: tuple[str, ...]
+    arch: str
+    multiple_of: Mapping[str, int]
+    why_multiple: str = ""
+    after: str | None = None
+    facts: tuple[str, ...] = ("weights", "activations", "output")
+
+    def refusal(self, problem: Problem) -> str | None:
+        """One sentence why this kernel cannot take the problem, or None."""
+        if not isinstance(problem, self.problem):
+            return f"solves {self.problem.kind} problems, not {problem.kind}"
+        if problem.weights not in self.weights:
+            return f"takes weights in {' or '.join(self.weights)}, not {problem.weights}"
+        for name, divisor in self.multiple_of.items():
+            if getattr(problem, name) % divisor:
+                return f"needs {name} to be a multiple of {divisor} ({self.why_multiple}); {name} = {getattr(problem, name)}"
+        return None
+
+    def runs_on(self, arch: str) -> bool:
+        """Whether a GPU of that architecture runs this kernel: exactly the same where "a" asks for it, else any newer."""
+        if self.arch.endswith("a"):
+            return arch == self.arch
+        return int(arch.strip("sm_a")) >= int(self.arch.strip("sm_"))
+
+
+class Schedule(Protocol):
+    """How a kernel runs: a frozen dataclass of integers and enums; integer properties are derived constants."""
+
+    def fits(self, problem: Any, machine: Machine) -> None:
+        """Raise ScheduleError, showing both sides, where this schedule cannot run the problem on the machine."""
+
+
+class KernelModule(Protocol):
+    """What lab/kernels/<family>/<stem>.py defines."""
+
+    __doc__: str | None
+    SOLVES: Solves
+    Schedule: type
+
+    def candidates(self, problem: Any, machine: Machine) -> Iterator[Any]:
+        """Legal schedules worth trying, best guess first."""
+
+    def launch(self, problem: Any, schedule: Any, machine: Machine) -> tuple[Launch, ...]:
+        """The launches that solve the problem, in order."""
+
+    def theory(self, problem: Any, schedule: Any, machine: Machine) -> Counts:
+        """Closed-form counts of all launches together."""
+
+    def simulate(self, launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+        """Run one launch's tile schedule on the CPU: write the output arrays, or only count where `arrays` is None."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel of the catalog: its name, its family, its two files."""
+
+    name: str
+    family: str
+    source: Path
+    module: KernelModule
+
+    @property
+    def solves(self) -> Solves:
+        return self.module.SOLVES
+
+    @property
+    def adds(self) -> str:
+        """What it adds to its predecessor: the first line of its module docstring."""
+        return (self.module.__doc__ or "").strip().splitlines()[0]
+
+    def require(self, problem: Problem) -> None:
+        """Raise InputError where this kernel cannot take the problem."""
+        refusal = self.solves.refusal(problem)
+        if refusal:
+            raise InputError(f"{self.name} {refusal}")
+
+    def best_guess(self, problem: Problem, machine: Machine) -> Any:
+        """The first candidate schedule; raises InputError or ScheduleError where there is none."""
+        self.require(problem)
+        for schedule in self.module.candidates(problem, machine):
+            return schedule
+        raise ScheduleError(f"{self.name} has no legal schedule for {problem} on the {machine.title}")
+
+    def launches(self, problem: Problem, schedule: Any, machine: Machine) -> tuple[Launch, ...]:
+        """The checked launches: raises InputError or ScheduleError before anything runs."""
+        self.require(problem)
+        schedule.fits(problem, machine)
+        return self.module.launch(problem, schedule, machine)
+
+
+def parse_schedule(kernel: Kernel, text: str, problem: Problem, machine: Machine) -> Any:
+    """The schedule "block_m=128,stages=4": the best guess with those fields replaced; raises InputError."""
+    base = kernel.best_guess(problem, machine)
+    known = {f.name: f.type for f in fields(base)}
+    values: dict[str, Any] = {f.name: getattr(base, f.name) for f in fields(base)}
+    for word in filter(None, text.split(",")):
+        name, _, value = word.partition("=")
+        if name not in known:
+            raise InputError(f"{kernel.name} has no schedule field {name!r}; its fields: {', '.join(known)}")
+        current = values[name]
+        try:
+            values[name] = type(current)(value) if isinstance(current, Enum) else int(value)
+        except ValueError:
+            legal = ", ".join(str(e.value) for e in type(current)) if isinstance(current, Enum) else "an integer"
+            raise InputError(f"schedule field {name} takes {legal}; got {value!r}") from None
+    return kernel.module.Schedule(**values)
+
+
+def schedule_fields(schedule: Any) -> dict[str, int | str]:
+    """The schedule's own fields as plain values, for records and tables."""
+    return {f.name: _plain(getattr(schedule, f.name)) for f in fields(schedule)}
+
+
+def constants(schedule: Any) -> dict[str, int]:
+    """What the device code sees as `schedule::`: the fields and every integer property."""
+    derived = [name for name, member in vars(type(schedule)).items() if isinstance(member, property)]
+    names = [f.name for f in fields(schedule)] + derived
+    return {name: cast(int, _plain(getattr(schedule, name))) for name in names}
+
+
+def generated_header(launch: Launch, facts: tuple[str, ...]) -> str:
+    """The text of "schedule.cuh": `schedule::` and `problem::`, the only constants the device code gets from Python."""
+    lines = ["// Generated from the launch's schedule and problem.", "#pragma once", '#include "ptx/types.cuh"', ""]
+    lines.append("namespace schedule {")
+    lines += [f"constexpr int {name} = {int(value)};" for name, value in constants(launch.schedule).items()]
+    lines += ["}  // namespace schedule", "", "namespace problem {"]
+    for fact in facts:
+        value = getattr(launch.problem, fact)
+        if value in FORMATS:
+            lines.append(f"using {fact} = {value};")
+        else:
+            lines.append(f"constexpr {'bool' if isinstance(value, bool) else 'int'} {fact} = {int(value)};")
+    return "\n".join([*lines, "}  // namespace problem", ""])
+
+
+def require_shared(nbytes: int, what: str, machine: Machine) -> None:
+    """Raise ScheduleError where a block would need more shared memory than the machine gives one."""
+    if nbytes > machine.shared_bytes_per_block:
+        raise ScheduleError(
+            f"{what} need {nbytes:,} B of shared memory; a block on the {machine.title} has "
+            f"{machine.shared_bytes_per_block:,} B"
+        )
+
+
+def require_choice(schedule: Any, name: str, legal: tuple[int, ...]) -> None:
+    """Raise ScheduleError where a schedule field is not one of the legal values."""
+    value = getattr(schedule, name)
+    if value not in legal:
+        raise ScheduleError(f"{name} must be one of {', '.join(map(str, legal))}; {name} = {value}")
+
+
+def _plain(value: Any) -> int | str:
+    return value.value if isinstance(value, Enum) else value

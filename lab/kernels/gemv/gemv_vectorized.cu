@@ -1,0 +1,94 @@
+// gemv_vectorized: y[m, n] = x[m, k] @ w[n, k].T for few rows of x: decode.
+//
+// Idea: weights are read once, so nothing is staged. Every lane streams 16 bytes at a time, a warp 512 contiguous bytes,
+// and several such loads are in flight before the first is used. Weights leave no line in L1; x, which every warp reads
+// again, stays there.
+// Adds to gemv_naive: wide loads, coalescing across the warp, loads in flight.
+//
+// Warp roles: all alike. A team of `split_k` warps shares `rows` rows of w; warp s of it takes the k-steps
+// s, s + split_k, ... of 256 elements; partial sums meet in shared memory.
+//
+//        k-step:    0        1        2        3
+//   row r     | warp 0 | warp 1 | warp 0 | warp 1 |     split_k = 2
+//   row r + 1 | warp 0 | warp 1 | warp 0 | warp 1 |     rows = 2
+//
+// Bytes expected from HBM: w once, x once, y once. blockIdx.y is the row of x: m > 1 reads w again for each.
+#include "ptx/convert.cuh"
+#include "ptx/load.cuh"
+#include "schedule.cuh"
+
+constexpr int LANES = 32;
+constexpr int VECTOR = 8;               // bf16 in 16 bytes
+constexpr int STEP = LANES * VECTOR;    // elements of a row that a warp takes at once
+
+static_assert(schedule::threads == LANES * schedule::teams * schedule::split_k, "teams of split_k warps");
+
+struct Shared {
+    float partial[schedule::teams][schedule::split_k][schedule::rows];
+};
+
+// The dot product of eight weights and eight activations, added to `sum`.
+__device__ __forceinline__ void multiply_add(float& sum, const Vector16& w, const Vector16& x) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        sum = fmaf(ptx::convert::low_bf16(w.words[i]), ptx::convert::low_bf16(x.words[i]), sum);
+        sum = fmaf(ptx::convert::high_bf16(w.words[i]), ptx::convert::high_bf16(x.words[i]), sum);
+    }
+}
+
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+    for (int offset = LANES / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
+    return value;
+}
+
+// This warp's share of `rows` dot products: loads of `unroll` k-steps are issued before the first multiply.
+__device__ __forceinline__ void stream(float (&sum)[schedule::rows], const bf16* x, const bf16* w, int row0, int n,
+                                       int k, int warp, int lane) {
+    for (int k0 = warp * STEP; k0 < k; k0 += schedule::unroll * schedule::split_k * STEP) {
+        Vector16 w_part[schedule::unroll][schedule::rows], x_part[schedule::unroll];
+#pragma unroll
+        for (int u = 0; u < schedule::unroll; ++u) {
+            const int at = k0 + u * schedule::split_k * STEP + lane * VECTOR;
+#pragma unroll
+            for (int r = 0; r < schedule::rows; ++r)
+                w_part[u][r] = ptx::load::nc_no_allocate(w + int64_t(row0 + r) * k + at, at < k && row0 + r < n);
+            x_part[u] = ptx::load::nc(x + at, at < k);
+        }
+#pragma unroll
+        for (int u = 0; u < schedule::unroll; ++u)
+#pragma unroll
+            for (int r = 0; r < schedule::rows; ++r) multiply_add(sum[r], w_part[u][r], x_part[u]);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(schedule::threads)
+    gemv_vectorized(const bf16* __restrict__ x, const bf16* __restrict__ w, bf16* __restrict__ y, int m, int n, int k) {
+    __shared__ Shared shared;
+    const int lane = threadIdx.x % LANES;
+    const int warp = threadIdx.x / LANES % schedule::split_k;
+    const int team = threadIdx.x / LANES / schedule::split_k;
+    const int row0 = (blockIdx.x * schedule::teams + team) * schedule::rows;
+    const int64_t token = blockIdx.y;
+
+    float sum[schedule::rows] = {};
+    if (row0 < n) stream(sum, x + token * k, w, row0, n, k, warp, lane);
+
+    float mine = 0;  // lane r keeps row r, so that one request stores all rows
+#pragma unroll
+    for (int r = 0; r < schedule::rows; ++r) {
+        const float total = warp_sum(sum[r]);
+        if (lane == r) mine = total;
+    }
+    if (schedule::split_k > 1) {
+        if (lane < schedule::rows) shared.partial[team][warp][lane] = mine;
+        __syncthreads();
+        if (lane < schedule::rows) {
+            mine = 0;
+#pragma unroll
+            for (int s = 0; s < schedule::split_k; ++s) mine += shared.partial[team][s][lane];
+        }
+    }
+    if (warp == 0 && lane < schedule::rows && row0 + lane < n)
+        ptx::convert::from_float(y[token * n + row0 + lane], mine);
+}

@@ -1,0 +1,26 @@
+// Plain types that device code shares: NVRTC brings no host headers, so they are defined here.
+#pragma once
+
+using int8_t = signed char;
+using int32_t = int;
+using int64_t = long long;
+using uint8_t = unsigned char;
+using uint16_t = unsigned short;
+using uint32_t = unsigned int;
+using uint64_t = unsigned long long;
+
+// Storage types, named as the formats of sim/formats.py are.
+using fp32 = float;
+struct alignas(2) bf16 {
+    uint16_t bits;
+};
+
+// A 16-byte vector register quadruple, the widest access of one thread.
+struct alignas(16) Vector16 {
+    uint32_t words[4];
+};
+
+// The opaque 128 bytes that cuTensorMapEncodeTiled makes.
+struct alignas(64) TensorMap {
+    uint8_t bytes[128];
+};

@@ -1,0 +1,74 @@
+"""Counts: what moved and what was computed, with one meaning for every counter of it."""
+
+from dataclasses import dataclass, fields
+
+SECTOR = 32  # bytes: the unit in which L2 moves data
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Bytes by level and operations by unit; None means "not counted by this source".
+
+    flops: useful work (2mnk; attention: unmasked pairs). mma_flops: issued to the tensor cores, padding included.
+    global_load_sectors, global_store_sectors: unique 32-byte sectors per warp request, before L1, ordinary accesses.
+    tma_load_bytes: as complete_tx reports, full boxes, once per destination SM.
+    l2_to_sm_bytes: 32 x in-bounds sectors delivered to SMs: TMA per destination and box row, plus ordinary loads (an
+    upper bound where a kernel leans on L1). sm_to_l2_bytes: 32 x sectors touched by stores after clipping.
+    hbm_read_bytes, hbm_write_bytes: compulsory in theory, predicted by the simulators. l2_dirty_bytes: predicted to be
+    left in L2 at the end. l2_lookup_bytes: a prediction.
+    """
+
+    flops: int | None = None
+    mma_flops: int | None = None
+    exp_count: int | None = None
+    global_load_sectors: int | None = None
+    global_store_sectors: int | None = None
+    tma_load_bytes: int | None = None
+    l2_to_sm_bytes: int | None = None
+    sm_to_l2_bytes: int | None = None
+    hbm_read_bytes: int | None = None
+    hbm_write_bytes: int | None = None
+    l2_dirty_bytes: int | None = None
+    l2_lookup_bytes: int | None = None
+
+    def as_dict(self) -> dict[str, int | None]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def __add__(self, other: "Counts") -> "Counts":
+        """Both launches together; a field that either does not count is not counted in the sum."""
+        pairs = ((f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return Counts(**{name: None if a is None or b is None else a + b for name, a, b in pairs})
+
+
+# theory == tile simulator == PTX emulator holds exactly for these; the rest are predictions.
+EXACT = (
+    "flops",
+    "mma_flops",
+    "exp_count",
+    "global_load_sectors",
+    "global_store_sectors",
+    "tma_load_bytes",
+    "l2_to_sm_bytes",
+    "sm_to_l2_bytes",
+)
+
+
+def disagreements(a: Counts, b: Counts) -> dict[str, tuple[int, int]]:
+    """The EXACT fields that both sources count and on which they differ."""
+    pairs = {name: (getattr(a, name), getattr(b, name)) for name in EXACT}
+    return {name: pair for name, pair in pairs.items() if None not in pair and pair[0] != pair[1]}
+
+
+def sectors(start: int, nbytes: int) -> int:
+    """How many 32-byte sectors the byte range [start, start + nbytes) touches."""
+    return (start + nbytes - 1) // SECTOR - start // SECTOR + 1 if nbytes > 0 else 0
+
+
+def row_sectors(rows: int, row_bytes: int, start: int, nbytes: int) -> int:
+    """Sectors of the column range [start, start + nbytes) summed over rows 0..rows-1 of a matrix with that row pitch.
+
+    The offset of a row within a sector repeats every 32 / gcd(row_bytes, 32) rows, so few rows stand for all.
+    """
+    period = next(p for p in (1, 2, 4, 8, 16, 32) if p * row_bytes % SECTOR == 0)
+    counts = [sectors(r * row_bytes + start, nbytes) for r in range(min(period, rows))]
+    return rows // period * sum(counts) + sum(counts[: rows % period]) if rows >= period else sum(counts)

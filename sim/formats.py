@@ -1,0 +1,100 @@
+"""Number formats: sizes, rounding units, bit layouts, packing."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.errors import InputError
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one number is stored: `bits` an element, plus `group_bytes` of scale for every `group` elements along k.
+
+    `storage` is the NumPy type that carries the bits in memory; 4-bit elements are packed two to a byte.
+    `unit_roundoff` is half a unit in the last place relative to the value (Higham, "Accuracy and Stability", 2.1).
+    """
+
+    name: str
+    bits: int
+    storage: np.dtype
+    unit_roundoff: float
+    group: int = 0
+    group_bytes: int = 0
+
+    def nbytes(self, rows: int, columns: int) -> int:
+        """Bytes of a row-major [rows, columns] matrix, its scales included; each row is packed by itself."""
+        row = (columns * self.bits + 7) // 8
+        if self.group:
+            row += -(-columns // self.group) * self.group_bytes
+        return rows * row
+
+
+_FLOATS = (
+    Format("fp32", 32, np.dtype(np.float32), 2.0**-24),
+    Format("fp16", 16, np.dtype(np.uint16), 2.0**-11),
+    Format("bf16", 16, np.dtype(np.uint16), 2.0**-8),
+    Format("fp8", 8, np.dtype(np.uint8), 2.0**-4),  # e4m3fn
+)
+_INT4 = tuple(Format(f"int4_g{group}", 4, np.dtype(np.uint8), 2.0**-4, group, 2) for group in (32, 64, 128))
+FORMATS = {f.name: f for f in _FLOATS + _INT4}
+
+_ML_DTYPES = {
+    "fp16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "fp8": np.dtype(ml_dtypes.float8_e4m3fn),
+}
+_FP8_MAX = 448.0  # the largest finite e4m3fn value (OCP 8-bit floating point, 5.1)
+
+
+def format_named(name: str) -> Format:
+    """The format of that name; raises InputError and lists the known ones otherwise."""
+    if name not in FORMATS:
+        raise InputError(f"unknown format {name!r}; known formats: {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def encode(values: NDArray, name: str) -> NDArray:
+    """Round float values to a format's bits, to nearest even; fp8 saturates at 448 as PTX `satfinite` does."""
+    if name == "fp32":
+        return np.ascontiguousarray(values, np.float32)
+    values = np.asarray(values, np.float32)
+    if name == "fp8":
+        values = np.clip(values, -_FP8_MAX, _FP8_MAX)
+    with np.errstate(over="ignore", invalid="ignore"):  # fp16 overflows to infinity and NaN stays NaN, as on the chip
+        return values.astype(_ML_DTYPES[name]).view(FORMATS[name].storage)
+
+
+def decode(bits: NDArray, name: str) -> NDArray[np.float32]:
+    """The float32 values that a format's bits stand for; exact."""
+    if name == "fp32":
+        return np.asarray(bits, np.float32)
+    if name == "bf16":
+        return (np.asarray(bits, np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return decode_table(name)[bits]
+
+
+@cache
+def decode_table(name: str) -> NDArray[np.float32]:
+    """float32 value of every bit pattern of an 8-bit or 16-bit format."""
+    storage = FORMATS[name].storage
+    patterns = np.arange(2 ** (8 * storage.itemsize), dtype=np.uint32).astype(storage)
+    return patterns.view(_ML_DTYPES[name]).astype(np.float32)
+
+
+def pack_int4(nibbles: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pack [rows, k] values 0..15 two to a byte along k, even k in the low nibble; an odd k is padded with 0."""
+    if nibbles.size and nibbles.max() > 15:
+        raise InputError(f"int4 values are 0 to 15; found {nibbles.max()}")
+    if nibbles.shape[-1] % 2:
+        nibbles = np.concatenate([nibbles, np.zeros_like(nibbles[..., :1])], axis=-1)
+    return (nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)).astype(np.uint8)
+
+
+def unpack_int4(packed: NDArray[np.uint8], k: int) -> NDArray[np.uint8]:
+    """The inverse of `pack_int4`, as [rows, k] values 0..15."""
+    nibbles = np.stack([packed & 15, packed >> 4], axis=-1)
+    return nibbles.reshape(*packed.shape[:-1], -1)[..., :k]

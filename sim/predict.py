@@ -1,0 +1,21 @@
+"""Predicted time of a launch from its Counts: the largest of the bills it pays in parallel."""
+
+from sim.counts import Counts
+from sim.machine import Machine
+
+
+def predict_us(counts: Counts, unit: str, machine: Machine, ctas: int) -> float:
+    """Microseconds for `counts` on a machine, `unit` being the operand format of the arithmetic.
+
+    Bills: HBM, L2 to SM, tensor cores, CUDA cores, launch. A grid with fewer CTAs than SMs gets only its share of the
+    per-SM rates.
+    """
+    share = min(1.0, ctas / machine.sms)
+    hbm = ((counts.hbm_read_bytes or 0) + (counts.hbm_write_bytes or 0)) / machine.hbm_bandwidth
+    l2 = ((counts.l2_to_sm_bytes or 0) / (machine.l2_bandwidth * share)) if machine.l2_bandwidth else 0.0
+    tensor = counts.mma_flops or 0
+    if tensor:
+        compute = tensor / (machine.peak(unit) * share)
+    else:
+        compute = (counts.flops or 0) / (machine.peak("fp32") * share)
+    return max(hbm, l2, compute, machine.launch_us * 1e-6) * 1e6

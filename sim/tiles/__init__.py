@@ -1,0 +1,24 @@
+"""The tile simulator's primitives: counted accesses to memory and counted arithmetic, in Numba.
+
+A kernel's `simulate` walks CTAs, k-steps and tiles in `@njit` code and touches global memory through these primitives
+only, so what it counts is what it does. Every primitive takes first `count`, the counter row of the SM that acts, and
+where it touches memory `marks`, one byte a 32-byte sector of that array.
+"""
+
+from sim.tiles.arithmetic import count_fma, dot
+from sim.tiles.chip import Chip
+from sim.tiles.memory import load_lanes, load_vector, store_lanes, store_vector
+from sim.tiles.tensor import load_tile, mma, store_tile
+
+__all__ = [
+    "Chip",
+    "count_fma",
+    "dot",
+    "load_lanes",
+    "load_tile",
+    "load_vector",
+    "mma",
+    "store_lanes",
+    "store_tile",
+    "store_vector",
+]

@@ -1,0 +1,41 @@
+"""The counters and sector marks of one simulated launch."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.cache import replay
+from sim.counts import EXACT, SECTOR, Counts
+from sim.launch import Launch
+from sim.machine import Machine
+
+# Columns of a counter row; Numba sees them as constants.
+FIELDS = EXACT
+FLOPS, MMA_FLOPS, EXP, LOAD_SECTORS, STORE_SECTORS, TMA_LOAD_BYTES, L2_TO_SM, SM_TO_L2 = range(len(FIELDS))
+
+
+class Chip:
+    """One launch on a simulated machine: a counter row for each SM and a byte of marks for each 32-byte sector.
+
+    CTAs are dealt to SMs round robin. Each SM counts into its own row, so that SMs can run in parallel and the sums do
+    not depend on how many do.
+    """
+
+    def __init__(self, launch: Launch, machine: Machine) -> None:
+        self.machine = machine
+        self.count = np.zeros((machine.sms, len(FIELDS)), np.int64)
+        self._marks = {a.name: np.zeros(-(-a.nbytes // SECTOR), np.uint8) for a in launch.arrays}
+
+    def marks(self, name: str) -> NDArray[np.uint8]:
+        """The sector marks of one array argument."""
+        return self._marks[name]
+
+    def counts(self) -> Counts:
+        """What the primitives counted, and the HBM traffic that the cache model predicts from the marks."""
+        total = self.count.sum(axis=0)
+        traffic = replay(self._marks.values(), self.machine)
+        return Counts(
+            **{name: int(value) for name, value in zip(FIELDS, total, strict=True)},
+            hbm_read_bytes=traffic.read_bytes,
+            hbm_write_bytes=traffic.write_bytes,
+            l2_dirty_bytes=traffic.dirty_bytes,
+        )
