@@ -13,7 +13,7 @@ _FOLDER = Path(__file__).parent / "kernels"
 
 @cache
 def _sources() -> dict[str, Path]:
-    found = {}
+    found: dict[str, Path] = {}
     for source in sorted(_FOLDER.glob("*/*.cu")):
         if source.stem in found:
             raise RuntimeError(f"two kernels are called {source.stem}: {found[source.stem]} and {source}")

@@ -140,9 +140,7 @@ def _load_nvrtc() -> Any:
 def _nvrtc(source: Path, header: str, options: tuple[str, ...], target: Target) -> tuple[bytes, str]:
     nvrtc = _load_nvrtc()
     name = source.relative_to(ROOT).as_posix()
-    _, program = nvrtc.nvrtcCreateProgram(
-        source.read_bytes(), name.encode(), 1, [header.encode()], [HEADER.encode()]
-    )
+    _, program = nvrtc.nvrtcCreateProgram(source.read_bytes(), name.encode(), 1, [header.encode()], [HEADER.encode()])
     arguments = [o.encode() for o in (*options, f"--include-path={ROOT}")]
     (status,) = nvrtc.nvrtcCompileProgram(program, len(arguments), arguments)
     log = _fetch(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).decode(errors="replace")
@@ -158,7 +156,7 @@ def _nvrtc(source: Path, header: str, options: tuple[str, ...], target: Target) 
 
 def _fetch(size_of: Callable[..., Any], get: Callable[..., Any], program: Any) -> bytes:
     _, size = size_of(program)
-    buffer = b" " * size
+    buffer = bytes(size)
     get(program, buffer)
     return buffer
 
@@ -184,7 +182,9 @@ def _resources(log: str) -> dict[str, Resources]:
 def _refuse_bad_code(name: str, log: str, resources: dict[str, Resources]) -> None:
     for entry, used in resources.items():
         if used.spill_bytes:
-            raise EnvironmentFailure(f"{entry} spills {used.spill_bytes} B a thread; the schedule needs fewer registers")
+            raise EnvironmentFailure(
+                f"{entry} spills {used.spill_bytes} B a thread; the schedule needs fewer registers"
+            )
     warnings = [line for line in log.splitlines() if "warning" in line.lower()]
     if warnings:
         raise EnvironmentFailure(f"{name} compiles with warnings: {'; '.join(warnings)}")

@@ -24,7 +24,7 @@ class Solves:
     for; a format name becomes a C++ type, an integer or a flag a constant.
     """
 
-    problem: type
+    problem: type[Problem]
     weights: tuple[str, ...]
     arch: str
     multiple_of: Mapping[str, int]
@@ -40,11 +40,12 @@ class Solves:
             return f"takes weights in {' or '.join(self.weights)}, not {problem.weights}"
         for name, divisor in self.multiple_of.items():
             if getattr(problem, name) % divisor:
-                return f"needs {name} to be a multiple of {divisor} ({self.why_multiple}); {name} = {getattr(problem, name)}"
+                value = getattr(problem, name)
+                return f"needs {name} to be a multiple of {divisor} ({self.why_multiple}); {name} = {value}"
         return None
 
     def runs_on(self, arch: str) -> bool:
-        """Whether a GPU of that architecture runs this kernel: exactly the same where "a" asks for it, else any newer."""
+        """Whether a GPU of that architecture runs this kernel: only the same where "a" asks for it, else any newer."""
         if self.arch.endswith("a"):
             return arch == self.arch
         return int(arch.strip("sm_a")) >= int(self.arch.strip("sm_"))
@@ -147,7 +148,7 @@ def constants(schedule: Any) -> dict[str, int]:
 
 def generated_header(launch: Launch, facts: tuple[str, ...]) -> str:
     """The text of "schedule.cuh": `schedule::` and `problem::`, the only constants the device code gets from Python."""
-    lines = ["// Generated from the launch's schedule and problem.", "#pragma once", '#include "ptx/types.cuh"', ""]
+    lines = ["// Generated from the launch's schedule and problem.", "#pragma once", "#include <ptx/types.cuh>", ""]
     lines.append("namespace schedule {")
     lines += [f"constexpr int {name} = {int(value)};" for name, value in constants(launch.schedule).items()]
     lines += ["}  // namespace schedule", "", "namespace problem {"]
@@ -177,4 +178,4 @@ def require_choice(schedule: Any, name: str, legal: tuple[int, ...]) -> None:
 
 
 def _plain(value: Any) -> int | str:
-    return value.value if isinstance(value, Enum) else value
+    return cast(int | str, value.value if isinstance(value, Enum) else value)

@@ -65,7 +65,9 @@ def simulator(kernel: Kernel, machine: Machine) -> Execute:
     return execute
 
 
-def verify(kernel: Kernel, problem: Problem, schedule: Any, machine: Machine, execute: Execute, seed: int = 0) -> Verification:
+def verify(
+    kernel: Kernel, problem: Problem, schedule: Any, machine: Machine, execute: Execute, seed: int = 0
+) -> Verification:
     """Run a kernel on fresh random inputs and check it.
 
     `execute` is the chip: `simulator(kernel, machine)`, the emulator's or the GPU's. Raises InputError or ScheduleError

@@ -73,8 +73,10 @@ def decode(bits: NDArray, name: str) -> NDArray[np.float32]:
     if name == "fp32":
         return np.asarray(bits, np.float32)
     if name == "bf16":
-        return (np.asarray(bits, np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return decode_table(name)[bits]
+        widened: NDArray[np.float32] = (np.asarray(bits, np.uint16).astype(np.uint32) << 16).view(np.float32)
+        return widened
+    looked_up: NDArray[np.float32] = decode_table(name)[bits]
+    return looked_up
 
 
 @cache
@@ -82,7 +84,8 @@ def decode_table(name: str) -> NDArray[np.float32]:
     """float32 value of every bit pattern of an 8-bit or 16-bit format."""
     storage = FORMATS[name].storage
     patterns = np.arange(2 ** (8 * storage.itemsize), dtype=np.uint32).astype(storage)
-    return patterns.view(_ML_DTYPES[name]).astype(np.float32)
+    table: NDArray[np.float32] = patterns.view(_ML_DTYPES[name]).astype(np.float32)
+    return table
 
 
 def pack_int4(nibbles: NDArray[np.uint8]) -> NDArray[np.uint8]:

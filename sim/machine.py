@@ -78,9 +78,7 @@ H100 = Machine(
     arch="sm_90a",
     sms=132,
     clock_hz=1.83e9,
-    peaks=MappingProxyType(
-        {"fp32": 66.9 * _TERA, "bf16": 989.4 * _TERA, "fp16": 989.4 * _TERA, "fp8": 1978.9 * _TERA}
-    ),
+    peaks=MappingProxyType({"fp32": 66.9 * _TERA, "bf16": 989.4 * _TERA, "fp16": 989.4 * _TERA, "fp8": 1978.9 * _TERA}),
     hbm_bytes=80 * 10**9,
     hbm_bandwidth=3.35 * _TERA,
     l2_bytes=50 * 2**20,
@@ -128,9 +126,7 @@ B200 = Machine(
     arch="sm_100a",
     sms=148,
     clock_hz=1.85e9,
-    peaks=MappingProxyType(
-        {"fp32": 75 * _TERA, "bf16": 2250 * _TERA, "fp16": 2250 * _TERA, "fp8": 4500 * _TERA}
-    ),
+    peaks=MappingProxyType({"fp32": 75 * _TERA, "bf16": 2250 * _TERA, "fp16": 2250 * _TERA, "fp8": 4500 * _TERA}),
     hbm_bytes=180 * 10**9,
     hbm_bandwidth=8.0 * _TERA,
     l2_bytes=126 * 2**20,

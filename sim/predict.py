@@ -13,9 +13,8 @@ def predict_us(counts: Counts, unit: str, machine: Machine, ctas: int) -> float:
     share = min(1.0, ctas / machine.sms)
     hbm = ((counts.hbm_read_bytes or 0) + (counts.hbm_write_bytes or 0)) / machine.hbm_bandwidth
     l2 = ((counts.l2_to_sm_bytes or 0) / (machine.l2_bandwidth * share)) if machine.l2_bandwidth else 0.0
-    tensor = counts.mma_flops or 0
-    if tensor:
-        compute = tensor / (machine.peak(unit) * share)
-    else:
-        compute = (counts.flops or 0) / (machine.peak("fp32") * share)
+    arithmetic, rate = (
+        (counts.mma_flops, machine.peak(unit)) if counts.mma_flops else (counts.flops, machine.peak("fp32"))
+    )
+    compute = (arithmetic or 0) / (rate * share)
     return max(hbm, l2, compute, machine.launch_us * 1e-6) * 1e6

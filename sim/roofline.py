@@ -17,7 +17,7 @@ class Roofline:
 
     @property
     def regime(self) -> str:
-        """"overhead" when both bills are below the launch time, else the larger bill: "compute" or "memory"."""
+        """The larger bill, "compute" or "memory"; "overhead" when both are below the launch time."""
         if max(self.compute_us, self.memory_us) < self.launch_us:
             return "overhead"
         return "compute" if self.compute_us > self.memory_us else "memory"

@@ -1,6 +1,5 @@
 """Counted tensor operations: TMA tile loads and stores, MMA tiles with float32 accumulation."""
 
-
 from numba import njit
 
 from sim.cache import READ, WRITTEN
@@ -47,6 +46,3 @@ def mma(count, m, n, k, useful_m, useful_n, useful_k):
     """Count one m x n x k tensor-core tile, of which the useful part lies inside the problem."""
     count[MMA_FLOPS] += 2 * m * n * k
     count[FLOPS] += 2 * max(useful_m, 0) * max(useful_n, 0) * max(useful_k, 0)
-
-
-

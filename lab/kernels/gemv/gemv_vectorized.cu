@@ -20,6 +20,7 @@
 constexpr int LANES = 32;
 constexpr int VECTOR = 8;               // bf16 in 16 bytes
 constexpr int STEP = LANES * VECTOR;    // elements of a row that a warp takes at once
+constexpr int STRIDE = STEP * schedule::split_k;  // from one k-step of a warp to its next
 
 static_assert(schedule::threads == LANES * schedule::teams * schedule::split_k, "teams of split_k warps");
 
@@ -42,24 +43,38 @@ __device__ __forceinline__ float warp_sum(float value) {
     return value;
 }
 
-// This warp's share of `rows` dot products: loads of `unroll` k-steps are issued before the first multiply.
-__device__ __forceinline__ void stream(float (&sum)[schedule::rows], const bf16* x, const bf16* w, int row0, int n,
-                                       int k, int warp, int lane) {
-    for (int k0 = warp * STEP; k0 < k; k0 += schedule::unroll * schedule::split_k * STEP) {
-        Vector16 w_part[schedule::unroll][schedule::rows], x_part[schedule::unroll];
+// `unroll` k-steps of `rows` rows from element k0 on: all loads are issued before the first multiply. Where the whole
+// step lies inside the matrix the loads need no predicate.
+template <bool whole>
+__device__ __forceinline__ void step(float (&sum)[schedule::rows], const bf16* x, const bf16* w, int rows_left, int k,
+                                     int k0) {
+    Vector16 w_part[schedule::unroll][schedule::rows], x_part[schedule::unroll];
 #pragma unroll
-        for (int u = 0; u < schedule::unroll; ++u) {
-            const int at = k0 + u * schedule::split_k * STEP + lane * VECTOR;
+    for (int u = 0; u < schedule::unroll; ++u) {
+        const int at = k0 + u * STRIDE;
 #pragma unroll
-            for (int r = 0; r < schedule::rows; ++r)
-                w_part[u][r] = ptx::load::nc_no_allocate(w + int64_t(row0 + r) * k + at, at < k && row0 + r < n);
-            x_part[u] = ptx::load::nc(x + at, at < k);
+        for (int r = 0; r < schedule::rows; ++r) {
+            const bf16* from = w + int64_t(r) * k + at;
+            w_part[u][r] = whole ? ptx::load::no_allocate(from)
+                                 : ptx::load::no_allocate_if(from, at < k && r < rows_left);
         }
-#pragma unroll
-        for (int u = 0; u < schedule::unroll; ++u)
-#pragma unroll
-            for (int r = 0; r < schedule::rows; ++r) multiply_add(sum[r], w_part[u][r], x_part[u]);
+        x_part[u] = whole ? ptx::load::cached(x + at) : ptx::load::cached_if(x + at, at < k);
     }
+    __syncwarp();  // ptxas would sink each load to its first use; it moves none across a warp barrier
+#pragma unroll
+    for (int u = 0; u < schedule::unroll; ++u)
+#pragma unroll
+        for (int r = 0; r < schedule::rows; ++r) multiply_add(sum[r], w_part[u][r], x_part[u]);
+}
+
+// This warp's share of `rows` dot products.
+__device__ __forceinline__ void stream(float (&sum)[schedule::rows], const bf16* x, const bf16* w, int rows_left, int k,
+                                       int warp, int lane) {
+    int k0 = warp * STEP;
+    if (rows_left >= schedule::rows)
+        for (; k0 + (schedule::unroll - 1) * STRIDE + STEP <= k; k0 += schedule::unroll * STRIDE)
+            step<true>(sum, x, w, rows_left, k, k0 + lane * VECTOR);
+    for (; k0 < k; k0 += schedule::unroll * STRIDE) step<false>(sum, x, w, rows_left, k, k0 + lane * VECTOR);
 }
 
 extern "C" __global__ void __launch_bounds__(schedule::threads)
@@ -72,7 +87,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
     const int64_t token = blockIdx.y;
 
     float sum[schedule::rows] = {};
-    if (row0 < n) stream(sum, x + token * k, w, row0, n, k, warp, lane);
+    if (row0 < n) stream(sum, x + token * k, w + int64_t(row0) * k, n - row0, k, warp, lane);
 
     float mine = 0;  // lane r keeps row r, so that one request stores all rows
 #pragma unroll

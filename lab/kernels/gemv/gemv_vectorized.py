@@ -43,9 +43,13 @@ class Schedule:
         require_choice(self, "teams", (1, 2, 4, 8, 16, 32))
         require_choice(self, "unroll", (1, 2, 4, 8))
         if self.threads > 1024:
-            raise ScheduleError(f"{self.teams} teams of {self.split_k} warps are {self.threads} threads; a block has 1024")
+            raise ScheduleError(
+                f"{self.teams} teams of {self.split_k} warps are {self.threads} threads; a block has 1024"
+            )
         if self.rows * self.unroll > 16:
-            raise ScheduleError(f"rows x unroll is {self.rows * self.unroll} vectors in flight a lane; registers hold 16")
+            raise ScheduleError(
+                f"rows x unroll is {self.rows * self.unroll} vectors in flight a lane; registers hold 16"
+            )
 
     @property
     def threads(self) -> int:

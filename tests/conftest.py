@@ -1,0 +1,17 @@
+"""Settings that every test shares."""
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("lab", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("lab")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that need a GPU run only when they are asked for by `-m gpu`."""
+    if "gpu" in config.getoption("-m"):
+        return
+    skip = pytest.mark.skip(reason="needs a GPU: run pytest -m gpu on a machine with one")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)

@@ -1,0 +1,125 @@
+"""Every kernel of the catalog, by its contract alone: a new kernel is tested before anyone writes a test for it."""
+
+import re
+from dataclasses import fields, is_dataclass, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lab import catalog
+from lab.compile import compile_launch
+from lab.kernel import Kernel, constants, parse_schedule
+from lab.problems import Linear
+from lab.verify import simulator, verify
+from sim.counts import EXACT, disagreements
+from sim.errors import InputError, ScheduleError
+from sim.launch import Array, Scalar, TensorMap
+from sim.machine import H100
+from tests.strategies import linear_problems, schedules
+
+KERNELS = [pytest.param(kernel, id=kernel.name) for kernel in catalog.kernels()]
+
+
+def small_problem(kernel: Kernel) -> Linear:
+    return Linear(200, 136, 264, kernel.solves.weights[0])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@settings(max_examples=200)
+@given(data=st.data())
+def test_simulation_solves_the_problem_and_counts_what_theory_says(kernel: Kernel, data: st.DataObject) -> None:
+    problem = data.draw(linear_problems(kernel))
+    schedule = data.draw(schedules(kernel, problem))
+    found = verify(kernel, problem, schedule, H100, simulator(kernel, H100), seed=data.draw(st.integers(0, 99)))
+    assert found.check.passed, found.check
+    assert found.disagreements == {}
+    assert None not in [getattr(found.theory, name) for name in EXACT], "theory states every exact field"
+    assert None not in [getattr(found.counted, name) for name in EXACT], "the simulator counts every exact field"
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@settings(max_examples=25)
+@given(data=st.data())
+def test_counting_alone_counts_the_same(kernel: Kernel, data: st.DataObject) -> None:
+    problem = data.draw(linear_problems(kernel))
+    schedule = data.draw(schedules(kernel, problem))
+    launches = kernel.launches(problem, schedule, H100)
+    assert len({launch.entry for launch in launches}) == len(launches)
+    counted = [kernel.module.simulate(launch, None, H100) for launch in launches]
+    total = counted[0]
+    for one in counted[1:]:
+        total = total + one
+    assert disagreements(total, kernel.module.theory(problem, schedule, H100)) == {}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_candidates_compile_without_spills_and_take_the_launch_arguments(kernel: Kernel) -> None:
+    problem = small_problem(kernel)
+    for schedule in kernel.module.candidates(problem, H100):
+        for launch in kernel.launches(problem, schedule, H100):
+            used = compile_launch(launch, H100).resources[launch.entry]
+            assert used.spill_bytes == 0
+            assert used.registers * launch.threads <= H100.registers_per_sm
+            assert used.static_shared_bytes + launch.shared_bytes <= H100.shared_bytes_per_block
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_parameters_of_the_entry_are_those_of_the_launch(kernel: Kernel) -> None:
+    problem = small_problem(kernel)
+    for launch in kernel.launches(problem, kernel.best_guess(problem, H100), H100):
+        ptx = compile_launch(launch, H100, "ptx").path.read_text()
+        entry = re.search(rf"\.entry {launch.entry}\((.*?)\)", ptx, re.DOTALL)
+        assert entry is not None
+        declared = re.findall(r"\.param (?:\.align (\d+) )?\.(\w+) \S+?(?:\[(\d+)\])?[,\s]", entry.group(1) + "\n")
+        sizes = [int(count) if count else int(kind[1:]) // 8 for _, kind, count in declared]
+        assert sizes == [parameter_bytes(a) for a in launch.arguments]
+
+
+def parameter_bytes(argument: Array | Scalar | TensorMap) -> int:
+    match argument:
+        case Array():
+            return 8
+        case TensorMap():
+            return 128
+        case Scalar(type="int64"):
+            return 8
+        case _:
+            return 4
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_what_the_kernel_cannot_take_is_refused_in_one_sentence(kernel: Kernel) -> None:
+    for name, divisor in kernel.solves.multiple_of.items():
+        problem = replace(small_problem(kernel), **{name: divisor + 1})
+        with pytest.raises(
+            InputError, match=rf"^{kernel.name} needs {name} to be a multiple of {divisor} .*; {name} ="
+        ):
+            kernel.require(problem)
+    with pytest.raises(InputError, match="takes weights in"):
+        kernel.require(Linear(8, 8, 8, "int4_g32"))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_schedule_is_at_most_ten_plain_values_and_illegal_ones_raise(kernel: Kernel) -> None:
+    problem = small_problem(kernel)
+    schedule = kernel.best_guess(problem, H100)
+    assert is_dataclass(schedule)
+    assert len(fields(schedule)) <= 10
+    assert all(isinstance(value, int) for value in constants(schedule).values())
+    for field in fields(schedule):
+        for value in (-1, 10**6 + 1):
+            with pytest.raises(ScheduleError):
+                replace(schedule, **{field.name: value}).fits(problem, H100)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_schedule_is_read_from_words(kernel: Kernel) -> None:
+    problem = small_problem(kernel)
+    for schedule in kernel.module.candidates(problem, H100):
+        text = ",".join(f"{f.name}={getattr(schedule, f.name)}" for f in fields(schedule))
+        assert parse_schedule(kernel, text, problem, H100) == schedule
+    with pytest.raises(InputError, match="has no schedule field 'nonsense'; its fields: "):
+        parse_schedule(kernel, "nonsense=1", problem, H100)
+    with pytest.raises(InputError, match="takes an integer; got 'many'"):
+        parse_schedule(kernel, f"{fields(kernel.best_guess(problem, H100))[0].name}=many", problem, H100)
