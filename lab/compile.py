@@ -69,10 +69,17 @@ def compile_launch(launch: Launch, machine: Machine, target: Target = "cubin", a
     """
     kernel = catalog.get(launch.kernel)
     header = generated_header(launch, kernel.solves.facts)
+    return compile_source(kernel.source, header, machine, target, allow_spills)
+
+
+def compile_source(
+    source: Path, header: str, machine: Machine, target: Target = "cubin", allow_spills: bool = False
+) -> Compiled:
+    """Compile one .cu file of the checkout, with `header` as its "schedule.cuh"; raises as `compile_launch` does."""
     options = (*_OPTIONS, f"--gpu-architecture={machine.arch}")
-    key = _key(kernel.source, header, (*options, target, str(_nvrtc_version())))
+    key = _key(source, header, (*options, target, str(_nvrtc_version())))
     folder = cache_dir() / "modules"
-    path = folder / f"{launch.kernel}.{key}.{target}"
+    path = folder / f"{source.stem}.{key}.{target}"
     facts = path.with_suffix(f".{target}.json")
     if path.exists() and facts.exists():
         try:
@@ -81,10 +88,10 @@ def compile_launch(launch: Launch, machine: Machine, target: Target = "cubin", a
                 return Compiled(path, target, {n: Resources(**r) for n, r in stored["resources"].items()})
         except (ValueError, KeyError, TypeError):
             pass  # a corrupt entry is compiled again
-    image, log = _nvrtc(kernel.source, header, options, target)
+    image, log = _nvrtc(source, header, options, target)
     resources = _resources(log) if target == "cubin" else {}
     if target == "cubin" and not allow_spills:
-        _refuse_bad_code(launch.kernel, log, resources)
+        _refuse_bad_code(source.stem, log, resources)
     folder.mkdir(exist_ok=True)
     _write_whole(path, image)
     stored = {"sha256": hashlib.sha256(image).hexdigest(), "resources": {n: asdict(r) for n, r in resources.items()}}

@@ -106,8 +106,13 @@ def guards_intact(whole: NDArray) -> bool:
 
 def compare(problem: Problem, inputs: Mapping[str, NDArray], y: NDArray, intact: bool = True) -> Check:
     """Elementwise comparison of an output with the problem's reference; NaN and poison never pass."""
-    reference, bound = problem.reference(inputs)
-    difference = np.abs(decode(y, problem.output).astype(reference.dtype) - reference)
+    return compare_with(problem.reference(inputs), y, problem.output, intact)
+
+
+def compare_with(expected: tuple[NDArray, NDArray], y: NDArray, output: str, intact: bool = True) -> Check:
+    """Elementwise comparison of an output of that format with (reference, bound), computed once for many outputs."""
+    reference, bound = expected
+    difference = np.abs(decode(y, output).astype(reference.dtype) - reference)
     bad = ~(difference <= bound)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(difference == 0, 0.0, difference / bound)

@@ -1,4 +1,4 @@
-// cvt: between number formats. PTX ISA 9.7.9.22.
+// cvt: between number formats. PTX ISA 9.0, 9.7.9.21.
 #pragma once
 #include "ptx/types.cuh"
 

@@ -72,3 +72,8 @@ def row_sectors(rows: int, row_bytes: int, start: int, nbytes: int) -> int:
     period = next(p for p in (1, 2, 4, 8, 16, 32) if p * row_bytes % SECTOR == 0)
     counts = [sectors(r * row_bytes + start, nbytes) for r in range(min(period, rows))]
     return rows // period * sum(counts) + sum(counts[: rows % period]) if rows >= period else sum(counts)
+
+
+def lane_sectors(start: int, stride: int, width: int, lanes: int) -> int:
+    """Unique sectors of one request in which lane l accesses `width` naturally aligned bytes at start + l stride."""
+    return lanes if stride >= SECTOR else sectors(start, (lanes - 1) * stride + width)

@@ -13,6 +13,14 @@ from sim.formats import FORMATS, decode, encode, format_named
 MAX_DIMENSION = 2**31 - 1  # extents are int32 parameters of every kernel
 
 
+def require_extents(problem: Any, names: tuple[str, ...]) -> None:
+    """Raise InputError where one of the named fields is outside 1 to 2^31 - 1."""
+    for name in names:
+        value = getattr(problem, name)
+        if not 1 <= value <= MAX_DIMENSION:
+            raise InputError(f"{name} must be from 1 to {MAX_DIMENSION:,}; {name} = {value:,}")
+
+
 @dataclass(frozen=True)
 class Linear:
     """y[m, n] = x[m, k] @ w[n, k].T; m tokens, n outputs, k inputs; `weights` is the format of w.
@@ -29,10 +37,7 @@ class Linear:
     weights: str = "bf16"
 
     def __post_init__(self) -> None:
-        for name in ("m", "n", "k"):
-            value = getattr(self, name)
-            if not 1 <= value <= MAX_DIMENSION:
-                raise InputError(f"{name} must be from 1 to {MAX_DIMENSION}; {name} = {value}")
+        require_extents(self, ("m", "n", "k"))
         format_named(self.weights)
 
     @property
@@ -70,6 +75,10 @@ class Linear:
         """FLOP per weight byte, the article's estimate: m for 2-byte weights."""
         return self.flops / self.bytes["weights"]
 
+    @property
+    def details(self) -> dict[str, int]:
+        return {}
+
     def as_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, **asdict(self)}
 
@@ -77,20 +86,19 @@ class Linear:
         """Random inputs as storage bits: x and w from N(0, 1)."""
         shapes = {"x": (self.m, self.k), "w": (self.n, self.k)}
         formats = {"x": self.activations, "w": self.weights}
-        return {
-            name: encode(rng.standard_normal(shape, np.float32), formats[name]) for name, shape in shapes.items()
-        }
+        return {name: encode(rng.standard_normal(shape, np.float32), formats[name]) for name, shape in shapes.items()}
 
     def reference(self, arrays: Mapping[str, NDArray], rows: slice = slice(None)) -> tuple[NDArray, NDArray]:
-        """(y, bound) for the chosen rows of x: y in float64 (float32 above 2^34 FLOPs) and the error a right kernel may have.
+        """(y, bound) for the chosen rows of x: the result and the error a right kernel may have.
 
+        y is computed in float64, above 2^34 FLOPs in float32.
         bound = u_out |y| + k 2^-24 sum |x||w|: the rounding of the output plus k float32 additions in any order
         (Higham, "Accuracy and Stability of Numerical Algorithms", 3.1). An output that overflows its format is
         outside this bound's promise.
         """
-        dtype = np.float64 if self.flops <= 2**34 else np.float32
-        x = decode(arrays["x"][rows], self.activations).astype(dtype)
-        w = decode(arrays["w"], self.weights).astype(dtype)
+        dtype: Any = np.float64 if self.flops <= 2**34 else np.float32
+        x: NDArray[Any] = decode(arrays["x"][rows], self.activations).astype(dtype)
+        w: NDArray[Any] = decode(arrays["w"], self.weights).astype(dtype)
         y = x @ w.T
         magnitude = np.abs(x) @ np.abs(w).T
         return y, FORMATS[self.output].unit_roundoff * np.abs(y) + self.k * 2.0**-24 * magnitude

@@ -11,8 +11,9 @@ _READ, _WRITTEN = READ, WRITTEN
 
 @njit(cache=True, inline="always")
 def _mark(marks, first, last, bit):
-    for sector in range(first, last + 1):
-        marks[sector] |= bit
+    run = marks[first : last + 1]  # a slice, so that the compiler sees plain indices and vectorises
+    for sector in range(run.size):
+        run[sector] |= bit
 
 
 @njit(cache=True)
@@ -44,6 +45,8 @@ def _lanes(marks, start, stride, width, lanes, step, times, bit):
     Lane addresses ascend. How the lanes fall into sectors repeats when t step comes round to a multiple of a sector, so
     one period is counted and multiplied; every sector is marked.
     """
+    if stride == 0:
+        lanes = 1  # a broadcast
     period = times
     if step > 0:
         period = 1
@@ -69,12 +72,10 @@ def _lanes(marks, start, stride, width, lanes, step, times, bit):
 @njit(cache=True, inline="always")
 def _mark_run(marks, at, width, step, times, bit):
     if step <= SECTOR:
-        for sector in range(at // SECTOR, (at + (times - 1) * step + width - 1) // SECTOR + 1):
-            marks[sector] |= bit
+        _mark(marks, at // SECTOR, (at + (times - 1) * step + width - 1) // SECTOR, bit)
     else:
         for t in range(times):
-            for sector in range((at + t * step) // SECTOR, (at + t * step + width - 1) // SECTOR + 1):
-                marks[sector] |= bit
+            _mark(marks, (at + t * step) // SECTOR, (at + t * step + width - 1) // SECTOR, bit)
 
 
 @njit(cache=True)

@@ -1,48 +1,105 @@
-"""Counted tensor operations: TMA tile loads and stores, MMA tiles with float32 accumulation."""
+"""Counted tensor operations: TMA tile loads and stores, MMA tiles with float32 accumulation.
+
+A tile is a float32 array that stands for shared memory or accumulators; its shape is the box. Where the global array is
+empty, the primitives only count.
+"""
 
 from numba import njit
 
 from sim.cache import READ, WRITTEN
 from sim.counts import SECTOR
+from sim.tiles.arithmetic import bf16_of_float, float_of_bf16
 from sim.tiles.chip import FLOPS, L2_TO_SM, MMA_FLOPS, SM_TO_L2, TMA_LOAD_BYTES
 
 _READ, _WRITTEN = READ, WRITTEN
+_STRIP = 8  # rows of a box that are transposed together, so that their columns are written as short runs
 
 
 @njit(cache=True)
-def load_tile(count, marks, rows, columns, itemsize, row, column, box_rows, box_columns):
-    """One TMA load of the box at (row, column) of a row-major [rows, columns] array; out of bounds reads as zero.
+def load_tile(count, marks, source, rows, columns, row, column, tile):
+    """One TMA load of the box at (row, column) of a bf16 [rows, columns] array into `tile`.
 
-    The barrier is told the full box; L2 delivers the sectors of each box row that lie in bounds.
+    Out of bounds reads as zero. The barrier is told the full box; L2 delivers the sectors of each box row that lie in
+    bounds. Pass `tile.T` to have the box transposed on its way in.
     """
-    count[TMA_LOAD_BYTES] += box_rows * box_columns * itemsize
-    width = min(columns - column, box_columns) * itemsize
-    if width <= 0:
-        return
-    for r in range(row, min(row + box_rows, rows)):
-        start = (r * columns + column) * itemsize
-        first, last = start // SECTOR, (start + width - 1) // SECTOR
-        count[L2_TO_SM] += SECTOR * (last - first + 1)
-        for sector in range(first, last + 1):
-            marks[sector] |= _READ
+    count[TMA_LOAD_BYTES] += tile.shape[0] * tile.shape[1] * source.itemsize
+    count[L2_TO_SM] += SECTOR * _box(marks, source.itemsize, rows, columns, row, column, tile.shape, _READ)
+    if source.size > 0:
+        _fill(tile, source, rows, columns, row, column)
 
 
 @njit(cache=True)
-def store_tile(count, marks, rows, columns, itemsize, row, column, box_rows, box_columns):
-    """One TMA store of the box at (row, column), clipped to the array."""
-    width = min(columns - column, box_columns) * itemsize
-    if width <= 0:
-        return
-    for r in range(row, min(row + box_rows, rows)):
-        start = (r * columns + column) * itemsize
-        first, last = start // SECTOR, (start + width - 1) // SECTOR
-        count[SM_TO_L2] += SECTOR * (last - first + 1)
-        for sector in range(first, last + 1):
-            marks[sector] |= _WRITTEN
+def store_tile(count, marks, target, rows, columns, row, column, tile):
+    """One TMA store of `tile`, rounded to bf16, at (row, column) of a [rows, columns] array, clipped to it."""
+    count[SM_TO_L2] += SECTOR * _box(marks, target.itemsize, rows, columns, row, column, tile.shape, _WRITTEN)
+    if target.size > 0:
+        for r in range(min(tile.shape[0], rows - row)):
+            for c in range(min(tile.shape[1], columns - column)):
+                target[row + r, column + c] = bf16_of_float(tile[r, c])
 
 
 @njit(cache=True)
-def mma(count, m, n, k, useful_m, useful_n, useful_k):
-    """Count one m x n x k tensor-core tile, of which the useful part lies inside the problem."""
+def mma(count, total, a, b, rows, columns, depth, numerics):
+    """total[m, n] += a[m, k] b[k, n] on the tensor cores.
+
+    `rows`, `columns` and `depth` are how far the problem reaches from the tile's first row, column and k: useful work
+    is what lies inside. m and k are multiples of four. Only counts where not `numerics`.
+    """
+    m, k = a.shape
+    n = b.shape[1]
     count[MMA_FLOPS] += 2 * m * n * k
-    count[FLOPS] += 2 * max(useful_m, 0) * max(useful_n, 0) * max(useful_k, 0)
+    count[FLOPS] += 2 * max(min(m, rows), 0) * max(min(n, columns), 0) * max(min(k, depth), 0)
+    if numerics:
+        _multiply_add(total, a, b)
+
+
+@njit(cache=True)
+def _box(marks, itemsize, rows, columns, row, column, shape, bit):
+    """Mark the sectors of a box's rows that lie in bounds; returns how many, each row by itself."""
+    width = min(columns - column, shape[1]) * itemsize
+    total = 0
+    if width > 0:
+        for r in range(row, min(row + shape[0], rows)):
+            start = (r * columns + column) * itemsize
+            touched = marks[start // SECTOR : (start + width - 1) // SECTOR + 1]
+            total += touched.size
+            for sector in range(touched.size):
+                touched[sector] |= bit
+    return total
+
+
+@njit(cache=True)
+def _fill(tile, source, rows, columns, row, column):
+    box_rows, box_columns = tile.shape
+    height, width = max(min(box_rows, rows - row), 0), max(min(box_columns, columns - column), 0)
+    if height < box_rows or width < box_columns:
+        tile[:] = 0
+    for top in range(0, height, _STRIP):
+        strip = source[row + top : row + min(top + _STRIP, height), column : column + width]
+        target = tile[top : top + strip.shape[0], :width]
+        if tile.strides[0] > tile.strides[1]:
+            for r in range(strip.shape[0]):
+                for c in range(width):
+                    target[r, c] = float_of_bf16(strip[r, c])
+        else:
+            for c in range(width):
+                for r in range(strip.shape[0]):
+                    target[r, c] = float_of_bf16(strip[r, c])
+
+
+@njit(cache=True, fastmath={"reassoc", "nsz", "contract"})
+def _multiply_add(total, a, b):
+    """total += a b in blocks of four rows by four k, whose inner loop over columns is a run of vector FMAs."""
+    for i in range(0, a.shape[0], 4):
+        total0, total1, total2, total3 = total[i], total[i + 1], total[i + 2], total[i + 3]
+        for k in range(0, a.shape[1], 4):
+            b0, b1, b2, b3 = b[k], b[k + 1], b[k + 2], b[k + 3]
+            a00, a01, a02, a03 = a[i, k], a[i, k + 1], a[i, k + 2], a[i, k + 3]
+            a10, a11, a12, a13 = a[i + 1, k], a[i + 1, k + 1], a[i + 1, k + 2], a[i + 1, k + 3]
+            a20, a21, a22, a23 = a[i + 2, k], a[i + 2, k + 1], a[i + 2, k + 2], a[i + 2, k + 3]
+            a30, a31, a32, a33 = a[i + 3, k], a[i + 3, k + 1], a[i + 3, k + 2], a[i + 3, k + 3]
+            for j in range(b.shape[1]):
+                total0[j] += a00 * b0[j] + a01 * b1[j] + a02 * b2[j] + a03 * b3[j]
+                total1[j] += a10 * b0[j] + a11 * b1[j] + a12 * b2[j] + a13 * b3[j]
+                total2[j] += a20 * b0[j] + a21 * b1[j] + a22 * b2[j] + a23 * b3[j]
+                total3[j] += a30 * b0[j] + a31 * b1[j] + a32 * b2[j] + a33 * b3[j]

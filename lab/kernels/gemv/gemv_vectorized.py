@@ -61,20 +61,12 @@ class Schedule:
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
-    steps = -(-problem.k // STEP)
-    for rows, split_k, teams, unroll in (
-        (1, 1, 4, 8),
-        (2, 1, 4, 4),
-        (2, 1, 4, 8),
-        (1, 2, 2, 8),
-        (1, 4, 1, 4),
-        (4, 1, 4, 4),
-        (1, 1, 8, 4),
-        (2, 2, 2, 4),
-        (1, 1, 1, 1),
-    ):
-        if split_k <= steps:
-            yield Schedule(rows, split_k, teams, unroll)
+    """Four warps a row where a row is long: the sum of the loads of all warps then fills HBM's latency best."""
+    long_rows = problem.k >= 4 * STEP
+    shapes = ((1, 4, 2, 4), (1, 4, 1, 4), (1, 8, 1, 2), (2, 4, 2, 4), (1, 8, 2, 4), (4, 4, 1, 2), (1, 2, 2, 4))
+    short = ((1, 1, 2, 4), (1, 1, 8, 4), (2, 1, 2, 4), (2, 2, 1, 2), (1, 1, 1, 1))
+    for shape in shapes + short if long_rows else short:
+        yield Schedule(*shape)
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
@@ -154,6 +146,6 @@ def _grid(count, x_marks, w_marks, y_marks, x, w, sums, m, n, k, grid_x, rows, s
                         for row in range(row0, last):
                             load_vector(count[sm], w_marks, 2 * (row * k + k0), 2 * width)
                             if numerics:
-                                sums[token, row] += dot(x[token], w[row], k0, width)
+                                sums[token, row] += dot(x, w, token, row, k0, width)
                             count_fma(count[sm], width)
                 store_vector(count[sm], y_marks, 2 * (token * n + row0), 2 * (last - row0))

@@ -1,0 +1,168 @@
+"""Kernel parameters in memory: packed once, pointers patched in place, tensor maps encoded by the driver."""
+
+import ctypes
+from collections.abc import Mapping
+from ctypes import c_uint32, c_uint64, c_void_p
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from lab.gpu import driver
+from sim.errors import InputError
+from sim.launch import Array, Launch, Scalar, TensorMap
+
+ALIGNMENT = 16  # bytes: what vector loads and TMA ask of a global address (PTX ISA, "Tensor memory access")
+MAP_BYTES, MAP_ALIGNMENT = 128, 64  # CUtensorMap
+
+# CUtensorMapDataType by format or NumPy type name; packed formats travel as bytes.
+_ELEMENT = {
+    "uint8": 0,
+    "fp8": 0,
+    "uint16": 1,
+    "uint32": 2,
+    "int32": 3,
+    "int64": 5,
+    "fp16": 6,
+    "fp32": 7,
+    "float32": 7,
+    "bf16": 9,
+}
+_BYTES = 0  # CU_TENSOR_MAP_DATA_TYPE_UINT8
+_SWIZZLE = {0: 0, 32: 1, 64: 2, 128: 3}  # CUtensorMapSwizzle by its bytes
+_L2_PROMOTION_256B = 3
+_FILL_ZERO = 0
+_INTERLEAVE_NONE = 0
+
+
+class DeviceArray(Protocol):
+    """What CuPy, PyTorch, Numba and JAX arrays on a GPU have in common."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class TiledMap:
+    """The arguments of cuTensorMapEncodeTiled: innermost dimension first, strides in bytes without the innermost."""
+
+    element: int
+    dimensions: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+    swizzle: int
+
+
+def tiled_map(tensor_map: TensorMap, array: Array) -> TiledMap:
+    """A tensor map in the hardware's terms."""
+    itemsize = array.storage.itemsize
+    if tensor_map.strides[-1] != 1:
+        raise ValueError(f"tensor map {tensor_map.name}: the innermost stride must be 1, not {tensor_map.strides[-1]}")
+    return TiledMap(
+        element=_ELEMENT.get(array.format, _BYTES),
+        dimensions=tensor_map.shape[::-1],
+        strides=tuple(stride * itemsize for stride in tensor_map.strides[-2::-1]),
+        box=tensor_map.box[::-1],
+        swizzle=_SWIZZLE[tensor_map.swizzle],
+    )
+
+
+def encode_map(tiled: TiledMap, pointer: int, destination: int) -> None:
+    """Write the 128 bytes of a tensor map over the array at `pointer` to `destination`, 64-byte aligned."""
+    rank = len(tiled.dimensions)
+    driver.call(
+        "cuTensorMapEncodeTiled",
+        c_void_p(destination),
+        tiled.element,
+        c_uint32(rank),
+        c_void_p(pointer),
+        (c_uint64 * rank)(*tiled.dimensions),
+        (c_uint64 * rank)(*tiled.strides),
+        (c_uint32 * rank)(*tiled.box),
+        (c_uint32 * rank)(*[1] * rank),
+        _INTERLEAVE_NONE,
+        tiled.swizzle,
+        _L2_PROMOTION_256B,
+        _FILL_ZERO,
+    )
+
+
+class Parameters:
+    """The parameters of one launch; `address` is the void** that the driver takes.
+
+    Array pointers are null, and tensor maps blank, until `point` names where the arrays are.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        arrays = {a.name: a for a in launch.arrays}
+        sizes = [_size_and_alignment(a) for a in launch.arguments]
+        offsets, end = [], 0
+        for size, alignment in sizes:
+            offset = -(-end // alignment) * alignment
+            offsets.append(offset)
+            end = offset + size
+        self._memory = ctypes.create_string_buffer(end + MAP_ALIGNMENT)
+        base = -(-ctypes.addressof(self._memory) // MAP_ALIGNMENT) * MAP_ALIGNMENT
+        self._table = (c_void_p * max(1, len(offsets)))(*[base + offset for offset in offsets])
+        self.address = ctypes.addressof(self._table)
+        self._pointers: dict[str, list[c_uint64]] = {}
+        self._maps: dict[str, list[tuple[TiledMap, int]]] = {}
+        for argument, offset in zip(launch.arguments, offsets, strict=True):
+            at = base + offset
+            if isinstance(argument, Array):
+                self._pointers.setdefault(argument.name, []).append(c_uint64.from_address(at))
+            elif isinstance(argument, TensorMap):
+                if argument.array not in arrays:
+                    raise ValueError(f"tensor map {argument.name} is over {argument.array}, which is no argument")
+                tiled = tiled_map(argument, arrays[argument.array])
+                self._maps.setdefault(argument.array, []).append((tiled, at))
+            else:
+                value = np.dtype(argument.type).type(argument.value).tobytes()
+                ctypes.memmove(at, value, len(value))
+
+    def point(self, name: str, pointer: int) -> None:
+        """Let the array argument called `name` lie at `pointer`."""
+        for slot in self._pointers.get(name, ()):
+            slot.value = pointer
+        for tiled, at in self._maps.get(name, ()):
+            encode_map(tiled, pointer, at)
+
+
+def pointer_of(array: DeviceArray, described: Array) -> int:
+    """The address of a device array; raises InputError where it is not the dense, aligned array described."""
+    interface = array.__cuda_array_interface__
+    pointer = int(interface["data"][0])
+    shape, itemsize = tuple(interface["shape"]), int(interface["typestr"][2:])
+    nbytes = int(np.prod(shape, dtype=np.int64)) * itemsize
+    if nbytes != described.nbytes:
+        raise InputError(f"{described.name} must hold {described.nbytes:,} B; it holds {nbytes:,} B")
+    strides = interface.get("strides")
+    if strides is not None and tuple(strides) != dense_strides(shape, itemsize):
+        raise InputError(f"{described.name} must be dense and row-major; its strides are {tuple(strides)} B")
+    if pointer % ALIGNMENT:
+        raise InputError(f"{described.name} must start at a multiple of {ALIGNMENT} B; it starts at {pointer:#x}")
+    return pointer
+
+
+def dense_strides(shape: tuple[int, ...], itemsize: int = 1) -> tuple[int, ...]:
+    """Row-major strides, in units of `itemsize`."""
+    strides = [itemsize]
+    for extent in shape[:0:-1]:
+        strides.append(strides[-1] * extent)
+    return tuple(strides[::-1][-len(shape) :]) if shape else ()
+
+
+def pointers_of(arrays: Mapping[str, DeviceArray], launches: tuple[Launch, ...]) -> dict[str, int]:
+    """Checked addresses of every array argument of the launches."""
+    described = {a.name: a for launch in launches for a in launch.arrays}
+    missing = sorted(described.keys() - arrays.keys())
+    if missing:
+        raise InputError(f"no array was given for {', '.join(missing)}")
+    return {name: pointer_of(arrays[name], array) for name, array in described.items()}
+
+
+def _size_and_alignment(argument: Array | Scalar | TensorMap) -> tuple[int, int]:
+    if isinstance(argument, TensorMap):
+        return MAP_BYTES, MAP_ALIGNMENT
+    size = np.dtype(argument.type).itemsize if isinstance(argument, Scalar) else 8
+    return size, size

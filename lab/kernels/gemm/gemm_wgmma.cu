@@ -1,0 +1,119 @@
+// gemm_wgmma: y[m, n] = x[m, k] @ w[n, k].T on the tensor cores, fed by TMA: prefill.
+//
+// Idea: a ring of `stages` tiles in shared memory. TMA fills a stage and reports its bytes to that stage's `full`
+// barrier; wgmma reads both operands from shared memory, and one group stays in flight while the next is issued.
+// Adds to gemm_naive: tiles reused from shared memory, asynchronous copies, tensor cores.
+//
+// Warp roles: all alike, but for one lane. Warpgroup g owns rows 64 g .. 64 g + 63 of the CTA's tile. When the group of
+// step s - 1 is done, every warp arrives on that stage's `empty` barrier, and one lane of warp 0 refills the stage.
+//
+//   TMA         | fill 0 | fill 1 | fill 2 | fill 3 |        | fill 4 | fill 5 | ...       stages = 4
+//   wgmma                | step 0          | step 1          | step 2          | ...
+//   stage freed                                     ^ 0               ^ 1
+//
+// Bytes expected through TMA: x once for every column of tiles, w once for every row of tiles. From HBM: x, w and y
+// once, while the tiles in flight share their operands in L2.
+#include "lab/kernels/gemm/_tile.cuh"
+#include "ptx/barrier.cuh"
+#include "ptx/bulk.cuh"
+#include "ptx/fence.cuh"
+#include "ptx/mbarrier.cuh"
+#include "ptx/tma.cuh"
+
+constexpr int WARPGROUPS = schedule::block_m / MMA_M;
+constexpr int BOXES = schedule::block_n / schedule::block_k;  // of y, in each warpgroup's rows
+
+struct Stage {
+    bf16 x[schedule::block_m][schedule::block_k];
+    bf16 w[schedule::block_n][schedule::block_k];
+};
+
+struct alignas(ALIGNMENT) Shared {
+    union {
+        Stage ring[schedule::stages];
+        Box y[WARPGROUPS][BOXES];  // after the last k-step
+    };
+    uint64_t full[schedule::stages];   // one arrival, and the bytes of the stage
+    uint64_t empty[schedule::stages];  // one arrival from every warp
+};
+
+static_assert(sizeof(Stage) == schedule::stage_bytes, "what a full barrier expects");
+static_assert(sizeof(Shared) + ALIGNMENT == schedule::shared_bytes, "what the launch asks for");
+static_assert(schedule::threads == WARPGROUPS * WARPGROUP, "a warpgroup for every 64 rows");
+
+__device__ __forceinline__ void fill(Shared& shared, int stage, const TensorMap& x, const TensorMap& w, Tile tile,
+                                     int step) {
+    ptx::mbarrier::arrive_expect_tx(shared.full[stage], schedule::stage_bytes);
+    ptx::tma::load_2d(shared.ring[stage].x, x, step * schedule::block_k, tile.row, shared.full[stage]);
+    ptx::tma::load_2d(shared.ring[stage].w, w, step * schedule::block_k, tile.column, shared.full[stage]);
+}
+
+// Every k-step of this warpgroup's 64 rows.
+__device__ __forceinline__ void accumulate(float (&sum)[schedule::block_n / 2], Shared& shared, const TensorMap& x,
+                                           const TensorMap& w, Tile tile, int steps) {
+    const int group = threadIdx.x / WARPGROUP;
+    Position now, before;
+    for (int step = 0; step < steps; ++step) {
+        ptx::mbarrier::wait(shared.full[now.stage], now.parity);
+        ptx::wgmma::fence();
+        multiply(sum, shared.ring[now.stage].x[group * MMA_M], shared.ring[now.stage].w[0], step > 0);
+        ptx::wgmma::commit_group();
+        now.advance();
+        if (step == 0) continue;
+        ptx::wgmma::wait_group<1>();  // of step - 1, whose stage this warp needs no more
+        if (threadIdx.x % WARP == 0) ptx::mbarrier::arrive(shared.empty[before.stage]);
+        const int next = step - 1 + schedule::stages;
+        if (threadIdx.x == 0 && next < steps) {
+            ptx::mbarrier::wait(shared.empty[before.stage], before.parity);
+            fill(shared, before.stage, x, w, tile, next);
+        }
+        __syncwarp();
+        before.advance();
+    }
+    ptx::wgmma::wait_group<0>();
+    ptx::wgmma::hold(sum);
+}
+
+// Round to bf16 in shared memory, from where one lane of the warpgroup stores 64 x 64 boxes, clipped to y.
+__device__ __forceinline__ void epilogue(const float (&sum)[schedule::block_n / 2], Shared& shared, const TensorMap& y,
+                                         Tile tile) {
+    const int group = threadIdx.x / WARPGROUP;
+    __syncthreads();  // no warpgroup reads the ring any more, whose place y takes
+#pragma unroll
+    for (int box = 0; box < BOXES; ++box) round_to(shared.y[group][box], &sum[box * BOX_REGISTERS]);
+    ptx::fence::proxy_async_shared();
+    ptx::barrier::sync<WARPGROUP>(1 + group);
+    if (threadIdx.x % WARPGROUP == 0) {
+        for (int box = 0; box < BOXES; ++box)
+            ptx::tma::store_2d(y, shared.y[group][box], tile.column + box * schedule::block_k,
+                               tile.row + group * MMA_M);
+        ptx::bulk::commit_group();
+        ptx::bulk::wait_group_read<0>();  // shared memory must outlive the stores' reads
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_per_sm)
+    gemm_wgmma(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map,
+               const __grid_constant__ TensorMap y_map, const bf16*, const bf16*, bf16*, int m, int n, int k) {
+    extern __shared__ uint8_t dynamic[];
+    Shared& shared = aligned<Shared>(dynamic);
+    const Tile tile = tile_at(blockIdx.x, m, n, schedule::block_m);
+    const int steps = tiles_of(k, schedule::block_k);
+
+    if (threadIdx.x == 0) {
+        ptx::tma::prefetch(x_map);
+        ptx::tma::prefetch(w_map);
+        ptx::tma::prefetch(y_map);
+        for (int stage = 0; stage < schedule::stages; ++stage) {
+            ptx::mbarrier::init(shared.full[stage], 1);
+            ptx::mbarrier::init(shared.empty[stage], schedule::threads / WARP);
+        }
+        ptx::fence::mbarrier_init();
+        for (int step = 0; step < min(schedule::stages, steps); ++step) fill(shared, step, x_map, w_map, tile, step);
+    }
+    __syncthreads();
+
+    float sum[schedule::block_n / 2] = {};
+    accumulate(sum, shared, x_map, w_map, tile, steps);
+    epilogue(sum, shared, y_map, tile);
+}

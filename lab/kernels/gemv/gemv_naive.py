@@ -1,0 +1,91 @@
+"""One thread a row of w, two bytes at a time, uncoalesced: what a matrix-vector product costs without care."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+from lab.kernel import Solves, require_choice
+from lab.kernels import _naive
+from lab.kernels._naive import LANES, warp
+from lab.problems import Linear
+from sim.counts import Counts
+from sim.errors import ScheduleError
+from sim.formats import encode
+from sim.launch import Array, Launch, Role, Scalar
+from sim.machine import Machine
+from sim.tiles import Chip
+
+SOLVES = Solves(Linear, weights=("bf16",), arch="sm_80", multiple_of={})
+
+BF16 = 2  # bytes
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Rows of w by thread."""
+
+    threads: int  # of a CTA, one for each row of w
+
+    def __post_init__(self) -> None:
+        require_choice(self, "threads", (32, 64, 128, 256, 512, 1024))
+
+    def fits(self, problem: Linear, machine: Machine) -> None:
+        if problem.m > 65535:
+            raise ScheduleError(f"m = {problem.m} rows of x are grid.y; a grid has at most 65,535 there")
+
+
+def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
+    """Small CTAs first: rows are few, and every SM should have some."""
+    yield from (Schedule(threads) for threads in (32, 64, 128, 256))
+
+
+def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
+    p = problem
+    return (
+        Launch(
+            kernel="gemv_naive",
+            entry="gemv_naive",
+            problem=p,
+            schedule=schedule,
+            grid=(-(-p.n // schedule.threads), p.m, 1),
+            block=(schedule.threads, 1, 1),
+            arguments=(
+                Array("x", Role.IN, (p.m, p.k), p.activations),
+                Array("w", Role.IN, (p.n, p.k), p.weights),
+                Array("y", Role.OUT, (p.m, p.n), p.output),
+                Scalar("m", p.m),
+                Scalar("n", p.n),
+                Scalar("k", p.k),
+            ),
+        ),
+    )
+
+
+def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
+    return _naive.theory(problem)
+
+
+def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+    p, s = launch.problem, launch.schedule
+    chip = Chip(launch, machine)
+    nothing = np.zeros((0, 0), np.uint16)
+    x, w = (arrays[name] if arrays else nothing for name in ("x", "w"))
+    sums = np.zeros((p.m, p.n) if arrays else (0, 0), np.float32)
+    marks = [chip.marks(name) for name in ("x", "w", "y")]
+    _grid(chip.count, *marks, x, w, sums, p.n, p.k, launch.grid[0], launch.grid[1], s.threads)
+    if arrays:
+        arrays["y"][...] = encode(sums, p.output)
+    return chip.counts()
+
+
+@njit(cache=True, parallel=True)
+def _grid(count, x_marks, w_marks, y_marks, x, w, sums, n, k, grid_x, tokens, threads):
+    sms = count.shape[0]
+    for sm in prange(sms):
+        for cta in range(sm, grid_x * tokens, sms):
+            token, first = cta // grid_x, cta % grid_x * threads
+            for row in range(first, min(first + threads, n), LANES):
+                warp(count[sm], x_marks, w_marks, y_marks, x, w, sums, n, k, token, row, BF16, sums.size > 0)

@@ -1,0 +1,252 @@
+"""Record: one result with its whole provenance, one JSON line each; written whole or not at all."""
+
+import importlib.metadata
+import os
+import shlex
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import msgspec
+
+from sim.errors import EnvironmentFailure, InputError
+
+SCHEMA = 1
+ROOT = Path(__file__).resolve().parent.parent
+COMMITTED = ROOT / "experiments" / "records"  # ships with the package
+MAX_FILE = 64 * 2**20  # bytes; a larger file is not one of ours
+MAX_LINE = 4 * 2**20
+_PACKAGES = ("numpy", "numba", "cupy-cuda13x", "cuda-python", "nvidia-cuda-nvrtc", "kernel-lab")
+
+Value = int | float | str | bool | None
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """Whether the result was right; `error` is max |difference| / bound, passes at 1, and is null where infinite."""
+
+    passed: bool
+    error: float | None
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """One measured or simulated result. Times are microseconds, power is watts, byte counts are in the Counts.
+
+    `run` is one id for all rows measured interleaved in one go. `on` is the chip that ran it, "sim" or "gpu", and
+    `machine` the description its theory and prediction refer to. `us` is the median of `samples_us`. A peer's row has
+    the kernel "peer:<name>". `metrics` holds what only this experiment defines, each name ending in its unit.
+    """
+
+    schema: int = SCHEMA
+    run: str
+    time: str  # UTC, ISO 8601
+    commit: str  # "unknown" outside a checkout
+    dirty: bool
+    command: str
+    versions: dict[str, str]
+    on: Literal["sim", "gpu"]
+    machine: str
+    card: str | None = None
+    driver: str | None = None
+    clocks: dict[str, float] | None = None  # MHz
+    throttle: list[str] | None = None
+    power_w: float | None = None
+    experiment: str | None = None
+    kernel: str | None = None
+    problem: dict[str, Value] | None = None
+    schedule: dict[str, int | str] | None = None
+    clock: Literal["cold", "graph"] | None = None
+    us: float | None = None
+    samples_us: list[float] = []
+    predicted_us: float | None = None
+    check: Checked | None = None
+    theory: dict[str, int | None] | None = None
+    simulated: dict[str, int | None] | None = None
+    counters: dict[str, float] | None = None
+    metrics: dict[str, Value] = {}
+
+    @property
+    def source(self) -> str:
+        """Card and commit, as a table cites a measured figure."""
+        return f"{self.card or self.machine}, {self.commit[:8]}{'+' if self.dirty else ''}"
+
+
+class Provenance(TypedDict):
+    """The fields of a Record that say where it came from."""
+
+    run: str
+    time: str
+    commit: str
+    dirty: bool
+    command: str
+    versions: dict[str, str]
+
+
+def provenance() -> Provenance:
+    """Provenance of a run that starts now; call it once and give all rows of the run the same."""
+    commit, dirty = _commit()
+    program = Path(sys.argv[0]).name.replace("__main__.py", "lab") or "python"
+    return Provenance(
+        run=uuid.uuid4().hex[:12],
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        commit=commit,
+        dirty=dirty,
+        command=shlex.join([program, *sys.argv[1:]]),
+        versions=versions(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on, without importing them."""
+    found = {"python": sys.version.split()[0]}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def folder() -> Path:
+    """Where new records go: experiments/records inside a checkout, ./lab-records elsewhere."""
+    return COMMITTED if _in_checkout() else Path.cwd() / "lab-records"
+
+
+def append(record: Record, path: Path) -> None:
+    """Add one whole line to a records file and flush it to disk; raises EnvironmentFailure where that fails."""
+    line = msgspec.json.encode(record) + b"\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if _ends_mid_line(path):
+            line = b"\n" + line  # an interrupted writer's half line stays a line of its own
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            written = os.write(file, line)
+            os.fsync(file)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise EnvironmentFailure(f"the record cannot be written to {path}: {error.strerror}") from error
+    if written != len(line):
+        raise EnvironmentFailure(f"only {written} of {len(line)} bytes of the record fit into {path}")
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Records in the order of their time, and one sentence for each line that was skipped."""
+
+    records: tuple[Record, ...]
+    complaints: tuple[str, ...] = ()
+
+    def where(self, **fields: Any) -> "Archive":
+        """The records whose named fields have these values."""
+        return Archive(tuple(r for r in self.records if all(getattr(r, name) == v for name, v in fields.items())))
+
+    def newest(self, **fields: Any) -> Record | None:
+        """The newest record whose named fields have these values."""
+        return next(reversed(self.where(**fields).records), None)
+
+    def newest_run(self, **fields: Any) -> tuple[Record, ...]:
+        """All records with these values of the newest run that has any."""
+        newest = self.newest(**fields)
+        return self.where(**{**fields, "run": newest.run}).records if newest else ()
+
+    def newest_with(self, field: str, **fields: Any) -> Record | None:
+        """The newest record with these values that has the named field at all."""
+        having = [r for r in self.where(**fields).records if getattr(r, field)]
+        return having[-1] if having else None
+
+    def timed(self, **fields: Any) -> tuple[Record, ...]:
+        """The records with a time of the newest run on a real card that has these values."""
+        newest = self.newest_with("us", on="gpu", **fields)
+        found = self.where(**{**fields, "run": newest.run}).records if newest else ()
+        return tuple(r for r in found if r.us is not None)
+
+
+def archive() -> Archive:
+    """Every record at hand: those that came with the lab and those written here."""
+    places = {COMMITTED.resolve(), folder().resolve()}
+    return read(file for place in sorted(places) for file in sorted(place.glob("*.jsonl")))
+
+
+def read(paths: Iterable[Path]) -> Archive:
+    """Read records files; a line that is not whole is skipped and named in `complaints`.
+
+    Raises InputError for a file that cannot be read or is too large, for an unknown schema and for a line that is JSON
+    but no Record.
+    """
+    records: list[Record] = []
+    complaints: list[str] = []
+    for path in paths:
+        for number, line in enumerate(_lines(path), 1):
+            try:
+                schema = msgspec.json.decode(line, type=_Schema).schema
+            except msgspec.ValidationError as error:
+                raise InputError(f"{path.name} line {number} is not a record: {error}") from error
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                complaints.append(f"{path.name} line {number} is not a whole record and was skipped")
+                continue
+            if schema != SCHEMA:
+                raise InputError(
+                    f"{path.name} line {number} has schema {schema}; this version of the lab reads {SCHEMA}"
+                )
+            try:
+                records.append(msgspec.json.decode(line, type=Record))
+            except msgspec.ValidationError as error:
+                raise InputError(f"{path.name} line {number} is not a record: {error}") from error
+    return Archive(tuple(sorted(records, key=lambda r: r.time)), tuple(complaints))
+
+
+class _Schema(msgspec.Struct):
+    schema: int
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE:
+            raise InputError(f"{path} has {size:,} bytes; a records file has at most {MAX_FILE:,}")
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    if any(len(line) > MAX_LINE for line in lines):
+        raise InputError(f"{path} has a line of more than {MAX_LINE:,} bytes; it is no records file")
+    return [line for line in lines if line.strip()]
+
+
+def _ends_mid_line(path: Path) -> bool:
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+def _in_checkout() -> bool:
+    return (ROOT / "pyproject.toml").exists()
+
+
+def _commit() -> tuple[str, bool]:
+    """(commit, dirty): $LAB_COMMIT ("-dirty" at its end says so), else git's, else "unknown"."""
+    given = os.environ.get("LAB_COMMIT")
+    if given:
+        return given.removesuffix("-dirty"), given.endswith("-dirty")
+    commit = _git("rev-parse", "HEAD") if _in_checkout() else None
+    if commit is None:
+        return "unknown", False
+    # Records and the tables made of them do not change what a run does.
+    return commit, bool(_git("status", "--porcelain", "--", ".", ":!experiments/records", ":!README.md"))
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,322 @@
+"""The kernels on the real chip: right on ragged shapes and far offsets, on any stream, in graphs, beside PyTorch."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lab import catalog, ops
+from lab.gpu import device, worker
+from lab.kernel import Kernel
+from lab.problems import Linear
+from lab.verify import compare, guarded_array, guards_intact, verify
+from sim.errors import EnvironmentFailure, InputError, NoDeviceError
+from sim.formats import decode, encode
+from sim.launch import Array, Role
+from sim.machine import Machine
+
+pytestmark = pytest.mark.gpu
+
+LINEAR = [name for name in catalog.names() if catalog.get(name).solves.problem is Linear]
+RAGGED = [(1, 1, 8), (1, 17, 264), (2, 100, 4096), (3, 129, 72), (7, 576, 1536), (65, 257, 520), (130, 300, 1000)]
+DEADLINE_S = 40.0  # of a worker: time to import CuPy and start a kernel
+SCHEDULES = 3  # of each kernel and shape
+PIECE = 16_777_213  # elements of a random pattern: a prime, so that no wrapped offset meets the same values
+
+
+@pytest.fixture(scope="module")
+def chip() -> Machine:
+    try:
+        device.require_device()
+    except NoDeviceError as reason:
+        pytest.skip(str(reason))
+    return device.machine()
+
+
+@pytest.fixture
+def cupy(chip: Machine) -> Any:
+    assert chip.arch
+    return pytest.importorskip("cupy")
+
+
+@pytest.fixture
+def torch(chip: Machine) -> Any:
+    assert chip.arch
+    found = pytest.importorskip("torch")
+    if not found.cuda.is_available():
+        pytest.skip("PyTorch sees no GPU")
+    return found
+
+
+def runnable(name: str, chip: Machine) -> Kernel:
+    kernel = catalog.get(name)
+    if not kernel.solves.runs_on(chip.arch):
+        pytest.skip(f"{name} needs {kernel.solves.arch}")
+    return kernel
+
+
+def fitted(kernel: Kernel, m: int, n: int, k: int, weights: str) -> Linear:
+    """The problem with extents rounded up to what the kernel takes."""
+    extents = {"m": m, "n": n, "k": k}
+    for name, divisor in kernel.solves.multiple_of.items():
+        extents[name] = -(-extents[name] // divisor) * divisor
+    return Linear(**extents, weights=weights)
+
+
+@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("shape", RAGGED, ids=lambda s: "x".join(map(str, s)))
+def test_kernels_are_right_on_ragged_shapes(name: str, shape: tuple[int, int, int], chip: Machine) -> None:
+    from lab.gpu.launch import executor
+
+    kernel = runnable(name, chip)
+    for weights in kernel.solves.weights:
+        problem = fitted(kernel, *shape, weights)
+        for seed, schedule in enumerate(islice(kernel.module.candidates(problem, chip), SCHEDULES)):
+            found = verify(kernel, problem, schedule, chip, executor(chip), seed)
+            assert found.passed, (problem, schedule, found.check)
+
+
+def test_guard_bands_catch_a_kernel_that_writes_too_far(chip: Machine) -> None:
+    from lab.gpu.launch import executor
+
+    kernel = runnable("gemv_vectorized", chip)
+    problem = Linear(1, 72, 256)
+    launches = kernel.launches(problem, kernel.best_guess(problem, chip), chip)
+    whole, inside = guarded_array(Array("y", Role.OUT, (1, 64), problem.output))
+    executor(chip)(launches, {**problem.draw(np.random.default_rng(1)), "y": inside})
+    assert not guards_intact(whole)
+
+
+def pattern(cupy: Any, shape: tuple[int, int], seed: int) -> Any:
+    """bf16 bits of random values of magnitude 0.5 to 1, without a short period."""
+    bits = cupy.random.RandomState(seed).randint(0, 2**16, size=PIECE, dtype=cupy.uint16)
+    piece = (bits & cupy.uint16(0x807F)) | cupy.uint16(0x3F00)
+    flat = cupy.empty(shape[0] * shape[1], cupy.uint16)
+    for start in range(0, flat.size, PIECE):
+        part = flat[start : start + PIECE]
+        part[...] = piece[: part.size]
+    return flat.reshape(shape)
+
+
+@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("shape", [(1, 70_000, 32_768), (65_535, 8, 32_784), (65_535, 32_784, 64)], ids=["w", "x", "y"])
+def test_offsets_beyond_2_31_elements(name: str, shape: tuple[int, int, int], chip: Machine, cupy: Any) -> None:
+    from lab.gpu.launch import prepare
+
+    kernel = runnable(name, chip)
+    if "bf16" not in kernel.solves.weights:
+        pytest.skip("the pattern is bf16")
+    problem = fitted(kernel, *shape, "bf16")
+    m, n, k = problem.m, problem.n, problem.k
+    assert max(m * k, n * k, m * n) > 2**31
+    x, w = pattern(cupy, (m, k), 1), pattern(cupy, (n, k), 2)
+    y = cupy.full((m, n), 0xFFFF, cupy.uint16)
+    launches = kernel.launches(problem, kernel.best_guess(problem, chip), chip)
+    prepare(launches, {"x": x, "w": w, "y": y}, chip)()
+    for rows in (slice(0, min(m, 8)), slice(max(0, m - 8), m)):
+        for columns in (slice(0, min(n, 32)), slice(max(0, n - 32), n)):
+            inputs = {"x": x[rows].get(), "w": w[columns].get()}
+            part = Linear(inputs["x"].shape[0], inputs["w"].shape[0], k)
+            assert compare(part, inputs, y[rows, columns].get()).passed
+    assert not bool((y == 0xFFFF).any())
+    cupy.get_default_memory_pool().free_all_blocks()
+
+
+def operands(cupy: Any, problem: Linear, seed: int = 0) -> tuple[dict[str, Any], Any, Any]:
+    inputs = problem.draw(np.random.default_rng(seed))
+    return inputs, cupy.asarray(inputs["x"]), cupy.asarray(inputs["w"])
+
+
+def test_streams_of_the_callers_own(cupy: Any) -> None:
+    problem = Linear(2, 512, 1024)
+    inputs, x, w = operands(cupy, problem)
+    cupy.cuda.Device().synchronize()
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        on_current = ops.linear(x, w)
+        stream.synchronize()
+    named = cupy.empty_like(on_current)
+    other = cupy.cuda.Stream(non_blocking=True)
+    assert ops.linear(x, w, out=named, stream=other.ptr) is named
+    other.synchronize()
+    for y in (on_current, named):
+        assert compare(problem, inputs, y.get()).passed
+
+
+def test_a_captured_graph_replays_on_new_data(cupy: Any) -> None:
+    problem = Linear(1, 264, 776)  # a shape that nothing used before: it is compiled and loaded while captured
+    inputs, x, w = operands(cupy, problem)
+    y = cupy.full((1, 264), 0xFFFF, cupy.uint16)
+    cupy.cuda.Device().synchronize()
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        ops.linear(x, w, out=y)
+        graph = stream.end_capture()
+        for seed in (1, 2):
+            inputs = problem.draw(np.random.default_rng(seed))
+            x[...] = cupy.asarray(inputs["x"])
+            w[...] = cupy.asarray(inputs["w"])
+            graph.launch(stream)
+            stream.synchronize()
+            assert compare(problem, inputs, y.get()).passed
+
+
+@pytest.mark.parametrize("m", [1, 5, 200])
+def test_pytorch_tensors_are_taken_without_a_copy(m: int, torch: Any) -> None:
+    problem = Linear(m, 512, 768)
+    x = torch.randn(m, 768, device="cuda", dtype=torch.bfloat16)
+    w = torch.randn(512, 768, device="cuda", dtype=torch.bfloat16)
+    inputs = {"x": bits(torch, x), "w": bits(torch, w)}
+    out = torch.empty(m, 512, device="cuda", dtype=torch.bfloat16)
+    assert ops.linear(x, w, out=out) is out
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        fresh = ops.linear(x, w)
+    side.synchronize()
+    torch.cuda.synchronize()
+    for y in (out, fresh):
+        assert compare(problem, inputs, bits(torch, y)).passed
+
+
+def test_a_pytorch_graph_captures_a_call(torch: Any) -> None:
+    problem = Linear(2, 520, 792)
+    x = torch.randn(2, 792, device="cuda", dtype=torch.bfloat16)
+    w = torch.randn(520, 792, device="cuda", dtype=torch.bfloat16)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = ops.linear(x, w)
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert compare(problem, {"x": bits(torch, x), "w": bits(torch, w)}, bits(torch, y)).passed
+
+
+def bits(torch: Any, tensor: Any) -> Any:
+    return tensor.view(torch.int16).cpu().numpy().view(np.uint16)
+
+
+def test_arrays_that_no_kernel_can_take_are_refused(cupy: Any, torch: Any) -> None:
+    w = cupy.zeros((64, 128), cupy.uint16)
+    x = cupy.zeros((4, 128), cupy.uint16)
+    flat = cupy.zeros(4 * 128 + 8, cupy.uint16)
+    for bad, sentence in (
+        (x.T.copy().T, "x must be dense and row-major"),
+        (flat[1 : 1 + 512].reshape(4, 128), "x must start at a multiple of 16 B"),
+        (x[:, :64].copy(), "must share k"),
+        (x.astype(cupy.float32), "needs x in bf16"),
+        (torch.zeros(4, 128), "move it to the GPU"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            ops.linear(bad, w)
+    with pytest.raises(InputError, match="out must not overlap w"):
+        ops.linear(w[:4], w, out=w[8:10].reshape(4, 64))
+
+
+@pytest.mark.usefixtures("chip")
+def test_a_hanging_kernel_is_killed_at_its_deadline() -> None:
+    from tests.gpu import jobs
+
+    seen: list[Any] = []
+    with pytest.raises(EnvironmentFailure, match="killed at its deadline of 40 s"):
+        collect(worker.stream(jobs.hang, None, DEADLINE_S), seen)
+    assert seen == ["running"]
+    assert worker.run(jobs.check_all, None, 300) == []
+
+
+def collect(items: Iterator[Any], into: list[Any]) -> None:
+    """Keep the items that come before an error."""
+    for item in items:
+        into.append(item)
+
+
+@pytest.mark.usefixtures("chip")
+def test_a_device_error_is_one_sentence_and_stays_in_its_process() -> None:
+    from tests.gpu import jobs
+
+    with pytest.raises(EnvironmentFailure, match="illegal address"):
+        worker.run(jobs.illegal_address, None, DEADLINE_S)
+    assert worker.run(jobs.check_all, None, 300) == []
+
+
+@pytest.mark.usefixtures("chip")
+@pytest.mark.parametrize("tool", ["memcheck", "synccheck"])
+def test_compute_sanitizer_finds_nothing(tool: str) -> None:
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        pytest.skip("compute-sanitizer is not on PATH")
+    command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "tests.gpu.jobs"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=worker.environment())
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_hardware_counters_agree_with_theory(name: str, chip: Machine) -> None:
+    if shutil.which("ncu") is None:
+        pytest.skip("ncu is not on PATH")
+    from lab.gpu import counters
+
+    kernel = runnable(name, chip)
+    problem = Linear(1, 512, 1024) if kernel.family == "gemv" else Linear(512, 512, 512)
+    if kernel.solves.refusal(problem):
+        pytest.skip(f"{name} does not take {problem}")
+    schedule = kernel.best_guess(problem, chip)
+    counted = counters.read(kernel, problem, schedule, chip).counts
+    theory = kernel.module.theory(problem, schedule, chip)
+    for field in ("global_load_sectors", "global_store_sectors", "tma_load_bytes", "mma_flops"):
+        assert getattr(counted, field) == getattr(theory, field), field
+
+
+@pytest.mark.parametrize("clock", ["cold", "graph"])
+def test_a_bench_gives_checked_possible_records(clock: str, chip: Machine) -> None:
+    from lab.gpu.bench import bench
+    from lab.gpu.timing import Clock
+
+    kernel = runnable("gemv_vectorized", chip)
+    problem = Linear(1, 4096, 4096)
+    (record,) = bench(kernel, problem, [kernel.best_guess(problem, chip)], chip, clocks=(Clock(clock),), rounds=5)
+    assert record.check is not None
+    assert record.check.passed
+    assert len(record.samples_us) == 5
+    assert "impossible" not in record.metrics
+
+
+def test_a_models_linear_layers_round_as_the_formats_do(chip: Machine, cupy: Any) -> None:
+    from lab.gpu.linear_unit import GpuLinears
+
+    unit = GpuLinears(chip)
+    patterns = np.random.default_rng(0).integers(0, 2**32, 2**16, np.uint32).view(np.float32)
+    values = np.concatenate([patterns, np.float32([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, 3.4e38, 1.00390625])])
+    expected = decode(encode(values, "bf16"), "bf16")
+    assert np.array_equal(unit.round(cupy.asarray(values)).get(), expected, equal_nan=True)
+    rng = np.random.default_rng(1)
+    for m in (1, 7):
+        x, w = rng.standard_normal((m, 576), np.float32), rng.standard_normal((192, 576), np.float32)
+        y = unit(cupy.asarray(x), unit.load(w)).get()
+        inputs = {"x": encode(x, "bf16"), "w": encode(w, "bf16")}
+        assert compare(Linear(m, 192, 576), inputs, encode(y, "bf16")).passed
+    assert [d.problem.m for d in unit.settle()] == [1, 7]
+
+
+@pytest.mark.usefixtures("cupy")
+def test_ceilings_are_possible(chip: Machine) -> None:
+    from lab.gpu.ceilings import empty_launch, read_ceilings
+    from lab.gpu.timing import Clock
+
+    for clock in Clock:
+        (read,) = read_ceilings(clock, sizes=(64 * 2**20,), rounds=3)
+        assert 0 < read.bandwidth < chip.hbm_bandwidth
+        assert empty_launch(clock).us > 0
+
+
+@pytest.mark.usefixtures("chip")
+def test_the_card_says_how_it_is() -> None:
+    seen = device.conditions()
+    assert seen.sm_clock is not None
+    assert 0 < seen.sm_clock <= device.card().sm_clock_max
+    assert seen.power_w is not None
+    assert seen.throttle is not None

@@ -1,0 +1,103 @@
+"""What reaches the driver, and that the executor really carries guard bands there and back."""
+
+import ctypes
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lab import catalog
+from lab.gpu import driver
+from lab.gpu.launch import Prepared, executor
+from lab.problems import Linear
+from lab.verify import compare, guarded_array, guards_intact, verify
+from sim.counts import Counts
+from sim.errors import EnvironmentFailure, NoDeviceError
+from sim.formats import encode
+from sim.launch import Role
+from sim.machine import A100, H100
+from tests.lab.gpu.fake_driver import FakeLibrary, index_of
+
+KERNEL = catalog.get("gemv_vectorized")
+PROBLEM = Linear(3, 20, 64)
+SCHEDULE = KERNEL.best_guess(PROBLEM, H100)
+LAUNCHES = KERNEL.launches(PROBLEM, SCHEDULE, H100)
+
+
+def host(pointer: int, shape: tuple[int, ...]) -> Any:
+    """A "device" array of the fake driver, which is host memory."""
+    count = int(np.prod(shape))
+    return np.ctypeslib.as_array((ctypes.c_uint16 * count).from_address(pointer)).reshape(shape)
+
+
+def right_kernel(library: FakeLibrary) -> None:
+    x, w, y = (library.pointer(index_of(LAUNCHES[0], name)) for name in ("x", "w", "y"))
+    arrays = {"x": host(x, (3, 64)), "w": host(w, (20, 64))}
+    host(y, (3, 20))[...] = encode(PROBLEM.reference(arrays)[0], PROBLEM.output)
+
+
+def test_the_executor_brings_results_back(fake: Any) -> None:
+    fake.kernel = right_kernel
+    found = verify(KERNEL, PROBLEM, SCHEDULE, H100, executor(H100))
+    assert found.passed
+    assert found.counted == Counts()
+    (config,) = fake.configs
+    assert (config["grid"], config["block"], config["stream"]) == (LAUNCHES[0].grid, LAUNCHES[0].block, 9)
+
+
+@pytest.mark.parametrize("beyond", [-1, 60])
+def test_the_executor_shows_writes_outside_an_output(fake: Any, beyond: int) -> None:
+    def kernel(library: FakeLibrary) -> None:
+        right_kernel(library)
+        y = library.pointer(index_of(LAUNCHES[0], "y"))
+        ctypes.c_uint16.from_address(y + 2 * beyond).value = 1
+
+    fake.kernel = kernel
+    found = verify(KERNEL, PROBLEM, SCHEDULE, H100, executor(H100))
+    assert not found.check.guards_intact
+
+
+def test_an_element_that_no_one_writes_fails(fake: Any) -> None:
+    def kernel(library: FakeLibrary) -> None:
+        right_kernel(library)
+        y = library.pointer(index_of(LAUNCHES[0], "y"))
+        ctypes.c_uint16.from_address(y + 2 * 7).value = 0xFFFF
+
+    fake.kernel = kernel
+    outputs = {a.name: guarded_array(a) for a in LAUNCHES[0].arrays if a.role is Role.OUT}
+    inputs = PROBLEM.draw(np.random.default_rng(0))
+    arrays = {**inputs, "y": outputs["y"][1]}
+    executor(H100)(LAUNCHES, arrays)
+    assert guards_intact(outputs["y"][0])
+    assert compare(PROBLEM, inputs, arrays["y"]).first_mismatch == (0, 7)
+
+
+def test_clusters_dependent_launches_and_shared_memory_reach_the_driver(fake: Any) -> None:
+    launch = replace(LAUNCHES[0], cluster=(16, 1, 1), dependent=True, shared_bytes=100_000)
+    Prepared((launch,), H100)(stream=3)
+    (config,) = fake.configs
+    assert config["attributes"] == [driver.CLUSTER_DIMENSION, driver.PROGRAMMATIC_STREAM_SERIALIZATION]
+    assert config["cluster"] == [(16, 1, 1)]
+    assert (config["shared_bytes"], config["stream"]) == (100_000, 3)
+    assert (driver.MAX_DYNAMIC_SHARED_BYTES, 100_000) in fake.attributes_set
+    assert (driver.NON_PORTABLE_CLUSTER, 1) in fake.attributes_set
+
+
+def test_rebinding_moves_only_what_moved(fake: Any) -> None:
+    prepared = Prepared(LAUNCHES, H100).bind({"x": 16, "w": 32, "y": 48})
+    prepared(1)
+    prepared.bind({"x": 64})(1)
+    assert [fake.pointer(index_of(LAUNCHES[0], name)) for name in ("x", "w", "y")] == [64, 32, 48]
+
+
+def test_a_refused_launch_is_one_sentence(fake: Any) -> None:
+    fake.status = 700
+    with pytest.raises(EnvironmentFailure, match=r"illegal address \(.* in cuLaunchKernelEx of gemv_vectorized\)"):
+        Prepared(LAUNCHES, H100)(1)
+
+
+@pytest.mark.usefixtures("fake")
+def test_code_for_another_gpu_is_refused() -> None:
+    with pytest.raises(NoDeviceError, match=r"A100 SXM 40 GB .* does not run on this NVIDIA H100"):
+        Prepared(LAUNCHES, A100)

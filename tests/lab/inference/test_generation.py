@@ -1,0 +1,159 @@
+"""Generation from a loaded model: text, limits, sampling, and the bill of both phases."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from lab import inference
+from lab.inference import LanguageModel, Sampling
+from lab.inference.generation import ON
+from lab.problems import Attention
+from sim.errors import InputError, NoDeviceError
+from sim.machine import A100, H100
+from sim.roofline import roofline
+
+LAYER = 64 * 64 + 2 * 32 * 64 + 64 * 64 + 3 * 96 * 64  # weights of one layer of the tiny model
+HEAD = 265 * 64
+
+
+@pytest.fixture(scope="module")
+def simulated(tiny_path: Path) -> LanguageModel:
+    return inference.load(tiny_path)
+
+
+@pytest.fixture(scope="module")
+def oracle(tiny_path: Path) -> LanguageModel:
+    return inference.load(tiny_path, on="reference")
+
+
+def test_pieces_are_the_text_and_the_same_every_time(oracle: LanguageModel) -> None:
+    runs = [oracle.generate("the door", max_tokens=12) for _ in range(2)]
+    pieces = ["".join(run) for run in runs]
+    assert pieces[0] == pieces[1] == runs[0].text
+    assert runs[0].tokens == runs[1].tokens
+    assert len(runs[0].tokens) <= 12
+    assert runs[0].stop == ("length" if len(runs[0].tokens) == 12 else "end")
+
+
+def test_it_is_the_model_s_likeliest_token(oracle: LanguageModel) -> None:
+    run = oracle.generate("in", max_tokens=5)
+    list(run)
+    llama = oracle.llama
+    for i, token in enumerate(run.tokens):
+        before = [*run.prompt_tokens, *run.tokens[:i]]
+        logits = llama.logits(llama.forward(before, llama.new_cache(len(before)))[-1:])[0]
+        assert logits.argmax() == token
+
+
+def test_an_end_token_ends_the_text(oracle: LanguageModel) -> None:
+    first = oracle.generate("in", max_tokens=4)
+    list(first)
+    ends_at_second = replace(oracle, tokenizer=_Ending(oracle.tokenizer, first.tokens[1]))
+    run = ends_at_second.generate("in", max_tokens=4)
+    list(run)
+    expected = first.tokens[: first.tokens.index(first.tokens[1])]
+    assert (run.tokens, run.stop) == (expected, "end")
+
+
+class _Ending:
+    """A tokenizer with one more end token."""
+
+    def __init__(self, tokenizer, end: int) -> None:
+        self._tokenizer = tokenizer
+        self.ends = {end}
+
+    def __getattr__(self, name: str):
+        return getattr(self._tokenizer, name)
+
+
+def test_sampling_is_seeded_and_top_one_is_greedy(oracle: LanguageModel) -> None:
+    def tokens(sampling: Sampling) -> list[int]:
+        run = oracle.generate("or", max_tokens=20, sampling=sampling)
+        list(run)
+        return run.tokens
+
+    assert tokens(Sampling(temperature=1.0, top_k=1)) == tokens(Sampling())
+    assert tokens(Sampling(temperature=5.0, seed=3)) == tokens(Sampling(temperature=5.0, seed=3))
+    assert len({tuple(tokens(Sampling(temperature=5.0, seed=s))) for s in range(5)}) > 1
+
+
+def test_the_bill_of_both_phases(simulated: LanguageModel) -> None:
+    run = simulated.generate("the inner door", max_tokens=4)
+    list(run)
+    prompt = len(run.prompt_tokens)
+    prefill, decode = run.phases
+    assert (prefill.tokens, decode.tokens) == (prompt, 3)
+    assert prefill.launches == {"gemm_wgmma": 14, "gemv_vectorized": 1}
+    assert decode.launches == {"gemv_vectorized": 45}
+    assert prefill.bytes["weights"] == 2 * (2 * LAYER + HEAD)
+    assert decode.bytes["weights"] == 3 * prefill.bytes["weights"]
+    token = 2 * 2 * 2 * 16 * 2  # K and V, layers, KV heads, head_dim, bytes
+    assert prefill.bytes["kv"] == token * prompt
+    assert decode.bytes["kv"] == token * sum(prompt + i for i in (1, 2, 3))
+    attention = 2 * Attention(1, 4, 2, 16, prompt, prompt).flops
+    assert prefill.flops == 2 * (prompt * 2 * LAYER + HEAD) + attention
+    for phase in (prefill, decode):
+        assert phase.bytes["total"] == sum(phase.bytes[kind] for kind in ("weights", "kv", "activations"))
+        issued = sum(phase.launches.values()) + 2 * (1 if phase.name == "prefill" else 3)
+        assert phase.roofline == roofline(phase.flops, phase.bytes["total"], "bf16", H100, issued)
+        assert phase.clock == "predicted"
+        assert phase.us >= phase.roofline.floor_us * (1 - 1e-12), (
+            "a prediction cannot undercut the floor but by rounding"
+        )
+
+
+def test_one_token_needs_no_decode_step_and_a_reference_has_a_wall_clock(oracle: LanguageModel) -> None:
+    run = oracle.generate("in", max_tokens=1)
+    list(run)
+    (prefill,) = run.phases
+    assert (prefill.name, prefill.clock, run.stop) == ("prefill", "wall", "length")
+    assert prefill.us == prefill.wall_us > 0
+
+
+def test_an_interrupted_run_still_has_its_bill(simulated: LanguageModel) -> None:
+    run = simulated.generate("in", max_tokens=10)
+    next(iter(run))
+    assert run.stop == "running"
+    assert [phase.name for phase in run.phases] == ["prefill"]
+
+
+def test_the_document_is_plain_data(simulated: LanguageModel) -> None:
+    run = simulated.generate("in", max_tokens=2, chat=True)
+    list(run)
+    document = msgspec.json.decode(msgspec.json.encode(run.as_dict()))
+    assert document["text"] == run.text
+    assert [p["phase"] for p in document["phases"]] == ["prefill", "decode"]
+    assert document["phases"][0]["regime"] in ("overhead", "memory", "compute")
+    assert document["phases"][0]["counts"]["mma_flops"] > 0
+
+
+def test_bad_requests_are_one_sentence(simulated: LanguageModel, tiny_path: Path) -> None:
+    with pytest.raises(InputError, match="the prompt is empty"):
+        simulated.generate("")
+    with pytest.raises(InputError, match="max_tokens must be at least 1; max_tokens = 0"):
+        simulated.generate("in", max_tokens=0)
+    with pytest.raises(InputError, match="the model's context is 400"):
+        simulated.generate("in", max_tokens=400)
+    with pytest.raises(InputError, match="temperature must be from 0 to 100"):
+        Sampling(temperature=-1.0)
+    with pytest.raises(InputError, match=f"unknown chip 'tpu'; known: {', '.join(ON)}"):
+        inference.load(tiny_path, on="tpu")  # type: ignore[arg-type]
+
+
+def test_scores_that_overflow_are_refused(tiny_path: Path) -> None:
+    model = inference.load(tiny_path, on="reference", machine=A100)
+    model.llama._norm = model.llama._norm * np.float32(1e38)
+    with pytest.raises(InputError, match="gives scores that are not finite"), pytest.warns(RuntimeWarning):
+        list(model.generate("in"))
+
+
+def test_without_a_driver_the_gpu_is_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise NoDeviceError("there is no GPU")
+
+    monkeypatch.setattr("lab.gpu.device.require_device", refuse)
+    with pytest.raises(NoDeviceError, match="there is no GPU"):
+        inference.load(Path("no such file"), on="gpu")

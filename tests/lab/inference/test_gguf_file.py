@@ -1,0 +1,177 @@
+"""GGUF files: read as the reference reader reads them, and refused in one sentence where anything is wrong."""
+
+import struct
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lab.inference import gguf_file
+from lab.inference.config import read_config
+from lab.inference.gguf_file import GgufFile
+from lab.inference.model import Llama
+from lab.inference.tokenizer import Tokenizer
+from lab.inference.units import Reference
+from sim.errors import InputError
+from tests.lab.inference import tiny
+
+
+def open_all(path: Path) -> None:
+    """Everything that happens to a file before the first token."""
+    file = GgufFile(path)
+    config = read_config(file)
+    Tokenizer(file)
+    Llama(config, file, Reference())
+
+
+def test_metadata_and_tensors_are_those_of_the_reference_reader(tiny_path: Path, tiny_file: GgufFile) -> None:
+    expected = tiny.gguf.GGUFReader(tiny_path)
+    fields = {key: f for key, f in expected.fields.items() if not key.startswith("GGUF.")}
+    assert tiny_file.metadata.keys() == fields.keys()
+    for key, field in fields.items():
+        assert list(np.atleast_1d(tiny_file.metadata[key])) == list(np.atleast_1d(field.contents())), key
+    assert tiny_file.tensors.keys() == {t.name for t in expected.tensors}
+    for tensor in expected.tensors:
+        values = tiny.gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        np.testing.assert_array_equal(tiny_file.rows(tensor.name), values.reshape(tensor.shape[::-1]))
+
+
+def test_some_rows_are_those_rows_of_all(tiny_file: GgufFile) -> None:
+    every = tiny_file.rows("token_embd.weight")
+    np.testing.assert_array_equal(tiny_file.rows("token_embd.weight", [5, 0, 5]), every[[5, 0, 5]])
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+def test_a_file_cut_anywhere_is_one_sentence(tiny_path: Path, tmp_path_factory: Any, data: st.DataObject) -> None:
+    whole = tiny_path.read_bytes()
+    cut = tmp_path_factory.getbasetemp() / "cut.gguf"
+    cut.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 33))])  # the writer pads the last tensor to 32 bytes
+    with pytest.raises(InputError) as caught:
+        open_all(cut)
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=300)
+@given(data=st.data())
+def test_a_damaged_file_is_refused_or_read_and_nothing_else(
+    tiny_path: Path, tmp_path_factory: Any, data: st.DataObject
+) -> None:
+    content = bytearray(tiny_path.read_bytes())
+    directory = content.index(b"token_embd.weight") + 4000  # metadata and tensor directory end before
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, directory))
+        blob = data.draw(
+            st.sampled_from([b"\0", b"\xff", b"\x80", b"\xff" * 8, struct.pack("<Q", 2**40), b"\x09\0\0\0"])
+        )
+        content[at : at + len(blob)] = blob
+    damaged = tmp_path_factory.getbasetemp() / "damaged.gguf"
+    damaged.write_bytes(content)
+    with suppress(InputError):
+        open_all(damaged)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "cannot be read"),
+        (b"PK\3\4" + bytes(100), "does not begin with the bytes GGUF"),
+        (b"GGUF" + struct.pack("<I", 1) + bytes(100), "version 1; versions 2 and 3"),
+        (b"GGUF" + struct.pack(">I", 3) + bytes(100), "versions 2 and 3 little-endian"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 1) + bytes(100), "more than fit in the file"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + bytes(13), "more than fit in the file"),
+        (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**62) + bytes(100), "is truncated"),
+        (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2) + b"\xff\xfe" + bytes(100), "is not UTF-8"),
+        (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<I", 77) + bytes(100), "has type 77"),
+        (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<IIQ", 9, 9, 1) + bytes(99), "nested array"),
+        (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<IIQ", 9, 8, 2**50), "announces"),
+        (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<IIQ", 9, 4, 2**61), "is truncated"),
+    ],
+)
+def test_foreign_and_hostile_headers(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "foreign.gguf"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=says):
+        GgufFile(path)
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.gguf", tmp_path):
+        with pytest.raises(InputError, match="cannot be read"):
+            GgufFile(path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "says"),
+    [
+        ({"llama.block_count": None}, "'llama.block_count' is missing"),
+        ({"llama.block_count": "two"}, "holds str, not int"),
+        ({"llama.block_count": 3}, "'blk.2.attn_k.weight' is missing"),
+        ({"llama.block_count": 1}, "'blk.1.attn_norm.weight' is no part"),
+        ({"llama.block_count": 0}, "from 1 to 1024"),
+        ({"llama.feed_forward_length": 128}, "the metadata imply"),
+        ({"llama.attention.head_count": 6, "llama.attention.head_count_kv": 4}, "cannot share"),
+        ({"llama.rope.dimension_count": 8}, "is 8 and head_dim 16; both must be the same even"),
+        ({"llama.rope.scaling.type": "yarn"}, "rotary scaling is 'yarn'"),
+        ({"llama.rope.freq_base": float("nan")}, "out of range"),
+        ({"llama.vocab_size": tiny.VOCAB + 1}, f"has {tiny.VOCAB} tokens and its model {tiny.VOCAB + 1}"),
+        ({"tokenizer.ggml.tokens": None}, "'tokenizer.ggml.tokens' is missing"),
+        ({"tokenizer.ggml.model": "llama"}, "supported: gpt2/smollm"),
+        ({"tokenizer.ggml.pre": "qwen2"}, "tokenizer is gpt2/qwen2"),
+        ({"tokenizer.ggml.merges": ["Ġ nowhere"]}, "merges do not fit"),
+        ({"tokenizer.ggml.merges": ["abc"]}, "merges do not fit"),
+        ({"tokenizer.ggml.token_type": [1, 1]}, "token types or merges do not fit"),
+        ({"tokenizer.ggml.eos_token_id": tiny.VOCAB}, "eos_token_id must be from 0 to"),
+    ],
+)
+def test_inconsistent_metadata(tmp_path: Path, metadata: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        open_all(tiny.write(tmp_path / "odd.gguf", metadata))
+
+
+def test_another_architecture(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="architecture is 'mamba'; only 'llama'"):
+        open_all(tiny.write(tmp_path / "odd.gguf", architecture="mamba"))
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ({"blk.0.ffn_up.weight": None}, "'blk.0.ffn_up.weight' is missing"),
+        ({"blk.0.attn_q.bias": (np.zeros(64, np.float32), "F32")}, "no part of a Llama model without biases"),
+        ({"blk.0.attn_q.weight": (np.zeros((32, 64), np.float32), "F32")}, "the metadata imply"),
+        ({"output_norm.weight": (np.full(64, np.nan, np.float32), "F32")}, "holds infinities or NaN"),
+        ({"blk.0.ffn_up.weight": (np.full((96, 64), np.inf, np.float32), "F16")}, "holds infinities or NaN"),
+        ({"blk.0.ffn_up.weight": (np.zeros((96, 256), np.float32), "TQ2_0")}, "quantisation type 35; supported: F32"),
+    ],
+)
+def test_tensors_that_do_not_fit(tmp_path: Path, weights: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        open_all(tiny.write(tmp_path / "odd.gguf", weights=weights))
+
+
+def test_a_tensor_that_would_lie_outside_the_file(tiny_path: Path, tmp_path: Path) -> None:
+    content = bytearray(tiny_path.read_bytes())
+    name = b"output_norm.weight"
+    offset = content.index(name) + len(name) + 4 + 8 + 4  # behind dimensions, one extent, type
+    for wrong in (2**40, 1):
+        content[offset : offset + 8] = struct.pack("<Q", wrong)
+        path = tmp_path / "outside.gguf"
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=f"at offset {wrong:,}"):
+            GgufFile(path)
+
+
+def test_a_missing_extra_is_named(tiny_path: Path, tiny_file: GgufFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    gguf_file._gguf_package.cache_clear()
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(InputError, match=r"needs the package gguf: pip install 'kernel-lab\[model\]'"):
+        GgufFile(tiny_path)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(InputError, match=r"needs the package tokenizers: pip install 'kernel-lab\[model\]'"):
+        Tokenizer(tiny_file)

@@ -1,0 +1,216 @@
+"""The forward pass: against an independent one, against itself in steps, and layer by layer on the simulated chip."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from lab import catalog
+from lab.inference import model as model_module
+from lab.inference.config import LlamaConfig, read_config
+from lab.inference.gguf_file import GgufFile
+from lab.inference.model import Llama, attend
+from lab.inference.units import Reference, SimulatedChip
+from lab.problems import Attention, Linear
+from sim.counts import disagreements
+from sim.errors import InputError
+from sim.formats import encode
+from sim.machine import A100, H100
+from tests.lab.inference import tiny
+
+U = 2.0**-24  # unit roundoff of float32
+
+
+def rounding(config: LlamaConfig, tokens: int, logits: NDArray) -> float:
+    """How far two float32 evaluations may lie apart: a rounding for each addition on the longest path.
+
+    Each is taken relative to the largest score (Higham, "Accuracy and Stability", 3.1, partial sums bounded by it).
+    """
+    heads = config.q_heads * config.head_dim
+    path = config.layers * (4 * config.d + config.head_dim + tokens + heads + config.ffn) + 2 * config.d
+    return 2 * path * U * float(np.abs(logits).max())
+
+
+def textbook(config: LlamaConfig, file: GgufFile, tokens: Sequence[int]) -> NDArray[np.float64]:
+    """Logits [m, vocab] in float64, one head at a time, with half-split rotary embedding on reordered Q and K rows."""
+    c = config
+
+    def weight(name: str, heads: int = 0) -> NDArray[np.float64]:
+        w = file.rows(f"{name}.weight").astype(np.float64)
+        if heads:
+            w = w.reshape(heads, c.head_dim // 2, 2, c.d).swapaxes(1, 2).reshape(heads * c.head_dim, c.d)
+        return w
+
+    def norm(x: NDArray, name: str) -> NDArray:
+        return x / np.sqrt(np.mean(x**2, axis=1, keepdims=True) + c.eps) * weight(name)
+
+    def rope(x: NDArray) -> NDArray:
+        half = c.head_dim // 2
+        angle = np.outer(np.arange(len(x)), c.rope_theta ** (-np.arange(half) / half))
+        a, b = x[:, :half], x[:, half:]
+        return np.hstack([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)])
+
+    x = weight("token_embd")[list(tokens)]
+    seen = np.tril(np.ones((len(tokens), len(tokens)), bool))
+    for i in range(c.layers):
+        h = norm(x, f"blk.{i}.attn_norm")
+        q, k = h @ weight(f"blk.{i}.attn_q", c.q_heads).T, h @ weight(f"blk.{i}.attn_k", c.kv_heads).T
+        v = h @ weight(f"blk.{i}.attn_v").T
+        out = []
+        for head in range(c.q_heads):
+            mine = slice(head * c.head_dim, (head + 1) * c.head_dim)
+            kv = head // (c.q_heads // c.kv_heads)
+            shared = slice(kv * c.head_dim, (kv + 1) * c.head_dim)
+            scores = np.where(seen, rope(q[:, mine]) @ rope(k[:, shared]).T / np.sqrt(c.head_dim), -np.inf)
+            p = np.exp(scores - scores.max(axis=1, keepdims=True))
+            out.append(p / p.sum(axis=1, keepdims=True) @ v[:, shared])
+        x = x + np.hstack(out) @ weight(f"blk.{i}.attn_output").T
+        h = norm(x, f"blk.{i}.ffn_norm")
+        gate, up = h @ weight(f"blk.{i}.ffn_gate").T, h @ weight(f"blk.{i}.ffn_up").T
+        x = x + (gate / (1 + np.exp(-gate)) * up) @ weight(f"blk.{i}.ffn_down").T
+    return norm(x, "output_norm") @ weight("token_embd").T
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_config: LlamaConfig, tiny_file: GgufFile) -> Llama:
+    return Llama(tiny_config, tiny_file, Reference())
+
+
+def all_logits(llama: Llama, tokens: Sequence[int]) -> Any:
+    return llama.logits(llama.forward(tokens, llama.new_cache(len(tokens))))
+
+
+PROMPTS = st.lists(st.integers(0, 264), min_size=1, max_size=24)
+
+
+@settings(max_examples=25)
+@given(tokens=PROMPTS)
+def test_logits_are_the_textbook_s(
+    reference: Llama, tiny_config: LlamaConfig, tiny_file: GgufFile, tokens: list[int]
+) -> None:
+    expected = textbook(tiny_config, tiny_file, tokens)
+    assert np.abs(all_logits(reference, tokens) - expected).max() <= rounding(tiny_config, len(tokens), expected)
+
+
+@settings(max_examples=25)
+@given(tokens=PROMPTS, data=st.data())
+def test_decoding_with_the_cache_equals_one_prefill(
+    reference: Llama, tiny_config: LlamaConfig, tokens: list[int], data: st.DataObject
+) -> None:
+    whole = all_logits(reference, tokens)
+    split = data.draw(st.integers(1, len(tokens)))
+    cache = reference.new_cache(len(tokens))
+    parts = [reference.logits(reference.forward(tokens[:split], cache))]
+    parts += [reference.logits(reference.forward([token], cache)) for token in tokens[split:]]
+    assert cache.length == len(tokens)
+    assert np.abs(np.concatenate(parts) - whole).max() <= rounding(tiny_config, len(tokens), whole)
+
+
+@settings(max_examples=25)
+@given(tokens=PROMPTS, last=st.integers(0, 264))
+def test_no_token_sees_a_later_one(reference: Llama, tokens: list[int], last: int) -> None:
+    before = all_logits(reference, [*tokens, 0])[:-1]
+    np.testing.assert_array_equal(all_logits(reference, [*tokens, last])[:-1], before)
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_attention_is_within_the_problem_s_bound(data: st.DataObject) -> None:
+    kv_heads, group = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 4))
+    m = data.draw(st.integers(1, 20))
+    problem = Attention(1, kv_heads * group, kv_heads, 8, m, m + data.draw(st.integers(0, 20)), kv="fp32")
+    arrays = problem.draw(np.random.default_rng(data.draw(st.integers(0, 99))))
+    expected, bound = problem.reference(arrays)
+    keys, values = arrays["k"][0].swapaxes(0, 1), arrays["v"][0].swapaxes(0, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_module, "_QUERIES", data.draw(st.integers(1, 8)))
+        y = attend(arrays["q"][0], keys, values, np)
+    assert (np.abs(y.reshape(expected[0].shape) - expected[0]) <= bound[0]).all()
+
+
+class Checked(SimulatedChip):
+    """The simulated chip, every layer of which is held against the problem's reference on the very same inputs."""
+
+    def __call__(self, x: NDArray[np.float32], weights: NDArray[np.uint16]) -> NDArray[np.float32]:
+        y = super().__call__(x, weights)
+        n, k = weights.shape
+        expected, bound = Linear(x.shape[0], n, k).reference({"x": encode(x, "bf16"), "w": weights})
+        assert (np.abs(y - expected) <= bound).all()
+        return y
+
+
+@settings(max_examples=10)
+@given(tokens=st.lists(st.integers(0, 264), min_size=2, max_size=12))
+def test_every_layer_on_the_simulated_chip(tiny_config: LlamaConfig, tiny_file: GgufFile, tokens: list[int]) -> None:
+    chip = Checked(H100)
+    llama = Llama(tiny_config, tiny_file, chip)
+    cache = llama.new_cache(len(tokens) + 1)
+    llama.logits(llama.forward(tokens, cache)[-1:])
+    prefill = chip.settle()
+    llama.logits(llama.forward([7], cache))
+    decode = chip.settle()
+    assert [d.kernel for d in prefill] == ["gemm_wgmma"] * 7 * tiny_config.layers + ["gemv_vectorized"]
+    assert [d.kernel for d in decode] == ["gemv_vectorized"] * (7 * tiny_config.layers + 1)
+    assert chip.settle() == []
+    for done in prefill + decode:
+        kernel = catalog.get(done.kernel)
+        theory = kernel.module.theory(done.problem, kernel.best_guess(done.problem, H100), H100)
+        assert disagreements(theory, done.counts) == {}
+        assert done.predicted_us is not None
+        assert done.predicted_us >= H100.launch_us
+
+
+def test_a_chip_without_the_gemm_s_instructions_uses_the_gemv(tiny_config: LlamaConfig, tiny_file: GgufFile) -> None:
+    chip = SimulatedChip(A100)
+    llama = Llama(tiny_config, tiny_file, chip)
+    llama.forward([1, 2, 3], llama.new_cache(3))
+    assert {d.kernel for d in chip.settle()} == {"gemv_vectorized"}
+
+
+def test_the_cache_holds_the_chip_s_format(tiny_config: LlamaConfig, tiny_file: GgufFile) -> None:
+    chip = SimulatedChip(H100)
+    llama = Llama(tiny_config, tiny_file, chip)
+    cache = llama.new_cache(4)
+    llama.forward([5, 6, 7], cache)
+    for stored in (cache.keys, cache.values):
+        np.testing.assert_array_equal(stored, chip.round(stored))
+        assert stored.shape == (tiny_config.layers, tiny_config.kv_heads, 4, tiny_config.head_dim)
+        assert (stored[:, :, 3] == 0).all()
+
+
+def test_limits_are_one_sentence(reference: Llama, tiny_config: LlamaConfig) -> None:
+    with pytest.raises(InputError, match=f"take up to {tiny_config.context + 1} tokens; the model's context is"):
+        reference.new_cache(tiny_config.context + 1)
+    cache = reference.new_cache(2)
+    reference.forward([1, 2], cache)
+    with pytest.raises(InputError, match="2 tokens and 1 more do not fit"):
+        reference.forward([3], cache)
+
+
+def test_an_untied_head_and_rotary_divisors(tmp_path: Path, tiny_file: GgufFile, reference: Llama) -> None:
+    tokens = [9, 50, 120, 7]
+    head = tiny_file.rows("token_embd.weight")
+
+    def logits(metadata: dict[str, Any], weights: dict[str, Any]) -> NDArray[np.float32]:
+        file = GgufFile(tiny.write(tmp_path / "other.gguf", metadata, weights))
+        return all_logits(Llama(read_config(file), file, Reference()), tokens)
+
+    expected = all_logits(reference, tokens)
+    np.testing.assert_array_equal(logits({}, {"output.weight": (head, "F32")}), expected)
+    np.testing.assert_array_equal(logits({}, {"output.weight": (head * 2, "F32")}), expected * 2)
+    pairs = np.arange(8)
+    divisors = (2.0 ** (pairs / 8)).astype(np.float32)  # theta^(-2i/16) / 2^(i/8) is (2 theta)^(-i/8)
+    other_base = logits({"llama.rope.freq_base": 20000.0}, {})
+    divided = logits({}, {"rope_freqs.weight": (divisors, "F32")})
+    assert np.abs(divided - other_base).max() <= rounding(reference.config, len(tokens), expected)
+    assert np.abs(divided - expected).max() > rounding(reference.config, len(tokens), expected)
+
+
+def test_a_weight_too_large_for_bf16() -> None:
+    with pytest.raises(InputError, match="too large for bf16"):
+        SimulatedChip(H100).load(np.full((8, 8), np.finfo(np.float32).max))

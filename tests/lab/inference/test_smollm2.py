@@ -1,0 +1,79 @@
+"""SmolLM2-135M-Instruct, where its weights are in the cache: logits against known figures, both phases on the chip."""
+
+import numpy as np
+import pytest
+
+from lab import inference
+from lab.inference import LanguageModel
+from lab.inference.download import cached_weights
+from lab.problems import MODELS, Attention
+from sim.formats import FORMATS
+
+PROMPT = "The capital of France is"
+IDS = (504, 3575, 282, 4649, 314)
+# Last position, float32 on the dequantised weights; two independent implementations agree to 8.8e-5.
+TOP_FIVE = {" Paris": 17.371, " the": 14.889, " London": 13.245, " Le": 13.009, " New": 12.952}
+PRINTED = 0.0005 + 1e-4  # half a unit of the third decimal, and what the implementations differ by
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _weights() -> None:
+    if cached_weights() is None:
+        pytest.skip("the weights are not in the cache folder; `lab generate` fetches them")
+
+
+@pytest.fixture(scope="module")
+def oracle() -> LanguageModel:
+    return inference.load(on="reference")
+
+
+@pytest.fixture(scope="module")
+def simulated() -> LanguageModel:
+    return inference.load(on="sim")
+
+
+def last_logits(model: LanguageModel) -> np.ndarray:
+    llama = model.llama
+    return llama.logits(llama.forward(IDS, llama.new_cache(len(IDS)))[-1:])[0]
+
+
+def test_the_reference_gives_the_known_logits(oracle: LanguageModel) -> None:
+    assert oracle.tokenizer.encode(PROMPT) == list(IDS)
+    logits = last_logits(oracle)
+    five = [int(i) for i in np.argsort(-logits)[:5]]
+    assert [oracle.tokenizer.decode([i]) for i in five] == list(TOP_FIVE)
+    np.testing.assert_allclose(logits[five], list(TOP_FIVE.values()), rtol=0, atol=PRINTED)
+
+
+def test_the_chat_template(oracle: LanguageModel) -> None:
+    run = oracle.generate("What is the capital of France?", chat=True)
+    assert "".join(run) == "The capital of France is Paris."
+    assert (len(run.prompt_tokens), run.stop) == (37, "end")
+
+
+def test_the_simulated_chip_stays_within_its_format(oracle: LanguageModel, simulated: LanguageModel) -> None:
+    """Every linear layer rounds its weights, its inputs and its outputs to bf16: relative errors of at most u = 2^-8.
+
+    They are independent, so on a path of `depth` layers their squares add: in the root mean square the logits are off
+    by less than u sqrt(3 depth) of their own size.
+    """
+    expected, logits = last_logits(oracle), last_logits(simulated)
+    depth = 4 * simulated.llama.config.layers + 1  # q k v, then o, then gate and up, then down; and the head
+    off = np.sqrt(np.mean((logits - expected) ** 2) / np.mean(expected**2))
+    assert off < FORMATS["bf16"].unit_roundoff * np.sqrt(3 * depth)
+    assert logits.argmax() == expected.argmax()
+
+
+def test_prefill_is_a_gemm_and_decode_a_gemv(simulated: LanguageModel) -> None:
+    run = simulated.generate(PROMPT, max_tokens=3)
+    assert "".join(run).startswith(" Paris.")
+    prefill, decode = run.phases
+    assert prefill.launches == {"gemm_wgmma": 210, "gemv_vectorized": 1}
+    assert decode.launches == {"gemv_vectorized": 2 * 211}
+    model = MODELS["smollm2-135m"]
+    norms = (2 * model.layers + 1) * model.d
+    assert prefill.bytes["weights"] == 2 * (model.parameters - norms) == decode.bytes["weights"] // 2
+    assert decode.bytes["kv"] == 23_040 * (6 + 7)
+    attention = 30 * Attention(1, 9, 3, 64, 1, 6).flops + 30 * Attention(1, 9, 3, 64, 1, 7).flops
+    assert decode.flops == 2 * 2 * (model.parameters - norms) + attention
+    assert decode.roofline.intensity < prefill.roofline.intensity

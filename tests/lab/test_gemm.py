@@ -1,0 +1,110 @@
+"""Facts of the GEMM family that hold for no other kernel."""
+
+from dataclasses import replace
+from itertools import product
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lab import catalog
+from lab.kernel import Kernel
+from lab.kernels.gemm import _tiles
+from lab.problems import Linear
+from sim.errors import InputError, ScheduleError
+from sim.launch import TensorMap
+from sim.machine import H100
+
+WGMMA = ("gemm_wgmma", "gemm_warp_specialized")
+
+
+@given(
+    m=st.integers(1, 900),
+    n=st.integers(1, 900),
+    block_m=st.sampled_from([64, 128, 256]),
+    block_n=st.sampled_from([64, 192, 256]),
+    group_m=st.integers(1, 20),
+)
+def test_the_raster_visits_every_tile_once(m: int, n: int, block_m: int, block_n: int, group_m: int) -> None:
+    tiles = _tiles.tile_count(Linear(m, n, 8), block_m, block_n)
+    visited = [_tiles.tile_at(i, m, n, block_m, block_n, group_m) for i in range(tiles)]
+    assert set(visited) == set(product(range(0, m, block_m), range(0, n, block_n)))
+    assert len(visited) == len(set(visited))
+
+
+def test_the_raster_walks_groups_of_tile_rows_column_by_column() -> None:
+    visited = [_tiles.tile_at(i, 5 * 64, 2 * 64, 64, 64, 2) for i in range(10)]
+    rows_and_columns = [(row // 64, column // 64) for row, column in visited]
+    assert rows_and_columns == [(0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (3, 0), (2, 1), (3, 1), (4, 0), (4, 1)]
+
+
+@pytest.mark.parametrize("name", WGMMA)
+class TestWgmma:
+    def kernel(self, name: str) -> Kernel:
+        return catalog.get(name)
+
+    def test_boxes_are_legal_for_tma_and_bring_what_the_barrier_expects(self, name: str) -> None:
+        kernel, problem = self.kernel(name), Linear(300, 520, 136)
+        for schedule in kernel.module.candidates(problem, H100):
+            (launch,) = kernel.launches(problem, schedule, H100)
+            maps = {a.name: a for a in launch.arguments if isinstance(a, TensorMap)}
+            for tensor in maps.values():
+                assert max(tensor.box) <= 256
+                assert tensor.box[-1] * 2 == tensor.swizzle == 128
+                assert all(stride * 2 % 16 == 0 for stride in tensor.strides[:-1])
+            loads = schedule.block_m // maps["x_map"].box[0] * maps["x_map"].box_bytes(2)
+            loads += schedule.block_n // maps["w_map"].box[0] * maps["w_map"].box_bytes(2)
+            assert loads == schedule.stage_bytes
+
+    def test_a_perturbed_tile_changes_what_is_counted(self, name: str) -> None:
+        kernel, problem = self.kernel(name), Linear(300, 520, 136)
+        schedule = kernel.best_guess(problem, H100)
+        (launch,) = kernel.launches(problem, schedule, H100)
+        counts = kernel.module.simulate(launch, None, H100)
+        wrong = replace(schedule, block_n=64 if schedule.block_n != 64 else 128)
+        perturbed = replace(launch, schedule=wrong)  # the same grid, another box
+        assert kernel.module.simulate(perturbed, None, H100).tma_load_bytes != counts.tma_load_bytes
+
+    def test_counts_and_result_do_not_depend_on_the_number_of_threads(self, name: str) -> None:
+        kernel, problem = self.kernel(name), Linear(300, 520, 136)
+        (launch,) = kernel.launches(problem, kernel.best_guess(problem, H100), H100)
+        inputs = problem.draw(np.random.default_rng(0))
+        results = []
+        for threads in (1, numba.config.NUMBA_NUM_THREADS):
+            numba.set_num_threads(threads)
+            y = np.zeros((problem.m, problem.n), np.uint16)
+            counts = kernel.module.simulate(launch, {**inputs, "y": y}, H100)
+            assert kernel.module.simulate(launch, None, H100) == counts
+            results.append((counts, y))
+        assert results[0][0] == results[1][0]
+        assert np.array_equal(results[0][1], results[1][1])
+
+    @pytest.mark.parametrize("shape", [(8, 8, 12), (8, 12, 8), (8, 7, 8)])
+    def test_rows_that_tma_cannot_address_are_refused(self, name: str, shape: tuple[int, int, int]) -> None:
+        with pytest.raises(InputError, match="multiple of 8"):
+            self.kernel(name).require(Linear(*shape))
+
+    def test_a_ring_larger_than_shared_memory_is_refused_with_both_sides(self, name: str) -> None:
+        kernel, problem = self.kernel(name), Linear(4096, 4096, 4096)
+        schedule = replace(kernel.best_guess(problem, H100), stages=8)
+        with pytest.raises(ScheduleError, match=r"8 stages.* need [\d,]+ B of shared memory; a block .* has 232,448 B"):
+            schedule.fits(problem, H100)
+
+    @pytest.mark.parametrize("m", [1, 7, 64])
+    def test_few_rows_are_solved_too(self, name: str, m: int) -> None:
+        kernel, problem = self.kernel(name), Linear(m, 4096, 4096)
+        schedule = kernel.best_guess(problem, H100)
+        (launch,) = kernel.launches(problem, schedule, H100)
+        assert schedule.block_m <= 128
+        assert kernel.module.simulate(launch, None, H100).flops == problem.flops
+
+
+def test_4096_cubed_loads_what_a_128_by_256_tile_loads() -> None:
+    kernel, problem = catalog.get("gemm_wgmma"), Linear(4096, 4096, 4096)
+    schedule = kernel.best_guess(problem, H100)
+    assert (schedule.block_m, schedule.block_n) == (128, 256)
+    counts = kernel.module.theory(problem, schedule, H100)
+    assert counts.tma_load_bytes == counts.l2_to_sm_bytes == 1_610_612_736
+    assert counts.mma_flops == counts.flops == 2 * 4096**3

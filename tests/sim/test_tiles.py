@@ -1,0 +1,227 @@
+"""The tile simulator's primitives against brute force: enumerated sectors, clipping, numerics within their bound."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from sim.cache import READ, WRITTEN
+from sim.counts import SECTOR, lane_sectors, row_sectors
+from sim.formats import decode, encode
+from sim.tiles import dot, load_lanes, load_tile, load_vector, mma, store_lanes, store_tile, store_vector
+from sim.tiles.arithmetic import bf16_of_float
+from sim.tiles.chip import (
+    FIELDS,
+    FLOPS,
+    L2_TO_SM,
+    LOAD_SECTORS,
+    MMA_FLOPS,
+    SM_TO_L2,
+    STORE_SECTORS,
+    TMA_LOAD_BYTES,
+)
+
+BF16 = 2
+
+
+def fresh(nbytes: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    return np.zeros(len(FIELDS), np.int64), np.zeros(-(-nbytes // SECTOR), np.uint8)
+
+
+def bytes_to_sectors(addresses: list[int]) -> set[int]:
+    return {a // SECTOR for a in addresses}
+
+
+@given(start=st.integers(0, 200), nbytes=st.integers(0, 600))
+def test_vector_requests_count_and_mark_the_sectors_they_touch(start: int, nbytes: int) -> None:
+    expected = bytes_to_sectors([start + i for i in range(nbytes)])
+    for request, sectors, moved, bit in (
+        (load_vector, LOAD_SECTORS, L2_TO_SM, READ),
+        (store_vector, STORE_SECTORS, SM_TO_L2, WRITTEN),
+    ):
+        count, marks = fresh(1000)
+        request(count, marks, start, nbytes)
+        assert count[sectors] == len(expected)
+        assert count[moved] == SECTOR * len(expected)
+        assert count.sum() == count[sectors] + count[moved]
+        assert {int(i) for i in np.flatnonzero(marks == bit)} == expected
+        assert np.count_nonzero(marks) == len(expected)
+
+
+@given(
+    start=st.integers(0, 40),
+    stride=st.integers(0, 100),
+    width=st.sampled_from([1, 2, 4, 8, 16]),
+    lanes=st.integers(1, 32),
+    step=st.integers(1, 70),
+    times=st.integers(1, 70),
+)
+def test_lane_requests_count_unique_sectors(
+    start: int, stride: int, width: int, lanes: int, step: int, times: int
+) -> None:
+    requests = [
+        bytes_to_sectors([start + lane * stride + t * step + i for lane in range(lanes) for i in range(width)])
+        for t in range(times)
+    ]
+    unique = sum(len(r) for r in requests)
+    for request, sectors, moved, bit in (
+        (load_lanes, LOAD_SECTORS, L2_TO_SM, READ),
+        (store_lanes, STORE_SECTORS, SM_TO_L2, WRITTEN),
+    ):
+        count, marks = fresh(start + 32 * 100 + 70 * 70 + 16)
+        request(count, marks, start, stride, width, lanes, step, times)
+        assert count[sectors] == unique
+        assert count[moved] == SECTOR * unique
+        touched = {int(i) for i in np.flatnonzero(marks == bit)}
+        assert touched >= set.union(*requests)
+        if step <= width or step > SECTOR:  # otherwise a run of small steps is marked without its gaps
+            assert touched == set.union(*requests)
+
+
+@given(element=st.sampled_from([1, 2, 4]), k=st.integers(1, 64), first=st.integers(0, 64), lanes=st.integers(1, 32))
+def test_lane_sectors_is_the_closed_form_of_a_strided_request(element: int, k: int, first: int, lanes: int) -> None:
+    start, stride = element * first, element * k
+    enumerated = bytes_to_sectors([start + lane * stride + i for lane in range(lanes) for i in range(element)])
+    assert lane_sectors(start, stride, element, lanes) == len(enumerated)
+
+
+@st.composite
+def boxes(draw: st.DrawFn) -> tuple[int, int, int, int, int, int]:
+    """rows, columns of an array; row, column of a box that may hang over any far edge or lie outside; its shape."""
+    rows, columns = draw(st.integers(1, 40)), draw(st.integers(1, 80))
+    row, column = draw(st.integers(0, 48)), draw(st.integers(0, 96))
+    return rows, columns, row, column, 4 * draw(st.integers(1, 6)), 4 * draw(st.integers(1, 16))
+
+
+def box_sectors(box: tuple[int, int, int, int, int, int]) -> list[int]:
+    """Every sector of every in-bounds box row, each row by itself."""
+    rows, columns, row, column, box_rows, box_columns = box
+    found: list[int] = []
+    for r in range(row, min(row + box_rows, rows)):
+        inside = range(column, min(column + box_columns, columns))
+        found += sorted(bytes_to_sectors([(r * columns + c) * BF16 + i for c in inside for i in range(BF16)]))
+    return found
+
+
+@given(box=boxes(), transposed=st.booleans(), seed=st.integers(0, 9))
+def test_tile_loads_count_full_boxes_deliver_inside_sectors_and_fill_with_zero(
+    box: tuple[int, int, int, int, int, int], transposed: bool, seed: int
+) -> None:
+    rows, columns, row, column, box_rows, box_columns = box
+    source = encode(np.random.default_rng(seed).standard_normal((rows, columns)), "bf16")
+    tile = np.full((box_columns, box_rows) if transposed else (box_rows, box_columns), np.nan, np.float32)
+    count, marks = fresh(source.nbytes)
+    load_tile(count, marks, source, rows, columns, row, column, tile.T if transposed else tile)
+
+    expected = np.zeros((box_rows, box_columns), np.float32)
+    inside = decode(source, "bf16")[row : row + box_rows, column : column + box_columns]
+    expected[: inside.shape[0], : inside.shape[1]] = inside
+    assert np.array_equal(tile.T if transposed else tile, expected)
+    touched = box_sectors(box)
+    assert count[TMA_LOAD_BYTES] == box_rows * box_columns * BF16
+    assert count[L2_TO_SM] == SECTOR * len(touched)
+    assert count.sum() == count[TMA_LOAD_BYTES] + count[L2_TO_SM]
+    assert {int(i) for i in np.flatnonzero(marks)} == set(touched)
+
+    only, its_marks = fresh(source.nbytes)
+    load_tile(only, its_marks, np.zeros((0, 0), np.uint16), rows, columns, row, column, tile)
+    assert transposed or (np.array_equal(only, count) and np.array_equal(its_marks, marks))
+
+
+@given(box=boxes(), seed=st.integers(0, 9))
+def test_tile_stores_are_clipped_and_rounded(box: tuple[int, int, int, int, int, int], seed: int) -> None:
+    rows, columns, row, column, box_rows, box_columns = box
+    tile = np.random.default_rng(seed).standard_normal((box_rows, box_columns)).astype(np.float32)
+    target = np.full((rows, columns), 0x7FC1, np.uint16)
+    expected = target.copy()
+    height, width = max(min(box_rows, rows - row), 0), max(min(box_columns, columns - column), 0)
+    if height and width:
+        expected[row : row + height, column : column + width] = encode(tile[:height, :width], "bf16")
+    count, marks = fresh(target.nbytes)
+    store_tile(count, marks, target, rows, columns, row, column, tile)
+    assert np.array_equal(target, expected)
+    touched = box_sectors(box)
+    assert count[SM_TO_L2] == SECTOR * len(touched) == count.sum()
+    assert {int(i) for i in np.flatnonzero(marks)} == set(touched)
+
+
+@given(rows=st.integers(1, 70), columns=st.integers(1, 70), start=st.integers(0, 40), width=st.integers(1, 40))
+def test_a_column_of_boxes_moves_the_row_sectors_of_the_closed_form(
+    rows: int, columns: int, start: int, width: int
+) -> None:
+    width = max(min(width, columns - start), 0)
+    count, marks = fresh(rows * columns * BF16)
+    for row in range(0, rows, 16):
+        tile = np.zeros((16, width), np.float32)
+        load_tile(count, marks, np.zeros((0, 0), np.uint16), rows, columns, row, start, tile)
+    assert count[L2_TO_SM] == SECTOR * row_sectors(rows, BF16 * columns, BF16 * start, BF16 * width)
+
+
+@given(
+    m=st.integers(1, 6),
+    n=st.integers(1, 70),
+    k=st.integers(1, 20),
+    reach=st.tuples(st.integers(-3, 40), st.integers(-3, 90), st.integers(-3, 100)),
+    seed=st.integers(0, 9),
+)
+def test_mma_counts_padding_and_accumulates_within_the_float32_bound(
+    m: int, n: int, k: int, reach: tuple[int, int, int], seed: int
+) -> None:
+    m, k = 4 * m, 4 * k
+    rng = np.random.default_rng(seed)
+    a = decode(encode(rng.standard_normal((m, k)), "bf16"), "bf16")
+    b = decode(encode(rng.standard_normal((k, n)), "bf16"), "bf16")
+    total = rng.standard_normal((m, n)).astype(np.float32)
+    exact = total + a.astype(np.float64) @ b.astype(np.float64)
+    # k products, each exact in float32 (8 x 8 significant bits), and the tile itself: k additions of k + 1 terms.
+    bound = k * 2.0**-24 / (1 - k * 2.0**-24) * (np.abs(total) + np.abs(a).astype(np.float64) @ np.abs(b))
+    count, _ = fresh(0)
+    mma(count, total, a, b, *reach, True)
+    assert (np.abs(total - exact) <= bound).all()
+    assert count[MMA_FLOPS] == 2 * m * n * k
+    useful = [max(min(extent, r), 0) for extent, r in zip((m, n, k), reach, strict=True)]
+    assert count[FLOPS] == 2 * np.prod(useful)
+    assert count.sum() == count[MMA_FLOPS] + count[FLOPS]
+    before, only = total.copy(), fresh(0)[0]
+    mma(only, total, a, b, *reach, False)
+    assert np.array_equal(total, before)
+    assert np.array_equal(only, count)
+
+
+@given(start=st.integers(0, 30), width=st.integers(0, 200), seed=st.integers(0, 9), bits=st.booleans())
+def test_dot_is_within_the_float32_bound(start: int, width: int, seed: int, bits: bool) -> None:
+    rng = np.random.default_rng(seed)
+    x, w = (rng.standard_normal((3, 240)).astype(np.float32) for _ in range(2))
+    if bits:
+        x, w = encode(x, "bf16"), encode(w, "bf16")
+    a, b = ((decode(v, "bf16") if bits else v).astype(np.float64)[r] for v, r in ((x, 2), (w, 1)))
+    part = slice(start, start + width)
+    got = dot(x, w, 2, 1, start, width)
+    assert abs(got - a[part] @ b[part]) <= (width + 1) * 2.0**-24 * (np.abs(a[part]) @ np.abs(b[part]))
+
+
+def test_bf16_rounding_is_that_of_ml_dtypes() -> None:
+    # Every exponent and sign with the mantissas around ties and carries; subnormals, infinities and NaN included.
+    low = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF, 0x18000, 0x17FFF, 0x7F8000, 0x7FFFFF], np.uint32)
+    patterns = (np.arange(512, dtype=np.uint32)[:, None] << np.uint32(23) | low).reshape(-1)
+    values = patterns.view(np.float32)
+    ours = np.array([bf16_of_float(v) for v in values], np.uint16)
+    nan = np.isnan(values)
+    assert (ours[nan] == 0x7FFF).all()
+    with np.errstate(over="ignore", invalid="ignore"):
+        theirs = values.astype(ml_dtypes.bfloat16).view(np.uint16)
+    assert np.array_equal(ours[~nan], theirs[~nan])
+
+
+@pytest.mark.parametrize("grown", [0, 1])
+def test_a_perturbed_box_changes_the_counts(grown: int) -> None:
+    def loaded(shape: tuple[int, int]) -> NDArray[np.int64]:
+        count, marks = fresh(256 * 256 * BF16)
+        load_tile(count, marks, np.zeros((0, 0), np.uint16), 256, 256, 64, 64, np.zeros(shape, np.float32))
+        return count
+
+    box = [64, 64]
+    box[grown] += 16
+    assert (loaded((box[0], box[1])) != loaded((64, 64)))[[TMA_LOAD_BYTES, L2_TO_SM]].all()
