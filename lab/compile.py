@@ -1,7 +1,7 @@
 """NVRTC: a launch's kernel to a cubin or to PTX, for an exact architecture, without a GPU; cached on disk.
 
 The cache key covers everything the compiler sees: source, generated header, every header they include, options and the
-NVRTC version. The folder is $LAB_CACHE_DIR, else $XDG_CACHE_HOME/kernel-lab, else ~/.cache/kernel-lab.
+NVRTC version.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from typing import Any, Literal
 from lab import catalog
 from lab.kernel import generated_header
 from sim.errors import EnvironmentFailure
+from sim.folders import cache_dir
 from sim.launch import Launch
 from sim.machine import Machine
 
@@ -46,20 +47,6 @@ class Compiled:
     path: Path
     target: Target
     resources: dict[str, Resources]
-
-
-def cache_dir() -> Path:
-    """The folder of everything the lab keeps between runs; raises EnvironmentFailure where it cannot be written."""
-    base = os.environ.get("LAB_CACHE_DIR")
-    folder = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kernel-lab"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise EnvironmentFailure(f"the cache folder {folder} cannot be written; set LAB_CACHE_DIR to one that can")
-    return folder
 
 
 def compile_launch(launch: Launch, machine: Machine, target: Target = "cubin", allow_spills: bool = False) -> Compiled:

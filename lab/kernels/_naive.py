@@ -1,10 +1,9 @@
 """What the naive kernels share: a warp takes 32 neighbouring columns of one row of y, each lane a whole dot product."""
 
-from numba import njit
-
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, lane_sectors, row_sectors, sectors
 from sim.formats import FORMATS
+from sim.jit import njit
 from sim.tiles import count_fma, dot, load_lanes, store_vector
 
 LANES = 32

@@ -1,9 +1,10 @@
 """Counted CUDA-core arithmetic with float32 accumulation, and bf16 bits."""
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 
+from sim.jit import njit
 from sim.tiles.chip import FLOPS
 
 

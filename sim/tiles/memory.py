@@ -1,9 +1,8 @@
 """Counted warp requests to global memory: contiguous vectors and strided lanes."""
 
-from numba import njit
-
 from sim.cache import READ, WRITTEN
 from sim.counts import SECTOR
+from sim.jit import njit
 from sim.tiles.chip import L2_TO_SM, LOAD_SECTORS, SM_TO_L2, STORE_SECTORS
 
 _READ, _WRITTEN = READ, WRITTEN

@@ -4,10 +4,9 @@ A tile is a float32 array that stands for shared memory or accumulators; its sha
 empty, the primitives only count.
 """
 
-from numba import njit
-
 from sim.cache import READ, WRITTEN
 from sim.counts import SECTOR
+from sim.jit import njit
 from sim.tiles.arithmetic import bf16_of_float, float_of_bf16
 from sim.tiles.chip import FLOPS, L2_TO_SM, MMA_FLOPS, SM_TO_L2, TMA_LOAD_BYTES
 

@@ -1,9 +1,8 @@
 """What the wgmma GEMMs share: tile arithmetic, the order of tiles, tensor maps, closed-form counts."""
 
-from numba import njit
-
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, row_sectors, sectors
+from sim.jit import njit
 from sim.launch import Argument, Array, Role, Scalar, TensorMap
 from sim.machine import Machine
 

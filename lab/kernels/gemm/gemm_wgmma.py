@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit, prange
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice, require_shared
@@ -13,6 +12,7 @@ from lab.kernels.gemm._tiles import ALIGNMENT, BF16, BLOCK_K, MMA_M, tile_at
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.errors import ScheduleError
+from sim.jit import njit, prange
 from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import Chip, load_tile, mma, store_tile

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit, prange
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice
@@ -14,6 +13,7 @@ from lab.problems import Linear
 from sim.counts import Counts
 from sim.errors import ScheduleError
 from sim.formats import encode
+from sim.jit import njit, prange
 from sim.launch import Array, Launch, Role, Scalar
 from sim.machine import Machine
 from sim.tiles import Chip

@@ -1,0 +1,175 @@
+"""The Llama forward pass: every linear layer on a LinearUnit, the rest plain array code in the unit's namespace."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lab.inference.config import LlamaConfig
+from lab.inference.gguf_file import GgufFile
+from lab.inference.progress import Advance, silent
+from lab.inference.units import LinearUnit
+from sim.errors import InputError
+
+_QUERIES = 256  # rows of queries whose scores exist at once
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One transformer layer: norms as arrays, linear layers as the unit's handles."""
+
+    attn_norm: Any
+    attn_q: Any
+    attn_k: Any
+    attn_v: Any
+    attn_output: Any
+    ffn_norm: Any
+    ffn_gate: Any
+    ffn_up: Any
+    ffn_down: Any
+
+
+class KVCache:
+    """Keys and values of one sequence, preallocated: [layers, kv_heads, capacity, head_dim] each; `length` are in use.
+
+    Values are rounded to the unit's format and lie in float32 arrays. Raises InputError where the model's context is
+    shorter than the capacity.
+    """
+
+    def __init__(self, config: LlamaConfig, capacity: int, xp: Any) -> None:
+        if capacity > config.context:
+            raise InputError(f"prompt and answer take up to {capacity} tokens; the model's context is {config.context}")
+        shape = (config.layers, config.kv_heads, capacity, config.head_dim)
+        self.keys, self.values = xp.zeros(shape, np.float32), xp.zeros(shape, np.float32)
+        self.capacity = capacity
+        self.length = 0
+
+    def append(self, layer: int, keys: Any, values: Any) -> tuple[Any, Any]:
+        """Store [m, kv_heads, head_dim] behind the first `length` tokens; returns all of this layer's so far.
+
+        Every layer stores at the same place: `length` grows when the step is over.
+        """
+        end = self.length + keys.shape[0]
+        self.keys[layer, :, self.length : end] = keys.swapaxes(0, 1)
+        self.values[layer, :, self.length : end] = values.swapaxes(0, 1)
+        return self.keys[layer, :, :end], self.values[layer, :, :end]
+
+
+class Llama:
+    """A model whose weights have been loaded onto a unit."""
+
+    def __init__(self, config: LlamaConfig, file: GgufFile, unit: LinearUnit, advance: Advance = silent) -> None:
+        """Load every tensor; `advance` hears how many are loaded."""
+        self.config = config
+        self.unit = unit
+        self._file = file
+        handles = {}
+        for done, name in enumerate(config.shapes):
+            advance(done)
+            handles[name] = self._load(name)
+        self._layers = [
+            Layer(**{part: handles[f"blk.{i}.{part}.weight"] for part in Layer.__dataclass_fields__})
+            for i in range(config.layers)
+        ]
+        self._norm = handles["output_norm.weight"]
+        tied = "output.weight" not in file.tensors
+        self._head = handles["token_embd.weight"] if tied else self._load("output.weight")
+        self._frequencies = _rotary_frequencies(config)
+        if "rope_freqs.weight" in file.tensors:
+            self._frequencies = self._frequencies / file.rows("rope_freqs.weight")
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty cache for a sequence of at most `capacity` tokens."""
+        return KVCache(self.config, capacity, self.unit.xp)
+
+    def forward(self, tokens: Sequence[int], cache: KVCache) -> Any:
+        """One step: hidden states [m, d] of m new tokens, whose keys and values join the cache.
+
+        m > 1 is prefill, m = 1 is decode. Raises InputError where the cache is full.
+        """
+        m, start = len(tokens), cache.length
+        if start + m > cache.capacity:
+            raise InputError(f"{start} tokens and {m} more do not fit in a KV cache of {cache.capacity}")
+        xp = self.unit.xp
+        x = self.unit.round(xp.asarray(self._file.rows("token_embd.weight", list(tokens))))
+        turn = self._turn(start, m)
+        for i, layer in enumerate(self._layers):
+            x = x + self._attention(i, layer, self._normalise(x, layer.attn_norm), turn, cache)
+            x = x + self._feed_forward(layer, self._normalise(x, layer.ffn_norm))
+        cache.length = start + m
+        return self._normalise(x, self._norm)
+
+    def logits(self, hidden: Any) -> Any:
+        """Scores [m, vocab] of the token that follows each hidden state [m, d]."""
+        return self.unit(hidden, self._head)
+
+    def _load(self, name: str) -> Any:
+        values = self._file.rows(name)
+        return self.unit.load(values) if values.ndim == 2 else self.unit.xp.asarray(values)
+
+    def _normalise(self, x: Any, weight: Any) -> Any:
+        """RMSNorm (Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019)."""
+        mean_square = (x * x).mean(axis=-1, keepdims=True)
+        return x / self.unit.xp.sqrt(mean_square + np.float32(self.config.eps)) * weight
+
+    def _turn(self, start: int, m: int) -> tuple[Any, Any]:
+        """(cos, sin) of the rotary angles, [m, 1, head_dim / 2]; angles in float64, for far positions."""
+        angles = np.arange(start, start + m)[:, None, None] * self._frequencies
+        xp = self.unit.xp
+        return xp.asarray(np.cos(angles).astype(np.float32)), xp.asarray(np.sin(angles).astype(np.float32))
+
+    def _attention(self, i: int, layer: Layer, x: Any, turn: tuple[Any, Any], cache: KVCache) -> Any:
+        c, unit = self.config, self.unit
+        q, k, v = (
+            unit(x, weights).reshape(x.shape[0], heads, c.head_dim)
+            for weights, heads in ((layer.attn_q, c.q_heads), (layer.attn_k, c.kv_heads), (layer.attn_v, c.kv_heads))
+        )
+        keys, values = cache.append(i, unit.round(rotate(k, turn, unit.xp)), v)
+        return unit(attend(rotate(q, turn, unit.xp), keys, values, unit.xp), layer.attn_output)
+
+    def _feed_forward(self, layer: Layer, x: Any) -> Any:
+        """SwiGLU (Shazeer, "GLU Variants Improve Transformer", 2020)."""
+        gate = self.unit(x, layer.ffn_gate)
+        up = self.unit(x, layer.ffn_up)
+        silu = gate / (1 + self.unit.xp.exp(-gate.clip(-80, None)))  # below -80 it is 0 for every purpose
+        return self.unit(silu * up, layer.ffn_down)
+
+
+def rotate(x: Any, turn: tuple[Any, Any], xp: Any) -> Any:
+    """Rotary embedding (Su et al., "RoFormer", 2021) of [m, heads, head_dim].
+
+    GGUF stores the Q and K rows of `llama` so that elements 2i and 2i + 1 are a pair, not i and i + head_dim / 2.
+    """
+    cos, sin = turn
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return xp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape)
+
+
+def attend(q: Any, keys: Any, values: Any, xp: Any) -> Any:
+    """Causal attention of the last m of n tokens -> [m, q_heads * head_dim].
+
+    q is [m, q_heads, head_dim], keys and values are [kv_heads, n, head_dim]. Query head h reads KV
+    head h // (q_heads / kv_heads).
+    """
+    (m, q_heads, head_dim), (kv_heads, n, _) = q.shape, keys.shape
+    group = q_heads // kv_heads
+    q = (q * np.float32(head_dim**-0.5)).reshape(m, kv_heads, group, head_dim).transpose(1, 2, 0, 3)
+    parts = []
+    for first in range(0, m, _QUERIES):
+        rows = q[:, :, first : first + _QUERIES]
+        count = rows.shape[2]
+        last = n - m + first + count  # keys that the last of these rows sees
+        scores = rows.reshape(kv_heads, group * count, head_dim) @ keys[:, :last].swapaxes(1, 2)
+        hidden = xp.arange(last)[None, :] > xp.arange(last - count, last)[:, None]
+        scores = xp.where(hidden, np.float32(-np.inf), scores.reshape(kv_heads, group, count, last))
+        weights = xp.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights = weights / weights.sum(axis=-1, keepdims=True)
+        y = weights.reshape(kv_heads, group * count, last) @ values[:, :last]
+        parts.append(y.reshape(kv_heads, group, count, head_dim))
+    return xp.concatenate(parts, axis=2).transpose(2, 0, 1, 3).reshape(m, q_heads * head_dim)
+
+
+def _rotary_frequencies(config: LlamaConfig) -> Any:
+    """Radians a position, one for each pair of a head."""
+    return config.rope_theta ** (-np.arange(0, config.head_dim, 2) / config.head_dim)
