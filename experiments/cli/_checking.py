@@ -1,0 +1,167 @@
+"""The documents of `lab check`, one function a chip."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import reduce
+from importlib import import_module
+from operator import add
+from typing import Any
+
+import msgspec
+from numpy.typing import NDArray
+
+from experiments import _device
+from experiments._simulation import count, require_arch, require_room, simulate
+from experiments._words import parse
+from lab import catalog
+from lab.compile import compile_launch
+from lab.gpu import worker
+from lab.kernel import Kernel, parse_schedule, schedule_fields
+from lab.problems import Problem
+from lab.verify import Verification, verify
+from sim.counts import Counts
+from sim.errors import EnvironmentFailure
+from sim.launch import Launch
+from sim.machine import Machine
+from sim.machine import machine as machine_named
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is to be checked: a kernel, a problem that it takes, a legal schedule, the machine."""
+
+    kernel: Kernel
+    problem: Problem
+    schedule: Any
+    machine: Machine
+
+
+def case(kernel_name: str, words: Sequence[str], schedule: str, machine_name: str) -> Case:
+    """The case that the words describe; raises InputError or ScheduleError for anything illegal in it."""
+    return case_on(machine_named(machine_name), kernel_name, words, schedule)
+
+
+def case_on(machine: Machine, kernel_name: str, words: Sequence[str], schedule: str) -> Case:
+    """Likewise, on a machine that is known already."""
+    kernel = catalog.get(kernel_name)
+    require_arch(kernel, machine)
+    problem = problem_for(kernel, words)
+    require_room(problem, machine)
+    return Case(kernel, problem, parse_schedule(kernel, schedule, problem, machine), machine)
+
+
+def problem_for(kernel: Kernel, words: Sequence[str]) -> Problem:
+    """The kernel's kind of problem from words; its own first format where none is given."""
+    cls = kernel.solves.problem
+    formats = {"weights": kernel.solves.weights[0]} if "weights" in cls.__dataclass_fields__ else {}
+    problem: Problem = parse(cls, words, formats)
+    return problem
+
+
+def on_sim(case: Case) -> dict[str, Any]:
+    """Run the tile simulation."""
+    found = simulate(case.kernel, case.problem, case.schedule, case.machine)
+    return {
+        **_head(case, "sim"),
+        "passed": found.passed,
+        "error": found.check.error,
+        "mismatches": found.check.mismatches,
+        "first_mismatch": found.check.first_mismatch,
+        "guards_intact": found.check.guards_intact,
+        "checked": found.part.as_dict(),
+        "note": found.note,
+        "theory": found.theory.as_dict(),
+        "simulated": found.simulated.as_dict(),
+        "ptx": None,
+        "hazards": [],
+        "disagreements": _pairs(found.disagreements),
+        "predicted_us": found.predicted_us,
+    }
+
+
+def on_gpu(case: Case, words: str, deadline_s: float) -> dict[str, Any]:
+    """Run it on this machine's GPU, in a worker process; `words` are the schedule's as they were given."""
+    job = _device.Job(case.kernel.name, case.problem.as_dict(), (words,))
+    found = worker.run(_device.check, msgspec.to_builtins(job), deadline_s)
+    counted, predicted = count(case.kernel, case.problem, case.schedule, case.machine)
+    return {
+        **_head(case, "gpu"),
+        **found,
+        "note": "",
+        "theory": case.kernel.module.theory(case.problem, case.schedule, case.machine).as_dict(),
+        "simulated": counted.as_dict(),
+        "ptx": None,
+        "hazards": [],
+        "disagreements": {},
+        "predicted_us": predicted,
+    }
+
+
+def on_ptx(case: Case, seeds: int) -> dict[str, Any]:
+    """Execute the compiled PTX in the emulator, in `seeds` interleavings: all must be right and free of hazards."""
+    found = [_emulated(case, seed) for seed in range(seeds)]
+    hazards = list(dict.fromkeys(hazard for _, hazards in found for hazard in hazards))
+    verified = [verification for verification, _ in found]
+    worst = max(verified, key=lambda v: v.check.error)
+    return {
+        "ptx": worst.counted.as_dict(),
+        "ptx_error": worst.check.error,
+        "ptx_disagreements": _pairs({k: pair for v in verified for k, pair in v.disagreements.items()}),
+        "ptx_passed": not hazards and all(v.passed for v in verified),
+        "hazards": hazards,
+        "seeds": seeds,
+    }
+
+
+def _emulated(case: Case, seed: int) -> tuple[Verification, list[str]]:
+    """(verification, hazards) of one interleaving."""
+    run = _emulator("sim.emulator").run
+    hazards: list[str] = []
+
+    def execute(launches: tuple[Launch, ...], arrays: dict[str, NDArray[Any]]) -> Counts:
+        counts = []
+        for launch in launches:
+            ptx = compile_launch(launch, case.machine, "ptx").path.read_text()
+            done = run(ptx, launch, arrays, case.machine, seed=seed)
+            hazards.extend(map(str, done.hazards))
+            counts.append(done.counts)
+        whole: Counts = reduce(add, counts)
+        return whole
+
+    return verify(case.kernel, case.problem, case.schedule, case.machine, execute, seed), hazards
+
+
+def mutants(case: Case, seeds: int) -> dict[str, Any]:
+    """Break the compiled PTX in every systematic way: each break must be caught, or be shown to be harmless."""
+    judge = _emulator("lab.mutants").judge_mutants
+    judged = [asdict(one) for one in judge(case.kernel, case.problem, case.schedule, case.machine, seeds)]
+    return {"mutants": judged, "mutants_missed": sum(one["verdict"] == "missed" for one in judged)}
+
+
+def _emulator(module: str) -> Any:
+    try:
+        return import_module(module)  # the emulator takes a while to load, and most checks do without
+    except ImportError as error:
+        raise EnvironmentFailure(f"the PTX emulator cannot be loaded: {error}") from error
+
+
+def _head(case: Case, on: str) -> dict[str, Any]:
+    return {
+        "kernel": case.kernel.name,
+        "problem": case.problem.as_dict(),
+        "schedule": schedule_fields(case.schedule),
+        "machine": case.machine.name,
+        "on": on,
+    }
+
+
+def _pairs(found: Mapping[str, tuple[int, int]]) -> dict[str, dict[str, int]]:
+    return {name: {"theory": a, "counted": b} for name, (a, b) in found.items()}
+
+
+def counts_rows(columns: Mapping[str, Mapping[str, int | None] | None]) -> list[tuple[str, list[int | None]]]:
+    """(field, its value in each column) of every field that some column counts."""
+    rows = [
+        (name, [column.get(name) if column else None for column in columns.values()]) for name in Counts().as_dict()
+    ]
+    return [(name, values) for name, values in rows if any(v is not None for v in values)]

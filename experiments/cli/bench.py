@@ -1,0 +1,90 @@
+"""lab bench: time a kernel on this machine's GPU, beside its peers in the same run."""
+
+from typing import Annotated, Any
+
+import typer
+
+from experiments.cli._options import Deadline, Json, Kernel, Schedule, Words
+from experiments.cli._output import emit, number, say, table, working
+from sim.errors import InputError
+
+CLOCKS = ("cold", "graph")
+
+Sweep = Annotated[bool, typer.Option("--sweep", help="Also time every candidate schedule of the kernel.")]
+Clocks = Annotated[
+    str, typer.Option(metavar="CLOCK,...", help="cold: L2 flushed before each; graph: inside a CUDA graph.")
+]
+Peers = Annotated[
+    bool, typer.Option("--peers/--no-peers", help="Time other libraries in the same run (needs PyTorch).")
+]
+Rounds = Annotated[int, typer.Option(min=1, max=10_000, help="Samples of each contestant.")]
+Keep = Annotated[bool, typer.Option("--record/--no-record", help="Keep the records.")]
+
+
+def bench(
+    kernel: Kernel,
+    words: Words = None,
+    schedule: Schedule = "",
+    sweep: Sweep = False,
+    clocks: Clocks = "cold,graph",
+    peers: Peers = True,
+    rounds: Rounds = 30,
+    deadline: Deadline = 300.0,
+    record: Keep = True,
+    as_json: Json = False,
+) -> int:
+    """Time a kernel on the GPU: checked first, then interleaved with its peers. Exit code 1 where a check fails."""
+    from experiments import _chips, _device
+    from experiments.cli import _checking
+    from lab.record import append, folder, provenance
+
+    chosen = tuple(clocks.split(","))
+    if unknown := set(chosen) - set(CLOCKS):
+        raise InputError(f"unknown clock {sorted(unknown)[0]!r}; clocks: {', '.join(CLOCKS)}")
+    case = _checking.case_on(_chips.real_machine(), kernel, words or [], schedule)
+    job = _device.Job(
+        kernel,
+        case.problem.as_dict(),
+        (schedule,),
+        sweep=sweep,
+        peers=peers,
+        clocks=chosen,
+        rounds=rounds,
+        experiment="bench",
+    )
+    records = []
+    with working(f"timing {kernel}"):
+        for found in _chips.race(job, provenance(), deadline):
+            if record:
+                append(found, folder() / "bench.jsonl")
+            records.append(found)
+    emit({"kernel": kernel, "problem": case.problem.as_dict(), "records": records}, as_json, _render)
+    return 0 if records and all(r.check and r.check.passed for r in records) else 1
+
+
+def _render(document: dict[str, Any]) -> None:
+    from experiments._rows import best_peer, question_of
+    from experiments._words import spell
+    from lab.explain import explain
+    from sim.machine import MACHINES
+
+    records = document["records"]
+    say(f"{document['kernel']}: {spell(document['problem'])}")
+    rows = []
+    for r in sorted(records, key=lambda r: (r.clock or "", r.us or float("inf"))):
+        peer = best_peer(records, r)
+        floor = explain(question_of(r), MACHINES[r.machine]).roofline.floor_us if r.machine in MACHINES else None
+        rows.append(
+            [
+                r.kernel,
+                spell(r.schedule or {}),
+                r.clock or "-",
+                number(r.us),
+                f"{floor / r.us:.0%}" if floor and r.us else "-",
+                f"{peer.us / r.us:.3g}" if peer and peer.us and r.us else "-",
+                "right" if r.check and r.check.passed else str(r.metrics.get("failure", "wrong")),
+            ]
+        )
+    table(["kernel", "schedule", "clock", "us", "of floor", "x best peer", "result"], rows, numbers_from=3)
+    if records:
+        say(f"measured on {records[0].source}")

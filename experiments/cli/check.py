@@ -1,0 +1,79 @@
+"""lab check: a kernel against its reference and its theory, on any chip."""
+
+from typing import Annotated, Any
+
+import typer
+
+from experiments.cli._options import Chip, Deadline, Json, Kernel, Machine, On, Schedule, Words
+from experiments.cli._output import emit, number, say, table, working
+
+Ptx = Annotated[bool, typer.Option("--ptx", help="Also execute the compiled PTX in the emulator, looking for hazards.")]
+Seeds = Annotated[int, typer.Option(min=1, max=1000, help="Interleavings that the emulator tries.")]
+Mutants = Annotated[
+    bool, typer.Option("--mutants", help="Also break the PTX in every systematic way; each must be caught.")
+]
+
+
+def check(
+    kernel: Kernel,
+    words: Words = None,
+    schedule: Schedule = "",
+    machine: Machine = "h100",
+    on: Chip = On.SIM,
+    ptx: Ptx = False,
+    seeds: Seeds = 1,
+    mutants: Mutants = False,
+    deadline: Deadline = 120.0,
+    as_json: Json = False,
+) -> int:
+    """Check a kernel: its result against the reference, its counts against theory. Exit code 1 where one is wrong."""
+    from experiments import _chips
+    from experiments.cli import _checking
+
+    words = words or []
+    if on is On.GPU:
+        case = _checking.case_on(_chips.real_machine(), kernel, words, schedule)
+    else:
+        case = _checking.case(kernel, words, schedule, machine)
+    with working(f"checking {kernel}"):
+        document = _checking.on_gpu(case, schedule, deadline) if on is On.GPU else _checking.on_sim(case)
+        if ptx or mutants:
+            document |= _checking.on_ptx(case, seeds)
+            document["passed"] = document["passed"] and document["ptx_passed"]
+        if mutants:
+            document |= _checking.mutants(case, seeds)
+            document["passed"] = document["passed"] and not document["mutants_missed"]
+    emit(document, as_json, _render)
+    return 0 if document["passed"] else 1
+
+
+def _render(document: dict[str, Any]) -> None:
+    from experiments._words import spell
+    from experiments.cli._checking import counts_rows
+    from sim.machine import MACHINES
+
+    say(f"{document['kernel']}: {spell(document['problem'])}")
+    say(f"schedule {spell(document['schedule'])}; {MACHINES[document['machine']].title}; on {document['on']}")
+    columns = {name: document[name] for name in ("theory", "simulated", "ptx") if document[name]}
+    rows = ([name, *map(number, values)] for name, values in counts_rows(columns))
+    table(["", *columns], rows)
+    if document["note"]:
+        say(document["note"])
+    for name, pair in {**document["disagreements"], **document.get("ptx_disagreements", {})}.items():
+        say(f"{name} disagrees: theory {pair['theory']:,}, counted {pair['counted']:,}")
+    if "seeds" in document:
+        say(
+            f"the emulator ran the compiled PTX in {document['seeds']} interleavings, with {len(document['hazards'])} hazards"
+        )
+    for hazard in document["hazards"]:
+        say(f"hazard: {hazard}")
+    if "mutants" in document:
+        headings = ["mutant", "at", "verdict", "why"]
+        rows_of = ([m["change"], m["source"], m["verdict"], m["why"]] for m in document["mutants"])
+        table(headings, rows_of, numbers_from=len(headings))
+    if document["first_mismatch"] is not None:
+        say(f"{document['mismatches']:,} wrong elements, the first at {tuple(document['first_mismatch'])}")
+    if not document["guards_intact"]:
+        say("it wrote outside its output")
+    error = "not finite" if document["error"] is None else f"{document['error']:.3g} of the bound"
+    say(f"{'passed' if document['passed'] else 'FAILED'}: largest error {error}")

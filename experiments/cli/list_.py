@@ -1,0 +1,35 @@
+"""lab list: every kernel and every experiment."""
+
+from typing import Any
+
+from experiments.cli._options import Json
+from experiments.cli._output import emit, say, table
+
+
+def list_(as_json: Json = False) -> None:
+    """Every kernel: what it solves, in which formats, what it adds to which predecessor; and every experiment."""
+    from lab import catalog
+
+    document = [
+        {
+            "kernel": kernel.name,
+            "solves": kernel.solves.problem.kind,
+            "formats": list(kernel.solves.weights),
+            "arch": kernel.solves.arch,
+            "adds": kernel.adds,
+            "after": kernel.solves.after,
+        }
+        for kernel in catalog.kernels()
+    ]
+    emit(document, as_json, _render)
+
+
+def _render(document: list[dict[str, Any]]) -> None:
+    from experiments._catalog import questions
+
+    rows = (
+        [k["kernel"], k["solves"], ", ".join(k["formats"]), k["arch"], k["after"] or "-", k["adds"]] for k in document
+    )
+    table(["kernel", "solves", "formats", "arch", "after", "adds"], rows, numbers_from=6)
+    table(["experiment", "question"], questions().items(), numbers_from=2)
+    say("lab check KERNEL m=.. n=.. k=..   lab run EXPERIMENT   lab --help")

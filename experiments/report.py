@@ -1,0 +1,157 @@
+"""README's tables and the roofline, made of records, so that no figure is typed by hand."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments import runner
+from experiments._catalog import names
+from experiments._roofline_svg import Dot, roofline_svg
+from experiments._rows import best_peer, is_peer, question_of
+from experiments._words import spell
+from experiments.ceilings import read_rate
+from lab import catalog
+from lab.explain import explain
+from lab.record import COMMITTED, ROOT, Archive, Record
+from sim.errors import InputError
+from sim.machine import MACHINES
+
+README = ROOT / "README.md"
+_BLOCK = re.compile(r"(<!-- lab report: (\w+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the report's files should hold, by path."""
+
+    files: dict[Path, str]
+
+    @property
+    def stale(self) -> list[Path]:
+        """The files that hold something else."""
+        return [path for path, text in self.files.items() if not path.exists() or path.read_text() != text]
+
+    def write(self) -> list[Path]:
+        """Write the stale files and name them."""
+        written = self.stale
+        for path in written:
+            path.write_text(self.files[path])
+        return written
+
+
+def report(past: Archive) -> Report:
+    """README with every block between its markers made anew, and a roofline for each machine that has records.
+
+    Raises InputError outside a checkout and for a block of an unknown name.
+    """
+    if not README.exists():
+        raise InputError(f"{README} does not exist; lab report works in a checkout of the lab")
+    charts = {COMMITTED / f"roofline-{name}.svg": chart for name, chart in rooflines(past)}
+    text = _BLOCK.sub(lambda m: f"{m[1]}{block(m[2], past)}\n{m[3]}", README.read_text())
+    return Report({README: text, **charts})
+
+
+def block(name: str, past: Archive) -> str:
+    """The Markdown of one block: an experiment's table and verdict, the kernels, or the rooflines."""
+    makers: dict[str, Callable[[Archive], str]] = {"kernels": kernels, "roofline": charts}
+    if name in makers:
+        return makers[name](past)
+    if name not in names():
+        raise InputError(f"README has a block {name!r}; blocks: {', '.join((*makers, *names()))}")
+    return experiment(name, past)
+
+
+def experiment(name: str, past: Archive) -> str:
+    """The table of an experiment's newest simulated run, its measured column from the newest records of a card."""
+    records = past.newest_run(experiment=name, on="sim")
+    if not records:
+        return f"No records yet: `lab run {name} --record` makes them."
+    answer = runner.conclude(name, records, past)
+    table = _table(
+        ["", "", "theory", "simulated", "measured"],
+        ([r.case, r.quantity, *map(_figure, (r.theory, r.simulated, r.measured))] for r in answer.rows),
+    )
+    sources = sorted({r.source for r in answer.rows if r.source})
+    return f"{table}\n\n{answer.verdict.sentence}" + (f"\n\nMeasured on {'; '.join(sources)}." if sources else "")
+
+
+def kernels(past: Archive) -> str:
+    """Every kernel, what it adds, and its newest measured times on the problems it was timed on."""
+    rows = []
+    for kernel in catalog.kernels():
+        head = [f"`{kernel.name}`", kernel.adds]
+        timed = _newest_times(past, kernel.name)
+        for record in timed:
+            peer = best_peer(past.records, record)
+            floor = explain(question_of(record), MACHINES[record.machine]).roofline.floor_us
+            figures = [_figure(floor), _figure(record.predicted_us), _figure(record.us)]
+            ratio = f"{peer.us / record.us:.2f}" if peer and peer.us and record.us else "-"
+            rows.append([*head, _size(record), record.clock or "", *figures, ratio, record.source])
+            head = ["", ""]
+        if not timed:
+            rows.append([*head, "", "", "-", "-", "-", "-", ""])
+    headings = ["kernel", "adds", "problem", "clock", "floor, us", "predicted, us", "measured, us", "x best peer", "on"]
+    return _table(headings, rows)
+
+
+def charts(past: Archive) -> str:
+    """Links to the rooflines."""
+    links = [
+        f"![Roofline of the {MACHINES[name].title}](experiments/records/roofline-{name}.svg)"
+        for name, _ in rooflines(past)
+    ]
+    return "\n\n".join(links) or "No records yet: `lab run two_machines --record` makes them."
+
+
+def rooflines(past: Archive) -> Iterator[tuple[str, str]]:
+    """(machine, SVG) for each machine with records of kernels."""
+    for name, machine in MACHINES.items():
+        dots = list(_dots(past.where(machine=name)))
+        if dots:
+            yield name, roofline_svg(machine, dots, read_rate(past, name)[0])
+
+
+def _dots(past: Archive) -> Iterator[Dot]:
+    """The newest measured dot of each kernel and problem, else the newest predicted one."""
+    found: dict[str, Dot] = {}
+    for record in past.records:
+        if not record.kernel or is_peer(record) or (record.check and not record.check.passed):
+            continue
+        us = record.us if record.us is not None else record.predicted_us
+        key = f"{record.kernel} {record.problem}"
+        measured = record.us is not None
+        if us and (measured or not (key in found and found[key].measured)):
+            problem = question_of(record)
+            intensity = problem.flops / problem.bytes["total"]
+            found[key] = Dot(record.kernel, _size(record), intensity, problem.flops / us * 1e6, measured)
+    yield from found.values()
+
+
+def _newest_times(past: Archive, kernel: str) -> list[Record]:
+    """The fastest schedule of the newest run for each problem and clock."""
+    found: dict[str, Record] = {}
+    for record in past.where(kernel=kernel, on="gpu").records:
+        if record.us is None:
+            continue
+        key = f"{record.problem} {record.clock}"
+        old = found.get(key)
+        if old is None or record.run != old.run or record.us < (old.us or 0.0):
+            found[key] = record
+    return [found[key] for key in sorted(found)]
+
+
+def _size(record: Record) -> str:
+    return spell({name: value for name, value in (record.problem or {}).items() if name != "kind"})
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [" | ".join(("", *headings, "")).strip(), "| " + " | ".join("---" for _ in headings) + " |"]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
