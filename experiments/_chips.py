@@ -1,6 +1,6 @@
 """The two chips as an experiment sees them: give a kernel a problem, get records."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, ClassVar, Literal, Protocol
@@ -21,6 +21,8 @@ from sim.machine import machine as machine_named
 
 DEADLINE_S = 300.0  # one kernel and its peers on one problem, compiling included
 
+Case = tuple[str, Problem]  # a kernel's name and what it shall solve
+
 
 class Chip(Protocol):
     """Where an experiment runs."""
@@ -33,10 +35,10 @@ class Chip(Protocol):
     def machine(self) -> Machine:
         """What describes it."""
 
-    def kernel(self, name: str, problem: Problem, budget_s: float = BUDGET) -> list[Record]:
-        """Records of a kernel with its best guess of a schedule; on a GPU also of peers on the same problem.
+    def kernels(self, cases: Sequence[Case], budget_s: float = BUDGET) -> Iterator[Record]:
+        """Records of kernels with their best guess of a schedule; on a GPU also of peers on the same problems.
 
-        `budget_s` is what a simulated check may cost.
+        `budget_s` is what one simulated check may cost.
         """
 
     def closed_form(
@@ -73,13 +75,13 @@ class SimulatedChip(_Bench):
 
     on: ClassVar[Literal["sim"]] = "sim"
 
-    def kernel(self, name: str, problem: Problem, budget_s: float = BUDGET) -> list[Record]:
-        kernel = catalog.get(name)
-        schedule = kernel.best_guess(problem, self.machine)
-        found = simulate(kernel, problem, schedule, self.machine, budget_s)
-        error = found.check.error if isfinite(found.check.error) else None
-        return [
-            Record(
+    def kernels(self, cases: Sequence[Case], budget_s: float = BUDGET) -> Iterator[Record]:
+        for name, problem in cases:
+            kernel = catalog.get(name)
+            schedule = kernel.best_guess(problem, self.machine)
+            found = simulate(kernel, problem, schedule, self.machine, budget_s)
+            error = found.check.error if isfinite(found.check.error) else None
+            yield Record(
                 **self.origin,
                 on="sim",
                 machine=self.machine.name,
@@ -93,7 +95,6 @@ class SimulatedChip(_Bench):
                 simulated=found.simulated.as_dict(),
                 metrics={"checked": found.note or "whole"},
             )
-        ]
 
     def ceilings(self) -> Iterator[Record]:
         yield self.closed_form({})
@@ -105,24 +106,30 @@ class RealChip(_Bench):
 
     on: ClassVar[Literal["gpu"]] = "gpu"
 
-    def kernel(self, name: str, problem: Problem, budget_s: float = BUDGET) -> list[Record]:  # noqa: ARG002
+    def kernels(self, cases: Sequence[Case], budget_s: float = BUDGET) -> Iterator[Record]:  # noqa: ARG002
         # budget_s bounds simulated arithmetic; this chip's is free
-        require_room(problem, self.machine)
-        job = _device.Job(name, problem.as_dict(), ("",), experiment=self.experiment)
-        kernel = catalog.get(name)
-        counted, _ = count(kernel, problem, kernel.best_guess(problem, self.machine), self.machine)
-        return [
-            structs.replace(r, simulated=counted.as_dict()) if r.kernel == name else r for r in race(job, self.origin)
-        ]
+        jobs, simulated = [], {}
+        for name, problem in cases:
+            require_room(problem, self.machine)
+            jobs.append(_device.Job(name, problem.as_dict(), ("",), experiment=self.experiment))
+            kernel = catalog.get(name)
+            counted, _ = count(kernel, problem, kernel.best_guess(problem, self.machine), self.machine)
+            simulated[f"{name} {problem.as_dict()}"] = counted.as_dict()
+        for record in race(jobs, self.origin):
+            counts = simulated.get(f"{record.kernel} {record.problem}")
+            yield structs.replace(record, simulated=counts) if counts else record
 
     def ceilings(self) -> Iterator[Record]:
         for found in worker.stream(_device.ceilings, {"experiment": self.experiment}, DEADLINE_S):
             yield _placed(msgspec.convert(found, Record), self.origin)
 
 
-def race(job: _device.Job, origin: Provenance, deadline_s: float = DEADLINE_S) -> Iterator[Record]:
-    """Check and time a job's kernel and peers in a worker process; raises EnvironmentFailure past the deadline."""
-    for found in worker.stream(_device.bench, msgspec.to_builtins(job), deadline_s):
+def race(jobs: Sequence[_device.Job], origin: Provenance, deadline_s: float = DEADLINE_S) -> Iterator[Record]:
+    """Check and time the kernels and peers of jobs in one worker process.
+
+    Raises EnvironmentFailure past `deadline_s` seconds for each job.
+    """
+    for found in worker.stream(_device.bench, msgspec.to_builtins(jobs), deadline_s * len(jobs)):
         yield _placed(msgspec.convert(found, Record), origin)
 
 

@@ -1,6 +1,6 @@
 """What the worker process runs on the GPU: plain data in, plain data out. Only functions here load a GPU library."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -34,12 +34,16 @@ class Job(msgspec.Struct, frozen=True):
 
 
 def bench(argument: Any) -> Iterator[Record]:
-    """Check and time a job's kernel and peers; one record a contestant and clock."""
+    """Check and time the kernel and the peers of each job in turn; one record a contestant and clock."""
+    for job in msgspec.convert(argument, list[Job]):
+        yield from _bench(job)
+
+
+def _bench(job: Job) -> Iterator[Record]:
     from lab.gpu import bench as gpu_bench
     from lab.gpu import device
     from lab.gpu.timing import Clock
 
-    job = msgspec.convert(argument, Job)
     kernel, problem = job.parts()
     machine = device.machine()
     schedules = [parse_schedule(kernel, words, problem, machine) for words in job.schedules]
@@ -115,6 +119,43 @@ def ceilings(argument: Any) -> Iterator[Record]:
                     "launch_shape": found.launch_shape,
                 },
             )
+
+    for what, us in {"CuPy launch": gpu.host_launch_us(), **_host_costs()}.items():
+        yield Record(**shared, us=us, samples_us=[us], metrics={"what": what})
+
+
+def _host_costs(calls: int = 200) -> dict[str, float]:
+    """Host microseconds of a small linear layer, the GPU keeping up: the lab's front door beside PyTorch's."""
+    try:
+        import torch
+    except ImportError:
+        return {}
+    import time
+
+    import cupy
+
+    from lab import ops
+
+    x, w = (torch.randn(rows, 256, device="cuda", dtype=torch.bfloat16) for rows in (1, 256))
+    out = torch.empty(1, 256, device="cuda", dtype=torch.bfloat16)
+    a, b, y = (cupy.from_dlpack(t.view(torch.int16)).view(cupy.uint16) for t in (x, w, out))
+
+    def host_us(call: Callable[[], Any]) -> float:
+        best = float("inf")
+        for _ in range(5):
+            call()
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+            for _ in range(calls):
+                call()
+            best = min(best, (time.perf_counter() - began) / calls * 1e6)
+        return best
+
+    return {
+        "lab.linear, CuPy": host_us(lambda: ops.linear(a, b, out=y)),
+        "lab.linear, torch": host_us(lambda: ops.linear(x, w, out=out)),
+        "torch linear": host_us(lambda: torch.nn.functional.linear(x, w)),
+    }
 
 
 def _peers(problem: Any) -> dict[str, Any]:

@@ -33,9 +33,9 @@ class Options:
 
 def measure(options: Options, chip: Chip) -> Iterator[Record]:
     """Both kernels at every batch."""
-    for m in takewhile(lambda m: m <= options.most, (2**i for i in range(31))):
-        for kernel in (options.gemv, options.gemm):
-            yield from chip.kernel(kernel, Linear(m, options.d, options.d), budget_s=CHECK_S)
+    batches = takewhile(lambda m: m <= options.most, (2**i for i in range(31)))
+    problems = [Linear(m, options.d, options.d) for m in batches]
+    yield from chip.kernels([(name, p) for p in problems for name in (options.gemv, options.gemm)], budget_s=CHECK_S)
 
 
 def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:

@@ -38,8 +38,7 @@ def measure(options: Options, chip: Chip) -> Iterator[Record]:
         problem=model,
     )
     if options.weights == "bf16":  # the format that the kernel reads
-        for n, k in _layers(model):
-            yield from chip.kernel(KERNEL, Linear(1, n, k), budget_s=CHECK_S)
+        yield from chip.kernels([(KERNEL, Linear(1, n, k)) for n, k in _layers(model)], budget_s=CHECK_S)
 
 
 def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:

@@ -8,7 +8,7 @@ deadline, so a kernel that hangs costs only its own family's remaining rows.
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
@@ -42,16 +42,12 @@ SHAPES = {
     ],
     "gemm": [(4096, 4096, 4096), (2048, 4096, 4096), (8192, 8192, 8192)],
 }
-FAMILIES = ("ceilings", *SHAPES)
 SLOW = ("naive",)  # kernels of these names are the bottom of a ladder: one schedule, small shapes only
 SLOW_FLOPS = 2**33
 
 
 def family(job: dict[str, Any]) -> Iterator[Any]:
     """The rows of one family, as the worker yields them: records as plain values."""
-    if job["family"] == "ceilings":
-        yield from _ceilings()
-        return
     from experiments.peers import linear_peers  # needs PyTorch
     from lab.gpu.bench import Entry, race
     from lab.gpu.device import machine
@@ -112,60 +108,6 @@ def _compile_ahead(entries: list[Any], problem: Linear, target: Machine) -> None
         list(pool.map(compile_one, launches))
 
 
-def _ceilings() -> Iterator[Any]:
-    from lab.gpu.ceilings import copy_ceiling, empty_launch, host_launch_us, read_ceilings
-    from lab.gpu.device import card, machine
-    from lab.gpu.timing import Clock
-
-    gpu, where = card(), record.provenance()
-    shared: dict[str, Any] = {**where, "on": "gpu", "machine": machine().name, "card": gpu.name, "driver": gpu.driver}
-
-    def row(clock: Clock | None, us: float, samples: Any, metrics: dict[str, Any]) -> Any:
-        return msgspec.to_builtins(
-            Record(
-                **shared, experiment="ceilings", clock=clock and clock.value, us=us, samples_us=samples, metrics=metrics
-            )
-        )
-
-    for clock in (Clock.COLD, Clock.GRAPH):
-        timing = empty_launch(clock)
-        yield row(clock, timing.us, timing.samples_us, {"what": "empty kernel"})
-        for ceiling in [*read_ceilings(clock), *([copy_ceiling()] if clock is Clock.COLD else [])]:
-            facts = {"what": ceiling.what, "nbytes": ceiling.nbytes, "launch_shape": ceiling.launch_shape}
-            yield row(clock, ceiling.us, ceiling.samples_us, {**facts, "bytes_per_s": ceiling.bandwidth})
-    for what, us in {"CuPy launch": host_launch_us(), **_host_costs()}.items():
-        yield row(None, us, [us], {"what": what})
-
-
-def _host_costs(calls: int = 200) -> dict[str, float]:
-    """Host microseconds of a small linear layer, the GPU keeping up: the lab's front door beside PyTorch's."""
-    import cupy
-    import torch
-
-    from lab import ops
-
-    x, w = (torch.randn(rows, 256, device="cuda", dtype=torch.bfloat16) for rows in (1, 256))
-    out = torch.empty(1, 256, device="cuda", dtype=torch.bfloat16)
-    a, b, y = (cupy.from_dlpack(t.view(torch.int16)).view(cupy.uint16) for t in (x, w, out))
-
-    def host_us(call: Callable[[], Any]) -> float:
-        best = float("inf")
-        for _ in range(5):
-            call()
-            torch.cuda.synchronize()
-            began = time.perf_counter()
-            for _ in range(calls):
-                call()
-            best = min(best, (time.perf_counter() - began) / (calls) * 1e6)
-        return best
-
-    return {
-        "lab.linear, CuPy": host_us(lambda: ops.linear(a, b, out=y)),
-        "lab.linear, torch": host_us(lambda: ops.linear(x, w, out=out)),
-        "torch linear": host_us(lambda: torch.nn.functional.linear(x, w)),
-    }
-
-
 def table(rows: list[Record]) -> str:
     """One line a problem, clock and contestant: each kernel's best schedule, and each peer."""
     lines = [
@@ -195,12 +137,6 @@ def table(rows: list[Record]) -> str:
                 f"{f'{m}x{n}x{k}':>18} {clock or '-':6}{row.kernel or '-':18}{us:9.2f} {rate:>12} {ratio:>7} "
                 f"{floor / us:6.0%} {error:>5} {words}{flag}"
             )
-    for row in rows:
-        if row.experiment == "ceilings" and row.us:
-            nbytes, speed = row.metrics.get("nbytes"), row.metrics.get("bytes_per_s")
-            size = f"{int(nbytes) / 2**20:.0f} MiB" if nbytes else ""
-            rate = f"{float(speed) / 1e12:.3f} TB/s" if speed else ""
-            lines.append(f"{row.metrics['what']!s:>18} {size:>9} {row.clock or 'host':6}{row.us:9.2f} us {rate}")
     failures = [r for r in rows if r.metrics.get("failure")]
     lines += [f"FAILED {r.kernel} {r.schedule} {r.problem}: {r.metrics['failure']}" for r in failures]
     clocks = [r.clocks["sm"] for r in rows if r.clocks and isfinite(r.clocks.get("sm", float("nan")))]
@@ -224,7 +160,7 @@ def row_floor_us(row: Record, problem: Linear) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("device-bench"), help="folder of the records")
-    parser.add_argument("--families", default=",".join(FAMILIES), help=f"of {', '.join(FAMILIES)}")
+    parser.add_argument("--families", default=",".join(SHAPES), help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--seconds", type=float, default=150, help="time box of one family")
     parser.add_argument("--schedules", type=int, default=16, help="schedules of each kernel")
     parser.add_argument("--rounds", type=int, default=20, help="samples of each contestant")

@@ -33,13 +33,9 @@ class Options:
 def measure(options: Options, chip: Chip) -> Iterator[Record]:
     """Each kernel on its own shape, then each on the other's."""
     prefill, decode = (Linear(m, options.d, options.d) for m in (options.m, 1))
-    for kernel, problem in (
-        (options.gemm, prefill),
-        (options.gemv, decode),
-        (options.gemm, decode),
-        (options.gemv, prefill),
-    ):
-        yield from chip.kernel(kernel, problem)
+    yield from chip.kernels(
+        [(options.gemm, prefill), (options.gemv, decode), (options.gemm, decode), (options.gemv, prefill)]
+    )
 
 
 def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:

@@ -2,26 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import reduce
 from importlib import import_module
-from operator import add
+from pathlib import Path
 from typing import Any
 
 import msgspec
-from numpy.typing import NDArray
 
 from experiments import _device
 from experiments._simulation import count, require_arch, require_room, simulate
 from experiments._words import parse
 from lab import catalog
-from lab.compile import compile_launch
 from lab.gpu import worker
 from lab.kernel import Kernel, parse_schedule, schedule_fields
 from lab.problems import Problem
-from lab.verify import Verification, verify
 from sim.counts import Counts
 from sim.errors import EnvironmentFailure
-from sim.launch import Launch
 from sim.machine import Machine
 from sim.machine import machine as machine_named
 
@@ -99,36 +94,24 @@ def on_gpu(case: Case, words: str, deadline_s: float) -> dict[str, Any]:
 
 def on_ptx(case: Case, seeds: int) -> dict[str, Any]:
     """Execute the compiled PTX in the emulator, in `seeds` interleavings: all must be right and free of hazards."""
-    found = [_emulated(case, seed) for seed in range(seeds)]
-    hazards = list(dict.fromkeys(hazard for _, hazards in found for hazard in hazards))
-    verified = [verification for verification, _ in found]
-    worst = max(verified, key=lambda v: v.check.error)
+    found = _emulator("lab.check_ptx").check_ptx(case.kernel, case.problem, case.schedule, case.machine, seeds)
+    differing = {name: pair for v in found.verifications for name, pair in v.disagreements.items()}
     return {
-        "ptx": worst.counted.as_dict(),
-        "ptx_error": worst.check.error,
-        "ptx_disagreements": _pairs({k: pair for v in verified for k, pair in v.disagreements.items()}),
-        "ptx_passed": not hazards and all(v.passed for v in verified),
-        "hazards": hazards,
+        **found.as_dict(),
         "seeds": seeds,
+        "ptx_passed": found.passed,
+        "ptx_error": found.error,
+        "ptx_disagreements": _pairs(differing),
     }
 
 
-def _emulated(case: Case, seed: int) -> tuple[Verification, list[str]]:
-    """(verification, hazards) of one interleaving."""
-    run = _emulator("sim.emulator").run
-    hazards: list[str] = []
-
-    def execute(launches: tuple[Launch, ...], arrays: dict[str, NDArray[Any]]) -> Counts:
-        counts = []
-        for launch in launches:
-            ptx = compile_launch(launch, case.machine, "ptx").path.read_text()
-            done = run(ptx, launch, arrays, case.machine, seed=seed)
-            hazards.extend(map(str, done.hazards))
-            counts.append(done.counts)
-        whole: Counts = reduce(add, counts)
-        return whole
-
-    return verify(case.kernel, case.problem, case.schedule, case.machine, execute, seed), hazards
+def write_trace(case: Case, path: Path) -> None:
+    """Write one interleaving as a Chrome trace, which Perfetto opens."""
+    trace = _emulator("lab.check_ptx").trace_ptx(case.kernel, case.problem, case.schedule, case.machine)
+    try:
+        path.write_bytes(msgspec.json.encode(trace))
+    except OSError as error:
+        raise EnvironmentFailure(f"the trace cannot be written to {path}: {error.strerror}") from error
 
 
 def mutants(case: Case, seeds: int) -> dict[str, Any]:

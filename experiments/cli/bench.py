@@ -54,7 +54,7 @@ def bench(
     )
     records = []
     with working(f"timing {kernel}"):
-        for found in _chips.race(job, provenance(), deadline):
+        for found in _chips.race([job], provenance(), deadline):
             if record:
                 append(found, folder() / "bench.jsonl")
             records.append(found)

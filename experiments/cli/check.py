@@ -1,5 +1,6 @@
 """lab check: a kernel against its reference and its theory, on any chip."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,11 @@ Mutants = Annotated[
 ]
 
 
+Trace = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="With --ptx: write a trace for Perfetto of who waited for whom.")
+]
+
+
 def check(
     kernel: Kernel,
     words: Words = None,
@@ -23,6 +29,7 @@ def check(
     ptx: Ptx = False,
     seeds: Seeds = 1,
     mutants: Mutants = False,
+    trace: Trace = None,
     deadline: Deadline = 120.0,
     as_json: Json = False,
 ) -> int:
@@ -37,10 +44,12 @@ def check(
         case = _checking.case(kernel, words, schedule, machine)
     with working(f"checking {kernel}"):
         document = _checking.on_gpu(case, schedule, deadline) if on is On.GPU else _checking.on_sim(case)
-        if ptx or mutants:
+        if ptx or trace or mutants:
             document |= _checking.on_ptx(case, seeds)
             document["passed"] = document["passed"] and document["ptx_passed"]
-        if mutants:
+        if trace:
+            _checking.write_trace(case, trace)
+        if mutants and document["passed"]:  # a kernel that is wrong itself proves nothing
             document |= _checking.mutants(case, seeds)
             document["passed"] = document["passed"] and not document["mutants_missed"]
     emit(document, as_json, _render)
@@ -62,11 +71,10 @@ def _render(document: dict[str, Any]) -> None:
     for name, pair in {**document["disagreements"], **document.get("ptx_disagreements", {})}.items():
         say(f"{name} disagrees: theory {pair['theory']:,}, counted {pair['counted']:,}")
     if "seeds" in document:
-        say(
-            f"the emulator ran the compiled PTX in {document['seeds']} interleavings, with {len(document['hazards'])} hazards"
-        )
+        hazards = len(document["hazards"])
+        say(f"the emulator ran the compiled PTX in {document['seeds']} interleavings and met {hazards} hazards")
     for hazard in document["hazards"]:
-        say(f"hazard: {hazard}")
+        say(f"hazard in interleaving {hazard['seed']}: {hazard['kind']}: {hazard['message']}")
     if "mutants" in document:
         headings = ["mutant", "at", "verdict", "why"]
         rows_of = ([m["change"], m["source"], m["verdict"], m["why"]] for m in document["mutants"])

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from experiments.cli import run_command
 from lab import catalog
 from lab.record import ROOT
 from sim.counts import Counts
+from sim.emulator import Access, Hazard
 from sim.errors import EnvironmentFailure
+from sim.launch import Launch
 
 CHECK = ["check", "gemv_vectorized", "m=2", "n=24", "k=64"]
 
@@ -84,6 +87,35 @@ def test_a_failed_check_is_exit_code_1(capsys: pytest.CaptureFixture[str], monke
     checked = document(CHECK, capsys, code=1)
     assert not checked["passed"]
     assert checked["disagreements"]["flops"]["theory"] == checked["disagreements"]["flops"]["counted"] + 1
+
+
+RACE = Hazard("race on shared memory", "warp 0 and warp 1 are not ordered", Access("warp 0", "k.cu:3", "st.shared"))
+
+
+@pytest.mark.parametrize("hazards", [(), (RACE,)], ids=["right", "racy"])
+def test_check_with_ptx(
+    hazards: tuple[Hazard, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = []
+
+    def run(ptx: str, launch: Launch, arrays: Any, machine: Any, seed: int, **_: Any) -> Any:
+        assert ".entry gemv_vectorized" in ptx
+        seeds.append(seed)
+        counts = catalog.get(launch.kernel).module.simulate(launch, arrays, machine)
+        return SimpleNamespace(counts=counts, hazards=hazards)
+
+    monkeypatch.setattr("lab.emulate.run", run)
+    checked = document([*CHECK, "--ptx", "--seeds", "3"], capsys, code=1 if hazards else 0)
+    assert seeds == [0, 1, 2]
+    assert [(h["kind"], h["access"]["line"], h["seed"]) for h in checked["hazards"]] == [
+        ("race on shared memory", "k.cu:3", 0) for _ in hazards
+    ]
+    assert checked["passed"] == (not hazards)
+    assert checked["ptx"]["flops"] == checked["theory"]["flops"]
+    assert run_command([*CHECK, "--ptx"]) == (1 if hazards else 0)
+    said = capsys.readouterr().out
+    assert f"in 1 interleavings and met {len(hazards)} hazards" in said
+    assert ("hazard in interleaving 0: race on shared memory: warp 0" in said) == bool(hazards)
 
 
 def test_run(capsys: pytest.CaptureFixture[str]) -> None:

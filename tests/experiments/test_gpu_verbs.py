@@ -34,14 +34,14 @@ class Worker:
             yield msgspec.to_builtins(self._record(None, 1.0, experiment="ceilings", metrics=metrics))
             return
         assert function is _device.bench
-        job = msgspec.convert(argument, _device.Job)
-        self.jobs.append(job)
-        for clock in job.clocks:
-            shared = {"problem": job.problem, "clock": clock, "experiment": job.experiment}
-            check = Checked(self.passed, 0.5 if self.passed else None)
-            us = 4.0 if self.passed else None
-            yield msgspec.to_builtins(self._record(job.kernel, us, schedule=SCHEDULE, check=check, **shared))
-            yield msgspec.to_builtins(self._record("peer:cublas", 8.0, check=Checked(True, 0.5), **shared))
+        for job in msgspec.convert(argument, list[_device.Job]):
+            self.jobs.append(job)
+            for clock in job.clocks:
+                shared = {"problem": job.problem, "clock": clock, "experiment": job.experiment}
+                check = Checked(self.passed, 0.5 if self.passed else None)
+                us = 4.0 if self.passed else None
+                yield msgspec.to_builtins(self._record(job.kernel, us, schedule=SCHEDULE, check=check, **shared))
+                yield msgspec.to_builtins(self._record("peer:cublas", 8.0, check=Checked(True, 0.5), **shared))
 
     def run(self, function: Callable[..., Any], argument: Any, deadline_s: float) -> Any:
         assert function is _device.check
