@@ -83,6 +83,7 @@ def test_the_prediction_is_the_largest_bill() -> None:
     h100 = machine("h100")
     streamed = Counts(flops=10, mma_flops=0, hbm_read_bytes=3_350_000_000, hbm_write_bytes=0, l2_to_sm_bytes=0)
     assert predict_us(streamed, "bf16", h100, ctas=132) == pytest.approx(1000)
+    assert predict_us(streamed, "bf16", h100, ctas=33) == pytest.approx(4000)
     dense = Counts(flops=1, mma_flops=989_400_000_000, hbm_read_bytes=0, hbm_write_bytes=0, l2_to_sm_bytes=0)
     assert predict_us(dense, "bf16", h100, ctas=132) == pytest.approx(1000)
     assert predict_us(dense, "bf16", h100, ctas=66) == pytest.approx(2000)
