@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments import runner
+from experiments import _generation, runner
 from experiments._catalog import names
 from experiments._roofline_svg import Dot, roofline_svg
-from experiments._rows import best_peer, is_peer, question_of
+from experiments._rows import Row, best_peer, is_peer, question_of
 from experiments._words import spell
 from experiments.ceilings import read_rate
 from lab import catalog
@@ -54,7 +54,7 @@ def report(past: Archive) -> Report:
 
 def block(name: str, past: Archive) -> str:
     """The Markdown of one block: an experiment's table and verdict, the kernels, or the rooflines."""
-    makers: dict[str, Callable[[Archive], str]] = {"kernels": kernels, "roofline": charts}
+    makers: dict[str, Callable[[Archive], str]] = {"kernels": kernels, "roofline": charts, "generate": generation}
     if name in makers:
         return makers[name](past)
     if name not in names():
@@ -68,12 +68,21 @@ def experiment(name: str, past: Archive) -> str:
     if not records:
         return f"No records yet: `lab run {name} --record` makes them."
     answer = runner.conclude(name, records, past)
+    return _three_columns(answer.rows, answer.verdict.sentence)
+
+
+def generation(past: Archive) -> str:
+    """The phases of the newest generations."""
+    return _three_columns(list(_generation.rows(past)), _generation.verdict(past))
+
+
+def _three_columns(rows: Sequence[Row], verdict: str) -> str:
     table = _table(
         ["", "", "theory", "simulated", "measured"],
-        ([r.case, r.quantity, *map(_figure, (r.theory, r.simulated, r.measured))] for r in answer.rows),
+        ([r.case, r.quantity, *map(_figure, (r.theory, r.simulated, r.measured))] for r in rows),
     )
-    sources = sorted({r.source for r in answer.rows if r.source})
-    return f"{table}\n\n{answer.verdict.sentence}" + (f"\n\nMeasured on {'; '.join(sources)}." if sources else "")
+    sources = sorted({r.source for r in rows if r.source})
+    return f"{table}\n\n{verdict}" + (f"\n\nMeasured on {'; '.join(sources)}." if sources else "")
 
 
 def kernels(past: Archive) -> str:

@@ -26,3 +26,4 @@ Schedule = Annotated[
 ]
 Deadline = Annotated[float, typer.Option(min=1, metavar="SECONDS", help="A run on the GPU is killed past it.")]
 Chip = Annotated[On, typer.Option("--on", help="Run on the simulated chip or on this machine's GPU.")]
+Keep = Annotated[bool | None, typer.Option("--record/--no-record", help="Keep the records; by default those of a GPU.")]

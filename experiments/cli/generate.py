@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.cli._options import Json, Machine
+from experiments.cli._options import Json, Keep, Machine
 from experiments.cli._output import emit, number, say, table
 
 
@@ -41,12 +41,14 @@ def generate(
     seed: Seed = 0,
     on: On = Unit.SIM,
     machine: Machine = "h100",
+    record: Keep = None,
     as_json: Json = False,
 ) -> None:
     """Generate text with a model made of these kernels, then print what prefill and decode cost."""
-    from experiments import _chips
+    from experiments import _chips, _generation
     from lab.inference import Sampling
     from lab.inference import generate as start
+    from lab.record import append, folder, provenance
     from sim.machine import machine as machine_named
 
     chip = _chips.real_machine() if on is Unit.GPU else machine_named(machine)
@@ -56,6 +58,9 @@ def generate(
     for piece in generation:
         if not as_json:
             print(printable(piece), end="", flush=True)
+    if record or (record is None and on is Unit.GPU):
+        for kept in _generation.records(generation, provenance()):
+            append(kept, folder() / "generate.jsonl")
     document = generation.as_dict()
     emit(document, as_json, lambda d: _render(d, chip.title))
 

@@ -4,12 +4,11 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.cli._options import Chip, Json, Machine, On
+from experiments.cli._options import Chip, Json, Keep, Machine, On
 from experiments.cli._output import emit, number, say, table, working
 
 Name = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A name from lab list.", show_default=False)]
 Options = Annotated[list[str] | None, typer.Argument(metavar="NAME=VALUE...", help="Options of the experiment.")]
-Keep = Annotated[bool | None, typer.Option("--record/--no-record", help="Keep the records; by default those of a GPU.")]
 
 
 def run(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import run_command
+from lab import record
 from tests.lab.inference import tiny
 
 
@@ -74,3 +75,17 @@ def test_a_truncated_file_is_one_line(model: Path, tmp_path: Path, capsys: pytes
     cut.write_bytes(model.read_bytes()[:5000])
     assert run_command(["generate", "in", "--model", str(cut)]) == 2
     assert "is not a usable GGUF model: it is truncated" in capsys.readouterr().err
+
+
+def test_a_generation_on_a_chip_leaves_a_record_of_each_phase_when_asked(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "folder", lambda: tmp_path)
+    words = ["generate", "in", "--model", str(model), "--max-tokens", "3", "--json"]
+    assert run_command(words) == 0
+    assert not (tmp_path / "generate.jsonl").exists()
+    assert run_command([*words, "--record"]) == 0
+    kept = record.read([tmp_path / "generate.jsonl"]).records
+    assert [r.metrics["phase"] for r in kept] == ["prefill", "decode"]
+    assert all(r.predicted_us and r.us is None and r.experiment == "generate" for r in kept)
+    assert kept[0].simulated is not None
