@@ -1,0 +1,283 @@
+"""What an emulation found: hazards in words, statistics, a trace."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.counts import Counts
+from sim.emulator import hazards as z
+from sim.emulator import isa
+from sim.emulator import tables as t
+from sim.emulator.program import Program
+from sim.launch import Launch
+
+
+@dataclass(frozen=True)
+class Access:
+    """One side of a hazard: which agent, at which source line, executing what."""
+
+    agent: str
+    line: str
+    instruction: str
+
+    def __str__(self) -> str:
+        return f"{self.agent} at {self.line}" if self.line else self.agent
+
+
+@dataclass(frozen=True)
+class Hazard:
+    """Something wrong with the kernel: a kind, one sentence, the access that met it and the one it conflicts with."""
+
+    kind: str
+    message: str
+    access: Access
+    other: Access | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Beyond Counts: warp instructions by class, requests, sectors a request, shared-memory wavefronts.
+
+    `shared_ideal_wavefronts` is what the same requests would take without bank conflicts.
+    """
+
+    instructions: dict[str, int]
+    load_requests: int
+    store_requests: int
+    sectors_per_load: float
+    sectors_per_store: float
+    atomic_requests: int
+    polls: int
+    shared_requests: int
+    shared_wavefronts: int
+    shared_ideal_wavefronts: int
+
+    @property
+    def bank_conflicts(self) -> int:
+        return self.shared_wavefronts - self.shared_ideal_wavefronts
+
+    @property
+    def warp_instructions(self) -> int:
+        return sum(self.instructions.values())
+
+
+@dataclass(frozen=True)
+class Event:
+    """A span of one agent, in executed warp instructions of the whole chip: `what` it did or waited for, and where."""
+
+    agent: str
+    what: str
+    line: str
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Emulation:
+    """The result of running one launch: what was counted, which hazards were met, statistics, and events if asked.
+
+    `order` is a digest of which write each access to memory followed: equal for every interleaving of a kernel that has
+    no hazards and no atomics, and for two kernels that do the same in the same order.
+    """
+
+    counts: Counts
+    hazards: tuple[Hazard, ...]
+    statistics: Statistics
+    trace: tuple[Event, ...] = field(default=())
+    order: int = 0
+
+
+_KINDS = {
+    z.RACE: ("race", "{me} and {other} are not ordered, and {verb} {where}"),
+    z.PROXY_FENCE: (
+        "missing fence.proxy.async",
+        "{me} reads or writes {where} asynchronously after {other}, with no fence.proxy.async between",
+    ),
+    z.TMA_EARLY: ("access before TMA arrival", "{me} touches {where} without having waited for the copy by {other}"),
+    z.EARLY_COPY: (
+        "access before cp.async arrival",
+        "{me} touches {where} without having waited for the copy by {other}",
+    ),
+    z.TMA_OVERWRITES: ("TMA overwrites data in use", "{me} writes {where} while {other} may still use it"),
+    z.OPERAND_OVERWRITTEN: ("wgmma operand overwritten", "{me} writes {where} while {other} may still read it"),
+    z.SOURCE_OVERWRITTEN: ("bulk store source overwritten", "{me} writes {where} while {other} may still read it"),
+    z.UNINITIALISED_ADDRESS: ("uninitialised address", "{me} uses an operand that was never set"),
+    z.UNINITIALISED_BRANCH: ("uninitialised branch", "{me} depends on a predicate that was never set"),
+    z.UNINITIALISED_OUTPUT: ("uninitialised output", "{me} stores a value that was never set to {where}"),
+    z.OUT_OF_BOUNDS: ("out of bounds", "{me} accesses {where}, which no array or shared memory of this CTA holds"),
+    z.MISALIGNED: ("misaligned", "{me} accesses {where}, which is not a multiple of {extra} B"),
+    z.WGMMA_REGISTERS: ("wgmma registers in flight", "{me} touches a register of a wgmma that has not been waited for"),
+    z.WGMMA_FENCE: ("missing wgmma.fence", "{me} uses registers that were written after the last wgmma.fence"),
+    z.MBAR_OVERFLOW: ("mbarrier count", "{me} arrives on the mbarrier at {where} more often than its count of {extra}"),
+    z.MBAR_BYTES: ("mbarrier bytes", "copies bring {extra} B more to the mbarrier at {where} than its phase expects"),
+    z.MBAR_INVALID: (
+        "mbarrier not initialised",
+        "{me} uses the mbarrier at {where} before its initialisation is ordered, or after it was overwritten",
+    ),
+    z.MBAR_UNPUBLISHED: (
+        "mbarrier not published",
+        "{me} issues a copy on the mbarrier at {where}, initialised with no fence since",
+    ),
+    z.BARRIER_MISMATCH: (
+        "barrier mismatch",
+        "{me} arrives on barrier {address} with {extra} threads, which does not match the others",
+    ),
+    z.BARRIER_DIVERGENT: ("divergent barrier", "{me} reaches a warp-wide instruction with only some of its lanes"),
+    z.EXIT_IN_FLIGHT: ("exit with work in flight", "the CTA of {me} ends while what was issued there is in flight"),
+    z.CLUSTER_EXITED: (
+        "cluster CTA exited",
+        "{me} accesses the shared memory of a CTA that has ended or is outside the cluster",
+    ),
+    z.INPUT_WRITTEN: ("input written", "{me} writes to {where}, an input"),
+    z.TRAP: ("trap", "{me} executes a trap"),
+    z.REGISTER_CHANGE: ("setmaxnreg", "{me} changes its registers, and not all warps of its warpgroup do the same"),
+    z.SHUFFLE_INACTIVE: ("shuffle from inactive lane", "{me} reads lane {other_pc}, which does not take part"),
+}
+_RACE_NAMES = ("race on shared memory", "race on global memory")
+
+
+def hazards_of(tables: t.Tables, program: Program, launch: Launch) -> Iterator[Hazard]:
+    """The hazards that the interpreter noted, in words."""
+    cfg = tables[t.CFG]
+    for row in tables[t.HAZARDS][: int(cfg[t.HAZARD_COUNT])]:
+        yield _hazard(row, tables, program, launch)
+
+
+def _hazard(row: NDArray[np.int64], tables: t.Tables, program: Program, launch: Launch) -> Hazard:
+    kind, pc, other, address = (int(row[c]) for c in (t.Z_KIND, t.Z_PC, t.Z_OTHER, t.Z_ADDRESS))
+    name, sentence = _KINDS[kind]
+    me = _access(int(row[t.Z_AGENT]), pc, tables, program, int(row[t.Z_LANE]))
+    against = None
+    if other > (1 << 18):
+        against = _access(other >> 41, other & ((1 << 18) - 1), tables, program, -1)
+    if kind == z.RACE:
+        name = _RACE_NAMES[address >= 1 << isa.ARRAY_SHIFT]
+    verb = "write" if int(row[t.Z_EXTRA]) == 0 else "read and write"
+    message = sentence.format(
+        me=me, other=against or "another access", where=_place(kind, row, launch, program), verb=verb,
+        extra=int(row[t.Z_EXTRA]), address=address, other_pc=other,
+    )  # fmt: skip
+    return Hazard(name, message, me, against)
+
+
+def _place(kind: int, row: NDArray[np.int64], launch: Launch, program: Program) -> str:
+    address = int(row[t.Z_ADDRESS])
+    names = [a.name for a in launch.arrays] + [v.name for v in program.variables]
+    if kind in (z.UNINITIALISED_OUTPUT, z.INPUT_WRITTEN):
+        array = int(row[t.Z_EXTRA])
+        return f"{names[array]} + {address}" if 0 <= array < len(names) else f"byte {address}"
+    array = (address >> isa.ARRAY_SHIFT) - 1
+    if 0 <= array < len(names):
+        return f"{names[array]} + {address & ((1 << isa.ARRAY_SHIFT) - 1)}"
+    if 0 <= address < 1 << 32:
+        return f"shared byte {address & 0xFFFFFF}"
+    return f"address {address:#x}"
+
+
+def _access(agent: int, pc: int, tables: t.Tables, program: Program, lane: int) -> Access:
+    who = agent_name(agent, tables[t.CFG])
+    if lane >= 0:
+        who += f" lane {lane}"
+    if pc < 0:
+        return Access(who, "", "")
+    instruction = program.where(pc)
+    return Access(who, str(instruction.location), str(instruction))
+
+
+def agent_name(agent: int, cfg: NDArray[np.int64]) -> str:
+    """An agent's number in words: its CTA and what it is there."""
+    cta, index = divmod(agent, int(cfg[t.AGENTS]))
+    for first, what in (
+        (t.MBAR_AGENT, "copy on mbarrier"),
+        (t.CP_ASYNC_AGENT, "cp.async of warp"),
+        (t.BULK_WRITE_AGENT, "bulk store of warp"),
+        (t.BULK_READ_AGENT, "bulk store of warp"),
+        (t.TENSOR_AGENT, "wgmma of warpgroup"),
+    ):
+        if index >= cfg[first]:
+            return f"CTA {cta} {what} {index - int(cfg[first])}"
+    return f"CTA {cta} warp {index}"
+
+
+def stalled(tables: t.Tables, program: Program, kind: str) -> Hazard:
+    """A deadlock or an endless loop: what every agent waits for."""
+    cfg, lines, first = tables[t.CFG], [], None
+    for row in tables[t.WARP]:
+        if row[t.STATE] == t.W_DONE:
+            continue
+        access = _access(int(row[t.AGENT]), int(row[t.PC]), tables, program, -1)
+        first = first or access
+        what = t.WAITING[int(row[t.STATE])]
+        if row[t.STATE] == t.W_MBAR:
+            bar = tables[t.MBAR][int(row[t.WAIT_A])]
+            what += (
+                f" at shared byte {int(bar[t.M_ADDRESS])} (phase {int(bar[t.M_PHASE] - bar[t.M_BASE])}, waits for "
+                f"parity {int(row[t.WAIT_B]) & 1}; "
+                f"{int(bar[t.M_PENDING])} arrivals and {int(bar[t.M_TX])} B are missing)"
+            )
+        elif row[t.STATE] == t.W_BAR:
+            bar = tables[t.BAR][int(row[t.CTA_SLOT]) * t.BARRIERS + int(row[t.WAIT_A])]
+            expected = int(bar[t.B_EXPECTED]) or "all"
+            what += f" {int(row[t.WAIT_A])} ({int(bar[t.B_ARRIVED])} of {expected} threads are there)"
+        lines.append(f"{access} waits for {what}" if row[t.STATE] else f"{access} still runs")
+    message = "; ".join(lines[:16]) + (f"; and {len(lines) - 16} more" if len(lines) > 16 else "")
+    del cfg
+    return Hazard(kind, message, first or Access("nobody", "", ""))
+
+
+def statistics_of(stat: NDArray[np.int64], steps: int) -> Statistics:
+    """The counters that are not part of Counts."""
+    del steps
+    loads, stores = int(stat[t.LOAD_REQUESTS]), int(stat[t.STORE_REQUESTS])
+    return Statistics(
+        instructions={name: int(stat[i]) for i, name in enumerate(isa.CLASSES)},
+        load_requests=loads,
+        store_requests=stores,
+        sectors_per_load=int(stat[t.LOAD_SECTORS]) / loads if loads else 0.0,
+        sectors_per_store=int(stat[t.STORE_SECTORS]) / stores if stores else 0.0,
+        atomic_requests=int(stat[t.ATOMIC_REQUESTS]),
+        polls=int(stat[t.POLLS]),
+        shared_requests=int(stat[t.SHARED_REQUESTS]),
+        shared_wavefronts=int(stat[t.SHARED_WAVEFRONTS]),
+        shared_ideal_wavefronts=int(stat[t.SHARED_IDEAL]),
+    )
+
+
+_COPIES = ("TMA load", "TMA store", "bulk load", "bulk store", "copy to another CTA", "cp.async")
+
+
+def trace_of(tables: t.Tables, program: Program) -> tuple[Event, ...]:
+    """The events of a traced run."""
+    events, cfg = [], tables[t.CFG]
+    for row in tables[t.EVENTS][: int(cfg[t.EVENT_COUNT])]:
+        what, pc = int(row[t.E_WHAT]), int(row[t.E_PC])
+        line = str(program.where(pc).location) if pc >= 0 else ""
+        agent = agent_name(int(row[t.E_AGENT]), cfg)
+        if what < 0:
+            text = "runs"
+        elif what < 100:
+            text = f"waits for {t.WAITING[what]} {int(row[t.E_ARGUMENT])}"
+        else:
+            text, agent = f"{_COPIES[what - 100]} of {int(row[t.E_ARGUMENT])} B", f"{agent} copies"
+        events.append(Event(agent, text, line, int(row[t.E_BEGIN]), int(row[t.E_END])))
+    return tuple(events)
+
+
+def to_chrome_trace(emulation: Emulation) -> dict[str, Any]:
+    """The events as Chrome trace JSON (Perfetto opens it); one microsecond stands for one warp instruction."""
+    agents = {name: i for i, name in enumerate(dict.fromkeys(e.agent for e in emulation.trace))}
+    events: list[dict[str, Any]] = [
+        {"ph": "M", "name": "thread_name", "pid": 0, "tid": i, "args": {"name": name}} for name, i in agents.items()
+    ]
+    events += [
+        {"ph": "X", "name": e.what, "pid": 0, "tid": agents[e.agent], "ts": e.begin, "dur": max(e.end - e.begin, 1),
+         "args": {"line": e.line}}
+        for e in emulation.trace
+    ]  # fmt: skip
+    return {"traceEvents": events, "displayTimeUnit": "ns"}

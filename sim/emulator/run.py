@@ -1,0 +1,338 @@
+"""Run a launch's PTX on the emulated chip: build its memory, interpret, collect counts and hazards."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.cache import replay
+from sim.counts import SECTOR, Counts
+from sim.emulator import interpret, isa
+from sim.emulator import tables as t
+from sim.emulator.decode import decode
+from sim.emulator.program import Program
+from sim.emulator.ptx import EmulatorError
+from sim.emulator.report import Emulation, Hazard, hazards_of, stalled, statistics_of, trace_of
+from sim.launch import Array, Launch, Role, Scalar, TensorMap
+from sim.machine import Machine
+
+_ALIGNMENT = 256  # bytes, of every array, as cudaMalloc gives
+_REGISTER_BUDGET = 1 << 28  # bytes of register rows that CTAs resident at once may take
+_CLOCK_BUDGET = 1 << 28  # bytes of vector clocks
+_RESIDENT = 8  # clusters resident at once, where the grid does not synchronise
+_MAX_STEPS = 1 << 34  # warp instructions
+_LANES = 32
+_MAP_FORMATS = {"fp32": isa.F32, "fp16": isa.F16, "bf16": isa.BF16}
+
+
+def run(
+    ptx: str,
+    launch: Launch,
+    arrays: dict[str, NDArray[Any]],
+    machine: Machine,
+    *,
+    seed: int = 0,
+    check: bool = True,
+    trace: bool = False,
+    max_steps: int = _MAX_STEPS,
+) -> Emulation:
+    """Execute one launch; output arrays are written in place.
+
+    `arrays` holds each array argument's storage bits by name. `seed` chooses the interleaving of warps, CTAs and
+    copies. `check` finds hazards and poison; without it only results and counts remain. `trace` keeps events for
+    `Emulation.trace`. A limit of `max_steps` warp instructions stands in for a deadline. Raises EmulatorError for PTX
+    that the emulator does not know and for a launch that does not fit its parameters.
+    """
+    program = decode(ptx, launch.entry, len(launch.arrays))
+    chip = _Chip(program, launch, arrays, machine, seed, check, trace, max_steps)
+    outcome = int(interpret.run(chip.tables.handle))
+    chip.copy_back(arrays)
+    return chip.emulation(outcome)
+
+
+class _Chip:
+    """The tables of one launch."""
+
+    def __init__(
+        self,
+        program: Program,
+        launch: Launch,
+        arrays: dict[str, NDArray[Any]],
+        machine: Machine,
+        seed: int,
+        check: bool,
+        trace: bool,
+        max_steps: int,
+    ) -> None:
+        self.program, self.launch, self.machine = program, launch, machine
+        self.tables = t.Tables()
+        self.cfg = self.tables.add(t.CFG, np.zeros(t.CFG_SIZE, np.int64))
+        self.check, self.trace = check, trace
+        self._geometry(max_steps)
+        self._global_memory(arrays)
+        self._parameters()
+        self._agents()
+        self._state()
+        state = np.array([(2 * seed + 1) * 0x9E3779B97F4A7C15 % (1 << 64)], np.uint64)
+        self.tables.add(t.RNG, state)
+
+    def _geometry(self, max_steps: int) -> None:
+        cfg, launch, program = self.cfg, self.launch, self.program
+        threads, size = launch.threads, int(np.prod(launch.cluster))
+        if threads > 1024 or any(g % c for g, c in zip(launch.grid, launch.cluster, strict=True)):
+            raise EmulatorError(
+                f"{launch.entry}: {threads} threads, grid {launch.grid}, cluster {launch.cluster} is no launch"
+            )
+        warps = -(-threads // _LANES)
+        clusters = launch.ctas // size
+        shared = program.shared + launch.shared_bytes
+        stride = max(1024, -(-shared // 1024) * 1024)
+        per_cluster = size * warps * program.registers * _LANES * 8
+        slots = min(clusters, max(1, _REGISTER_BUDGET // per_cluster))
+        if not program.synchronises:
+            slots = min(slots, _RESIDENT if self.check else 1)
+        values = {
+            t.CHECK: self.check,
+            t.WARPS: warps,
+            t.THREADS: threads,
+            t.CLUSTER_SIZE: size,
+            t.CLUSTERS: clusters,
+            t.SLOTS: slots,
+            t.FREE_SLOTS: slots,
+            t.SHARED_STRIDE: stride,
+            t.SHARED_BYTES: shared,
+            t.REGISTERS: program.registers,
+            t.FIRST_ROW: len(program.constants),
+            t.CONSTANT_ROWS: len(program.constants),
+            t.LOCAL_BYTES: program.local,
+            t.SHARED_SHIFT: program.shared_granule.bit_length() - 1,
+            t.GLOBAL_SHIFT: program.global_granule.bit_length() - 1,
+            t.TRACE: self.trace,
+            t.MAX_STEPS: max_steps,
+            t.SM_COUNT: self.machine.sms,
+            t.DYNAMIC_SHARED: launch.shared_bytes,
+            t.QUANTUM: 4000,
+        }
+        for k, axis in enumerate("xyz"):
+            del axis
+            cfg[t.GRID_X + k], cfg[t.BLOCK_X + k], cfg[t.CLUSTER_X + k] = (
+                launch.grid[k],
+                launch.block[k],
+                launch.cluster[k],
+            )
+        for column, value in values.items():
+            cfg[column] = int(value)
+
+    def _global_memory(self, arrays: dict[str, NDArray[Any]]) -> None:
+        program, cfg = self.program, self.cfg
+        pieces: list[tuple[NDArray[np.uint8], bool, bool]] = []  # bytes, tracked, poison at first
+        for argument in self.launch.arrays:
+            array = arrays[argument.name]
+            if not array.flags.c_contiguous or array.nbytes != argument.nbytes:
+                raise EmulatorError(
+                    f"array {argument.name} holds {array.nbytes} B; the launch says {argument.nbytes}, dense"
+                )
+            pieces.append((array.reshape(-1).view(np.uint8), argument.role is not Role.IN, argument.role is Role.OUT))
+        for variable in program.variables:
+            data = np.zeros(max(variable.size, 1), np.uint8)
+            data[: len(variable.data)] = np.frombuffer(variable.data, np.uint8)
+            pieces.append((data, variable.space == "global", False))
+        rows = np.zeros((len(pieces), t.ARRAY_COLUMNS), np.int64)
+        flat = granules = marks = 0
+        granule = program.global_granule
+        for row, (data, tracked, _) in zip(rows, pieces, strict=True):
+            row[t.A_FLAT], row[t.A_BYTES], row[t.A_TRACKED] = flat, data.size, tracked
+            row[t.A_GRANULE], row[t.A_MARK], row[t.A_INPUT] = granules, marks, not tracked
+            flat += -(-data.size // _ALIGNMENT) * _ALIGNMENT
+            marks += -(-data.size // SECTOR)
+            granules += -(-data.size // granule) if tracked and self.check else 0
+        memory = np.empty(max(flat, _ALIGNMENT), np.uint8)
+        state = np.ones(granules + 1, np.uint8)
+        for row, (data, tracked, poison) in zip(rows, pieces, strict=True):
+            memory[row[t.A_FLAT] : row[t.A_FLAT] + data.size] = data
+            if tracked and poison and self.check:
+                state[row[t.A_GRANULE] : row[t.A_GRANULE] + -(-data.size // granule)] = 0
+        add = self.tables.add
+        for table, kind in ((t.G8, np.uint8), (t.G16, np.uint16), (t.G32, np.uint32), (t.G64, np.uint64)):
+            add(table, memory.view(kind))
+        add(t.ARRAYS, rows)
+        add(t.MARKS, np.zeros(marks + 1, np.uint8))
+        add(t.GLOBAL_WRITE, np.zeros(granules + 1, np.int64))
+        add(t.GLOBAL_READ, np.zeros((granules + 1, t.READERS), np.int64))
+        add(t.GLOBAL_STATE, state)
+        cfg[t.ARRAY_COUNT] = len(pieces)
+
+    def _parameters(self) -> None:
+        program, launch = self.program, self.launch
+        if len(program.parameters) != len(launch.arguments):
+            takes, gets = len(program.parameters), len(launch.arguments)
+            raise EmulatorError(f"{launch.entry} takes {takes} parameters; the launch has {gets} arguments")
+        data = np.zeros(max(program.parameter_bytes, 16), np.uint8)
+        numbers = {a.name: i for i, a in enumerate(launch.arrays)}
+        maps: list[NDArray[np.int64]] = []
+        for argument, parameter, offset in zip(
+            launch.arguments, program.parameters, program.parameter_offsets, strict=True
+        ):
+            if isinstance(argument, TensorMap):
+                maps.append(self._map(argument, offset, numbers))
+                size = 128
+            elif isinstance(argument, Array):
+                bits = np.array([(numbers[argument.name] + 1) << isa.ARRAY_SHIFT], np.uint64).view(np.uint8)
+                size = bits.size
+                data[offset : offset + size] = bits
+            else:
+                assert isinstance(argument, Scalar)
+                bits = np.array([argument.value], argument.type).view(np.uint8)
+                size = bits.size
+                data[offset : offset + size] = bits
+            if size != parameter.size:
+                sides = f"argument {argument.name} has {size} B; parameter {parameter.name} has {parameter.size}"
+                raise EmulatorError(f"{launch.entry}: {sides}")
+        self.tables.add(t.PARAM8, data)
+        self.tables.add(
+            t.MAPS,
+            np.array(maps, np.int64).reshape(len(maps), t.MAP_COLUMNS)
+            if maps
+            else np.zeros((1, t.MAP_COLUMNS), np.int64),
+        )
+        self.cfg[t.PARAM_BYTES], self.cfg[t.MAP_COUNT] = data.size, len(maps)
+
+    def _map(self, argument: TensorMap, offset: int, numbers: dict[str, int]) -> NDArray[np.int64]:
+        array = next(a for a in self.launch.arrays if a.name == argument.array)
+        element = array.storage.itemsize
+        dims = len(argument.shape)
+        row = np.zeros(t.MAP_COLUMNS, np.int64)
+        row[t.T_OFFSET], row[t.T_ARRAY], row[t.T_DIMS], row[t.T_ELEMENT] = (
+            offset,
+            numbers[argument.array],
+            dims,
+            element,
+        )
+        row[t.T_SWIZZLE] = argument.swizzle
+        row[t.T_FORMAT] = _MAP_FORMATS.get(array.format, isa.UNSIGNED)
+        row[t.T_SIZE : t.T_SIZE + dims] = argument.shape[::-1]
+        row[t.T_STRIDE : t.T_STRIDE + dims] = [s * element for s in argument.strides[::-1]]
+        row[t.T_BOX : t.T_BOX + dims] = argument.box[::-1]
+        self._check_map(argument, element, array)
+        return row
+
+    def _check_map(self, argument: TensorMap, element: int, array: Array) -> None:
+        """What cuTensorMapEncodeTiled refuses (CUDA Driver API, Tensor Map Object Management)."""
+        problems = []
+        inner = argument.box[-1] * element
+        if any(not 1 <= b <= 256 for b in argument.box):
+            problems.append(f"a box of {argument.box}; each extent is 1 to 256")
+        if inner % 16:
+            problems.append(f"box rows of {inner} B; they are multiples of 16")
+        if argument.swizzle and inner > argument.swizzle:
+            problems.append(f"box rows of {inner} B with a swizzle of {argument.swizzle}")
+        if any(s * element % 16 for s in argument.strides[:-1]) or argument.strides[-1] != 1:
+            problems.append(f"strides {argument.strides}; all but the innermost are multiples of 16 B")
+        if not 1 <= len(argument.shape) <= 5:
+            problems.append(f"{len(argument.shape)} dimensions")
+        if problems:
+            raise EmulatorError(f"tensor map {argument.name} over {array.name} has {problems[0]}")
+
+    def _agents(self) -> None:
+        program, cfg = self.program, self.cfg
+        warps = int(cfg[t.WARPS])
+        at = warps
+        for column, count in (
+            (t.TENSOR_AGENT, -(-warps // 4) if program.uses_wgmma else 0),
+            (t.BULK_READ_AGENT, warps if program.uses_bulk_groups else 0),
+            (t.BULK_WRITE_AGENT, warps if program.uses_bulk_groups else 0),
+            (t.CP_ASYNC_AGENT, warps if program.uses_cp_async else 0),
+            (t.MBAR_AGENT, t.MBARRIERS if program.uses_mbarrier else 0),
+        ):
+            cfg[column] = at
+            at += count
+        cfg[t.AGENTS] = at
+        cfg[t.WIDE] = program.synchronises
+        cfg[t.CLOCK_SECTIONS] = 4 if program.synchronises else 2
+        cfg[t.CLOCK_WIDTH] = at * (self.launch.ctas if program.synchronises else cfg[t.CLUSTER_SIZE])
+        if self.check:
+            row = 4 * int(cfg[t.CLOCK_WIDTH] * cfg[t.CLOCK_SECTIONS])
+            fit = _CLOCK_BUDGET // (row * int(cfg[t.CLUSTER_SIZE]) * (warps + t.BARRIERS))
+            cfg[t.SLOTS] = cfg[t.FREE_SLOTS] = min(int(cfg[t.SLOTS]), max(fit, 1))
+
+    def _state(self) -> None:
+        cfg, program, add = self.cfg, self.program, self.tables.add
+        ctas = int(cfg[t.SLOTS] * cfg[t.CLUSTER_SIZE])
+        warps = ctas * int(cfg[t.WARPS])
+        rows = len(program.constants) + warps * program.registers
+        add(t.CODE, program.code)
+        add(t.POOL, program.pool)
+        add(t.STAT, np.zeros(t.STAT_SIZE, np.int64))
+        registers = add(t.REG, np.empty((rows, _LANES), np.uint64))
+        registers[: len(program.constants)] = program.constants[:, None]
+        for table, kind in ((t.POISON, np.uint32), (t.FLIGHT, np.int64), (t.WRITTEN_AT, np.int64)):
+            add(table, np.zeros(rows, kind))
+        for table in (t.PRED, t.PRED_POISON):
+            add(table, np.zeros((warps, program.predicates), np.uint32))
+        add(t.WARP, np.zeros((warps, t.WARP_COLUMNS), np.int64))
+        self.tables[t.WARP][:, t.STATE] = t.W_DONE
+        add(t.LANE_PC, np.zeros((warps, _LANES), np.int64))
+        add(t.CTA, np.zeros((ctas, t.CTA_COLUMNS), np.int64))
+        add(t.CLUSTER, np.zeros((int(cfg[t.SLOTS]), t.CLUSTER_COLUMNS), np.int64))
+        add(t.BAR, np.zeros((ctas * t.BARRIERS, t.BAR_COLUMNS), np.int64))
+        add(t.MBAR, np.zeros((ctas * t.MBARRIERS, t.MBAR_COLUMNS), np.int64))
+        add(t.MBAR_AT, np.zeros((ctas, int(cfg[t.SHARED_STRIDE]) // 8), np.int32))
+        add(t.OPS, np.zeros((t.MAX_OPS, t.OP_COLUMNS), np.int64))
+        add(t.READY, np.zeros(warps + 1, np.int64))
+        clocks = warps + ctas * t.BARRIERS + int(cfg[t.SLOTS]) + 2 * ctas * t.MBARRIERS if self.check else 1
+        cfg[t.PLACE_CLOCK] = clocks
+        clocks += t.MAX_PLACES if program.synchronises and self.check else 0
+        add(t.CLOCK, np.zeros((clocks, int(cfg[t.CLOCK_WIDTH] * cfg[t.CLOCK_SECTIONS])), np.int32))
+        add(t.PLACES, np.zeros(t.MAX_PLACES, np.int64))
+        granules = ctas * (int(cfg[t.SHARED_STRIDE]) >> int(cfg[t.SHARED_SHIFT])) if self.check else 1
+        add(t.SHARED_WRITE, np.zeros(granules, np.int64))
+        add(t.SHARED_READ, np.zeros((granules, t.READERS), np.int64))
+        add(t.SHARED_STATE, np.zeros(granules, np.uint8))
+        shared = np.zeros(ctas * int(cfg[t.SHARED_STRIDE]), np.uint8)
+        for table, width in ((t.S8, np.uint8), (t.S16, np.uint16), (t.S32, np.uint32), (t.S64, np.uint64)):
+            add(table, shared.view(width))
+        add(t.LOCAL8, np.zeros(max(warps * _LANES * program.local, 1), np.uint8))
+        add(t.HAZARDS, np.zeros((t.MAX_HAZARDS, t.HAZARD_COLUMNS), np.int64))
+        add(t.RESULT, np.zeros((64, 256), np.float32))
+        add(t.EVENTS, np.zeros((t.MAX_EVENTS if self.trace else 1, t.EVENT_COLUMNS), np.int64))
+        add(t.SCRATCH, np.zeros((8, _LANES), np.int64))
+        add(t.LANE_RESULT, np.zeros(_LANES, np.uint64))
+
+    def copy_back(self, arrays: dict[str, NDArray[Any]]) -> None:
+        """Write what the kernel may have changed back into the caller's arrays."""
+        memory = self.tables[t.G8]
+        for argument, row in zip(self.launch.arrays, self.tables[t.ARRAYS], strict=False):
+            if argument.role is not Role.IN:
+                data = memory[row[t.A_FLAT] : row[t.A_FLAT] + row[t.A_BYTES]]
+                array = arrays[argument.name]
+                array[...] = data.view(array.dtype).reshape(array.shape)
+
+    def emulation(self, outcome: int) -> Emulation:
+        """What the run found."""
+        stat, cfg = self.tables[t.STAT], self.cfg
+        if cfg[t.STOPPED] == 2:
+            raise EmulatorError(f"{self.launch.entry} initialises more than {t.MBARRIERS} mbarriers in a CTA")
+        found = list(hazards_of(self.tables, self.program, self.launch))
+        if outcome == interpret.DEADLOCKED:
+            found.append(stalled(self.tables, self.program, "deadlock"))
+        elif outcome == interpret.OUT_OF_STEPS:
+            found.append(stalled(self.tables, self.program, "livelock"))
+        marks = self.tables[t.MARKS]
+        rows = self.tables[t.ARRAYS][: len(self.launch.arrays)]
+        segments = [marks[r[t.A_MARK] : r[t.A_MARK] + -(-int(r[t.A_BYTES]) // SECTOR)] for r in rows]
+        traffic = replay(segments, self.machine)
+        counts = Counts(
+            mma_flops=int(stat[t.MMA_FLOPS]),
+            exp_count=int(stat[t.EXP]),
+            global_load_sectors=int(stat[t.LOAD_SECTORS]),
+            global_store_sectors=int(stat[t.STORE_SECTORS]),
+            tma_load_bytes=int(stat[t.TMA_LOAD_BYTES]),
+            l2_to_sm_bytes=int(stat[t.L2_TO_SM]),
+            sm_to_l2_bytes=int(stat[t.SM_TO_L2]),
+            hbm_read_bytes=traffic.read_bytes,
+            hbm_write_bytes=traffic.write_bytes,
+            l2_dirty_bytes=traffic.dirty_bytes,
+        )
+        hazards: tuple[Hazard, ...] = tuple(found)
+        statistics = statistics_of(stat, int(cfg[t.STEPS]))
+        return Emulation(counts, hazards, statistics, trace_of(self.tables, self.program), int(stat[t.ORDER]))

@@ -1,0 +1,99 @@
+"""Small problems that are hard on a kernel, found by its contract alone: for the emulator, where every step costs.
+
+A ring wraps three times, a persistent CTA takes two tiles or more, there are two clusters or more, splits exceed one,
+and every dimension is ragged, as far as the kernel's schedule has such things.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from math import lcm
+from typing import Any
+
+from lab.kernel import Kernel
+from lab.problems import Attention, Linear, Problem
+from sim.errors import ScheduleError
+from sim.formats import format_named
+from sim.machine import H100, Machine
+
+CHIP = replace(H100, sms=4)  # few SMs, so that a persistent CTA has more than one tile
+LAPS = 3  # of a ring
+DEPTH = 384  # of a step along k where no tile says so
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel with a problem and a schedule."""
+
+    kernel: Kernel
+    problem: Problem
+    schedule: Any
+    machine: Machine = CHIP
+
+    def __str__(self) -> str:
+        sizes = ",".join(f"{f.name}={getattr(self.schedule, f.name)}" for f in fields(self.schedule))
+        return f"{self.kernel.name}-{self.problem.weights}-{sizes}"
+
+
+def cases(kernel: Kernel) -> list[Case]:
+    """The smallest schedule of a kernel for each weight format, and the smallest with clusters and with splits."""
+    found: dict[str, Case] = {}
+    for weights in kernel.solves.weights:
+        schedules = sorted(_schedules(kernel, weights), key=_size)
+        clustered = [s for s in schedules if getattr(s, "cluster", 1) > 1]
+        split = [s for s in schedules if _splits(s) > 1]
+        for schedule in (*schedules[:1], *clustered[:1], *split[:1]):
+            case = Case(kernel, _problem(kernel, weights, schedule), schedule)
+            found.setdefault(str(case), case)
+    return list(found.values())
+
+
+def _schedules(kernel: Kernel, weights: str) -> Iterator[Any]:
+    """The candidates for some problem, with the shortest ring that is legal."""
+    for schedule in kernel.module.candidates(_any_problem(kernel, weights), CHIP):
+        for stages in range(2, getattr(schedule, "stages", 0)):
+            try:
+                schedule = replace(schedule, stages=stages)
+                break
+            except ScheduleError:
+                continue
+        yield schedule
+
+
+def _size(schedule: Any) -> tuple[bool, int, int]:
+    """Two warpgroups or more first, for they can get in each other's way; then small tiles."""
+    threads = getattr(schedule, "threads", 0)
+    return threads < 256, getattr(schedule, "block_m", 1) * getattr(schedule, "block_n", 1), threads
+
+
+def _splits(schedule: Any) -> int:
+    return max((getattr(schedule, f.name) for f in fields(schedule) if f.name.startswith("split")), default=1)
+
+
+def _problem(kernel: Kernel, weights: str, schedule: Any) -> Problem:
+    """A problem of two to three ragged tiles each way, deep enough for the ring, split."""
+    if kernel.solves.problem is Attention:
+        return _any_problem(kernel, weights)
+    tall = getattr(schedule, "block_m", 1) * getattr(schedule, "cluster", 1)
+    deep = LAPS * getattr(schedule, "stages", 1) * getattr(schedule, "block_k", DEPTH) * _splits(schedule)
+    m, n, k = 2 * tall + min((tall + 1) // 2, 37), getattr(schedule, "block_n", 1) + 36, deep + 51
+    return Linear(*_rounded(kernel, weights, m=m, n=n, k=k), weights)
+
+
+def _any_problem(kernel: Kernel, weights: str) -> Problem:
+    """Some problem that the kernel takes."""
+    if kernel.solves.problem is Linear:
+        return Linear(*_rounded(kernel, weights, m=3, n=200, k=1208), weights)
+    shapes = product((64, 128, 576), (37, 1), (0, 16, 64), (0, 512))
+    tried = [
+        Attention(2, 4, 2, dim, q, 437, kv=weights, page=page, latent=min(dim, latent))
+        for dim, q, page, latent in shapes
+    ]
+    return next(problem for problem in tried if kernel.solves.refusal(problem) is None)
+
+
+def _rounded(kernel: Kernel, weights: str, **extents: int) -> list[int]:
+    """Extents rounded up to what the kernel and the format ask for."""
+    multiples = {name: kernel.solves.multiple_of.get(name, 1) for name in extents}
+    multiples["k"] = lcm(multiples["k"], format_named(weights).group or 1)
+    return [-(-extent // multiples[name]) * multiples[name] for name, extent in extents.items()]

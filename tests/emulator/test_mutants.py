@@ -1,0 +1,132 @@
+"""Mutants: each family is made of the right instructions, every mutant is PTX, and each changes what it says."""
+
+from collections import Counter
+
+import pytest
+
+from sim.emulator.mutants import Mutant, mutants
+from sim.emulator.ptx import EmulatorError, parse
+from sim.machine import H100
+from tests.wrong.kernels import WRONG, WrongKernel
+
+BOX = 128  # bytes of the ring's box
+
+
+def never(_ptx: str) -> bool:
+    return False
+
+
+def kernel(name: str) -> WrongKernel:
+    return next(k for k in WRONG if k.name == name)
+
+
+def mutants_of(name: str) -> tuple[str, list[Mutant]]:
+    ptx = kernel(name).compile(fixed=True, machine=H100).read_text()
+    return ptx, list(mutants(ptx, name, BOX, never))
+
+
+def changed_lines(before: str, after: str) -> list[tuple[str, str]]:
+    pairs = zip(before.split("\n"), after.split("\n"), strict=True)
+    return [(a.strip(), b.strip()) for a, b in pairs if a != b]
+
+
+@pytest.mark.parametrize("name", [k.name for k in WRONG])
+def test_every_mutant_is_ptx_that_differs(name: str) -> None:
+    ptx, found = mutants_of(name)
+    for mutant in found:
+        assert name in parse(mutant.ptx).entries
+        assert changed_lines(ptx, mutant.ptx)
+        assert "trap;" in mutant.probe
+        assert name in parse(mutant.probe).entries
+    assert len({m.ptx for m in found}) == len(found)
+
+
+def test_the_ring_has_mutants_of_every_family_but_commits() -> None:
+    _, found = mutants_of("ring_slot_reused")
+    families = Counter(m.family for m in found)
+    assert families.keys() == {"wait", "arrive", "fence", "barrier", "phase", "bytes", "stage", "bound"}
+    assert families["phase"] == 2  # the producer's wait and the consumer's
+    assert families["bytes"] == 2  # one box more, one less
+
+
+def test_the_consumers_arrival_moves_before_its_read_with_its_address() -> None:
+    ptx, found = mutants_of("ring_slot_reused")
+    early = next(
+        m for m in found if m.change.startswith("move mbarrier.arrive.shared") and "before ld.shared" in m.change
+    )
+    hoisted = next(after for _, after in changed_lines(ptx, early.ptx) if "mbarrier.arrive" in after)
+    assert hoisted.index("mbarrier.arrive") < hoisted.index("ld.shared")
+    barrier = hoisted.split("_, [")[1].split("]")[0]
+    assert f"add.s32 {barrier}" in hoisted.replace("\t", "")
+
+
+def test_a_wait_moves_as_a_whole_loop() -> None:
+    ptx, found = mutants_of("ring_slot_reused")
+    late = next(m for m in found if m.change.startswith("move mbarrier.try_wait") and "behind ld.shared" in m.change)
+    (_, dropped), (_, moved) = changed_lines(ptx, late.ptx)
+    assert dropped == "setp.eq.u32 p, 0, 0;"
+    assert moved.index("ld.shared") < moved.index("mbarrier.try_wait") < moved.index("@!%moved bra")
+
+
+@pytest.mark.parametrize(
+    ("name", "comparison"),
+    [
+        ("global_load_out_of_bounds", "setp.ge"),  # skip where i >= n: a larger n admits more
+        ("ring_slot_reused", "setp.lt"),  # go on while step < steps
+    ],
+)
+def test_a_bound_moves_to_where_it_admits_more(name: str, comparison: str) -> None:
+    ptx, found = mutants_of(name)
+    widened = [m for m in found if m.family == "bound" and f"`{comparison}" in m.change and ", 1`" not in m.change]
+    assert widened
+    for mutant in widened:
+        ((_, after),) = changed_lines(ptx, mutant.ptx)
+        assert "add.s32 %mutant, %mutant, 1;" in after
+
+
+def test_a_loop_is_not_skipped_for_fewer_steps_than_one() -> None:
+    ptx, found = mutants_of("ring_slot_reused")
+    empty = [m for m in found if m.family == "bound" and ", 1`" in m.change]  # skip where steps < 1
+    assert empty
+    for mutant in empty:
+        ((_, after),) = changed_lines(ptx, mutant.ptx)
+        assert "add.s32 %mutant, %mutant, -1;" in after
+
+
+def test_a_bound_takes_the_least_step_that_changes_an_outcome() -> None:
+    name = "global_load_out_of_bounds"
+    ptx = kernel(name).compile(fixed=True, machine=H100).read_text()
+    widened = [m for m in mutants(ptx, name, BOX, lambda probe: ", 8;" in probe) if m.family == "bound"]
+    assert widened
+    assert all(m.change.endswith("by 8") for m in widened)
+
+
+def test_an_outer_bound_that_an_inner_one_repeats_is_left_alone() -> None:
+    text = """
+.version 8.0
+.target sm_90a
+.address_size 64
+.visible .entry k(.param .u64 k_0, .param .u32 k_1)
+{
+.reg .pred %p<3>;
+.reg .b32 %r<4>;
+.reg .b64 %rd<2>;
+ld.param.u64 %rd1, [k_0];
+ld.param.u32 %r1, [k_1];
+mov.u32 %r2, %tid.x;
+setp.ge.s32 %p1, %r2, %r1;
+@%p1 bra $end;
+setp.lt.s32 %p2, %r2, %r1;
+@%p2 st.global.u32 [%rd1], %r2;
+$end:
+ret;
+}
+"""
+    (only,) = mutants(text, "k", BOX, never)
+    assert "setp.lt.s32 %p2" in only.change
+
+
+def test_two_instructions_on_a_line_are_refused() -> None:
+    text = ".version 8.0\n.target sm_90a\n.address_size 64\n.visible .entry k()\n{\nbar.sync 0; bar.sync 0;\nret;\n}\n"
+    with pytest.raises(EmulatorError, match="one instruction a line"):
+        list(mutants(text, "k", BOX, never))

@@ -1,0 +1,21 @@
+// Wrong: shared memory is read while a tensor load still writes it.
+#include "ptx/fence.cuh"
+#include "ptx/mbarrier.cuh"
+#include "ptx/tma.cuh"
+#include "schedule.cuh"
+
+extern "C" __global__ void tensor_load_not_awaited(const __grid_constant__ TensorMap x_map, const float*, float* y) {
+    __shared__ alignas(128) float tile[64];
+    __shared__ uint64_t full;
+    if (threadIdx.x == 0) {
+        ptx::mbarrier::init(full, 1);
+        ptx::fence::mbarrier_init();
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        ptx::mbarrier::arrive_expect_tx(full, sizeof(tile));
+        ptx::tma::load_2d(tile, x_map, 0, 0, full);
+    }
+    if (schedule::fixed) ptx::mbarrier::wait(full, 0);
+    y[threadIdx.x] = tile[threadIdx.x];
+}
