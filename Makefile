@@ -9,7 +9,7 @@ demo: .venv/demo
 	$(BIN)/lab generate "The capital of France is"
 
 test: .venv/test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 report: .venv/demo
 	$(BIN)/lab report
