@@ -36,7 +36,7 @@ class Prepared:
             device.require_kernel(launch.kernel, solves.runs_on, solves.arch, machine)
         use_context()
         with driver.relaxed_capture():
-            self._ready = [_Ready(launch, compile_launch(launch, machine).path) for launch in launches]
+            self._ready = [Ready(launch, compile_launch(launch, machine).path) for launch in launches]
         self._pointers: dict[str, int] = {}
         self._launch = driver.library().cuLaunchKernelEx
         self._launch.argtypes = (c_void_p, c_void_p, c_void_p, c_void_p)
@@ -119,7 +119,7 @@ def _context() -> c_void_p:
     return context
 
 
-class _Ready:
+class Ready:
     """One launch: its function, its geometry as the driver's structure, its parameters."""
 
     def __init__(self, launch: Launch, cubin: Path) -> None:
