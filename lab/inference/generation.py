@@ -61,16 +61,13 @@ class LanguageModel:
             raise InputError("the prompt is empty; give at least one character")
         if max_tokens < 1:
             raise InputError(f"max_tokens must be at least 1; max_tokens = {max_tokens}")
-        if self.on == "gpu":
-            self._warm_up(tokens)
-        cache = self.llama.new_cache(len(tokens) + max_tokens)
-        return Generation(self, prompt, tokens, max_tokens, cache, sampling)
 
-    def _warm_up(self, tokens: Sequence[int]) -> None:
-        """Compile and load what both phases launch, so that their clocks show the chip and not the compiler."""
-        scratch = self.llama.new_cache(len(tokens) + 1)
-        for step in (tokens, tokens[-1:]):
-            self.llama.logits(self.llama.forward(step, scratch)[-1:])
+        def start(limit: int) -> Generation:
+            return Generation(self, prompt, tokens, limit, self.llama.new_cache(len(tokens) + max_tokens), sampling)
+
+        if self.on == "gpu":  # two tokens for nothing: compiled and loaded code is not on the phases' clocks
+            "".join(start(min(2, max_tokens)))
+        return start(max_tokens)
 
 
 class Generation:

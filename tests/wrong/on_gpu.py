@@ -15,7 +15,7 @@ import cupy
 
 from lab import catalog
 from lab.gpu import device, driver
-from lab.gpu.launch import Ready, executor
+from lab.gpu.launch import Ready, executor, use_context
 from lab.record import Record, append, folder, provenance
 from lab.verify import verify
 from sim.machine import H100
@@ -30,6 +30,7 @@ _COMPLAINT = re.compile(r"========= (?:Error: |Warning: )?(?!COMPUTE)(\S.*)")
 
 
 def launch_wrong(kernel: WrongKernel) -> None:
+    use_context()
     ready = Ready(kernel.launch, kernel.compile(False, H100, "cubin"))
     arrays = {name: cupy.asarray(array) for name, array in kernel.draw(0).items()}
     for name, array in arrays.items():
