@@ -54,7 +54,12 @@ def report(past: Archive) -> Report:
 
 def block(name: str, past: Archive) -> str:
     """The Markdown of one block: an experiment's table and verdict, the kernels, or the rooflines."""
-    makers: dict[str, Callable[[Archive], str]] = {"kernels": kernels, "roofline": charts, "generate": generation}
+    makers: dict[str, Callable[[Archive], str]] = {
+        "kernels": kernels,
+        "roofline": charts,
+        "generate": generation,
+        "sanitizer": sanitizer,
+    }
     if name in makers:
         return makers[name](past)
     if name not in names():
@@ -74,6 +79,35 @@ def experiment(name: str, past: Archive) -> str:
 def generation(past: Archive) -> str:
     """The phases of the newest generations."""
     return _three_columns(list(_generation.rows(past)), _generation.verdict(past))
+
+
+def sanitizer(past: Archive) -> str:
+    """What the emulator and each tool of compute-sanitizer say of the newest wrong and right kernels."""
+    found = past.newest_run(experiment="sanitizer")
+    if not found:
+        return "No records yet: `python -m tests.wrong.on_gpu` makes them."
+    said = [{name: str(value) for name, value in r.metrics.items()} for r in found]
+    tools = [name for name in said[0] if name not in ("subject", "emulator")]
+    rows = [[f"`{s['subject']}`", s["emulator"], *(_brief(s[tool]) for tool in tools)] for s in said]
+    wrong = [s for s in said if s["emulator"] != _CLEAN]
+    silent = [s for s in wrong if all(s[tool] == _CLEAN for tool in tools)]
+    right = [s for s in said if s["emulator"] == _CLEAN]
+    loud = [s["subject"] for s in right if any(s[tool] != _CLEAN for tool in tools)]
+    table = _table(["kernel", "emulator", *tools], rows)
+    return (
+        f"{table}\n\nOf {len(wrong)} wrong kernels, which the emulator all names, compute-sanitizer is silent on "
+        f"{len(silent)}. Of {len(right)} runs of right kernels it complains of "
+        f"{len(loud) or 'none'}. Run on {found[0].source}."
+    )
+
+
+_CLEAN = "clean"
+
+
+def _brief(text: str) -> str:
+    """The first words of a tool's complaint, without addresses and files."""
+    words = text.split(": ")[-1] if "CUDARuntimeError" in text else text.split(" at ")[0].split(" of size")[0]
+    return "-" if text == _CLEAN else words
 
 
 def _three_columns(rows: Sequence[Row], verdict: str) -> str:

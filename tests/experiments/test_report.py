@@ -65,7 +65,7 @@ def test_an_unknown_block_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     readme.write_text("<!-- lab report: nonsense -->\n<!-- end of nonsense -->\n")
     monkeypatch.setattr(reports, "README", readme)
     with pytest.raises(
-        InputError, match="README has a block 'nonsense'; blocks: kernels, roofline, generate, batching"
+        InputError, match="README has a block 'nonsense'; blocks: kernels, roofline, generate, sanitizer, batching"
     ):
         reports.report(Archive(()))
 
