@@ -1,9 +1,10 @@
 """What the wgmma GEMMs share: tile arithmetic, the order of tiles, tensor maps, closed-form counts."""
 
+from lab.kernels import _linear
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.jit import njit
-from sim.launch import Argument, Array, Role, Scalar, TensorMap
+from sim.launch import Argument, TensorMap
 from sim.machine import Machine
 
 BLOCK_K = 64  # bf16 in the 128 bytes of a swizzled row
@@ -52,12 +53,7 @@ def arguments(problem: Linear, x_box: int, w_box: int) -> tuple[Argument, ...]:
         TensorMap("x_map", "x", (p.m, p.k), (p.k, 1), (x_box, BLOCK_K), SWIZZLE),
         TensorMap("w_map", "w", (p.n, p.k), (p.k, 1), (w_box, BLOCK_K), SWIZZLE),
         TensorMap("y_map", "y", (p.m, p.n), (p.n, 1), (MMA_M, BLOCK_K), SWIZZLE),
-        Array("x", Role.IN, (p.m, p.k), p.activations),
-        Array("w", Role.IN, (p.n, p.k), p.weights),
-        Array("y", Role.OUT, (p.m, p.n), p.output),
-        Scalar("m", p.m),
-        Scalar("n", p.n),
-        Scalar("k", p.k),
+        *_linear.arguments(p),
     )
 
 

@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice
-from lab.kernels import _naive
+from lab.kernels import _linear, _naive
 from lab.kernels._naive import LANES, warp
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.errors import ScheduleError
 from sim.formats import encode
 from sim.jit import njit, prange
-from sim.launch import Array, Launch, Role, Scalar
+from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import Chip
 
@@ -60,14 +60,7 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
             schedule=schedule,
             grid=(-(-p.n // schedule.block_n), -(-p.m // schedule.block_m), 1),
             block=(schedule.block_n, schedule.block_m, 1),
-            arguments=(
-                Array("x", Role.IN, (p.m, p.k), p.activations),
-                Array("w", Role.IN, (p.n, p.k), p.weights),
-                Array("y", Role.OUT, (p.m, p.n), p.output),
-                Scalar("m", p.m),
-                Scalar("n", p.n),
-                Scalar("k", p.k),
-            ),
+            arguments=_linear.arguments(p),
         ),
     )
 

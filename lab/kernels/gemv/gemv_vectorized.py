@@ -7,12 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice
+from lab.kernels import _linear
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.errors import ScheduleError
 from sim.formats import encode
 from sim.jit import njit, prange
-from sim.launch import Array, Launch, Role, Scalar
+from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import Chip, count_fma, dot, load_vector, store_vector
 
@@ -79,14 +80,7 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
             schedule=schedule,
             grid=(-(-p.n // (schedule.rows * schedule.teams)), p.m, 1),
             block=(schedule.threads, 1, 1),
-            arguments=(
-                Array("x", Role.IN, (p.m, p.k), p.activations),
-                Array("w", Role.IN, (p.n, p.k), p.weights),
-                Array("y", Role.OUT, (p.m, p.n), p.output),
-                Scalar("m", p.m),
-                Scalar("n", p.n),
-                Scalar("k", p.k),
-            ),
+            arguments=_linear.arguments(p),
         ),
     )
 
