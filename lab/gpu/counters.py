@@ -1,9 +1,9 @@
 """Counts of a launch from hardware counters, read by Nsight Compute (ncu) around a child that runs the kernel once.
 
-What an H100 was seen to count (experiments/records/counters.jsonl): ordinary loads and stores, tensor-core FLOPs and bytes
-stored by TMA exactly as theory, ragged or not; TMA loads for every destination of a multicast, and for whole boxes, so the
-rows of a box that lie outside the array count too; 32 bytes for each sector that a box row touches, so rows that start
-inside a sector count more than complete_tx reports. On ragged problems the TMA counter thus lies above both theories.
+What an H100 was seen to count (experiments/records/counters.jsonl): ordinary loads and stores, tensor-core FLOPs and
+bytes stored by TMA exactly as theory, ragged or not. TMA loads count for every destination of a multicast and for whole
+boxes, also the rows that lie outside the array, and 32 bytes for each sector that a box row touches, so rows that start
+inside a sector count more than complete_tx reports: on ragged problems the counter lies above theory.
 """
 
 import csv
