@@ -14,6 +14,7 @@ from sim.errors import InputError, ScheduleError
 from sim.formats import FORMATS
 from sim.launch import Launch
 from sim.machine import Machine
+from sim.predict import predict_us
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,11 @@ class Kernel:
         self.require(problem)
         schedule.fits(problem, machine)
         return self.module.launch(problem, schedule, machine)
+
+    def predicted_us(self, problem: Problem, schedule: Any, launches: tuple[Launch, ...], machine: Machine) -> float:
+        """Microseconds that the closed-form counts of all launches predict."""
+        theory = self.module.theory(problem, schedule, machine)
+        return predict_us(theory, problem.activations, machine, sum(launch.ctas for launch in launches))
 
 
 def parse_schedule(kernel: Kernel, text: str, problem: Problem, machine: Machine) -> Any:

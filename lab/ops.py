@@ -22,7 +22,6 @@ from sim.errors import InputError, ScheduleError
 from sim.formats import FORMATS
 from sim.launch import Launch
 from sim.machine import H100, Machine
-from sim.predict import predict_us
 
 if TYPE_CHECKING:
     from lab.gpu.launch import Prepared
@@ -96,8 +95,7 @@ def choose(problem: Linear, machine: Machine) -> tuple[Kernel, Any, tuple[Launch
         except (InputError, ScheduleError) as refusal:
             reasons.append(str(refusal))
             continue
-        theory = kernel.module.theory(problem, schedule, machine)
-        us = predict_us(theory, problem.activations, machine, sum(launch.ctas for launch in launches))
+        us = kernel.predicted_us(problem, schedule, launches, machine)
         found.append((us, kernel, schedule, launches))
     if not found:
         raise InputError(f"no kernel takes this problem on the {machine.title}: {'; '.join(reasons)}")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.kernel import Kernel, schedule_fields
+from lab.kernel import Kernel
 from lab.problems import Problem
 from sim.counts import Counts, disagreements
 from sim.formats import decode
@@ -51,9 +51,6 @@ class Verification:
     @property
     def passed(self) -> bool:
         return self.check.passed and not self.disagreements
-
-    def schedule_dict(self) -> dict[str, int | str]:
-        return schedule_fields(self.schedule)
 
 
 def simulator(kernel: Kernel, machine: Machine) -> Execute:

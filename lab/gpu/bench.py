@@ -23,7 +23,6 @@ from sim.errors import EnvironmentFailure
 from sim.formats import FORMATS
 from sim.launch import Launch, Role
 from sim.machine import Machine
-from sim.predict import predict_us
 from sim.roofline import roofline
 
 REFERENCE_FLOPS = 2**37  # above it the reference covers evenly spaced rows of x: a host has no more patience
@@ -203,7 +202,7 @@ def _descriptions(
         described[entry.name] = {
             "kernel": entry.kernel.name,
             "schedule": schedule_fields(entry.schedule),
-            "predicted_us": predict_us(theory, problem.activations, machine, steps[0].ctas),
+            "predicted_us": entry.kernel.predicted_us(problem, entry.schedule, steps, machine),
             "theory": theory.as_dict(),
         }
     return described | {name: {"kernel": f"peer:{name}"} for name in peers}

@@ -27,11 +27,6 @@ class LlamaConfig:
     rope_theta: float
     eps: float
 
-    @property
-    def kv_elements(self) -> int:
-        """Numbers that one token leaves in the KV cache."""
-        return 2 * self.layers * self.kv_heads * self.head_dim
-
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor the model needs, by GGUF name: [out, in] for linear layers."""

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -195,8 +194,7 @@ def _unit(on: On, machine: Machine) -> LinearUnit:
         return Reference()
     if on == "gpu":
         device.require_device()
-        unit: LinearUnit = import_module("lab.gpu.linear_unit").GpuLinears(
-            machine
-        )  # loads CuPy; only here is it needed
-        return unit
+        from lab.gpu.linear_unit import GpuLinears  # loads CuPy; only here is it needed
+
+        return GpuLinears(machine)
     raise InputError(f"unknown chip {on!r}; known: {', '.join(ON)}")

@@ -12,12 +12,23 @@ MMA_M = 64  # rows of a wgmma
 SWIZZLE = 128  # bytes
 ALIGNMENT = 1024  # bytes, of a tile with the 128-byte swizzle
 BF16 = 2  # bytes
+MBARRIER = 8  # bytes
 L2_BYTES_PER_CLOCK = 64  # from L2 to one SM (A100 whitepaper; Hopper's is not lower)
 
 
 def tiles_of(extent: int, block: int) -> int:
     """How many tiles of `block` cover `extent`."""
     return -(-extent // block)
+
+
+def stage_bytes(block_m: int, block_n: int) -> int:
+    """One stage of the ring: a k-step of a tile's rows of x and of w."""
+    return (block_m + block_n) * BLOCK_K * BF16
+
+
+def barrier_bytes(stages: int) -> int:
+    """The ring's full and empty barriers, padded to the alignment of a tile."""
+    return tiles_of(2 * MBARRIER * stages, ALIGNMENT) * ALIGNMENT
 
 
 def tile_count(problem: Linear, block_m: int, block_n: int) -> int:

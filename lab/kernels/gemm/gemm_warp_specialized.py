@@ -71,14 +71,13 @@ class Schedule:
 
     @property
     def stage_bytes(self) -> int:
-        return (self.block_m + self.block_n) * BLOCK_K * BF16
+        return _tiles.stage_bytes(self.block_m, self.block_n)
 
     @property
     def shared_bytes(self) -> int:
         """The ring, the boxes of y, barriers padded to the alignment of a tile, and room to align the whole."""
-        barriers = -(-2 * 8 * self.stages // ALIGNMENT) * ALIGNMENT
         y = CONSUMERS * self.y_boxes * MMA_M * BLOCK_K * BF16
-        return self.stages * self.stage_bytes + y + barriers + ALIGNMENT
+        return self.stages * self.stage_bytes + y + _tiles.barrier_bytes(self.stages) + ALIGNMENT
 
     def fits(self, problem: Linear, machine: Machine) -> None:
         require_shared(self.shared_bytes, f"{self.stages} stages and {self.y_boxes} boxes", machine)

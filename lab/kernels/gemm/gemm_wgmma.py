@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice, require_shared
 from lab.kernels.gemm import _tiles
-from lab.kernels.gemm._tiles import ALIGNMENT, BF16, BLOCK_K, MMA_M, tile_at
+from lab.kernels.gemm._tiles import ALIGNMENT, BLOCK_K, MMA_M, tile_at
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.errors import ScheduleError
@@ -58,13 +58,12 @@ class Schedule:
 
     @property
     def stage_bytes(self) -> int:
-        return (self.block_m + self.block_n) * BLOCK_K * BF16
+        return _tiles.stage_bytes(self.block_m, self.block_n)
 
     @property
     def shared_bytes(self) -> int:
         """The ring, its barriers padded to the alignment of a tile, and room to align the whole."""
-        barriers = -(-2 * 8 * self.stages // ALIGNMENT) * ALIGNMENT
-        return self.stages * self.stage_bytes + barriers + ALIGNMENT
+        return self.stages * self.stage_bytes + _tiles.barrier_bytes(self.stages) + ALIGNMENT
 
     def fits(self, problem: Linear, machine: Machine) -> None:
         require_shared(self.shared_bytes, f"{self.stages} stages", machine)
