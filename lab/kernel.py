@@ -1,14 +1,15 @@
 """What a kernel is: the contract that each pair of files in lab/kernels/ keeps."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import Enum
+from math import lcm
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from numpy.typing import NDArray
 
-from lab.problems import Problem
+from lab.problems import Linear, Problem
 from sim.counts import Counts
 from sim.errors import InputError, ScheduleError
 from sim.formats import FORMATS
@@ -16,11 +17,16 @@ from sim.launch import Launch
 from sim.machine import Machine
 from sim.predict import predict_us
 
+OPTIONS = ("output", "scales", "accumulate", "epilogue")  # fields of Linear that have a usual value
+
 
 @dataclass(frozen=True)
 class Solves:
     """Which problems a kernel takes: kind, weight formats, divisibility, the GPU architecture it needs.
 
+    Activations come in the weights' own format where they must be `alike`, else in the one that the weights imply.
+    `options` are the unusual values it takes of the problem's further fields. `row_bytes` divides the bytes of every
+    row of x, w and y; `multiple_of` divides extents.
     `after` names the kernel it improves on. `facts` are the problem's properties that the device code is compiled
     for; a format name becomes a C++ type, an integer or a flag a constant.
     """
@@ -28,10 +34,23 @@ class Solves:
     problem: type[Problem]
     weights: tuple[str, ...]
     arch: str
-    multiple_of: Mapping[str, int]
+    multiple_of: Mapping[str, int] = field(default_factory=dict)
+    row_bytes: int = 1
     why_multiple: str = ""
     after: str | None = None
+    alike: bool = False
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     facts: tuple[str, ...] = ("weights", "activations", "output")
+
+    def multiples(self, problem: Problem) -> dict[str, int]:
+        """What each extent must be a multiple of, for the formats of a problem."""
+        found = dict(self.multiple_of)
+        if isinstance(problem, Linear) and self.row_bytes > 1:
+            per_row = {name: 8 * self.row_bytes // FORMATS[name].bits for name in FORMATS}
+            deep = max(per_row[problem.activations], per_row[problem.weights])
+            wide = per_row[problem.output] * (2 if problem.swiglu else 1)
+            found |= {"k": lcm(found.get("k", 1), deep), "n": lcm(found.get("n", 1), wide)}
+        return found
 
     def refusal(self, problem: Problem) -> str | None:
         """One sentence why this kernel cannot take the problem, or None."""
@@ -39,7 +58,16 @@ class Solves:
             return f"solves {self.problem.kind} problems, not {problem.kind}"
         if problem.weights not in self.weights:
             return f"takes weights in {' or '.join(self.weights)}, not {problem.weights}"
-        for name, divisor in self.multiple_of.items():
+        if isinstance(problem, Linear):
+            usual = Linear(problem.m, problem.n, problem.k, problem.weights)
+            expected = problem.weights if self.alike else usual.activations
+            if problem.activations != expected:
+                return f"takes activations in {expected} with weights in {problem.weights}, not {problem.activations}"
+            for name in OPTIONS:
+                value, taken = getattr(problem, name), self.options.get(name, ())
+                if value not in (getattr(usual, name), *taken):
+                    return f"takes {name} {' or '.join((getattr(usual, name), *taken))}, not {value}"
+        for name, divisor in self.multiples(problem).items():
             if getattr(problem, name) % divisor:
                 value = getattr(problem, name)
                 return f"needs {name} to be a multiple of {divisor} ({self.why_multiple}); {name} = {value}"
@@ -77,6 +105,14 @@ class KernelModule(Protocol):
 
     def simulate(self, launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
         """Run one launch's tile schedule on the CPU: write the output arrays, or only count where `arrays` is None."""
+
+
+@runtime_checkable
+class Predicts(Protocol):
+    """A kernel's description that has a model of its own time, where the largest of its bills says too little."""
+
+    def predicted_us(self, problem: Any, schedule: Any, machine: Machine) -> float:
+        """Microseconds of all launches together."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +153,9 @@ class Kernel:
         return self.module.launch(problem, schedule, machine)
 
     def predicted_us(self, problem: Problem, schedule: Any, launches: tuple[Launch, ...], machine: Machine) -> float:
-        """Microseconds that the closed-form counts of all launches predict."""
+        """Microseconds of all launches: the kernel's own model, else what their closed-form counts predict."""
+        if isinstance(self.module, Predicts):
+            return self.module.predicted_us(problem, schedule, machine)
         theory = self.module.theory(problem, schedule, machine)
         return predict_us(theory, problem.activations, machine, sum(launch.ctas for launch in launches))
 

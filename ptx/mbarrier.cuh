@@ -20,11 +20,10 @@ __device__ __forceinline__ void arrive_expect_tx(uint64_t& barrier, uint32_t byt
                  : "memory");
 }
 
-// Arrive once on the same barrier of the CTA of rank `cta` of the cluster (mbarrier.arrive on shared::cluster).
+// Arrive once on the same barrier of the CTA of rank `cta` of the cluster (mbarrier.arrive on shared::cluster). It hands
+// a buffer back that asynchronous reads have left; a release at cluster scope would wait for all of the SM's accesses.
 __device__ __forceinline__ void arrive_cluster(uint64_t& barrier, uint32_t cta) {
-    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(
-                     address::shared_of_cta(&barrier, cta))
-                 : "memory");
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address::shared_of_cta(&barrier, cta)) : "memory");
 }
 
 // Whether the phase of this parity has completed; sleeps for a while first (mbarrier.try_wait.parity).
@@ -38,27 +37,9 @@ __device__ __forceinline__ bool try_wait_parity(uint64_t& barrier, uint32_t pari
     return done != 0;
 }
 
-// The same, and what other CTAs of the cluster did before they arrived is visible (mbarrier.try_wait, acquire.cluster).
-__device__ __forceinline__ bool try_wait_parity_cluster(uint64_t& barrier, uint32_t parity) {
-    uint32_t done;
-    asm volatile(
-        "{\n\t.reg .pred p;\n\tmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
-        "selp.u32 %0, 1, 0, p;\n\t}"
-        : "=r"(done)
-        : "r"(address::shared(&barrier)), "r"(parity)
-        : "memory");
-    return done != 0;
-}
-
 // Wait until the phase of this parity has completed.
 __device__ __forceinline__ void wait(uint64_t& barrier, uint32_t parity) {
     while (!try_wait_parity(barrier, parity)) {
-    }
-}
-
-// Wait at cluster scope until the phase of this parity has completed.
-__device__ __forceinline__ void wait_cluster(uint64_t& barrier, uint32_t parity) {
-    while (!try_wait_parity_cluster(barrier, parity)) {
     }
 }
 

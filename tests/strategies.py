@@ -1,14 +1,16 @@
 """Hypothesis strategies for problems and schedules, for any kernel of the catalog."""
 
+from contextlib import suppress
 from dataclasses import fields, replace
+from itertools import product
 from typing import Any
 
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from lab.kernel import Kernel
+from lab.kernel import OPTIONS, Kernel
 from lab.problems import Linear
-from sim.errors import ScheduleError
+from sim.errors import InputError, ScheduleError
 from sim.machine import H100
 
 # Off-tile on purpose: primes, one off powers of two, one, and tile multiples.
@@ -19,21 +21,31 @@ EXTENTS = st.one_of(
 DEPTHS = st.one_of(st.integers(1, 80), st.sampled_from([128, 192, 255, 256, 264, 320, 513, 1000, 1024]))
 
 
+def variants(kernel: Kernel) -> list[Linear]:
+    """A tiny problem for every combination of formats and options that a kernel takes, the usual ones first."""
+    found = []
+    solves = kernel.solves
+    for weights in solves.weights:
+        usual = Linear(1, 2, 1, weights, activations=weights if solves.alike else "")
+        values = [(getattr(usual, name), *solves.options.get(name, ())) for name in OPTIONS]
+        for chosen in product(*values):
+            with suppress(InputError):  # not every combination means something
+                found.append(fitted(kernel, replace(usual, **dict(zip(OPTIONS, chosen, strict=True)))))
+    return found
+
+
+def fitted(kernel: Kernel, problem: Linear) -> Linear:
+    """The problem with its extents rounded up to what a kernel takes."""
+    rounded = {name: -(-getattr(problem, name) // by) * by for name, by in kernel.solves.multiples(problem).items()}
+    return replace(problem, **rounded)
+
+
 @st.composite
 def linear_problems(draw: st.DrawFn, kernel: Kernel) -> Linear:
     """A ragged problem that the kernel takes."""
-    multiple = kernel.solves.multiple_of
-
-    def extent(name: str, values: st.SearchStrategy[int]) -> int:
-        divisor = multiple.get(name, 1)
-        return -(-draw(values) // divisor) * divisor
-
-    return Linear(
-        m=extent("m", EXTENTS),
-        n=extent("n", EXTENTS),
-        k=extent("k", DEPTHS),
-        weights=draw(st.sampled_from(kernel.solves.weights)),
-    )
+    form = draw(st.sampled_from(variants(kernel)))
+    n = draw(EXTENTS)
+    return fitted(kernel, replace(form, m=draw(EXTENTS), n=n + (form.swiglu and n % 2), k=draw(DEPTHS)))
 
 
 @st.composite

@@ -1,16 +1,24 @@
-"""What the kernels for linear layers share: the parameters x, w, y, m, n, k, in that order."""
+"""What the kernels for linear layers share: their parameters, in that order."""
 
 from lab.problems import Linear
 from sim.launch import Argument, Array, Role, Scalar
 
+EPILOGUE = ("residual", "x_scale", "w_scale", "y_scale")  # pointers, null where the problem has no such operand
+
 
 def arguments(problem: Linear) -> tuple[Argument, ...]:
+    """x, w, y, m, n, k."""
     p = problem
     return (
-        Array("x", Role.IN, (p.m, p.k), p.activations),
-        Array("w", Role.IN, (p.n, p.k), p.weights),
-        Array("y", Role.OUT, (p.m, p.n), p.output),
-        Scalar("m", p.m),
-        Scalar("n", p.n),
-        Scalar("k", p.k),
+        *(Array(name, Role.IN, *p.operands[name]) for name in ("x", "w")),
+        Array("y", Role.OUT, (p.m, p.columns), p.output),
+        *(Scalar(name, getattr(p, name)) for name in ("m", "n", "k")),
+    )
+
+
+def epilogue_arguments(problem: Linear) -> tuple[Argument, ...]:
+    """The operands of an epilogue: residual, x_scale, w_scale, y_scale."""
+    return tuple(
+        Array(name, Role.IN, *problem.operands[name]) if name in problem.operands else Scalar(name, 0, "int64")
+        for name in EPILOGUE
     )

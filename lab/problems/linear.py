@@ -1,7 +1,7 @@
-"""Linear: y[m, n] = x[m, k] @ w[n, k].T, row-major."""
+"""Linear: y[m, n] = x[m, k] @ w[n, k].T, row-major, and what a transformer step does to y on its way out."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +11,9 @@ from sim.errors import InputError
 from sim.formats import FORMATS, decode, encode, format_named
 
 MAX_DIMENSION = 2**31 - 1  # extents are int32 parameters of every kernel
+SCALES = ("none", "tensor", "row")
+ACCUMULATIONS = ("float32", "fast")
+EPILOGUES = ("none", "residual", "swiglu")
 
 
 def require_extents(problem: Any, names: tuple[str, ...]) -> None:
@@ -23,10 +26,14 @@ def require_extents(problem: Any, names: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class Linear:
-    """y[m, n] = x[m, k] @ w[n, k].T; m tokens, n outputs, k inputs; `weights` is the format of w.
+    """y[m, n] = x[m, k] @ w[n, k].T; m tokens, n rows of weights, k inputs.
 
-    fp32 and fp16 weights have activations and outputs of their own format; every other format has bf16 ones.
-    Raises InputError for extents outside 1 to 2^31 - 1 and for unknown formats.
+    `weights` is the format of w. `activations`, that of x, and `output`, that of y, are by default the weights' own
+    for fp32 and fp16, else bf16. fp8 operands may have float32 scales, one for a whole tensor or one for each row of
+    x and of w; an fp8 output is then divided by one scale of its own. `accumulate` says whether products of fp8 are
+    summed in float32 or, faster, in the few bits that the tensor cores keep. `epilogue`: residual adds r[m, n]; swiglu
+    takes the rows of w in two halves, gate and up, and makes y[m, n / 2] = silu(gate) * up.
+    Raises InputError for extents outside 1 to 2^31 - 1, for unknown words and for combinations that mean nothing.
     """
 
     kind: ClassVar[str] = "linear"
@@ -35,20 +42,71 @@ class Linear:
     n: int
     k: int
     weights: str = "bf16"
+    activations: str = ""
+    output: str = ""
+    scales: str = "none"  # none, tensor, row
+    accumulate: str = "float32"  # float32, fast
+    epilogue: str = "none"  # none, residual, swiglu
 
     def __post_init__(self) -> None:
         require_extents(self, ("m", "n", "k"))
-        format_named(self.weights)
+        own = self.weights if self.weights in ("fp32", "fp16") else "bf16"
+        for name in ("activations", "output"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, own)
+        for name in ("weights", "activations", "output"):
+            format_named(getattr(self, name))
+        for name, legal in (("scales", SCALES), ("accumulate", ACCUMULATIONS), ("epilogue", EPILOGUES)):
+            if getattr(self, name) not in legal:
+                raise InputError(f"{name} is {', '.join(legal)}; got {getattr(self, name)!r}")
+        if self.scales != "none" and self.weights != "fp8":
+            raise InputError(f"scales are for fp8 weights; weights = {self.weights}")
+        if self.accumulate == "fast" and self.activations != "fp8":
+            raise InputError(f"fast accumulation is for fp8 activations; activations = {self.activations}")
+        if self.swiglu and self.n % 2:
+            raise InputError(f"swiglu halves the rows of w, so n is even; n = {self.n:,}")
 
     @property
-    def activations(self) -> str:
-        """The format of x, whose unit does the arithmetic."""
-        return self.weights if self.weights in ("fp32", "fp16") else "bf16"
+    def residual(self) -> bool:
+        return self.epilogue == "residual"
 
     @property
-    def output(self) -> str:
-        """The format of y."""
-        return self.activations
+    def swiglu(self) -> bool:
+        return self.epilogue == "swiglu"
+
+    @property
+    def fast(self) -> bool:
+        return self.accumulate == "fast"
+
+    @property
+    def scaled(self) -> bool:
+        return self.scales != "none"
+
+    @property
+    def row_scales(self) -> bool:
+        return self.scales == "row"
+
+    @property
+    def columns(self) -> int:
+        """Columns of y."""
+        return self.n // 2 if self.swiglu else self.n
+
+    @property
+    def operands(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and format of every input array."""
+        found: dict[str, tuple[tuple[int, ...], str]] = {
+            "x": ((self.m, self.k), self.activations),
+            "w": ((self.n, self.k), self.weights),
+        }
+        if self.residual:
+            found["residual"] = ((self.m, self.columns), "bf16" if self.output == "fp8" else self.output)
+        if self.scaled:
+            found["w_scale"] = ((self.n if self.row_scales else 1,), "fp32")
+            if self.activations == "fp8":
+                found["x_scale"] = ((self.m if self.row_scales else 1,), "fp32")
+            if self.output == "fp8":
+                found["y_scale"] = ((1,), "fp32")
+        return found
 
     @property
     def flops(self) -> int:
@@ -57,18 +115,19 @@ class Linear:
 
     @property
     def bytes(self) -> dict[str, int]:
-        """Compulsory HBM bytes: each weight and each activation once."""
+        """Compulsory HBM bytes: each weight, each activation and each scale once."""
         weights = FORMATS[self.weights].nbytes(self.n, self.k)
         activations = self.read_bytes - weights + self.write_bytes
         return {"weights": weights, "kv": 0, "activations": activations, "total": weights + activations}
 
     @property
     def read_bytes(self) -> int:
-        return FORMATS[self.weights].nbytes(self.n, self.k) + FORMATS[self.activations].nbytes(self.m, self.k)
+        sizes = ((shape[0], shape[-1] if len(shape) > 1 else 1, form) for shape, form in self.operands.values())
+        return sum(FORMATS[form].nbytes(rows, columns) for rows, columns, form in sizes)
 
     @property
     def write_bytes(self) -> int:
-        return FORMATS[self.output].nbytes(self.m, self.n)
+        return FORMATS[self.output].nbytes(self.m, self.columns)
 
     @property
     def weight_intensity(self) -> float:
@@ -80,13 +139,21 @@ class Linear:
         return {}
 
     def as_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind, **asdict(self)}
+        """Extents, weights, and every other field that is not what the weights imply."""
+        usual = Linear(self.m, self.n, self.k, self.weights)
+        kept = ("m", "n", "k", "weights")
+        names = [f.name for f in fields(self) if f.name in kept or getattr(self, f.name) != getattr(usual, f.name)]
+        return {"kind": self.kind, **{name: getattr(self, name) for name in names}}
 
     def draw(self, rng: np.random.Generator) -> dict[str, NDArray]:
-        """Random inputs as storage bits: x and w from N(0, 1)."""
-        shapes = {"x": (self.m, self.k), "w": (self.n, self.k)}
-        formats = {"x": self.activations, "w": self.weights}
-        return {name: encode(rng.standard_normal(shape, np.float32), formats[name]) for name, shape in shapes.items()}
+        """Random inputs as storage bits: scales from 1/2 to 2, everything else from N(0, 1)."""
+
+        def one(name: str, shape: tuple[int, ...], form: str) -> NDArray:
+            if name.endswith("scale"):
+                return np.exp2(rng.uniform(-1, 1, shape)).astype(np.float32)
+            return encode(rng.standard_normal(shape, np.float32), form)
+
+        return {name: one(name, shape, form) for name, (shape, form) in self.operands.items()}
 
     def reference(self, arrays: Mapping[str, NDArray], rows: slice = slice(None)) -> tuple[NDArray, NDArray]:
         """(y, bound) for the chosen rows of x: the result and the error a right kernel may have.

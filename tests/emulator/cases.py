@@ -7,7 +7,6 @@ and every dimension is ragged, as far as the kernel's schedule has such things.
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import product
-from math import lcm
 from typing import Any
 
 from lab.kernel import Kernel
@@ -15,6 +14,7 @@ from lab.problems import Attention, Linear, Problem
 from sim.errors import ScheduleError
 from sim.formats import format_named
 from sim.machine import H100, Machine
+from tests.strategies import fitted, variants
 
 CHIP = replace(H100, sms=4)  # few SMs, so that a persistent CTA has more than one tile
 LAPS = 3  # of a ring
@@ -32,25 +32,39 @@ class Case:
 
     def __str__(self) -> str:
         sizes = ",".join(f"{f.name}={getattr(self.schedule, f.name)}" for f in fields(self.schedule))
-        return f"{self.kernel.name}-{self.problem.weights}-{sizes}"
+        forms = [str(v) for v in self.problem.as_dict().values() if isinstance(v, str) and v != self.problem.kind]
+        return f"{self.kernel.name}-{'-'.join(forms)}-{sizes}"
 
 
 def cases(kernel: Kernel) -> list[Case]:
-    """The smallest schedule of a kernel for each weight format, and the smallest with clusters and with splits."""
+    """The smallest schedule of a kernel for each variant of its problem, and the smallest with clusters and splits."""
     found: dict[str, Case] = {}
-    for weights in kernel.solves.weights:
-        schedules = sorted(_schedules(kernel, weights), key=_size)
+    for form in _forms(kernel):
+        schedules = sorted(_schedules(kernel, form), key=_size)
         clustered = [s for s in schedules if getattr(s, "cluster", 1) > 1]
         split = [s for s in schedules if _splits(s) > 1]
         for schedule in (*schedules[:1], *clustered[:1], *split[:1]):
-            case = Case(kernel, _problem(kernel, weights, schedule), schedule)
+            case = Case(kernel, _problem(kernel, form, schedule), schedule)
             found.setdefault(str(case), case)
     return list(found.values())
 
 
-def _schedules(kernel: Kernel, weights: str) -> Iterator[Any]:
+def _forms(kernel: Kernel) -> list[Problem]:
+    """Some problem for each variant that the kernel takes."""
+    if kernel.solves.problem is Linear:
+        return [fitted(kernel, replace(form, m=3, n=200, k=1208)) for form in variants(kernel)]
+    shapes = product((64, 128, 576), (37, 1), (0, 16, 64), (0, 512))
+    tried = [
+        Attention(2, 4, 2, dim, q, 437, kv=kv, page=page, latent=min(dim, latent))
+        for kv in kernel.solves.weights
+        for dim, q, page, latent in shapes
+    ]
+    return [next(problem for problem in tried if kernel.solves.refusal(problem) is None)]
+
+
+def _schedules(kernel: Kernel, form: Problem) -> Iterator[Any]:
     """The candidates for some problem, with the shortest ring that is legal."""
-    for schedule in kernel.module.candidates(_any_problem(kernel, weights), CHIP):
+    for schedule in kernel.module.candidates(form, CHIP):
         for stages in range(2, getattr(schedule, "stages", 0)):
             try:
                 schedule = replace(schedule, stages=stages)
@@ -70,30 +84,12 @@ def _splits(schedule: Any) -> int:
     return max((getattr(schedule, f.name) for f in fields(schedule) if f.name.startswith("split")), default=1)
 
 
-def _problem(kernel: Kernel, weights: str, schedule: Any) -> Problem:
+def _problem(kernel: Kernel, form: Problem, schedule: Any) -> Problem:
     """A problem of two to three ragged tiles each way, deep enough for the ring, split."""
-    if kernel.solves.problem is Attention:
-        return _any_problem(kernel, weights)
+    if not isinstance(form, Linear):
+        return form
     tall = getattr(schedule, "block_m", 1) * getattr(schedule, "cluster", 1)
     deep = LAPS * getattr(schedule, "stages", 1) * getattr(schedule, "block_k", DEPTH) * _splits(schedule)
     m, n, k = 2 * tall + min((tall + 1) // 2, 37), getattr(schedule, "block_n", 1) + 36, deep + 51
-    return Linear(*_rounded(kernel, weights, m=m, n=n, k=k), weights)
-
-
-def _any_problem(kernel: Kernel, weights: str) -> Problem:
-    """Some problem that the kernel takes."""
-    if kernel.solves.problem is Linear:
-        return Linear(*_rounded(kernel, weights, m=3, n=200, k=1208), weights)
-    shapes = product((64, 128, 576), (37, 1), (0, 16, 64), (0, 512))
-    tried = [
-        Attention(2, 4, 2, dim, q, 437, kv=weights, page=page, latent=min(dim, latent))
-        for dim, q, page, latent in shapes
-    ]
-    return next(problem for problem in tried if kernel.solves.refusal(problem) is None)
-
-
-def _rounded(kernel: Kernel, weights: str, **extents: int) -> list[int]:
-    """Extents rounded up to what the kernel and the format ask for."""
-    multiples = {name: kernel.solves.multiple_of.get(name, 1) for name in extents}
-    multiples["k"] = lcm(multiples["k"], format_named(weights).group or 1)
-    return [-(-extent // multiples[name]) * multiples[name] for name, extent in extents.items()]
+    k = -(-k // (format_named(form.weights).group or 1)) * (format_named(form.weights).group or 1)
+    return fitted(kernel, replace(form, m=m, n=n, k=k))

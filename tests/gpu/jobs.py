@@ -1,6 +1,7 @@
 """What the device tests run in processes of their own."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import cupy
@@ -12,6 +13,7 @@ from lab.gpu.launch import executor
 from lab.gpu.probes import kernel
 from lab.problems import Linear
 from lab.verify import verify
+from tests.strategies import fitted, variants
 
 
 def hang(_: Any) -> Iterator[str]:
@@ -35,7 +37,7 @@ def check_all(_: Any = None) -> list[str]:
     for kernel_ in catalog.kernels():
         if not kernel_.solves.runs_on(target.arch) or kernel_.solves.problem is not Linear:
             continue
-        problem = Linear(3, 40, 264, kernel_.solves.weights[0])
+        problem = fitted(kernel_, replace(variants(kernel_)[0], m=3, n=40, k=264))
         found = verify(kernel_, problem, kernel_.best_guess(problem, target), target, executor(target))
         if not found.passed:
             wrong.append(kernel_.name)

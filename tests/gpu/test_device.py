@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -19,6 +20,7 @@ from sim.errors import EnvironmentFailure, InputError, NoDeviceError
 from sim.formats import decode, encode
 from sim.launch import Array, Role
 from sim.machine import Machine
+from tests.strategies import fitted, variants
 
 pytestmark = pytest.mark.gpu
 
@@ -60,22 +62,15 @@ def runnable(name: str, chip: Machine) -> Kernel:
     return kernel
 
 
-def fitted(kernel: Kernel, m: int, n: int, k: int, weights: str) -> Linear:
-    """The problem with extents rounded up to what the kernel takes."""
-    extents = {"m": m, "n": n, "k": k}
-    for name, divisor in kernel.solves.multiple_of.items():
-        extents[name] = -(-extents[name] // divisor) * divisor
-    return Linear(**extents, weights=weights)
-
-
 @pytest.mark.parametrize("name", LINEAR)
 @pytest.mark.parametrize("shape", RAGGED, ids=lambda s: "x".join(map(str, s)))
 def test_kernels_are_right_on_ragged_shapes(name: str, shape: tuple[int, int, int], chip: Machine) -> None:
     from lab.gpu.launch import executor
 
     kernel = runnable(name, chip)
-    for weights in kernel.solves.weights:
-        problem = fitted(kernel, *shape, weights)
+    m, n, k = shape
+    for form in variants(kernel):
+        problem = fitted(kernel, replace(form, m=m, n=n + (form.swiglu and n % 2), k=k))
         for seed, schedule in enumerate(islice(kernel.module.candidates(problem, chip), SCHEDULES)):
             found = verify(kernel, problem, schedule, chip, executor(chip), seed)
             assert found.passed, (problem, schedule, found.check)
@@ -111,7 +106,8 @@ def test_offsets_beyond_2_31_elements(name: str, shape: tuple[int, int, int], ch
     kernel = runnable(name, chip)
     if "bf16" not in kernel.solves.weights:
         pytest.skip("the pattern is bf16")
-    problem = fitted(kernel, *shape, "bf16")
+    m, n, k = shape
+    problem = fitted(kernel, Linear(m, n, k))
     m, n, k = problem.m, problem.n, problem.k
     assert max(m * k, n * k, m * n) > 2**31
     x, w = pattern(cupy, (m, k), 1), pattern(cupy, (n, k), 2)

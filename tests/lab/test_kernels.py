@@ -16,13 +16,13 @@ from sim.counts import EXACT, disagreements
 from sim.errors import InputError, ScheduleError
 from sim.launch import Array, Scalar, TensorMap
 from sim.machine import H100
-from tests.strategies import linear_problems, schedules
+from tests.strategies import fitted, linear_problems, schedules, variants
 
 KERNELS = [pytest.param(kernel, id=kernel.name) for kernel in catalog.kernels()]
 
 
 def small_problem(kernel: Kernel) -> Linear:
-    return Linear(200, 136, 264, kernel.solves.weights[0])
+    return fitted(kernel, replace(variants(kernel)[0], m=200, n=136, k=264))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -90,7 +90,7 @@ def parameter_bytes(argument: Array | Scalar | TensorMap) -> int:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_what_the_kernel_cannot_take_is_refused_in_one_sentence(kernel: Kernel) -> None:
-    for name, divisor in kernel.solves.multiple_of.items():
+    for name, divisor in kernel.solves.multiples(small_problem(kernel)).items():
         problem = replace(small_problem(kernel), **{name: divisor + 1})
         with pytest.raises(
             InputError, match=rf"^{kernel.name} needs {name} to be a multiple of {divisor} .*; {name} ="

@@ -66,14 +66,6 @@ struct Walk {
     }
 };
 
-// Wait until the consumers of every CTA that this one writes to have released the stage.
-__device__ __forceinline__ void wait_empty(uint64_t& empty, uint32_t parity) {
-    if constexpr (schedule::cluster == 1)
-        ptx::mbarrier::wait(empty, parity);
-    else
-        ptx::mbarrier::wait_cluster(empty, parity);
-}
-
 // One thread keeps the ring full.
 __device__ __forceinline__ void producer(Shared& shared, const TensorMap& x, const TensorMap& w, Walk walk, int steps) {
     Position at;
@@ -82,7 +74,7 @@ __device__ __forceinline__ void producer(Shared& shared, const TensorMap& x, con
             Stage& stage = shared.ring[at.stage];
             uint64_t& full = shared.full[at.stage];
             const int column = step * schedule::block_k;
-            wait_empty(shared.empty[at.stage], at.parity ^ 1);  // on the first lap every stage is empty
+            ptx::mbarrier::wait(shared.empty[at.stage], at.parity ^ 1);  // on the first lap every stage is empty
             ptx::mbarrier::arrive_expect_tx(full, schedule::stage_bytes);
             ptx::tma::load_2d(stage.x, x, column, tile.row, full);
             if constexpr (schedule::cluster == 1)

@@ -21,7 +21,7 @@ SOLVES = Solves(
     Linear,
     weights=("bf16",),
     arch="sm_90a",
-    multiple_of={"k": 8, "n": 8},
+    row_bytes=16,
     why_multiple="TMA needs rows that are multiples of 16 bytes",
     after="gemm_naive",
 )

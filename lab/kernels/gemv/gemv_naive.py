@@ -18,7 +18,7 @@ from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import Chip
 
-SOLVES = Solves(Linear, weights=("bf16",), arch="sm_80", multiple_of={})
+SOLVES = Solves(Linear, weights=("bf16",), arch="sm_80")
 
 BF16 = 2  # bytes
 
