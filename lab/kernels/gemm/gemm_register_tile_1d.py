@@ -48,10 +48,13 @@ class Schedule:
         pass
 
 
+SHAPES = ((64, 64, 8), (128, 64, 16), (64, 64, 16), (128, 64, 8), (32, 64, 8), (32, 32, 4))
+
+
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
-    """By what a thread owns: eight outputs leave enough warps to hide the shared loads."""
-    for shape in ((64, 64, 8), (128, 64, 16), (64, 64, 16), (128, 64, 8), (32, 64, 8), (32, 32, 4)):
-        yield Schedule(*shape)
+    """By predicted time."""
+    schedules = (Schedule(*shape) for shape in SHAPES)
+    yield from sorted(schedules, key=lambda schedule: predicted_us(problem, schedule, machine))
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
@@ -60,6 +63,11 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     return _simt.tiled_theory(problem, schedule, ROW, ROW)
+
+
+def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
+    counts = theory(problem, schedule, machine)
+    return _simt.predicted_us(problem, schedule, counts, machine, schedule.thread_m, 1, 1)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:

@@ -48,7 +48,7 @@ class Schedule:
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """Tall tiles first, which load w least often, unless most of their rows would be empty."""
-    yield from sorted(map(Schedule, (32, 16, 8, 4)), key=lambda s: s.block_m >= 2 * problem.m)
+    yield from sorted(map(Schedule, (32, 16, 8, 4)), key=lambda schedule: schedule.block_m >= 2 * problem.m)
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
@@ -57,6 +57,11 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     return _simt.tiled_theory(problem, schedule, ROW, ROW)
+
+
+def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
+    counts = theory(problem, schedule, machine)
+    return _simt.predicted_us(problem, schedule, counts, machine, 1, 1, 1)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:

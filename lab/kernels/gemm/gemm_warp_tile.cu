@@ -107,5 +107,6 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
         empty = full;
         full = full + 1 == schedule::stages ? 0 : full + 1;
     }
+    ptx::cp_async::wait_group<0>();  // the last steps fetched zeros from beyond k: a CTA may not end before they are there
     store_patch(y, sums, tile.row + row, tile.column + column, m, n);
 }
