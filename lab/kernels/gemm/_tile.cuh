@@ -47,7 +47,7 @@ __device__ __forceinline__ void multiply(float (&sum)[registers], const bf16* x,
     const uint64_t a = ptx::wgmma::descriptor_k_major_128b(x), b = ptx::wgmma::descriptor_k_major_128b(w);
 #pragma unroll
     for (int at = 0; at < schedule::block_k; at += MMA_K)
-        ptx::wgmma::mma_bf16(sum, ptx::wgmma::advance(a, at * sizeof(bf16)), ptx::wgmma::advance(b, at * sizeof(bf16)),
+        ptx::wgmma::mma<bf16>(sum, ptx::wgmma::advance(a, at * sizeof(bf16)), ptx::wgmma::advance(b, at * sizeof(bf16)),
                              accumulate || at > 0);
 }
 
@@ -66,9 +66,9 @@ __device__ __forceinline__ void round_to(Box& box, const float* sum) {
     for (int j = 0; j < BOX_REGISTERS / 4; j += 2) {
         const int chunk = (j + lane / 16) ^ (row % 8);
         const float* s = sum + 4 * j;
-        ptx::stmatrix::x4(&box[row][chunk * CHUNK], ptx::convert::to_bf16x2(s[0], s[1]),
-                          ptx::convert::to_bf16x2(s[2], s[3]), ptx::convert::to_bf16x2(s[4], s[5]),
-                          ptx::convert::to_bf16x2(s[6], s[7]));
+        ptx::stmatrix::x4(&box[row][chunk * CHUNK], ptx::convert::pair<bf16>(s[0], s[1]),
+                          ptx::convert::pair<bf16>(s[2], s[3]), ptx::convert::pair<bf16>(s[4], s[5]),
+                          ptx::convert::pair<bf16>(s[6], s[7]));
     }
 }
 

@@ -15,7 +15,9 @@ from sim.errors import ScheduleError
 from sim.jit import njit, prange
 from sim.launch import Launch
 from sim.machine import Machine
-from sim.tiles import Chip, load_tile, mma, store_tile
+from sim.tiles import ELEMENT, Chip, load_tile, mma, store_tile
+
+FORMAT = ELEMENT["bf16"]
 
 SOLVES = Solves(
     Linear,
@@ -159,12 +161,12 @@ def _grid(count, x_marks, w_marks, y_marks, x, w, y, m, n, k, ctas, block_m, blo
             row += rank * block_m
             total[:] = 0
             for at in range(0, k, BLOCK_K):
-                load_tile(count[cta], x_marks, x, m, k, row, at, x_tile)
+                load_tile(count[cta], x_marks, x, m, k, row, at, x_tile, FORMAT)
                 for sender in range(cluster):  # each CTA of the cluster sends its part of w to all
                     w_part = w_tile[:, sender * part : (sender + 1) * part].T
-                    load_tile(count[cta], w_marks, w, n, k, column + sender * part, at, w_part)
+                    load_tile(count[cta], w_marks, w, n, k, column + sender * part, at, w_part, FORMAT)
                 mma(count[cta], total, x_tile, w_tile, m - row, n - column, k - at, x.size > 0)
             for r in range(0, block_m, MMA_M):
                 for c in range(0, block_n, BLOCK_K):
                     box = total[r : r + MMA_M, c : c + BLOCK_K]
-                    store_tile(count[cta], y_marks, y, m, n, row + r, column + c, box)
+                    store_tile(count[cta], y_marks, y, m, n, row + r, column + c, box, FORMAT)

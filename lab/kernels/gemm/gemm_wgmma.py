@@ -15,7 +15,7 @@ from sim.errors import ScheduleError
 from sim.jit import njit, prange
 from sim.launch import Launch
 from sim.machine import Machine
-from sim.tiles import Chip, load_tile, mma, store_tile
+from sim.tiles import BF16, Chip, load_tile, mma, store_tile
 
 SOLVES = Solves(
     Linear,
@@ -145,10 +145,10 @@ def _grid(count, x_marks, w_marks, y_marks, x, w, y, m, n, k, tiles, block_m, bl
             row, column = tile_at(cta, m, n, block_m, block_n, group_m)
             total[:] = 0
             for at in range(0, k, BLOCK_K):
-                load_tile(count[sm], x_marks, x, m, k, row, at, x_tile)
-                load_tile(count[sm], w_marks, w, n, k, column, at, w_tile.T)
+                load_tile(count[sm], x_marks, x, m, k, row, at, x_tile, BF16)
+                load_tile(count[sm], w_marks, w, n, k, column, at, w_tile.T, BF16)
                 mma(count[sm], total, x_tile, w_tile, m - row, n - column, k - at, x.size > 0)
             for r in range(0, block_m, MMA_M):
                 for c in range(0, block_n, BLOCK_K):
                     box = total[r : r + MMA_M, c : c + BLOCK_K]
-                    store_tile(count[sm], y_marks, y, m, n, row + r, column + c, box)
+                    store_tile(count[sm], y_marks, y, m, n, row + r, column + c, box, BF16)
