@@ -357,6 +357,7 @@ def store_async(h, w, code, base, mask, pc):
             hazards.report(h, hazards.MBAR_INVALID, pc, agent, lane, 0, start, 3, own)
             continue
         op = flight.new_op(h, t.OP_STORE_ASYNC, w, pc)
+        ops[op, t.O_CTA] = target  # the sender has given its registers away and may end
         ops[op, t.O_SHARED], ops[op, t.O_TARGET], ops[op, t.O_LANE] = start, target, lane
         record = flight.attach(h, op, w, barrier, nbytes, pc)
         dirty = False
