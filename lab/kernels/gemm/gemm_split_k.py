@@ -14,15 +14,14 @@ from lab.kernels.gemm._tiles import FACTS, MMA_M, STEP_BYTES, Tiling, box_column
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.errors import ScheduleError
-from sim.formats import FORMATS
 from sim.jit import njit, prange
 from sim.launch import Launch
 from sim.machine import Machine
-from sim.tiles import Chip, load_tile, mma, store_tile
+from sim.tiles import ELEMENT, Chip, load_tile, mma, store_tile
 
 SOLVES = Solves(
     Linear,
-    weights=("bf16",),
+    weights=("bf16", "fp16"),
     arch="sm_90a",
     row_bytes=16,
     why_multiple="TMA needs rows that are multiples of 16 bytes",
@@ -154,8 +153,8 @@ def clusters_at_once(schedule: Schedule, machine: Machine) -> int:
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
     """Microseconds in a graph: a start, little more than the larger of HBM's time and that of all k-steps, the way out.
 
-    A k-step takes as long as the tensor cores, the shared memory they read, L2, or a turn of the ring need, whichever is
-    longest; x and w come from HBM once. Each wave after the first fills its ring anew.
+    A k-step takes as long as the tensor cores, the shared memory they read, L2, or a turn of the ring need, whichever
+    is longest; x and w come from HBM once. Each wave after the first fills its ring anew.
     """
     p, s = problem, schedule
     tiles, at_once = _tiles.tile_count(p, s.block_m, s.block_n), clusters_at_once(s, machine)
@@ -204,18 +203,20 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
 def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
     chip = Chip(launch, machine)
-    nothing = np.zeros((0, 0), FORMATS[p.activations].storage)
-    x, w, y = (arrays[name] if arrays else nothing for name in ("x", "w", "y"))
+    x, w, y = (arrays[a.name] if arrays else np.zeros((0, 0), a.storage) for a in launch.arrays)
     marks = [chip.marks(name) for name in ("x", "w", "y")]
     _grid(
         chip.count, *marks, x, w, y, p.m, p.n, p.k, launch.ctas // s.split_k, s.block_m, s.block_n, s.split_k,
-        s.group_m, step_of(p), box_columns(p, s.part),
+        s.group_m, step_of(p), box_columns(p, s.part), ELEMENT[p.activations], ELEMENT[p.output],
     )  # fmt: skip
     return chip.counts()
 
 
 @njit(cache=True, parallel=True)
-def _grid(count, x_marks, w_marks, y_marks, x, w, y, m, n, k, tiles, block_m, block_n, split_k, group_m, step, box):
+def _grid(
+    count, x_marks, w_marks, y_marks, x, w, y, m, n, k, tiles, block_m, block_n, split_k, group_m, step, box, element,
+    output,
+):  # fmt: skip
     workers = count.shape[0]
     steps, part = -(-k // step), block_n // split_k
     for worker in prange(workers):
@@ -228,8 +229,8 @@ def _grid(count, x_marks, w_marks, y_marks, x, w, y, m, n, k, tiles, block_m, bl
             sums[:] = 0
             for rank in range(split_k):
                 for at in range(rank * steps // split_k, (rank + 1) * steps // split_k):
-                    load_tile(counter, w_marks, w, n, k, column, at * step, w_tile.T)
-                    load_tile(counter, x_marks, x, m, k, row, at * step, x_tile)
+                    load_tile(counter, w_marks, w, n, k, column, at * step, w_tile.T, element)
+                    load_tile(counter, x_marks, x, m, k, row, at * step, x_tile, element)
                     mma(counter, sums[rank], x_tile, w_tile, m - row, n - column, k - at * step, x.size > 0)
             for rank in range(split_k):
                 first = rank * part
@@ -239,4 +240,4 @@ def _grid(count, x_marks, w_marks, y_marks, x, w, y, m, n, k, tiles, block_m, bl
                 for r in range(0, block_m, MMA_M):
                     for c in range(0, part, box):
                         out = own[r : r + MMA_M, c : c + box]
-                        store_tile(counter, y_marks, y, m, n, row + r, column + first + c, out)
+                        store_tile(counter, y_marks, y, m, n, row + r, column + first + c, out, output)
