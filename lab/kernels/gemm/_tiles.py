@@ -16,7 +16,7 @@ from sim.formats import FORMATS
 from sim.jit import njit, prange
 from sim.launch import Argument, Array, Launch, Role, TensorMap
 from sim.machine import Machine
-from sim.tiles import Chip, load_tile, mma, store_tile
+from sim.tiles import ELEMENT, Chip, load_tile, mma, store_tile
 
 FACTS = ("weights", "activations", "output", "residual", "swiglu", "scaled", "row_scales")
 STEP_BYTES = 128  # bytes along k of a step: one swizzled row
@@ -177,15 +177,16 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Mach
     _epilogue.count_tensor_scales(p, chip, workers * cluster)
     _grid(
         chip.count, *marks, x, w, y, p.m, p.n, p.k, workers, s.block_m, columns_of(p, s.block_n), cluster, s.group_m,
-        step_of(p), box_columns(p, s.block_n), epilogue,
+        step_of(p), box_columns(p, s.block_n), epilogue, ELEMENT[p.activations], ELEMENT[p.output],
     )  # fmt: skip
     return chip.counts()
 
 
 @njit(cache=True, parallel=True)
 def _grid(
-    count, x_marks, w_marks, y_marks, x, w, y, m, n, k, workers, block_m, columns, cluster, group_m, step, box, epilogue
-):
+    count, x_marks, w_marks, y_marks, x, w, y, m, n, k, workers, block_m, columns, cluster, group_m, step, box,
+    epilogue, element, output,
+):  # fmt: skip
     tall = cluster * block_m
     halves = 2 if epilogue.swiglu else 1
     width = n // halves  # columns of y
@@ -202,14 +203,14 @@ def _grid(
             total[:] = 0
             inside = halves * max(min(columns, width - column), 0)
             for at in range(0, k, step):
-                load_tile(counter, x_marks, x, m, k, row, at, x_tile)
+                load_tile(counter, x_marks, x, m, k, row, at, x_tile, element)
                 for half in range(halves):
                     for sender in range(cluster):  # each CTA of the cluster sends its part of w to all
                         first = sender * part
                         w_part = w_tile[:, half * columns + first : half * columns + first + part].T
-                        load_tile(counter, w_marks, w, n, k, half * width + column + first, at, w_part)
+                        load_tile(counter, w_marks, w, n, k, half * width + column + first, at, w_part, element)
                 mma(counter, total, x_tile, w_tile, m - row, inside, k - at, x.size > 0)
             for r in range(0, block_m, MMA_M):
                 for c in range(0, columns, box):
                     out = _epilogue.finish(counter, epilogue, total, r, c, box, row, column, x.size > 0)
-                    store_tile(counter, y_marks, y, m, width, row + r, column + c, out)
+                    store_tile(counter, y_marks, y, m, width, row + r, column + c, out, output)

@@ -16,7 +16,7 @@ from sim.machine import Machine
 
 SOLVES = Solves(
     Linear,
-    weights=("bf16",),
+    weights=("bf16", "fp16"),
     arch="sm_90a",
     row_bytes=16,
     why_multiple="TMA needs rows that are multiples of 16 bytes",
