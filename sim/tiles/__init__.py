@@ -7,7 +7,7 @@ where it touches memory `marks`, one byte a 32-byte sector of that array.
 
 from sim.tiles.arithmetic import count_fma, dot
 from sim.tiles.chip import Chip
-from sim.tiles.memory import load_lanes, load_vector, store_lanes, store_vector
+from sim.tiles.memory import load_lanes, load_patch, load_vector, store_lanes, store_patch, store_vector
 from sim.tiles.tensor import load_tile, mma, store_tile
 
 __all__ = [
@@ -15,10 +15,12 @@ __all__ = [
     "count_fma",
     "dot",
     "load_lanes",
+    "load_patch",
     "load_tile",
     "load_vector",
     "mma",
     "store_lanes",
+    "store_patch",
     "store_tile",
     "store_vector",
 ]
