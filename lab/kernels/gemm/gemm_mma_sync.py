@@ -34,8 +34,8 @@ SIZE = 2  # bytes of an element of x, w and y
 CHUNK = 8  # elements in 16 bytes
 OTHER_REGISTERS = 50  # a thread's registers beside its accumulators and fragments, at most
 SHARED_BYTES_PER_CLOCK = 128  # of an SM: 32 banks of 4 bytes (CUDA C++ Programming Guide, shared memory)
-# Of the tensor cores' peak, what mma.sync reaches: all of it on Ampere; on Hopper the rest needs wgmma (62.9% on average
-# in Luo et al., "Dissecting the NVIDIA Hopper Architecture through Microbenchmarking", arXiv 2501.12084).
+# Of the tensor cores' peak, what mma.sync reaches: all of it on Ampere; on Hopper the rest takes wgmma (62.9% on average
+# in Luo et al., "Dissecting the NVIDIA Hopper Architecture", arXiv 2501.12084).
 HOPPER_SHARE = 0.63
 
 
@@ -114,16 +114,17 @@ class Schedule:
 
 
 SHAPES = (  # block_m, block_n, block_k, warps_m, warps_n, CTAs an SM
-    (128, 256, 32, 2, 4, 1),
-    (256, 128, 32, 4, 2, 1),
     (128, 256, 64, 2, 4, 1),
     (256, 128, 64, 4, 2, 1),
-    (128, 128, 32, 2, 2, 2),
+    (128, 256, 32, 2, 4, 1),
+    (256, 128, 32, 4, 2, 1),
     (128, 128, 64, 2, 2, 2),
+    (128, 128, 32, 2, 2, 2),
     (64, 256, 32, 1, 4, 2),
     (128, 128, 64, 2, 4, 1),
     (128, 64, 64, 2, 2, 3),
     (64, 128, 64, 2, 2, 3),
+    (64, 128, 64, 2, 4, 2),
     (64, 64, 64, 2, 2, 4),
 )
 MAX_STAGES = 4
