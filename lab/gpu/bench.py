@@ -284,4 +284,6 @@ def _timed_record(
 def _complaint(check: Check) -> str:
     if not check.guards_intact:
         return "wrote outside its output"
+    if check.first_mismatch is None:
+        return f"{check.mismatches} elements of the output were never written"
     return f"{check.mismatches} of {check.rows_checked} rows' elements are wrong, the first at {check.first_mismatch}"
