@@ -5,7 +5,7 @@ from numba import types
 from numba.extending import overload
 
 from sim.jit import njit
-from sim.tiles.chip import FLOPS
+from sim.tiles.chip import EXP, FLOPS
 from sim.tiles.elements import float_of_bf16
 
 
@@ -39,3 +39,9 @@ def dot(x, w, x_row, w_row, start, width):
     for i in range(x_part.size):
         total += _float_of(x_part[i]) * _float_of(w_part[i])
     return total
+
+
+@njit(cache=True)
+def count_exp(count, times):
+    """Count `times` exponentials."""
+    count[EXP] += times
