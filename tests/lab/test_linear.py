@@ -137,11 +137,11 @@ def cut_sum(partial: NDArray[np.float64], products: NDArray[np.float64]) -> NDAr
 
 def test_fp8_outputs_saturate_and_tiny_ones_have_an_absolute_error() -> None:
     problem = Linear(1, 2, 1, "fp8", "fp8", "fp8")
-    large = {"x": encode(np.float32([[64]]), "fp8"), "w": encode(np.float32([[64], [-64]]), "fp8")}
+    large = {"x": encode(np.array([[64.0]]), "fp8"), "w": encode(np.array([[64.0], [-64.0]]), "fp8")}
     y, bound = problem.reference(large)
     assert y.tolist() == [[448, -448]]
     assert compare(problem, large, encode(y, "fp8")).passed
-    tiny = {"x": encode(np.float32([[2.0**-9]]), "fp8"), "w": encode(np.float32([[2.0**-2], [0.5]]), "fp8")}
+    tiny = {"x": encode(np.array([[2.0**-9]]), "fp8"), "w": encode(np.array([[2.0**-2], [0.5]]), "fp8")}
     y, bound = problem.reference(tiny)
     assert (bound >= 2.0**-10).all()
     assert compare(problem, tiny, encode(y, "fp8")).passed
