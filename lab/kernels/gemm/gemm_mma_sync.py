@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from lab.kernel import Solves, require_choice, require_shared
 from lab.kernels import _linear
 from lab.kernels.gemm import _tiles
-from lab.kernels.gemm._tiles import L2_BYTES_PER_CLOCK, tile_at, tiles_of
+from lab.kernels.gemm._model import L2_BYTES_PER_CLOCK
+from lab.kernels.gemm._tiles import tile_at, tiles_of
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.errors import ScheduleError
@@ -34,8 +35,8 @@ SIZE = 2  # bytes of an element of x, w and y
 CHUNK = 8  # elements in 16 bytes
 OTHER_REGISTERS = 50  # a thread's registers beside its accumulators and fragments, at most
 SHARED_BYTES_PER_CLOCK = 128  # of an SM: 32 banks of 4 bytes (CUDA C++ Programming Guide, shared memory)
-# Of the tensor cores' peak, what mma.sync reaches: all of it on Ampere; on Hopper the rest takes wgmma (62.9% on average
-# in Luo et al., "Dissecting the NVIDIA Hopper Architecture", arXiv 2501.12084).
+# Of the tensor cores' peak, what mma.sync reaches: all of it on Ampere; on Hopper the rest takes wgmma (62.9% on
+# average in Luo et al., "Dissecting the NVIDIA Hopper Architecture", arXiv 2501.12084).
 HOPPER_SHARE = 0.63
 
 
