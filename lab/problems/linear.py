@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lab.problems._linear_reference import reference
 from sim.errors import InputError
-from sim.formats import FORMATS, decode, encode, format_named
+from sim.formats import FORMATS, encode, format_named
 
 MAX_DIMENSION = 2**31 - 1  # extents are int32 parameters of every kernel
 SCALES = ("none", "tensor", "row")
@@ -30,9 +31,9 @@ class Linear:
 
     `weights` is the format of w. `activations`, that of x, and `output`, that of y, are by default the weights' own
     for fp32 and fp16, else bf16. fp8 operands may have float32 scales, one for a whole tensor or one for each row of
-    x and of w; an fp8 output is then divided by one scale of its own. `accumulate` says whether products of fp8 are
-    summed in float32 or, faster, in the few bits that the tensor cores keep. `epilogue`: residual adds r[m, n]; swiglu
-    takes the rows of w in two halves, gate and up, and makes y[m, n / 2] = silu(gate) * up.
+    x and of w; an fp8 output is then divided by one scale of its own. `accumulate` says whether products are summed in
+    float32 or, usual for fp8 activations, `fast` in the few bits that the tensor cores keep. `epilogue`: residual adds
+    r[m, n]; swiglu takes the rows of w in two halves, gate and up, and makes y[m, n / 2] = silu(gate) * up.
     Raises InputError for extents outside 1 to 2^31 - 1, for unknown words and for combinations that mean nothing.
     """
 
@@ -45,7 +46,7 @@ class Linear:
     activations: str = ""
     output: str = ""
     scales: str = "none"  # none, tensor, row
-    accumulate: str = "float32"  # float32, fast
+    accumulate: str = ""  # float32, fast
     epilogue: str = "none"  # none, residual, swiglu
 
     def __post_init__(self) -> None:
@@ -54,6 +55,8 @@ class Linear:
         for name in ("activations", "output"):
             if not getattr(self, name):
                 object.__setattr__(self, name, own)
+        if not self.accumulate:
+            object.__setattr__(self, "accumulate", "fast" if self.activations == "fp8" else "float32")
         for name in ("weights", "activations", "output"):
             format_named(getattr(self, name))
         for name, legal in (("scales", SCALES), ("accumulate", ACCUMULATIONS), ("epilogue", EPILOGUES)):
@@ -158,14 +161,11 @@ class Linear:
     def reference(self, arrays: Mapping[str, NDArray], rows: slice = slice(None)) -> tuple[NDArray, NDArray]:
         """(y, bound) for the chosen rows of x: the result and the error a right kernel may have.
 
-        y is computed in float64, above 2^34 FLOPs in float32.
-        bound = u_out |y| + k 2^-24 sum |x||w|: the rounding of the output plus k float32 additions in any order
-        (Higham, "Accuracy and Stability of Numerical Algorithms", 3.1). An output that overflows its format is
-        outside this bound's promise.
+        y is computed in float64, above 2^34 FLOPs in float32. bound = e + u_out (|y| + e) + half the output's smallest
+        value, where e starts as k 2^-24 sum |x||w|, k float32 additions in any order (Higham, "Accuracy and Stability
+        of Numerical Algorithms", 3.1), and grows with every rounding of scales and epilogue. Products of fp8 with fp8
+        add what the tensor cores cut off: in partial sums of 128 along k where `accumulate` is float32, all the way
+        where it is fast; that part is probabilistic, for inputs of random sign (see _linear_reference).
+        An output that overflows fp16 or bf16 is outside this bound's promise.
         """
-        dtype: Any = np.float64 if self.flops <= 2**34 else np.float32
-        x: NDArray[Any] = decode(arrays["x"][rows], self.activations).astype(dtype)
-        w: NDArray[Any] = decode(arrays["w"], self.weights).astype(dtype)
-        y = x @ w.T
-        magnitude = np.abs(x) @ np.abs(w).T
-        return y, FORMATS[self.output].unit_roundoff * np.abs(y) + self.k * 2.0**-24 * magnitude
+        return reference(self, arrays, rows)

@@ -64,7 +64,8 @@ __device__ __forceinline__ void copy_vectors(float (&tile)[height][schedule::pit
     float* to = &tile[threadIdx.x / ROW_VECTORS][threadIdx.x % ROW_VECTORS * VECTOR];
 #pragma unroll
     for (int r = 0; r < height; r += TOGETHER)
-        ptx::cp_async::copy16_if(to + r * schedule::pitch, source.from + int64_t(r) * k, inside && r < source.rows);
+        ptx::cp_async::copy_16(ptx::address::shared(to + r * schedule::pitch), source.from + int64_t(r) * k,
+                               inside && r < source.rows ? 16 : 0);
     source.from += schedule::block_k;
 }
 
