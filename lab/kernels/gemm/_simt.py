@@ -41,6 +41,21 @@ def vectors(block_k: int) -> Request:
     return Request(LANES * VECTOR // block_k, block_k)
 
 
+class RowByRow:
+    """What the schedules of the lower rungs have in common: short k-steps, tiles in the order of y, no other limits."""
+
+    @property
+    def block_k(self) -> int:
+        return BLOCK_K
+
+    @property
+    def group_m(self) -> int:
+        return 1
+
+    def fits(self, problem: Linear, machine: Machine) -> None:
+        """Every shape runs every problem."""
+
+
 def require_threads(schedule: Any) -> None:
     """Raise ScheduleError where the CTA is not one warp to 32, each with as many rows of a tile to load."""
     threads = schedule.threads
@@ -60,7 +75,7 @@ def require_rows(schedule: Any, request: Request) -> None:
 
 
 @dataclass(frozen=True)
-class PatchSchedule:
+class PatchSchedule(RowByRow):
     """The tile of y that a CTA computes, and the patch of it that a thread owns."""
 
     block_m: int  # rows of y
@@ -77,10 +92,6 @@ class PatchSchedule:
         require_rows(self, ROW)
 
     @property
-    def block_k(self) -> int:
-        return BLOCK_K
-
-    @property
     def spread_m(self) -> int:
         return self.block_m // self.thread_m
 
@@ -91,9 +102,6 @@ class PatchSchedule:
     @property
     def threads(self) -> int:
         return self.spread_m * self.spread_n
-
-    def fits(self, problem: Linear, machine: Machine) -> None:
-        """Every shape runs every problem."""
 
     def store(self) -> Request:
         """What a warp writes of y at once."""
@@ -206,7 +214,6 @@ def simulate_tiles(
     machine: Machine,
     load: Request,
     store: Request,
-    group_m: int = 1,
 ) -> Counts:
     """The tiles of x and w through shared memory, k-step by k-step; what a thread owns shows in `store` alone."""
     p, s = launch.problem, launch.schedule
@@ -214,7 +221,7 @@ def simulate_tiles(
     nothing = np.zeros((0, 0), np.float32)
     operands = [arrays[name] if arrays else nothing for name in ("x", "w", "y")]
     marks = [chip.marks(name) for name in ("x", "w", "y")]
-    tile = (s.block_m, s.block_n, s.block_k, group_m)
+    tile = (s.block_m, s.block_n, s.block_k, s.group_m)
     _grid(chip.count, *marks, *operands, p.m, p.n, p.k, launch.grid[0], *tile, load, store)
     return chip.counts()
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice
 from lab.kernels.gemm import _simt
-from lab.kernels.gemm._simt import FLOAT, LANES, ROW
+from lab.kernels.gemm._simt import FLOAT, LANES, ROW, RowByRow
 from lab.kernels.gemm._tiles import tile_at
 from lab.problems import Linear
 from sim.counts import Counts
@@ -21,7 +21,7 @@ SOLVES = Solves(Linear, weights=("fp32",), arch="sm_80", after="gemm_naive")
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(RowByRow):
     """The patch of y that a CTA computes, a warp for each element."""
 
     block_m: int  # rows of y, which share rows of w in L1
@@ -35,9 +35,6 @@ class Schedule:
     @property
     def threads(self) -> int:
         return LANES * self.block_m * self.block_n
-
-    def fits(self, problem: Linear, machine: Machine) -> None:
-        """Every shape runs every problem."""
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice
 from lab.kernels.gemm import _simt
-from lab.kernels.gemm._simt import BLOCK_K, ROW
+from lab.kernels.gemm._simt import BLOCK_K, ROW, RowByRow
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.launch import Launch
@@ -17,7 +17,7 @@ SOLVES = Solves(Linear, weights=("fp32",), arch="sm_80", after="gemm_shared_tile
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(RowByRow):
     """The tile of y that a CTA computes, and how much of it a thread."""
 
     block_m: int  # rows of y
@@ -32,10 +32,6 @@ class Schedule:
         _simt.require_rows(self, ROW)
 
     @property
-    def block_k(self) -> int:
-        return BLOCK_K
-
-    @property
     def pitch(self) -> int:
         """Floats from a row of a tile to the next: odd, so that neighbouring rows begin in different banks."""
         return BLOCK_K + 1
@@ -43,9 +39,6 @@ class Schedule:
     @property
     def threads(self) -> int:
         return self.block_m // self.thread_m * self.block_n
-
-    def fits(self, problem: Linear, machine: Machine) -> None:
-        pass
 
 
 SHAPES = ((64, 64, 8), (128, 64, 16), (64, 64, 16), (128, 64, 8), (32, 64, 8), (32, 32, 4))

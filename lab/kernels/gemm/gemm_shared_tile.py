@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice
 from lab.kernels.gemm import _simt
-from lab.kernels.gemm._simt import BLOCK_K, LANES, ROW
+from lab.kernels.gemm._simt import BLOCK_K, LANES, ROW, RowByRow
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.launch import Launch
@@ -17,7 +17,7 @@ SOLVES = Solves(Linear, weights=("fp32",), arch="sm_80", after="gemm_coalesced")
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(RowByRow):
     """The tile of y that a CTA computes, one thread an output: a warp for each row, 32 columns."""
 
     block_m: int  # rows of y
@@ -30,10 +30,6 @@ class Schedule:
         return LANES
 
     @property
-    def block_k(self) -> int:
-        return BLOCK_K
-
-    @property
     def pitch(self) -> int:
         """Floats from a row of a tile to the next: odd, so that neighbouring rows begin in different banks."""
         return BLOCK_K + 1
@@ -41,9 +37,6 @@ class Schedule:
     @property
     def threads(self) -> int:
         return self.block_m * self.block_n
-
-    def fits(self, problem: Linear, machine: Machine) -> None:
-        pass
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:

@@ -143,4 +143,4 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
     s = launch.schedule
-    return _simt.simulate_tiles(launch, arrays, machine, vectors(s.block_k), STORE, s.group_m)
+    return _simt.simulate_tiles(launch, arrays, machine, vectors(s.block_k), STORE)
