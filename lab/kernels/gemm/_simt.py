@@ -57,7 +57,7 @@ class RowByRow:
 
 
 def require_threads(schedule: Any) -> None:
-    """Raise ScheduleError where the CTA is not one warp to 32, each with as many rows of a tile to load."""
+    """Raise ScheduleError where the CTA is not one warp to 32."""
     threads = schedule.threads
     if not LANES <= threads <= 1024 or threads % LANES:
         raise ScheduleError(f"the tile takes {threads} threads; a block has 32 to 1024, a multiple of 32")

@@ -26,9 +26,11 @@ struct Shared {
 template <int height, int pitch>
 __device__ __forceinline__ void load_vectors(float (&tile)[height][pitch], const float* from, int row, int rows, int k0,
                                              int k) {
+    constexpr int together = schedule::threads / ROW_VECTORS;
+    static_assert(height % together == 0, "every thread takes as many vectors");
     const int at = threadIdx.x % ROW_VECTORS * VECTOR;
 #pragma unroll
-    for (int first = 0; first < height; first += schedule::threads / ROW_VECTORS) {
+    for (int first = 0; first < height; first += together) {
         const int r = first + threadIdx.x / ROW_VECTORS;
         const bool inside = row + r < rows && k0 + at < k;
         const float* address = from + int64_t(row + r) * k + k0 + at;

@@ -27,6 +27,10 @@ SOLVES = Solves(
 class Schedule(PatchSchedule):
     """A tile of y for each CTA, a patch of it for each thread."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _simt.require_rows(self, vectors(BLOCK_K))
+
     @property
     def pitch(self) -> int:
         """Floats from a row of a tile to the next: eight neighbouring rows' vectors lie in different banks."""

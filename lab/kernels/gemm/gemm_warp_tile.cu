@@ -3,7 +3,7 @@
 // Idea: the multiply-adds should be all that an SM issues. The lanes of a warp lie 4 x 8, so that a warp reads few rows
 // of x and w for many outputs; k-steps come into a ring of stages by cp.async, past registers, several steps ahead.
 // Adds to gemm_vectorized: warp tiles, a ring filled asynchronously (one barrier a k-step, no wait for memory), a raster
-// that shares x and w in L2, patches up to 8 x 16.
+// that shares x and w in L2, patches up to 16 x 8.
 //
 // Warp roles: all alike. At a step each thread waits for its own copies, meets the others, starts the copies of the step
 // stages - 1 ahead into the stage that all have just left, and multiplies.
@@ -52,6 +52,7 @@ __device__ __forceinline__ Source source_of(const float* matrix, int row, int ro
 template <int height>
 __device__ __forceinline__ void copy_vectors(float (&tile)[height][schedule::pitch], Source& source, int k,
                                              bool inside) {
+    static_assert(height % TOGETHER == 0, "every thread copies as many vectors");
     float* to = &tile[threadIdx.x / ROW_VECTORS][threadIdx.x % ROW_VECTORS * VECTOR];
 #pragma unroll
     for (int r = 0; r < height; r += TOGETHER)

@@ -25,6 +25,7 @@ SOLVES = Solves(
 
 LANES_M, LANES_N = 4, 8  # lanes of a warp, down and across its tile
 STORE = Request(LANES_M, LANES_N)
+MAX_SUMS = 128  # outputs of a thread: as many registers again hold fragments and addresses
 OTHER_REGISTERS = 24  # a thread's registers beside its sums and fragments, at least
 
 
@@ -54,6 +55,11 @@ class Schedule:
             raise ScheduleError(f"a ring has 2 stages or more; stages = {self.stages}")
         if not 1 <= self.group_m <= 1024:
             raise ScheduleError(f"group_m is from 1 to 1,024 tile rows; group_m = {self.group_m}")
+        if self.thread_m * self.thread_n > MAX_SUMS:
+            raise ScheduleError(
+                f"{self.thread_m} x {self.thread_n} outputs are {self.thread_m * self.thread_n} registers; "
+                f"of a thread's 255, {MAX_SUMS} can be sums"
+            )
         for name, lanes in (("m", LANES_M), ("n", LANES_N)):
             warp, block = lanes * getattr(self, f"thread_{name}"), getattr(self, f"block_{name}")
             if block % warp:
