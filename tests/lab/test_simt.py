@@ -139,7 +139,7 @@ def test_the_warp_tile_loop_is_all_but_multiply_adds() -> None:
         ({"stages": 1}, "2 stages or more; stages = 1"),
         ({"stages": 32}, r"32 stages need [\d,]+ B of shared memory; a block .* has 232,448 B"),
         ({"ctas_per_sm": 4}, r"4 CTAs need [\d,]+ B of shared memory; an SM .* has 233,472 B"),
-        ({"block_n": 64, "thread_n": 16}, "block_n is a multiple of a warp's 128; block_n = 64"),
+        ({"block_n": 64, "thread_m": 8, "thread_n": 16}, "block_n is a multiple of a warp's 128; block_n = 64"),
         ({"thread_n": 16}, "16 x 16 outputs are 256 registers; of a thread's 255, 128 can be sums"),
         ({"thread_m": 4, "thread_n": 4}, "2048 threads; a block has 32 to 1024"),
     ],

@@ -31,7 +31,8 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
     x += int64_t(row) * k;
     w += int64_t(column) * k;
     float sum = 0;
-    for (int k0 = 0; k0 < k; k0 += LANES)  // as many steps for every lane, or an unrolled loop would split the warp
+#pragma unroll 1  // other warps hide the latency
+    for (int k0 = 0; k0 < k; k0 += LANES)  // as many steps for every lane, so that the warp stays together
         if (k0 + lane < k) sum = fmaf(x[k0 + lane], w[k0 + lane], sum);
     sum = warp_sum(sum);
     if (lane == 0) y[int64_t(row) * n + column] = sum;

@@ -39,7 +39,7 @@ class Schedule(RowByRow):
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """Square patches first, whose warps share most in L1; one row first where there is one."""
-    shapes = ((4, 8), (8, 4), (4, 4), (2, 8), (2, 4), (1, 8))
+    shapes = ((4, 8), (8, 4), (2, 8), (1, 32))
     yield from (Schedule(*shape) for shape in (reversed(shapes) if problem.m == 1 else shapes))
 
 
