@@ -13,7 +13,7 @@ from lab.problems import Linear, Problem
 from sim.counts import Counts
 from sim.errors import InputError, ScheduleError
 from sim.formats import FORMATS
-from sim.launch import Launch
+from sim.launch import Launch, TensorMap
 from sim.machine import Machine
 from sim.predict import predict_us
 
@@ -59,8 +59,9 @@ class Solves:
         if problem.weights not in self.weights:
             return f"takes weights in {' or '.join(self.weights)}, not {problem.weights}"
         if isinstance(problem, Linear):
-            usual = Linear(problem.m, problem.n, problem.k, problem.weights)
-            expected = problem.weights if self.alike else usual.activations
+            extents = problem.m, problem.n, problem.k
+            expected = problem.weights if self.alike else Linear(*extents, problem.weights).activations
+            usual = Linear(*extents, problem.weights, expected)
             if problem.activations != expected:
                 return f"takes activations in {expected} with weights in {problem.weights}, not {problem.activations}"
             for name in OPTIONS:
@@ -185,13 +186,16 @@ def schedule_fields(schedule: Any) -> dict[str, int | str]:
 
 def constants(schedule: Any) -> dict[str, int]:
     """What the device code sees as `schedule::`: the fields and every integer property."""
-    derived = [name for name, member in vars(type(schedule)).items() if isinstance(member, property)]
-    names = [f.name for f in fields(schedule)] + derived
+    members = {name: member for cls in reversed(type(schedule).__mro__) for name, member in vars(cls).items()}
+    names = [f.name for f in fields(schedule)] + [n for n, member in members.items() if isinstance(member, property)]
     return {name: cast(int, _plain(getattr(schedule, name))) for name in names}
 
 
 def generated_header(launch: Launch, facts: tuple[str, ...]) -> str:
-    """The text of "schedule.cuh": `schedule::` and `problem::`, the only constants the device code gets from Python."""
+    """The text of "schedule.cuh", the only constants that device code gets from Python.
+
+    `schedule::` and `problem::`, and for each two-dimensional tensor map its `box::<map>::` rows, columns, swizzle.
+    """
     lines = ["// Generated from the launch's schedule and problem.", "#pragma once", "#include <ptx/types.cuh>", ""]
     lines.append("namespace schedule {")
     lines += [f"constexpr int {name} = {int(value)};" for name, value in constants(launch.schedule).items()]
@@ -202,7 +206,13 @@ def generated_header(launch: Launch, facts: tuple[str, ...]) -> str:
             lines.append(f"using {fact} = {value};")
         else:
             lines.append(f"constexpr {'bool' if isinstance(value, bool) else 'int'} {fact} = {int(value)};")
-    return "\n".join([*lines, "}  // namespace problem", ""])
+    lines += ["}  // namespace problem", ""]
+    for tensor in launch.arguments:
+        if isinstance(tensor, TensorMap) and len(tensor.box) == 2:
+            sizes = {"rows": tensor.box[0], "columns": tensor.box[1], "swizzle": tensor.swizzle}
+            inside = " ".join(f"constexpr int {name} = {value};" for name, value in sizes.items())
+            lines.append(f"namespace box::{tensor.name} {{ {inside} }}")
+    return "\n".join([*lines, ""])
 
 
 def require_shared(nbytes: int, what: str, machine: Machine) -> None:

@@ -14,6 +14,12 @@ using fp32 = float;
 struct alignas(2) bf16 {
     uint16_t bits;
 };
+struct alignas(2) fp16 {
+    uint16_t bits;
+};
+struct fp8 {  // e4m3
+    uint8_t bits;
+};
 
 // A 16-byte vector register quadruple, the widest access of one thread.
 struct alignas(16) Vector16 {

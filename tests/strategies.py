@@ -34,6 +34,16 @@ def variants(kernel: Kernel) -> list[Linear]:
     return found
 
 
+def plain_variants(kernel: Kernel) -> list[Linear]:
+    """Those variants that differ in at most one option from what their weights imply."""
+
+    def unusual(form: Linear) -> int:
+        usual = Linear(form.m, form.n, form.k, form.weights, form.activations)
+        return sum(getattr(form, name) != getattr(usual, name) for name in OPTIONS)
+
+    return [form for form in variants(kernel) if unusual(form) <= 1]
+
+
 def fitted(kernel: Kernel, problem: Linear) -> Linear:
     """The problem with its extents rounded up to what a kernel takes."""
     rounded = {name: -(-getattr(problem, name) // by) * by for name, by in kernel.solves.multiples(problem).items()}

@@ -30,9 +30,9 @@ class Linear:
 
     `weights` is the format of w. `activations`, that of x, and `output`, that of y, are by default the weights' own
     for fp32 and fp16, else bf16. fp8 operands may have float32 scales, one for a whole tensor or one for each row of
-    x and of w; an fp8 output is then divided by one scale of its own. `accumulate` says whether products of fp8 are
-    summed in float32 or, faster, in the few bits that the tensor cores keep. `epilogue`: residual adds r[m, n]; swiglu
-    takes the rows of w in two halves, gate and up, and makes y[m, n / 2] = silu(gate) * up.
+    x and of w; an fp8 output is then divided by one scale of its own. `accumulate` says whether products are summed in
+    float32 or, usual for fp8 activations, `fast` in the few bits that the tensor cores keep. `epilogue`: residual adds
+    r[m, n]; swiglu takes the rows of w in two halves, gate and up, and makes y[m, n / 2] = silu(gate) * up.
     Raises InputError for extents outside 1 to 2^31 - 1, for unknown words and for combinations that mean nothing.
     """
 
@@ -45,7 +45,7 @@ class Linear:
     activations: str = ""
     output: str = ""
     scales: str = "none"  # none, tensor, row
-    accumulate: str = "float32"  # float32, fast
+    accumulate: str = ""  # float32, fast
     epilogue: str = "none"  # none, residual, swiglu
 
     def __post_init__(self) -> None:
@@ -54,6 +54,8 @@ class Linear:
         for name in ("activations", "output"):
             if not getattr(self, name):
                 object.__setattr__(self, name, own)
+        if not self.accumulate:
+            object.__setattr__(self, "accumulate", "fast" if self.activations == "fp8" else "float32")
         for name in ("weights", "activations", "output"):
             format_named(getattr(self, name))
         for name, legal in (("scales", SCALES), ("accumulate", ACCUMULATIONS), ("epilogue", EPILOGUES)):

@@ -5,13 +5,20 @@ only, so what it counts is what it does. Every primitive takes first `count`, th
 where it touches memory `marks`, one byte a 32-byte sector of that array.
 """
 
-from sim.tiles.arithmetic import count_fma, dot
+from sim.tiles.arithmetic import count_exp, count_fma, dot
 from sim.tiles.chip import Chip
+from sim.tiles.elements import BF16, ELEMENT, FP8, FP16, FP32
 from sim.tiles.memory import load_lanes, load_patch, load_vector, store_lanes, store_patch, store_vector
 from sim.tiles.tensor import load_tile, mma, store_tile
 
 __all__ = [
+    "BF16",
+    "ELEMENT",
+    "FP8",
+    "FP16",
+    "FP32",
     "Chip",
+    "count_exp",
     "count_fma",
     "dot",
     "load_lanes",

@@ -7,16 +7,26 @@ empty, the primitives only count.
 from sim.cache import READ, WRITTEN
 from sim.counts import SECTOR
 from sim.jit import njit
-from sim.tiles.arithmetic import bf16_of_float, float_of_bf16
 from sim.tiles.chip import FLOPS, L2_TO_SM, MMA_FLOPS, SM_TO_L2, TMA_LOAD_BYTES
+from sim.tiles.elements import (
+    BF16,
+    FP8,
+    FP16,
+    bf16_of_float,
+    float_of_bf16,
+    float_of_fp8,
+    float_of_fp16,
+    fp8_of_float,
+    fp16_of_float,
+)
 
 _READ, _WRITTEN = READ, WRITTEN
 _STRIP = 8  # rows of a box that are transposed together, so that their columns are written as short runs
 
 
 @njit(cache=True)
-def load_tile(count, marks, source, rows, columns, row, column, tile):
-    """One TMA load of the box at (row, column) of a bf16 [rows, columns] array into `tile`.
+def load_tile(count, marks, source, rows, columns, row, column, tile, element):
+    """One TMA load of the box at (row, column) of a [rows, columns] array of `element`s, FP32 to FP8, into `tile`.
 
     Out of bounds reads as zero. The barrier is told the full box; L2 delivers the sectors of each box row that lie in
     bounds. Pass `tile.T` to have the box transposed on its way in.
@@ -24,17 +34,17 @@ def load_tile(count, marks, source, rows, columns, row, column, tile):
     count[TMA_LOAD_BYTES] += tile.shape[0] * tile.shape[1] * source.itemsize
     count[L2_TO_SM] += SECTOR * _box(marks, source.itemsize, rows, columns, row, column, tile.shape, _READ)
     if source.size > 0:
-        _fill(tile, source, rows, columns, row, column)
+        _fill(tile, source, rows, columns, row, column, element)
 
 
 @njit(cache=True)
-def store_tile(count, marks, target, rows, columns, row, column, tile):
-    """One TMA store of `tile`, rounded to bf16, at (row, column) of a [rows, columns] array, clipped to it."""
+def store_tile(count, marks, target, rows, columns, row, column, tile, element):
+    """One TMA store of `tile`, rounded to `element`s, at (row, column) of a [rows, columns] array, clipped to it."""
     count[SM_TO_L2] += SECTOR * _box(marks, target.itemsize, rows, columns, row, column, tile.shape, _WRITTEN)
     if target.size > 0:
         for r in range(min(tile.shape[0], rows - row)):
-            for c in range(min(tile.shape[1], columns - column)):
-                target[row + r, column + c] = bf16_of_float(tile[r, c])
+            width = max(min(tile.shape[1], columns - column), 0)
+            _round(target[row + r, column : column + width], tile[r, :width], element)
 
 
 @njit(cache=True)
@@ -68,7 +78,7 @@ def _box(marks, itemsize, rows, columns, row, column, shape, bit):
 
 
 @njit(cache=True)
-def _fill(tile, source, rows, columns, row, column):
+def _fill(tile, source, rows, columns, row, column, element):
     box_rows, box_columns = tile.shape
     height, width = max(min(box_rows, rows - row), 0), max(min(box_columns, columns - column), 0)
     if height < box_rows or width < box_columns:
@@ -77,13 +87,48 @@ def _fill(tile, source, rows, columns, row, column):
         strip = source[row + top : row + min(top + _STRIP, height), column : column + width]
         target = tile[top : top + strip.shape[0], :width]
         if tile.strides[0] > tile.strides[1]:
-            for r in range(strip.shape[0]):
-                for c in range(width):
-                    target[r, c] = float_of_bf16(strip[r, c])
+            _widen(target, strip, element)
         else:
-            for c in range(width):
-                for r in range(strip.shape[0]):
-                    target[r, c] = float_of_bf16(strip[r, c])
+            _widen(target.T, strip.T, element)
+
+
+@njit(cache=True)
+def _widen(target, source, element):
+    """Bits to floats, row by row of the target; the format is chosen once, so that each loop is a plain one."""
+    rows, columns = target.shape
+    if element == BF16:
+        for r in range(rows):
+            for c in range(columns):
+                target[r, c] = float_of_bf16(source[r, c])
+    elif element == FP16:
+        for r in range(rows):
+            for c in range(columns):
+                target[r, c] = float_of_fp16(source[r, c])
+    elif element == FP8:
+        for r in range(rows):
+            for c in range(columns):
+                target[r, c] = float_of_fp8(source[r, c])
+    else:
+        for r in range(rows):
+            for c in range(columns):
+                target[r, c] = source[r, c]
+
+
+@njit(cache=True)
+def _round(target, source, element):
+    """A row of floats to bits; the format is chosen once."""
+    if element == BF16:
+        for c in range(target.size):
+            target[c] = bf16_of_float(source[c])
+    elif element == FP16:
+        for c in range(target.size):
+            target[c] = fp16_of_float(source[c])
+    elif element == FP8:
+        for c in range(target.size):
+            target[c] = fp8_of_float(source[c])
+    else:
+        for c in range(target.size):
+            target[c] = source[c]
 
 
 @njit(cache=True, fastmath={"reassoc", "nsz", "contract"})

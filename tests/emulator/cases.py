@@ -14,7 +14,7 @@ from lab.problems import Attention, Linear, Problem
 from sim.errors import ScheduleError
 from sim.formats import format_named
 from sim.machine import H100, Machine
-from tests.strategies import fitted, variants
+from tests.strategies import fitted, plain_variants
 
 CHIP = replace(H100, sms=4)  # few SMs, so that a persistent CTA has more than one tile
 LAPS = 3  # of a ring
@@ -37,22 +37,27 @@ class Case:
 
 
 def cases(kernel: Kernel) -> list[Case]:
-    """The smallest schedule of a kernel for each variant of its problem, and the smallest with clusters and splits."""
-    found: dict[str, Case] = {}
-    for form in _forms(kernel):
-        schedules = sorted(_schedules(kernel, form), key=_size)
-        clustered = [s for s in schedules if getattr(s, "cluster", 1) > 1]
-        split = [s for s in schedules if _splits(s) > 1]
-        for schedule in (*schedules[:1], *clustered[:1], *split[:1]):
-            case = Case(kernel, _problem(kernel, form, schedule), schedule)
-            found.setdefault(str(case), case)
-    return list(found.values())
+    """The smallest schedule of a kernel, the smallest with clusters and with splits; then its problem's variants."""
+    first, *others = _forms(kernel)
+    found = [Case(kernel, _problem(kernel, first, s), s) for s in _telling(kernel, first)]
+    for form in others:
+        schedule = _telling(kernel, form)[-1]
+        found.append(Case(kernel, _problem(kernel, form, schedule), schedule))
+    return found
+
+
+def _telling(kernel: Kernel, form: Problem) -> list[Any]:
+    """The smallest schedule, the smallest with clusters, the smallest with splits."""
+    schedules = sorted(_schedules(kernel, form), key=_size)
+    clustered = [s for s in schedules if getattr(s, "cluster", 1) > 1]
+    split = [s for s in schedules if _splits(s) > 1]
+    return list(dict.fromkeys((*schedules[:1], *clustered[:1], *split[:1])))
 
 
 def _forms(kernel: Kernel) -> list[Problem]:
     """Some problem for each variant that the kernel takes."""
     if kernel.solves.problem is Linear:
-        return [fitted(kernel, replace(form, m=3, n=200, k=1208)) for form in variants(kernel)]
+        return [fitted(kernel, replace(form, m=3, n=200, k=1208)) for form in plain_variants(kernel)]
     shapes = product((64, 128, 576), (37, 1), (0, 16, 64), (0, 512))
     tried = [
         Attention(2, 4, 2, dim, q, 437, kv=kv, page=page, latent=min(dim, latent))
@@ -80,6 +85,12 @@ def _size(schedule: Any) -> tuple[bool, int, int]:
     return threads < 256, getattr(schedule, "block_m", 1) * getattr(schedule, "block_n", 1), threads
 
 
+def step_of(schedule: Any, form: Linear) -> int:
+    """Elements along k of a step of a schedule's ring."""
+    nbytes = getattr(schedule, "step_bytes", 0)
+    return nbytes * 8 // format_named(form.activations).bits or getattr(schedule, "block_k", DEPTH)
+
+
 def _splits(schedule: Any) -> int:
     return max((getattr(schedule, f.name) for f in fields(schedule) if f.name.startswith("split")), default=1)
 
@@ -89,7 +100,7 @@ def _problem(kernel: Kernel, form: Problem, schedule: Any) -> Problem:
     if not isinstance(form, Linear):
         return form
     tall = getattr(schedule, "block_m", 1) * getattr(schedule, "cluster", 1)
-    deep = LAPS * getattr(schedule, "stages", 1) * getattr(schedule, "block_k", DEPTH) * _splits(schedule)
+    deep = LAPS * getattr(schedule, "stages", 1) * step_of(schedule, form) * _splits(schedule)
     m, n, k = 2 * tall + min((tall + 1) // 2, 37), getattr(schedule, "block_n", 1) + 36, deep + 51
     k = -(-k // (format_named(form.weights).group or 1)) * (format_named(form.weights).group or 1)
     return fitted(kernel, replace(form, m=m, n=n, k=k))

@@ -1,6 +1,5 @@
 """The tile simulator's primitives against brute force: enumerated sectors, clipping, numerics within their bound."""
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,9 +8,8 @@ from numpy.typing import NDArray
 
 from sim.cache import READ, WRITTEN
 from sim.counts import SECTOR, lane_sectors, row_sectors
-from sim.formats import decode, encode
-from sim.tiles import dot, load_lanes, load_tile, load_vector, mma, store_lanes, store_tile, store_vector
-from sim.tiles.arithmetic import bf16_of_float
+from sim.formats import FORMATS, decode, encode
+from sim.tiles import BF16, ELEMENT, dot, load_lanes, load_tile, load_vector, mma, store_lanes, store_tile, store_vector
 from sim.tiles.chip import (
     FIELDS,
     FLOPS,
@@ -23,7 +21,7 @@ from sim.tiles.chip import (
     TMA_LOAD_BYTES,
 )
 
-BF16 = 2
+TWO = 2  # bytes of an element
 
 
 def fresh(nbytes: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
@@ -95,54 +93,54 @@ def boxes(draw: st.DrawFn) -> tuple[int, int, int, int, int, int]:
     return rows, columns, row, column, 4 * draw(st.integers(1, 6)), 4 * draw(st.integers(1, 16))
 
 
-def box_sectors(box: tuple[int, int, int, int, int, int]) -> list[int]:
+def box_sectors(box: tuple[int, int, int, int, int, int], size: int) -> list[int]:
     """Every sector of every in-bounds box row, each row by itself."""
     rows, columns, row, column, box_rows, box_columns = box
     found: list[int] = []
     for r in range(row, min(row + box_rows, rows)):
         inside = range(column, min(column + box_columns, columns))
-        found += sorted(bytes_to_sectors([(r * columns + c) * BF16 + i for c in inside for i in range(BF16)]))
+        found += sorted(bytes_to_sectors([(r * columns + c) * size + i for c in inside for i in range(size)]))
     return found
 
 
-@given(box=boxes(), transposed=st.booleans(), seed=st.integers(0, 9))
+@given(box=boxes(), name=st.sampled_from(list(ELEMENT)), transposed=st.booleans(), seed=st.integers(0, 9))
 def test_tile_loads_count_full_boxes_deliver_inside_sectors_and_fill_with_zero(
-    box: tuple[int, int, int, int, int, int], transposed: bool, seed: int
+    box: tuple[int, int, int, int, int, int], name: str, transposed: bool, seed: int
 ) -> None:
     rows, columns, row, column, box_rows, box_columns = box
-    source = encode(np.random.default_rng(seed).standard_normal((rows, columns)), "bf16")
+    source = encode(np.random.default_rng(seed).standard_normal((rows, columns)), name)
     tile = np.full((box_columns, box_rows) if transposed else (box_rows, box_columns), np.nan, np.float32)
     count, marks = fresh(source.nbytes)
-    load_tile(count, marks, source, rows, columns, row, column, tile.T if transposed else tile)
+    load_tile(count, marks, source, rows, columns, row, column, tile.T if transposed else tile, ELEMENT[name])
 
     expected = np.zeros((box_rows, box_columns), np.float32)
-    inside = decode(source, "bf16")[row : row + box_rows, column : column + box_columns]
+    inside = decode(source, name)[row : row + box_rows, column : column + box_columns]
     expected[: inside.shape[0], : inside.shape[1]] = inside
     assert np.array_equal(tile.T if transposed else tile, expected)
-    touched = box_sectors(box)
-    assert count[TMA_LOAD_BYTES] == box_rows * box_columns * BF16
+    touched = box_sectors(box, source.itemsize)
+    assert count[TMA_LOAD_BYTES] == box_rows * box_columns * source.itemsize
     assert count[L2_TO_SM] == SECTOR * len(touched)
     assert count.sum() == count[TMA_LOAD_BYTES] + count[L2_TO_SM]
     assert {int(i) for i in np.flatnonzero(marks)} == set(touched)
 
     only, its_marks = fresh(source.nbytes)
-    load_tile(only, its_marks, np.zeros((0, 0), np.uint16), rows, columns, row, column, tile)
+    load_tile(only, its_marks, np.zeros((0, 0), source.dtype), rows, columns, row, column, tile, ELEMENT[name])
     assert transposed or (np.array_equal(only, count) and np.array_equal(its_marks, marks))
 
 
-@given(box=boxes(), seed=st.integers(0, 9))
-def test_tile_stores_are_clipped_and_rounded(box: tuple[int, int, int, int, int, int], seed: int) -> None:
+@given(box=boxes(), name=st.sampled_from(list(ELEMENT)), seed=st.integers(0, 9))
+def test_tile_stores_are_clipped_and_rounded(box: tuple[int, int, int, int, int, int], name: str, seed: int) -> None:
     rows, columns, row, column, box_rows, box_columns = box
     tile = np.random.default_rng(seed).standard_normal((box_rows, box_columns)).astype(np.float32)
-    target = np.full((rows, columns), 0x7FC1, np.uint16)
+    target = np.full((rows, columns), 0x71, FORMATS[name].storage)
     expected = target.copy()
     height, width = max(min(box_rows, rows - row), 0), max(min(box_columns, columns - column), 0)
     if height and width:
-        expected[row : row + height, column : column + width] = encode(tile[:height, :width], "bf16")
+        expected[row : row + height, column : column + width] = encode(tile[:height, :width], name)
     count, marks = fresh(target.nbytes)
-    store_tile(count, marks, target, rows, columns, row, column, tile)
+    store_tile(count, marks, target, rows, columns, row, column, tile, ELEMENT[name])
     assert np.array_equal(target, expected)
-    touched = box_sectors(box)
+    touched = box_sectors(box, target.itemsize)
     assert count[SM_TO_L2] == SECTOR * len(touched) == count.sum()
     assert {int(i) for i in np.flatnonzero(marks)} == set(touched)
 
@@ -152,11 +150,11 @@ def test_a_column_of_boxes_moves_the_row_sectors_of_the_closed_form(
     rows: int, columns: int, start: int, width: int
 ) -> None:
     width = max(min(width, columns - start), 0)
-    count, marks = fresh(rows * columns * BF16)
+    count, marks = fresh(rows * columns * TWO)
     for row in range(0, rows, 16):
         tile = np.zeros((16, width), np.float32)
-        load_tile(count, marks, np.zeros((0, 0), np.uint16), rows, columns, row, start, tile)
-    assert count[L2_TO_SM] == SECTOR * row_sectors(rows, BF16 * columns, BF16 * start, BF16 * width)
+        load_tile(count, marks, np.zeros((0, 0), np.uint16), rows, columns, row, start, tile, BF16)
+    assert count[L2_TO_SM] == SECTOR * row_sectors(rows, TWO * columns, TWO * start, TWO * width)
 
 
 @given(
@@ -202,24 +200,11 @@ def test_dot_is_within_the_float32_bound(start: int, width: int, seed: int, bits
     assert abs(got - a[part] @ b[part]) <= (width + 1) * 2.0**-24 * (np.abs(a[part]) @ np.abs(b[part]))
 
 
-def test_bf16_rounding_is_that_of_ml_dtypes() -> None:
-    # Every exponent and sign with the mantissas around ties and carries; subnormals, infinities and NaN included.
-    low = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF, 0x18000, 0x17FFF, 0x7F8000, 0x7FFFFF], np.uint32)
-    patterns = (np.arange(512, dtype=np.uint32)[:, None] << np.uint32(23) | low).reshape(-1)
-    values = patterns.view(np.float32)
-    ours = np.array([bf16_of_float(v) for v in values], np.uint16)
-    nan = np.isnan(values)
-    assert (ours[nan] == 0x7FFF).all()
-    with np.errstate(over="ignore", invalid="ignore"):
-        theirs = values.astype(ml_dtypes.bfloat16).view(np.uint16)
-    assert np.array_equal(ours[~nan], theirs[~nan])
-
-
 @pytest.mark.parametrize("grown", [0, 1])
 def test_a_perturbed_box_changes_the_counts(grown: int) -> None:
     def loaded(shape: tuple[int, int]) -> NDArray[np.int64]:
-        count, marks = fresh(256 * 256 * BF16)
-        load_tile(count, marks, np.zeros((0, 0), np.uint16), 256, 256, 64, 64, np.zeros(shape, np.float32))
+        count, marks = fresh(256 * 256 * TWO)
+        load_tile(count, marks, np.zeros((0, 0), np.uint16), 256, 256, 64, 64, np.zeros(shape, np.float32), BF16)
         return count
 
     box = [64, 64]

@@ -12,14 +12,14 @@ extern "C" __global__ void wgmma_accumulator_touched(const uint32_t* x, float* y
     ptx::wgmma::hold(sum);
     const uint64_t rows = ptx::wgmma::descriptor_k_major_128b(tile);
     ptx::wgmma::fence();
-    ptx::wgmma::mma_bf16(sum, rows, rows, true);
+    ptx::wgmma::mma<bf16>(sum, rows, rows, true);
     ptx::wgmma::commit_group();
     if (schedule::fixed) ptx::wgmma::wait_group<0>();
     ptx::wgmma::hold(sum);
     for (int i = 0; i < 32; ++i) sum[i] *= 2;
     ptx::wgmma::hold(sum);
     if (schedule::fixed) ptx::wgmma::fence();
-    ptx::wgmma::mma_bf16(sum, rows, rows, true);
+    ptx::wgmma::mma<bf16>(sum, rows, rows, true);
     ptx::wgmma::commit_group();
     ptx::wgmma::wait_group<0>();
     ptx::wgmma::hold(sum);

@@ -1,32 +1,32 @@
-// What the wgmma GEMMs share: the order of output tiles, the ring's position, one k-step of mma, the way out for y.
+// What the wgmma GEMMs share: the walk over tiles, the ring's position, the k-steps of a tile.
 #pragma once
-#include "ptx/convert.cuh"
-#include "ptx/stmatrix.cuh"
+#include "lab/kernels/gemm/_raster.cuh"
+#include "ptx/mbarrier.cuh"
 #include "ptx/wgmma.cuh"
 #include "schedule.cuh"
 
+using Element = problem::weights;  // of x and of w
+
 constexpr int WARP = 32;
 constexpr int WARPGROUP = 128;
-constexpr int MMA_M = 64;  // rows of a wgmma
-constexpr int MMA_K = 16;  // bf16 along k of a wgmma
+constexpr int MMA_M = 64;       // rows of a wgmma
+constexpr int MMA_BYTES = 32;   // along k of a wgmma
+constexpr int ALIGNMENT = 1024;  // bytes, of a tile with the 128-byte swizzle
+constexpr int BLOCK_K = schedule::step_bytes / sizeof(Element);
 
-static_assert(schedule::block_k * sizeof(bf16) == 128, "a row of a tile is one 128-byte swizzled row");
+static_assert(schedule::step_bytes == 128, "a row of a tile is one 128-byte swizzled row");
 
-// The first row and column of an output tile. Groups of `group_m` tile rows are walked column by column, so that the
-// tiles that run at the same time share rows of x and w in L2.
-struct Tile {
-    int row, column;
+// The tiles of one of `workers` workers, a CTA or a cluster: every workers-th of them, from its own index on.
+struct Walk {
+    int tiles_m, tiles_n, block_m, block_n, index, workers;
+
+    __device__ __forceinline__ bool next(Tile& tile) {
+        if (index >= tiles_m * tiles_n) return false;
+        tile = tile_at(index, tiles_m, tiles_n, block_m, block_n);
+        index += workers;
+        return true;
+    }
 };
-
-__device__ __forceinline__ int tiles_of(int extent, int block) { return (extent - 1) / block + 1; }
-
-__device__ __forceinline__ Tile tile_at(int index, int m, int n, int block_m) {
-    const int tiles_m = tiles_of(m, block_m), tiles_n = tiles_of(n, schedule::block_n);
-    const int first = index / (schedule::group_m * tiles_n) * schedule::group_m;
-    const int rows = min(schedule::group_m, tiles_m - first);
-    const int inside = index - first * tiles_n;
-    return {(first + inside % rows) * block_m, inside / rows * schedule::block_n};
-}
 
 // Where a walker of the ring is: the stage, and the parity of that stage's phase, which flips on each lap.
 struct Position {
@@ -39,42 +39,49 @@ struct Position {
             parity ^= 1;
         }
     }
+
+    __device__ __forceinline__ void skip(int steps) {
+        stage += steps;
+        parity ^= stage / schedule::stages & 1;
+        stage %= schedule::stages;
+    }
 };
 
-// sum[64, n] = x[64, block_k] w[n, block_k]^T, plus sum where `accumulate`. The caller fences before and commits after.
+// sum[64, n] = x[64, BLOCK_K] w[n, BLOCK_K]^T, plus sum where `accumulate`. The caller fences before, commits after.
 template <int registers>
-__device__ __forceinline__ void multiply(float (&sum)[registers], const bf16* x, const bf16* w, bool accumulate) {
+__device__ __forceinline__ void multiply(float (&sum)[registers], const Element* x, const Element* w, bool accumulate) {
     const uint64_t a = ptx::wgmma::descriptor_k_major_128b(x), b = ptx::wgmma::descriptor_k_major_128b(w);
 #pragma unroll
-    for (int at = 0; at < schedule::block_k; at += MMA_K)
-        ptx::wgmma::mma_bf16(sum, ptx::wgmma::advance(a, at * sizeof(bf16)), ptx::wgmma::advance(b, at * sizeof(bf16)),
-                             accumulate || at > 0);
+    for (int at = 0; at < schedule::step_bytes; at += MMA_BYTES)
+        ptx::wgmma::mma<Element>(sum, ptx::wgmma::advance(a, at), ptx::wgmma::advance(b, at), accumulate || at > 0);
 }
 
-// A box of y in shared memory, with the 128-byte swizzle that TMA undoes: the 16-byte chunk c of row r lies at chunk
-// c ^ (r % 8), so that stmatrix meets no bank conflict.
-using Box = bf16[MMA_M][schedule::block_k];
-constexpr int BOX_REGISTERS = MMA_M * schedule::block_k / WARPGROUP;
-constexpr int CHUNK = 8;  // bf16 in 16 bytes
-
-// A warpgroup's accumulators of 64 columns, rounded to bf16. A warp holds 16 rows; registers 4j .. 4j + 3 are columns
-// 8j .. 8j + 7 of its upper eight rows, then of its lower eight.
-__device__ __forceinline__ void round_to(Box& box, const float* sum) {
-    const int lane = threadIdx.x % WARP;
-    const int row = threadIdx.x % WARPGROUP / WARP * 16 + lane % 16;
+// Every k-step of `tiles` x 64 rows of a tile, from row `first` of the stages on; one group of mma stays in flight.
+// `release` hands a stage's index back to whoever fills it.
+template <int tiles, int registers, typename Shared, typename Release>
+__device__ __forceinline__ void accumulate(float (&sum)[tiles][registers], Shared& shared, int first, int steps,
+                                           Position& now, Release release) {
+    int before = 0;
+    for (int step = 0; step < steps; ++step, now.advance()) {
+        const auto& stage = shared.ring[now.stage];
+        ptx::mbarrier::wait(shared.full[now.stage], now.parity);
+        ptx::wgmma::fence();
 #pragma unroll
-    for (int j = 0; j < BOX_REGISTERS / 4; j += 2) {
-        const int chunk = (j + lane / 16) ^ (row % 8);
-        const float* s = sum + 4 * j;
-        ptx::stmatrix::x4(&box[row][chunk * CHUNK], ptx::convert::to_bf16x2(s[0], s[1]),
-                          ptx::convert::to_bf16x2(s[2], s[3]), ptx::convert::to_bf16x2(s[4], s[5]),
-                          ptx::convert::to_bf16x2(s[6], s[7]));
+        for (int t = 0; t < tiles; ++t) multiply(sum[t], stage.x[first + t * MMA_M], stage.w[0], step > 0);
+        ptx::wgmma::commit_group();
+        if (step > 0) {
+            ptx::wgmma::wait_group<1>();
+            release(before);
+        }
+        before = now.stage;
     }
+    ptx::wgmma::wait_group<0>();
+    release(before);
+#pragma unroll
+    for (int t = 0; t < tiles; ++t) ptx::wgmma::hold(sum[t]);
 }
 
 // Dynamic shared memory from its first 1024-byte boundary on: what a tile with the 128-byte swizzle needs.
-constexpr int ALIGNMENT = 1024;
-
 template <typename Shared>
 __device__ __forceinline__ Shared& aligned(uint8_t* dynamic) {
     const uint32_t past = ptx::address::shared(dynamic) % ALIGNMENT;

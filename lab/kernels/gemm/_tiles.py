@@ -1,19 +1,80 @@
-"""What the wgmma GEMMs share: tile arithmetic, the order of tiles, tensor maps, closed-form counts."""
+"""What the wgmma GEMMs share: tile arithmetic, the order of tiles, tensor maps, closed-form counts, the simulation."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lab.kernel import require_choice
 from lab.kernels import _linear
+from lab.kernels.gemm import _epilogue
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, row_sectors, sectors
-from sim.jit import njit
-from sim.launch import Argument, TensorMap
+from sim.errors import ScheduleError
+from sim.formats import FORMATS
+from sim.jit import njit, prange
+from sim.launch import Argument, Array, Launch, Role, TensorMap
 from sim.machine import Machine
+from sim.tiles import ELEMENT, Chip, load_tile, mma, store_tile
 
-BLOCK_K = 64  # bf16 in the 128 bytes of a swizzled row
+FACTS = ("weights", "activations", "output", "residual", "swiglu", "scaled", "row_scales")
+STEP_BYTES = 128  # bytes along k of a step: one swizzled row
 MMA_M = 64  # rows of a wgmma
 SWIZZLE = 128  # bytes
 ALIGNMENT = 1024  # bytes, of a tile with the 128-byte swizzle
-BF16 = 2  # bytes
 MBARRIER = 8  # bytes
-L2_BYTES_PER_CLOCK = 64  # from L2 to one SM (A100 whitepaper; Hopper's is not lower)
+WIDTHS = tuple(range(32, 257, 32))  # columns of a tile
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The tile of a CTA and its ring: what the schedules of the wgmma GEMMs have in common."""
+
+    block_m: int  # rows of y in a tile
+    block_n: int  # rows of w in a tile
+    stages: int  # k-steps of 128 bytes that the ring holds
+
+    def __post_init__(self) -> None:
+        require_choice(self, "block_m", (64, 128, 192, 256))
+        require_choice(self, "block_n", WIDTHS)
+        if self.stages < 2:
+            raise ScheduleError(f"a ring has 2 stages or more; stages = {self.stages}")
+
+    @property
+    def step_bytes(self) -> int:
+        return STEP_BYTES
+
+    @property
+    def stage_bytes(self) -> int:
+        """One stage of the ring: a k-step of a tile's rows of x and of w."""
+        return (self.block_m + self.block_n) * STEP_BYTES
+
+    @property
+    def ring_bytes(self) -> int:
+        """The ring, its full and empty barriers padded to the alignment of a tile, and room to align the whole."""
+        barriers = tiles_of(2 * MBARRIER * self.stages, ALIGNMENT) * ALIGNMENT
+        return self.stages * self.stage_bytes + barriers + ALIGNMENT
+
+
+def require_accumulators(rows: int, block_n: int) -> None:
+    """Raise ScheduleError where a warpgroup that owns so many rows of a tile would hold more than 128 accumulators."""
+    accumulators = rows * block_n // 128
+    if accumulators > 128:
+        raise ScheduleError(
+            f"{rows} x {block_n} outputs are {accumulators} accumulators a thread; a consumer has room for 128"
+        )
+
+
+def require_group(group_m: int) -> None:
+    if not 1 <= group_m <= 1024:
+        raise ScheduleError(f"group_m is from 1 to 1,024 rows of tiles; group_m = {group_m}")
+
+
+def require_halves(problem: Linear, block_n: int) -> None:
+    """Raise ScheduleError where swiglu's halves of a tile would not be whole boxes of y."""
+    if columns_of(problem, block_n) * FORMATS[problem.output].storage.itemsize % 64:
+        raise ScheduleError(f"y leaves in rows of 64 bytes; half of {block_n} columns in {problem.output} is not whole")
 
 
 def tiles_of(extent: int, block: int) -> int:
@@ -21,30 +82,18 @@ def tiles_of(extent: int, block: int) -> int:
     return -(-extent // block)
 
 
-def stage_bytes(block_m: int, block_n: int) -> int:
-    """One stage of the ring: a k-step of a tile's rows of x and of w."""
-    return (block_m + block_n) * BLOCK_K * BF16
+def step_of(problem: Linear) -> int:
+    """Elements along k of a step."""
+    return STEP_BYTES // FORMATS[problem.activations].storage.itemsize
 
 
-def barrier_bytes(stages: int) -> int:
-    """The ring's full and empty barriers, padded to the alignment of a tile."""
-    return tiles_of(2 * MBARRIER * stages, ALIGNMENT) * ALIGNMENT
+def columns_of(problem: Linear, block_n: int) -> int:
+    """Columns of y in a tile of `block_n` rows of w: half of them where one half is gate and the other up."""
+    return block_n // 2 if problem.swiglu else block_n
 
 
 def tile_count(problem: Linear, block_m: int, block_n: int) -> int:
-    return tiles_of(problem.m, block_m) * tiles_of(problem.n, block_n)
-
-
-def estimated_clocks(problem: Linear, block_m: int, block_n: int, machine: Machine, sms: int = 1) -> int:
-    """Clocks a k-step of all waves, to rank tile shapes: the larger of the tensor cores' time and that of the loads.
-
-    A tile is shared by `sms` SMs.
-    """
-    waves = tiles_of(tile_count(problem, block_m, block_n), machine.sms // sms)
-    flops_per_clock = machine.peak("bf16") / machine.sms / machine.clock_hz
-    mma = 2 * block_m * block_n * BLOCK_K / flops_per_clock
-    loads = (block_m + block_n) * BLOCK_K * BF16 / L2_BYTES_PER_CLOCK
-    return round(waves * max(mma, loads) / sms)
+    return tiles_of(problem.m, block_m) * tiles_of(problem.columns, columns_of(problem, block_n))
 
 
 @njit(cache=True)
@@ -57,35 +106,111 @@ def tile_at(index, m, n, block_m, block_n, group_m):
     return (first + inside % rows) * block_m, inside // rows * block_n
 
 
-def arguments(problem: Linear, x_box: int, w_box: int) -> tuple[Argument, ...]:
-    """The parameters of the wgmma GEMMs: x and w come in boxes of x_box and w_box rows, y leaves in 64 x 64."""
+def box_columns(problem: Linear, block_n: int) -> int:
+    """Columns of a box of y: rows of 128 bytes where a tile's are whole numbers of them, else of 64."""
+    size = FORMATS[problem.output].storage.itemsize
+    row = columns_of(problem, block_n) * size
+    return (128 if row % 128 == 0 else 64) // size
+
+
+def arguments(problem: Linear, block_n: int, x_box: int, w_box: int) -> tuple[Argument, ...]:
+    """The parameters of the wgmma GEMMs: x and w come in boxes of x_box and w_box rows, y leaves in 64 rows."""
     p = problem
+    step, columns = step_of(p), box_columns(p, block_n)
+    row_bytes = columns * FORMATS[p.output].storage.itemsize
     return (
-        TensorMap("x_map", "x", (p.m, p.k), (p.k, 1), (x_box, BLOCK_K), SWIZZLE),
-        TensorMap("w_map", "w", (p.n, p.k), (p.k, 1), (w_box, BLOCK_K), SWIZZLE),
-        TensorMap("y_map", "y", (p.m, p.n), (p.n, 1), (MMA_M, BLOCK_K), SWIZZLE),
+        TensorMap("x_map", "x", (p.m, p.k), (p.k, 1), (x_box, step), SWIZZLE),
+        TensorMap("w_map", "w", (p.n, p.k), (p.k, 1), (w_box, step), SWIZZLE),
+        TensorMap("y_map", "y", (p.m, p.columns), (p.columns, 1), (MMA_M, columns), row_bytes),
         *_linear.arguments(p),
     )
 
 
 def theory(problem: Linear, block_m: int, block_n: int, tiles_m: int) -> Counts:
-    """Each column of tiles loads x, each of the `tiles_m` rows of tiles loads w; y leaves in boxes of 64 columns."""
+    """Each column of tiles loads x, each of the `tiles_m` rows of tiles loads w; y leaves in boxes.
+
+    Where a tile's rows of w are half gate, half up, the last tile's gate rows reach into up's.
+    """
     p = problem
-    tiles_n, steps = tiles_of(p.n, block_n), tiles_of(p.k, BLOCK_K)
-    ks = [(k0, min(BLOCK_K, p.k - k0)) for k0 in range(0, p.k, BLOCK_K)]
-    ns = [(n0, min(BLOCK_K, p.n - n0)) for n0 in range(0, p.n, BLOCK_K)]
-    x = sum(row_sectors(p.m, BF16 * p.k, BF16 * k0, BF16 * width) for k0, width in ks)
-    w = sum(row_sectors(p.n, BF16 * p.k, BF16 * k0, BF16 * width) for k0, width in ks)
-    y = sum(row_sectors(p.m, BF16 * p.n, BF16 * n0, BF16 * width) for n0, width in ns)
+    size, out = FORMATS[p.activations].storage.itemsize, FORMATS[p.output].storage.itemsize
+    tile, step, box = columns_of(p, block_n), step_of(p), box_columns(p, block_n)
+    tiles_n, steps = tiles_of(p.columns, tile), tiles_of(p.k, step)
+
+    def loaded(rows: int) -> int:
+        ks = ((at, min(step, p.k - at)) for at in range(0, p.k, step))
+        return sum(row_sectors(rows, size * p.k, size * at, size * width) for at, width in ks)
+
+    w = loaded(p.n)
+    if p.swiglu:
+        beyond = min(tiles_n * tile, p.n) - p.columns
+        w += loaded(p.columns + beyond) - loaded(p.columns)
+    boxes = ((at, min(box, p.columns - at)) for at in range(0, p.columns, box))
+    y = sum(row_sectors(p.m, out * p.columns, out * at, out * width) for at, width in boxes)
     return Counts(
         flops=p.flops,
-        mma_flops=2 * tiles_m * block_m * tiles_n * block_n * steps * BLOCK_K,
+        mma_flops=2 * tiles_m * block_m * tiles_n * block_n * steps * step,
         exp_count=0,
         global_load_sectors=0,
         global_store_sectors=0,
-        tma_load_bytes=tiles_m * tiles_n * steps * (block_m + block_n) * BLOCK_K * BF16,
-        l2_to_sm_bytes=SECTOR * (tiles_n * x + tiles_m * w),
+        tma_load_bytes=tiles_m * tiles_n * steps * (block_m + block_n) * STEP_BYTES,
+        l2_to_sm_bytes=SECTOR * (tiles_n * loaded(p.m) + tiles_m * w),
         sm_to_l2_bytes=SECTOR * y,
-        hbm_read_bytes=SECTOR * (sectors(0, BF16 * p.m * p.k) + sectors(0, BF16 * p.n * p.k)),
-        hbm_write_bytes=SECTOR * sectors(0, BF16 * p.m * p.n),
+        hbm_read_bytes=SECTOR
+        * sum(
+            sectors(0, a.nbytes)
+            for a in (*_linear.arguments(p), *_linear.epilogue_arguments(p))
+            if isinstance(a, Array) and a.role is Role.IN
+        ),
+        hbm_write_bytes=SECTOR * sectors(0, p.write_bytes),
     )
+
+
+def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+    """Any of the wgmma GEMMs: workers, each a CTA or a cluster, walk tiles; a tile walks its k-steps, then leaves."""
+    p, s = launch.problem, launch.schedule
+    chip = Chip(launch, machine)
+    x, w, y = (arrays[a.name] if arrays else np.zeros((0, 0), a.storage) for a in launch.arrays[:3])
+    marks = [chip.marks(name) for name in ("x", "w", "y")]
+    cluster = launch.cluster[0]
+    workers = min(launch.ctas, machine.sms) // cluster
+    epilogue = _epilogue.operands(p, chip, arrays)
+    _epilogue.count_tensor_scales(p, chip, workers * cluster)
+    _grid(
+        chip.count, *marks, x, w, y, p.m, p.n, p.k, workers, s.block_m, columns_of(p, s.block_n), cluster, s.group_m,
+        step_of(p), box_columns(p, s.block_n), epilogue, ELEMENT[p.activations], ELEMENT[p.output],
+    )  # fmt: skip
+    return chip.counts()
+
+
+@njit(cache=True, parallel=True)
+def _grid(
+    count, x_marks, w_marks, y_marks, x, w, y, m, n, k, workers, block_m, columns, cluster, group_m, step, box,
+    epilogue, element, output,
+):  # fmt: skip
+    tall = cluster * block_m
+    halves = 2 if epilogue.swiglu else 1
+    width = n // halves  # columns of y
+    tiles = -(-m // tall) * -(-width // columns)
+    part = columns // cluster
+    for cta in prange(workers * cluster):
+        rank, counter = cta % cluster, count[cta]
+        x_tile = np.empty((block_m, step), np.float32)
+        w_tile = np.empty((step, halves * columns), np.float32)  # transposed on its way in, as the mma wants it
+        total = np.empty((block_m, halves * columns), np.float32)
+        for index in range(cta // cluster, tiles, workers):
+            row, column = tile_at(index, m, width, tall, columns, group_m)
+            row += rank * block_m
+            total[:] = 0
+            inside = halves * max(min(columns, width - column), 0)
+            for at in range(0, k, step):
+                load_tile(counter, x_marks, x, m, k, row, at, x_tile, element)
+                for half in range(halves):
+                    for sender in range(cluster):  # each CTA of the cluster sends its part of w to all
+                        first = sender * part
+                        w_part = w_tile[:, half * columns + first : half * columns + first + part].T
+                        load_tile(counter, w_marks, w, n, k, half * width + column + first, at, w_part, element)
+                mma(counter, total, x_tile, w_tile, m - row, inside, k - at, x.size > 0)
+            for r in range(0, block_m, MMA_M):
+                for c in range(0, columns, box):
+                    out = _epilogue.finish(counter, epilogue, total, r, c, box, row, column, x.size > 0)
+                    store_tile(counter, y_marks, y, m, width, row + r, column + c, out, output)

@@ -13,25 +13,19 @@
 //
 // Bytes expected through TMA: x once for every column of tiles, w once for every row of tiles. From HBM: x, w and y
 // once, while the tiles in flight share their operands in L2.
-#include "lab/kernels/gemm/_tile.cuh"
-#include "ptx/barrier.cuh"
-#include "ptx/bulk.cuh"
-#include "ptx/fence.cuh"
-#include "ptx/mbarrier.cuh"
-#include "ptx/tma.cuh"
+#include "lab/kernels/gemm/_epilogue.cuh"
 
 constexpr int WARPGROUPS = schedule::block_m / MMA_M;
-constexpr int BOXES = schedule::block_n / schedule::block_k;  // of y, in each warpgroup's rows
 
 struct Stage {
-    bf16 x[schedule::block_m][schedule::block_k];
-    bf16 w[schedule::block_n][schedule::block_k];
+    Element x[schedule::block_m][BLOCK_K];
+    Element w[schedule::block_n][BLOCK_K];
 };
 
 struct alignas(ALIGNMENT) Shared {
     union {
         Stage ring[schedule::stages];
-        Box y[WARPGROUPS][BOXES];  // after the last k-step
+        Box y[WARPGROUPS][BUFFERS];  // after the last k-step
     };
     uint64_t full[schedule::stages];   // one arrival, and the bytes of the stage
     uint64_t empty[schedule::stages];  // one arrival from every warp
@@ -44,11 +38,11 @@ static_assert(schedule::threads == WARPGROUPS * WARPGROUP, "a warpgroup for ever
 __device__ __forceinline__ void fill(Shared& shared, int stage, const TensorMap& x, const TensorMap& w, Tile tile,
                                      int step) {
     ptx::mbarrier::arrive_expect_tx(shared.full[stage], schedule::stage_bytes);
-    ptx::tma::load_2d(shared.ring[stage].x, x, step * schedule::block_k, tile.row, shared.full[stage]);
-    ptx::tma::load_2d(shared.ring[stage].w, w, step * schedule::block_k, tile.column, shared.full[stage]);
+    ptx::tma::load_2d(shared.ring[stage].x, x, step * BLOCK_K, tile.row, shared.full[stage]);
+    ptx::tma::load_2d(shared.ring[stage].w, w, step * BLOCK_K, tile.column, shared.full[stage]);
 }
 
-// Every k-step of this warpgroup's 64 rows.
+// Every k-step of this warpgroup's 64 rows, and the refills.
 __device__ __forceinline__ void accumulate(float (&sum)[schedule::block_n / 2], Shared& shared, const TensorMap& x,
                                            const TensorMap& w, Tile tile, int steps) {
     const int group = threadIdx.x / WARPGROUP;
@@ -74,31 +68,14 @@ __device__ __forceinline__ void accumulate(float (&sum)[schedule::block_n / 2], 
     ptx::wgmma::hold(sum);
 }
 
-// Round to bf16 in shared memory, from where one lane of the warpgroup stores 64 x 64 boxes, clipped to y.
-__device__ __forceinline__ void epilogue(const float (&sum)[schedule::block_n / 2], Shared& shared, const TensorMap& y,
-                                         Tile tile) {
-    const int group = threadIdx.x / WARPGROUP;
-    __syncthreads();  // no warpgroup reads the ring any more, whose place y takes
-#pragma unroll
-    for (int box = 0; box < BOXES; ++box) round_to(shared.y[group][box], &sum[box * BOX_REGISTERS]);
-    ptx::fence::proxy_async_shared();
-    ptx::barrier::sync<WARPGROUP>(1 + group);
-    if (threadIdx.x % WARPGROUP == 0) {
-        for (int box = 0; box < BOXES; ++box)
-            ptx::tma::store_2d(y, shared.y[group][box], tile.column + box * schedule::block_k,
-                               tile.row + group * MMA_M);
-        ptx::bulk::commit_group();
-        ptx::bulk::wait_group_read<0>();  // shared memory must outlive the stores' reads
-    }
-}
-
 extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_per_sm)
     gemm_wgmma(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map,
-               const __grid_constant__ TensorMap y_map, const bf16*, const bf16*, bf16*, int m, int n, int k) {
+               const __grid_constant__ TensorMap y_map, const Element*, const Element*, Output*, int m, int n, int k) {
     extern __shared__ uint8_t dynamic[];
     Shared& shared = aligned<Shared>(dynamic);
-    const Tile tile = tile_at(blockIdx.x, m, n, schedule::block_m);
-    const int steps = tiles_of(k, schedule::block_k);
+    const Tile tile = tile_at(blockIdx.x, tiles_of(m, schedule::block_m), tiles_of(n, schedule::block_n),
+                              schedule::block_m, schedule::block_n);
+    const int steps = tiles_of(k, BLOCK_K);
 
     if (threadIdx.x == 0) {
         ptx::tma::prefetch(x_map);
@@ -113,7 +90,12 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     }
     __syncthreads();
 
-    float sum[schedule::block_n / 2] = {};
-    accumulate(sum, shared, x_map, w_map, tile, steps);
-    epilogue(sum, shared, y_map, tile);
+    float sum[1][schedule::block_n / 2] = {};
+    accumulate(sum[0], shared, x_map, w_map, tile, steps);
+    __syncthreads();  // no warpgroup reads the ring any more, whose place y takes
+    const int group = threadIdx.x / WARPGROUP;
+    int next = 0;
+    store(sum, shared.y[group], next, y_map, {nullptr, nullptr, nullptr, nullptr, m, n}, 1 + group,
+          {tile.row + group * MMA_M, tile.column});
+    finish_stores();
 }

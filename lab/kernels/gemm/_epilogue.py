@@ -1,0 +1,146 @@
+"""The way out of the wgmma GEMMs: sums become y, with scales, a residual or swiglu; counted and computed.
+
+Scales and residual are ordinary loads of the accumulators' owners: a thread holds two neighbouring columns of a row and
+of the row eight below, a warp sixteen rows. Warps ask for the same scales again and again and lean on L1.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lab.problems import Linear
+from sim.counts import SECTOR, Counts, sectors
+from sim.formats import decode
+from sim.jit import njit
+from sim.tiles import Chip, count_exp, load_lanes
+
+MMA_M = 64  # rows of a box
+GROUP = 8  # rows and columns of a warp's request
+FLOAT = 4  # bytes of a scale
+WARPS = 8  # that multiply and store, in a CTA
+
+
+class Operands(NamedTuple):
+    """What the way out reads besides the sums; empty arrays where a problem has no such operand."""
+
+    x_scale: NDArray[np.float32]
+    w_scale: NDArray[np.float32]
+    residual: NDArray[np.float32]
+    inverse_y_scale: np.float32
+    x_scale_marks: NDArray[np.uint8]
+    w_scale_marks: NDArray[np.uint8]
+    residual_marks: NDArray[np.uint8]
+    m: int
+    columns: int
+    residual_bytes: int  # of an element
+    row_scales: bool
+    swiglu: bool
+    has_residual: bool
+
+
+def operands(problem: Linear, chip: Chip, arrays: Mapping[str, NDArray] | None) -> Operands:
+    """Scales for every row, and the residual as floats, for the simulation."""
+    p = problem
+    given = dict(arrays) if arrays else {}
+    one, empty = np.ones(1, np.float32), np.zeros((0, 0), np.float32)
+
+    def marks(name: str) -> NDArray[np.uint8]:
+        return chip.marks(name) if name in p.operands else np.zeros(0, np.uint8)
+
+    return Operands(
+        x_scale=np.broadcast_to(given.get("x_scale", one), p.m).copy(),
+        w_scale=np.broadcast_to(given.get("w_scale", one), p.n).copy(),
+        residual=decode(given["residual"], p.operands["residual"][1]) if p.residual and given else empty,
+        inverse_y_scale=(1 / given.get("y_scale", one))[0],
+        x_scale_marks=marks("x_scale"),
+        w_scale_marks=marks("w_scale"),
+        residual_marks=marks("residual"),
+        m=p.m,
+        columns=p.columns,
+        residual_bytes=_residual_bytes(p),
+        row_scales=p.row_scales,
+        swiglu=p.swiglu,
+        has_residual=p.residual,
+    )
+
+
+def theory(problem: Linear, mainloop: Counts, rows: int, columns: int, box: int, ctas: int) -> Counts:
+    """A kernel's counts with those of its way out; `rows` x `columns` are y's, rounded up to whole tiles.
+
+    A warp asks for a sector of x_scale for every eight rows of a box, of w_scale for every eight columns of its sixteen
+    rows, of the residual for every row of eight columns; for the scales of whole tensors once.
+    """
+    p = problem
+    loads = 0
+    if p.row_scales:
+        loads += columns // box * -(-p.m // GROUP) + rows // 16 * (p.n // GROUP)
+    elif p.scaled:
+        loads += 2 * WARPS * ctas
+    if "y_scale" in p.operands:
+        loads += WARPS * ctas
+    if p.residual:
+        if p.columns > GROUP:
+            loads += p.m * p.columns // GROUP
+        else:
+            row = _residual_bytes(p) * p.columns
+            loads += sum(sectors(row * r, row * min(GROUP, p.m - r)) for r in range(0, p.m, GROUP))
+    added = Counts(
+        **{name: 0 for name, value in mainloop.as_dict().items() if value is not None}
+        | {
+            "exp_count": rows * columns if p.swiglu else 0,
+            "global_load_sectors": loads,
+            "l2_to_sm_bytes": SECTOR * loads,
+        }
+    )
+    return mainloop + added
+
+
+def _residual_bytes(problem: Linear) -> int:
+    return 4 if problem.output == "fp32" else 2
+
+
+def count_tensor_scales(problem: Linear, chip: Chip, ctas: int) -> None:
+    """Every warp reads the scales of whole tensors once."""
+    names = [n for n in ("x_scale", "w_scale") if problem.scaled and not problem.row_scales]
+    for name in [*names, *(["y_scale"] if "y_scale" in problem.operands else [])]:
+        for cta in range(ctas):
+            for _ in range(WARPS):
+                load_lanes(chip.count[cta], chip.marks(name), 0, 0, FLOAT, 32, 0, 1)
+
+
+@njit(cache=True)
+def finish(count, operands, total, r, c, box, row, column, numerics):
+    """The box of y at (r, c) of a tile whose first row and column are given, as floats; counts what its warps load."""
+    o = operands
+    halves = total.shape[1] // (2 if o.swiglu else 1)
+    for g in range(r, r + MMA_M, GROUP):
+        lanes = min(GROUP, o.m - row - g)
+        if o.row_scales and lanes > 0:
+            load_lanes(count, o.x_scale_marks, FLOAT * (row + g), FLOAT, FLOAT, lanes, 0, 1)
+        for at in range(column + c, min(column + c + box, o.columns), GROUP):
+            if o.row_scales and g % (2 * GROUP) == 0:
+                load_lanes(count, o.w_scale_marks, FLOAT * at, 2 * FLOAT, 2 * FLOAT, GROUP // 2, 0, 1)
+                if o.swiglu:
+                    load_lanes(count, o.w_scale_marks, FLOAT * (o.columns + at), 2 * FLOAT, 2 * FLOAT, GROUP // 2, 0, 1)
+            if o.has_residual and lanes > 0:
+                pitch = o.residual_bytes * o.columns
+                start = pitch * (row + g) + o.residual_bytes * at
+                load_lanes(count, o.residual_marks, start, pitch, GROUP * o.residual_bytes, lanes, 0, 1)
+    if o.swiglu:
+        count_exp(count, MMA_M * box)
+    if not numerics:
+        return total[r : r + MMA_M, c : c + box]
+    y = np.zeros((MMA_M, box), np.float32)
+    for i in range(min(MMA_M, o.m - row - r)):
+        for j in range(min(box, o.columns - column - c)):
+            at_row, at = row + r + i, column + c + j
+            value = total[r + i, c + j] * (o.x_scale[at_row] * o.w_scale[at])
+            if o.swiglu:
+                up = total[r + i, halves + c + j] * (o.x_scale[at_row] * o.w_scale[o.columns + at])
+                value = value / (np.float32(1) + np.exp(-value)) * up
+            if o.has_residual:
+                value += o.residual[at_row, at]
+            y[i, j] = value * o.inverse_y_scale
+    return y

@@ -1,0 +1,95 @@
+// gemm_persistent: y[m, n] = x[m, k] @ w[n, k].T by as many CTAs as there are SMs, each taking tile after tile.
+//
+// Idea: while the consumers round a tile and its stores leave, the producer already fills the ring for the next one, and
+// a tile's stores end during the next tile's k-steps. Nothing but the first fill and the last store is exposed.
+// Adds to gemm_warp_specialized: persistence, loads and stores that overlap the neighbouring tiles.
+//
+//   producer    | tile 0: fill fill fill ...       | tile 1: fill fill fill ...
+//   consumers       | tile 0: mma mma mma ... | round | tile 1: mma mma mma ...
+//   stores                                       | tile 0: box by box |
+//
+// Bytes expected through TMA: as gemm_wgmma.
+#include "lab/kernels/gemm/_epilogue.cuh"
+#include "ptx/setmaxnreg.cuh"
+
+constexpr int CONSUMERS = 2;
+constexpr int MMA_TILES = schedule::block_m / CONSUMERS / MMA_M;  // of 64 rows, in each consumer
+constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
+
+struct Stage {
+    Element x[schedule::block_m][BLOCK_K];
+    Element w[schedule::block_n][BLOCK_K];
+};
+
+struct alignas(ALIGNMENT) Shared {
+    Stage ring[schedule::stages];
+    Box y[CONSUMERS][BUFFERS];
+    uint64_t full[schedule::stages];   // one arrival, and the bytes of the stage
+    uint64_t empty[schedule::stages];  // one arrival from every consumer warp
+};
+
+static_assert(sizeof(Stage) == schedule::stage_bytes, "what a full barrier expects");
+static_assert(sizeof(Shared) + ALIGNMENT == schedule::shared_bytes, "what the launch asks for");
+static_assert(schedule::threads == (1 + CONSUMERS) * WARPGROUP, "a producer and two consumers");
+static_assert(PRODUCER_REGISTERS + CONSUMERS * CONSUMER_REGISTERS <= (1 + CONSUMERS) * 168, "168 a thread at launch");
+
+// One thread keeps the ring full, from tile to tile without a pause.
+__device__ __forceinline__ void producer(Shared& shared, const TensorMap& x, const TensorMap& w, Walk walk, int steps) {
+    Position at;
+    for (Tile tile; walk.next(tile);) {
+        for (int step = 0; step < steps; ++step, at.advance()) {
+            Stage& stage = shared.ring[at.stage];
+            uint64_t& full = shared.full[at.stage];
+            ptx::mbarrier::wait(shared.empty[at.stage], at.parity ^ 1);  // on the first lap every stage is empty
+            ptx::mbarrier::arrive_expect_tx(full, schedule::stage_bytes);
+            ptx::tma::load_2d(stage.x, x, step * BLOCK_K, tile.row, full);
+            ptx::tma::load_2d(stage.w, w, step * BLOCK_K, tile.column, full);
+        }
+    }
+}
+
+__device__ __forceinline__ void consumer(Shared& shared, const TensorMap& y, const Epilogue& epilogue, int consumer,
+                                         Walk walk, int steps) {
+    float sum[MMA_TILES][schedule::block_n / 2] = {};
+    const int first = consumer * MMA_TILES * MMA_M;
+    const auto release = [&](int stage) {
+        if (threadIdx.x % WARP == 0) ptx::mbarrier::arrive(shared.empty[stage]);
+    };
+    Position now;
+    int next = 0;
+    for (Tile tile; walk.next(tile);) {
+        accumulate(sum, shared, first, steps, now, release);
+        store(sum, shared.y[consumer], next, y, epilogue, 1 + consumer, {tile.row + first, tile.column});
+    }
+    finish_stores();
+}
+
+extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
+    gemm_persistent(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map,
+                    const __grid_constant__ TensorMap y_map, const Element*, const Element*, Output*, int m, int n, int k) {
+    extern __shared__ uint8_t dynamic[];
+    Shared& shared = aligned<Shared>(dynamic);
+    const int steps = tiles_of(k, BLOCK_K), warpgroup = threadIdx.x / WARPGROUP;
+    const Walk walk{tiles_of(m, schedule::block_m), tiles_of(n, schedule::block_n), schedule::block_m,
+                    schedule::block_n,              int(blockIdx.x),                int(gridDim.x)};
+
+    if (threadIdx.x == 0) {
+        ptx::tma::prefetch(x_map);
+        ptx::tma::prefetch(w_map);
+        ptx::tma::prefetch(y_map);
+        for (int stage = 0; stage < schedule::stages; ++stage) {
+            ptx::mbarrier::init(shared.full[stage], 1);
+            ptx::mbarrier::init(shared.empty[stage], CONSUMERS * WARPGROUP / WARP);
+        }
+        ptx::fence::mbarrier_init();
+    }
+    __syncthreads();
+
+    if (warpgroup == 0) {
+        ptx::setmaxnreg::dec<PRODUCER_REGISTERS>();
+        if (threadIdx.x == 0) producer(shared, x_map, w_map, walk, steps);
+    } else {
+        ptx::setmaxnreg::inc<CONSUMER_REGISTERS>();
+        consumer(shared, y_map, {nullptr, nullptr, nullptr, nullptr, m, n}, warpgroup - 1, walk, steps);
+    }
+}
