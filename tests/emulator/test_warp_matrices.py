@@ -17,7 +17,8 @@ MMA = """
     mov.b64 {{%x0, %x1}}, %a; mov.b64 {{%x2, %x3}}, %b; mov.b64 {{%w0, %w1}}, %c;
     cvt.rn.f32.u32 %sum0, %thread; add.f32 %sum1, %sum0, 0f42000000;
     add.f32 %sum2, %sum1, 0f42000000; add.f32 %sum3, %sum2, 0f42000000;
-    mma.sync.aligned.m16n8k{k}.row.col.f32.{form}.{form}.f32 {{%sum0, %sum1, %sum2, %sum3}}, {a}, {b}, {{%sum0, %sum1, %sum2, %sum3}};
+    mma.sync.aligned.m16n8k{k}.row.col.f32.{form}.{form}.f32
+        {{%sum0, %sum1, %sum2, %sum3}}, {a}, {b}, {{%sum0, %sum1, %sum2, %sum3}};
     mov.b64 %out, {{{results}}};
 """
 
