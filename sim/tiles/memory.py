@@ -71,7 +71,7 @@ def _lanes(marks, start, stride, width, lanes, step, times, bit):
 
 @njit(cache=True, inline="always")
 def _mark_run(marks, at, width, step, times, bit):
-    if step <= SECTOR:
+    if step <= max(SECTOR, width):
         _mark(marks, at // SECTOR, (at + (times - 1) * step + width - 1) // SECTOR, bit)
     else:
         for t in range(times):

@@ -6,7 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from lab import catalog
+from lab.emulate import emulator
+from lab.problems import Linear
+from lab.verify import verify
 from sim.formats import encode
+from sim.machine import H100
 from tests.emulator.text import elementwise, execute
 
 LANES = np.arange(32, dtype=np.uint32)
@@ -196,3 +201,15 @@ def test_cp_async_into_what_another_warp_still_reads_is_reported(between: str) -
     data = np.arange(64, dtype=np.uint32)
     emulation = execute(REUSED.replace("BETWEEN", between), (data,), np.zeros(64, np.uint32), shared=256)
     assert {h.kind for h in emulation.hazards} == (set() if between else {"race on shared memory"})
+
+
+@pytest.mark.parametrize("shape", [(64, 128, 64, 2, 2), (128, 64, 32, 2, 2), (64, 128, 64, 2, 4)])
+def test_the_swizzle_of_gemm_mma_sync_meets_no_bank_conflict(shape: tuple[int, ...]) -> None:
+    kernel = catalog.get("gemm_mma_sync")
+    schedule = kernel.module.Schedule(*shape, stages=3, ctas_per_sm=1, group_m=8)
+    execute = emulator(H100)
+    problem = Linear(schedule.block_m + 37, schedule.block_n - 24, 2 * schedule.block_k + 24)
+    assert verify(kernel, problem, schedule, H100, execute).passed
+    (emulation,) = execute.emulations
+    assert emulation.statistics.bank_conflicts == 0
+    assert emulation.statistics.shared_wavefronts > 0

@@ -47,7 +47,8 @@ __device__ __forceinline__ void accumulate(float (&sum)[schedule::block_n / 2], 
                                            const TensorMap& w, Tile tile, int steps) {
     const int group = threadIdx.x / WARPGROUP;
     Position now, before;
-    for (int step = 0; step < steps; ++step) {
+    int step = 0;
+    do {  // one step at least: the zeros of a path without any would have wgmma serialised
         ptx::mbarrier::wait(shared.full[now.stage], now.parity);
         ptx::wgmma::fence();
         multiply(sum, shared.ring[now.stage].x[group * MMA_M], shared.ring[now.stage].w[0], step > 0);
@@ -63,7 +64,7 @@ __device__ __forceinline__ void accumulate(float (&sum)[schedule::block_n / 2], 
         }
         __syncwarp();
         before.advance();
-    }
+    } while (++step < steps);
     ptx::wgmma::wait_group<0>();
     ptx::wgmma::hold(sum);
 }
