@@ -336,7 +336,7 @@ def small(h, w, code, base, mask, pc):
 
 @jit
 def store_async(h, w, code, base, mask, pc):
-    """st.async: 4 to 16 bytes a lane into the shared memory of a CTA of the cluster, completing on an mbarrier there."""
+    """st.async: 4 to 16 bytes a lane into a CTA of the cluster's shared memory, completing on an mbarrier there."""
     reg, pool, cfg, stale = t.u64_2(h, t.REG), t.i64_1(h, t.POOL), t.i64_1(h, t.CFG), t.u32_1(h, t.POISON)
     ops, warps, ctas = t.i64_2(h, t.OPS), t.i64_2(h, t.WARP), t.i64_2(h, t.CTA)
     own, agent, width = warps[w, t.CTA_SLOT], warps[w, t.AGENT], code[isa.F3]

@@ -2,7 +2,7 @@
 //
 // Idea: a ring of `stages` tiles in shared memory. TMA fills a stage and reports its bytes to that stage's `full`
 // barrier; wgmma reads both operands from shared memory, and one group stays in flight while the next is issued.
-// Adds to gemm_naive: tiles reused from shared memory, asynchronous copies, tensor cores.
+// Adds to gemm_mma_sync: whole tiles copied by TMA, products of a warpgroup that read both from shared memory.
 //
 // Warp roles: all alike, but for one lane. Warpgroup g owns rows 64 g .. 64 g + 63 of the CTA's tile. When the group of
 // step s - 1 is done, every warp arrives on that stage's `empty` barrier, and one lane of warp 0 refills the stage.
