@@ -15,7 +15,13 @@ from sim.counts import disagreements
 from tests.emulator.cases import LAPS, Case, cases, step_of
 
 SEEDS = int(os.environ.get("LAB_SEEDS", "3"))
-FIRST = [pytest.param(c, id=str(c)) for k in catalog.kernels() for c in cases(k) if c.problem.weights == cases(k)[0].problem.weights and len(c.problem.as_dict()) == len(cases(k)[0].problem.as_dict())]
+FIRST = [
+    pytest.param(c, id=str(c))
+    for k in catalog.kernels()
+    for c in cases(k)
+    if c.problem.weights == cases(k)[0].problem.weights
+    and len(c.problem.as_dict()) == len(cases(k)[0].problem.as_dict())
+]
 CASES = [pytest.param(case, id=str(case)) for kernel in catalog.kernels() for case in cases(kernel)]
 
 
