@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
+from math import inf, isfinite
 from operator import add
 from typing import Any
 
@@ -23,13 +24,17 @@ GUARD = 64  # elements before and after every output, which no kernel may touch
 
 @dataclass(frozen=True)
 class Check:
-    """A result compared with its reference; `error` is the largest |difference| / bound and passes up to 1."""
+    """A result compared with its reference; `error` is the largest |difference| / bound and passes up to 1.
+
+    `relative_error` is ||y - reference|| / ||reference||, in the Euclidean norm over all elements.
+    """
 
     error: float
     mismatches: int
     first_mismatch: tuple[int, ...] | None
     guards_intact: bool
     rows_checked: int
+    relative_error: float
 
     @property
     def passed(self) -> bool:
@@ -115,4 +120,10 @@ def compare_with(expected: tuple[NDArray, NDArray], y: NDArray, output: str, int
         ratio = np.where(difference == 0, 0.0, difference / bound)
     first = tuple(int(i) for i in np.argwhere(bad)[0]) if bad.any() else None
     error = float("inf") if np.isnan(ratio).any() else float(ratio.max(initial=0.0))
-    return Check(error, int(bad.sum()), first, intact, reference.shape[0])
+    return Check(error, int(bad.sum()), first, intact, reference.shape[0], _relative(difference, reference))
+
+
+def _relative(difference: NDArray, reference: NDArray) -> float:
+    """||difference|| / ||reference||; infinite where there is NaN, or an error where all should be zero."""
+    whole, off = (float(np.linalg.norm(a.astype(np.float64))) for a in (reference, difference))
+    return 0.0 if off == 0 else off / whole if whole and isfinite(off) else inf

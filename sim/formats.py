@@ -15,13 +15,15 @@ class Format:
     """How one number is stored: `bits` an element, plus `group_bytes` of scale for every `group` elements along k.
 
     `storage` is the NumPy type that carries the bits in memory; 4-bit elements are packed two to a byte.
-    `unit_roundoff` is half a unit in the last place relative to the value (Higham, "Accuracy and Stability", 2.1).
+    `unit_roundoff` is half a unit in the last place relative to the value (Higham, "Accuracy and Stability", 2.1);
+    `smallest` is the smallest positive value, the spacing of subnormals.
     """
 
     name: str
     bits: int
     storage: np.dtype
     unit_roundoff: float
+    smallest: float
     group: int = 0
     group_bytes: int = 0
 
@@ -34,12 +36,12 @@ class Format:
 
 
 _FLOATS = (
-    Format("fp32", 32, np.dtype(np.float32), 2.0**-24),
-    Format("fp16", 16, np.dtype(np.uint16), 2.0**-11),
-    Format("bf16", 16, np.dtype(np.uint16), 2.0**-8),
-    Format("fp8", 8, np.dtype(np.uint8), 2.0**-4),  # e4m3fn
+    Format("fp32", 32, np.dtype(np.float32), 2.0**-24, 2.0**-149),
+    Format("fp16", 16, np.dtype(np.uint16), 2.0**-11, 2.0**-24),
+    Format("bf16", 16, np.dtype(np.uint16), 2.0**-8, 2.0**-133),
+    Format("fp8", 8, np.dtype(np.uint8), 2.0**-4, 2.0**-9),  # e4m3fn
 )
-_INT4 = tuple(Format(f"int4_g{group}", 4, np.dtype(np.uint8), 2.0**-4, group, 2) for group in (32, 64, 128))
+_INT4 = tuple(Format(f"int4_g{group}", 4, np.dtype(np.uint8), 2.0**-4, 1.0, group, 2) for group in (32, 64, 128))
 FORMATS = {f.name: f for f in _FLOATS + _INT4}
 
 _ML_DTYPES = {
@@ -47,7 +49,7 @@ _ML_DTYPES = {
     "bf16": np.dtype(ml_dtypes.bfloat16),
     "fp8": np.dtype(ml_dtypes.float8_e4m3fn),
 }
-_FP8_MAX = 448.0  # the largest finite e4m3fn value (OCP 8-bit floating point, 5.1)
+FP8_MAX = 448.0  # the largest finite e4m3fn value (OCP 8-bit floating point, 5.1)
 
 
 def format_named(name: str) -> Format:
@@ -63,7 +65,7 @@ def encode(values: NDArray, name: str) -> NDArray:
         return np.ascontiguousarray(values, np.float32)
     values = np.asarray(values, np.float32)
     if name == "fp8":
-        values = np.clip(values, -_FP8_MAX, _FP8_MAX)
+        values = np.clip(values, -FP8_MAX, FP8_MAX)
     with np.errstate(over="ignore", invalid="ignore"):  # fp16 overflows to infinity and NaN stays NaN, as on the chip
         return values.astype(_ML_DTYPES[name]).view(FORMATS[name].storage)
 

@@ -1,0 +1,109 @@
+"""The right result of a linear layer, and how far from it a right kernel's may be.
+
+Errors are carried along beside the values, first order and upper bounds throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.formats import FORMATS, FP8_MAX, decode
+
+if TYPE_CHECKING:
+    from lab.problems.linear import Linear
+
+FLOAT64_FLOPS = 2**34  # up to here references are computed in float64, above in float32
+UNIT = 2.0**-24  # rounding unit of float32
+
+SLOPE = 1.1  # the largest derivative of silu(g) = g / (1 + exp(-g))
+FADED = 2.0**-118  # |silu(g)| is below it where exp(-g) overflows float32
+
+TRUNCATION = 2.0**-13  # of the largest term: what an fp8 wgmma keeps of each
+FP8_STEP = 32  # products along k in one fp8 wgmma
+PROMOTION = 128  # along k: the longest partial sum of fp8 products that may stay in the tensor cores
+TAIL = 8.0  # Hoeffding's deviation: exceeded with probability 2 exp(-TAIL^2 / 2) = 2.5e-14
+
+
+class Estimate(NamedTuple):
+    """Values and the errors that they may have."""
+
+    value: NDArray
+    error: NDArray
+
+    def rounded(self, times: float) -> Estimate:
+        """After so many roundings to float32."""
+        return Estimate(self.value, self.error + times * UNIT * (np.abs(self.value) + self.error))
+
+    def scaled(self, factor: NDArray) -> Estimate:
+        return Estimate(self.value * factor, self.error * np.abs(factor))
+
+
+def reference(problem: Linear, arrays: Mapping[str, NDArray], rows: slice) -> tuple[NDArray, NDArray]:
+    """(y, bound) for the chosen rows of x; y is clamped to 448 where it leaves in fp8."""
+    p = problem
+    dtype: Any = np.float64 if p.flops <= FLOAT64_FLOPS else np.float32
+    x, w = (decode(a, form).astype(dtype) for a, form in ((arrays["x"][rows], p.activations), (arrays["w"], p.weights)))
+    y = _sums(p, x, w)
+    if p.scaled:
+        x_scale = arrays["x_scale"].astype(dtype)[rows if p.row_scales else slice(1)] if "x_scale" in arrays else 1
+        scale = np.reshape(x_scale, (-1, 1)) * arrays["w_scale"].astype(dtype)
+        y = y.scaled(scale).rounded(2)  # of the product of the scales, and with the sum
+    if p.swiglu:
+        y = _swiglu(Estimate(*(part[:, : p.columns] for part in y)), Estimate(*(part[:, p.columns :] for part in y)))
+    if p.residual:
+        residual = decode(arrays["residual"][rows], p.operands["residual"][1]).astype(dtype)
+        y = Estimate(y.value + residual, y.error).rounded(1)
+    if "y_scale" in p.operands:
+        y = y.scaled(1 / arrays["y_scale"].astype(dtype)).rounded(3)  # a reciprocal to an ulp, and a product
+    if p.output == "fp8":
+        y = Estimate(np.clip(y.value, -FP8_MAX, FP8_MAX), y.error)
+    out = FORMATS[p.output]
+    return y.value, y.error + out.unit_roundoff * (np.abs(y.value) + y.error) + out.smallest / 2
+
+
+def _sums(problem: Linear, x: NDArray, w: NDArray) -> Estimate:
+    """x @ w.T and what summing in float32, or in the tensor cores where both are fp8, may do to it."""
+    error = problem.k * UNIT * (np.abs(x) @ np.abs(w).T)
+    if problem.activations == problem.weights == "fp8":
+        error += _truncation(x, w, problem.k if problem.fast else PROMOTION)
+    return Estimate(x @ w.T, error)
+
+
+def _truncation(x: NDArray, w: NDArray, promotion: int) -> NDArray:
+    """Error of fp8 sums whose partial sums of `promotion` products along k stay in the tensor cores.
+
+    An fp8 wgmma shifts its 32 products and the sum so far to the largest exponent among them and keeps 13 bits of
+    fraction of each, and of the result (DeepSeek-V3 Technical Report, 3.3.2; Xie et al., "MMA-Sim", 2025). In step t
+    everything cut is thus below 2^-13 M_t each, where M_t^2 <= sum so far^2 + the squares of the products. Let V be
+    the sum of these over the T steps, the partial sums those of the data. What is cut of products has their random
+    signs, so by Hoeffding's inequality it stays within 8 sqrt(32 V), but for one element in 4e13; sum and result are
+    always cut towards zero, together at most 2 sqrt(T V) (Cauchy-Schwarz). This holds for inputs of random sign only.
+    """
+    squares = (x * x) @ (w * w).T
+    partial, product = np.zeros_like(squares), np.empty_like(squares)
+    steps = range(0, x.shape[1], FP8_STEP)
+    for at in steps:
+        if at % promotion == 0:
+            partial[:] = 0
+        partial += np.matmul(x[:, at : at + FP8_STEP], w[:, at : at + FP8_STEP].T, out=product)
+        squares += np.multiply(partial, partial, out=product)
+    factor = TAIL * FP8_STEP**0.5 + 2 * len(steps) ** 0.5
+    return TRUNCATION * factor * np.sqrt(squares)
+
+
+def _swiglu(gate: Estimate, up: Estimate) -> Estimate:
+    """silu(gate) * up with the fast exponential and division.
+
+    exp(x) has 2 + 1.173 |x| ulp and the division 2 (CUDA C++ Programming Guide, intrinsic functions), an ulp being up
+    to two rounding units, and 1 + exp(-gate) is rounded once.
+    """
+    g = np.abs(gate.value) + gate.error
+    with np.errstate(over="ignore"):
+        silu = gate.value / (1 + np.exp(-gate.value))
+    own = (9 + 2.4 * g) * UNIT * (np.abs(silu) + SLOPE * gate.error)
+    error = SLOPE * gate.error + own + FADED
+    return Estimate(silu * up.value, error * (np.abs(up.value) + up.error) + np.abs(silu) * up.error).rounded(1)

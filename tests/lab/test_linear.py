@@ -1,0 +1,190 @@
+"""Linear layers: the reference against loops, bounds that hold and that can fail, what is refused."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import exp
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from lab.problems import Linear
+from lab.verify import compare
+from sim.errors import InputError
+from sim.formats import FORMATS, decode, encode
+
+FORMS = ("fp32", "bf16", "fp16", "fp8")
+SCALED = {"fp8": ("none", "tensor", "row")}
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Linear:
+    """Any combination of formats, scales and epilogue that means something."""
+    weights = draw(st.sampled_from(FORMS))
+    activations = draw(st.sampled_from(["", *FORMS]))
+    epilogue = draw(st.sampled_from(["none", "residual", "swiglu"]))
+    return Linear(
+        draw(st.integers(1, 6)),
+        draw(st.integers(1, 6)) * (2 if epilogue == "swiglu" else 1),
+        draw(st.integers(1, 200)),
+        weights,
+        activations,
+        draw(st.sampled_from(["", *FORMS])),
+        draw(st.sampled_from(SCALED.get(weights, ("none",)))),
+        draw(st.sampled_from(["float32", "fast"])) if activations == "fp8" else "float32",
+        epilogue,
+    )
+
+
+def by_loops(p: Linear, arrays: Mapping[str, NDArray]) -> NDArray[np.float64]:
+    """y in Python floats, one element after the other, from the definition."""
+    values = {name: decode(arrays[name], form).astype(np.float64) for name, (_, form) in p.operands.items()}
+
+    def scale(name: str, i: int) -> float:
+        return float(values[name][i if p.row_scales else 0]) if name in values else 1.0
+
+    def sum_of(i: int, j: int) -> float:
+        total = sum(float(a) * float(b) for a, b in zip(values["x"][i], values["w"][j], strict=True))
+        return total * scale("x_scale", i) * scale("w_scale", j)
+
+    y = np.empty((p.m, p.columns))
+    for i in range(p.m):
+        for j in range(p.columns):
+            y[i, j] = sum_of(i, j)
+            if p.swiglu:
+                y[i, j] *= sum_of(i, p.columns + j) / (1 + exp(-y[i, j]))
+            if p.residual:
+                y[i, j] += values["residual"][i, j]
+    if "y_scale" in values:
+        y /= values["y_scale"]
+    return np.clip(y, -448, 448) if p.output == "fp8" else y
+
+
+@given(problem=problems(), seed=st.integers(0, 99))
+def test_the_reference_is_the_definition_and_its_rounding_passes(problem: Linear, seed: int) -> None:
+    arrays = problem.draw(np.random.default_rng(seed))
+    y = by_loops(problem, arrays)
+    reference, bound = problem.reference(arrays)
+    assert np.allclose(reference, y, rtol=1e-9, atol=1e-12)
+    assert (bound > 0).all()
+    assert compare(problem, arrays, encode(y, problem.output)).passed
+
+
+@given(problem=problems(), seed=st.integers(0, 99), data=st.data())
+def test_rows_are_those_of_the_whole(problem: Linear, seed: int, data: st.DataObject) -> None:
+    arrays = problem.draw(np.random.default_rng(seed))
+    step = data.draw(st.integers(1, problem.m))
+    for part, whole in zip(problem.reference(arrays, slice(None, None, step)), problem.reference(arrays), strict=True):
+        assert np.allclose(part, whole[::step], rtol=1e-12, atol=0)
+
+
+@given(problem=problems(), seed=st.integers(0, 99), data=st.data())
+def test_the_bound_rejects_one_element_that_is_off_by_a_little_more(
+    problem: Linear, seed: int, data: st.DataObject
+) -> None:
+    arrays = problem.draw(np.random.default_rng(seed))
+    reference, bound = problem.reference(arrays)
+    at = data.draw(st.integers(0, problem.m - 1)), data.draw(st.integers(0, problem.columns - 1))
+    wrong = reference.copy()
+    wrong[at] -= np.copysign(2.5 * bound[at] + FORMATS[problem.output].smallest, reference[at])
+    found = compare(problem, arrays, encode(wrong, problem.output))
+    assert not found.passed
+    assert found.first_mismatch == at
+
+
+@pytest.mark.parametrize("accumulate", ["float32", "fast"])
+@pytest.mark.parametrize("k", [512, 4096])
+def test_a_k_step_that_is_left_out_shows_in_fp8(accumulate: str, k: int) -> None:
+    problem = Linear(32, 32, k, "fp8", "fp8", accumulate=accumulate)
+    arrays = problem.draw(np.random.default_rng(0))
+    x = decode(arrays["x"], "fp8")
+    x[:, 128:256] = 0
+    y = x @ decode(arrays["w"], "fp8").T
+    assert compare(problem, arrays, encode(y, "bf16")).mismatches > 0.1 * y.size
+
+
+@pytest.mark.parametrize("k", [128, 1024, 4096])
+@pytest.mark.parametrize("promotion", [128, None])
+def test_sums_cut_as_the_tensor_cores_cut_them_keep_the_bound(k: int, promotion: int | None) -> None:
+    problem = Linear(16, 16, k, "fp8", "fp8", "fp32", accumulate="float32" if promotion else "fast")
+    arrays = problem.draw(np.random.default_rng(k))
+    x, w = (decode(arrays[name], "fp8").astype(np.float64) for name in ("x", "w"))
+    total, partial = np.zeros((16, 16), np.float32), np.zeros((16, 16))
+    for at in range(0, k, 32):
+        partial = cut_sum(partial, x[:, None, at : at + 32] * w[None, :, at : at + 32])
+        if (at + 32) % (promotion or k) == 0:
+            total, partial = total + partial.astype(np.float32), np.zeros((16, 16))
+    found = compare(problem, arrays, total)
+    assert found.passed
+    assert found.error > 0.01, "the bound is not out of all proportion"
+    if promotion is None and k > 128:
+        float32 = compare(replace(problem, accumulate="float32"), arrays, total)
+        assert float32.error > 2 * found.error
+
+
+def cut_sum(partial: NDArray[np.float64], products: NDArray[np.float64]) -> NDArray[np.float64]:
+    """An fp8 wgmma: every term and the result cut to 13 bits below the largest exponent, towards zero."""
+    terms = np.concatenate([partial[..., None], products], axis=-1)
+    largest = np.abs(terms).max(axis=-1, keepdims=True)
+    quantum = np.exp2(np.floor(np.log2(largest)) - 13)
+    total = (np.trunc(terms / quantum) * quantum).sum(axis=-1)
+    mantissa, exponent = np.frexp(total)
+    return np.ldexp(np.trunc(np.ldexp(mantissa, 14)), exponent - 14)
+
+
+def test_fp8_outputs_saturate_and_tiny_ones_have_an_absolute_error() -> None:
+    problem = Linear(1, 2, 1, "fp8", "fp8", "fp8")
+    large = {"x": encode(np.array([[64.0]]), "fp8"), "w": encode(np.array([[64.0], [-64.0]]), "fp8")}
+    y, bound = problem.reference(large)
+    assert y.tolist() == [[448, -448]]
+    assert compare(problem, large, encode(y, "fp8")).passed
+    tiny = {"x": encode(np.array([[2.0**-9]]), "fp8"), "w": encode(np.array([[2.0**-2], [0.5]]), "fp8")}
+    y, bound = problem.reference(tiny)
+    assert (bound >= 2.0**-10).all()
+    assert compare(problem, tiny, encode(y, "fp8")).passed
+
+
+@given(problem=problems())
+def test_a_problem_survives_its_dictionary(problem: Linear) -> None:
+    words: dict[str, Any] = problem.as_dict()
+    assert words.pop("kind") == "linear"
+    assert {"m", "n", "k", "weights"} <= words.keys()
+    assert Linear(**words) == problem
+
+
+def test_what_the_weights_imply_is_not_written_down() -> None:
+    assert Linear(1, 2, 3).as_dict() == {"kind": "linear", "m": 1, "n": 2, "k": 3, "weights": "bf16"}
+    assert "activations" not in Linear(1, 2, 3, "fp16", "fp16", "fp16").as_dict()
+    assert Linear(1, 2, 3, "fp8", "fp8").as_dict()["activations"] == "fp8"
+
+
+@given(problem=problems())
+def test_compulsory_bytes_are_each_array_once(problem: Linear) -> None:
+    arrays = problem.draw(np.random.default_rng(0))
+    assert problem.read_bytes == sum(a.nbytes for a in arrays.values())
+    assert problem.write_bytes == problem.m * problem.columns * FORMATS[problem.output].storage.itemsize
+    assert problem.bytes["total"] == problem.read_bytes + problem.write_bytes
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"m": 0}, "m must be from 1 to 2,147,483,647; m = 0"),
+        ({"k": 2**31}, "k must be from 1 to 2,147,483,647; k = 2,147,483,648"),
+        ({"weights": "int3"}, "unknown format 'int3'"),
+        ({"activations": "fp4"}, "unknown format 'fp4'"),
+        ({"output": "half"}, "unknown format 'half'"),
+        ({"scales": "column", "weights": "fp8"}, "scales is none, tensor, row; got 'column'"),
+        ({"accumulate": "fp16"}, "accumulate is float32, fast; got 'fp16'"),
+        ({"epilogue": "gelu"}, "epilogue is none, residual, swiglu; got 'gelu'"),
+        ({"scales": "row"}, "scales are for fp8 weights; weights = bf16"),
+        ({"accumulate": "fast"}, "fast accumulation is for fp8 activations; activations = bf16"),
+        ({"epilogue": "swiglu", "n": 7}, "swiglu halves the rows of w, so n is even; n = 7"),
+    ],
+)
+def test_what_means_nothing_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Linear(**({"m": 2, "n": 4, "k": 8} | fields))
