@@ -1,6 +1,6 @@
 """The two chips as an experiment sees them: give a kernel a problem, get records."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, ClassVar, Literal, Protocol
@@ -9,10 +9,12 @@ import msgspec
 from msgspec import structs
 
 from experiments import _device
+from experiments._device import Job, Search
 from experiments._simulation import BUDGET, count, require_room, simulate
-from lab import catalog
+from lab import catalog, tuned
+from lab.choice import schedule_words
 from lab.gpu import device, worker
-from lab.kernel import schedule_fields
+from lab.kernel import Kernel, parse_schedule, schedule_fields
 from lab.problems import Problem, Question
 from lab.record import Checked, Provenance, Record
 from sim.errors import InputError
@@ -40,6 +42,18 @@ class Chip(Protocol):
 
         `budget_s` is what one simulated check may cost.
         """
+
+    def timed(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
+        """Records of jobs beside their peers, while the seconds last; on the simulated chip counts and predictions."""
+
+    def picked(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
+        """Likewise, each job's schedule against all that a search would try; the simulated chip has nothing to try."""
+
+    def tuned(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:
+        """Records of searches, whose winners enter the tuned table; nothing on the simulated chip."""
+
+    def counted(self, jobs: Sequence[Job]) -> Iterator[Record]:
+        """Hardware counters of each job's first schedule; nothing on the simulated chip."""
 
     def closed_form(
         self, metrics: Mapping[str, Any], problem: Question | None = None, machine: Machine | None = None
@@ -96,6 +110,33 @@ class SimulatedChip(_Bench):
                 metrics={"checked": found.note or "whole"},
             )
 
+    def timed(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:  # noqa: ARG002 (counting is quick)
+        for job in jobs:
+            kernel, problem = job.parts()
+            for schedule in (parse_schedule(kernel, words, problem, self.machine) for words in job.schedules):
+                counted, predicted = count(kernel, problem, schedule, self.machine)
+                yield Record(
+                    **self.origin,
+                    on="sim",
+                    machine=self.machine.name,
+                    experiment=self.experiment,
+                    kernel=job.kernel,
+                    problem=job.problem,
+                    schedule=schedule_fields(schedule),
+                    predicted_us=predicted,
+                    theory=kernel.module.theory(problem, schedule, self.machine).as_dict(),
+                    simulated=counted.as_dict(),
+                    metrics=dict(job.facts),
+                )
+
+    picked = timed
+
+    def tuned(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:  # noqa: ARG002
+        yield from ()
+
+    def counted(self, jobs: Sequence[Job]) -> Iterator[Record]:  # noqa: ARG002
+        yield from ()
+
     def ceilings(self) -> Iterator[Record]:
         yield self.closed_form({})
 
@@ -111,26 +152,104 @@ class RealChip(_Bench):
         jobs, simulated = [], {}
         for name, problem in cases:
             require_room(problem, self.machine)
-            jobs.append(_device.Job(name, problem.as_dict(), ("",), experiment=self.experiment))
+            jobs.append(Job(kernel=name, problem=problem.as_dict(), experiment=self.experiment))
             kernel = catalog.get(name)
             counted, _ = count(kernel, problem, kernel.best_guess(problem, self.machine), self.machine)
             simulated[f"{name} {problem.as_dict()}"] = counted.as_dict()
-        for record in race(jobs, self.origin):
+        for record in self.timed(jobs, DEADLINE_S * len(jobs)):
             counts = simulated.get(f"{record.kernel} {record.problem}")
             yield structs.replace(record, simulated=counts) if counts else record
+
+    def timed(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
+        return in_worker(_device.bench, jobs, self.origin, seconds)
+
+    def picked(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
+        return in_worker(_device.pick, jobs, self.origin, seconds)
+
+    def tuned(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:
+        return tune(searches, self.origin, seconds)
+
+    def counted(self, jobs: Sequence[Job]) -> Iterator[Record]:
+        for job in jobs:
+            kernel, problem = job.parts()
+            schedule = parse_schedule(kernel, job.schedules[0], problem, self.machine)
+            yield read_counters(kernel, problem, schedule, self.machine, self.origin)
 
     def ceilings(self) -> Iterator[Record]:
         for found in worker.stream(_device.ceilings, {"experiment": self.experiment}, DEADLINE_S):
             yield _placed(msgspec.convert(found, Record), self.origin)
 
 
-def race(jobs: Sequence[_device.Job], origin: Provenance, deadline_s: float = DEADLINE_S) -> Iterator[Record]:
-    """Check and time the kernels and peers of jobs in one worker process.
+def in_worker(
+    function: Callable[[Any], Iterator[Record]],
+    jobs: Sequence[Job | Search],
+    origin: Provenance,
+    seconds: float,
+    deadline_s: float | None = None,
+) -> Iterator[Record]:
+    """The records that a function of experiments/_device.py makes of jobs, in one worker process.
 
-    Raises EnvironmentFailure past `deadline_s` seconds for each job.
+    Jobs that have not begun after `seconds` are skipped. Raises EnvironmentFailure where all has not ended by the
+    deadline, by default a job's own time later.
     """
-    for found in worker.stream(_device.bench, msgspec.to_builtins(jobs), deadline_s * len(jobs)):
+    deadline = seconds + DEADLINE_S if deadline_s is None else deadline_s
+    for found in worker.stream(function, _device.batch(jobs, seconds), deadline):
         yield _placed(msgspec.convert(found, Record), origin)
+
+
+def tune(
+    searches: Sequence[Search], origin: Provenance, seconds: float, deadline_s: float | None = None
+) -> Iterator[Record]:
+    """The records of searches as `in_worker` yields them; each search's winner enters the tuned table when it ends.
+
+    The table's present entry races along.
+    """
+    machine = real_machine()
+    contested = [_with_incumbent(search, machine) for search in searches]
+    found: list[Record] = []
+    for record in in_worker(_device.search, contested, origin, seconds, deadline_s):
+        if found and found[-1].problem != record.problem:
+            _settle(found)
+            found.clear()
+        found.append(record)
+        yield record
+    if found:
+        _settle(found)
+
+
+def _with_incumbent(search: Search, machine: Machine) -> Search:
+    held = tuned.lookup(_device.problem_of(search.problem), machine)
+    return structs.replace(search, incumbents=((held[0], schedule_words(held[1])),)) if held else search
+
+
+def _settle(records: Sequence[Record]) -> None:
+    entry = tuned.winner(records, _device.problem_of(dict(records[0].problem or {})))
+    if entry:
+        tuned.put([entry])
+
+
+def read_counters(kernel: Kernel, problem: Any, schedule: Any, machine: Machine, origin: Provenance) -> Record:
+    """A record of a kernel's hardware counters; raises EnvironmentFailure where they cannot be read."""
+    from lab.gpu import counters  # loads a GPU library: only where there is a GPU
+
+    reading = counters.read(kernel, problem, schedule, machine)
+    simulated, predicted = count(kernel, problem, schedule, machine)
+    return Record(
+        **origin,
+        on="gpu",
+        machine=machine.name,
+        card=device.card().name,
+        driver=device.card().driver,
+        experiment="counters",
+        kernel=kernel.name,
+        problem=problem.as_dict(),
+        schedule=schedule_fields(schedule),
+        predicted_us=predicted,
+        theory=kernel.module.theory(problem, schedule, machine).as_dict(),
+        simulated=simulated.as_dict(),
+        counters={name: float(value) for name, value in reading.counts.as_dict().items() if value is not None},
+        metrics=dict(reading.metrics),
+    )
 
 
 def _placed(record: Record, origin: Provenance) -> Record:

@@ -1,79 +1,162 @@
 """What the worker process runs on the GPU: plain data in, plain data out. Only functions here load a GPU library."""
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
 from lab import catalog
-from lab.kernel import Kernel, parse_schedule
+from lab.choice import contenders, legal_candidates
+from lab.kernel import Kernel, parse_schedule, schedule_fields
 from lab.problems import QUESTIONS, Linear
-from lab.record import Record, provenance
+from lab.record import Record, Value, provenance
+from sim.errors import InputError
+
+PICK_ROUNDS = 3  # of an exhaustive search, whose best are raced again
+RIVALS = 3  # of them, beside the pick
+OVER = "skipped: the time box was over"
 
 
-class Job(msgspec.Struct, frozen=True):
+class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A kernel on a problem. `schedules` are words as --schedule takes them; `sweep` adds every candidate.
 
-    `peers` asks for the libraries that experiments/peers.py knows, in the same run; `clocks` are "cold" and "graph".
+    `peers` asks for the libraries that experiments/peers.py knows, in the same run; `clocks` are "cold" and "graph",
+    `paces` "burst" and "sustained". `facts` join the metrics of every record.
     """
 
     kernel: str
     problem: dict[str, Any]
-    schedules: tuple[str, ...]
+    schedules: tuple[str, ...] = ("",)
     sweep: bool = False
     peers: bool = True
     clocks: tuple[str, ...] = ("cold", "graph")
+    paces: tuple[str, ...] = ("sustained",)
     rounds: int = 30
     experiment: str | None = None
+    facts: dict[str, Value] = {}
     seed: int | None = None
 
     def parts(self) -> tuple[Kernel, Any]:
         """(kernel, problem)."""
-        fields = dict(self.problem)
-        return catalog.get(self.kernel), QUESTIONS[fields.pop("kind")](**fields)
+        return catalog.get(self.kernel), problem_of(self.problem)
+
+
+class Search(msgspec.Struct, frozen=True, kw_only=True):
+    """A problem whose best schedule is sought among one kernel's candidates or, where it names none, all contenders."""
+
+    problem: dict[str, Any]
+    kernel: str = ""
+    incumbents: tuple[tuple[str, str], ...] = ()  # kernels and schedule words that race along
+    clock: str = "cold"
+    rounds: int = 30
+    experiment: str | None = None
+    facts: dict[str, Value] = {}
+
+
+def problem_of(fields: dict[str, Any]) -> Any:
+    """The problem that a record or a job describes."""
+    own = dict(fields)
+    return QUESTIONS[own.pop("kind")](**own)
+
+
+def batch(jobs: Sequence[Job | Search], seconds: float) -> dict[str, Any]:
+    """What the generators below take: work in its order.
+
+    What has not begun when the seconds are over is skipped, and a record says so.
+    """
+    return {"jobs": msgspec.to_builtins(jobs), "seconds": seconds}
 
 
 def bench(argument: Any) -> Iterator[Record]:
-    """Check and time the kernel and the peers of each job in turn; one record a contestant and clock."""
-    for job in msgspec.convert(argument, list[Job]):
-        yield from _bench(job)
+    """Check and time the kernel and the peers of each job of a batch; a record a contestant, clock and pace."""
+    from lab.gpu.bench import Bench, Entry
+    from lab.gpu.timing import Clock, Pace
+
+    last: Bench | None = None
+    for job in _in_time(argument, Job):
+        if isinstance(job, Record):
+            yield job
+            continue
+        kernel, problem = job.parts()
+        last = last if last and last.problem == problem and job.seed is None else _bench(problem, job)
+        schedules = [parse_schedule(kernel, words, problem, last.machine) for words in job.schedules]
+        if job.sweep:
+            schedules += [s for s in legal_candidates(kernel, problem, last.machine) if s not in schedules]
+        yield from last.race(
+            [Entry(kernel, schedule) for schedule in schedules],
+            _peers(problem) if job.peers else {},
+            clocks=tuple(Clock(clock) for clock in job.clocks),
+            rounds=job.rounds,
+            paces=tuple(Pace(pace) for pace in job.paces),
+            facts=job.facts,
+        )
 
 
-def _bench(job: Job) -> Iterator[Record]:
-    from lab.gpu import bench as gpu_bench
-    from lab.gpu import device
+def search(argument: Any) -> Iterator[Record]:
+    """The records of each search of a batch, from both of its stages."""
+    from lab.gpu.bench import Entry
+    from lab.gpu.search import search as gpu_search
     from lab.gpu.timing import Clock
 
-    kernel, problem = job.parts()
-    machine = device.machine()
-    schedules = [parse_schedule(kernel, words, problem, machine) for words in job.schedules]
-    if job.sweep:
-        schedules += [s for s in kernel.module.candidates(problem, machine) if s not in schedules]
-    yield from gpu_bench.bench(
-        kernel,
-        problem,
-        schedules,
-        machine,
-        peers=_peers(problem) if job.peers else {},
-        clocks=tuple(Clock(clock) for clock in job.clocks),
-        rounds=job.rounds,
-        experiment=job.experiment,
-        seed=job.seed,
-    )
+    for job in _in_time(argument, Search):
+        if isinstance(job, Record):
+            yield job
+            continue
+        problem = problem_of(job.problem)
+        arena = _bench(problem, job)
+        if job.kernel:
+            kernel = catalog.get(job.kernel)
+            found = [(kernel, schedule) for schedule in legal_candidates(kernel, problem, arena.machine)]
+        else:
+            found = list(contenders(problem, arena.machine))
+        for name, words in job.incumbents:
+            with suppress(InputError):  # it may have been found by an older lab
+                kernel = catalog.get(name)
+                schedule = parse_schedule(kernel, words, problem, arena.machine)
+                kernel.launches(problem, schedule, arena.machine)
+                found.append((kernel, schedule))
+        entries = [Entry(*pair) for pair in dict.fromkeys(found)]
+        for record in gpu_search(arena, entries, _peers(problem), Clock(job.clock), job.rounds):
+            yield msgspec.structs.replace(record, metrics={**job.facts, **record.metrics})
+
+
+def pick(argument: Any) -> Iterator[Record]:
+    """Each job's one schedule against all contenders: searched unchecked, then it and the best checked and raced.
+
+    A record of the pick says `picked`; all say how many `candidates` there were.
+    """
+    from lab.gpu.bench import Entry
+    from lab.gpu.search import best
+    from lab.gpu.timing import Clock
+
+    for job in _in_time(argument, Job):
+        if isinstance(job, Record):
+            yield job
+            continue
+        kernel, problem = job.parts()
+        arena = _bench(problem, job)
+        picked = Entry(kernel, parse_schedule(kernel, job.schedules[0], problem, arena.machine))
+        entries = list(dict.fromkeys([picked, *(Entry(*pair) for pair in contenders(problem, arena.machine))]))
+        (clock,) = job.clocks
+        times = arena.times(entries, Clock(clock), PICK_ROUNDS)
+        rivals = [entry for entry in best(times, RIVALS) if entry != picked]
+        chosen = schedule_fields(picked.schedule)
+        facts = {**job.facts, "candidates": len(entries)}
+        for record in arena.race([picked, *rivals], {}, (Clock(clock),), job.rounds, facts=facts):
+            is_pick = (record.kernel, record.schedule) == (kernel.name, chosen)
+            yield msgspec.structs.replace(record, metrics={**record.metrics, "picked": is_pick})
 
 
 def check(argument: Any) -> dict[str, Any]:
-    """Run a job's first schedule once and compare with the reference; the fields of a Check."""
-    from lab.gpu import device
-    from lab.gpu.bench import Expectation, check_kernel
+    """Run a job's first schedule and compare with the reference; the fields of a Check."""
+    from lab.gpu.bench import Entry
 
     job = msgspec.convert(argument, Job)
     kernel, problem = job.parts()
-    machine = device.machine()
-    schedule = parse_schedule(kernel, job.schedules[0], problem, machine)
-    found = check_kernel(
-        problem, kernel.launches(problem, schedule, machine), machine, Expectation.of(problem, job.seed)
-    )
+    arena = _bench(problem, job)
+    found = arena.check(Entry(kernel, parse_schedule(kernel, job.schedules[0], problem, arena.machine)))
     return {
         "passed": found.passed,
         "error": found.error,
@@ -82,6 +165,39 @@ def check(argument: Any) -> dict[str, Any]:
         "guards_intact": found.guards_intact,
         "rows_checked": found.rows_checked,
     }
+
+
+def _in_time(argument: Any, kind: type[Any]) -> Iterator[Any]:
+    """The jobs of a batch as long as its time lasts, then for each other one a record that says it was skipped."""
+    jobs = msgspec.convert(argument["jobs"], list[kind])  # type: ignore[valid-type]
+    end = time.monotonic() + argument["seconds"]
+    for job in jobs:
+        if time.monotonic() < end:
+            yield job
+        else:
+            yield _skipped(job)
+
+
+def _skipped(job: Job | Search) -> Record:
+    from lab.gpu import device
+
+    return Record(
+        **provenance(),
+        on="gpu",
+        machine=device.machine().name,
+        card=device.card().name,
+        experiment=job.experiment,
+        kernel=job.kernel or None,
+        problem=job.problem,
+        metrics={**job.facts, "failure": OVER},
+    )
+
+
+def _bench(problem: Any, job: Job | Search) -> Any:
+    from lab.gpu import device
+    from lab.gpu.bench import Bench
+
+    return Bench(problem, device.machine(), job.experiment, job.seed if isinstance(job, Job) else None)
 
 
 def ceilings(argument: Any) -> Iterator[Record]:

@@ -9,7 +9,6 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from itertools import chain, islice, product
@@ -20,7 +19,6 @@ from typing import Any
 import msgspec
 
 from lab import catalog, record
-from lab.compile import compile_launch
 from lab.gpu import worker
 from lab.gpu.device import require_device
 from lab.kernel import Kernel
@@ -49,7 +47,7 @@ SLOW_FLOPS = 2**33
 def family(job: dict[str, Any]) -> Iterator[Any]:
     """The rows of one family, as the worker yields them: records as plain values."""
     from experiments.peers import linear_peers  # needs PyTorch
-    from lab.gpu.bench import Entry, race
+    from lab.gpu.bench import Bench, Entry
     from lab.gpu.device import machine
     from lab.gpu.timing import Pace
 
@@ -62,10 +60,9 @@ def family(job: dict[str, Any]) -> Iterator[Any]:
             return
         solving = [kernel for kernel in kernels if not kernel.solves.refusal(problem) and _worth(kernel, problem)]
         entries = [Entry(kernel, s) for kernel in solving for s in schedules(kernel, problem, target, job["schedules"])]
-        _compile_ahead(entries, problem, target)
         began = time.monotonic()
-        options = {"rounds": job["rounds"], "pace": Pace(job["pace"]), "experiment": "device_bench"}
-        rows = race(problem, entries, target, linear_peers(problem), **options)
+        arena = Bench(problem, target, experiment="device_bench")
+        rows = arena.race(entries, linear_peers(problem), rounds=job["rounds"], paces=(Pace(job["pace"]),))
         print(f"{problem}: {len(rows)} rows in {time.monotonic() - began:.1f} s", flush=True)
         yield from (msgspec.to_builtins(row) for row in rows)
 
@@ -95,17 +92,6 @@ def _slow(kernel: Kernel) -> bool:
 
 def _worth(kernel: Kernel, problem: Linear) -> bool:
     return not _slow(kernel) or problem.flops <= SLOW_FLOPS
-
-
-def _compile_ahead(entries: list[Any], problem: Linear, target: Machine) -> None:
-    launches = [step for e in entries for step in e.kernel.launches(problem, e.schedule, target)]
-
-    def compile_one(launch: Any) -> None:
-        with suppress(LabError):  # the race reports it
-            compile_launch(launch, target)
-
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(compile_one, launches))
 
 
 def table(rows: list[Record]) -> str:

@@ -10,14 +10,25 @@ from lab.gpu.bench import Arrays, Peer
 from lab.gpu.timing import Call
 from lab.problems import Linear
 
-_TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": torch.float8_e4m3fn}
+
+torch.backends.cuda.matmul.allow_tf32 = False  # fp32 means fp32: TF32 keeps 10 bits of the operands
 
 
 def linear_peers(problem: Linear) -> dict[str, Peer]:
-    """Peers of a linear layer whose weights PyTorch multiplies without a copy; the better one counts."""
-    if problem.weights not in _TORCH:
+    """What PyTorch computes from the same arrays; where there are two, the better one counts."""
+    p = problem
+    if p.weights not in _TORCH or p.activations != p.weights or p.output == "fp8":
         return {}
-    return {"cublas": cublas} | ({"cublas_mv": cublas_mv} if problem.m == 1 else {})
+    if p.weights == "fp8":
+        return {"cublas": cublas_fp8} if p.output == "bf16" and p.epilogue == "none" else {}
+    if p.output != p.weights:
+        return {}
+    if p.residual:
+        return {"cublas": cublas_residual, "torch": torch_residual}
+    if p.swiglu:
+        return {"torch": torch_swiglu}
+    return {"cublas": cublas} | ({"cublas_mv": cublas_mv} if p.m == 1 else {})
 
 
 def cublas(problem: Linear, arrays: Arrays) -> Call:
@@ -34,10 +45,63 @@ def cublas_mv(problem: Linear, arrays: Arrays) -> Call:
     return _on_this_stream(lambda: torch.mv(w, row, out=out))
 
 
+def cublas_fp8(problem: Linear, arrays: Arrays) -> Call:
+    """`torch._scaled_mm`, which serving engines call; its scales are ones where the problem has none."""
+    x, w = (as_torch(arrays[name], "fp8") for name in ("x", "w"))
+    y = as_torch(arrays["y"], problem.output)
+    if problem.scaled:
+        x_scale, w_scale = (as_torch(arrays[name], "fp32") for name in ("x_scale", "w_scale"))
+    else:
+        x_scale = w_scale = torch.ones(1, device=x.device)
+        torch.cuda.current_stream().synchronize()  # they are made on PyTorch's stream and used on ours
+    if problem.row_scales:
+        x_scale, w_scale = x_scale.reshape(-1, 1), w_scale.reshape(1, -1)
+    w_transposed = w.t()
+
+    options = {"out_dtype": y.dtype, "use_fast_accum": problem.fast, "out": y}
+    return _on_this_stream(lambda: torch._scaled_mm(x, w_transposed, x_scale, w_scale, **options))
+
+
+def cublas_residual(problem: Linear, arrays: Arrays) -> Call:
+    """`torch.addmm`: the residual is copied to y, where cuBLAS adds to it."""
+    x, w, y, residual = (as_torch(arrays[name], problem.weights) for name in ("x", "w", "y", "residual"))
+    w_transposed = w.t()
+    return _on_this_stream(lambda: torch.addmm(residual, x, w_transposed, out=y))
+
+
+def torch_residual(problem: Linear, arrays: Arrays) -> Call:
+    """`torch.mm`, then an addition."""
+    x, w, y, residual = (as_torch(arrays[name], problem.weights) for name in ("x", "w", "y", "residual"))
+    w_transposed = w.t()
+
+    def work() -> None:
+        torch.mm(x, w_transposed, out=y)
+        y.add_(residual)
+
+    return _on_this_stream(work)
+
+
+def torch_swiglu(problem: Linear, arrays: Arrays) -> Call:
+    """`torch.mm`, then silu of one half of its columns, then the product with the other half."""
+    x, w, y = (as_torch(arrays[name], problem.weights) for name in ("x", "w", "y"))
+    w_transposed = w.t()
+    both = torch.empty(problem.m, problem.n, device=x.device, dtype=x.dtype)
+    gate, up = both[:, : problem.columns], both[:, problem.columns :]
+
+    def work() -> None:
+        torch.mm(x, w_transposed, out=both)
+        torch.ops.aten.silu.out(gate, out=y)
+        y.mul_(up)
+
+    return _on_this_stream(work)
+
+
 def as_torch(array: Any, format_name: str) -> torch.Tensor:
     """A CuPy array of storage bits as a tensor of that format, over the same memory."""
-    plain = array if array.dtype == cupy.float32 else array.view(cupy.int16)
-    return torch.from_dlpack(plain).view(_TORCH[format_name])
+    signed = {"uint16": "int16"}.get(
+        array.dtype.name
+    )  # DLPack has no unsigned 16-bit integers that every PyTorch takes
+    return torch.from_dlpack(array.view(signed) if signed else array).view(_TORCH[format_name])
 
 
 def _on_this_stream(work: Callable[[], Any]) -> Call:

@@ -5,19 +5,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments import _generation, runner
+from experiments import _generation, gemm_bars, gemm_ladder, runner
 from experiments._catalog import names
 from experiments._roofline_svg import Dot, roofline_svg
-from experiments._rows import Row, best_peer, is_peer, question_of
+from experiments._rows import CLOCKS, Row, best_peer, is_peer, question_of
 from experiments._words import spell
 from experiments.ceilings import read_rate
 from lab import catalog
+from lab.choice import schedule_words
 from lab.explain import explain
 from lab.record import COMMITTED, ROOT, Archive, Record
+from lab.tuned import SEARCH
 from sim.errors import InputError
 from sim.machine import MACHINES
 
 README = ROOT / "README.md"
+SHAPES = 4  # of each kernel in the table of kernels
 _BLOCK = re.compile(r"(<!-- lab report: (\w+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 
 
@@ -56,6 +59,8 @@ def block(name: str, past: Archive) -> str:
     """The Markdown of one block: an experiment's table and verdict, the kernels, or the rooflines."""
     makers: dict[str, Callable[[Archive], str]] = {
         "kernels": kernels,
+        "gemm_ladder": ladder,
+        "gemm_bars": bars,
         "roofline": charts,
         "generate": generation,
         "sanitizer": sanitizer,
@@ -63,7 +68,8 @@ def block(name: str, past: Archive) -> str:
     if name in makers:
         return makers[name](past)
     if name not in names():
-        raise InputError(f"README has a block {name!r}; blocks: {', '.join((*makers, *names()))}")
+        blocks = dict.fromkeys((*makers, *names()))
+        raise InputError(f"README has a block {name!r}; blocks: {', '.join(blocks)}")
     return experiment(name, past)
 
 
@@ -120,22 +126,100 @@ def _three_columns(rows: Sequence[Row], verdict: str) -> str:
 
 
 def kernels(past: Archive) -> str:
-    """Every kernel, what it adds, and its newest measured times on the problems it was timed on."""
+    """Every kernel, what it adds, and its newest measured times on the problems that it was last timed on."""
     rows = []
     for kernel in catalog.kernels():
         head = [f"`{kernel.name}`", kernel.adds]
         timed = _newest_times(past, kernel.name)
-        for record in timed:
-            peer = best_peer(past.records, record)
+        for by_clock in timed:
+            record = next(iter(by_clock.values()))
             floor = explain(question_of(record), MACHINES[record.machine]).roofline.floor_us
-            figures = [_figure(floor), _figure(record.predicted_us), _figure(record.us)]
-            ratio = f"{peer.us / record.us:.2f}" if peer and peer.us and record.us else "-"
-            rows.append([*head, _size(record), record.clock or "", *figures, ratio, record.source])
+            figures = [_figure(floor), _figure(record.predicted_us)]
+            for clock in CLOCKS:
+                found = by_clock.get(clock)
+                peer = best_peer(past.records, found) if found else None
+                ratio = f"{peer.us / found.us:.2f}" if found and found.us and peer and peer.us else "-"
+                figures += [_figure(found.us if found else None), ratio]
+            rows.append([*head, _size(record), *figures, record.source])
             head = ["", ""]
         if not timed:
-            rows.append([*head, "", "", "-", "-", "-", "-", ""])
-    headings = ["kernel", "adds", "problem", "clock", "floor, us", "predicted, us", "measured, us", "x best peer", "on"]
-    return _table(headings, rows)
+            rows.append([*head, "", *6 * ["-"], ""])
+    headings = ["kernel", "adds", "problem", "floor, us", "predicted, us"]
+    headings += [heading for name in CLOCKS.values() for heading in (f"{name}, us", "x best peer")]
+    return _table([*headings, "on"], rows)
+
+
+def ladder(past: Archive) -> str:
+    """The rungs of each ladder of the newest run that timed it, else that simulated it."""
+    parts = []
+    for name in gemm_ladder.LADDERS:
+        records = [r for r in past.where(experiment="gemm_ladder").records if r.metrics.get("ladder") == name]
+        if not records:
+            continue
+        last = ([r for r in records if r.us is not None] or records)[-1]
+        same = [r for r in records if (r.on, r.commit) == (last.on, last.commit)]  # every rung is a run of its own
+        newest = {(r.kernel, str(r.problem), r.metrics["note"]): r for r in same if r.schedule is not None}
+        rungs = sorted(newest.values(), key=lambda r: int(r.metrics["rung"] or 0))
+        climbed = gemm_ladder.steps([*rungs, *filter(is_peer, same)], past)[name]
+        rows = (
+            [
+                f"`{step.name}`",
+                step.adds,
+                *map(_figure, (step.l2_theory, step.l2_simulated, step.l2_counted, step.hbm_counted, step.tflops)),
+                _share(step.of_peer),
+                _share(step.of_peak),
+            ]
+            for step in climbed
+        )
+        sources = sorted({step.source for step in climbed if step.source})
+        on = f", on {'; '.join(sources)}" if sources else ", not timed yet"
+        shape = {key: value for key, value in (last.problem or {}).items() if key in ("m", "n", "k")}
+        parts.append(f"{name}, {spell(shape)}{on}:\n\n{_table(_LADDER_HEADINGS, rows)}")
+    return "\n\n".join(parts) or "No records yet: `lab run gemm_ladder --record` makes them."
+
+
+_LADDER_HEADINGS = [
+    "rung",
+    "adds",
+    "L2 to SM, MB: theory",
+    "simulated",
+    "counters",
+    "HBM, MB: counters",
+    "TFLOP/s",
+    "of cuBLAS",
+    "of the peak at the clock held",
+]
+
+
+def bars(past: Archive) -> str:
+    """Every case of the newest measurement of each bar, and what the bars say."""
+    measured = past.where(experiment="gemm_bars", on="gpu")
+    rows, sentences, sources = [], [], set()
+    for name, group in gemm_bars.by_bar(measured.records).items():
+        newest = _last_of_each_problem(group)
+        for record in newest:
+            other = gemm_bars.rival(measured.records, record)
+            ratio = gemm_bars.ratio(measured.records, record)
+            words = schedule_words(record.schedule or {})
+            times = [_figure(record.us), _figure(other.us if other else None)]
+            case = [name, gemm_bars.name_of(record), record.clock or "-", f"`{record.kernel}` {words}"]
+            rows.append([*case, *times, f"{ratio:.3f}" if ratio else "-"])
+            sources.add(record.source)
+        sentences.append(gemm_bars.judge(name, newest, measured.records).sentence)
+    if not rows:
+        return "No records yet: `lab run gemm_bars --on gpu` makes them."
+    headings = ["bar", "m x n x k", "clock", "chosen", "ours, us", "rival, us", "rival over ours"]
+    said = "\n".join(f"- {sentence}" for sentence in sentences)
+    return f"{said}\n\n{_table(headings, rows)}\n\nMeasured on {'; '.join(sorted(sources))}."
+
+
+def _last_of_each_problem(records: Sequence[Record]) -> list[Record]:
+    newest = {str(record.problem): record for record in records}
+    return list(newest.values())
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def charts(past: Archive) -> str:
@@ -171,17 +255,20 @@ def _dots(past: Archive) -> Iterator[Dot]:
     yield from found.values()
 
 
-def _newest_times(past: Archive, kernel: str) -> list[Record]:
-    """The fastest schedule of the newest run for each problem and clock."""
-    found: dict[str, Record] = {}
+def _newest_times(past: Archive, kernel: str) -> list[dict[str, Record]]:
+    """By clock, the fastest schedule of the newest run for each of the last few problems, the smallest work first."""
+    found: dict[str, dict[str, Record]] = {}
     for record in past.where(kernel=kernel, on="gpu").records:
-        if record.us is None:
+        if record.us is None or record.clock is None or record.metrics.get("stage") == SEARCH:
             continue
-        key = f"{record.problem} {record.clock}"
-        old = found.get(key)
+        key = str(record.problem)
+        by_clock = found.pop(key, {})  # put back at the end: the order is that of the last time
+        old = by_clock.get(record.clock)
         if old is None or record.run != old.run or record.us < (old.us or 0.0):
-            found[key] = record
-    return [found[key] for key in sorted(found)]
+            by_clock[record.clock] = record
+        found[key] = by_clock
+    last = list(found.values())[-SHAPES:]
+    return sorted(last, key=lambda by_clock: question_of(next(iter(by_clock.values()))).flops)
 
 
 def _size(record: Record) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
+from inspect import getmembers
 from math import lcm
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
@@ -186,8 +187,8 @@ def schedule_fields(schedule: Any) -> dict[str, int | str]:
 
 def constants(schedule: Any) -> dict[str, int]:
     """What the device code sees as `schedule::`: the fields and every integer property."""
-    members = {name: member for cls in reversed(type(schedule).__mro__) for name, member in vars(cls).items()}
-    names = [f.name for f in fields(schedule)] + [n for n, member in members.items() if isinstance(member, property)]
+    derived = [name for name, member in getmembers(type(schedule)) if isinstance(member, property)]
+    names = [f.name for f in fields(schedule)] + derived
     return {name: cast(int, _plain(getattr(schedule, name))) for name in names}
 
 

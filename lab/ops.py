@@ -1,39 +1,44 @@
 """The front door for other programs: `linear(x, w)` on the arrays they have, where those arrays are.
 
 CuPy and PyTorch arrays stay on the GPU, are not copied, and the work is enqueued on the caller's current stream; NumPy
-arrays are computed on the simulated chip. The kernel and its schedule are chosen by predicted time, once for a shape.
+arrays are computed on the simulated chip. The kernel and its schedule are chosen once for a shape: lab/choice.py.
 """
 
 import sys
 from functools import lru_cache
 from math import prod
 from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
-from lab import catalog
+from lab.choice import choose
 from lab.gpu.parameters import ALIGNMENT, dense_strides
 from lab.kernel import Kernel
 from lab.problems import Linear
 from lab.verify import simulator, workspaces
-from sim.errors import InputError, ScheduleError
+from sim.errors import InputError
 from sim.formats import FORMATS
 from sim.launch import Launch
-from sim.machine import H100, Machine
+from sim.machine import H100
 
 if TYPE_CHECKING:
     from lab.gpu.launch import Prepared
 
-# Formats by the names that NumPy, ml_dtypes, CuPy and PyTorch give element types. 16-bit unsigned integers carry bf16.
+# Formats by the names that NumPy, ml_dtypes, CuPy and PyTorch give element types. Unsigned integers carry bf16 and fp8.
 _FORMATS = {
     "float32": "fp32",
     "float16": "fp16",
     "bfloat16": "bf16",
-    "uint16": "bf16",
     "float8_e4m3fn": "fp8",
+    "uint16": "bf16",
+    "uint8": "fp8",
 }
+_DTYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)} | {
+    "fp8": np.dtype(ml_dtypes.float8_e4m3fn)
+}
+_SPOKEN = {"y": "out"}  # what a caller calls an operand, where that is not its name
 
 
 class Operand(NamedTuple):
@@ -45,100 +50,155 @@ class Operand(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A kernel made ready for one shape, with its workspaces; the lock keeps two threads from binding at once."""
+    """A kernel made ready for one request, with its workspaces; the lock keeps two threads from binding at once."""
 
+    problem: Linear
     prepared: "Prepared"
     workspaces: dict[str, Any]
     lock: Lock
 
 
-def linear(x: Any, w: Any, out: Any = None, stream: int | None = None) -> Any:
-    """y[..., n] = x[..., k] @ w[n, k].T, as `torch.nn.functional.linear` without a bias.
+class Request(NamedTuple):
+    """All that decides how a call runs; a plan is found by it. `kinds` are the name, shape and format of each array."""
 
-    x, w and out are all CuPy arrays, all PyTorch CUDA tensors or all NumPy arrays, dense and row-major; x and w are
-    float32, float16 or bfloat16 (uint16 bits in NumPy and CuPy count as bfloat16), w may be float8_e4m3fn beside
-    bfloat16 x. On the GPU arrays start at multiples of 16 bytes, nothing is copied, and the work runs on `stream` (a
-    CUstream address) or on the current stream of PyTorch for its tensors, of CuPy otherwise, also while a graph is
-    captured. No gradient flows. Returns out, which is made in x's type where it is None. Raises InputError in one
-    sentence for anything else, NoDeviceError where the GPU cannot run a kernel for it.
+    kinds: tuple[tuple[str, tuple[int, ...], str], ...]
+    output: str  # "" for that of out, or the usual one
+    swiglu: bool
+    accumulate: str
+
+
+def linear(
+    x: Any,
+    w: Any,
+    out: Any = None,
+    stream: int | None = None,
+    *,
+    residual: Any = None,
+    swiglu: bool = False,
+    x_scale: Any = None,
+    w_scale: Any = None,
+    y_scale: Any = None,
+    output: str = "",
+    accumulate: str = "float32",
+) -> Any:
+    """y[..., n] = x[..., k] @ w[n, k].T, as `torch.nn.functional.linear` without a bias, and what may follow it.
+
+    Arrays are all CuPy's, all PyTorch CUDA tensors or all NumPy's, dense and row-major. x and w are float32, float16 or
+    bfloat16 (uint16 bits in NumPy and CuPy count as bfloat16); w may be float8_e4m3fn (or uint8 bits) beside bfloat16 x
+    or, with or without scales, beside x of its own type. `residual`, in y's shape, is added; `swiglu` takes w in two
+    halves of its rows, gate and up, and makes y[..., n / 2] = silu(gate) * up. `x_scale` and `w_scale` are float32, one
+    element each or one for each row; `y_scale`, one element, divides an fp8 y. y has the type of `out`, else the format
+    `output` (such as "fp8"), else x's type, or bfloat16 where x is fp8. `accumulate="fast"` sums fp8 products in the
+    tensor cores' few bits.
+
+    On the GPU arrays start at multiples of 16 bytes, nothing is copied, and the work runs on `stream` (a CUstream
+    address) or on the current stream of PyTorch for its tensors, of CuPy otherwise, also while a graph is captured. No
+    gradient flows. Returns out, which is made where it is None. Raises InputError in one sentence for anything else,
+    NoDeviceError where the GPU cannot run a kernel for it.
     """
-    if isinstance(x, np.ndarray):
-        return _on_simulator(x, w, out)
-    describe = _describe_torch if _is_torch(x) else _describe_interface
-    a, b = describe(x, "x"), describe(w, "w")
-    problem = _problem(a.shape, a.format, b.shape, b.format)
+    on_host = isinstance(x, np.ndarray)
+    describe = _describe_numpy if on_host else _describe_torch if _is_torch(x) else _describe_interface
+    arrays = {"x": x, "w": w, "residual": residual, "x_scale": x_scale, "w_scale": w_scale, "y_scale": y_scale}
+    arrays["y"] = out
+    operands = {name: describe(array, _SPOKEN.get(name, name)) for name, array in arrays.items() if array is not None}
+    kinds = tuple((name, operand.shape, operand.format) for name, operand in operands.items())
+    request = Request(kinds, output, swiglu, accumulate)
+    problem = _problem(request)
     if out is None:
-        out = _empty_like(x, (*a.shape[:-1], b.shape[0]))
-    y = describe(out, "out")
-    _require_output(y, a, b, problem)
+        out = arrays["y"] = _empty(x, (*operands["x"].shape[:-1], problem.columns), problem.output)
+        operands["y"] = describe(out, "out")
+    _require_apart(operands)
+    if on_host:
+        _simulate(problem, {name: arrays[name] for name in operands})
+        return out
     if stream is None:
         stream = _current_stream(x)
-    plan = _plan(problem, stream)
+    plan = _plan(request, stream)
     with plan.lock:
-        plan.prepared.bind({"x": a.pointer, "w": b.pointer, "y": y.pointer})(stream)
+        plan.prepared.bind({name: operand.pointer for name, operand in operands.items()})(stream)
     return out
 
 
-def choose(problem: Linear, machine: Machine) -> tuple[Kernel, Any, tuple[Launch, ...]]:
-    """The kernel, schedule and launches of the smallest predicted time on a machine.
-
-    Each kernel enters with its best guess. Raises InputError, with each kernel's reason, where none takes the problem.
-    """
-    found, reasons = [], []
-    for kernel in catalog.kernels():
-        if not kernel.solves.runs_on(machine.arch):
-            reasons.append(f"{kernel.name} needs {kernel.solves.arch}")
-            continue
-        try:
-            schedule = kernel.best_guess(problem, machine)
-            launches = kernel.launches(problem, schedule, machine)
-        except (InputError, ScheduleError) as refusal:
-            reasons.append(str(refusal))
-            continue
-        us = kernel.predicted_us(problem, schedule, launches, machine)
-        found.append((us, kernel, schedule, launches))
-    if not found:
-        raise InputError(f"no kernel takes this problem on the {machine.title}: {'; '.join(reasons)}")
-    _, kernel, schedule, launches = min(found, key=lambda candidate: candidate[0])
-    return kernel, schedule, launches
-
-
 @lru_cache(maxsize=4096)
-def _problem(x_shape: tuple[int, ...], x_format: str, w_shape: tuple[int, ...], w_format: str) -> Linear:
+def _problem(request: Request) -> Linear:
+    """The problem of a request; raises InputError where its arrays do not belong together."""
+    kinds = {name: (shape, form) for name, shape, form in request.kinds}
+    (x_shape, x_format), (w_shape, w_format) = kinds["x"], kinds["w"]
     if len(w_shape) != 2 or not x_shape:
         raise InputError(f"x must be [..., k] and w [n, k]; x is {list(x_shape)} and w is {list(w_shape)}")
-    n, k = w_shape
+    m, (n, k) = prod(x_shape[:-1]), w_shape
     if x_shape[-1] != k:
         raise InputError(f"x [..., k] and w [n, k] must share k; x is {list(x_shape)} and w is {list(w_shape)}")
-    problem = Linear(prod(x_shape[:-1]), n, k, w_format)
+    if request.swiglu and "residual" in kinds:
+        raise InputError("a linear layer ends with a residual or with swiglu, not with both")
+    output = kinds["y"][1] if "y" in kinds else request.output
+    if request.output not in ("", output):
+        raise InputError(f"out is in {output} and output asks for {request.output}")
+    problem = Linear(
+        m,
+        n,
+        k,
+        weights=w_format,
+        activations="fp8" if x_format == w_format == "fp8" else "",
+        output=output,
+        scales=_scales({name: prod(shape) for name, (shape, _) in kinds.items()}, m, n),
+        accumulate=request.accumulate,
+        epilogue="swiglu" if request.swiglu else "residual" if "residual" in kinds else "none",
+    )
     if problem.activations != x_format:
         raise InputError(f"w in {w_format} needs x in {problem.activations}; x is in {x_format}")
+    y_shape = (*x_shape[:-1], problem.columns)
+    wanted = {**problem.operands, "y": (y_shape, problem.output)}
+    if unwanted := [name for name in kinds if name not in wanted]:
+        raise InputError(f"{unwanted[0]} has no place here: x is in {x_format}, w in {w_format}, y in {problem.output}")
+    if missing := [name for name in problem.operands if name not in kinds]:
+        raise InputError(f"{missing[0]} must be given where other scales are")
+    for name in kinds.keys() - {"x", "w"}:
+        have, (shape, form) = kinds[name], wanted[name]
+        if name == "residual":
+            shape = y_shape
+        fits = prod(have[0]) == prod(shape) if name.endswith("scale") else have[0] == shape
+        if not fits or have[1] != form:
+            spoken = _SPOKEN.get(name, name)
+            raise InputError(f"{spoken} must be {list(shape)} in {form}; it is {list(have[0])} in {have[1]}")
     return problem
 
 
-def _require_output(y: Operand, x: Operand, w: Operand, problem: Linear) -> None:
-    shape = (*x.shape[:-1], problem.n)
-    if y.shape != shape or y.format != problem.output:
-        raise InputError(f"out must be {list(shape)} in {problem.output}; it is {list(y.shape)} in {y.format}")
-    size = FORMATS[y.format].storage.itemsize * problem.m * problem.n
-    for name, other in (("x", x), ("w", w)):
-        other_size = FORMATS[other.format].storage.itemsize * prod(other.shape)
-        if y.pointer < other.pointer + other_size and other.pointer < y.pointer + size:
+def _scales(sizes: dict[str, int], m: int, n: int) -> str:
+    """Whether the scales are of whole tensors or of rows; raises InputError where they are neither."""
+    given = {name: (sizes[name], rows) for name, rows in (("x_scale", m), ("w_scale", n)) if name in sizes}
+    if not given:
+        return "none"
+    if all(size == 1 for size, _ in given.values()):
+        return "tensor"
+    if all(size == rows for size, rows in given.values()):
+        return "row"
+    have = " and ".join(f"{name} has {size:,} for {rows:,} rows" for name, (size, rows) in given.items())
+    raise InputError(f"scales have one element each, or one for each row; {have}")
+
+
+def _require_apart(operands: dict[str, Operand]) -> None:
+    """Raise InputError where y overlaps what is still read while it is written."""
+    y = operands["y"]
+    end = y.pointer + FORMATS[y.format].storage.itemsize * prod(y.shape)
+    for name, other in operands.items():
+        size = FORMATS[other.format].storage.itemsize * prod(other.shape)
+        if name != "y" and y.pointer < other.pointer + size and other.pointer < end:
             raise InputError(f"out must not overlap {name}, which is still read while out is written")
 
 
 @lru_cache(maxsize=1024)
-def _plan(problem: Linear, _stream: int) -> Plan:
-    """One plan a problem and stream: two streams must not share a workspace."""
+def _plan(request: Request, _stream: int) -> Plan:
+    """One plan a request and stream: two streams must not share a workspace."""
     from lab.gpu.device import machine  # loaded on first use: the simulated chip needs no GPU library
     from lab.gpu.launch import Prepared, device_workspaces
 
-    target = machine()
+    problem, target = _problem(request), machine()
     _, _, launches = choose(problem, target)
     prepared = Prepared(launches, target)
     scratch = device_workspaces(launches)
     prepared.bind({name: array.data.ptr for name, array in scratch.items()})
-    return Plan(prepared, scratch, Lock())
+    return Plan(problem, prepared, scratch, Lock())
 
 
 @lru_cache(maxsize=1024)
@@ -147,17 +207,11 @@ def _simulated(problem: Linear) -> tuple[Kernel, tuple[Launch, ...]]:
     return kernel, launches
 
 
-def _on_simulator(x: NDArray, w: Any, out: Any) -> NDArray:
-    a, b = _describe_numpy(x, "x"), _describe_numpy(w, "w")
-    problem = _problem(a.shape, a.format, b.shape, b.format)
-    if out is None:
-        out = np.empty((*a.shape[:-1], problem.n), x.dtype)
-    _require_output(_describe_numpy(out, "out"), a, b, problem)
+def _simulate(problem: Linear, arrays: dict[str, Any]) -> None:
     kernel, launches = _simulated(problem)
-    shapes = {"x": (x, a.format, problem.k), "w": (w, b.format, problem.k), "y": (out, a.format, problem.n)}
-    bits = {name: array.view(FORMATS[form].storage).reshape(-1, last) for name, (array, form, last) in shapes.items()}
+    described = {**problem.operands, "y": ((problem.m, problem.columns), problem.output)}
+    bits = {n: arrays[n].view(FORMATS[form].storage).reshape(shape) for n, (shape, form) in described.items()}
     simulator(kernel, H100)(launches, {**bits, **workspaces(launches)})
-    return cast(NDArray, out)
 
 
 def _describe_numpy(array: Any, name: str) -> Operand:
@@ -217,12 +271,18 @@ def _type_name(array: Any) -> str:
     return f"{type(array).__module__}.{type(array).__qualname__}"
 
 
-def _empty_like(x: Any, shape: tuple[int, ...]) -> Any:
+def _empty(x: Any, shape: tuple[int, ...], form: str) -> Any:
+    """An array beside x for results in a format: in x's own type where that is the format, else in the format's."""
+    same = _FORMATS[str(x.dtype).removeprefix("torch.")] == form
+    named = next(name for name, known in _FORMATS.items() if known == form)
     if _is_torch(x):
-        return x.new_empty(shape)
+        return x.new_empty(shape, dtype=x.dtype if same else getattr(sys.modules["torch"], named))
+    if isinstance(x, np.ndarray):
+        own = x.dtype if same else FORMATS[form].storage if x.dtype.name.startswith("uint") else _DTYPES[form]
+        return np.empty(shape, own)
     import cupy  # loaded on first use: the simulated chip needs no GPU library
 
-    return cupy.empty(shape, x.dtype)
+    return cupy.empty(shape, x.dtype if same else FORMATS[form].storage)
 
 
 def _current_stream(x: Any) -> int:

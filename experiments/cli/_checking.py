@@ -12,9 +12,10 @@ from experiments import _device
 from experiments._simulation import count, require_arch, require_room, simulate
 from experiments._words import parse
 from lab import catalog
+from lab.choice import choose
 from lab.gpu import worker
 from lab.kernel import Kernel, parse_schedule, schedule_fields
-from lab.problems import Problem
+from lab.problems import Linear, Problem
 from sim.counts import Counts
 from sim.errors import EnvironmentFailure
 from sim.machine import Machine
@@ -43,6 +44,16 @@ def case_on(machine: Machine, kernel_name: str, words: Sequence[str], schedule: 
     problem = problem_for(kernel, words)
     require_room(problem, machine)
     return Case(kernel, problem, parse_schedule(kernel, schedule, problem, machine), machine)
+
+
+def benched_on(machine: Machine, name: str, words: Sequence[str], schedule: str) -> Case:
+    """Likewise; "linear" names the kernel and the schedule that are chosen for a linear layer."""
+    if name != Linear.kind:
+        return case_on(machine, name, words, schedule)
+    problem = parse(Linear, words)
+    require_room(problem, machine)
+    kernel, chosen, _ = choose(problem, machine)
+    return Case(kernel, problem, parse_schedule(kernel, schedule, problem, machine) if schedule else chosen, machine)
 
 
 def problem_for(kernel: Kernel, words: Sequence[str]) -> Problem:
@@ -76,7 +87,7 @@ def on_sim(case: Case) -> dict[str, Any]:
 
 def on_gpu(case: Case, words: str, deadline_s: float) -> dict[str, Any]:
     """Run it on this machine's GPU, in a worker process; `words` are the schedule's as they were given."""
-    job = _device.Job(case.kernel.name, case.problem.as_dict(), (words,))
+    job = _device.Job(kernel=case.kernel.name, problem=case.problem.as_dict(), schedules=(words,))
     found = worker.run(_device.check, msgspec.to_builtins(job), deadline_s)
     counted, predicted = count(case.kernel, case.problem, case.schedule, case.machine)
     return {

@@ -11,8 +11,15 @@ from sim.errors import InputError
 CLOCKS = ("cold", "graph")
 
 Sweep = Annotated[bool, typer.Option("--sweep", help="Also time every candidate schedule of the kernel.")]
+Tune = Annotated[
+    bool, typer.Option("--tune", help="Search all candidates, and keep the winner in lab/tuned.jsonl for lab.linear.")
+]
 Clocks = Annotated[
-    str, typer.Option(metavar="CLOCK,...", help="cold: L2 flushed before each; graph: inside a CUDA graph.")
+    str,
+    typer.Option(
+        metavar="CLOCK,...",
+        help="cold: L2 flushed before each; graph: inside a CUDA graph. Both by default, cold to tune.",
+    ),
 ]
 Peers = Annotated[
     bool, typer.Option("--peers/--no-peers", help="Time other libraries in the same run (needs PyTorch).")
@@ -26,39 +33,54 @@ def bench(
     words: Words = None,
     schedule: Schedule = "",
     sweep: Sweep = False,
-    clocks: Clocks = "cold,graph",
+    tune: Tune = False,
+    clocks: Clocks = "",
     peers: Peers = True,
     rounds: Rounds = 30,
     deadline: Deadline = 300.0,
     record: Keep = True,
     as_json: Json = False,
 ) -> int:
-    """Time a kernel on the GPU: checked first, then interleaved with its peers. Exit code 1 where a check fails."""
+    """Time a kernel on the GPU: checked first, then interleaved with its peers. Exit code 1 where a check fails.
+
+    KERNEL may be "linear": the kernel that lab.linear chooses, or with --tune all kernels.
+    """
     from experiments import _chips, _device
     from experiments.cli import _checking
+    from lab.choice import schedule_words
+    from lab.kernel import schedule_fields
     from lab.record import append, folder, provenance
 
-    chosen = tuple(clocks.split(","))
+    chosen = tuple(clocks.split(",")) if clocks else CLOCKS[:1] if tune else CLOCKS
     if unknown := set(chosen) - set(CLOCKS):
         raise InputError(f"unknown clock {sorted(unknown)[0]!r}; clocks: {', '.join(CLOCKS)}")
-    case = _checking.case_on(_chips.real_machine(), kernel, words or [], schedule)
-    job = _device.Job(
-        kernel,
-        case.problem.as_dict(),
-        (schedule,),
-        sweep=sweep,
-        peers=peers,
-        clocks=chosen,
-        rounds=rounds,
-        experiment="bench",
-    )
+    if tune and (len(chosen) > 1 or sweep or schedule):
+        raise InputError("--tune tries every schedule by one clock; no --schedule, no --sweep, no second clock")
+    case = _checking.benched_on(_chips.real_machine(), kernel, words or [], schedule)
+    problem = case.problem.as_dict()
+    if tune:
+        name = case.kernel.name if kernel == case.kernel.name else ""
+        search = _device.Search(problem=problem, kernel=name, clock=chosen[0], rounds=rounds, experiment="bench")
+        found = _chips.tune([search], provenance(), deadline, deadline)
+    else:
+        job = _device.Job(
+            kernel=case.kernel.name,
+            problem=problem,
+            schedules=(schedule_words(schedule_fields(case.schedule)),),
+            sweep=sweep,
+            peers=peers,
+            clocks=chosen,
+            rounds=rounds,
+            experiment="bench",
+        )
+        found = _chips.in_worker(_device.bench, [job], provenance(), deadline, deadline)
     records = []
     with working(f"timing {kernel}"):
-        for found in _chips.race([job], provenance(), deadline):
+        for one in found:
             if record:
-                append(found, folder() / "bench.jsonl")
-            records.append(found)
-    emit({"kernel": kernel, "problem": case.problem.as_dict(), "records": records}, as_json, _render)
+                append(one, folder() / "bench.jsonl")
+            records.append(one)
+    emit({"kernel": kernel, "problem": problem, "records": records}, as_json, _render)
     return 0 if records and all(r.check and r.check.passed for r in records) else 1
 
 

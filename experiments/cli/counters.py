@@ -15,34 +15,12 @@ def counters(
 ) -> None:
     """Read a kernel's hardware counters with Nsight Compute, beside what theory and simulation count."""
     from experiments import _chips
-    from experiments._simulation import count
     from experiments.cli import _checking
-    from lab.gpu.device import card
-    from lab.kernel import schedule_fields
-    from lab.record import Record, append, folder, provenance
+    from lab.record import append, folder, provenance
 
     case = _checking.case_on(_chips.real_machine(), kernel, words or [], schedule)
     with working(f"counting {kernel}"):
-        from lab.gpu import counters as gpu  # loads a GPU library: only where there is a GPU
-
-        reading = gpu.read(case.kernel, case.problem, case.schedule, case.machine)
-        simulated, predicted = count(case.kernel, case.problem, case.schedule, case.machine)
-    found = Record(
-        **provenance(),
-        on="gpu",
-        machine=case.machine.name,
-        card=card().name,
-        driver=card().driver,
-        experiment="counters",
-        kernel=kernel,
-        problem=case.problem.as_dict(),
-        schedule=schedule_fields(case.schedule),
-        predicted_us=predicted,
-        theory=case.kernel.module.theory(case.problem, case.schedule, case.machine).as_dict(),
-        simulated=simulated.as_dict(),
-        counters={name: float(value) for name, value in reading.counts.as_dict().items() if value is not None},
-        metrics=dict(reading.metrics),
-    )
+        found = _chips.read_counters(case.kernel, case.problem, case.schedule, case.machine, provenance())
     if record:
         append(found, folder() / "counters.jsonl")
     emit(found, as_json, _render)

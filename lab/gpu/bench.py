@@ -1,34 +1,39 @@
-"""Bench: every contestant checked on fresh inputs, then timed in one interleaved run; each becomes a Record."""
+"""Bench: contestants checked on fresh inputs, then timed in one interleaved run; each becomes a Record."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
-from math import isfinite
+from math import isfinite, prod
 from typing import Any
 
 import cupy
 import numpy as np
 from numpy.typing import NDArray
 
+from lab.choice import schedule_words
+from lab.compile import compile_launch
+from lab.gpu import driver
 from lab.gpu.device import card
-from lab.gpu.launch import Prepared, device_workspaces, executor
+from lab.gpu.launch import Prepared, device_workspaces
 from lab.gpu.parameters import pointers_of
 from lab.gpu.statistics import is_impossible
 from lab.gpu.timing import Call, Clock, Contestant, Pace, Timing, measure, rotation
 from lab.kernel import Kernel, schedule_fields
 from lab.problems import Linear
-from lab.record import Checked, Record, provenance
-from lab.verify import Check, compare_with, guarded_array, guards_intact, workspaces
+from lab.record import Checked, Record, Value, provenance
+from lab.verify import GUARD, Check, compare_with, guards_intact
 from sim.errors import EnvironmentFailure
 from sim.formats import FORMATS
-from sim.launch import Launch, Role
+from sim.launch import Launch
 from sim.machine import Machine
 from sim.roofline import roofline
 
-REFERENCE_FLOPS = 2**37  # above it the reference covers evenly spaced rows of x: a host has no more patience
+REFERENCE_FLOPS = 2**35  # above it the reference covers evenly spaced rows of x: a host has no more patience
 
 Arrays = Mapping[str, Any]  # CuPy arrays by argument name, in storage types
-Peer = Callable[[Linear, Arrays], Call]  # makes a call that computes y from x and w on CuPy's current stream
+Peer = Callable[[Linear, Arrays], Call]  # makes a call that computes y from the inputs on CuPy's current stream
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,7 @@ class Entry:
 
     @property
     def name(self) -> str:
-        fields = ",".join(f"{name}={value}" for name, value in schedule_fields(self.schedule).items())
-        return f"{self.kernel.name}({fields})"
+        return f"{self.kernel.name}({schedule_words(schedule_fields(self.schedule))})"
 
 
 @dataclass(frozen=True)
@@ -59,95 +63,165 @@ class Expectation:
         rows = slice(None, None, step)
         return cls(inputs, rows, problem.reference(inputs, rows))
 
-    def check(self, problem: Linear, y: NDArray, intact: bool = True) -> Check:
-        return compare_with(self.expected, y.reshape(problem.m, problem.n)[self.rows], problem.output, intact)
+    def check(self, problem: Linear, y: Any, intact: bool = True) -> Check:
+        """Compare y [m, columns], which may lie on the device: only the expected rows of it come to the host."""
+        rows = y.reshape(problem.m, problem.columns)[self.rows]
+        found = compare_with(
+            self.expected, rows if isinstance(rows, np.ndarray) else rows.get(), problem.output, intact
+        )
+        if found.first_mismatch is None:
+            return found
+        row, column = found.first_mismatch
+        return replace(found, first_mismatch=(row * self.rows.step, column))
 
 
-def bench(
-    kernel: Kernel,
-    problem: Linear,
-    schedules: Sequence[Any],
-    machine: Machine,
-    peers: Mapping[str, Peer] | None = None,
-    clocks: Sequence[Clock] = (Clock.COLD, Clock.GRAPH),
-    rounds: int = 30,
-    pace: Pace = Pace.SUSTAINED,
-    experiment: str | None = None,
-    seed: int | None = None,
-) -> list[Record]:
-    """`race` of one kernel's schedules and of peers."""
-    entries = [Entry(kernel, schedule) for schedule in schedules]
-    return race(problem, entries, machine, peers or {}, clocks, rounds, pace, experiment, seed)
+class Bench:
+    """A problem on this GPU: its arrays as often as a rotation needs them, and what y must be.
+
+    What was once made ready, and its check, serve every later race.
+    """
+
+    def __init__(self, problem: Linear, machine: Machine, experiment: str | None = None, seed: int | None = None):
+        self.problem, self.machine = problem, machine
+        self._experiment = experiment
+        self._expectation = Expectation.of(problem, seed)
+        self._stream = cupy.cuda.Stream(non_blocking=True)
+        with self._stream:
+            self._data = _copies(problem, self._expectation.inputs)
+            self._guarded = _guarded(problem)
+            self._data[0]["y"] = self._guarded[GUARD:-GUARD].reshape(problem.m, problem.columns)
+        self._ready: dict[str, Contestant] = {}
+        self._failures: dict[str, str] = {}
+        self._checks: dict[str, Check] = {}
+
+    def race(
+        self,
+        entries: Sequence[Entry],
+        peers: Mapping[str, Peer],
+        clocks: Sequence[Clock] = (Clock.COLD, Clock.GRAPH),
+        rounds: int = 30,
+        paces: Sequence[Pace] = (Pace.SUSTAINED,),
+        facts: Mapping[str, Value] | None = None,
+    ) -> list[Record]:
+        """Check, then time, kernels and peers: a record for each contestant, clock and pace, all of one run.
+
+        A contestant whose check failed, or whose code does not compile, gets one record without a time. `facts` join
+        every record's metrics. Raises InputError or ScheduleError for what a kernel refuses, EnvironmentFailure where a
+        kernel breaks the device.
+        """
+        described = self._descriptions(entries, peers)
+        with self._stream:
+            self._make_ready(entries, peers)
+            for name in described:
+                if name in self._ready and name not in self._checks:
+                    self._judge(name, is_peer=name in peers)
+            right = [self._ready[name] for name in described if name in self._checks and self._checks[name].passed]
+            timings = [measure(right, c, rounds, p) for p in paces for c in clocks] if right else []
+        shared = _shared_fields(self.problem, self.machine, self._experiment)
+        return [
+            record
+            for name, own in described.items()
+            for record in self._records(name, {**shared, **own}, dict(facts or {}), timings)
+        ]
+
+    def times(self, entries: Sequence[Entry], clock: Clock, rounds: int) -> dict[Entry, float]:
+        """Median microseconds of those that compile, unchecked, interleaved: to see which are worth a race."""
+        with self._stream:
+            self._make_ready(entries, {})
+            able = {entry.name: entry for entry in entries if entry.name in self._ready}
+            timings = measure([self._ready[name] for name in able], clock, rounds) if able else {}
+        return {able[name]: timing.us for name, timing in timings.items()}
+
+    def check(self, entry: Entry) -> Check:
+        """Run one kernel on fresh inputs; raises EnvironmentFailure where it does not compile."""
+        with self._stream:
+            self._make_ready([entry], {})
+            if entry.name in self._failures:
+                raise EnvironmentFailure(self._failures[entry.name])
+            return self._check(self._ready[entry.name])
+
+    def _make_ready(self, entries: Sequence[Entry], peers: Mapping[str, Peer]) -> None:
+        new = [entry for entry in entries if entry.name not in self._ready and entry.name not in self._failures]
+        launches = [entry.kernel.launches(self.problem, entry.schedule, self.machine) for entry in new]
+        compile_ahead([launch for steps in launches for launch in steps], self.machine)
+        for entry, steps in zip(new, launches, strict=True):
+            try:
+                prepared = Prepared(steps, self.machine)
+            except EnvironmentFailure as failure:  # a schedule that spills is out of the race
+                self._failures[entry.name] = str(failure)
+                continue
+            scratch = device_workspaces(steps)
+            pointers = [pointers_of({**arrays, **scratch}, steps) for arrays in self._data]
+            calls = tuple(partial(_bound_call, prepared, p, scratch) for p in pointers)
+            self._ready[entry.name] = Contestant(entry.name, calls)
+        for name, peer in peers.items():
+            if name not in self._ready and name not in self._failures:
+                self._ready[name] = Contestant(name, tuple(peer(self.problem, arrays) for arrays in self._data))
+
+    def _judge(self, name: str, is_peer: bool) -> None:
+        try:
+            self._checks[name] = self._check(self._ready[name])
+        except RuntimeError as refusal:  # how PyTorch says that it has no kernel for this
+            if not is_peer:
+                raise
+            del self._ready[name]
+            self._failures[name] = str(refusal).strip().splitlines()[0]
+
+    def _check(self, contestant: Contestant) -> Check:
+        """Run twice, the output poisoned between guard bands: the second time meets used workspaces."""
+        for _ in range(2):
+            self._guarded.view(np.uint8)[...] = 0xFF
+            contestant.calls[0]()
+        driver.synchronize(cupy.cuda.get_current_stream().ptr)
+        y = self._data[0]["y"]
+        edges = np.concatenate([edge.get() for edge in (self._guarded[:GUARD], self._guarded[-GUARD:])])
+        found = self._expectation.check(self.problem, y, guards_intact(edges))
+        bits = y.view(f"uint{8 * y.dtype.itemsize}")
+        unwritten = int((bits == np.iinfo(bits.dtype).max).sum())  # NaN in every format: no right result has these bits
+        return replace(found, error=float("inf"), mismatches=max(unwritten, found.mismatches)) if unwritten else found
+
+    def _descriptions(self, entries: Sequence[Entry], peers: Mapping[str, Peer]) -> dict[str, dict[str, Any]]:
+        described: dict[str, dict[str, Any]] = {}
+        for entry in entries:
+            steps = entry.kernel.launches(self.problem, entry.schedule, self.machine)
+            theory = entry.kernel.module.theory(self.problem, entry.schedule, self.machine)
+            described[entry.name] = {
+                "kernel": entry.kernel.name,
+                "schedule": schedule_fields(entry.schedule),
+                "predicted_us": entry.kernel.predicted_us(self.problem, entry.schedule, steps, self.machine),
+                "theory": theory.as_dict(),
+            }
+        return described | {name: {"kernel": f"peer:{name}"} for name in peers}
+
+    def _records(
+        self, name: str, fields: dict[str, Any], facts: dict[str, Value], timings: Sequence[Mapping[str, Timing]]
+    ) -> list[Record]:
+        check = self._checks.get(name)
+        if check is None:
+            return [Record(**fields, metrics={**facts, "failure": self._failures[name]})]
+        fields["check"] = Checked(check.passed, check.error if isfinite(check.error) else None)
+        facts |= {"rows_checked": check.rows_checked, "copies": len(self._data)}
+        if not check.passed:
+            return [Record(**fields, metrics={**facts, "failure": _complaint(check)})]
+        return [_timed_record(fields, facts, timing[name], self.problem, self.machine) for timing in timings]
 
 
 def race(
-    problem: Linear,
-    entries: Sequence[Entry],
-    machine: Machine,
-    peers: Mapping[str, Peer],
-    clocks: Sequence[Clock] = (Clock.COLD, Clock.GRAPH),
-    rounds: int = 30,
-    pace: Pace = Pace.SUSTAINED,
-    experiment: str | None = None,
-    seed: int | None = None,
+    problem: Linear, entries: Sequence[Entry], machine: Machine, peers: Mapping[str, Peer], seed: int | None = None
 ) -> list[Record]:
-    """Check, then time, kernels and peers on one problem: a record for each contestant and clock, all of one run.
-
-    A contestant whose check failed, or whose code does not compile, gets one record without a time. Raises InputError
-    or ScheduleError for what a kernel refuses, EnvironmentFailure where a kernel breaks the device.
-    """
-    launches = [e.kernel.launches(problem, e.schedule, machine) for e in entries]
-    expectation = Expectation.of(problem, seed)
-    with cupy.cuda.Stream(non_blocking=True):
-        data = _copies(problem, expectation.inputs)
-        contestants: list[Contestant] = []
-        checks: dict[str, Check] = {}
-        failures: dict[str, str] = {}
-        scratch = [device_workspaces(steps) for steps in launches]
-        for entry, steps, own in zip(entries, launches, scratch, strict=True):
-            try:
-                prepared = Prepared(steps, machine)  # compiles: a schedule that spills is out of the race
-            except EnvironmentFailure as failure:
-                failures[entry.name] = str(failure)
-                continue
-            checks[entry.name] = check_kernel(problem, steps, machine, expectation)
-            if checks[entry.name].passed:
-                pointers = [pointers_of({**arrays, **own}, steps) for arrays in data]
-                calls = tuple(partial(_bound_call, prepared, p) for p in pointers)
-                contestants.append(Contestant(entry.name, calls))
-        for name, peer in peers.items():
-            peer_calls = tuple(peer(problem, arrays) for arrays in data)
-            checks[name] = _check_peer(problem, peer_calls[0], data[0]["y"], expectation)
-            if checks[name].passed:
-                contestants.append(Contestant(name, peer_calls))
-        timings = [measure(contestants, clock, rounds, pace) for clock in clocks] if contestants else []
-    shared = _shared_fields(problem, machine, experiment)
-    records = []
-    for name, described in _descriptions(problem, entries, launches, machine, peers).items():
-        fields = {**shared, **described}
-        check = checks.get(name)
-        if check is None:
-            records.append(Record(**fields, metrics={"failure": failures[name]}))
-            continue
-        fields["check"] = Checked(check.passed, check.error if isfinite(check.error) else None)
-        facts: dict[str, int | float | str | bool | None] = {
-            "rows_checked": check.rows_checked,
-            "copies": len(data),
-            "pace": str(pace),
-        }
-        timed = [t[name] for t in timings if name in t]
-        records += [_timed_record(fields, facts, timing, problem, machine) for timing in timed]
-        if not timed:
-            records.append(Record(**fields, metrics={**facts, "failure": _complaint(check)}))
-    return records
+    """One race on both clocks; raises as `Bench.race` does."""
+    return Bench(problem, machine, seed=seed).race(entries, peers)
 
 
-def check_kernel(problem: Linear, launches: tuple[Launch, ...], machine: Machine, expectation: Expectation) -> Check:
-    """Run launches on the GPU, the output poisoned between guard bands, and compare with what is expected."""
-    outputs = {a.name: guarded_array(a) for launch in launches for a in launch.arrays if a.role is Role.OUT}
-    arrays = {**expectation.inputs, **workspaces(launches), **{name: inside for name, (_, inside) in outputs.items()}}
-    executor(machine)(launches, arrays)
-    return expectation.check(problem, arrays["y"], all(guards_intact(whole) for whole, _ in outputs.values()))
+def compile_ahead(launches: Sequence[Launch], machine: Machine) -> None:
+    """Compile modules side by side into the cache; what does not compile says so when it is made ready."""
+
+    def compile_one(launch: Launch) -> None:
+        with suppress(EnvironmentFailure):
+            compile_launch(launch, machine)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(compile_one, launches))
 
 
 def floor_us(problem: Linear, machine: Machine) -> float:
@@ -156,15 +230,9 @@ def floor_us(problem: Linear, machine: Machine) -> float:
     return max(bills.compute_us, bills.memory_us)
 
 
-def _bound_call(prepared: Prepared, pointers: Mapping[str, int]) -> None:
+def _bound_call(prepared: Prepared, pointers: Mapping[str, int], scratch: Mapping[str, Any]) -> None:  # noqa: ARG001
+    """scratch is what some of the pointers point to: it must live as long as the call."""
     prepared.bind(pointers)()
-
-
-def _check_peer(problem: Linear, call: Call, y: Any, expectation: Expectation) -> Check:
-    y.view(cupy.uint8)[...] = 0xFF
-    call()
-    cupy.cuda.get_current_stream().synchronize()
-    return expectation.check(problem, y.get())
 
 
 def _copies(problem: Linear, inputs: Mapping[str, NDArray]) -> list[dict[str, Any]]:
@@ -172,8 +240,13 @@ def _copies(problem: Linear, inputs: Mapping[str, NDArray]) -> list[dict[str, An
     first = {name: cupy.asarray(array) for name, array in inputs.items()}
     count = rotation(problem.bytes["total"])
     copies = [first] + [{name: array.copy() for name, array in first.items()} for _ in range(count - 1)]
-    storage = FORMATS[problem.output].storage
-    return [{**copy, "y": cupy.zeros((problem.m, problem.n), storage)} for copy in copies]
+    shape, storage = (problem.m, problem.columns), FORMATS[problem.output].storage
+    return [{**copy, "y": cupy.zeros(shape, storage)} for copy in copies]
+
+
+def _guarded(problem: Linear) -> Any:
+    """Room for y between two guard bands, flat."""
+    return cupy.zeros(prod((problem.m, problem.columns)) + 2 * GUARD, FORMATS[problem.output].storage)
 
 
 def _shared_fields(problem: Linear, machine: Machine, experiment: str | None) -> dict[str, Any]:
@@ -189,27 +262,8 @@ def _shared_fields(problem: Linear, machine: Machine, experiment: str | None) ->
     }
 
 
-def _descriptions(
-    problem: Linear,
-    entries: Sequence[Entry],
-    launches: Sequence[tuple[Launch, ...]],
-    machine: Machine,
-    peers: Mapping[str, Peer],
-) -> dict[str, dict[str, Any]]:
-    described: dict[str, dict[str, Any]] = {}
-    for entry, steps in zip(entries, launches, strict=True):
-        theory = entry.kernel.module.theory(problem, entry.schedule, machine)
-        described[entry.name] = {
-            "kernel": entry.kernel.name,
-            "schedule": schedule_fields(entry.schedule),
-            "predicted_us": entry.kernel.predicted_us(problem, entry.schedule, steps, machine),
-            "theory": theory.as_dict(),
-        }
-    return described | {name: {"kernel": f"peer:{name}"} for name in peers}
-
-
 def _timed_record(
-    fields: dict[str, Any], facts: dict[str, Any], timing: Timing, problem: Linear, machine: Machine
+    fields: dict[str, Any], facts: dict[str, Value], timing: Timing, problem: Linear, machine: Machine
 ) -> Record:
     seen = timing.conditions
     clocks = {"sm": seen.sm_clock, "memory": seen.memory_clock}
@@ -223,11 +277,13 @@ def _timed_record(
         clock=timing.clock.value,
         us=timing.us,
         samples_us=list(timing.samples_us),
-        metrics={**facts, **impossible},
+        metrics={**facts, "pace": str(timing.pace), **impossible},
     )
 
 
 def _complaint(check: Check) -> str:
     if not check.guards_intact:
         return "wrote outside its output"
+    if check.first_mismatch is None:
+        return f"{check.mismatches} elements of the output were never written"
     return f"{check.mismatches} of {check.rows_checked} rows' elements are wrong, the first at {check.first_mismatch}"

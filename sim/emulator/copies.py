@@ -332,3 +332,45 @@ def small(h, w, code, base, mask, pc):
         for lane in range(LANES):
             if (good >> np.uint32(lane)) & _ONE and arrays[found[memory.WHERE, lane], t.A_TRACKED]:
                 memory.touch_lane(h, w, lane, width, record, False, False, False)
+
+
+@jit
+def store_async(h, w, code, base, mask, pc):
+    """st.async: 4 to 16 bytes a lane into a CTA of the cluster's shared memory, completing on an mbarrier there."""
+    reg, pool, cfg, stale = t.u64_2(h, t.REG), t.i64_1(h, t.POOL), t.i64_1(h, t.CFG), t.u32_1(h, t.POISON)
+    ops, warps, ctas = t.i64_2(h, t.OPS), t.i64_2(h, t.WARP), t.i64_2(h, t.CTA)
+    own, agent, width = warps[w, t.CTA_SLOT], warps[w, t.AGENT], code[isa.F3]
+    nbytes, words = width * code[isa.COUNT], width // 4
+    for lane in range(LANES):
+        if not (mask >> np.uint32(lane)) & _ONE:
+            continue
+        address = flight.value(reg, base, code[isa.A], lane) + code[isa.F0]
+        where = (flight.value(reg, base, code[isa.C], lane) + code[isa.F2]) & 0xFFFFFFFF
+        target, start = memory.target_cta(h, w, address), address & ((1 << isa.RANK_SHIFT) - 1)
+        if not _shared_ok(h, w, target, start, nbytes, nbytes, pc):
+            continue
+        barrier = mbarrier.find(h, w, memory.target_cta(h, w, where), where, pc)
+        if barrier < 0 or ctas[target, t.C_ALIVE] == 0:
+            cfg[t.STOPPED] = 1
+            return
+        if barrier // t.MBARRIERS != target:  # data and barrier lie in one CTA
+            hazards.report(h, hazards.MBAR_INVALID, pc, agent, lane, 0, start, 3, own)
+            continue
+        op = flight.new_op(h, t.OP_STORE_ASYNC, w, pc)
+        ops[op, t.O_CTA] = target  # the sender has given its registers away and may end
+        ops[op, t.O_SHARED], ops[op, t.O_TARGET], ops[op, t.O_LANE] = start, target, lane
+        record = flight.attach(h, op, w, barrier, nbytes, pc)
+        dirty = False
+        for i in range(code[isa.COUNT]):
+            source = pool[code[isa.POOL] + i]
+            row = base + source if source >= 0 else ~source
+            dirty |= (stale[row] >> np.uint32(lane)) & _ONE != 0
+            for word in range(words):
+                bits = (reg[row, lane] >> np.uint64(32 * word)) & np.uint64(0xFFFFFFFF)
+                ops[op, t.O_X0 + i * words + word] = np.int64(bits)
+        if cfg[t.CHECK]:
+            hazards.touch_shared(h, w, target, start, nbytes, record, True, True, dirty)
+    if cfg[t.CHECK]:
+        for i in range(code[isa.COUNT]):
+            source = pool[code[isa.POOL] + i]
+            hazards.touch_register(h, w, base + source if source >= 0 else ~source, False, pc)

@@ -273,4 +273,4 @@ def class_of(row: list[int]) -> int:
         return 6 if op in (isa.LD, isa.ST, isa.ATOM) and row[isa.F1] in (isa.GLOBAL, isa.GENERIC) else 8
     if op < isa.TMA_LOAD:
         return 10 if op in (isa.MBAR_INIT, isa.MBAR_INVAL, isa.MBAR_ARRIVE, isa.MBAR_EXPECT, isa.MBAR_WAIT) else 9
-    return 11 if op <= isa.BULK_WAIT or op == isa.BULK_DSMEM else 12
+    return 11 if op <= isa.BULK_WAIT or op in (isa.BULK_DSMEM, isa.STORE_ASYNC) else 12

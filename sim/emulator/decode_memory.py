@@ -66,8 +66,11 @@ def _ld(d: Decoder, parts: Parts, operands: Parts) -> None:
 
 
 def _st(d: Decoder, parts: Parts, operands: Parts) -> None:
-    if parts[0] in ("async", "bulk"):
+    if parts[0] == "bulk":
         raise d.fail()
+    if parts[0] == "async":
+        _st_async(d, parts, operands)
+        return
     space, width = _space(parts), _element(d, parts[-1])
     start, count = d.pooled(d.rows_of(operands[1], parts[-1]))
     if count != _vector(parts):
@@ -75,6 +78,17 @@ def _st(d: Decoder, parts: Parts, operands: Parts) -> None:
     _track(d, space, width * count)
     base, offset = d.address(operands[0])
     d.emit(isa.ST, a=base, f0=offset, f1=space, f2=width, c=_semantics(parts), pool=start, count=count)
+
+
+def _st_async(d: Decoder, parts: Parts, operands: Parts) -> None:
+    width = _element(d, parts[-1])
+    start, count = d.pooled(d.rows_of(operands[1], parts[-1]))
+    if count != _vector(parts) or "mbarrier::complete_tx::bytes" not in parts or width < 4:
+        raise d.fail()
+    _track(d, isa.SHARED, width * count)
+    base, offset = d.address(operands[0])
+    barrier, barrier_offset = d.address(operands[2])
+    d.emit(isa.STORE_ASYNC, a=base, f0=offset, c=barrier, f2=barrier_offset, f3=width, pool=start, count=count)
 
 
 def _atom(d: Decoder, parts: Parts, operands: Parts) -> None:

@@ -98,7 +98,7 @@ def land(h, op):
             h, warps[w, t.AGENT], ops[op, t.O_PC], ops[op, t.O_SINCE], cfg[t.STEPS], 100 + kind, ops[op, t.O_BYTES]
         )
     barrier, nbytes, waits = -1, ops[op, t.O_BYTES], False
-    if kind == t.OP_TMA_LOAD or kind == t.OP_BULK_LOAD or kind == t.OP_DSMEM:
+    if kind == t.OP_TMA_LOAD or kind == t.OP_BULK_LOAD or kind == t.OP_DSMEM or kind == t.OP_STORE_ASYNC:
         barrier = ops[op, t.O_BARRIER]
     else:
         waits = warps[w, t.STATE] == t.W_BULK
@@ -158,6 +158,10 @@ def _move_bytes(h, op, kind):
     shared, memory8 = t.u8_1(h, t.S8), t.u8_1(h, t.G8)
     at = ops[op, t.O_TARGET] * cfg[t.SHARED_STRIDE] + ops[op, t.O_SHARED]
     nbytes = ops[op, t.O_BYTES]
+    if kind == t.OP_STORE_ASYNC:
+        for i in range(nbytes // 4):
+            t.u32_1(h, t.S32)[(at >> 2) + i] = ops[op, t.O_X0 + i]
+        return
     if kind == t.OP_DSMEM:
         for i in range(nbytes):
             shared[at + i] = shared[ops[op, t.O_GLOBAL] + i]

@@ -279,6 +279,8 @@ def _others(h, w, op, code, base, a, b, active, pc):
         copies.tensor(h, w, code, base, active, pc)
     elif op == isa.BULK_LOAD or op == isa.BULK_STORE or op == isa.BULK_DSMEM:
         copies.bulk(h, w, code, base, active, pc)
+    elif op == isa.STORE_ASYNC:
+        copies.store_async(h, w, code, base, active, pc)
     elif op == isa.BULK_COMMIT:
         groups.commit(h, w, active)
     elif op == isa.CP_ASYNC:

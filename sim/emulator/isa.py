@@ -52,7 +52,8 @@ LD, ST, ATOM, LDMATRIX, STMATRIX, CP_ASYNC, CP_ASYNC_COMMIT, CP_ASYNC_WAIT, CP_A
     WGMMA_WAIT,
     MMA,
     BULK_DSMEM,
-) = range(256, 268)
+    STORE_ASYNC,
+) = range(256, 269)
 
 # Formats of float operands.
 F16, BF16, F32, F64, E4M3, E5M2, TF32 = range(7)

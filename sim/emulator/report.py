@@ -249,7 +249,8 @@ def statistics_of(stat: NDArray[np.int64], steps: int) -> Statistics:
     )
 
 
-_COPIES = ("TMA load", "TMA store", "bulk load", "bulk store", "copy to another CTA", "cp.async")
+_COPIES = ("TMA load", "TMA store", "bulk load", "bulk store", "copy to another CTA", "cp.async",
+           "asynchronous store")  # fmt: skip
 
 
 def trace_of(tables: t.Tables, program: Program) -> tuple[Event, ...]:

@@ -229,32 +229,35 @@ def mma(h, w, code, base, mask, pc):
     element = isa.FORMAT_BYTES[code[isa.F3]]
     per = 4 // element
     keep = np.uint64((1 << (8 * element)) - 1)
-    bad = np.uint32(0)
+    bad_rows, bad_columns, bad_sums = 0, 0, t.i64_2(h, t.SCRATCH)[0]
     for i in range(b_count):
         s = pool[first + 4 + a_count + i]
         source = base + s if s >= 0 else ~s
-        bad |= stale[source]
         for lane in range(LANES):
+            bad_columns |= np.int64((stale[source] >> np.uint32(lane)) & _ONE) << (lane // 4)
             for e in range(per):
                 value = _value((reg[source, lane] >> np.uint64(8 * element * e)) & keep, code[isa.F3])
                 out[_RESULT_B + (lane % 4 + 4 * i) * per + e, lane // 4] = value
     for i in range(a_count):
         s = pool[first + 4 + i]
-        bad |= stale[base + s if s >= 0 else ~s]
+        source = base + s if s >= 0 else ~s
+        for lane in range(LANES):
+            bad_rows |= np.int64((stale[source] >> np.uint32(lane)) & _ONE) << (lane // 4 + 8 * (i % 2))
     for i in range(4):
         s = pool[first + 4 + a_count + b_count + i]
         source = base + s if s >= 0 else ~s
-        bad |= stale[source]
+        bad_sums[i] = stale[source]
         for lane in range(LANES):
             out[_RESULT_C + lane // 4 + 8 * (i // 2), lane % 4 * 2 + i % 2] = np.uint32(reg[source, lane]).view(
                 np.float32
             )
     _multiply(out, 8, k)
     for i in range(4):
-        row = base + pool[first + i]
+        to = base + pool[first + i]
+        stale[to] = np.uint32(bad_sums[i])
         for lane in range(LANES):
-            value = out[_RESULT_C + lane // 4 + 8 * (i // 2), lane % 4 * 2 + i % 2]
-            reg[row, lane] = np.uint64(np.float32(value).view(np.uint32))
-        stale[row] = _FULL if bad else np.uint32(0)
-        t.i64_1(h, t.WRITTEN_AT)[row] = warps[w, t.FENCES]
+            row, column = lane // 4 + 8 * (i // 2), lane % 4 * 2 + i % 2
+            reg[to, lane] = np.uint64(np.float32(out[_RESULT_C + row, column]).view(np.uint32))
+            stale[to] |= np.uint32((bad_rows >> row | bad_columns >> column) & 1) << np.uint32(lane)
+        t.i64_1(h, t.WRITTEN_AT)[to] = warps[w, t.FENCES]
     stat[t.MMA_FLOPS] += 2 * _ROWS * 8 * k

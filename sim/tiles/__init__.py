@@ -5,10 +5,10 @@ only, so what it counts is what it does. Every primitive takes first `count`, th
 where it touches memory `marks`, one byte a 32-byte sector of that array.
 """
 
-from sim.tiles.arithmetic import count_exp, count_fma, dot
+from sim.tiles.arithmetic import count_exp, count_fma, dot, fma_tile
 from sim.tiles.chip import Chip
 from sim.tiles.elements import BF16, ELEMENT, FP8, FP16, FP32
-from sim.tiles.memory import load_lanes, load_vector, store_lanes, store_vector
+from sim.tiles.memory import load_lanes, load_patch, load_vector, store_lanes, store_patch, store_vector
 from sim.tiles.tensor import load_tile, mma, store_tile
 
 __all__ = [
@@ -21,11 +21,14 @@ __all__ = [
     "count_exp",
     "count_fma",
     "dot",
+    "fma_tile",
     "load_lanes",
+    "load_patch",
     "load_tile",
     "load_vector",
     "mma",
     "store_lanes",
+    "store_patch",
     "store_tile",
     "store_vector",
 ]

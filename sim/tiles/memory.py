@@ -1,4 +1,4 @@
-"""Counted warp requests to global memory: contiguous vectors and strided lanes."""
+"""Counted warp requests to global memory: contiguous vectors, strided lanes, patches of a matrix."""
 
 from sim.cache import READ, WRITTEN
 from sim.counts import SECTOR
@@ -6,6 +6,7 @@ from sim.jit import njit
 from sim.tiles.chip import L2_TO_SM, LOAD_SECTORS, SM_TO_L2, STORE_SECTORS
 
 _READ, _WRITTEN = READ, WRITTEN
+_STRIP = 8  # rows that are transposed together
 
 
 @njit(cache=True, inline="always")
@@ -70,7 +71,7 @@ def _lanes(marks, start, stride, width, lanes, step, times, bit):
 
 @njit(cache=True, inline="always")
 def _mark_run(marks, at, width, step, times, bit):
-    if step <= SECTOR:
+    if step <= max(SECTOR, width):
         _mark(marks, at // SECTOR, (at + (times - 1) * step + width - 1) // SECTOR, bit)
     else:
         for t in range(times):
@@ -91,3 +92,63 @@ def store_lanes(count, marks, start, stride, width, lanes, step, times):
     unique = _lanes(marks, start, stride, width, lanes, step, times, _WRITTEN)
     count[STORE_SECTORS] += unique
     count[SM_TO_L2] += SECTOR * unique
+
+
+@njit(cache=True)
+def load_patch(count, marks, size, source, rows, columns, row, column, patch, request_rows):
+    """Load the patch at (row, column) of a [rows, columns] matrix of `size`-byte elements, zeros outside of it.
+
+    A warp request is `request_rows` rows of the patch, of which lanes outside the matrix load nothing. `source` holds
+    the elements as float32; where it is empty, the requests are only counted. Pass `patch.T` to have it transposed.
+    """
+    unique = _patch(marks, size, rows, columns, row, column, patch.shape, request_rows, _READ)
+    count[LOAD_SECTORS] += unique
+    count[L2_TO_SM] += SECTOR * unique
+    if source.size > 0:
+        height, width = max(min(patch.shape[0], rows - row), 0), max(min(patch.shape[1], columns - column), 0)
+        if height < patch.shape[0] or width < patch.shape[1]:
+            patch[:] = 0
+        _copy(patch, source[row : row + height, column : column + width])
+
+
+@njit(cache=True)
+def store_patch(count, marks, size, target, rows, columns, row, column, patch, request_rows):
+    """Store the patch at (row, column) of a [rows, columns] matrix, clipped to it, by requests as in `load_patch`."""
+    unique = _patch(marks, size, rows, columns, row, column, patch.shape, request_rows, _WRITTEN)
+    count[STORE_SECTORS] += unique
+    count[SM_TO_L2] += SECTOR * unique
+    if target.size > 0 and row < rows and column < columns:
+        inside = target[row : row + patch.shape[0], column : column + patch.shape[1]]
+        _copy(inside, patch[: inside.shape[0], : inside.shape[1]])
+
+
+@njit(cache=True)
+def _patch(marks, size, rows, columns, row, column, shape, request_rows, bit):
+    """Unique sectors of the requests of a patch; a sector that two rows of one request share counts once."""
+    nbytes = size * min(shape[1], columns - column)
+    total = 0
+    if nbytes > 0:
+        for top in range(row, min(row + shape[0], rows), request_rows):
+            previous = -1
+            for r in range(top, min(top + request_rows, row + shape[0], rows)):
+                start = size * (r * columns + column)
+                first, last = start // SECTOR, (start + nbytes - 1) // SECTOR
+                total += last - max(first - 1, previous)
+                previous = last
+                _mark(marks, first, last, bit)
+    return total
+
+
+@njit(cache=True)
+def _copy(target, source):
+    """Element by element, in strips of rows whose columns are short runs where the target is transposed."""
+    for top in range(0, source.shape[0], _STRIP):
+        strip, into = source[top : top + _STRIP], target[top : top + _STRIP]
+        if target.strides[0] > target.strides[1]:
+            for r in range(strip.shape[0]):
+                for c in range(strip.shape[1]):
+                    into[r, c] = strip[r, c]
+        else:
+            for c in range(strip.shape[1]):
+                for r in range(strip.shape[0]):
+                    into[r, c] = strip[r, c]

@@ -4,6 +4,7 @@ LAB_SEEDS=50 tries fifty interleavings instead of three.
 """
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -15,7 +16,12 @@ from sim.counts import disagreements
 from tests.emulator.cases import LAPS, Case, cases, step_of
 
 SEEDS = int(os.environ.get("LAB_SEEDS", "3"))
-FIRST = [pytest.param(c, id=str(c)) for k in catalog.kernels() for c in cases(k) if c.problem.weights == cases(k)[0].problem.weights and len(c.problem.as_dict()) == len(cases(k)[0].problem.as_dict())]
+FIRST = [  # the usual problem of each kernel: its variants share all that a mutant can break
+    pytest.param(case, id=str(case))
+    for kernel in catalog.kernels()
+    for case in cases(kernel)
+    if replace(case.problem, m=1, n=2, k=1) == replace(cases(kernel)[0].problem, m=1, n=2, k=1)
+]
 CASES = [pytest.param(case, id=str(case)) for kernel in catalog.kernels() for case in cases(kernel)]
 
 

@@ -145,5 +145,13 @@ WRONG = (
     WrongKernel(
         "cluster_remote_race", "race on shared memory", (_in(2, 32), _out(2, 32)), threads=32, ctas=2, cluster=2
     ),
+    WrongKernel(
+        "store_async_not_awaited",
+        "access before TMA arrival",
+        (_in(2, 32, format="fp32"), _out(2, 32, format="fp32")),
+        threads=32,
+        ctas=2,
+        cluster=2,
+    ),
     WrongKernel("cluster_peer_gone", "cluster CTA exited", (_in(2, 32), _out(2, 32)), threads=32, ctas=2, cluster=2),
 )

@@ -76,8 +76,8 @@ __device__ __forceinline__ void multiply(float (&sum)[registers], const Element*
 template <int tiles, int registers, typename Shared, typename Release>
 __device__ __forceinline__ void accumulate(float (&sum)[tiles][registers], Shared& shared, int first, int steps,
                                            Position& now, Release release) {
-    int before = 0;
-    for (int step = 0; step < steps; ++step, now.advance()) {
+    int before = 0, step = 0;
+    do {  // one step at least: the zeros of a path without any would meet the sums in flight, and wgmma be serialised
         const auto& stage = shared.ring[now.stage];
         ptx::mbarrier::wait(shared.full[now.stage], now.parity);
         ptx::wgmma::fence();
@@ -89,7 +89,8 @@ __device__ __forceinline__ void accumulate(float (&sum)[tiles][registers], Share
             release(before);
         }
         before = now.stage;
-    }
+        now.advance();
+    } while (++step < steps);
     ptx::wgmma::wait_group<0>();
     release(before);
 #pragma unroll

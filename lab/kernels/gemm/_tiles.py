@@ -107,10 +107,10 @@ def tile_at(index, m, n, block_m, block_n, group_m):
 
 
 def box_columns(problem: Linear, block_n: int) -> int:
-    """Columns of a box of y: rows of 128 bytes where a tile's are whole numbers of them, else of 64."""
+    """Columns of a box of y: rows of 128, 64 or 32 bytes, the most of which a tile's are whole numbers."""
     size = FORMATS[problem.output].storage.itemsize
     row = columns_of(problem, block_n) * size
-    return (128 if row % 128 == 0 else 64) // size
+    return next(width for width in (128, 64, 32) if row % width == 0) // size
 
 
 def arguments(problem: Linear, block_n: int, x_box: int, w_box: int) -> tuple[Argument, ...]:

@@ -2,7 +2,7 @@
 //
 // Idea: a ring of `stages` tiles in shared memory. TMA fills a stage and reports its bytes to that stage's `full`
 // barrier; wgmma reads both operands from shared memory, and one group stays in flight while the next is issued.
-// Adds to gemm_naive: tiles reused from shared memory, asynchronous copies, tensor cores.
+// Adds to gemm_mma_sync: whole tiles copied by TMA, products of a warpgroup that read both from shared memory.
 //
 // Warp roles: all alike, but for one lane. Warpgroup g owns rows 64 g .. 64 g + 63 of the CTA's tile. When the group of
 // step s - 1 is done, every warp arrives on that stage's `empty` barrier, and one lane of warp 0 refills the stage.
@@ -47,7 +47,8 @@ __device__ __forceinline__ void accumulate(float (&sum)[schedule::block_n / 2], 
                                            const TensorMap& w, Tile tile, int steps) {
     const int group = threadIdx.x / WARPGROUP;
     Position now, before;
-    for (int step = 0; step < steps; ++step) {
+    int step = 0;
+    do {  // one step at least: the zeros of a path without any would have wgmma serialised
         ptx::mbarrier::wait(shared.full[now.stage], now.parity);
         ptx::wgmma::fence();
         multiply(sum, shared.ring[now.stage].x[group * MMA_M], shared.ring[now.stage].w[0], step > 0);
@@ -63,7 +64,7 @@ __device__ __forceinline__ void accumulate(float (&sum)[schedule::block_n / 2], 
         }
         __syncwarp();
         before.advance();
-    }
+    } while (++step < steps);
     ptx::wgmma::wait_group<0>();
     ptx::wgmma::hold(sum);
 }

@@ -20,7 +20,7 @@ SOLVES = Solves(
     arch="sm_90a",
     row_bytes=16,
     why_multiple="TMA needs rows that are multiples of 16 bytes",
-    after="gemm_naive",
+    after="gemm_mma_sync",
     facts=FACTS,
 )
 

@@ -1,6 +1,9 @@
-"""Rotation, order and the records of a race; the device itself is replaced."""
+"""Rotation, order, checks and the records of a race; the device is the host's memory, a kernel a Python function."""
 
+import ctypes
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,21 +12,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab import catalog
-from lab.gpu import bench
-from lab.gpu.bench import Entry, Expectation, floor_us, race
+from lab import catalog, tuned
+from lab.gpu import bench, search
+from lab.gpu.bench import Bench, Entry, Expectation, floor_us
 from lab.gpu.device import Conditions
-from lab.gpu.timing import Clock, Pace, Timing, rotation, round_robin
+from lab.gpu.timing import Clock, Contestant, Pace, Timing, rotation, round_robin
 from lab.problems import Linear
-from lab.verify import Check
+from lab.verify import GUARD
 from sim.errors import EnvironmentFailure
 from sim.formats import encode
 from sim.machine import H100
 
 KERNEL = catalog.get("gemv_vectorized")
 PROBLEM = Linear(1, 64, 512)
-GOOD, SPILLS, WRONG = list(KERNEL.module.candidates(PROBLEM, H100))[:3]
-RIGHT = Check(0.5, 0, None, True, 1, 0.001)
+SCHEDULES = list(KERNEL.module.candidates(PROBLEM, H100))[:4]
+GOOD, SPILLS, WRONG, OTHER = (Entry(KERNEL, schedule) for schedule in SCHEDULES)
 
 
 @given(st.integers(1, 2**33))
@@ -54,63 +57,111 @@ def test_large_references_cover_rows_that_no_tile_size_divides() -> None:
     assert full.check(problem, y).passed
     assert sampled.check(problem, y).passed
     y[63, 7] = encode(np.float32(1e6), problem.output)
-    assert not full.check(problem, y).passed
-    assert not sampled.check(problem, y).passed
+    assert full.check(problem, y).first_mismatch == (63, 7)
+    assert sampled.check(problem, y).first_mismatch == (63, 7)
 
 
-class FakeArray:
-    """An array on no device."""
+class DeviceArray(np.ndarray):
+    """An array of the host that looks like one of the device."""
 
-    def view(self, _: Any) -> "FakeArray":
-        return self
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return dict(self.__array_interface__)
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
+    def get(self) -> Any:
+        return np.array(self)
+
+
+def on_device(array: Any) -> Any:
+    """A copy that is aligned as device memory is."""
+    room = np.zeros(array.nbytes + 256, np.uint8).view(DeviceArray)
+    start = -room.__array_interface__["data"][0] % 256
+    inside = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    inside[...] = array
+    return inside
+
+
+class Device:
+    """Kernels by schedule: each gets the address of y and the right bits; `us` are the times it will measure."""
+
+    def __init__(self) -> None:
+        self.kernels: dict[Any, Callable[[int, Any], None]] = {SPILLS.schedule: lambda *_: None, WRONG.schedule: wrong}
+        self.us: dict[str, float] = {}
+        self.usual_us = 12.0
+        self.measured: list[tuple[list[str], Clock, int, Pace]] = []
+        self.right: Any = None
+
+    def measure(
+        self, contestants: list[Contestant], clock: Clock, rounds: int, pace: Pace = Pace.SUSTAINED
+    ) -> dict[str, Timing]:
+        self.measured.append(([c.name for c in contestants], clock, rounds, pace))
+        conditions = Conditions(1700.0, 2619.0, 500.0, 50.0, ("power cap",))
+        times = {c.name: self.us.get(c.name, self.usual_us) for c in contestants}
+        samples = {name: tuple(us + i for i in range(rounds)) for name, us in times.items()}
+        return {name: Timing(name, clock, pace, found, conditions) for name, found in samples.items()}
+
+    def prepare(self, launches: Any, machine: Any) -> Any:
+        assert machine is H100
+        schedule = launches[0].schedule
+        if schedule == SPILLS.schedule:
+            raise EnvironmentFailure("it spills 8 B a thread")
+        kernel = self.kernels.get(schedule, write)
+
+        def bind(pointers: Mapping[str, int]) -> Callable[[], None]:
+            assert {"x", "w", "y"} <= set(pointers)
+            return lambda: kernel(pointers["y"], self.right)
+
+        return SimpleNamespace(bind=bind)
+
+    def peer(self, problem: Linear, arrays: Mapping[str, Any]) -> Callable[[], None]:
+        assert problem == PROBLEM
+        return lambda: write(arrays["y"].__array_interface__["data"][0], self.right)
+
+
+def write(y: int, bits: Any) -> None:
+    ctypes.memmove(y, np.ascontiguousarray(bits).ctypes.data, bits.nbytes)
+
+
+def wrong(y: int, bits: Any) -> None:
+    changed = bits.copy()
+    changed[0, 5] = encode(np.float32(1e9), "bf16")
+    write(y, changed)
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A device on which one schedule spills, one is wrong, and every time is `us`."""
-    seen = SimpleNamespace(us=12.0, measured=[])
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    found = Device()
+    of = Expectation.of
 
-    class Prepared:
-        def __init__(self, launches: Any, machine: Any) -> None:
-            assert machine is H100
-            if launches[0].schedule == SPILLS:
-                raise EnvironmentFailure("it spills 8 B a thread")
+    def expect(problem: Linear, seed: int | None) -> Expectation:
+        expectation = of(problem, seed)
+        found.right = encode(problem.reference(expectation.inputs)[0], problem.output)
+        return expectation
 
-        def bind(self, pointers: Any) -> Any:
-            return lambda: pointers
-
-    def measure(contestants: Any, clock: Clock, rounds: int, pace: Pace) -> dict[str, Timing]:
-        seen.measured.append([c.name for c in contestants])
-        conditions = Conditions(1700.0, 2619.0, 500.0, 50.0, ("power cap",))
-        samples = tuple(seen.us + i for i in range(rounds))
-        return {c.name: Timing(c.name, clock, pace, samples, conditions) for c in contestants}
-
-    def check(problem: Linear, launches: Any, machine: Any, expectation: Expectation) -> Check:
-        assert (problem, machine) == (PROBLEM, H100)
-        assert expectation.expected[0].shape == (1, 64)
-        return Check(9.0, 3, (0, 5), True, 1, 0.1) if launches[0].schedule == WRONG else RIGHT
-
-    stream = SimpleNamespace(Stream=lambda **_: nullcontext(), get_current_stream=lambda: None)
-    monkeypatch.setattr(bench, "cupy", SimpleNamespace(cuda=stream, uint8=np.uint8))
-    monkeypatch.setattr(bench, "Prepared", Prepared)
-    monkeypatch.setattr(bench, "measure", measure)
-    monkeypatch.setattr(bench, "check_kernel", check)
-    monkeypatch.setattr(bench, "_copies", lambda *_: [{"y": FakeArray()}] * 3)
-    monkeypatch.setattr(bench, "device_workspaces", lambda _: {})
-    monkeypatch.setattr(bench, "pointers_of", lambda *_: {})
-    monkeypatch.setattr(bench, "_check_peer", lambda *_: RIGHT)
+    stream = SimpleNamespace(Stream=lambda **_: nullcontext(), get_current_stream=lambda: SimpleNamespace(ptr=9))
+    zeros = lambda shape, dtype: on_device(np.zeros(shape, dtype))  # noqa: E731
+    monkeypatch.setattr(bench, "cupy", SimpleNamespace(cuda=stream, asarray=on_device, zeros=zeros))
+    monkeypatch.setattr(bench, "Prepared", found.prepare)
+    monkeypatch.setattr(bench, "measure", found.measure)
+    monkeypatch.setattr(bench, "rotation", lambda _: 2)
+    monkeypatch.setattr(bench, "device_workspaces", lambda steps: {"partials": None} if len(steps) > 9 else {})
+    monkeypatch.setattr(bench, "pointers_of", lambda arrays, _: {n: address(a) for n, a in arrays.items()})
+    monkeypatch.setattr(bench, "compile_ahead", lambda *_: None)
+    monkeypatch.setattr(bench.driver, "synchronize", lambda _: None)
     monkeypatch.setattr(bench, "card", lambda: SimpleNamespace(name="NVIDIA H100 80GB HBM3", driver="580"))
-    return seen
+    monkeypatch.setattr(Expectation, "of", expect)
+    return found
 
 
-def test_a_race_records_who_was_right_who_was_wrong_and_who_could_not_start(device: Any) -> None:
-    entries = [Entry(KERNEL, s) for s in (GOOD, SPILLS, WRONG)]
-    records = race(PROBLEM, entries, H100, {"cublas": lambda *_: lambda: None}, rounds=3, experiment="x", seed=1)
-    assert device.measured == [[entries[0].name, "cublas"]] * 2
+def address(array: Any) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def test_a_race_records_who_was_right_who_was_wrong_and_who_could_not_start(device: Device) -> None:
+    records = Bench(PROBLEM, H100, "x", seed=1).race([GOOD, SPILLS, WRONG], {"cublas": device.peer}, rounds=3)
+    assert [names for names, *_ in device.measured] == [[GOOD.name, "cublas"]] * 2
     assert len({r.run for r in records}) == 1
+    assert {r.experiment for r in records} == {"x"}
     by_name = {(r.kernel, tuple((r.schedule or {}).values()), r.clock): r for r in records}
     assert len(by_name) == len(records) == 2 + 1 + 1 + 2
     timed = [r for r in records if r.us is not None]
@@ -124,15 +175,126 @@ def test_a_race_records_who_was_right_who_was_wrong_and_who_could_not_start(devi
         assert row.problem == PROBLEM.as_dict()
         assert row.check is not None
         assert row.check.passed
-    spilled, wrong = (r for r in records if r.us is None)
+        assert row.metrics["pace"] == "sustained"
+    spilled, failed = (r for r in records if r.us is None)
     assert (spilled.check, spilled.metrics["failure"]) == (None, "it spills 8 B a thread")
-    assert wrong.check is not None
-    assert not wrong.check.passed
-    assert not wrong.samples_us
-    assert "first at (0, 5)" in str(wrong.metrics["failure"])
+    assert failed.check is not None
+    assert not failed.check.passed
+    assert not failed.samples_us
+    assert "first at (0, 5)" in str(failed.metrics["failure"])
 
 
-def test_a_time_below_the_floor_is_flagged(device: Any) -> None:
-    device.us = floor_us(PROBLEM, H100) / 2
-    (row,) = race(PROBLEM, [Entry(KERNEL, GOOD)], H100, {}, clocks=(Clock.COLD,), rounds=1)
+def test_paces_come_in_their_order_and_a_second_race_checks_nothing_again(device: Device) -> None:
+    arena = Bench(PROBLEM, H100, seed=1)
+    paces = (Pace.BURST, Pace.SUSTAINED)
+    first = arena.race([GOOD], {}, (Clock.COLD,), 2, paces, {"part": "large"})
+    assert [r.metrics["pace"] for r in first] == ["burst", "sustained"]
+    assert {r.metrics["part"] for r in first} == {"large"}
+    device.kernels[GOOD.schedule] = wrong  # nobody looks any more
+    (again,) = arena.race([GOOD], {}, (Clock.COLD,), 2)
+    assert again.us is not None
+    assert again.run != first[0].run
+
+
+def every_second_time(kernel: Callable[[int, Any], None]) -> Callable[[int, Any], None]:
+    calls: list[int] = []
+
+    def run(y: int, bits: Any) -> None:
+        calls.append(y)
+        (kernel if len(calls) % 2 == 0 else write)(y, bits)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("kernel", "complaint"),
+    [
+        (lambda y, bits: write(y, bits[:, :-1]), "1 of 1 rows' elements are wrong"),
+        (lambda y, bits: write(y - 2, np.concatenate([bits[:, :1], bits], axis=1)), "wrote outside its output"),
+        (lambda y, bits: write(y, np.concatenate([bits, bits[:, :GUARD]], axis=1)), "wrote outside its output"),
+        (every_second_time(lambda *_: None), "64 of 1 rows' elements are wrong, the first at (0, 0)"),
+    ],
+    ids=["leaves one out", "writes before", "writes behind", "fails where its workspace was used"],
+)
+def test_a_check_on_the_device_notices(kernel: Any, complaint: str, device: Device) -> None:
+    device.kernels[GOOD.schedule] = kernel
+    (record,) = Bench(PROBLEM, H100, seed=1).race([GOOD], {}, (Clock.COLD,), 1)
+    assert record.us is None
+    assert complaint in str(record.metrics["failure"])
+
+
+def test_rows_that_no_reference_covers_must_be_written(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = replace(PROBLEM, m=7)
+    monkeypatch.setattr(bench, "REFERENCE_FLOPS", problem.flops // 2)
+    arena = Bench(problem, H100, seed=1)
+    entry = Entry(KERNEL, KERNEL.best_guess(problem, H100))
+    (right,) = arena.race([entry], {}, (Clock.COLD,), 1)
+    assert right.metrics["rows_checked"] == 3
+
+    def skips_a_row(y: int, bits: Any) -> None:
+        write(y, bits[:1])
+        write(y + 2 * 64 * 2, bits[2:])
+
+    device.kernels[entry.schedule] = skips_a_row
+    (record,) = Bench(problem, H100, seed=1).race([entry], {}, (Clock.COLD,), 1)
+    assert record.us is None
+    assert record.metrics["failure"] == "64 elements of the output were never written"
+
+
+@pytest.mark.usefixtures("device")
+def test_a_peer_that_has_no_kernel_is_no_failure_of_ours() -> None:
+    def refusing(problem: Linear, arrays: Any) -> Callable[[], None]:  # noqa: ARG001
+        def call() -> None:
+            raise RuntimeError("no such kernel\nand a stack")
+
+        return call
+
+    mine, peer = Bench(PROBLEM, H100, seed=1).race([GOOD], {"torch": refusing}, (Clock.COLD,), 1)
+    assert mine.us is not None
+    assert (peer.us, peer.metrics["failure"]) == (None, "no such kernel")
+
+
+@pytest.mark.usefixtures("device")
+def test_operands_of_an_epilogue_and_an_fp8_output_are_on_the_device() -> None:
+    problem = Linear(4, 32, 64, "fp8", "fp8", "fp8", scales="row", epilogue="swiglu")
+    data = Bench(problem, H100, seed=1)._data
+    assert len(data) == 2
+    for arrays in data:
+        assert set(arrays) == {"x", "w", "x_scale", "w_scale", "y_scale", "y"}
+        assert (arrays["y"].shape, arrays["y"].dtype) == ((4, 16), np.uint8)
+        assert arrays["w_scale"].shape == (32,)
+
+
+def test_a_time_below_the_floor_is_flagged(device: Device) -> None:
+    device.usual_us = floor_us(PROBLEM, H100) / 2
+    (row,) = Bench(PROBLEM, H100, seed=1).race([GOOD], {}, (Clock.COLD,), 1)
     assert row.metrics["impossible"] is True
+
+
+def test_a_search_races_the_best_again_beside_the_peers(device: Device) -> None:
+    device.us = {GOOD.name: 10.0, OTHER.name: 12.0}
+    records = search.search(
+        Bench(PROBLEM, H100, seed=1), [GOOD, SPILLS, WRONG, OTHER], {"cublas": device.peer}, Clock.COLD, 9
+    )
+    assert device.measured == [
+        ([GOOD.name, OTHER.name], Clock.COLD, search.SEARCH_ROUNDS, Pace.SUSTAINED),
+        ([GOOD.name, OTHER.name, "cublas"], Clock.COLD, 9, Pace.SUSTAINED),
+    ]
+    assert [r.metrics["stage"] for r in records] == ["search"] * 4 + ["final"] * 3
+    entry = tuned.winner(records, PROBLEM)
+    assert entry is not None
+    assert (entry.kernel, entry.schedule) == ("gemv_vectorized", records[0].schedule)
+    assert entry.run == records[-1].run != records[0].run
+
+
+def test_what_is_slow_or_beyond_the_fifth_does_not_race_again() -> None:
+    problem, kernel = Linear(4096, 4096, 4096), catalog.get("gemm_warp_specialized")
+    entries = [Entry(kernel, schedule) for schedule in list(kernel.module.candidates(problem, H100))[:8]]
+    times = dict(zip(entries, (10, 12.6, 10.1, 10.2, 12.4, 11, 12, 12.3), strict=True))
+    assert search.best(times) == [entries[i] for i in (0, 2, 3, 5, 6)]
+    assert search.best({}) == []
+
+
+def test_times_are_of_those_that_compile(device: Device) -> None:
+    device.us = {GOOD.name: 10.0}
+    assert Bench(PROBLEM, H100, seed=1).times([GOOD, SPILLS, WRONG], Clock.COLD, 1) == {GOOD: 10.0, WRONG: 12.0}

@@ -1,0 +1,103 @@
+"""Which kernel solves a problem, and how: the tuned table's answer, else the smallest predicted time."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from lab import catalog, tuned
+from lab.kernel import Kernel, parse_schedule
+from lab.problems import Linear
+from sim.errors import InputError, ScheduleError
+from sim.launch import Launch
+from sim.machine import Machine
+
+CONTENDING = 3.0  # a best guess predicted to take longer than this many times the fastest is not worth a search
+
+
+class Guess(NamedTuple):
+    """A kernel's best guess for a problem; `us` is its predicted time in microseconds."""
+
+    us: float
+    kernel: Kernel
+    schedule: Any
+    launches: tuple[Launch, ...]
+
+
+def choose(problem: Linear, machine: Machine) -> tuple[Kernel, Any, tuple[Launch, ...]]:
+    """The kernel, schedule and launches for a problem on a machine.
+
+    They are the tuned table's; where it has none that still runs, those of the smallest predicted time among the best
+    guesses of all kernels that are not outgrown. Raises InputError, with each kernel's reason, where none takes the
+    problem.
+    """
+    found = tuned.lookup(problem, machine)
+    if found:
+        with suppress(InputError, ScheduleError):  # the kernel has changed since
+            kernel = catalog.get(found[0])
+            schedule = parse_schedule(kernel, schedule_words(found[1]), problem, machine)
+            return kernel, schedule, kernel.launches(problem, schedule, machine)
+    guesses = best_guesses(problem, machine)
+    gone = outgrown([guess.kernel for guess in guesses])
+    left = [guess for guess in guesses if guess.kernel.name not in gone]
+    best = min(left, key=lambda guess: (guess.us, -len(ancestors(guess.kernel))))
+    return best.kernel, best.schedule, best.launches
+
+
+def best_guesses(problem: Linear, machine: Machine) -> list[Guess]:
+    """Every kernel's best guess; raises InputError, with each kernel's reason, where none takes the problem."""
+    found, reasons = [], []
+    for kernel in catalog.kernels():
+        if not kernel.solves.runs_on(machine.arch):
+            reasons.append(f"{kernel.name} needs {kernel.solves.arch}")
+            continue
+        try:
+            schedule = kernel.best_guess(problem, machine)
+            launches = kernel.launches(problem, schedule, machine)
+        except (InputError, ScheduleError) as refusal:
+            reasons.append(str(refusal))
+            continue
+        found.append(Guess(kernel.predicted_us(problem, schedule, launches, machine), kernel, schedule, launches))
+    if not found:
+        raise InputError(f"no kernel takes this problem on the {machine.title}: {'; '.join(reasons)}")
+    return found
+
+
+def contenders(problem: Linear, machine: Machine) -> Iterator[tuple[Kernel, Any]]:
+    """(kernel, schedule): all candidates of the kernels that a search must try, whichever they improve on."""
+    guesses = best_guesses(problem, machine)
+    limit = CONTENDING * min(guess.us for guess in guesses)
+    for guess in guesses:
+        if guess.us <= limit:
+            yield from ((guess.kernel, schedule) for schedule in legal_candidates(guess.kernel, problem, machine))
+
+
+def legal_candidates(kernel: Kernel, problem: Linear, machine: Machine) -> Iterator[Any]:
+    """The candidates of one kernel that fit the problem, each once."""
+    for schedule in dict.fromkeys(kernel.module.candidates(problem, machine)):
+        with suppress(ScheduleError):
+            schedule.fits(problem, machine)
+            yield schedule
+
+
+def schedule_words(fields: Mapping[str, int | str]) -> str:
+    """A schedule's fields as --schedule and `parse_schedule` take them."""
+    return ",".join(f"{name}={value}" for name, value in fields.items())
+
+
+def ancestors(kernel: Kernel) -> list[str]:
+    """The kernels that it improves on, directly and through others, the nearest first."""
+    chain: list[str] = []
+    name = kernel.solves.after
+    while name is not None and name in catalog.names() and name not in chain:
+        chain.append(name)
+        name = catalog.get(name).solves.after
+    return chain
+
+
+def outgrown(kernels: list[Kernel]) -> set[str]:
+    """The names of those that two improvements, one upon the other, leave behind.
+
+    Their predictions count bytes and arithmetic, not the waits that the improvements remove, so they flatter. One
+    improvement is not enough: the last rungs of a ladder are for different shapes.
+    """
+    return {name for kernel in kernels for name in ancestors(kernel)[1:]}

@@ -1,0 +1,33 @@
+"""The search for the best kernel and schedule: all candidates in a short race, the best of them in a long one."""
+
+from collections.abc import Mapping, Sequence
+
+from lab.gpu.bench import Bench, Entry, Peer
+from lab.gpu.timing import Clock
+from lab.record import Record
+from lab.tuned import FINAL, SEARCH
+
+SEARCH_ROUNDS = 5  # interleaved samples of each candidate: a burst of noise hits all of a round alike
+WORTH = 1.25  # times the fastest: what is slower in the short race does not win the long one
+FINALISTS = 5
+
+
+def search(
+    bench: Bench, entries: Sequence[Entry], peers: Mapping[str, Peer], clock: Clock, rounds: int
+) -> list[Record]:
+    """Race all entries, then the best ones at `rounds` rounds beside the peers: the records of both stages.
+
+    Their metrics say which `stage` they are of. Raises as `Bench.race` does.
+    """
+    short = bench.race(entries, {}, (clock,), SEARCH_ROUNDS, facts={"stage": SEARCH})
+    times = {
+        entry: record.us for entry, record in zip(entries, short, strict=True) if record.us is not None
+    }  # one clock and one pace: one record an entry, in their order
+    return [*short, *bench.race(best(times), peers, (clock,), rounds, facts={"stage": FINAL})]
+
+
+def best(times: Mapping[Entry, float], most: int = FINALISTS) -> list[Entry]:
+    """The fastest entries, at most so many, without those that are not worth a second race."""
+    limit = WORTH * min(times.values(), default=0.0)
+    ranked = sorted((us, number, entry) for number, (entry, us) in enumerate(times.items()) if us <= limit)
+    return [entry for _, _, entry in ranked[:most]]

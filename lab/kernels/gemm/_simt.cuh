@@ -1,0 +1,33 @@
+// What the fp32 GEMMs on CUDA cores share: lanes, where a CTA's tile is, the way of a k-step into shared memory.
+#pragma once
+#include "schedule.cuh"
+
+constexpr int LANES = 32;
+constexpr int VECTOR = 4;  // floats in 16 bytes
+
+// The first row and column of a CTA's tile of y; tiles are taken row by row.
+struct Tile {
+    int row, column;
+};
+
+__device__ __forceinline__ Tile tile_of_cta(int n) {
+    const int tiles_n = (n - 1) / schedule::block_n + 1;
+    return {int(blockIdx.x) / tiles_n * schedule::block_m, int(blockIdx.x) % tiles_n * schedule::block_n};
+}
+
+// `height` rows of a [rows, k] matrix, from `row` and element k0 on, zeros beyond it. A warp takes a row at a time, its
+// lanes side by side along k: one coalesced request of 128 bytes.
+template <int height, int pitch>
+__device__ __forceinline__ void load_rows(float (&tile)[height][pitch], const float* from, int row, int rows, int k0,
+                                          int k) {
+    static_assert(schedule::block_k == LANES, "a lane for each element of a row");
+    constexpr int warps = schedule::threads / LANES;
+    static_assert(height % warps == 0, "every warp takes as many rows");
+    const int lane = threadIdx.x % LANES;
+#pragma unroll
+    for (int first = 0; first < height; first += warps) {
+        const int r = first + threadIdx.x / LANES;
+        const bool inside = row + r < rows && k0 + lane < k;
+        tile[r][lane] = inside ? from[int64_t(row + r) * k + k0 + lane] : 0.0f;
+    }
+}

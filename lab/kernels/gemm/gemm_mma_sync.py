@@ -1,0 +1,259 @@
+"""cp.async fills a ring of swizzled tiles, ldmatrix and mma.sync multiply them: tensor cores as Ampere has them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lab.kernel import Solves, require_choice, require_shared
+from lab.kernels import _linear
+from lab.kernels.gemm import _tiles
+from lab.kernels.gemm._model import L2_BYTES_PER_CLOCK
+from lab.kernels.gemm._tiles import tile_at, tiles_of
+from lab.problems import Linear
+from sim.counts import SECTOR, Counts, row_sectors, sectors
+from sim.errors import ScheduleError
+from sim.formats import decode, encode
+from sim.jit import njit, prange
+from sim.launch import Launch
+from sim.machine import Machine
+from sim.predict import predict_us
+from sim.tiles import Chip, load_patch, mma, store_patch
+
+SOLVES = Solves(
+    Linear,
+    weights=("bf16",),
+    arch="sm_80",
+    row_bytes=16,
+    why_multiple="rows are copied in 16-byte vectors",
+    after="gemm_naive",
+)
+
+LANES = 32
+SIZE = 2  # bytes of an element of x, w and y
+CHUNK = 8  # elements in 16 bytes
+OTHER_REGISTERS = 50  # a thread's registers beside its accumulators and fragments, at most
+SHARED_BYTES_PER_CLOCK = 128  # of an SM: 32 banks of 4 bytes (CUDA C++ Programming Guide, shared memory)
+# Of the tensor cores' peak, what mma.sync reaches: all of it on Ampere; on Hopper the rest takes wgmma (62.9% on
+# average in Luo et al., "Dissecting the NVIDIA Hopper Architecture", arXiv 2501.12084).
+HOPPER_SHARE = 0.63
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The tile of a CTA, its warps, its ring."""
+
+    block_m: int  # rows of y in a tile
+    block_n: int  # columns of y in a tile
+    block_k: int  # elements along k in a stage
+    warps_m: int  # warps that share the rows of a tile
+    warps_n: int  # warps that share its columns
+    stages: int  # k-steps that the ring holds
+    ctas_per_sm: int  # CTAs that an SM holds at once; one computes while the other waits or stores
+    group_m: int  # tile rows walked together, so that x and w are shared in L2
+
+    def __post_init__(self) -> None:
+        require_choice(self, "block_m", (64, 128, 256))
+        require_choice(self, "block_n", (64, 128, 256))
+        require_choice(self, "block_k", (32, 64))
+        require_choice(self, "warps_m", (1, 2, 4, 8))
+        require_choice(self, "warps_n", (1, 2, 4, 8))
+        require_choice(self, "ctas_per_sm", (1, 2, 3, 4))
+        for side, warps, part in (("block_m", "warps_m", self.warp_m), ("block_n", "warps_n", self.warp_n)):
+            if part not in (32, 64):
+                block, shared_by = getattr(self, side), getattr(self, warps)
+                raise ScheduleError(f"a warp takes 32 or 64 of {side}; {block} / {shared_by} warps is {part}")
+        at_once = self.threads // (self.block_k // CHUNK)
+        if min(self.block_m, self.block_n) < at_once:
+            raise ScheduleError(
+                f"{self.threads} threads copy {at_once} rows at once; the tile is {self.block_m} x {self.block_n}"
+            )
+        if self.stages < 2:
+            raise ScheduleError(f"a ring has 2 stages or more; stages = {self.stages}")
+        if not 1 <= self.group_m <= 1024:
+            raise ScheduleError(f"group_m is from 1 to 1,024 tile rows; group_m = {self.group_m}")
+
+    @property
+    def warp_m(self) -> int:
+        return self.block_m // self.warps_m
+
+    @property
+    def warp_n(self) -> int:
+        return self.block_n // self.warps_n
+
+    @property
+    def threads(self) -> int:
+        return LANES * self.warps_m * self.warps_n
+
+    @property
+    def stage_bytes(self) -> int:
+        return SIZE * (self.block_m + self.block_n) * self.block_k
+
+    @property
+    def shared_bytes(self) -> int:
+        """The ring, or in its place the tile of y."""
+        return max(self.stages * self.stage_bytes, SIZE * self.block_m * self.block_n)
+
+    def fits(self, problem: Linear, machine: Machine) -> None:
+        require_shared(self.shared_bytes, f"{self.stages} stages", machine)
+        shared = self.ctas_per_sm * (self.shared_bytes + _reserved(machine))
+        if shared > machine.shared_bytes_per_sm:
+            raise ScheduleError(
+                f"{self.ctas_per_sm} CTAs need {shared:,} B of shared memory; "
+                f"an SM of the {machine.title} has {machine.shared_bytes_per_sm:,} B"
+            )
+        accumulators = self.warp_m * self.warp_n // LANES
+        fragments = 2 * (self.warp_m + self.warp_n) * 16 // (2 * LANES)  # pairs of 16 along k, twice
+        registers = self.ctas_per_sm * self.threads * (accumulators + fragments + OTHER_REGISTERS)
+        if registers > machine.registers_per_sm:
+            raise ScheduleError(
+                f"{self.ctas_per_sm * self.threads} threads with {accumulators} accumulators and {fragments} registers "
+                f"of fragments need {registers:,} registers; an SM of the {machine.title} has "
+                f"{machine.registers_per_sm:,}"
+            )
+
+
+SHAPES = (  # block_m, block_n, block_k, warps_m, warps_n, CTAs an SM
+    (128, 256, 64, 2, 4, 1),
+    (256, 128, 64, 4, 2, 1),
+    (128, 256, 32, 2, 4, 1),
+    (256, 128, 32, 4, 2, 1),
+    (128, 128, 64, 2, 2, 2),
+    (128, 128, 32, 2, 2, 2),
+    (64, 256, 32, 1, 4, 2),
+    (128, 128, 64, 2, 4, 1),
+    (128, 64, 64, 2, 2, 3),
+    (64, 128, 64, 2, 2, 3),
+    (64, 128, 64, 2, 4, 2),
+    (64, 64, 64, 2, 2, 4),
+)
+MAX_STAGES = 4
+
+
+def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
+    """Tile shapes by estimated time, with as deep a ring as an SM holds, up to four stages."""
+    for block_m, block_n, block_k, warps_m, warps_n, ctas in sorted(
+        SHAPES, key=lambda shape: _estimated_clocks(problem, shape, machine)
+    ):
+        room = min(machine.shared_bytes_per_sm // ctas - _reserved(machine), machine.shared_bytes_per_block)
+        stages = min(MAX_STAGES, room // (SIZE * (block_m + block_n) * block_k))
+        if stages >= 2:
+            yield Schedule(block_m, block_n, block_k, warps_m, warps_n, stages, ctas, group_m=1024 // block_m)
+
+
+def _reserved(machine: Machine) -> int:
+    """Bytes of shared memory that the system takes for each CTA."""
+    return machine.shared_bytes_per_sm - machine.shared_bytes_per_block
+
+
+def _share(machine: Machine) -> float:
+    """Of the tensor cores' peak, what mma.sync reaches."""
+    return 1.0 if machine.arch == "sm_80" else HOPPER_SHARE
+
+
+def _estimated_clocks(problem: Linear, shape: tuple[int, ...], machine: Machine) -> float:
+    """Clocks for each element of k of all waves, to rank tile shapes: the largest of an SM's three bills.
+
+    Tensor cores; L2; shared memory, which takes each operand once from cp.async and gives it once to every warp.
+    """
+    block_m, block_n, _, warps_m, warps_n, ctas = shape
+    waves = tiles_of(_tiles.tile_count(problem, block_m, block_n), machine.sms * ctas)
+    flops_per_clock = _share(machine) * machine.peak(problem.weights) / machine.sms / machine.clock_hz
+    mma_clocks = 2 * block_m * block_n / flops_per_clock
+    loads = SIZE * (block_m + block_n) / L2_BYTES_PER_CLOCK
+    shared = SIZE * (block_m * (1 + warps_n) + block_n * (1 + warps_m)) / SHARED_BYTES_PER_CLOCK
+    return waves * ctas * max(mma_clocks, loads, shared)
+
+
+def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
+    """The largest of the bills, that of the tensor cores at the rate of mma.sync."""
+    counts = theory(problem, schedule, machine)
+    slowed = replace(counts, mma_flops=round((counts.mma_flops or 0) / _share(machine)))
+    return predict_us(
+        slowed, problem.activations, machine, _tiles.tile_count(problem, schedule.block_m, schedule.block_n)
+    )
+
+
+def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
+    return (
+        Launch(
+            kernel="gemm_mma_sync",
+            entry="gemm_mma_sync",
+            problem=problem,
+            schedule=schedule,
+            grid=(_tiles.tile_count(problem, schedule.block_m, schedule.block_n), 1, 1),
+            block=(schedule.threads, 1, 1),
+            arguments=_linear.arguments(problem),
+            shared_bytes=schedule.shared_bytes,
+        ),
+    )
+
+
+def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
+    """Each column of tiles loads x, each row of tiles loads w, block_k columns a request; y leaves by warp tiles."""
+    p, s = problem, schedule
+    tiles_m, tiles_n, steps = tiles_of(p.m, s.block_m), tiles_of(p.n, s.block_n), tiles_of(p.k, s.block_k)
+    loads = tiles_n * _column_sectors(p.m, p.k, s.block_k) + tiles_m * _column_sectors(p.n, p.k, s.block_k)
+    stores = _column_sectors(p.m, p.n, s.warp_n)
+    return Counts(
+        flops=p.flops,
+        mma_flops=2 * tiles_m * s.block_m * tiles_n * s.block_n * steps * s.block_k,
+        exp_count=0,
+        global_load_sectors=loads,
+        global_store_sectors=stores,
+        tma_load_bytes=0,
+        l2_to_sm_bytes=SECTOR * loads,
+        sm_to_l2_bytes=SECTOR * stores,
+        hbm_read_bytes=SECTOR * (sectors(0, SIZE * p.m * p.k) + sectors(0, SIZE * p.n * p.k)),
+        hbm_write_bytes=SECTOR * sectors(0, SIZE * p.m * p.n),
+    )
+
+
+def _column_sectors(rows: int, columns: int, width: int) -> int:
+    """Sectors of a matrix requested in columns of `width`, whole rows of 16-byte vectors a request.
+
+    Rows narrower than that adjoin, and a request counts a sector that two of its rows share once; requests then begin
+    at whole sectors.
+    """
+    if columns <= width:
+        return sectors(0, SIZE * rows * columns)
+    starts = range(0, columns, width)
+    return sum(row_sectors(rows, SIZE * columns, SIZE * at, SIZE * min(width, columns - at)) for at in starts)
+
+
+def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+    p, s = launch.problem, launch.schedule
+    chip = Chip(launch, machine)
+    nothing = np.zeros((0, 0), np.float32)
+    x, w = (decode(arrays[name], p.weights) if arrays else nothing for name in ("x", "w"))
+    sums = np.empty((p.m, p.n), np.float32) if arrays else nothing
+    marks = [chip.marks(name) for name in ("x", "w", "y")]
+    tile = (s.block_m, s.block_n, s.block_k, s.warp_m, s.warp_n, s.group_m)
+    _grid(chip.count, *marks, x, w, sums, p.m, p.n, p.k, launch.grid[0], *tile)
+    if arrays:
+        arrays["y"][...] = encode(sums, p.output)
+    return chip.counts()
+
+
+@njit(cache=True, parallel=True)
+def _grid(
+    count, x_marks, w_marks, y_marks, x, w, y, m, n, k, tiles, block_m, block_n, block_k, warp_m, warp_n, group_m
+):
+    sms = count.shape[0]
+    fill_rows, store_rows = CHUNK * LANES // block_k, CHUNK * LANES // warp_n  # of a warp's request
+    for sm in prange(sms):
+        x_tile = np.empty((block_m, block_k), np.float32)
+        w_tile = np.empty((block_k, block_n), np.float32)  # transposed on its way in, as the mma wants it
+        total = np.empty((block_m, block_n), np.float32)
+        for cta in range(sm, tiles, sms):
+            row, column = tile_at(cta, m, n, block_m, block_n, group_m)
+            total[:] = 0
+            for at in range(0, k, block_k):
+                load_patch(count[sm], x_marks, SIZE, x, m, k, row, at, x_tile, fill_rows)
+                load_patch(count[sm], w_marks, SIZE, w, n, k, column, at, w_tile.T, fill_rows)
+                mma(count[sm], total, x_tile, w_tile, m - row, n - column, k - at, x.size > 0)
+            for r in range(0, block_m, warp_m):
+                for c in range(0, block_n, warp_n):
+                    part = total[r : r + warp_m, c : c + warp_n]
+                    store_patch(count[sm], y_marks, SIZE, y, m, n, row + r, column + c, part, store_rows)

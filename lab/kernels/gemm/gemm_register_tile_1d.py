@@ -1,0 +1,66 @@
+"""A column of outputs a thread: what it reads of w serves them all from a register, and tiles grow."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from numpy.typing import NDArray
+
+from lab.kernel import Solves, require_choice
+from lab.kernels.gemm import _simt
+from lab.kernels.gemm._simt import BLOCK_K, ROW
+from lab.problems import Linear
+from sim.counts import Counts
+from sim.launch import Launch
+from sim.machine import Machine
+
+SOLVES = Solves(Linear, weights=("fp32",), arch="sm_80", after="gemm_shared_tile")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The tile of y that a CTA computes, and how much of it a thread."""
+
+    block_m: int  # rows of y
+    block_n: int  # columns of y, neighbouring lanes side by side
+    thread_m: int  # rows that a thread owns of one column
+
+    def __post_init__(self) -> None:
+        require_choice(self, "block_m", (32, 64, 128))
+        require_choice(self, "block_n", (32, 64, 128))
+        require_choice(self, "thread_m", (2, 4, 8, 16, 32))
+        _simt.require_threads(self)
+        _simt.require_rows(self, ROW)
+
+    @property
+    def block_k(self) -> int:
+        return BLOCK_K
+
+    @property
+    def pitch(self) -> int:
+        """Floats from a row of a tile to the next: odd, so that neighbouring rows begin in different banks."""
+        return BLOCK_K + 1
+
+    @property
+    def threads(self) -> int:
+        return self.block_m // self.thread_m * self.block_n
+
+    def fits(self, problem: Linear, machine: Machine) -> None:
+        pass
+
+
+def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
+    """By what a thread owns: eight outputs leave enough warps to hide the shared loads."""
+    for shape in ((64, 64, 8), (128, 64, 16), (64, 64, 16), (128, 64, 8), (32, 64, 8), (32, 32, 4)):
+        yield Schedule(*shape)
+
+
+def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
+    return _simt.launch("gemm_register_tile_1d", problem, schedule)
+
+
+def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
+    return _simt.tiled_theory(problem, schedule, ROW, ROW)
+
+
+def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+    return _simt.simulate_tiles(launch, arrays, machine, ROW, ROW)

@@ -1,0 +1,42 @@
+"""A patch of outputs a thread: outer products in registers ask shared memory for a quarter as much."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from numpy.typing import NDArray
+
+from lab.kernel import Solves
+from lab.kernels.gemm import _simt
+from lab.kernels.gemm._simt import BLOCK_K, PATCHES, ROW, PatchSchedule
+from lab.problems import Linear
+from sim.counts import Counts
+from sim.launch import Launch
+from sim.machine import Machine
+
+SOLVES = Solves(Linear, weights=("fp32",), arch="sm_80", after="gemm_register_tile_1d")
+
+
+@dataclass(frozen=True)
+class Schedule(PatchSchedule):
+    """A tile of y for each CTA, a patch of it for each thread."""
+
+    @property
+    def pitch(self) -> int:
+        """Floats from a row of a tile to the next: odd, so that neighbouring rows begin in different banks."""
+        return BLOCK_K + 1
+
+
+def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
+    yield from (Schedule(*shape) for shape in PATCHES)
+
+
+def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
+    return _simt.launch("gemm_register_tile_2d", problem, schedule)
+
+
+def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
+    return _simt.tiled_theory(problem, schedule, ROW, schedule.store())
+
+
+def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+    return _simt.simulate_tiles(launch, arrays, machine, ROW, launch.schedule.store())

@@ -1,0 +1,63 @@
+"""Tiles of x and w in shared memory, one output a thread: reuse that does not depend on what L1 happens to keep."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from numpy.typing import NDArray
+
+from lab.kernel import Solves, require_choice
+from lab.kernels.gemm import _simt
+from lab.kernels.gemm._simt import BLOCK_K, LANES, ROW
+from lab.problems import Linear
+from sim.counts import Counts
+from sim.launch import Launch
+from sim.machine import Machine
+
+SOLVES = Solves(Linear, weights=("fp32",), arch="sm_80", after="gemm_coalesced")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The tile of y that a CTA computes, one thread an output: a warp for each row, 32 columns."""
+
+    block_m: int  # rows of y
+
+    def __post_init__(self) -> None:
+        require_choice(self, "block_m", (4, 8, 16, 32))
+
+    @property
+    def block_n(self) -> int:
+        return LANES
+
+    @property
+    def block_k(self) -> int:
+        return BLOCK_K
+
+    @property
+    def pitch(self) -> int:
+        """Floats from a row of a tile to the next: odd, so that neighbouring rows begin in different banks."""
+        return BLOCK_K + 1
+
+    @property
+    def threads(self) -> int:
+        return self.block_m * self.block_n
+
+    def fits(self, problem: Linear, machine: Machine) -> None:
+        pass
+
+
+def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
+    """Tall tiles first, which load w least often, unless most of their rows would be empty."""
+    yield from sorted(map(Schedule, (32, 16, 8, 4)), key=lambda s: s.block_m >= 2 * problem.m)
+
+
+def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
+    return _simt.launch("gemm_shared_tile", problem, schedule)
+
+
+def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
+    return _simt.tiled_theory(problem, schedule, ROW, ROW)
+
+
+def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+    return _simt.simulate_tiles(launch, arrays, machine, ROW, ROW)

@@ -1,0 +1,180 @@
+// gemm_split_k: y[m, n] = x[m, k] @ w[n, k].T for few rows: a cluster of CTAs shares the k-steps of one tile.
+//
+// Idea: with m from 64 to 1024 there are fewer tiles than SMs, and an idle SM asks HBM for nothing. So `split_k` CTAs of a
+// cluster take one tile, each a contiguous share of its k-steps, and sum what they have in the end. Each owns a share of
+// the tile's columns: a thread sends its accumulators of the other shares straight from registers to the thread of the
+// same index in the CTA that owns them, where an mbarrier counts the bytes. No memory fence, no barrier of the cluster
+// stands between the last mma and the sum; the order of the sum is fixed, so the result is always the same.
+// Adds to gemm_warp_specialized: split k, a reduction through distributed shared memory, launches that overlap.
+//
+// Warp roles: warpgroup g owns rows 64 g .. 64 g + 63 of the tile; one more warp loads.
+//
+//   CTA 0   steps 0 .. 15    | send columns 32 .. 63 | sum and store columns  0 .. 31          block_n = 64
+//   CTA 1   steps 16 .. 31   | send columns  0 .. 31 | sum and store columns 32 .. 63          split_k = 2
+//
+// Bytes expected through TMA: as gemm_wgmma; between the CTAs of a cluster, (split_k - 1) tiles in float32.
+#include "lab/kernels/gemm/_epilogue.cuh"
+#include "ptx/cluster.cuh"
+#include "ptx/griddepcontrol.cuh"
+#include "ptx/store.cuh"
+
+constexpr int SPLIT = schedule::split_k;
+constexpr int CONSUMERS = schedule::block_m / MMA_M;
+constexpr int PRODUCER = CONSUMERS * WARPGROUP;  // the thread that loads; those before it multiply
+constexpr int PART = schedule::block_n / SPLIT;  // columns of y that each CTA sums and stores
+constexpr int PART_BOXES = PART / BOX_COLUMNS;
+constexpr int PART_REGISTERS = PART / 2;  // of a consumer's thread
+constexpr int VECTOR = 4;                 // floats that are sent at once
+
+struct Stage {
+    Element x[schedule::block_m][BLOCK_K];
+    Element w[schedule::block_n][BLOCK_K];
+};
+
+struct alignas(ALIGNMENT) Shared {
+    union {
+        Stage ring[schedule::stages];
+        Box y[CONSUMERS][PART_BOXES];  // after the last k-step
+    };
+    uint64_t full[schedule::stages];   // one arrival, and the bytes of the stage
+    uint64_t empty[schedule::stages];  // one arrival from every consumer warp
+    uint64_t arrived;                  // one arrival, and the bytes of all inboxes
+};
+
+// What one other CTA of the cluster sends: its sums of this CTA's columns, in the order of the threads that hold them.
+struct Inbox {
+    float sums[PART_REGISTERS / VECTOR][PRODUCER][VECTOR];
+};
+
+static_assert(sizeof(Stage) == schedule::stage_bytes, "what a full barrier expects");
+static_assert(sizeof(Shared) + (SPLIT - 1) * sizeof(Inbox) + ALIGNMENT == schedule::shared_bytes, "as launched");
+static_assert(schedule::threads == PRODUCER + WARP, "a warpgroup for every 64 rows, and a warp that loads");
+static_assert(PART % BOX_COLUMNS == 0, "a CTA's columns of y are whole boxes");
+
+// The inbox for what the `distance`-th next CTA of the cluster sends; they lie behind everything else.
+__device__ __forceinline__ Inbox& inbox(Shared& shared, int distance) {
+    return reinterpret_cast<Inbox*>(&shared + 1)[distance - 1];
+}
+
+// One thread keeps the ring full.
+__device__ __forceinline__ void producer(Shared& shared, const TensorMap& x, const TensorMap& w, Tile tile, int first,
+                                         int end) {
+    ptx::griddepcontrol::wait();  // until the launch before has written what this one reads
+    Position at;
+    for (int step = first; step < end; ++step, at.advance()) {
+        Stage& stage = shared.ring[at.stage];
+        uint64_t& full = shared.full[at.stage];
+        ptx::mbarrier::wait(shared.empty[at.stage], at.parity ^ 1);  // on the first lap every stage is empty
+        ptx::mbarrier::arrive_expect_tx(full, schedule::stage_bytes);
+        ptx::tma::load_2d(stage.w, w, step * BLOCK_K, tile.column, full);
+        ptx::tma::load_2d(stage.x, x, step * BLOCK_K, tile.row, full);
+    }
+}
+
+// Send the sums of every other CTA's columns to it, keep those of this CTA's own and add what the others send.
+__device__ __forceinline__ void reduce(float (&own)[PART_REGISTERS], const float (&sum)[schedule::block_n / 2],
+                                       Shared& shared, int rank) {
+    uint32_t to[SPLIT], arrived[SPLIT];
+#pragma unroll
+    for (int owner = 0; owner < SPLIT; ++owner) {
+        const int distance = owner == rank ? 1 : (rank - owner + SPLIT) % SPLIT;
+        to[owner] = ptx::address::shared_of_cta(inbox(shared, distance).sums[0][threadIdx.x], owner);
+        arrived[owner] = ptx::address::shared_of_cta(&shared.arrived, owner);
+    }
+#pragma unroll
+    for (int i = 0; i < PART_REGISTERS; i += VECTOR)
+#pragma unroll
+        for (int owner = 0; owner < SPLIT; ++owner) {  // in turn, so that all receive at the same time
+            const float* four = &sum[owner * PART_REGISTERS + i];
+            if (owner != rank)
+                ptx::store::async_cluster(to[owner] + i / VECTOR * sizeof(Inbox::sums[0]), four, arrived[owner]);
+            else
+                for (int j = 0; j < VECTOR; ++j) own[i + j] = four[j];
+        }
+    ptx::mbarrier::wait(shared.arrived, 0);
+#pragma unroll
+    for (int distance = 1; distance < SPLIT; ++distance)
+#pragma unroll
+        for (int i = 0; i < PART_REGISTERS; i += VECTOR) {
+            const float4 four = *reinterpret_cast<float4*>(inbox(shared, distance).sums[i / VECTOR][threadIdx.x]);
+            own[i] += four.x, own[i + 1] += four.y, own[i + 2] += four.z, own[i + 3] += four.w;
+        }
+}
+
+// Round this CTA's columns in the place of the ring, from where one thread of a warpgroup stores them, clipped to y.
+__device__ __forceinline__ void store(const float* own, Shared& shared, const TensorMap& y, int m, int n, int row,
+                                      int column) {
+    const int consumer = threadIdx.x / WARPGROUP;
+    const Epilogue epilogue(nullptr, nullptr, nullptr, nullptr, m, n);
+    ptx::barrier::sync<PRODUCER>(1);  // no consumer reads the ring any more
+#pragma unroll
+    for (int b = 0; b < PART_BOXES; ++b) {
+        const float* sum = own + b * BOX_REGISTERS;
+        round_to(shared.y[consumer][b], sum, sum, epilogue, row, column + b * BOX_COLUMNS);
+    }
+    ptx::fence::proxy_async_shared();
+    ptx::barrier::sync<WARPGROUP>(2 + consumer);
+    if (threadIdx.x % WARPGROUP == 0) {
+        for (int b = 0; b < PART_BOXES; ++b)
+            ptx::tma::store_2d(y, shared.y[consumer][b], column + b * BOX_COLUMNS, row);
+        ptx::bulk::commit_group();
+    }
+    finish_stores();
+}
+
+__device__ __forceinline__ void consumer(Shared& shared, const TensorMap& y, int m, int n, Tile tile, int rank,
+                                         int steps) {
+    const int first = threadIdx.x / WARPGROUP * MMA_M;
+    const auto release = [&](int stage) {
+        if (threadIdx.x % WARP == 0) ptx::mbarrier::arrive(shared.empty[stage]);
+    };
+    float sum[1][schedule::block_n / 2] = {};
+    Position now;
+    accumulate(sum, shared, first, steps, now, release);
+    if constexpr (SPLIT == 1) {
+        store(sum[0], shared, y, m, n, tile.row + first, tile.column);
+    } else {
+        float own[PART_REGISTERS];
+        ptx::cluster::wait();  // every CTA of the cluster has started
+        reduce(own, sum[0], shared, rank);
+        store(own, shared, y, m, n, tile.row + first, tile.column + rank * PART);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_per_sm)
+    gemm_split_k(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map,
+                 const __grid_constant__ TensorMap y_map, const Element*, const Element*, Output*, int m, int n, int k) {
+    extern __shared__ uint8_t dynamic[];
+    Shared& shared = aligned<Shared>(dynamic);
+    const int rank = blockIdx.x % SPLIT, steps = tiles_of(k, BLOCK_K);
+    const int first = rank * steps / SPLIT, end = (rank + 1) * steps / SPLIT;  // of this CTA's k-steps
+    const Tile tile = tile_at(blockIdx.x / SPLIT, tiles_of(m, schedule::block_m), tiles_of(n, schedule::block_n),
+                              schedule::block_m, schedule::block_n);
+
+    if (threadIdx.x == PRODUCER) {
+        ptx::tma::prefetch(x_map);
+        ptx::tma::prefetch(w_map);
+        ptx::tma::prefetch(y_map);
+        for (int stage = 0; stage < schedule::stages; ++stage) {
+            ptx::mbarrier::init(shared.full[stage], 1);
+            ptx::mbarrier::init(shared.empty[stage], PRODUCER / WARP);
+        }
+        ptx::mbarrier::init(shared.arrived, 1);
+        ptx::fence::mbarrier_init();
+        ptx::mbarrier::arrive_expect_tx(shared.arrived, (SPLIT - 1) * sizeof(Inbox));
+        ptx::griddepcontrol::launch_dependents();
+    }
+    __syncthreads();
+
+    if (threadIdx.x < PRODUCER) {
+        if constexpr (SPLIT > 1) ptx::cluster::arrive();
+        consumer(shared, y_map, m, n, tile, rank, end - first);
+    } else {
+        if (threadIdx.x == PRODUCER) producer(shared, x_map, w_map, tile, first, end);
+        if constexpr (SPLIT > 1) {
+            __syncwarp();
+            ptx::cluster::arrive();  // late, for what it releases is ordered behind all loads that were issued
+            ptx::cluster::wait();
+        }
+    }
+}

@@ -1,0 +1,49 @@
+"""16 bytes a load, from global and from shared memory: a vector is four k of one row, nothing is transposed."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from numpy.typing import NDArray
+
+from lab.kernel import Solves
+from lab.kernels.gemm import _simt
+from lab.kernels.gemm._simt import BLOCK_K, PATCHES, VECTOR, PatchSchedule, vectors
+from lab.problems import Linear
+from sim.counts import Counts
+from sim.launch import Launch
+from sim.machine import Machine
+
+SOLVES = Solves(
+    Linear,
+    weights=("fp32",),
+    arch="sm_80",
+    multiple_of={"k": 4},
+    why_multiple="rows are read in 16-byte vectors",
+    after="gemm_register_tile_2d",
+)
+
+
+@dataclass(frozen=True)
+class Schedule(PatchSchedule):
+    """A tile of y for each CTA, a patch of it for each thread."""
+
+    @property
+    def pitch(self) -> int:
+        """Floats from a row of a tile to the next: eight neighbouring rows' vectors lie in different banks."""
+        return BLOCK_K + VECTOR
+
+
+def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
+    yield from (Schedule(*shape) for shape in PATCHES)
+
+
+def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
+    return _simt.launch("gemm_vectorized", problem, schedule)
+
+
+def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
+    return _simt.tiled_theory(problem, schedule, vectors(BLOCK_K), schedule.store())
+
+
+def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+    return _simt.simulate_tiles(launch, arrays, machine, vectors(BLOCK_K), launch.schedule.store())

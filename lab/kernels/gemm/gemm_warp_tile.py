@@ -1,0 +1,149 @@
+"""Compact warp tiles and a ring filled by cp.async: next to nothing but multiply-adds is issued, at cuBLAS's pace."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from numpy.typing import NDArray
+
+from lab.kernel import Solves, require_choice, require_shared
+from lab.kernels.gemm import _simt
+from lab.kernels.gemm._simt import FLOAT, VECTOR, Request, vectors
+from lab.kernels.gemm._tiles import tiles_of
+from lab.problems import Linear
+from sim.counts import Counts
+from sim.errors import ScheduleError
+from sim.launch import Launch
+from sim.machine import Machine
+
+SOLVES = Solves(
+    Linear,
+    weights=("fp32",),
+    arch="sm_80",
+    multiple_of={"k": 4},
+    why_multiple="rows are read in 16-byte vectors",
+    after="gemm_vectorized",
+)
+
+LANES_M, LANES_N = 4, 8  # lanes of a warp, down and across its tile
+STORE = Request(LANES_M, LANES_N)
+OTHER_REGISTERS = 24  # a thread's registers beside its sums and fragments, at least
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The tile of a CTA, the patch of a thread, the ring, the order of tiles."""
+
+    block_m: int  # rows of y
+    block_n: int  # columns of y
+    block_k: int  # elements of a row that a stage holds
+    thread_m: int  # rows that a thread owns, 4 apart
+    thread_n: int  # columns that a thread owns, 8 apart
+    unroll: int  # vectors of k whose multiply-adds are one run of code
+    stages: int  # k-steps that the ring holds
+    ctas_per_sm: int  # CTAs that an SM holds at once
+    group_m: int  # tile rows walked together, so that x and w are shared in L2
+
+    def __post_init__(self) -> None:
+        require_choice(self, "block_m", (32, 64, 128, 256))
+        require_choice(self, "block_n", (64, 128, 256))
+        require_choice(self, "block_k", (8, 16, 32))
+        require_choice(self, "thread_m", (4, 8, 16))
+        require_choice(self, "thread_n", (4, 8, 16))
+        require_choice(self, "unroll", (1, 2, 4, 8))
+        require_choice(self, "ctas_per_sm", (1, 2, 4))
+        if self.stages < 2:
+            raise ScheduleError(f"a ring has 2 stages or more; stages = {self.stages}")
+        if not 1 <= self.group_m <= 1024:
+            raise ScheduleError(f"group_m is from 1 to 1,024 tile rows; group_m = {self.group_m}")
+        for name, lanes in (("m", LANES_M), ("n", LANES_N)):
+            warp, block = lanes * getattr(self, f"thread_{name}"), getattr(self, f"block_{name}")
+            if block % warp:
+                raise ScheduleError(f"block_{name} is a multiple of a warp's {warp}; block_{name} = {block}")
+        _simt.require_threads(self)
+        _simt.require_rows(self, vectors(self.block_k))
+
+    @property
+    def spread_m(self) -> int:
+        return LANES_M
+
+    @property
+    def spread_n(self) -> int:
+        return LANES_N
+
+    @property
+    def threads(self) -> int:
+        return self.block_m * self.block_n // (self.thread_m * self.thread_n)
+
+    @property
+    def pitch(self) -> int:
+        """Floats from a row of a stage to the next: eight neighbouring rows' vectors lie in different banks."""
+        return self.block_k + VECTOR
+
+    @property
+    def shared_bytes(self) -> int:
+        return self.stages * (self.block_m + self.block_n) * self.pitch * FLOAT
+
+    def fits(self, problem: Linear, machine: Machine) -> None:
+        require_shared(self.shared_bytes, f"{self.stages} stages", machine)
+        reserved = machine.shared_bytes_per_sm - machine.shared_bytes_per_block  # by the system, for each CTA
+        shared = self.ctas_per_sm * (self.shared_bytes + reserved)
+        if shared > machine.shared_bytes_per_sm:
+            raise ScheduleError(
+                f"{self.ctas_per_sm} CTAs need {shared:,} B of shared memory; "
+                f"an SM of the {machine.title} has {machine.shared_bytes_per_sm:,} B"
+            )
+        threads = self.ctas_per_sm * self.threads
+        each = self.thread_m * self.thread_n + VECTOR * min(self.thread_m, self.thread_n) + OTHER_REGISTERS
+        if threads * each > machine.registers_per_sm:
+            raise ScheduleError(
+                f"{threads} threads with {each} registers or more need {threads * each:,}; "
+                f"an SM of the {machine.title} has {machine.registers_per_sm:,}"
+            )
+
+
+SHAPES = (  # block_m, block_n, block_k, thread_m, thread_n, unroll, stages, CTAs an SM
+    (256, 128, 32, 16, 8, 2, 3, 1),
+    (256, 128, 16, 16, 8, 4, 4, 1),
+    (128, 256, 32, 8, 16, 2, 3, 1),
+    (256, 128, 16, 16, 8, 2, 4, 1),
+    (256, 128, 32, 16, 8, 1, 4, 1),
+    (128, 256, 16, 8, 16, 2, 4, 1),
+    (128, 256, 32, 8, 16, 1, 4, 1),
+    (128, 256, 32, 16, 8, 2, 3, 1),
+    (256, 128, 32, 8, 16, 2, 3, 1),
+    (128, 128, 32, 16, 8, 2, 3, 2),
+    (128, 128, 16, 16, 8, 4, 4, 2),
+    (128, 128, 16, 8, 16, 2, 4, 2),
+    (128, 128, 32, 8, 8, 1, 3, 2),
+    (128, 128, 16, 8, 8, 1, 4, 2),
+    (128, 256, 16, 8, 8, 1, 4, 1),
+    (64, 128, 16, 8, 8, 1, 3, 4),
+    (64, 64, 16, 4, 8, 4, 4, 4),
+    (32, 64, 32, 4, 4, 4, 3, 4),
+)
+
+
+def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
+    """Tile shapes by how evenly their tiles fill the SMs, each with two rasters."""
+    for shape in sorted(SHAPES, key=lambda shape: _idle(problem, *shape[:2], shape[-1], machine)):
+        for group_m in (8, 4):
+            yield Schedule(*shape, group_m)
+
+
+def _idle(problem: Linear, block_m: int, block_n: int, ctas: int, machine: Machine) -> int:
+    """Multiply-adds a k that the busiest SM has time for: its tiles, ragged or not."""
+    tiles = tiles_of(problem.m, block_m) * tiles_of(problem.n, block_n)
+    return tiles_of(tiles, machine.sms * ctas) * ctas * block_m * block_n
+
+
+def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
+    return _simt.launch("gemm_warp_tile", problem, schedule, schedule.shared_bytes)
+
+
+def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
+    return _simt.tiled_theory(problem, schedule, vectors(schedule.block_k), STORE)
+
+
+def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+    s = launch.schedule
+    return _simt.simulate_tiles(launch, arrays, machine, vectors(s.block_k), STORE, s.group_m)

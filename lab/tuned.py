@@ -1,0 +1,115 @@
+"""What searches on real cards found: the best kernel and schedule of each problem class, in the committed tuned.jsonl.
+
+A class is a machine and a linear layer's every field with m rounded up to a power of two: tuned at m = 512, an entry
+serves m = 257 to 512. One JSON object a line, sorted, one line a class.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lab.problems import Linear
+from lab.record import Record
+from sim.errors import EnvironmentFailure, InputError
+from sim.machine import Machine
+
+TABLE = Path(__file__).with_name("tuned.jsonl")
+SEARCH, FINAL = "search", "final"  # stages of a search, as its records name them
+
+Value = int | str
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """The winner of one class, its median microseconds, and the run, commit and card of the records that chose it."""
+
+    machine: str
+    problem_class: dict[str, Value] = msgspec.field(name="class")
+    kernel: str
+    schedule: dict[str, Value]
+    us: float
+    run: str
+    commit: str
+    card: str
+
+    @property
+    def key(self) -> str:
+        """What no two entries share, and what they are sorted by: machine, formats and options, then extents."""
+        extents = {name: value for name, value in self.problem_class.items() if isinstance(value, int)}
+        words = [f"{name}={value}" for name, value in self.problem_class.items() if name not in extents]
+        return " ".join([self.machine, *words, *(f"{name}={value:010}" for name, value in extents.items())])
+
+
+def class_of(problem: Linear) -> dict[str, Value]:
+    """Every field of a problem, m rounded up to a power of two."""
+    return {**asdict(problem), "m": 1 << (problem.m - 1).bit_length()}
+
+
+def lookup(problem: Linear, machine: Machine) -> tuple[str, dict[str, Value]] | None:
+    """(kernel name, schedule fields) of the problem's class on a machine, or None; raises InputError as `load` does."""
+    return _winners(TABLE).get(_key(problem, machine))
+
+
+def winner(records: Sequence[Record], problem: Linear) -> Entry | None:
+    """The fastest kernel among the records of a search's last race; None where none has a time."""
+    final = [r for r in records if r.metrics.get("stage") == FINAL and r.schedule is not None and r.us is not None]
+    if not final:
+        return None
+    best = min(final, key=lambda r: r.us or 0.0)
+    return Entry(
+        machine=best.machine,
+        problem_class=class_of(problem),
+        kernel=best.kernel or "",
+        schedule=best.schedule or {},
+        us=round(best.us or 0.0, 3),
+        run=best.run,
+        commit=best.commit,
+        card=best.card or "",
+    )
+
+
+def put(entries: Iterable[Entry]) -> None:
+    """Add entries to the table, each in place of an older one of its class; the file is replaced as a whole.
+
+    Raises EnvironmentFailure where it cannot be written.
+    """
+    merged = {entry.key: entry for entry in [*load(TABLE), *entries]}
+    lines = b"".join(msgspec.json.encode(merged[key]) + b"\n" for key in sorted(merged))
+    try:
+        with tempfile.NamedTemporaryFile(dir=TABLE.parent, delete=False) as file:
+            file.write(lines)
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, TABLE)
+    except OSError as error:
+        raise EnvironmentFailure(f"the tuned table cannot be written to {TABLE}: {error.strerror}") from error
+    _winners.cache_clear()
+
+
+def load(path: Path) -> list[Entry]:
+    """The entries of a table, if there is one; raises InputError for a line that is none, and for a class twice."""
+    entries: dict[str, Entry] = {}
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = msgspec.json.decode(line, type=Entry)
+        except msgspec.DecodeError as error:
+            raise InputError(f"{path.name} line {number} is not an entry: {error}") from error
+        if entry.key in entries:
+            raise InputError(f"{path.name} line {number} repeats the class {entry.key}")
+        entries[entry.key] = entry
+    return list(entries.values())
+
+
+@lru_cache(maxsize=4)
+def _winners(path: Path) -> dict[str, tuple[str, dict[str, Value]]]:
+    return {entry.key: (entry.kernel, entry.schedule) for entry in load(path)}
+
+
+def _key(problem: Linear, machine: Machine) -> str:
+    blank: dict[str, Any] = {"kernel": "", "schedule": {}, "us": 0.0, "run": "", "commit": "", "card": ""}
+    return Entry(machine=machine.name, problem_class=class_of(problem), **blank).key

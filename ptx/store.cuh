@@ -1,0 +1,16 @@
+// st.async: stores whose arrival an mbarrier counts. PTX ISA 9.0, 9.7.9.12.
+#pragma once
+#include "ptx/types.cuh"
+
+namespace ptx::store {
+
+// Store four floats, aligned to 16 bytes, at a shared::cluster address; their bytes complete on the mbarrier at
+// `barrier`, which lies in the same CTA (st.async.shared::cluster).
+__device__ __forceinline__ void async_cluster(uint32_t to, const float* four, uint32_t barrier) {
+    asm volatile(
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+        "f"(four[0]), "f"(four[1]), "f"(four[2]), "f"(four[3]), "r"(barrier)
+        : "memory");
+}
+
+}  // namespace ptx::store
