@@ -30,7 +30,9 @@ MMA = """
 
 def pairs(matrix: NDArray, rows: NDArray, columns: NDArray) -> NDArray[np.uint32]:
     """A fragment's register: elements (row, column) and (row, column + 1) of each lane, the first in the low half."""
-    return matrix[rows, columns].astype(np.uint32) | matrix[rows, columns + 1].astype(np.uint32) << np.uint32(16)
+    low, high = matrix[rows, columns].astype(np.uint32), matrix[rows, columns + 1].astype(np.uint32)
+    register: NDArray[np.uint32] = low | high << np.uint32(16)
+    return register
 
 
 def both(low: NDArray[np.uint32], high: NDArray[np.uint32]) -> NDArray[np.uint64]:

@@ -158,8 +158,9 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
     shared = SIZE * (s.block_m * (1 + s.warps_n) + s.block_n * (1 + s.warps_m)) / SHARED_BYTES_PER_CLOCK
     tile = tiles_of(problem.k, s.block_k) * s.block_k * max(mma_clocks, loads, shared)
     way_out = ROUND_CLOCKS * s.warp_m * s.warp_n / (64 * 64) * 4  # four times the rows of a warp are a warpgroup's
-    waves = tiles_of(_tiles.tile_count(problem, s.block_m, s.block_n), machine.sms * s.ctas_per_sm)
-    clocks = FILL_CLOCKS + waves * (s.ctas_per_sm * tile + way_out)
+    tiles = _tiles.tile_count(problem, s.block_m, s.block_n)
+    beside = min(s.ctas_per_sm, tiles_of(tiles, machine.sms))  # CTAs of an SM
+    clocks = FILL_CLOCKS + tiles_of(tiles, machine.sms * beside) * (beside * tile + way_out)
     counts = theory(problem, s, machine)
     moved = ((counts.hbm_read_bytes or 0) + (counts.hbm_write_bytes or 0)) / machine.hbm_bandwidth
     return START_US + 1e6 * max(clocks / machine.clock_hz, moved)
