@@ -129,14 +129,18 @@ MAX_STAGES = 4
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
-    """Tile shapes by predicted time, with as deep a ring as an SM holds, up to four stages."""
+    """Tile shapes by predicted time, then by padding, with as deep a ring as an SM holds, up to four stages."""
+
+    def rank(schedule: Schedule) -> tuple[float, int]:
+        return round(predicted_us(problem, schedule, machine), 2), theory(problem, schedule, machine).mma_flops or 0
+
     found = []
     for block_m, block_n, block_k, warps_m, warps_n, ctas in SHAPES:
         room = min(machine.shared_bytes_per_sm // ctas - _reserved(machine), machine.shared_bytes_per_block)
         stages = min(MAX_STAGES, room // (SIZE * (block_m + block_n) * block_k))
         if stages >= 2:
             found.append(Schedule(block_m, block_n, block_k, warps_m, warps_n, stages, ctas, group_m=1024 // block_m))
-    yield from sorted(found, key=lambda schedule: round(predicted_us(problem, schedule, machine), 2))
+    yield from sorted(found, key=rank)
 
 
 def _reserved(machine: Machine) -> int:
