@@ -202,7 +202,9 @@ REUSED = """
 def test_cp_async_into_what_another_warp_still_reads_is_reported(between: str) -> None:
     data = np.arange(64, dtype=np.uint32)
     emulation = execute(REUSED.replace("BETWEEN", between), (data,), np.zeros(64, np.uint32), shared=256)
-    assert {h.kind for h in emulation.hazards} == (set() if between else {"race on shared memory"})
+    found = {h.kind for h in emulation.hazards}  # without the barrier the read may come before the copy or after it
+    assert found <= {"race on shared memory", "access before cp.async arrival"}
+    assert bool(found) == (between == "")
 
 
 @pytest.mark.parametrize("shape", [(64, 128, 64, 2, 2), (128, 64, 32, 2, 2), (64, 128, 64, 2, 4)])
