@@ -30,7 +30,9 @@ MMA = """
 
 def pairs(matrix: NDArray, rows: NDArray, columns: NDArray) -> NDArray[np.uint32]:
     """A fragment's register: elements (row, column) and (row, column + 1) of each lane, the first in the low half."""
-    return matrix[rows, columns].astype(np.uint32) | matrix[rows, columns + 1].astype(np.uint32) << np.uint32(16)
+    low, high = matrix[rows, columns].astype(np.uint32), matrix[rows, columns + 1].astype(np.uint32)
+    register: NDArray[np.uint32] = low | high << np.uint32(16)
+    return register
 
 
 def both(low: NDArray[np.uint32], high: NDArray[np.uint32]) -> NDArray[np.uint64]:
@@ -200,7 +202,9 @@ REUSED = """
 def test_cp_async_into_what_another_warp_still_reads_is_reported(between: str) -> None:
     data = np.arange(64, dtype=np.uint32)
     emulation = execute(REUSED.replace("BETWEEN", between), (data,), np.zeros(64, np.uint32), shared=256)
-    assert {h.kind for h in emulation.hazards} == (set() if between else {"race on shared memory"})
+    found = {h.kind for h in emulation.hazards}  # without the barrier the read may come before the copy or after it
+    assert found <= {"race on shared memory", "access before cp.async arrival"}
+    assert bool(found) == (between == "")
 
 
 @pytest.mark.parametrize("shape", [(64, 128, 64, 2, 2), (128, 64, 32, 2, 2), (64, 128, 64, 2, 4)])

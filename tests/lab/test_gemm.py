@@ -125,13 +125,13 @@ class TestMmaSync:
             allocated = -(-used.registers // 8) * 8 * schedule.threads  # registers are dealt in eights
             assert schedule.ctas_per_sm * allocated <= machine.registers_per_sm
 
-    def test_a_perturbed_tile_changes_what_is_counted(self) -> None:
+    def test_a_perturbed_step_changes_what_is_counted(self) -> None:
         problem = Linear(300, 520, 136)
         schedule = self.kernel.best_guess(problem, H100)
         (launch,) = self.kernel.launches(problem, schedule, H100)
         counts = self.kernel.module.simulate(launch, None, H100)
-        wrong = replace(schedule, block_n=64 if schedule.block_n != 64 else 128)
-        perturbed = replace(launch, schedule=wrong)  # the same grid, another tile
+        wrong = replace(schedule, block_k=96 - schedule.block_k)
+        perturbed = replace(launch, schedule=wrong)  # the same grid, another k-step
         assert self.kernel.module.simulate(perturbed, None, H100).global_load_sectors != counts.global_load_sectors
 
     @pytest.mark.parametrize(

@@ -7,10 +7,10 @@
 //
 // Warp roles: all alike. Each copies its share of every stage and owns warp_m x warp_n of the CTA's tile.
 //
-//   cp.async    | stage 0 | stage 1 | stage 2 |  stage 3      |  stage 0      | ...         stages = 4
-//   ldmatrix                                  |0 1|2|3|next 0 |1|2|3|next 0   | ...         16 along k at a time
-//   mma.sync                                      |0|1|2|3    |0|1|2|3        | ...
-//   barrier                                   ^           ^             ^  stage filled for all, last one free for all
+//   cp.async    | stage 0 | stage 1 | stage 2 |  | stage 3     | stage 0     | ...       stages = 4
+//   ldmatrix                                  | 0| 1| 2| 3|  0 | 1| 2| 3|  0 | ...       16 along k at a time
+//   mma.sync                                     | 0| 1| 2|  3 | 0| 1| 2|  3 | ...
+//   barrier                                   ^           ^             ^                a stage is full, one is free
 //
 // Rows of a tile are 64 or 128 bytes in 16-byte chunks, permuted so that eight rows of one chunk lie in all 32 banks:
 // neither cp.async, ldmatrix nor the way out for y meets a bank conflict.

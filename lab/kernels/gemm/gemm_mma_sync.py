@@ -129,14 +129,18 @@ MAX_STAGES = 4
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
-    """Tile shapes by predicted time, with as deep a ring as an SM holds, up to four stages."""
+    """Tile shapes by predicted time, then by padding, with as deep a ring as an SM holds, up to four stages."""
+
+    def rank(schedule: Schedule) -> tuple[float, int]:
+        return round(predicted_us(problem, schedule, machine), 2), theory(problem, schedule, machine).mma_flops or 0
+
     found = []
     for block_m, block_n, block_k, warps_m, warps_n, ctas in SHAPES:
         room = min(machine.shared_bytes_per_sm // ctas - _reserved(machine), machine.shared_bytes_per_block)
         stages = min(MAX_STAGES, room // (SIZE * (block_m + block_n) * block_k))
         if stages >= 2:
             found.append(Schedule(block_m, block_n, block_k, warps_m, warps_n, stages, ctas, group_m=1024 // block_m))
-    yield from sorted(found, key=lambda schedule: round(predicted_us(problem, schedule, machine), 2))
+    yield from sorted(found, key=rank)
 
 
 def _reserved(machine: Machine) -> int:
@@ -158,8 +162,9 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
     shared = SIZE * (s.block_m * (1 + s.warps_n) + s.block_n * (1 + s.warps_m)) / SHARED_BYTES_PER_CLOCK
     tile = tiles_of(problem.k, s.block_k) * s.block_k * max(mma_clocks, loads, shared)
     way_out = ROUND_CLOCKS * s.warp_m * s.warp_n / (64 * 64) * 4  # four times the rows of a warp are a warpgroup's
-    waves = tiles_of(_tiles.tile_count(problem, s.block_m, s.block_n), machine.sms * s.ctas_per_sm)
-    clocks = FILL_CLOCKS + waves * (s.ctas_per_sm * tile + way_out)
+    tiles = _tiles.tile_count(problem, s.block_m, s.block_n)
+    beside = min(s.ctas_per_sm, tiles_of(tiles, machine.sms))  # CTAs of an SM
+    clocks = FILL_CLOCKS + tiles_of(tiles, machine.sms * beside) * (beside * tile + way_out)
     counts = theory(problem, s, machine)
     moved = ((counts.hbm_read_bytes or 0) + (counts.hbm_write_bytes or 0)) / machine.hbm_bandwidth
     return START_US + 1e6 * max(clocks / machine.clock_hz, moved)
