@@ -225,6 +225,22 @@ def require_shared(nbytes: int, what: str, machine: Machine) -> None:
         )
 
 
+def require_resident(ctas: int, shared_bytes: int, threads: int, registers: int, machine: Machine) -> None:
+    """Raise ScheduleError where an SM cannot hold so many CTAs at once; `registers` are a thread's."""
+    reserved = machine.shared_bytes_per_sm - machine.shared_bytes_per_block  # by the system, for each CTA
+    shared = ctas * (shared_bytes + reserved)
+    if shared > machine.shared_bytes_per_sm:
+        raise ScheduleError(
+            f"{ctas} CTAs need {shared:,} B of shared memory; an SM of the {machine.title} has "
+            f"{machine.shared_bytes_per_sm:,} B"
+        )
+    if ctas * threads * registers > machine.registers_per_sm:
+        raise ScheduleError(
+            f"{ctas * threads} threads with {registers} registers each need {ctas * threads * registers:,}; an SM of "
+            f"the {machine.title} has {machine.registers_per_sm:,}"
+        )
+
+
 def require_choice(schedule: Any, name: str, legal: tuple[int, ...]) -> None:
     """Raise ScheduleError where a schedule field is not one of the legal values."""
     value = getattr(schedule, name)
