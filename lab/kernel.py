@@ -226,7 +226,7 @@ def require_shared(nbytes: int, what: str, machine: Machine) -> None:
 
 
 def require_resident(ctas: int, shared_bytes: int, threads: int, registers: int, machine: Machine) -> None:
-    """Raise ScheduleError where an SM cannot hold so many CTAs at once; `registers` are a thread's."""
+    """Raise ScheduleError where an SM cannot hold so many CTAs of so many threads, `registers` each, at once."""
     reserved = machine.shared_bytes_per_sm - machine.shared_bytes_per_block  # by the system, for each CTA
     shared = ctas * (shared_bytes + reserved)
     if shared > machine.shared_bytes_per_sm:
@@ -234,10 +234,11 @@ def require_resident(ctas: int, shared_bytes: int, threads: int, registers: int,
             f"{ctas} CTAs need {shared:,} B of shared memory; an SM of the {machine.title} has "
             f"{machine.shared_bytes_per_sm:,} B"
         )
-    if ctas * threads * registers > machine.registers_per_sm:
+    warps = 4 * -(-ctas * -(-threads // 32) // 4)  # each quarter of an SM has a quarter of its registers
+    if 32 * warps * registers > machine.registers_per_sm:
         raise ScheduleError(
-            f"{ctas * threads} threads with {registers} registers each need {ctas * threads * registers:,}; an SM of "
-            f"the {machine.title} has {machine.registers_per_sm:,}"
+            f"{warps} warps of {registers} registers a thread need {32 * warps * registers:,}; an SM of the "
+            f"{machine.title} has {machine.registers_per_sm:,}"
         )
 
 

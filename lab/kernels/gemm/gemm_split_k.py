@@ -31,7 +31,7 @@ SOLVES = Solves(
 
 FLOAT = 4  # bytes of an accumulator
 BOX_COLUMNS = 16  # of y: the least that leaves in whole sectors
-OTHER_REGISTERS = 40  # a thread's registers beside its accumulators, at most
+OTHER_REGISTERS = 32  # a thread's registers beside its accumulators, at most
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ def clusters_at_once(schedule: Schedule, machine: Machine) -> int:
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
     """Microseconds in a graph: a start, little more than the larger of HBM's time and that of all k-steps, the way out.
 
-    A k-step takes as long as the tensor cores, the shared memory they read, L2, or a turn of the ring need, whichever
-    is longest; x and w come from HBM once. Each wave after the first fills its ring anew.
+    A k-step takes as long as the tensor cores, shared memory, L2, or a turn of the ring need, whichever is longest; x and w
+    come from HBM once. Each wave after the first fills its ring anew.
     """
     p, s = problem, schedule
     tiles, at_once = _tiles.tile_count(p, s.block_m, s.block_n), clusters_at_once(s, machine)
@@ -147,7 +147,8 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
     resident = min(s.ctas_per_sm, tiles_of(s.split_k * tiles, machine.sms))  # CTAs that share an SM
     busy = min(machine.sms, s.split_k * min(tiles, at_once))
     mma = 2 * s.block_m * s.block_n * step_of(p) * machine.sms * machine.clock_hz / machine.peak(p.activations)
-    operands = s.block_m // MMA_M * (MMA_M + s.block_n) * STEP_BYTES / _model.SHARED_BYTES_PER_CLOCK
+    moved = s.block_m // MMA_M * (MMA_M + s.block_n) + s.block_m + s.block_n  # rows that wgmma reads, that TMA writes
+    operands = moved * STEP_BYTES / _model.SHARED_BYTES_PER_CLOCK
     rows = min(s.block_m, p.m) + s.block_n  # what lies beyond x is not loaded
     loads = rows * STEP_BYTES / min(SM_BYTES_PER_CLOCK, _model.L2_BYTES_PER_CLOCK * machine.sms / busy)
     turn = (LATENCY_CLOCKS + resident * loads) / (s.stages - 1)  # of a ring: one stage is read while the rest fill
