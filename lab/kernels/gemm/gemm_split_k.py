@@ -138,8 +138,8 @@ def clusters_at_once(schedule: Schedule, machine: Machine) -> int:
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
     """Microseconds in a graph: a start, little more than the larger of HBM's time and that of all k-steps, the way out.
 
-    A k-step takes as long as the tensor cores, shared memory, L2, or a turn of the ring need, whichever is longest; x and w
-    come from HBM once. Each wave after the first fills its ring anew.
+    A k-step takes as long as the tensor cores, shared memory, L2, or a turn of the ring need, whichever is longest;
+    x and w come from HBM once. Each wave after the first fills its ring anew.
     """
     p, s = problem, schedule
     tiles, at_once = _tiles.tile_count(p, s.block_m, s.block_n), clusters_at_once(s, machine)
