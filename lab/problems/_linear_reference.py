@@ -92,7 +92,8 @@ def _truncation(x: NDArray, w: NDArray, promotion: int) -> NDArray:
         partial += np.matmul(x[:, at : at + FP8_STEP], w[:, at : at + FP8_STEP].T, out=product)
         squares += np.multiply(partial, partial, out=product)
     factor = TAIL * FP8_STEP**0.5 + 2 * len(steps) ** 0.5
-    return TRUNCATION * factor * np.sqrt(squares)
+    cut: NDArray = TRUNCATION * factor * np.sqrt(squares)
+    return cut
 
 
 def _swiglu(gate: Estimate, up: Estimate) -> Estimate:

@@ -132,7 +132,8 @@ def cut_sum(partial: NDArray[np.float64], products: NDArray[np.float64]) -> NDAr
     quantum = np.exp2(np.floor(np.log2(largest)) - 13)
     total = (np.trunc(terms / quantum) * quantum).sum(axis=-1)
     mantissa, exponent = np.frexp(total)
-    return np.ldexp(np.trunc(np.ldexp(mantissa, 14)), exponent - 14)
+    kept: NDArray[np.float64] = np.ldexp(np.trunc(np.ldexp(mantissa, 14)), exponent - 14)
+    return kept
 
 
 def test_fp8_outputs_saturate_and_tiny_ones_have_an_absolute_error() -> None:

@@ -1,0 +1,102 @@
+// What the GEMMs of persistent clusters share: the CTA's shared memory, its producer, how stages go back and forth.
+#pragma once
+#include "lab/kernels/gemm/_epilogue.cuh"
+#include "ptx/cluster.cuh"
+#include "ptx/setmaxnreg.cuh"
+
+constexpr int CONSUMERS = 2;
+constexpr int W_PART = box::w_map::rows;  // rows of each half of w that this CTA loads
+constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
+
+struct Stage {
+    Element x[schedule::block_m][BLOCK_K];
+    Element w[schedule::block_n][BLOCK_K];
+};
+
+struct alignas(ALIGNMENT) Shared {
+    Stage ring[schedule::stages];
+    Box y[CONSUMERS][BUFFERS];
+    uint64_t full[schedule::stages];   // one arrival, and the bytes of the stage
+    uint64_t empty[schedule::stages];  // one arrival from every consumer warp of the cluster that reads the stage
+};
+
+static_assert(sizeof(Stage) == schedule::stage_bytes, "what a full barrier expects");
+static_assert(sizeof(Shared) + ALIGNMENT == schedule::shared_bytes, "what the launch asks for");
+static_assert(schedule::threads == (1 + CONSUMERS) * WARPGROUP, "a producer and two consumers");
+static_assert(W_PART * schedule::cluster == TILE_COLUMNS, "the CTAs of a cluster load all rows of w together");
+static_assert(PRODUCER_REGISTERS + CONSUMERS * CONSUMER_REGISTERS <= (1 + CONSUMERS) * 168, "168 a thread at launch");
+
+// The tiles of this CTA's cluster, one tile the rows of all its CTAs.
+__device__ __forceinline__ Walk walk_of_cluster(int m, int columns) {
+    constexpr int tall = schedule::cluster * schedule::block_m;
+    return {tiles_of(m, tall), tiles_of(columns, TILE_COLUMNS), tall, TILE_COLUMNS,
+            int(blockIdx.x) / schedule::cluster, int(gridDim.x) / schedule::cluster};
+}
+
+// Barriers are initialised before any CTA of the cluster arrives on them, and live until all have.
+__device__ __forceinline__ void sync_cluster() {
+    if constexpr (schedule::cluster == 1) {
+        __syncthreads();
+    } else {
+        ptx::cluster::arrive();
+        ptx::cluster::wait();
+    }
+}
+
+// `readers`: how many consumers of a CTA read each stage.
+__device__ __forceinline__ void start(Shared& shared, const TensorMap& x, const TensorMap& w, const TensorMap& y,
+                                      int readers) {
+    if (threadIdx.x == 0) {
+        ptx::tma::prefetch(x);
+        ptx::tma::prefetch(w);
+        ptx::tma::prefetch(y);
+        for (int stage = 0; stage < schedule::stages; ++stage) {
+            ptx::mbarrier::init(shared.full[stage], 1);
+            ptx::mbarrier::init(shared.empty[stage], schedule::cluster * readers * WARPGROUP / WARP);
+        }
+        ptx::fence::mbarrier_init();
+    }
+    sync_cluster();
+}
+
+__device__ __forceinline__ void finish() {
+    if constexpr (schedule::cluster > 1) {
+        __syncwarp();
+        sync_cluster();
+    }
+}
+
+// One thread keeps the ring full: its own rows of x, and its share of w in every CTA of the cluster.
+__device__ __forceinline__ void producer(Shared& shared, const TensorMap& x, const TensorMap& w, Walk walk, int rank,
+                                         int columns, int steps) {
+    Position at;
+    for (Tile tile; walk.next(tile);) {
+        for (int step = 0; step < steps; ++step, at.advance()) {
+            Stage& stage = shared.ring[at.stage];
+            uint64_t& full = shared.full[at.stage];
+            const int k = step * BLOCK_K;
+            ptx::mbarrier::wait(shared.empty[at.stage], at.parity ^ 1);  // on the first lap every stage is empty
+            ptx::mbarrier::arrive_expect_tx(full, schedule::stage_bytes);
+            ptx::tma::load_2d(stage.x, x, k, tile.row + rank * schedule::block_m, full);
+#pragma unroll
+            for (int half = 0; half < W_HALVES; ++half) {
+                Element* to = stage.w[half * TILE_COLUMNS + rank * W_PART];
+                const int row = half * columns + tile.column + rank * W_PART;
+                if constexpr (schedule::cluster == 1)
+                    ptx::tma::load_2d(to, w, k, row, full);
+                else
+                    ptx::tma::load_2d_multicast(to, w, k, row, full, (1 << schedule::cluster) - 1);
+            }
+        }
+    }
+}
+
+// A warp needs a stage no more: the producer of every CTA that writes to it hears so.
+__device__ __forceinline__ void release(Shared& shared, int stage) {
+    const int lane = threadIdx.x % WARP;
+    if constexpr (schedule::cluster == 1) {
+        if (lane == 0) ptx::mbarrier::arrive(shared.empty[stage]);
+    } else {
+        if (lane < schedule::cluster) ptx::mbarrier::arrive_cluster(shared.empty[stage], lane);
+    }
+}
