@@ -225,6 +225,23 @@ def require_shared(nbytes: int, what: str, machine: Machine) -> None:
         )
 
 
+def require_resident(ctas: int, shared_bytes: int, threads: int, registers: int, machine: Machine) -> None:
+    """Raise ScheduleError where an SM cannot hold so many CTAs of so many threads, `registers` each, at once."""
+    reserved = machine.shared_bytes_per_sm - machine.shared_bytes_per_block  # by the system, for each CTA
+    shared = ctas * (shared_bytes + reserved)
+    if shared > machine.shared_bytes_per_sm:
+        raise ScheduleError(
+            f"{ctas} CTAs need {shared:,} B of shared memory; an SM of the {machine.title} has "
+            f"{machine.shared_bytes_per_sm:,} B"
+        )
+    warps = 4 * -(-ctas * -(-threads // 32) // 4)  # each quarter of an SM has a quarter of its registers
+    if 32 * warps * registers > machine.registers_per_sm:
+        raise ScheduleError(
+            f"{warps} warps of {registers} registers a thread need {32 * warps * registers:,}; an SM of the "
+            f"{machine.title} has {machine.registers_per_sm:,}"
+        )
+
+
 def require_choice(schedule: Any, name: str, legal: tuple[int, ...]) -> None:
     """Raise ScheduleError where a schedule field is not one of the legal values."""
     value = getattr(schedule, name)

@@ -16,6 +16,11 @@ __device__ __forceinline__ void arrive() {
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
 
+// Arrive with nothing that the others need to see, and so without a fence (barrier.cluster.arrive.relaxed).
+__device__ __forceinline__ void arrive_relaxed() {
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+
 // Wait until every thread of the cluster has arrived (barrier.cluster.wait).
 __device__ __forceinline__ void wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 

@@ -98,3 +98,5 @@ def test_illegal_splits_are_refused_with_both_sides() -> None:
         Schedule(64, 64, 2, 4, 1).fits(Linear(64, 64, 136), H100)
     with pytest.raises(ScheduleError, match=r"2 CTAs need [\d,]+ B of shared memory; an SM .* has 233,472 B"):
         Schedule(128, 128, 4, 1, 2).fits(Linear(64, 64, 4096), H100)
+    with pytest.raises(ScheduleError, match=r"20 warps of 112 registers a thread need 71,680; an SM .* has 65,536"):
+        Schedule(256, 160, 3, 1, 1).fits(Linear(256, 320, 4096), H100)

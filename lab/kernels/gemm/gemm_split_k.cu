@@ -1,10 +1,10 @@
 // gemm_split_k: y[m, n] = x[m, k] @ w[n, k].T for few rows: a cluster of CTAs shares the k-steps of one tile.
 //
-// Idea: with m from 64 to 1024 there are fewer tiles than SMs, and an idle SM asks HBM for nothing. So `split_k` CTAs of a
-// cluster take one tile, each a contiguous share of its k-steps, and sum what they have in the end. Each owns a share of
-// the tile's columns: a thread sends its accumulators of the other shares straight from registers to the thread of the
-// same index in the CTA that owns them, where an mbarrier counts the bytes. No memory fence, no barrier of the cluster
-// stands between the last mma and the sum; the order of the sum is fixed, so the result is always the same.
+// Idea: with m from 64 to 1024 there are fewer tiles than SMs, and an idle SM asks HBM for nothing. So `split_k` CTAs,
+// a cluster, take one tile, each a contiguous share of its k-steps, and sum what they have in the end. Each owns a part
+// of the tile's columns: a thread sends its accumulators of the other parts straight from registers to the thread of
+// the same index in the CTA that owns them, where an mbarrier counts the bytes. No memory fence and no barrier of the
+// cluster stands between the last mma and the sum; the order of the sum is fixed, so the result is always the same.
 // Adds to gemm_warp_specialized: split k, a reduction through distributed shared memory, launches that overlap.
 //
 // Warp roles: warpgroup g owns rows 64 g .. 64 g + 63 of the tile; one more warp loads.
@@ -143,7 +143,8 @@ __device__ __forceinline__ void consumer(Shared& shared, const TensorMap& y, int
 
 extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_per_sm)
     gemm_split_k(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap w_map,
-                 const __grid_constant__ TensorMap y_map, const Element*, const Element*, Output*, int m, int n, int k) {
+                 const __grid_constant__ TensorMap y_map, const Element*, const Element*, Output*, int m, int n,
+                 int k) {
     extern __shared__ uint8_t dynamic[];
     Shared& shared = aligned<Shared>(dynamic);
     const int rank = blockIdx.x % SPLIT, steps = tiles_of(k, BLOCK_K);
@@ -151,7 +152,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     const Tile tile = tile_at(blockIdx.x / SPLIT, tiles_of(m, schedule::block_m), tiles_of(n, schedule::block_n),
                               schedule::block_m, schedule::block_n);
 
-    if (threadIdx.x == PRODUCER) {
+    if (threadIdx.x == 0) {
         ptx::tma::prefetch(x_map);
         ptx::tma::prefetch(w_map);
         ptx::tma::prefetch(y_map);
@@ -167,14 +168,12 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     __syncthreads();
 
     if (threadIdx.x < PRODUCER) {
-        if constexpr (SPLIT > 1) ptx::cluster::arrive();
+        if constexpr (SPLIT > 1) ptx::cluster::arrive();  // with the mbarriers; its fence hides behind the first loads
         consumer(shared, y_map, m, n, tile, rank, end - first);
     } else {
+        if constexpr (SPLIT > 1) ptx::cluster::arrive_relaxed();
         if (threadIdx.x == PRODUCER) producer(shared, x_map, w_map, tile, first, end);
-        if constexpr (SPLIT > 1) {
-            __syncwarp();
-            ptx::cluster::arrive();  // late, for what it releases is ordered behind all loads that were issued
-            ptx::cluster::wait();
-        }
+        __syncwarp();
+        if constexpr (SPLIT > 1) ptx::cluster::wait();
     }
 }

@@ -8,8 +8,8 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.kernel import Solves, require_choice, require_shared
-from lab.kernels.gemm import _tiles
+from lab.kernel import Solves, require_choice, require_resident, require_shared
+from lab.kernels.gemm import _model, _tiles
 from lab.kernels.gemm._tiles import FACTS, MMA_M, STEP_BYTES, Tiling, box_columns, step_of, tile_at, tiles_of
 from lab.problems import Linear
 from sim.counts import Counts
@@ -31,7 +31,7 @@ SOLVES = Solves(
 
 FLOAT = 4  # bytes of an accumulator
 BOX_COLUMNS = 16  # of y: the least that leaves in whole sectors
-OTHER_REGISTERS = 40  # a thread's registers beside its accumulators, at most
+OTHER_REGISTERS = 32  # a thread's registers beside its accumulators, at most
 
 
 @dataclass(frozen=True)
@@ -84,20 +84,8 @@ class Schedule(Tiling):
         if steps < self.split_k:
             raise ScheduleError(f"each of {self.split_k} CTAs takes a k-step or more; k = {problem.k} has {steps}")
         require_shared(self.shared_bytes, f"{self.stages} stages and {self.split_k - 1} inboxes", machine)
-        reserved = machine.shared_bytes_per_sm - machine.shared_bytes_per_block  # by the system, for each CTA
-        shared = self.ctas_per_sm * (self.shared_bytes + reserved)
-        if shared > machine.shared_bytes_per_sm:
-            raise ScheduleError(
-                f"{self.ctas_per_sm} CTAs need {shared:,} B of shared memory; "
-                f"an SM of the {machine.title} has {machine.shared_bytes_per_sm:,} B"
-            )
-        threads, accumulators = self.ctas_per_sm * self.threads, self.block_n // 2
-        registers = threads * (accumulators + OTHER_REGISTERS)
-        if registers > machine.registers_per_sm:
-            raise ScheduleError(
-                f"{threads} threads with {accumulators} accumulators each need {registers:,} registers; "
-                f"an SM of the {machine.title} has {machine.registers_per_sm:,}"
-            )
+        registers = self.block_n // 2 + OTHER_REGISTERS
+        require_resident(self.ctas_per_sm, self.shared_bytes, self.threads, registers, machine)
 
 
 TRIED = 32  # schedules that are worth trying
@@ -128,17 +116,13 @@ def _deepest(
             return
 
 
-# What the estimate is made of, measured on an H100 where it says so; each can be fitted again from records.
+# What the estimate is made of, beside the constants of _model; each can be fitted again from records.
 START_US = 1.6  # launch in a graph and the first bytes: intercept of a plain read's time over its bytes (measured)
 HBM_SHARE = 0.96  # of the data sheet's bandwidth that a plain read reaches: the slope of the same line (measured)
-L2_BYTES_PER_CLOCK = 40  # to each SM when all ask: machine.l2_bandwidth over its SMs and clock
-SM_BYTES_PER_CLOCK = 64  # that one SM can take from L2
-SHARED_BYTES_PER_CLOCK = 128  # that wgmma reads of an SM's shared memory (32 banks of 4 bytes)
+SM_BYTES_PER_CLOCK = 64  # that one SM can take from L2, when few ask
 LATENCY_CLOCKS = 1000  # from asking for a stage to its first bytes, HBM being busy
 DSMEM_BYTES_PER_CLOCK = 14  # between SMs, each way (Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU")
 MEET_CLOCKS = 800  # of a reduction beside its bytes: the CTAs of a cluster end one after the other; one trip
-ROUND_CLOCKS = 450  # of a warpgroup for 64 x 64 outputs on their way out
-FILL_CLOCKS = 2000  # of every further wave: barriers, one trip to HBM; a second CTA on the SM hides half of it
 BLEND = 4  # exponent of the norm that joins HBM's time with that of the k-steps: near a tie, each delays the other
 GPC_SMS = 16  # SMs that every GPC has; a cluster lies in one GPC
 
@@ -154,8 +138,8 @@ def clusters_at_once(schedule: Schedule, machine: Machine) -> int:
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
     """Microseconds in a graph: a start, little more than the larger of HBM's time and that of all k-steps, the way out.
 
-    A k-step takes as long as the tensor cores, the shared memory they read, L2, or a turn of the ring need, whichever
-    is longest; x and w come from HBM once. Each wave after the first fills its ring anew.
+    A k-step takes as long as the tensor cores, shared memory, L2, or a turn of the ring need, whichever is longest;
+    x and w come from HBM once. Each wave after the first fills its ring anew.
     """
     p, s = problem, schedule
     tiles, at_once = _tiles.tile_count(p, s.block_m, s.block_n), clusters_at_once(s, machine)
@@ -163,15 +147,16 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
     resident = min(s.ctas_per_sm, tiles_of(s.split_k * tiles, machine.sms))  # CTAs that share an SM
     busy = min(machine.sms, s.split_k * min(tiles, at_once))
     mma = 2 * s.block_m * s.block_n * step_of(p) * machine.sms * machine.clock_hz / machine.peak(p.activations)
-    operands = s.block_m // MMA_M * (MMA_M + s.block_n) * STEP_BYTES / SHARED_BYTES_PER_CLOCK
+    moved = s.block_m // MMA_M * (MMA_M + s.block_n) + s.block_m + s.block_n  # rows that wgmma reads, that TMA writes
+    operands = moved * STEP_BYTES / _model.SHARED_BYTES_PER_CLOCK
     rows = min(s.block_m, p.m) + s.block_n  # what lies beyond x is not loaded
-    loads = rows * STEP_BYTES / min(SM_BYTES_PER_CLOCK, L2_BYTES_PER_CLOCK * machine.sms / busy)
+    loads = rows * STEP_BYTES / min(SM_BYTES_PER_CLOCK, _model.L2_BYTES_PER_CLOCK * machine.sms / busy)
     turn = (LATENCY_CLOCKS + resident * loads) / (s.stages - 1)  # of a ring: one stage is read while the rest fill
     stream = waves * steps * max(resident * mma, resident * operands, resident * loads, turn)
     hbm = (p.read_bytes + p.write_bytes) / (HBM_SHARE * machine.hbm_bandwidth) * machine.clock_hz
     meet = MEET_CLOCKS + resident * s.inbox_bytes / DSMEM_BYTES_PER_CLOCK if s.split_k > 1 else 0
-    way_out = meet + resident * ROUND_CLOCKS * s.part / MMA_M
-    between = (waves - 1) * (FILL_CLOCKS + way_out) / resident
+    way_out = meet + resident * _model.ROUND_CLOCKS * s.part / MMA_M
+    between = (waves - 1) * (_model.FILL_CLOCKS + way_out) / resident
     body = ((stream + between) ** BLEND + hbm**BLEND) ** (1 / BLEND)
     return float(START_US + 1e6 * (body + way_out) / machine.clock_hz)
 

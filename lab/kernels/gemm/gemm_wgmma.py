@@ -5,12 +5,11 @@ from dataclasses import dataclass
 
 from numpy.typing import NDArray
 
-from lab.kernel import Solves, require_choice, require_shared
+from lab.kernel import Solves, require_choice, require_resident, require_shared
 from lab.kernels.gemm import _model, _tiles
 from lab.kernels.gemm._tiles import FACTS, MMA_M, Tiling
 from lab.problems import Linear
 from sim.counts import Counts
-from sim.errors import ScheduleError
 from sim.launch import Launch
 from sim.machine import Machine
 
@@ -54,20 +53,8 @@ class Schedule(Tiling):
 
     def fits(self, problem: Linear, machine: Machine) -> None:
         require_shared(self.shared_bytes, f"{self.stages} stages", machine)
-        reserved = machine.shared_bytes_per_sm - machine.shared_bytes_per_block  # by the system, for each CTA
-        shared = self.ctas_per_sm * (self.shared_bytes + reserved)
-        if shared > machine.shared_bytes_per_sm:
-            raise ScheduleError(
-                f"{self.ctas_per_sm} CTAs need {shared:,} B of shared memory; "
-                f"an SM of the {machine.title} has {machine.shared_bytes_per_sm:,} B"
-            )
-        threads, accumulators = self.ctas_per_sm * self.threads, self.block_n // 2
-        registers = threads * (accumulators + OTHER_REGISTERS)
-        if registers > machine.registers_per_sm:
-            raise ScheduleError(
-                f"{threads} threads with {accumulators} accumulators each need {registers:,} registers; "
-                f"an SM of the {machine.title} has {machine.registers_per_sm:,}"
-            )
+        registers = self.block_n // 2 + OTHER_REGISTERS
+        require_resident(self.ctas_per_sm, self.shared_bytes, self.threads, registers, machine)
 
 
 SHAPES = (  # block_m, block_n, stages, CTAs an SM: fewest bytes loaded for each mma first
