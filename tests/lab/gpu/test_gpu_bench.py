@@ -14,6 +14,7 @@ from lab.gpu import bench, search
 from lab.gpu.bench import Bench, Entry, Expectation, floor_us
 from lab.gpu.timing import Clock, Pace, rotation, round_robin
 from lab.problems import Linear
+from sim.errors import EnvironmentFailure
 from sim.formats import encode
 from sim.machine import H100
 from tests.lab.gpu.fake_bench import Device, install, write, wrong
@@ -146,6 +147,25 @@ def test_rows_that_no_reference_covers_must_be_written(device: Device, monkeypat
     (record,) = Bench(problem, H100, seed=1).race([entry], {}, (Clock.COLD,), 1)
     assert record.us is None
     assert record.metrics["failure"] == "64 elements of the output were never written"
+
+
+def refuse(*_: Any) -> None:
+    raise EnvironmentFailure("the CUDA driver refused a call (CUDA_ERROR_INVALID_VALUE in cuLaunchKernelEx)")
+
+
+def test_a_launch_that_is_refused_is_out_of_the_race(device: Device) -> None:
+    device.kernels[OTHER.schedule] = refuse
+    out, mine = Bench(PROBLEM, H100, seed=1).race([OTHER, GOOD], {}, (Clock.COLD,), 1)
+    assert (out.us, mine.us) == (None, 12.0)
+    assert "refused a call" in str(out.metrics["failure"])
+    assert Bench(PROBLEM, H100, seed=1).times([OTHER, GOOD], Clock.COLD, 1) == {GOOD: 12.0}
+
+
+def test_a_kernel_that_breaks_the_device_is_named(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    device.kernels[GOOD.schedule] = refuse
+    monkeypatch.setattr(bench.driver, "synchronize", refuse)
+    with pytest.raises(EnvironmentFailure, match=r"gemv_vectorized\(rows=.* broke the device: the CUDA driver refused"):
+        Bench(PROBLEM, H100, seed=1).race([GOOD], {}, (Clock.COLD,), 1)
 
 
 @pytest.mark.usefixtures("device")
