@@ -222,13 +222,6 @@ class Bench:
         return [_timed_record(fields, facts, timing[name], self.problem, self.machine) for timing in timings]
 
 
-def race(
-    problem: Linear, entries: Sequence[Entry], machine: Machine, peers: Mapping[str, Peer], seed: int | None = None
-) -> list[Record]:
-    """One race on both clocks; raises as `Bench.race` does."""
-    return Bench(problem, machine, seed=seed).race(entries, peers)
-
-
 def compile_ahead(launches: Sequence[Launch], machine: Machine) -> None:
     """Compile modules side by side into the cache; what does not compile says so when it is made ready."""
 
