@@ -208,6 +208,8 @@ def test_a_search_races_the_best_again_beside_the_peers(device: Device) -> None:
         ([GOOD.name, OTHER.name, "cublas"], Clock.COLD, 9, Pace.SUSTAINED),
     ]
     assert [r.metrics["stage"] for r in records] == ["search"] * 4 + ["final"] * 3
+    assert records[-1].metrics["candidates"] == 2
+    assert records[-1].metrics["spread"] == pytest.approx(13 / 12)  # of 12 and 14, the medians of five samples
     entry = tuned.winner(records, PROBLEM)
     assert entry is not None
     assert (entry.kernel, entry.schedule) == ("gemv_vectorized", records[0].schedule)
