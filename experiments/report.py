@@ -240,19 +240,25 @@ def rooflines(past: Archive) -> Iterator[tuple[str, str]]:
 
 
 def _dots(past: Archive) -> Iterator[Dot]:
-    """The newest measured dot of each kernel and problem, else the newest predicted one."""
-    found: dict[str, Dot] = {}
+    """Of each kernel the last few problems: the newest measured dot of each, else the newest predicted one."""
+    found: dict[str, dict[str, Dot]] = {}
     for record in past.records:
         if not record.kernel or is_peer(record) or (record.check and not record.check.passed):
             continue
         us = record.us if record.us is not None else record.predicted_us
-        key = f"{record.kernel} {record.problem}"
-        measured = record.us is not None
-        if us and (measured or not (key in found and found[key].measured)):
-            problem = question_of(record)
-            intensity = problem.flops / problem.bytes["total"]
-            found[key] = Dot(record.kernel, _size(record), intensity, problem.flops / us * 1e6, measured)
-    yield from found.values()
+        if not us or record.metrics.get("stage") == SEARCH:
+            continue
+        key, measured = str(record.problem), record.us is not None
+        dots = found.setdefault(record.kernel, {})
+        old = dots.pop(key, None)  # put back at the end: the order is that of the last time
+        if old and old.measured and not measured:
+            dots[key] = old
+            continue
+        problem = question_of(record)
+        intensity = problem.flops / problem.bytes["total"]
+        dots[key] = Dot(record.kernel, _size(record), intensity, problem.flops / us * 1e6, measured)
+    for dots in found.values():
+        yield from list(dots.values())[-SHAPES:]
 
 
 def _newest_times(past: Archive, kernel: str) -> list[dict[str, Record]]:

@@ -98,10 +98,13 @@ def linear(
     """
     on_host = isinstance(x, np.ndarray)
     describe = _describe_numpy if on_host else _describe_torch if _is_torch(x) else _describe_interface
-    arrays = {"x": x, "w": w, "residual": residual, "x_scale": x_scale, "w_scale": w_scale, "y_scale": y_scale}
-    arrays["y"] = out
-    operands = {name: describe(array, _SPOKEN.get(name, name)) for name, array in arrays.items() if array is not None}
-    kinds = tuple((name, operand.shape, operand.format) for name, operand in operands.items())
+    arrays = {"x": x, "w": w}
+    further = (("residual", residual), ("x_scale", x_scale), ("w_scale", w_scale), ("y_scale", y_scale), ("y", out))
+    for name, array in further:
+        if array is not None:
+            arrays[name] = array
+    operands = {name: describe(array, _SPOKEN.get(name, name)) for name, array in arrays.items()}
+    kinds = tuple([(name, shape, form) for name, (_, shape, form) in operands.items()])
     request = Request(kinds, output, swiglu, accumulate)
     problem = _problem(request)
     if out is None:
@@ -109,7 +112,7 @@ def linear(
         operands["y"] = describe(out, "out")
     _require_apart(operands)
     if on_host:
-        _simulate(problem, {name: arrays[name] for name in operands})
+        _simulate(problem, arrays)
         return out
     if stream is None:
         stream = _current_stream(x)
@@ -179,12 +182,16 @@ def _scales(sizes: dict[str, int], m: int, n: int) -> str:
 
 def _require_apart(operands: dict[str, Operand]) -> None:
     """Raise InputError where y overlaps what is still read while it is written."""
-    y = operands["y"]
-    end = y.pointer + FORMATS[y.format].storage.itemsize * prod(y.shape)
-    for name, other in operands.items():
-        size = FORMATS[other.format].storage.itemsize * prod(other.shape)
-        if name != "y" and y.pointer < other.pointer + size and other.pointer < end:
+    start, shape, form = operands["y"]
+    end = start + _nbytes(shape, form)
+    for name, (pointer, shape, form) in operands.items():
+        if pointer < end and start < pointer + _nbytes(shape, form) and name != "y":
             raise InputError(f"out must not overlap {name}, which is still read while out is written")
+
+
+@lru_cache(maxsize=4096)
+def _nbytes(shape: tuple[int, ...], form: str) -> int:
+    return FORMATS[form].storage.itemsize * prod(shape)
 
 
 @lru_cache(maxsize=1024)

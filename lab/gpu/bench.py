@@ -1,8 +1,8 @@
 """Bench: contestants checked on fresh inputs, then timed in one interleaved run; each becomes a Record."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite, prod
@@ -126,9 +126,13 @@ class Bench:
         ]
 
     def times(self, entries: Sequence[Entry], clock: Clock, rounds: int) -> dict[Entry, float]:
-        """Median microseconds of those that compile, unchecked, interleaved: to see which are worth a race."""
+        """Median microseconds of those that run, unchecked, interleaved: to see which are worth a race."""
         with self._stream:
             self._make_ready(entries, {})
+            for name in [entry.name for entry in entries if entry.name in self._ready]:
+                with self._out_of_the_race(name):
+                    self._ready[name].calls[0]()
+                    driver.synchronize(cupy.cuda.get_current_stream().ptr)
             able = {entry.name: entry for entry in entries if entry.name in self._ready}
             timings = measure([self._ready[name] for name in able], clock, rounds) if able else {}
         return {able[name]: timing.us for name, timing in timings.items()}
@@ -160,13 +164,23 @@ class Bench:
                 self._ready[name] = Contestant(name, tuple(peer(self.problem, arrays) for arrays in self._data))
 
     def _judge(self, name: str, is_peer: bool) -> None:
-        try:
+        with self._out_of_the_race(name, is_peer):
             self._checks[name] = self._check(self._ready[name])
-        except RuntimeError as refusal:  # how PyTorch says that it has no kernel for this
-            if not is_peer:
+
+    @contextmanager
+    def _out_of_the_race(self, name: str, is_peer: bool = False) -> Iterator[None]:
+        """A contestant that fails is out; raises EnvironmentFailure, naming it, where it takes the device with it."""
+        try:
+            yield
+        except (EnvironmentFailure, RuntimeError) as failure:
+            if isinstance(failure, RuntimeError) and not is_peer:  # how PyTorch says that it has no kernel for this
                 raise
+            try:
+                driver.synchronize(cupy.cuda.get_current_stream().ptr)
+            except EnvironmentFailure:
+                raise EnvironmentFailure(f"{name} broke the device: {failure}") from failure
             del self._ready[name]
-            self._failures[name] = str(refusal).strip().splitlines()[0]
+            self._failures[name] = str(failure).strip().splitlines()[0]
 
     def _check(self, contestant: Contestant) -> Check:
         """Run twice, the output poisoned between guard bands: the second time meets used workspaces."""
@@ -206,13 +220,6 @@ class Bench:
         if not check.passed:
             return [Record(**fields, metrics={**facts, "failure": _complaint(check)})]
         return [_timed_record(fields, facts, timing[name], self.problem, self.machine) for timing in timings]
-
-
-def race(
-    problem: Linear, entries: Sequence[Entry], machine: Machine, peers: Mapping[str, Peer], seed: int | None = None
-) -> list[Record]:
-    """One race on both clocks; raises as `Bench.race` does."""
-    return Bench(problem, machine, seed=seed).race(entries, peers)
 
 
 def compile_ahead(launches: Sequence[Launch], machine: Machine) -> None:

@@ -1,10 +1,13 @@
 """The search for the best kernel and schedule: all candidates in a short race, the best of them in a long one."""
 
 from collections.abc import Mapping, Sequence
+from statistics import median
+
+from msgspec import structs
 
 from lab.gpu.bench import Bench, Entry, Peer
 from lab.gpu.timing import Clock
-from lab.record import Record
+from lab.record import Record, Value
 from lab.tuned import FINAL, SEARCH
 
 SEARCH_ROUNDS = 5  # interleaved samples of each candidate: a burst of noise hits all of a round alike
@@ -17,13 +20,18 @@ def search(
 ) -> list[Record]:
     """Race all entries, then the best ones at `rounds` rounds beside the peers: the records of both stages.
 
-    Their metrics say which `stage` they are of. Raises as `Bench.race` does.
+    Their metrics say which `stage` they are of, and in the last one how many `candidates` ran and their `spread`, the
+    median time over the best. Raises as `Bench.race` does.
     """
     short = bench.race(entries, {}, (clock,), SEARCH_ROUNDS, facts={"stage": SEARCH})
     times = {
         entry: record.us for entry, record in zip(entries, short, strict=True) if record.us is not None
     }  # one clock and one pace: one record an entry, in their order
-    return [*short, *bench.race(best(times), peers, (clock,), rounds, facts={"stage": FINAL})]
+    brief = [structs.replace(record, theory=None) for record in short]  # hundreds, and it follows from the schedule
+    facts: dict[str, Value] = {"stage": FINAL, "candidates": len(times)}
+    if times:
+        facts["spread"] = median(times.values()) / min(times.values())
+    return [*brief, *bench.race(best(times), peers, (clock,), rounds, facts=facts)]
 
 
 def best(times: Mapping[Entry, float], most: int = FINALISTS) -> list[Entry]:

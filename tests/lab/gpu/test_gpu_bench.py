@@ -1,10 +1,7 @@
-"""Rotation, order, checks and the records of a race; the device is the host's memory, a kernel a Python function."""
+"""Rotation, order, checks and the records of a race, on a device that is replaced."""
 
-import ctypes
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,12 +12,12 @@ from hypothesis import strategies as st
 from lab import catalog, tuned
 from lab.gpu import bench, search
 from lab.gpu.bench import Bench, Entry, Expectation, floor_us
-from lab.gpu.device import Conditions
-from lab.gpu.timing import Clock, Contestant, Pace, Timing, rotation, round_robin
+from lab.gpu.timing import Clock, Pace, rotation, round_robin
 from lab.problems import Linear
 from sim.errors import EnvironmentFailure
 from sim.formats import encode
 from sim.machine import H100
+from tests.lab.gpu.fake_bench import Device, install, write, wrong
 
 KERNEL = catalog.get("gemv_vectorized")
 PROBLEM = Linear(1, 64, 512)
@@ -60,100 +57,12 @@ def test_large_references_cover_rows_that_no_tile_size_divides() -> None:
     assert sampled.check(problem, y).first_mismatch == (63, 7)
 
 
-class DeviceArray(np.ndarray):
-    """An array of the host that looks like one of the device."""
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        return dict(self.__array_interface__)
-
-    def get(self) -> Any:
-        return np.array(self)
-
-
-def on_device(array: Any) -> Any:
-    """A copy that is aligned as device memory is."""
-    room = np.zeros(array.nbytes + 256, np.uint8).view(DeviceArray)
-    start = -room.__array_interface__["data"][0] % 256
-    inside = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    inside[...] = array
-    return inside
-
-
-class Device:
-    """Kernels by schedule: each gets the address of y and the right bits; `us` are the times it will measure."""
-
-    def __init__(self) -> None:
-        self.kernels: dict[Any, Callable[[int, Any], None]] = {SPILLS.schedule: lambda *_: None, WRONG.schedule: wrong}
-        self.us: dict[str, float] = {}
-        self.usual_us = 12.0
-        self.measured: list[tuple[list[str], Clock, int, Pace]] = []
-        self.right: Any = None
-
-    def measure(
-        self, contestants: list[Contestant], clock: Clock, rounds: int, pace: Pace = Pace.SUSTAINED
-    ) -> dict[str, Timing]:
-        self.measured.append(([c.name for c in contestants], clock, rounds, pace))
-        conditions = Conditions(1700.0, 2619.0, 500.0, 50.0, ("power cap",))
-        times = {c.name: self.us.get(c.name, self.usual_us) for c in contestants}
-        samples = {name: tuple(us + i for i in range(rounds)) for name, us in times.items()}
-        return {name: Timing(name, clock, pace, found, conditions) for name, found in samples.items()}
-
-    def prepare(self, launches: Any, machine: Any) -> Any:
-        assert machine is H100
-        schedule = launches[0].schedule
-        if schedule == SPILLS.schedule:
-            raise EnvironmentFailure("it spills 8 B a thread")
-        kernel = self.kernels.get(schedule, write)
-
-        def bind(pointers: Mapping[str, int]) -> Callable[[], None]:
-            assert {"x", "w", "y"} <= set(pointers)
-            return lambda: kernel(pointers["y"], self.right)
-
-        return SimpleNamespace(bind=bind)
-
-    def peer(self, problem: Linear, arrays: Mapping[str, Any]) -> Callable[[], None]:
-        assert problem == PROBLEM
-        return lambda: write(arrays["y"].__array_interface__["data"][0], self.right)
-
-
-def write(y: int, bits: Any) -> None:
-    ctypes.memmove(y, np.ascontiguousarray(bits).ctypes.data, bits.nbytes)
-
-
-def wrong(y: int, bits: Any) -> None:
-    changed = bits.copy()
-    changed[0, 5] = encode(np.float32(1e9), "bf16")
-    write(y, changed)
-
-
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
-    found = Device()
-    of = Expectation.of
-
-    def expect(problem: Linear, seed: int | None) -> Expectation:
-        expectation = of(problem, seed)
-        found.right = encode(problem.reference(expectation.inputs)[0], problem.output)
-        return expectation
-
-    stream = SimpleNamespace(Stream=lambda **_: nullcontext(), get_current_stream=lambda: SimpleNamespace(ptr=9))
-    zeros = lambda shape, dtype: on_device(np.zeros(shape, dtype))  # noqa: E731
-    monkeypatch.setattr(bench, "cupy", SimpleNamespace(cuda=stream, asarray=on_device, zeros=zeros))
-    monkeypatch.setattr(bench, "Prepared", found.prepare)
-    monkeypatch.setattr(bench, "measure", found.measure)
-    monkeypatch.setattr(bench, "rotation", lambda _: 2)
-    monkeypatch.setattr(bench, "device_workspaces", lambda steps: {"partials": None} if len(steps) > 9 else {})
-    monkeypatch.setattr(bench, "pointers_of", lambda arrays, _: {n: address(a) for n, a in arrays.items()})
-    monkeypatch.setattr(bench, "compile_ahead", lambda *_: None)
-    monkeypatch.setattr(bench.driver, "synchronize", lambda _: None)
-    monkeypatch.setattr(bench, "card", lambda: SimpleNamespace(name="NVIDIA H100 80GB HBM3", driver="580"))
-    monkeypatch.setattr(Expectation, "of", expect)
+    found = install(monkeypatch)
+    found.spilling = [SPILLS.schedule]
+    found.kernels = {WRONG.schedule: wrong}
     return found
-
-
-def address(array: Any) -> int:
-    return int(array.__array_interface__["data"][0])
 
 
 def test_a_race_records_who_was_right_who_was_wrong_and_who_could_not_start(device: Device) -> None:
@@ -240,6 +149,25 @@ def test_rows_that_no_reference_covers_must_be_written(device: Device, monkeypat
     assert record.metrics["failure"] == "64 elements of the output were never written"
 
 
+def refuse(*_: Any) -> None:
+    raise EnvironmentFailure("the CUDA driver refused a call (CUDA_ERROR_INVALID_VALUE in cuLaunchKernelEx)")
+
+
+def test_a_launch_that_is_refused_is_out_of_the_race(device: Device) -> None:
+    device.kernels[OTHER.schedule] = refuse
+    out, mine = Bench(PROBLEM, H100, seed=1).race([OTHER, GOOD], {}, (Clock.COLD,), 1)
+    assert (out.us, mine.us) == (None, 12.0)
+    assert "refused a call" in str(out.metrics["failure"])
+    assert Bench(PROBLEM, H100, seed=1).times([OTHER, GOOD], Clock.COLD, 1) == {GOOD: 12.0}
+
+
+def test_a_kernel_that_breaks_the_device_is_named(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    device.kernels[GOOD.schedule] = refuse
+    monkeypatch.setattr(bench.driver, "synchronize", refuse)
+    with pytest.raises(EnvironmentFailure, match=r"gemv_vectorized\(rows=.* broke the device: the CUDA driver refused"):
+        Bench(PROBLEM, H100, seed=1).race([GOOD], {}, (Clock.COLD,), 1)
+
+
 @pytest.mark.usefixtures("device")
 def test_a_peer_that_has_no_kernel_is_no_failure_of_ours() -> None:
     def refusing(problem: Linear, arrays: Any) -> Callable[[], None]:  # noqa: ARG001
@@ -280,6 +208,8 @@ def test_a_search_races_the_best_again_beside_the_peers(device: Device) -> None:
         ([GOOD.name, OTHER.name, "cublas"], Clock.COLD, 9, Pace.SUSTAINED),
     ]
     assert [r.metrics["stage"] for r in records] == ["search"] * 4 + ["final"] * 3
+    assert records[-1].metrics["candidates"] == 2
+    assert records[-1].metrics["spread"] == pytest.approx(13 / 12)  # of 12 and 14, the medians of five samples
     entry = tuned.winner(records, PROBLEM)
     assert entry is not None
     assert (entry.kernel, entry.schedule) == ("gemv_vectorized", records[0].schedule)

@@ -1,0 +1,116 @@
+"""A device for benches: its memory is the host's, a kernel a Python function, every time what the test says."""
+
+import ctypes
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lab.gpu import bench
+from lab.gpu.bench import Expectation
+from lab.gpu.device import Conditions
+from lab.gpu.timing import Clock, Contestant, Pace, Timing
+from lab.problems import Linear
+from sim.errors import EnvironmentFailure
+from sim.formats import encode
+from sim.machine import H100
+
+
+class DeviceArray(np.ndarray):
+    """An array of the host that looks like one of the device."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return dict(self.__array_interface__)
+
+    def get(self) -> Any:
+        return np.array(self)
+
+
+def on_device(array: Any) -> Any:
+    """A copy that is aligned as device memory is."""
+    room = np.zeros(array.nbytes + 256, np.uint8).view(DeviceArray)
+    start = -room.__array_interface__["data"][0] % 256
+    inside = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    inside[...] = array
+    return inside
+
+
+class Device:
+    """Kernels by schedule: each gets the address of y and the right bits; `us` are the times it will measure."""
+
+    def __init__(self) -> None:
+        self.kernels: dict[Any, Callable[[int, Any], None]] = {}
+        self.spilling: list[Any] = []
+        self.us: dict[str, float] = {}
+        self.usual_us = 12.0
+        self.measured: list[tuple[list[str], Clock, int, Pace]] = []
+        self.right: Any = None
+
+    def measure(
+        self, contestants: list[Contestant], clock: Clock, rounds: int, pace: Pace = Pace.SUSTAINED
+    ) -> dict[str, Timing]:
+        self.measured.append(([c.name for c in contestants], clock, rounds, pace))
+        conditions = Conditions(1700.0, 2619.0, 500.0, 50.0, ("power cap",))
+        times = {c.name: self.us.get(c.name, self.usual_us) for c in contestants}
+        samples = {name: tuple(us + i for i in range(rounds)) for name, us in times.items()}
+        return {name: Timing(name, clock, pace, found, conditions) for name, found in samples.items()}
+
+    def prepare(self, launches: Any, machine: Any) -> Any:
+        assert machine is H100
+        schedule = launches[0].schedule
+        if schedule in self.spilling:
+            raise EnvironmentFailure("it spills 8 B a thread")
+        kernel = self.kernels.get(schedule, write)
+
+        def bind(pointers: Mapping[str, int]) -> Callable[[], None]:
+            assert {"x", "w", "y"} <= set(pointers)
+            return lambda: kernel(pointers["y"], self.right)
+
+        return SimpleNamespace(bind=bind)
+
+    def peer(self, problem: Linear, arrays: Mapping[str, Any]) -> Callable[[], None]:
+        assert problem
+        return lambda: write(arrays["y"].__array_interface__["data"][0], self.right)
+
+
+def write(y: int, bits: Any) -> None:
+    ctypes.memmove(y, np.ascontiguousarray(bits).ctypes.data, bits.nbytes)
+
+
+def wrong(y: int, bits: Any) -> None:
+    changed = bits.copy()
+    changed[0, 5] = encode(np.float32(1e9), "bf16")
+    write(y, changed)
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> Device:
+    """Put such a device in the place of CuPy and the driver; a kernel is right unless `kernels` has another."""
+    found = Device()
+    of = Expectation.of
+
+    def expect(problem: Linear, seed: int | None) -> Expectation:
+        expectation = of(problem, seed)
+        found.right = encode(problem.reference(expectation.inputs)[0], problem.output)
+        return expectation
+
+    stream = SimpleNamespace(Stream=lambda **_: nullcontext(), get_current_stream=lambda: SimpleNamespace(ptr=9))
+    zeros = lambda shape, dtype: on_device(np.zeros(shape, dtype))  # noqa: E731
+    monkeypatch.setattr(bench, "cupy", SimpleNamespace(cuda=stream, asarray=on_device, zeros=zeros))
+    monkeypatch.setattr(bench, "Prepared", found.prepare)
+    monkeypatch.setattr(bench, "measure", found.measure)
+    monkeypatch.setattr(bench, "rotation", lambda _: 2)
+    monkeypatch.setattr(bench, "device_workspaces", lambda steps: {"partials": None} if len(steps) > 9 else {})
+    monkeypatch.setattr(bench, "pointers_of", lambda arrays, _: {n: address(a) for n, a in arrays.items()})
+    monkeypatch.setattr(bench, "compile_ahead", lambda *_: None)
+    monkeypatch.setattr(bench.driver, "synchronize", lambda _: None)
+    monkeypatch.setattr(bench, "card", lambda: SimpleNamespace(name="NVIDIA H100 80GB HBM3", driver="580"))
+    monkeypatch.setattr(Expectation, "of", expect)
+    return found
+
+
+def address(array: Any) -> int:
+    return int(array.__array_interface__["data"][0])
