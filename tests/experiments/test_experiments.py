@@ -37,7 +37,7 @@ def measured(like: Record, us: float, clock: str = "graph") -> Record:
 
 
 def test_they_are_found_by_the_question_they_ask() -> None:
-    assert names() == ("batching", "ceilings", "decode_floor", "kv_cache", "machines", "two_machines")
+    assert names() == ("batching", "ceilings", "decode_floor", "fp8_error", "kv_cache", "machines", "two_machines")
     assert all(question == runner.get(name).QUESTION for name, question in questions().items())
     with pytest.raises(InputError, match="unknown experiment 'peers'; known experiments: batching"):
         runner.get("peers")

@@ -28,7 +28,7 @@ __device__ __forceinline__ void* chunk_of(Box& box, int row, int chunk) {
 }
 
 // Two neighbouring elements of a row.
-struct Pair {
+struct alignas(8) Pair {
     float low, high;
 };
 
