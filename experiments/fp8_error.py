@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from math import inf
 from statistics import NormalDist
 
 import numpy as np
@@ -48,45 +50,51 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
     """Relative error beside what rounding a right y costs alone, and the largest error over its bound."""
     for record in cases(records):
         problem = _problem(record)
-        found = next(filter(None, (measured(past, record, clock) for clock in CLOCKS)), None)
+        found = _measured(record, past)
         here = record if record.on == "sim" else None
-        summed = "float32" if problem.accumulate == "float32" else "the tensor cores (simulated: float32)"
-        case = f"k = {problem.k:,}, summed in {summed}"
         source = found.source if found else ""
-        columns = (rounding_alone(problem.output), _error(here), _error(found))
-        yield Row(case, "relative error, 1e-3", *(None if e is None else 1e3 * e for e in columns), source=source)
+        case = f"k = {problem.k:,}, {_summed(problem)}"
+        yield Row(case, "relative error", rounding_alone(problem.output), _error(here), _error(found), source)
         yield Row(case, "largest error / bound", 1.0, _of_bound(here), _of_bound(found), source)
 
 
 def verdict(records: Sequence[Record], past: Archive) -> Verdict:
     """Whether float32 sums leave only the rounding of y, and what the tensor cores' own sums leave."""
-    deepest = max(_problem(r).k for r in cases(records))
-    errors: dict[tuple[int, str], float] = {}
-    real = True
-    for record in cases(records):
-        found = next(filter(None, (measured(past, record, clock) for clock in CLOCKS)), None)
-        known = _error(found)
-        real &= known is not None
-        errors[_problem(record).k, _problem(record).accumulate] = (
-            known if known is not None else _error(record) or float("inf")
-        )
-    alone = rounding_alone(_problem(records[0]).output)
-    promoted = [error for (_, accumulate), error in errors.items() if accumulate == "float32"]
-    shallow, deep = errors[min(errors)[0], "fast"], errors[deepest, "fast"]
-    where = "measured" if real else "simulated, where the tensor cores sum in float32 too"
+    every = cases(records)
+    on_gpu = [_error(_measured(record, past)) for record in every]
+    real = None not in on_gpu
+    fast: dict[int, float] = {}
+    float32: dict[int, float] = {}
+    for record, found in zip(every, on_gpu, strict=True):
+        error = found if real else _error(record)
+        problem = _problem(record)
+        (fast if problem.fast else float32)[problem.k] = inf if error is None else error
+    form = _problem(every[0]).output
+    alone, worst = rounding_alone(form), max(float32.values())
+    first, last = min(fast), max(fast)
+    where = "measured" if real else "simulated, where tensor cores sum in float32 too"
     return Verdict(
-        max(promoted) <= ALLOWED * alone,
-        f"Summed in float32, y is off by {1e3 * max(promoted):.2f}e-3 of its norm at most, of which rounding it to "
-        f"{_problem(records[0]).output} costs {1e3 * alone:.2f}e-3; summed in the tensor cores, by "
-        f"{1e3 * shallow:.2f}e-3 at k = {min(errors)[0]:,} and {1e3 * deep:.2f}e-3 at k = {deepest:,} ({where}).",
+        worst <= ALLOWED * alone,
+        f"Summed in float32, y is off by at most {worst:.2e} of its norm, of which rounding it to {form} costs "
+        f"{alone:.2e}; summed in the tensor cores, by {fast[first]:.2e} at k = {first:,} and {fast[last]:.2e} at "
+        f"k = {last:,} ({where}).",
     )
 
 
-def rounding_alone(form: str, points: int = 4096) -> float:
+@cache
+def rounding_alone(form: str, points: int = 2**16) -> float:
     """||y - rounded y|| / ||y|| of a normal distribution, by its quantiles."""
     normal = NormalDist()
     y = np.array([normal.inv_cdf((i + 0.5) / points) for i in range(points)])
     return float(np.linalg.norm(decode(encode(y, form), form) - y) / np.linalg.norm(y))
+
+
+def _summed(problem: Linear) -> str:
+    return "summed in the tensor cores (simulated: float32)" if problem.fast else "summed in float32"
+
+
+def _measured(record: Record, past: Archive) -> Record | None:
+    return next(filter(None, (measured(past, record, clock) for clock in CLOCKS)), None)
 
 
 def _problem(record: Record) -> Linear:
