@@ -6,6 +6,7 @@ from pathlib import Path
 
 from experiments._rows import best_peer, is_peer
 from experiments._words import spell
+from lab.gpu.statistics import median_interval
 from lab.record import Record, archive, read
 from sim.errors import InputError
 
@@ -16,7 +17,8 @@ class Change:
 
     `of_peer` is the best peer's time over the kernel's, within its own run. `slowdown` is after over before: of these
     ratios where both sides have one, so that a card that runs slower on a day does not count, else of the times; None
-    where the kernel has no time afterwards.
+    where the kernel has no time afterwards. A slowdown is `noise` where the medians' intervals, each as wide as its
+    samples leave it uncertain, overlap once the card's own speed on the day is taken out; noise is no regression.
     """
 
     kernel: str
@@ -27,6 +29,7 @@ class Change:
     before_of_peer: float | None
     after_of_peer: float | None
     slowdown: float | None
+    noise: bool
     regression: bool
 
 
@@ -51,9 +54,10 @@ def compare(before: Sequence[Record], after: Sequence[Record], threshold: float)
     for key, was in old.items():
         now = new.get(key)
         was_of_peer, now_of_peer = _of_peer(before, was), _of_peer(after, now) if now else None
-        slowdown = None
+        slowdown, noise = None, False
         if now and now.us and was.us:
             slowdown = was_of_peer / now_of_peer if was_of_peer and now_of_peer else now.us / was.us
+            noise = _within_noise(was, now, slowdown)
         changes.append(
             Change(
                 kernel=was.kernel or "",
@@ -64,10 +68,21 @@ def compare(before: Sequence[Record], after: Sequence[Record], threshold: float)
                 before_of_peer=was_of_peer,
                 after_of_peer=now_of_peer,
                 slowdown=slowdown,
-                regression=slowdown is None or slowdown > 1 + threshold,
+                noise=noise,
+                regression=slowdown is None or (slowdown > 1 + threshold and not noise),
             )
         )
     return changes
+
+
+def _within_noise(was: Record, now: Record, slowdown: float) -> bool:
+    """Whether both medians may be the same, the later times brought to the earlier day's speed."""
+    if not (was.samples_us and now.samples_us and was.us and now.us):
+        return False
+    day = now.us / was.us / slowdown  # how much slower everything was: 1 without peers
+    was_low, was_high = median_interval(was.samples_us)
+    now_low, now_high = median_interval(now.samples_us)
+    return now_low / day <= was_high and was_low <= now_high / day
 
 
 def _fastest(records: Sequence[Record]) -> dict[str, Record]:

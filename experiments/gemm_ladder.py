@@ -65,8 +65,9 @@ def rungs(ladder: str, options: Options, target: Machine) -> list[Rung]:
     """
     shape = Linear(options.m, options.n, options.k)
     if ladder == "fp8":
-        whole = replace(shape, weights="fp8", activations="fp8", output="bf16", scales="tensor")
-        return [r for p in (replace(whole, accumulate="fast"), whole) for r in _rungs(p, options, target, top=True)]
+        whole = replace(shape, weights="fp8", activations="fp8", scales="tensor")
+        modes = (replace(whole, accumulate=mode) for mode in ("fast", "float32"))
+        return [rung for problem in modes for rung in _rungs(problem, options, target, top=True)]
     return _rungs(Linear(options.m, options.n, options.k, ladder), options, target, top=False)
 
 

@@ -79,7 +79,7 @@ def linear(
     w_scale: Any = None,
     y_scale: Any = None,
     output: str = "",
-    accumulate: str = "float32",
+    accumulate: str = "",
 ) -> Any:
     """y[..., n] = x[..., k] @ w[n, k].T, as `torch.nn.functional.linear` without a bias, and what may follow it.
 
@@ -88,8 +88,8 @@ def linear(
     or, with or without scales, beside x of its own type. `residual`, in y's shape, is added; `swiglu` takes w in two
     halves of its rows, gate and up, and makes y[..., n / 2] = silu(gate) * up. `x_scale` and `w_scale` are float32, one
     element each or one for each row; `y_scale`, one element, divides an fp8 y. y has the type of `out`, else the format
-    `output` (such as "fp8"), else x's type, or bfloat16 where x is fp8. `accumulate="fast"` sums fp8 products in the
-    tensor cores' few bits.
+    `output` (such as "fp8"), else x's type, or bfloat16 where x is fp8. Products of fp8 are summed in the few bits that
+    the tensor cores keep, with `accumulate="float32"` in float32.
 
     On the GPU arrays start at multiples of 16 bytes, nothing is copied, and the work runs on `stream` (a CUstream
     address) or on the current stream of PyTorch for its tensors, of CuPy otherwise, also while a graph is captured. No

@@ -43,4 +43,21 @@ __device__ __forceinline__ void wait(uint64_t& barrier, uint32_t parity) {
     }
 }
 
+// The same for a phase that counts what other CTAs of the cluster stored (mbarrier.try_wait.parity.acquire.cluster).
+__device__ __forceinline__ bool try_wait_parity_cluster(uint64_t& barrier, uint32_t parity) {
+    uint32_t done;
+    asm volatile(
+        "{\n\t.reg .pred p;\n\tmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
+        "selp.u32 %0, 1, 0, p;\n\t}"
+        : "=r"(done)
+        : "r"(address::shared(&barrier)), "r"(parity)
+        : "memory");
+    return done != 0;
+}
+
+__device__ __forceinline__ void wait_cluster(uint64_t& barrier, uint32_t parity) {
+    while (!try_wait_parity_cluster(barrier, parity)) {
+    }
+}
+
 }  // namespace ptx::mbarrier

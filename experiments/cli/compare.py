@@ -32,7 +32,9 @@ def _render(document: dict[str, Any]) -> None:
             number(row.after_us),
             number(row.before_of_peer),
             number(row.after_of_peer),
-            "LOST" if row.slowdown is None else f"{row.slowdown:.3f}{' REGRESSION' if row.regression else ''}",
+            "LOST"
+            if row.slowdown is None
+            else f"{row.slowdown:.3f}{' REGRESSION' if row.regression else ' noise' if row.noise else ''}",
         ]
         for row in document["rows"]
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from math import comb, isnan
-from statistics import median, quantiles
+from statistics import median
 
 from lab.gpu.device import Conditions
 
@@ -14,14 +14,6 @@ def median_us(samples: Sequence[float]) -> float:
     if any(isnan(s) or s <= 0 for s in samples):
         raise ValueError("a time must be a positive number")
     return median(samples)
-
-
-def relative_spread(samples: Sequence[float]) -> float:
-    """The interquartile range over the median: a difference between two medians below this is noise."""
-    if len(samples) < 2:
-        return 0.0
-    low, middle, high = quantiles(samples, n=4, method="inclusive")
-    return (high - low) / middle
 
 
 def median_interval(samples: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:

@@ -6,17 +6,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from lab import catalog
+from lab.emulate import emulator
+from lab.problems import Linear
+from lab.verify import verify
 from sim.formats import encode
+from sim.machine import H100
 from tests.emulator.text import elementwise, execute
 
 LANES = np.arange(32, dtype=np.uint32)
 GROUP, NUMBER = LANES // 4, LANES % 4  # of a lane: its group of four, its place there
 PTX_NAME = {"bf16": "bf16", "fp16": "f16"}
 MMA = """
-    .reg .b32 %x<4>, %w<2>; .reg .f32 %d<4>;
+    .reg .b32 %x<4>, %w<2>; .reg .f32 %sum<4>;
     mov.b64 {{%x0, %x1}}, %a; mov.b64 {{%x2, %x3}}, %b; mov.b64 {{%w0, %w1}}, %c;
-    cvt.rn.f32.u32 %d0, %thread; add.f32 %d1, %d0, 0f42000000; add.f32 %d2, %d1, 0f42000000; add.f32 %d3, %d2, 0f42000000;
-    mma.sync.aligned.m16n8k{k}.row.col.f32.{form}.{form}.f32 {{%d0, %d1, %d2, %d3}}, {a}, {b}, {{%d0, %d1, %d2, %d3}};
+    cvt.rn.f32.u32 %sum0, %thread; add.f32 %sum1, %sum0, 0f42000000;
+    add.f32 %sum2, %sum1, 0f42000000; add.f32 %sum3, %sum2, 0f42000000;
+    mma.sync.aligned.m16n8k{k}.row.col.f32.{form}.{form}.f32
+        {{%sum0, %sum1, %sum2, %sum3}}, {a}, {b}, {{%sum0, %sum1, %sum2, %sum3}};
     mov.b64 %out, {{{results}}};
 """
 
@@ -47,9 +54,9 @@ def mma(a: NDArray, b: NDArray, form: str) -> NDArray[np.float32]:
             form=PTX_NAME[form],
             a="{%x0, %x1, %x2, %x3}" if k == 16 else "{%x0, %x1}",
             b="{%w0, %w1}" if k == 16 else "{%w0}",
-            results=f"%d{2 * half}, %d{2 * half + 1}",
+            results=f"%sum{2 * half}, %sum{2 * half + 1}",
         )
-        result = elementwise(text.replace("%d", "%sum"), operands, "uint64").view(np.float32).reshape(32, 2)
+        result = elementwise(text, operands, "uint64").view(np.float32).reshape(32, 2)
         for i in range(2):
             d[GROUP + 8 * half, 2 * NUMBER + i] = result[:, i]
     return d
@@ -103,7 +110,8 @@ def test_what_was_never_written_spoils_only_its_row_of_the_result() -> None:
 LDMATRIX = """
     .reg .b32 %at, %from; .reg .b32 %m<4>;
     mov.u32 %at, buffer; mad.lo.u32 %from, %c, 16, %at; mad.lo.u32 %at, %thread, 16, %at;
-    st.shared.v2.b64 [%at], {{%a, %b}}; bar.warp.sync -1; mov.b32 %m0, 0; mov.b32 %m1, 0; mov.b32 %m2, 0; mov.b32 %m3, 0;
+    st.shared.v2.b64 [%at], {{%a, %b}}; bar.warp.sync -1;
+    mov.b32 %m0, 0; mov.b32 %m1, 0; mov.b32 %m2, 0; mov.b32 %m3, 0;
     ldmatrix.sync.aligned.m8n8.x{count}{trans}.shared.b16 {{{registers}}}, [%from];
     mov.b64 %out, {{{results}}};
 """
@@ -193,3 +201,15 @@ def test_cp_async_into_what_another_warp_still_reads_is_reported(between: str) -
     data = np.arange(64, dtype=np.uint32)
     emulation = execute(REUSED.replace("BETWEEN", between), (data,), np.zeros(64, np.uint32), shared=256)
     assert {h.kind for h in emulation.hazards} == (set() if between else {"race on shared memory"})
+
+
+@pytest.mark.parametrize("shape", [(64, 128, 64, 2, 2), (128, 64, 32, 2, 2), (64, 128, 64, 2, 4)])
+def test_the_swizzle_of_gemm_mma_sync_meets_no_bank_conflict(shape: tuple[int, ...]) -> None:
+    kernel = catalog.get("gemm_mma_sync")
+    schedule = kernel.module.Schedule(*shape, stages=3, ctas_per_sm=1, group_m=8)
+    execute = emulator(H100)
+    problem = Linear(schedule.block_m + 37, schedule.block_n - 24, 2 * schedule.block_k + 24)
+    assert verify(kernel, problem, schedule, H100, execute).passed
+    (emulation,) = execute.emulations
+    assert emulation.statistics.bank_conflicts == 0
+    assert emulation.statistics.shared_wavefronts > 0

@@ -26,7 +26,13 @@ from sim.counts import Counts
 from sim.errors import InputError
 from sim.machine import H100
 
-SMALL = {"fp8_error": {"n": 128, "most": 1024}, "two_machines": {"d": 256, "m": 64}, "batching": {"d": 256, "most": 8}}
+SMALL = {
+    "two_machines": {"d": 256, "m": 64},
+    "batching": {"d": 256, "most": 8},
+    "fp8_error": {"n": 128, "most": 1024},
+    "gemm_ladder": {"m": 256, "n": 256, "k": 256},
+    "gemm_bars": {"part": "ragged"},
+}
 NOTHING = Archive(())
 
 
@@ -37,7 +43,17 @@ def measured(like: Record, us: float, clock: str = "graph") -> Record:
 
 
 def test_they_are_found_by_the_question_they_ask() -> None:
-    assert names() == ("batching", "ceilings", "decode_floor", "fp8_error", "kv_cache", "machines", "two_machines")
+    assert names() == (
+        "batching",
+        "ceilings",
+        "decode_floor",
+        "fp8_error",
+        "gemm_bars",
+        "gemm_ladder",
+        "kv_cache",
+        "machines",
+        "two_machines",
+    )
     assert all(question == runner.get(name).QUESTION for name, question in questions().items())
     with pytest.raises(InputError, match="unknown experiment 'peers'; known experiments: batching"):
         runner.get("peers")

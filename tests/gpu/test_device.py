@@ -269,16 +269,84 @@ def test_hardware_counters_agree_with_theory(name: str, chip: Machine) -> None:
 
 @pytest.mark.parametrize("clock", ["cold", "graph"])
 def test_a_bench_gives_checked_possible_records(clock: str, chip: Machine) -> None:
-    from lab.gpu.bench import bench
+    from lab.gpu.bench import Bench, Entry
     from lab.gpu.timing import Clock
 
     kernel = runnable("gemv_vectorized", chip)
     problem = Linear(1, 4096, 4096)
-    (record,) = bench(kernel, problem, [kernel.best_guess(problem, chip)], chip, clocks=(Clock(clock),), rounds=5)
+    entry = Entry(kernel, kernel.best_guess(problem, chip))
+    (record,) = Bench(problem, chip).race([entry], {}, clocks=(Clock(clock),), rounds=5)
     assert record.check is not None
     assert record.check.passed
     assert len(record.samples_us) == 5
     assert "impossible" not in record.metrics
+
+
+FORMS = [
+    Linear(100, 512, 4096),
+    Linear(100, 512, 4096, "fp16"),
+    Linear(100, 512, 4096, "fp32"),
+    Linear(100, 512, 4096, epilogue="residual"),
+    Linear(100, 512, 4096, epilogue="swiglu"),
+    *(
+        Linear(100, 512, 4096, "fp8", "fp8", scales=scales, accumulate=accumulate)
+        for scales in ("none", "tensor", "row")
+        for accumulate in ("fast", "float32")
+    ),
+]
+
+
+@pytest.mark.usefixtures("torch")
+@pytest.mark.parametrize("problem", FORMS, ids=str)
+def test_what_is_chosen_and_its_peers_are_right_in_one_race(problem: Linear, chip: Machine) -> None:
+    from experiments.peers import linear_peers
+    from lab.choice import choose
+    from lab.gpu.bench import Bench, Entry
+    from lab.gpu.timing import Clock
+
+    kernel, schedule, _ = choose(problem, chip)
+    records = Bench(problem, chip).race([Entry(kernel, schedule)], linear_peers(problem), (Clock.COLD, Clock.GRAPH), 3)
+    assert {r.kernel for r in records} > {kernel.name}
+    assert [(r.kernel, r.metrics) for r in records if r.us is None] == []
+
+
+def test_a_search_finds_a_winner_among_right_kernels(chip: Machine) -> None:
+    from lab import tuned
+    from lab.choice import contenders
+    from lab.gpu.bench import Bench, Entry
+    from lab.gpu.search import search
+    from lab.gpu.timing import Clock
+
+    problem = Linear(512, 1024, 1024)
+    entries = [Entry(*pair) for pair in contenders(problem, chip)]
+    records = search(Bench(problem, chip), entries, {}, Clock.COLD, rounds=5)
+    assert [(r.kernel, r.schedule, r.metrics["failure"]) for r in records if r.us is None] == []
+    assert tuned.winner(records, problem) is not None
+
+
+@pytest.mark.parametrize("form", ["residual", "swiglu", "row scales", "fp8 output"])
+def test_pytorch_tensors_with_what_follows_a_layer(form: str, torch: Any) -> None:
+    m, n, k = 70, 512, 768
+    fp8 = form in ("row scales", "fp8 output")
+    dtype = torch.float8_e4m3fn if fp8 else torch.bfloat16
+    x, w = (torch.randn(rows, k, device="cuda").to(dtype) for rows in (m, n))
+    products = x.float() @ w.float().t()
+    if form == "residual":
+        residual = torch.randn(m, n, device="cuda", dtype=dtype)
+        y, expected = ops.linear(x, w, residual=residual), products + residual.float()
+    elif form == "swiglu":
+        gate, up = products.chunk(2, dim=1)
+        y, expected = ops.linear(x, w, swiglu=True), torch.nn.functional.silu(gate) * up
+    elif form == "row scales":
+        x_scale, w_scale = (torch.rand(rows, device="cuda") + 0.5 for rows in (m, n))
+        y, expected = ops.linear(x, w, x_scale=x_scale, w_scale=w_scale), products * x_scale[:, None] * w_scale
+    else:
+        one, small = torch.ones(1, device="cuda"), torch.full((1,), 0.25, device="cuda")
+        y = ops.linear(x, w, x_scale=one, w_scale=small, y_scale=one, output="fp8")
+        expected = products * 0.25
+    assert y.dtype == (torch.float8_e4m3fn if form == "fp8 output" else torch.bfloat16)
+    relative = 2.0**-3 if form == "fp8 output" else 2.0**-6
+    assert torch.allclose(y.float(), expected, rtol=relative, atol=0.3)
 
 
 def test_a_models_linear_layers_round_as_the_formats_do(chip: Machine, cupy: Any) -> None:

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab import catalog
+from lab.compile import compile_launch
 from lab.kernel import Kernel
 from lab.kernels.gemm import _tiles
 from lab.problems import Linear
 from sim.errors import InputError, ScheduleError
 from sim.launch import TensorMap
-from sim.machine import H100
+from sim.machine import A100, H100, Machine
 
 WGMMA = ("gemm_wgmma", "gemm_warp_specialized")
 
@@ -108,3 +109,62 @@ def test_4096_cubed_loads_what_a_128_by_256_tile_loads() -> None:
     counts = kernel.module.theory(problem, schedule, H100)
     assert counts.tma_load_bytes == counts.l2_to_sm_bytes == 1_610_612_736
     assert counts.mma_flops == counts.flops == 2 * 4096**3
+
+
+class TestMmaSync:
+    kernel = catalog.get("gemm_mma_sync")
+
+    @pytest.mark.parametrize("machine", [H100, A100], ids=lambda machine: machine.name)
+    def test_ampere_and_hopper_have_schedules_whose_ctas_share_an_sm_as_they_say(self, machine: Machine) -> None:
+        problem = Linear(4096, 4096, 4096)
+        found = list(self.kernel.module.candidates(problem, machine))
+        assert len(found) >= 8
+        for schedule in found:
+            (launch,) = self.kernel.launches(problem, schedule, machine)
+            used = compile_launch(launch, machine).resources[launch.entry]
+            allocated = -(-used.registers // 8) * 8 * schedule.threads  # registers are dealt in eights
+            assert schedule.ctas_per_sm * allocated <= machine.registers_per_sm
+
+    def test_a_perturbed_tile_changes_what_is_counted(self) -> None:
+        problem = Linear(300, 520, 136)
+        schedule = self.kernel.best_guess(problem, H100)
+        (launch,) = self.kernel.launches(problem, schedule, H100)
+        counts = self.kernel.module.simulate(launch, None, H100)
+        wrong = replace(schedule, block_n=64 if schedule.block_n != 64 else 128)
+        perturbed = replace(launch, schedule=wrong)  # the same grid, another tile
+        assert self.kernel.module.simulate(perturbed, None, H100).global_load_sectors != counts.global_load_sectors
+
+    @pytest.mark.parametrize(
+        ("change", "sides"),
+        [
+            ({"warps_n": 1}, r"32 or 64 of block_n; 256 / 1 warps is 256"),
+            ({"stages": 9}, r"9 stages need 442,368 B of shared memory; a block .* has 232,448 B"),
+            ({"ctas_per_sm": 2}, r"2 CTAs need [\d,]+ B of shared memory; an SM .* has 233,472 B"),
+            ({"ctas_per_sm": 2, "stages": 2}, r"512 threads .* need [\d,]+ registers; an SM .* has 65,536"),
+            (
+                {"block_m": 64, "warps_m": 2, "warps_n": 8, "block_k": 32},
+                r"512 threads copy 128 rows at once; the tile",
+            ),
+        ],
+    )
+    def test_what_an_sm_cannot_hold_is_refused_with_both_sides(self, change: dict[str, int], sides: str) -> None:
+        schedule = self.kernel.module.Schedule(128, 256, 64, 2, 4, 4, 1, 8)
+        with pytest.raises(ScheduleError, match=sides):
+            replace(schedule, **change).fits(Linear(4096, 4096, 4096), H100)
+
+    def test_4096_cubed_loads_what_a_128_by_256_tile_loads(self) -> None:
+        problem = Linear(4096, 4096, 4096)
+        schedule = self.kernel.best_guess(problem, H100)
+        assert (schedule.block_m, schedule.block_n) == (128, 256)
+        counts = self.kernel.module.theory(problem, schedule, H100)
+        assert counts.l2_to_sm_bytes == 32 * (counts.global_load_sectors or 0) == 1_610_612_736
+        assert counts.mma_flops == counts.flops == 2 * 4096**3
+
+    def test_it_is_predicted_to_be_slower_than_wgmma_where_the_tensor_cores_bind(self) -> None:
+        problem = Linear(4096, 4096, 4096)
+
+        def predicted(kernel: Kernel) -> float:
+            schedule = kernel.best_guess(problem, H100)
+            return kernel.predicted_us(problem, schedule, kernel.launches(problem, schedule, H100), H100)
+
+        assert predicted(self.kernel) > predicted(catalog.get("gemm_wgmma"))

@@ -15,8 +15,7 @@ from lab.problems import Linear
 from lab.verify import compare
 from sim.errors import InputError
 from sim.formats import FORMATS
-from sim.machine import A100, H100
-from sim.predict import predict_us
+from sim.machine import H100
 
 BF16 = ml_dtypes.bfloat16
 
@@ -67,7 +66,7 @@ X, W = drawn(4, 32, 64)
         (X, W.tolist(), None, "w must be a NumPy array as x is, not builtins.list"),
         (X.tolist(), W, None, "x must be an array on the GPU, or all arrays NumPy's"),
         (X, W, np.empty((4, 31), BF16), r"out must be \[4, 32\] in bf16; it is \[4, 31\]"),
-        (X, W, np.empty((4, 32), np.float32), "in bf16; it is .* in fp32"),
+        (X, W, np.empty((4, 32), np.float16), "no kernel takes this problem .* takes output bf16"),
         (X, X, X[:2, :].reshape(-1)[:16].reshape(4, 4), "out must not overlap x"),
     ],
 )
@@ -131,19 +130,98 @@ def test_tensors_are_described_without_pytorch(changes: dict[str, Any], sentence
         ops._describe_torch(tensor(**changes), "w")
 
 
-@pytest.mark.parametrize("m", [1, 4096])
-def test_the_choice_has_the_smallest_predicted_time(m: int) -> None:
-    problem = Linear(m, 4096, 4096)
+FP8 = ml_dtypes.float8_e4m3fn
+ONE, ROWS, COLUMNS = np.full(1, 0.5, np.float32), np.full(4, 0.5, np.float32), np.full(32, 2, np.float32)
 
-    def predicted(kernel: Any, machine: Any) -> float:
-        schedule = kernel.best_guess(problem, machine)
-        ctas = sum(launch.ctas for launch in kernel.launches(problem, schedule, machine))
-        return predict_us(kernel.module.theory(problem, schedule, machine), "bf16", machine, ctas)
 
-    for machine in (A100, H100):
-        chosen, _, launches = ops.choose(problem, machine)
-        assert launches
-        assert chosen.solves.runs_on(machine.arch)
-        running = [k for k in catalog.kernels() if k.solves.runs_on(machine.arch)]
-        able = [k for k in running if not k.solves.refusal(problem)]
-        assert predicted(chosen, machine) == min(predicted(k, machine) for k in able)
+def request(*, output: str = "", swiglu: bool = False, accumulate: str = "", **arrays: Any) -> Linear:
+    """The problem that a call with these arrays poses."""
+    kinds = tuple((name, array.shape, ops._FORMATS[array.dtype.name]) for name, array in arrays.items())
+    return ops._problem(ops.Request(kinds, output, swiglu, accumulate))
+
+
+def test_operands_say_what_the_problem_is() -> None:
+    x, w = X.astype(FP8), W.astype(FP8)
+    residual = np.zeros((4, 32), BF16)
+    assert request(x=X, w=W, residual=residual) == Linear(4, 32, 64, epilogue="residual")
+    assert request(x=X.reshape(2, 2, 64), w=W, residual=residual.reshape(2, 2, 32)).residual
+    assert request(x=X, w=W, swiglu=True).columns == 16
+    assert request(x=x, w=w) == Linear(4, 32, 64, "fp8", "fp8")
+    assert request(x=x, w=w, accumulate="float32").accumulate == "float32"
+    assert request(x=x, w=w, x_scale=ONE, w_scale=ONE).scales == "tensor"
+    assert request(x=x, w=w, x_scale=ONE.reshape(()), w_scale=ONE).scales == "tensor"
+    assert request(x=x, w=w, x_scale=ROWS, w_scale=COLUMNS).scales == "row"
+    assert request(x=x, w=w, x_scale=ROWS.reshape(4, 1), w_scale=COLUMNS.reshape(1, 32)).scales == "row"
+    assert request(x=x[:1], w=w, x_scale=ONE, w_scale=COLUMNS).scales == "row"
+    assert request(x=X, w=w, w_scale=COLUMNS) == Linear(4, 32, 64, "fp8", scales="row")
+    small = request(x=x, w=w, x_scale=ONE, w_scale=ONE, y_scale=ONE, output="fp8")
+    assert small == Linear(4, 32, 64, "fp8", "fp8", "fp8", scales="tensor")
+    assert request(x=x, w=w, x_scale=ONE, w_scale=ONE, y_scale=ONE, y=np.zeros((4, 32), FP8)) == small
+    assert request(x=X, w=W, y=np.zeros((4, 32), np.uint8)).output == "fp8"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"residual": np.zeros((4, 31), BF16)}, r"residual must be \[4, 32\] in bf16; it is \[4, 31\] in bf16"),
+        ({"residual": np.zeros((4, 32), np.float32)}, "residual must be .* in bf16; it is .* in fp32"),
+        ({"residual": np.zeros((4, 16), BF16), "swiglu": True}, "with a residual or with swiglu, not with both"),
+        ({"w": W.astype(FP8), "x_scale": ONE}, "x_scale has no place here: x is in bf16"),
+        ({"x_scale": ONE}, "scales are for fp8 weights"),
+        ({"x": X.astype(FP8), "w": W.astype(FP8), "x_scale": ONE}, "w_scale must be given where other scales are"),
+        ({"x": X.astype(FP8), "w": W.astype(FP8), "x_scale": ROWS, "w_scale": ONE}, "one for each row; x_scale has 4"),
+        ({"x": X.astype(FP8), "w": W.astype(FP8), "y_scale": ONE}, "y_scale has no place here"),
+        (
+            {"x": X.astype(FP8), "w": W.astype(FP8), "x_scale": ONE.astype(BF16), "w_scale": ONE},
+            "x_scale must be .* fp32",
+        ),
+        ({"x": X.astype(FP8)}, "w in bf16 needs x in bf16; x is in fp8"),
+        ({"y": np.zeros((4, 32), BF16), "output": "fp8"}, "out is in bf16 and output asks for fp8"),
+        ({"output": "fp9"}, "unknown format 'fp9'"),
+        ({"accumulate": "slow"}, "accumulate is float32, fast; got 'slow'"),
+        ({"swiglu": True, "w": W[:31]}, "swiglu halves the rows of w, so n is even; n = 31"),
+        ({"swiglu": True, "y": np.zeros((4, 32), BF16)}, r"out must be \[4, 16\] in bf16; it is \[4, 32\]"),
+    ],
+)
+def test_operands_that_do_not_belong_together_are_refused(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        request(**{"x": X, "w": W, **changes})
+
+
+@pytest.mark.parametrize(
+    ("x", "form", "dtype"),
+    [
+        (X, "bf16", BF16),
+        (X, "fp8", FP8),
+        (X.astype(FP8), "bf16", BF16),
+        (X.view(np.uint16), "fp8", np.uint8),
+        (X.astype(FP8).view(np.uint8), "bf16", np.uint16),
+        (X.astype(np.float32), "fp32", np.float32),
+    ],
+)
+def test_results_are_made_in_the_kind_of_types_that_x_has(x: Any, form: str, dtype: Any) -> None:
+    assert ops._empty(x, (2, 3), form).dtype == dtype
+
+
+def close(y: Any, expected: Any) -> bool:
+    """Within a rounding of bf16, and for small sums of the sums' own."""
+    return np.allclose(y.astype(np.float64), expected, rtol=2.0**-7, atol=2.0**-7)
+
+
+def test_epilogues_on_the_simulated_chip() -> None:
+    x, w = drawn(9, 64, 128, seed=1)
+    residual = drawn(9, 1, 64, seed=2)[0]
+    products = x.astype(np.float64) @ w.astype(np.float64).T
+    assert close(lab.linear(x, w, residual=residual), products + residual.astype(np.float64))
+    gate, up = products[:, :32], products[:, 32:]
+    assert close(lab.linear(x, w, swiglu=True), gate / (1 + np.exp(-gate)) * up)
+
+
+def test_scales_on_the_simulated_chip() -> None:
+    rng = np.random.default_rng(1)
+    x, w = rng.standard_normal((5, 128)).astype(FP8), rng.standard_normal((48, 128)).astype(FP8)
+    x_scale, w_scale = rng.uniform(0.5, 2, 5).astype(np.float32), rng.uniform(0.5, 2, 48).astype(np.float32)
+    y = lab.linear(x, w, x_scale=x_scale, w_scale=w_scale)
+    assert y.dtype == BF16
+    products = x.astype(np.float64) @ w.astype(np.float64).T
+    assert close(y, products * x_scale[:, None].astype(np.float64) * w_scale)

@@ -75,14 +75,17 @@ def test_each_rung_stands_on_the_one_below() -> None:
     assert all("fp32" in catalog.get(name).solves.weights for name in LADDER)
 
 
-def test_no_rung_asks_l2_for_more_than_the_one_below() -> None:
-    moved = []
+def test_each_rung_asks_l2_for_no_more_and_is_predicted_to_be_faster_than_the_one_below() -> None:
+    moved, predicted = [], []
     for name in LADDER:
         kernel = catalog.get(name)
-        counts = kernel.module.theory(BIG, kernel.best_guess(BIG, H100), H100)
-        moved.append(counts.l2_to_sm_bytes)
+        schedule = kernel.best_guess(BIG, H100)
+        moved.append(kernel.module.theory(BIG, schedule, H100).l2_to_sm_bytes)
+        predicted.append(kernel.predicted_us(BIG, schedule, kernel.launches(BIG, schedule, H100), H100))
     assert moved == sorted(moved, reverse=True)
-    assert len(set(moved)) >= 6, "all but the vectors move fewer bytes"
+    assert len(set(moved)) == len(LADDER) - 1, "all but the vectors move fewer bytes"
+    assert predicted == sorted(set(predicted), reverse=True)
+    assert predicted[-1] > BIG.flops / H100.peak("fp32") * 1e6
 
 
 def test_tiles_move_each_operand_once_for_each_tile_across() -> None:
@@ -98,24 +101,23 @@ def test_tiles_move_each_operand_once_for_each_tile_across() -> None:
 @pytest.mark.parametrize("name", LADDER[2:])
 def test_a_perturbed_tile_changes_what_is_counted(name: str) -> None:
     kernel, problem = catalog.get(name), Linear(256, 256, 128, "fp32")
-    schedule = kernel.best_guess(problem, H100)
+    schedule = kernel.best_guess(BIG, H100)
     (launch,) = kernel.launches(problem, schedule, H100)
     counts = kernel.module.simulate(launch, None, H100)
     wrong = replace(schedule, block_m=schedule.block_m // 2)
     assert kernel.module.simulate(replace(launch, schedule=wrong), None, H100) != counts
 
 
-@pytest.mark.parametrize("name", ["gemm_vectorized", "gemm_warp_tile"])
-def test_vectors_in_shared_memory_meet_no_bank_conflict(name: str) -> None:
+@pytest.mark.parametrize("name", LADDER[2:])
+def test_shared_memory_meets_no_bank_conflict(name: str) -> None:
     kernel, problem = catalog.get(name), Linear(128, 128, 64, "fp32")
     for schedule in kernel.module.candidates(problem, H100):
-        if schedule.block_m * schedule.block_n > 128 * 128:
+        if schedule.block_k < 32:  # two rows of a copy then share banks
             continue
-        execute = emulator(H100)
+        execute = emulator(H100, check=False)
         assert verify(kernel, problem, schedule, H100, execute).passed
         (found,) = execute.emulations
-        reads = found.statistics.shared_wavefronts
-        assert reads == found.statistics.shared_ideal_wavefronts, schedule
+        assert found.statistics.shared_wavefronts == found.statistics.shared_ideal_wavefronts > 0, schedule
 
 
 def test_the_warp_tile_loop_is_all_but_multiply_adds() -> None:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HEADERS = sorted((ROOT / "ptx").glob("*.cuh"))
 KERNELS = sorted(p for p in (ROOT / "lab" / "kernels").rglob("*.cu*") if "__pycache__" not in p.parts)
 MOVES_OR_ORDERS = re.compile(
-    r"\b(mbarrier\.|cp\.async|wgmma\.|fence\.|barrier|bar\.|setmaxnreg|stmatrix|griddepcontrol|elect\.sync|prefetch)"
+    r"\b(mbarrier\.|cp\.async|wgmma\.|fence\.|barrier|bar\.|setmaxnreg|ldmatrix|stmatrix|griddepcontrol|elect\.sync|prefetch)"
 )
 
 
@@ -72,6 +72,7 @@ def test_the_wgmma_shapes_are_those_that_the_script_writes() -> None:
         "wgmma::wait_group<8>()",
         "barrier::sync<100>(1)",
         "bulk::wait_group<-1>()",
+        "cp_async::wait_group<-1>()",
     ],
 )
 def test_an_illegal_immediate_does_not_compile(call: str) -> None:

@@ -9,7 +9,20 @@ from numpy.typing import NDArray
 from sim.cache import READ, WRITTEN
 from sim.counts import SECTOR, lane_sectors, row_sectors
 from sim.formats import FORMATS, decode, encode
-from sim.tiles import BF16, ELEMENT, dot, load_lanes, load_tile, load_vector, mma, store_lanes, store_tile, store_vector
+from sim.tiles import (
+    BF16,
+    ELEMENT,
+    dot,
+    load_lanes,
+    load_patch,
+    load_tile,
+    load_vector,
+    mma,
+    store_lanes,
+    store_patch,
+    store_tile,
+    store_vector,
+)
 from sim.tiles.chip import (
     FIELDS,
     FLOPS,
@@ -101,6 +114,54 @@ def box_sectors(box: tuple[int, int, int, int, int, int], size: int) -> list[int
         inside = range(column, min(column + box_columns, columns))
         found += sorted(bytes_to_sectors([(r * columns + c) * size + i for c in inside for i in range(size)]))
     return found
+
+
+def patch_requests(box: tuple[int, int, int, int, int, int], size: int, together: int) -> list[set[int]]:
+    """The sectors of each warp request of a patch: `together` of its rows, clipped to the array."""
+    rows, columns, row, column, box_rows, box_columns = box
+    inside = range(column, min(column + box_columns, columns))
+    requests = []
+    for top in range(row, row + box_rows, together):
+        request = range(top, min(top + together, row + box_rows, rows))
+        addresses = [(r * columns + c) * size + i for r in request for c in inside for i in range(size)]
+        requests.append(bytes_to_sectors(addresses))
+    return requests
+
+
+@given(
+    box=boxes(),
+    size=st.sampled_from([1, 2, 4]),
+    together=st.sampled_from([1, 2, 4, 8]),
+    transposed=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_patches_count_what_each_request_touches_and_move_what_lies_inside(
+    box: tuple[int, int, int, int, int, int], size: int, together: int, transposed: bool, seed: int
+) -> None:
+    rows, columns, row, column, box_rows, box_columns = box
+    array = np.random.default_rng(seed).standard_normal((rows, columns)).astype(np.float32)
+    requests = patch_requests(box, size, together)
+    unique, touched = sum(len(request) for request in requests), set.union(*requests)
+    patch = np.full((box_columns, box_rows) if transposed else (box_rows, box_columns), np.nan, np.float32)
+    patch = patch.T if transposed else patch
+    count, marks = fresh(rows * columns * size)
+    load_patch(count, marks, size, array, rows, columns, row, column, patch, together)
+    expected = np.zeros((box_rows, box_columns), np.float32)
+    inside = array[row : row + box_rows, column : column + box_columns]
+    expected[: inside.shape[0], : inside.shape[1]] = inside
+    assert np.array_equal(patch, expected)
+    assert (count[LOAD_SECTORS], count[L2_TO_SM]) == (unique, SECTOR * unique)
+    assert count.sum() == (1 + SECTOR) * unique
+    assert {int(i) for i in np.flatnonzero(marks == READ)} == touched
+
+    count, marks = fresh(rows * columns * size)
+    stored = np.full_like(array, -1)
+    store_patch(count, marks, size, stored, rows, columns, row, column, patch, together)
+    where = np.zeros(array.shape, bool)
+    where[row : row + box_rows, column : column + box_columns] = True
+    assert np.array_equal(stored, np.where(where, array, -1))
+    assert (count[STORE_SECTORS], count[SM_TO_L2]) == (unique, SECTOR * unique)
+    assert {int(i) for i in np.flatnonzero(marks == WRITTEN)} == touched
 
 
 @given(box=boxes(), name=st.sampled_from(list(ELEMENT)), transposed=st.booleans(), seed=st.integers(0, 9))

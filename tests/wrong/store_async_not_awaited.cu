@@ -22,7 +22,7 @@ extern "C" __global__ void store_async_not_awaited(const float* x, float* y) {
     const float four[4] = {value, value, value, value};
     ptx::store::async_cluster(ptx::address::shared_of_cta(inbox[threadIdx.x], peer), four,
                               ptx::address::shared_of_cta(&arrived, peer));
-    if (schedule::fixed) ptx::mbarrier::wait(arrived, 0);
+    if (schedule::fixed) ptx::mbarrier::wait_cluster(arrived, 0);
     y[blockIdx.x * 32 + threadIdx.x] = inbox[threadIdx.x][2];
-    ptx::mbarrier::wait(arrived, 0);
+    ptx::mbarrier::wait_cluster(arrived, 0);
 }

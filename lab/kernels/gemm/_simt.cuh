@@ -1,19 +1,9 @@
-// What the fp32 GEMMs on CUDA cores share: lanes, where a CTA's tile is, the way of a k-step into shared memory.
+// What the fp32 GEMMs on CUDA cores share: lanes, and the way of a k-step into shared memory.
 #pragma once
-#include "schedule.cuh"
+#include "lab/kernels/gemm/_raster.cuh"
 
 constexpr int LANES = 32;
 constexpr int VECTOR = 4;  // floats in 16 bytes
-
-// The first row and column of a CTA's tile of y; tiles are taken row by row.
-struct Tile {
-    int row, column;
-};
-
-__device__ __forceinline__ Tile tile_of_cta(int n) {
-    const int tiles_n = (n - 1) / schedule::block_n + 1;
-    return {int(blockIdx.x) / tiles_n * schedule::block_m, int(blockIdx.x) % tiles_n * schedule::block_n};
-}
 
 // `height` rows of a [rows, k] matrix, from `row` and element k0 on, zeros beyond it. A warp takes a row at a time, its
 // lanes side by side along k: one coalesced request of 128 bytes.

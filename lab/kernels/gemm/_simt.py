@@ -16,12 +16,14 @@ from sim.errors import ScheduleError
 from sim.jit import njit, prange
 from sim.launch import Launch
 from sim.machine import Machine
-from sim.tiles import Chip, fma_tile, load_lanes, store_lanes
+from sim.predict import predict_us
+from sim.tiles import Chip, fma_tile, load_lanes, load_vector, store_lanes
 
 LANES = 32
 BLOCK_K = 32  # elements of a row that a k-step takes where a lane takes one
 FLOAT = 4  # bytes
 VECTOR = 4  # floats in 16 bytes
+STRIP = 8  # rows of a tile that are copied together, so that a transposed one is written as short runs
 
 
 class Request(NamedTuple):
@@ -37,6 +39,21 @@ ROW = Request(1, LANES)  # one element a lane, all in one row
 def vectors(block_k: int) -> Request:
     """16 bytes a lane, as many rows as fit."""
     return Request(LANES * VECTOR // block_k, block_k)
+
+
+class RowByRow:
+    """What the schedules of the lower rungs have in common: short k-steps, tiles in the order of y, no other limits."""
+
+    @property
+    def block_k(self) -> int:
+        return BLOCK_K
+
+    @property
+    def group_m(self) -> int:
+        return 1
+
+    def fits(self, problem: Linear, machine: Machine) -> None:
+        """Every shape runs every problem."""
 
 
 def require_threads(schedule: Any) -> None:
@@ -58,7 +75,7 @@ def require_rows(schedule: Any, request: Request) -> None:
 
 
 @dataclass(frozen=True)
-class PatchSchedule:
+class PatchSchedule(RowByRow):
     """The tile of y that a CTA computes, and the patch of it that a thread owns."""
 
     block_m: int  # rows of y
@@ -75,10 +92,6 @@ class PatchSchedule:
         require_rows(self, ROW)
 
     @property
-    def block_k(self) -> int:
-        return BLOCK_K
-
-    @property
     def spread_m(self) -> int:
         return self.block_m // self.thread_m
 
@@ -90,17 +103,20 @@ class PatchSchedule:
     def threads(self) -> int:
         return self.spread_m * self.spread_n
 
-    def fits(self, problem: Linear, machine: Machine) -> None:
-        """Every shape runs every problem."""
-
     def store(self) -> Request:
         """What a warp writes of y at once."""
         columns = min(LANES, self.spread_n)
         return Request(LANES // columns, columns)
 
 
-# Large patches first, which ask least of shared memory; small tiles last.
-PATCHES = ((128, 128, 8, 8), (128, 64, 8, 8), (64, 128, 8, 8), (128, 64, 8, 4), (64, 64, 4, 4), (32, 64, 4, 4))
+PATCHES = (  # block_m, block_n, thread_m, thread_n
+    (128, 128, 8, 8),
+    (128, 64, 8, 8),
+    (64, 128, 8, 8),
+    (128, 64, 8, 4),
+    (64, 64, 4, 4),
+    (32, 64, 4, 4),
+)
 
 
 def launch(kernel: str, problem: Linear, schedule: Any, shared_bytes: int = 0) -> tuple[Launch, ...]:
@@ -175,13 +191,29 @@ def tiled_theory(problem: Linear, schedule: Any, load: Request, store: Request) 
     return theory(p, x, w, patch_sectors(p.m, p.n, store))
 
 
+def predicted_us(
+    problem: Linear, schedule: Any, counts: Counts, machine: Machine, thread_m: int, thread_n: int, width: int
+) -> float:
+    """Microseconds: what the counts say, or what a patch of outputs a thread makes the busiest SM issue and read.
+
+    For thread_m x thread_n multiply-adds a thread reads thread_m + thread_n words, `width` in one instruction. In the
+    time of a multiply-add an SM issues one instruction for it; shared memory and L1 take four such times for each word
+    (128 bytes a clock beside 128 multiply-adds: CUDA C++ Programming Guide, compute capability 9.0).
+    """
+    tiles = tiles_of(problem.m, schedule.block_m) * tiles_of(problem.n, schedule.block_n)
+    words = (thread_m + thread_n) / (thread_m * thread_n)  # for each multiply-add
+    slots = max(1 + words / width, 4 * words)
+    flops = 2 * schedule.block_m * schedule.block_n * problem.k * tiles_of(tiles, machine.sms) * machine.sms
+    compute_us: float = slots * flops / machine.peak("fp32") * 1e6
+    return max(predict_us(counts, "fp32", machine, tiles), compute_us)
+
+
 def simulate_tiles(
     launch: Launch,
     arrays: Mapping[str, NDArray] | None,
     machine: Machine,
     load: Request,
     store: Request,
-    group_m: int = 1,
 ) -> Counts:
     """The tiles of x and w through shared memory, k-step by k-step; what a thread owns shows in `store` alone."""
     p, s = launch.problem, launch.schedule
@@ -189,7 +221,7 @@ def simulate_tiles(
     nothing = np.zeros((0, 0), np.float32)
     operands = [arrays[name] if arrays else nothing for name in ("x", "w", "y")]
     marks = [chip.marks(name) for name in ("x", "w", "y")]
-    tile = (s.block_m, s.block_n, s.block_k, group_m)
+    tile = (s.block_m, s.block_n, s.block_k, s.group_m)
     _grid(chip.count, *marks, *operands, p.m, p.n, p.k, launch.grid[0], *tile, load, store)
     return chip.counts()
 
@@ -202,11 +234,29 @@ def load_patches(count, marks, source, rows, columns, row, column, tile, request
         for c in range(0, width, request.columns):
             start = FLOAT * ((row + r) * columns + column + c)
             wide, tall = FLOAT * min(request.columns, width - c), min(request.rows, height - r)
-            load_lanes(count, marks, start, FLOAT * columns, wide, tall, SECTOR, 1)
+            if tall == 1:
+                load_vector(count, marks, start, wide)
+            else:
+                load_lanes(count, marks, start, FLOAT * columns, wide, tall, SECTOR, 1)
     if source.size > 0:
         if height < tile.shape[0] or width < tile.shape[1]:
             tile[:] = 0
-        tile[:height, :width] = source[row : row + height, column : column + width]
+        for top in range(0, height, STRIP):
+            strip = source[row + top : row + min(top + STRIP, height), column : column + width]
+            _copy(tile[top : top + strip.shape[0], :width], strip)
+
+
+@njit(cache=True)
+def _copy(target, source):
+    """Element by element, along whichever axis of the target is contiguous."""
+    if target.strides[0] > target.strides[1]:
+        for r in range(source.shape[0]):
+            for c in range(source.shape[1]):
+                target[r, c] = source[r, c]
+    else:
+        for c in range(source.shape[1]):
+            for r in range(source.shape[0]):
+                target[r, c] = source[r, c]
 
 
 @njit(cache=True)

@@ -1,5 +1,6 @@
-// What the wgmma GEMMs share: the order of tiles, the ring's position, the k-steps of a tile.
+// What the wgmma GEMMs share: the walk over tiles, the ring's position, the k-steps of a tile.
 #pragma once
+#include "lab/kernels/gemm/_raster.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/wgmma.cuh"
 #include "schedule.cuh"
@@ -14,22 +15,6 @@ constexpr int ALIGNMENT = 1024;  // bytes, of a tile with the 128-byte swizzle
 constexpr int BLOCK_K = schedule::step_bytes / sizeof(Element);
 
 static_assert(schedule::step_bytes == 128, "a row of a tile is one 128-byte swizzled row");
-
-__device__ __forceinline__ int tiles_of(int extent, int block) { return (extent - 1) / block + 1; }
-
-// An output tile: its first row of x and y, and its first column of y, which is also its first row of w.
-struct Tile {
-    int row, column;
-};
-
-// Groups of `group_m` rows of tiles are walked column by column, so that the tiles that run at the same time share rows
-// of x and w in L2.
-__device__ __forceinline__ Tile tile_at(int index, int tiles_m, int tiles_n, int block_m, int block_n) {
-    const int first = index / (schedule::group_m * tiles_n) * schedule::group_m;
-    const int rows = min(schedule::group_m, tiles_m - first);
-    const int inside = index - first * tiles_n;
-    return {(first + inside % rows) * block_m, inside / rows * block_n};
-}
 
 // The tiles of one of `workers` workers, a CTA or a cluster: every workers-th of them, from its own index on.
 struct Walk {

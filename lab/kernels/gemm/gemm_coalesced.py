@@ -1,4 +1,4 @@
-"""Lanes side by side along k: every request is 128 contiguous bytes, and x is fetched once for 32 columns."""
+"""A warp an output, lanes side by side along k: a request is 128 contiguous bytes, all of them useful."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice
 from lab.kernels.gemm import _simt
-from lab.kernels.gemm._simt import FLOAT, LANES, ROW
-from lab.kernels.gemm._tiles import tile_at, tiles_of
+from lab.kernels.gemm._simt import FLOAT, LANES, ROW, RowByRow
+from lab.kernels.gemm._tiles import tile_at
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.jit import njit, prange
@@ -21,29 +21,26 @@ SOLVES = Solves(Linear, weights=("fp32",), arch="sm_80", after="gemm_naive")
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """The patch of y that a CTA computes: a warp for each row, 32 columns."""
+class Schedule(RowByRow):
+    """The patch of y that a CTA computes, a warp for each element."""
 
-    block_m: int  # rows of y, which share their rows of w in L1
+    block_m: int  # rows of y, which share rows of w in L1
+    block_n: int  # columns of y, which share rows of x in L1
 
     def __post_init__(self) -> None:
         require_choice(self, "block_m", (1, 2, 4, 8, 16, 32))
-
-    @property
-    def block_n(self) -> int:
-        return LANES
+        require_choice(self, "block_n", (1, 2, 4, 8, 16, 32))
+        _simt.require_threads(self)
 
     @property
     def threads(self) -> int:
-        return LANES * self.block_m
-
-    def fits(self, problem: Linear, machine: Machine) -> None:
-        pass
+        return LANES * self.block_m * self.block_n
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
-    """As many rows as there are, up to those of two CTAs an SM."""
-    yield from sorted(map(Schedule, (32, 16, 8, 4, 2, 1)), key=lambda s: s.block_m >= 2 * problem.m)
+    """Square patches first, whose warps share most in L1; one row first where there is one."""
+    shapes = ((4, 8), (8, 4), (4, 4), (2, 8), (2, 4), (1, 8))
+    yield from (Schedule(*shape) for shape in (reversed(shapes) if problem.m == 1 else shapes))
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
@@ -51,11 +48,15 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
-    """Each row of y requests all of w, each 32 columns all of x. It leans on L1, which serves the rows of a CTA."""
+    """Each output requests a row of x and a row of w, and stores one sector. Loads lean on L1."""
     p = problem
-    x = tiles_of(p.n, LANES) * _simt.patch_sectors(p.m, p.k, ROW)
-    w = p.m * _simt.patch_sectors(p.n, p.k, ROW)
-    return _simt.theory(p, x, w, _simt.patch_sectors(p.m, p.n, ROW))
+    x, w = p.n * _simt.patch_sectors(p.m, p.k, ROW), p.m * _simt.patch_sectors(p.n, p.k, ROW)
+    return _simt.theory(p, x, w, p.m * p.n)
+
+
+def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
+    counts = theory(problem, schedule, machine)
+    return _simt.predicted_us(problem, schedule, counts, machine, 1, 1, 1)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
@@ -64,7 +65,7 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Mach
     nothing = np.zeros((0, 0), np.float32)
     operands = [arrays[name] if arrays else nothing for name in ("x", "w", "y")]
     marks = [chip.marks(name) for name in ("x", "w", "y")]
-    _grid(chip.count, *marks, *operands, p.m, p.n, p.k, launch.grid[0], s.block_m)
+    _grid(chip.count, *marks, *operands, p.m, p.n, p.k, launch.grid[0], s.block_m, s.block_n)
     return chip.counts()
 
 
@@ -78,17 +79,16 @@ def _load_row(count, marks, row, k):
 
 
 @njit(cache=True, parallel=True)
-def _grid(count, x_marks, w_marks, y_marks, x, w, y, m, n, k, tiles, block_m):
+def _grid(count, x_marks, w_marks, y_marks, x, w, y, m, n, k, tiles, block_m, block_n):
     sms = count.shape[0]
     for sm in prange(sms):
         for cta in range(sm, tiles, sms):
-            top, left = tile_at(cta, m, n, block_m, LANES, 1)
-            right = min(left + LANES, n)
+            top, left = tile_at(cta, m, n, block_m, block_n, 1)
             for row in range(top, min(top + block_m, m)):
-                _load_row(count[sm], x_marks, row, k)
-                for column in range(left, right):
+                for column in range(left, min(left + block_n, n)):
+                    _load_row(count[sm], x_marks, row, k)
                     _load_row(count[sm], w_marks, column, k)
+                    count_fma(count[sm], k)
                     if y.size > 0:
                         y[row, column] = dot(x, w, row, column, 0, k)
-                count_fma(count[sm], (right - left) * k)
-                store_vector(count[sm], y_marks, FLOAT * (row * n + left), FLOAT * (right - left))
+                    store_vector(count[sm], y_marks, FLOAT * (row * n + column), FLOAT)

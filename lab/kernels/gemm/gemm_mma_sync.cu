@@ -23,26 +23,27 @@
 #include "ptx/ldmatrix.cuh"
 #include "ptx/mma.cuh"
 
-using element = problem::weights;
+using Element = problem::weights;  // of x and of w
 
 constexpr int WARP = 32;
 constexpr int MMA_M = 16, MMA_N = 8, MMA_K = 16;
 constexpr int M_TILES = schedule::warp_m / MMA_M, N_TILES = schedule::warp_n / MMA_N;  // of an mma, in each warp
-constexpr int PARTS = schedule::block_k / MMA_K;                                       // of a k-step
-constexpr int CHUNK = 8, BYTES = 16;                                                   // elements, bytes in a chunk
-constexpr int CHUNKS = schedule::block_k / CHUNK;                                      // in a row of a stage
-constexpr int FILL_ROWS = schedule::threads / CHUNKS;                                  // that all threads copy at once
-constexpr int Y_CHUNKS = schedule::warp_n / CHUNK;                                     // in a row of a warp's part of y
-constexpr int Y_ROWS = WARP / Y_CHUNKS;                                                // that a warp stores at once
+constexpr int PARTS = schedule::block_k / MMA_K;         // of a k-step
+constexpr int CHUNK = 8, BYTES = 16;                     // elements of a chunk, its bytes
+constexpr int CHUNKS = schedule::block_k / CHUNK;        // in a row of a stage
+constexpr int FILL_ROWS = schedule::threads / CHUNKS;    // that all threads copy at once
+constexpr int Y_CHUNKS = schedule::warp_n / CHUNK;       // in a row of a warp's part of y
+constexpr int Y_ROWS = WARP / Y_CHUNKS;                  // that a warp stores at once
+constexpr int WARPS = schedule::warps_m * schedule::warps_n;
 
 struct Stage {
-    element x[schedule::block_m][schedule::block_k];
-    element w[schedule::block_n][schedule::block_k];
+    Element x[schedule::block_m][schedule::block_k];
+    Element w[schedule::block_n][schedule::block_k];
 };
 
 union Shared {
     Stage ring[schedule::stages];
-    problem::output y[schedule::warps_m * schedule::warps_n][schedule::warp_m][schedule::warp_n];  // after the last step
+    problem::output y[WARPS][schedule::warp_m][schedule::warp_n];  // after the last k-step
 };
 
 static_assert(sizeof(Stage) == schedule::stage_bytes && sizeof(Shared) == schedule::shared_bytes, "what is asked for");
@@ -58,12 +59,12 @@ __device__ __forceinline__ int place(int row, int chunk) {
 // What this thread copies of one operand's `rows` rows in each k-step: one chunk of every FILL_ROWS-th row.
 template <int rows>
 struct Source {
-    const element* from;  // in this k-step
+    const Element* from;  // in this k-step
     int64_t stride;       // elements from there to its next chunk
     int rows_left, k_left;
     uint32_t to;  // bytes from the beginning of a tile
 
-    __device__ __forceinline__ Source(const element* operand, int extent, int k, int first) {
+    __device__ __forceinline__ Source(const Element* operand, int extent, int k, int first) {
         const int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
         from = operand + int64_t(first + row) * k + chunk * CHUNK;
         stride = int64_t(FILL_ROWS) * k;
@@ -73,7 +74,7 @@ struct Source {
     }
 
     // Part `part` of a k-step; what lies outside the operand becomes zero.
-    __device__ __forceinline__ void fill(const element (&tile)[rows][schedule::block_k], int part) const {
+    __device__ __forceinline__ void fill(const Element (&tile)[rows][schedule::block_k], int part) const {
 #pragma unroll
         for (int i = part; i < rows / FILL_ROWS; i += PARTS) {
             const bool inside = i * FILL_ROWS < rows_left && k_left > 0;
@@ -134,7 +135,7 @@ __device__ __forceinline__ void multiply(Sum& sum, const Fragments& fragments) {
 #pragma unroll
         for (int j = 0; j < N_TILES; ++j) {
             const uint32_t* w = &fragments.w[j / 2][j % 2 * 2];
-            ptx::mma::m16n8k16<element>(sum[t][j], fragments.x[t], {w[0], w[1]});
+            ptx::mma::m16n8k16<Element>(sum[t][j], fragments.x[t], {w[0], w[1]});
         }
 }
 
@@ -184,26 +185,25 @@ __device__ __forceinline__ void epilogue(const Sum& sum, Shared& shared, problem
         for (int j = 0; j < N_TILES; ++j) {
             const float(&s)[4] = sum[t][j];
             const int row = t * MMA_M + lane / 4;
-            staged[place<Y_CHUNKS>(row, j)].words[lane % 4] = ptx::convert::to_bf16x2(s[0], s[1]);
-            staged[place<Y_CHUNKS>(row + 8, j)].words[lane % 4] = ptx::convert::to_bf16x2(s[2], s[3]);
+            staged[place<Y_CHUNKS>(row, j)].words[lane % 4] = ptx::convert::pair<problem::output>(s[0], s[1]);
+            staged[place<Y_CHUNKS>(row + 8, j)].words[lane % 4] = ptx::convert::pair<problem::output>(s[2], s[3]);
         }
     __syncwarp();
-    const int column = tile.column + warp % schedule::warps_n * schedule::warp_n + lane % Y_CHUNKS * CHUNK;
+    const int first = tile.row + warp / schedule::warps_n * schedule::warp_m, chunk = lane % Y_CHUNKS;
+    const int column = tile.column + warp % schedule::warps_n * schedule::warp_n + chunk * CHUNK;
 #pragma unroll
-    for (int i = 0; i < schedule::warp_m; i += Y_ROWS) {
-        const int inside = i + lane / Y_CHUNKS;
-        const int row = tile.row + warp / schedule::warps_n * schedule::warp_m + inside;
-        if (row < m && column < n)
-            *reinterpret_cast<Vector16*>(y + int64_t(row) * n + column) = staged[place<Y_CHUNKS>(inside, lane % Y_CHUNKS)];
-    }
+    for (int i = lane / Y_CHUNKS; i < schedule::warp_m; i += Y_ROWS)
+        if (first + i < m && column < n)
+            *reinterpret_cast<Vector16*>(y + int64_t(first + i) * n + column) = staged[place<Y_CHUNKS>(i, chunk)];
 }
 
 extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_per_sm)
-    gemm_mma_sync(const element* __restrict__ x, const element* __restrict__ w, problem::output* __restrict__ y, int m,
+    gemm_mma_sync(const Element* __restrict__ x, const Element* __restrict__ w, problem::output* __restrict__ y, int m,
                   int n, int k) {
     extern __shared__ __align__(128) uint8_t dynamic[];
     Shared& shared = *reinterpret_cast<Shared*>(dynamic);
-    const Tile tile = tile_at(blockIdx.x, m, n, schedule::block_m);
+    const Tile tile = tile_at(blockIdx.x, tiles_of(m, schedule::block_m), tiles_of(n, schedule::block_n),
+                              schedule::block_m, schedule::block_n);
     Sources sources{{x, m, k, tile.row}, {w, n, k, tile.column}};
 
     Sum sum = {};

@@ -1,7 +1,7 @@
 """cp.async fills a ring of swizzled tiles, ldmatrix and mma.sync multiply them: tensor cores as Ampere has them."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from lab.kernel import Solves, require_choice, require_shared
 from lab.kernels import _linear
 from lab.kernels.gemm import _tiles
-from lab.kernels.gemm._model import L2_BYTES_PER_CLOCK
-from lab.kernels.gemm._tiles import tile_at, tiles_of
+from lab.kernels.gemm._model import FILL_CLOCKS, L2_BYTES_PER_CLOCK, ROUND_CLOCKS, SHARED_BYTES_PER_CLOCK, START_US
+from lab.kernels.gemm._tiles import require_group, tile_at, tiles_of
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.errors import ScheduleError
@@ -18,12 +18,11 @@ from sim.formats import decode, encode
 from sim.jit import njit, prange
 from sim.launch import Launch
 from sim.machine import Machine
-from sim.predict import predict_us
 from sim.tiles import Chip, load_patch, mma, store_patch
 
 SOLVES = Solves(
     Linear,
-    weights=("bf16",),
+    weights=("bf16", "fp16"),
     arch="sm_80",
     row_bytes=16,
     why_multiple="rows are copied in 16-byte vectors",
@@ -34,9 +33,8 @@ LANES = 32
 SIZE = 2  # bytes of an element of x, w and y
 CHUNK = 8  # elements in 16 bytes
 OTHER_REGISTERS = 50  # a thread's registers beside its accumulators and fragments, at most
-SHARED_BYTES_PER_CLOCK = 128  # of an SM: 32 banks of 4 bytes (CUDA C++ Programming Guide, shared memory)
-# Of the tensor cores' peak, what mma.sync reaches: all of it on Ampere; on Hopper the rest takes wgmma (62.9% on
-# average in Luo et al., "Dissecting the NVIDIA Hopper Architecture", arXiv 2501.12084).
+# Of the tensor cores' peak, what mma.sync reaches: all of it on Ampere; on Hopper the rest takes wgmma (62.9% in Luo et
+# al., "Dissecting the NVIDIA Hopper Architecture", arXiv 2501.12084).
 HOPPER_SHARE = 0.63
 
 
@@ -71,8 +69,7 @@ class Schedule:
             )
         if self.stages < 2:
             raise ScheduleError(f"a ring has 2 stages or more; stages = {self.stages}")
-        if not 1 <= self.group_m <= 1024:
-            raise ScheduleError(f"group_m is from 1 to 1,024 tile rows; group_m = {self.group_m}")
+        require_group(self.group_m)
 
     @property
     def warp_m(self) -> int:
@@ -132,14 +129,14 @@ MAX_STAGES = 4
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
-    """Tile shapes by estimated time, with as deep a ring as an SM holds, up to four stages."""
-    for block_m, block_n, block_k, warps_m, warps_n, ctas in sorted(
-        SHAPES, key=lambda shape: _estimated_clocks(problem, shape, machine)
-    ):
+    """Tile shapes by predicted time, with as deep a ring as an SM holds, up to four stages."""
+    found = []
+    for block_m, block_n, block_k, warps_m, warps_n, ctas in SHAPES:
         room = min(machine.shared_bytes_per_sm // ctas - _reserved(machine), machine.shared_bytes_per_block)
         stages = min(MAX_STAGES, room // (SIZE * (block_m + block_n) * block_k))
         if stages >= 2:
-            yield Schedule(block_m, block_n, block_k, warps_m, warps_n, stages, ctas, group_m=1024 // block_m)
+            found.append(Schedule(block_m, block_n, block_k, warps_m, warps_n, stages, ctas, group_m=1024 // block_m))
+    yield from sorted(found, key=lambda schedule: round(predicted_us(problem, schedule, machine), 2))
 
 
 def _reserved(machine: Machine) -> int:
@@ -147,32 +144,25 @@ def _reserved(machine: Machine) -> int:
     return machine.shared_bytes_per_sm - machine.shared_bytes_per_block
 
 
-def _share(machine: Machine) -> float:
-    """Of the tensor cores' peak, what mma.sync reaches."""
-    return 1.0 if machine.arch == "sm_80" else HOPPER_SHARE
-
-
-def _estimated_clocks(problem: Linear, shape: tuple[int, ...], machine: Machine) -> float:
-    """Clocks for each element of k of all waves, to rank tile shapes: the largest of an SM's three bills.
-
-    Tensor cores; L2; shared memory, which takes each operand once from cp.async and gives it once to every warp.
-    """
-    block_m, block_n, _, warps_m, warps_n, ctas = shape
-    waves = tiles_of(_tiles.tile_count(problem, block_m, block_n), machine.sms * ctas)
-    flops_per_clock = _share(machine) * machine.peak(problem.weights) / machine.sms / machine.clock_hz
-    mma_clocks = 2 * block_m * block_n / flops_per_clock
-    loads = SIZE * (block_m + block_n) / L2_BYTES_PER_CLOCK
-    shared = SIZE * (block_m * (1 + warps_n) + block_n * (1 + warps_m)) / SHARED_BYTES_PER_CLOCK
-    return waves * ctas * max(mma_clocks, loads, shared)
-
-
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
-    """The largest of the bills, that of the tensor cores at the rate of mma.sync."""
-    counts = theory(problem, schedule, machine)
-    slowed = replace(counts, mma_flops=round((counts.mma_flops or 0) / _share(machine)))
-    return predict_us(
-        slowed, problem.activations, machine, _tiles.tile_count(problem, schedule.block_m, schedule.block_n)
-    )
+    """Waves of tiles, each bound by the largest of an SM's three bills, or HBM.
+
+    Tensor cores; L2; shared memory, which takes each operand once from cp.async and gives it to every warp that shares
+    it. The CTAs of an SM compute side by side, and their tiles leave side by side.
+    """
+    s = schedule
+    share = 1.0 if machine.arch == "sm_80" else HOPPER_SHARE
+    flops_per_clock = share * machine.peak(problem.weights) / machine.sms / machine.clock_hz
+    mma_clocks = 2 * s.block_m * s.block_n / flops_per_clock
+    loads = SIZE * (s.block_m + s.block_n) / L2_BYTES_PER_CLOCK
+    shared = SIZE * (s.block_m * (1 + s.warps_n) + s.block_n * (1 + s.warps_m)) / SHARED_BYTES_PER_CLOCK
+    tile = tiles_of(problem.k, s.block_k) * s.block_k * max(mma_clocks, loads, shared)
+    way_out = ROUND_CLOCKS * s.warp_m * s.warp_n / (64 * 64) * 4  # four times the rows of a warp are a warpgroup's
+    waves = tiles_of(_tiles.tile_count(problem, s.block_m, s.block_n), machine.sms * s.ctas_per_sm)
+    clocks = FILL_CLOCKS + waves * (s.ctas_per_sm * tile + way_out)
+    counts = theory(problem, s, machine)
+    moved = ((counts.hbm_read_bytes or 0) + (counts.hbm_write_bytes or 0)) / machine.hbm_bandwidth
+    return START_US + 1e6 * max(clocks / machine.clock_hz, moved)
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:

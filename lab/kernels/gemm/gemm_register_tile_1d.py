@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice
 from lab.kernels.gemm import _simt
-from lab.kernels.gemm._simt import BLOCK_K, ROW
+from lab.kernels.gemm._simt import BLOCK_K, ROW, RowByRow
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.launch import Launch
@@ -17,7 +17,7 @@ SOLVES = Solves(Linear, weights=("fp32",), arch="sm_80", after="gemm_shared_tile
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(RowByRow):
     """The tile of y that a CTA computes, and how much of it a thread."""
 
     block_m: int  # rows of y
@@ -32,10 +32,6 @@ class Schedule:
         _simt.require_rows(self, ROW)
 
     @property
-    def block_k(self) -> int:
-        return BLOCK_K
-
-    @property
     def pitch(self) -> int:
         """Floats from a row of a tile to the next: odd, so that neighbouring rows begin in different banks."""
         return BLOCK_K + 1
@@ -44,14 +40,14 @@ class Schedule:
     def threads(self) -> int:
         return self.block_m // self.thread_m * self.block_n
 
-    def fits(self, problem: Linear, machine: Machine) -> None:
-        pass
+
+SHAPES = ((64, 64, 8), (128, 64, 16), (64, 64, 16), (128, 64, 8), (32, 64, 8), (32, 32, 4))
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
-    """By what a thread owns: eight outputs leave enough warps to hide the shared loads."""
-    for shape in ((64, 64, 8), (128, 64, 16), (64, 64, 16), (128, 64, 8), (32, 64, 8), (32, 32, 4)):
-        yield Schedule(*shape)
+    """By predicted time."""
+    schedules = (Schedule(*shape) for shape in SHAPES)
+    yield from sorted(schedules, key=lambda schedule: predicted_us(problem, schedule, machine))
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
@@ -60,6 +56,11 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     return _simt.tiled_theory(problem, schedule, ROW, ROW)
+
+
+def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
+    counts = theory(problem, schedule, machine)
+    return _simt.predicted_us(problem, schedule, counts, machine, schedule.thread_m, 1, 1)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice
 from lab.kernels.gemm import _simt
-from lab.kernels.gemm._simt import BLOCK_K, LANES, ROW
+from lab.kernels.gemm._simt import BLOCK_K, LANES, ROW, RowByRow
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.launch import Launch
@@ -17,7 +17,7 @@ SOLVES = Solves(Linear, weights=("fp32",), arch="sm_80", after="gemm_coalesced")
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(RowByRow):
     """The tile of y that a CTA computes, one thread an output: a warp for each row, 32 columns."""
 
     block_m: int  # rows of y
@@ -30,10 +30,6 @@ class Schedule:
         return LANES
 
     @property
-    def block_k(self) -> int:
-        return BLOCK_K
-
-    @property
     def pitch(self) -> int:
         """Floats from a row of a tile to the next: odd, so that neighbouring rows begin in different banks."""
         return BLOCK_K + 1
@@ -42,13 +38,10 @@ class Schedule:
     def threads(self) -> int:
         return self.block_m * self.block_n
 
-    def fits(self, problem: Linear, machine: Machine) -> None:
-        pass
-
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """Tall tiles first, which load w least often, unless most of their rows would be empty."""
-    yield from sorted(map(Schedule, (32, 16, 8, 4)), key=lambda s: s.block_m >= 2 * problem.m)
+    yield from sorted(map(Schedule, (32, 16, 8, 4)), key=lambda schedule: schedule.block_m >= 2 * problem.m)
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
@@ -57,6 +50,11 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     return _simt.tiled_theory(problem, schedule, ROW, ROW)
+
+
+def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
+    counts = theory(problem, schedule, machine)
+    return _simt.predicted_us(problem, schedule, counts, machine, 1, 1, 1)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:

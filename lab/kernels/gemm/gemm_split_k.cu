@@ -91,7 +91,7 @@ __device__ __forceinline__ void reduce(float (&own)[PART_REGISTERS], const float
             else
                 for (int j = 0; j < VECTOR; ++j) own[i + j] = four[j];
         }
-    ptx::mbarrier::wait(shared.arrived, 0);
+    ptx::mbarrier::wait_cluster(shared.arrived, 0);
 #pragma unroll
     for (int distance = 1; distance < SPLIT; ++distance)
 #pragma unroll

@@ -145,9 +145,10 @@ GPC_SMS = 16  # SMs that every GPC has; a cluster lies in one GPC
 
 def clusters_at_once(schedule: Schedule, machine: Machine) -> int:
     """Clusters that run at the same time, as some GPCs have two SMs more than the others (132 = 6 x 16 + 2 x 18)."""
-    gpcs, more = machine.sms // GPC_SMS, machine.sms % GPC_SMS // 2
-    size, ctas = schedule.split_k, schedule.ctas_per_sm
-    return (gpcs - more) * (ctas * GPC_SMS // size) + more * (ctas * (GPC_SMS + 2) // size)
+    smallest = min(GPC_SMS, machine.sms)
+    gpcs, more = machine.sms // smallest, machine.sms % smallest // 2
+    small, large = (schedule.ctas_per_sm * sms // schedule.split_k for sms in (smallest, smallest + 2))
+    return max(1, (gpcs - more) * small + more * large)
 
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:

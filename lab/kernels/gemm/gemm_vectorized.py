@@ -34,7 +34,9 @@ class Schedule(PatchSchedule):
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
-    yield from (Schedule(*shape) for shape in PATCHES)
+    """By predicted time."""
+    schedules = (Schedule(*shape) for shape in PATCHES)
+    yield from sorted(schedules, key=lambda schedule: predicted_us(problem, schedule, machine))
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
@@ -43,6 +45,11 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     return _simt.tiled_theory(problem, schedule, vectors(BLOCK_K), schedule.store())
+
+
+def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
+    counts = theory(problem, schedule, machine)
+    return _simt.predicted_us(problem, schedule, counts, machine, schedule.thread_m, schedule.thread_n, VECTOR)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:

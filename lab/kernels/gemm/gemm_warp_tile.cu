@@ -37,15 +37,6 @@ struct Shared {
 
 static_assert(sizeof(Shared) == schedule::shared_bytes, "what the launch asks for");
 
-// The CTA's tile of y. Groups of `group_m` tile rows are walked column by column: tiles that run together share rows.
-__device__ __forceinline__ Tile raster(int m, int n) {
-    const int tiles_m = (m - 1) / schedule::block_m + 1, tiles_n = (n - 1) / schedule::block_n + 1;
-    const int first = blockIdx.x / (schedule::group_m * tiles_n) * schedule::group_m;
-    const int rows = min(schedule::group_m, tiles_m - first);
-    const int inside = blockIdx.x - first * tiles_n;
-    return {(first + inside % rows) * schedule::block_m, inside / rows * schedule::block_n};
-}
-
 // What this thread copies of an operand at each k-step: 16 bytes of every TOGETHER-th row of the tile.
 struct Source {
     const float* from;  // the first of them, at the next k-step
@@ -81,7 +72,8 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
                    int k) {
     extern __shared__ __align__(16) uint8_t dynamic[];
     Shared& shared = *reinterpret_cast<Shared*>(dynamic);
-    const Tile tile = raster(m, n);
+    const Tile tile = tile_at(blockIdx.x, tiles_of(m, schedule::block_m), tiles_of(n, schedule::block_n),
+                              schedule::block_m, schedule::block_n);
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
     // Bits 1 and 4 of the lane go down, the others across: lanes l and l ^ 1 read the same row of x, l and l ^ 2 the
     // same of w, which lets shared memory serve half a warp's 16-byte vectors at once.
@@ -108,5 +100,6 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
         empty = full;
         full = full + 1 == schedule::stages ? 0 : full + 1;
     }
+    ptx::cp_async::wait_group<0>();  // the last steps fetched zeros from beyond k: a CTA may not end before they are there
     store_patch(y, sums, tile.row + row, tile.column + column, m, n);
 }

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from lab.kernel import Solves, require_choice, require_shared
 from lab.kernels.gemm import _simt
 from lab.kernels.gemm._simt import FLOAT, VECTOR, Request, vectors
-from lab.kernels.gemm._tiles import tiles_of
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.errors import ScheduleError
@@ -124,16 +123,9 @@ SHAPES = (  # block_m, block_n, block_k, thread_m, thread_n, unroll, stages, CTA
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
-    """Tile shapes by how evenly their tiles fill the SMs, each with two rasters."""
-    for shape in sorted(SHAPES, key=lambda shape: _idle(problem, *shape[:2], shape[-1], machine)):
-        for group_m in (8, 4):
-            yield Schedule(*shape, group_m)
-
-
-def _idle(problem: Linear, block_m: int, block_n: int, ctas: int, machine: Machine) -> int:
-    """Multiply-adds a k that the busiest SM has time for: its tiles, ragged or not."""
-    tiles = tiles_of(problem.m, block_m) * tiles_of(problem.n, block_n)
-    return tiles_of(tiles, machine.sms * ctas) * ctas * block_m * block_n
+    """By predicted time, each with two rasters."""
+    schedules = (Schedule(*shape, group_m) for shape in SHAPES for group_m in (8, 4))
+    yield from sorted(schedules, key=lambda schedule: predicted_us(problem, schedule, machine))
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
@@ -144,6 +136,11 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     return _simt.tiled_theory(problem, schedule, vectors(schedule.block_k), STORE)
 
 
+def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
+    counts = theory(problem, schedule, machine)
+    return _simt.predicted_us(problem, schedule, counts, machine, schedule.thread_m, schedule.thread_n, VECTOR)
+
+
 def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
     s = launch.schedule
-    return _simt.simulate_tiles(launch, arrays, machine, vectors(s.block_k), STORE, s.group_m)
+    return _simt.simulate_tiles(launch, arrays, machine, vectors(s.block_k), STORE)

@@ -18,7 +18,6 @@ from lab.gpu.bench import Bench, Entry, Expectation, floor_us
 from lab.gpu.device import Conditions
 from lab.gpu.timing import Clock, Contestant, Pace, Timing, rotation, round_robin
 from lab.problems import Linear
-from lab.verify import GUARD
 from sim.errors import EnvironmentFailure
 from sim.formats import encode
 from sim.machine import H100
@@ -211,7 +210,7 @@ def every_second_time(kernel: Callable[[int, Any], None]) -> Callable[[int, Any]
     [
         (lambda y, bits: write(y, bits[:, :-1]), "1 of 1 rows' elements are wrong"),
         (lambda y, bits: write(y - 2, np.concatenate([bits[:, :1], bits], axis=1)), "wrote outside its output"),
-        (lambda y, bits: write(y, np.concatenate([bits, bits[:, :GUARD]], axis=1)), "wrote outside its output"),
+        (lambda y, bits: write(y, np.concatenate([bits, bits[:, :9]], axis=1)), "wrote outside its output"),
         (every_second_time(lambda *_: None), "64 of 1 rows' elements are wrong, the first at (0, 0)"),
     ],
     ids=["leaves one out", "writes before", "writes behind", "fails where its workspace was used"],

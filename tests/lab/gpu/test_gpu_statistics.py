@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.gpu.device import Conditions
-from lab.gpu.statistics import is_impossible, median_interval, median_us, relative_spread, summary
+from lab.gpu.statistics import is_impossible, median_interval, median_us, summary
 
 TIMES = st.lists(st.floats(0.1, 1e6), min_size=1, max_size=60)
 
@@ -42,12 +42,6 @@ def test_the_interval_narrows_with_more_samples() -> None:
 def test_no_median_of_what_are_no_times(bad: list[float]) -> None:
     with pytest.raises(ValueError, match=r"sample|positive"):
         median_us(bad)
-
-
-def test_spread_is_relative_and_ignores_outliers() -> None:
-    assert relative_spread([5.0]) == 0
-    assert relative_spread([100.0] * 10 + [1e6]) == 0
-    assert relative_spread([90.0, 100.0, 110.0]) == pytest.approx(0.1)
 
 
 def test_a_time_below_the_floor_is_impossible() -> None:

@@ -1,0 +1,104 @@
+"""What is chosen for a problem: the table's entry while it runs, else the smallest predicted time."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lab import catalog, choice, tuned
+from lab.choice import ancestors, best_guesses, choose, contenders, legal_candidates, outgrown, schedule_words
+from lab.kernel import parse_schedule, schedule_fields
+from lab.problems import Linear
+from lab.tuned import Entry, class_of, put
+from sim.machine import A100, H100
+
+PROBLEM = Linear(300, 4096, 4096)
+
+
+@pytest.fixture(autouse=True)
+def _no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuned, "TABLE", tmp_path / "tuned.jsonl")
+
+
+def tabled(kernel: str, schedule: dict[str, Any]) -> None:
+    where = {"us": 1.0, "run": "one", "commit": "abc", "card": "a card"}
+    put([Entry(machine="h100", problem_class=class_of(PROBLEM), kernel=kernel, schedule=schedule, **where)])
+
+
+@pytest.mark.parametrize("m", [1, 300, 4096])
+@pytest.mark.parametrize("machine", [A100, H100], ids=lambda m: m.name)
+def test_the_choice_has_the_smallest_predicted_time(m: int, machine: Any) -> None:
+    problem = Linear(m, 4096, 4096)
+    guesses = best_guesses(problem, machine)
+    gone = outgrown([guess.kernel for guess in guesses])
+    kernel, schedule, launches = choose(problem, machine)
+    assert launches == kernel.launches(problem, schedule, machine)
+    chosen = kernel.predicted_us(problem, schedule, launches, machine)
+    assert chosen == min(guess.us for guess in guesses if guess.kernel.name not in gone)
+    assert kernel.solves.runs_on(machine.arch)
+
+
+def test_the_tables_entry_is_chosen() -> None:
+    kernel = catalog.get("gemm_wgmma")
+    schedule = list(kernel.module.candidates(PROBLEM, H100))[-1]
+    assert choose(PROBLEM, H100)[:2] != (kernel, schedule)
+    tabled("gemm_wgmma", schedule_fields(schedule))
+    assert choose(PROBLEM, H100)[:2] == (kernel, schedule)
+    assert choose(Linear(301, 4096, 4096), H100)[:2] == (kernel, schedule)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "schedule"),
+    [
+        ("gemm_removed", {}),
+        ("gemm_wgmma", {"no_such_field": 1}),
+        ("gemm_wgmma", {"stages": 99}),
+        ("gemv_vectorized", {"rows": "many"}),
+    ],
+)
+def test_an_entry_that_no_longer_runs_is_passed_over(kernel: str, schedule: dict[str, Any]) -> None:
+    expected = choose(PROBLEM, H100)
+    tabled(kernel, schedule)
+    assert choose(PROBLEM, H100) == expected
+
+
+def kernel_after(name: str, after: str | None) -> Any:
+    return SimpleNamespace(name=name, solves=SimpleNamespace(after=after))
+
+
+def test_a_rung_is_outgrown_by_the_second_one_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = {"naive": None, "tile": "naive", "ring": "tile", "wide": "ring", "split": "ring", "lost": "absent"}
+    known = {name: kernel_after(name, after) for name, after in chain.items()}
+    monkeypatch.setattr(choice, "catalog", SimpleNamespace(names=lambda: tuple(known), get=known.get))
+    assert ancestors(known["wide"]) == ["ring", "tile", "naive"]
+    assert ancestors(known["lost"]) == []
+    assert outgrown(list(known.values())) == {"naive", "tile"}
+    assert outgrown([known["naive"], known["tile"]]) == set()
+    assert outgrown([known["naive"], known["ring"]]) == {"naive"}
+
+
+def test_slow_rungs_are_never_chosen() -> None:
+    for problem in (PROBLEM, Linear(4096, 4096, 4096), Linear(1999, 5008, 4104)):
+        assert choose(problem, H100)[0].name not in ("gemm_naive", "gemv_naive", "gemv_vectorized")
+
+
+def test_contenders_are_all_candidates_of_the_kernels_near_the_best() -> None:
+    found = list(contenders(PROBLEM, H100))
+    assert len(found) == len(set(found)) >= 24
+    names = {kernel.name for kernel, _ in found}
+    guesses = {guess.kernel.name: guess.us for guess in best_guesses(PROBLEM, H100)}
+    near = {name for name, us in guesses.items() if us <= choice.CONTENDING * min(guesses.values())}
+    assert names == near < set(guesses)
+    for name in names:
+        kernel = catalog.get(name)
+        legal = list(legal_candidates(kernel, PROBLEM, H100))
+        assert [s for k, s in found if k.name == name] == legal
+        assert set(legal) == set(kernel.module.candidates(PROBLEM, H100))
+
+
+def test_words_give_the_schedule_back() -> None:
+    kernel, schedule, _ = choose(PROBLEM, H100)
+    words = schedule_words(schedule_fields(schedule))
+
+    assert parse_schedule(kernel, words, PROBLEM, H100) == schedule

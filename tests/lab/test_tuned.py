@@ -1,0 +1,123 @@
+"""The tuned table: classes, what is put in is found again, bad lines are one sentence."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lab import catalog, tuned
+from lab.problems import Linear
+from lab.record import Record, provenance
+from lab.tuned import Entry, class_of, load, lookup, put, winner
+from sim.errors import EnvironmentFailure, InputError
+from sim.machine import H100, H200
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "tuned.jsonl"
+    monkeypatch.setattr(tuned, "TABLE", path)
+    return path
+
+
+def entry(problem: Linear, kernel: str = "gemm_wgmma", us: float = 9.0, **schedule: int) -> Entry:
+    where = {"run": "one", "commit": "abc", "card": "a card"}
+    return Entry(
+        machine="h100",
+        problem_class=class_of(problem),
+        kernel=kernel,
+        schedule=schedule or {"stages": 3},
+        us=us,
+        **where,
+    )
+
+
+def test_the_committed_table_is_sorted_and_names_known_kernels() -> None:
+    entries = load(tuned.TABLE)
+    assert [e.key for e in entries] == sorted(e.key for e in entries)
+    assert {e.kernel for e in entries} <= set(catalog.names())
+
+
+@given(st.integers(1, 2**31 - 1))
+def test_a_class_holds_the_m_up_to_a_power_of_two(m: int) -> None:
+    most = class_of(Linear(m, 8, 16))["m"]
+    assert isinstance(most, int)
+    assert most & (most - 1) == 0
+    assert most / 2 < m <= most
+
+
+def test_what_is_put_is_found_by_its_whole_class(table: Path) -> None:
+    put([entry(Linear(300, 4096, 4096))])
+    found = ("gemm_wgmma", {"stages": 3})
+    assert lookup(Linear(257, 4096, 4096), H100) == lookup(Linear(512, 4096, 4096), H100) == found
+    for other in (
+        Linear(256, 4096, 4096),
+        Linear(513, 4096, 4096),
+        Linear(300, 4096, 4104),
+        Linear(300, 4096, 4096, "fp16"),
+        Linear(300, 4096, 4096, epilogue="residual"),
+    ):
+        assert lookup(other, H100) is None
+    assert lookup(Linear(300, 4096, 4096), H200) is None
+    assert [file.name for file in table.parent.iterdir()] == [table.name]
+
+
+def test_a_newer_entry_takes_the_place_of_its_class_and_lines_are_sorted(table: Path) -> None:
+    problems = [Linear(64, n, k) for n in (8192, 512) for k in (1024, 256)]
+    put(entry(problem) for problem in problems)
+    put([entry(problems[0], "gemm_cluster")])
+    lines = [msgspec.json.decode(line) for line in table.read_bytes().splitlines()]
+    assert [(line["class"]["n"], line["class"]["k"]) for line in lines] == [
+        (512, 256),
+        (512, 1024),
+        (8192, 256),
+        (8192, 1024),
+    ]
+    assert [line["kernel"] for line in lines] == ["gemm_wgmma"] * 3 + ["gemm_cluster"]
+    assert set(lines[0]) == {"machine", "class", "kernel", "schedule", "us", "run", "commit", "card"}
+    assert lookup(problems[0], H100) == ("gemm_cluster", {"stages": 3})
+
+
+def test_no_table_is_an_empty_one(table: Path) -> None:
+    assert load(table) == []
+    assert lookup(Linear(1, 8, 8), H100) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("{", "line 1 is not an entry"), ('{"machine": "h100"}', "line 1 is not an entry.*class"), ("twice", "repeats")],
+)
+def test_a_bad_line_is_refused(text: str, sentence: str, table: Path) -> None:
+    good = msgspec.json.encode(entry(Linear(1, 8, 8))).decode()
+    table.write_text(f"{good}\n{good}\n" if text == "twice" else text)
+    with pytest.raises(InputError, match=sentence):
+        lookup(Linear(1, 8, 8), H100)
+
+
+def test_a_table_that_cannot_be_written_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuned, "TABLE", tmp_path / "absent" / "tuned.jsonl")
+    with pytest.raises(EnvironmentFailure, match="cannot be written"):
+        put([entry(Linear(1, 8, 8))])
+
+
+def record(us: float | None, stage: str = "final", **changes: Any) -> Record:
+    fields = {"kernel": "gemm_wgmma", "schedule": {"stages": 3}, "card": "a card", **changes}
+    return Record(**{**provenance(), "on": "gpu", "machine": "h100", "us": us, "metrics": {"stage": stage}, **fields})
+
+
+def test_the_winner_is_the_fastest_of_ours_in_the_last_race() -> None:
+    problem = Linear(300, 4096, 4096)
+    slow, fast = record(10.0), record(9.0004, kernel="gemm_cluster", run="two")
+    others = [record(8.0, stage="search"), record(7.0, kernel="peer:cublas", schedule=None), record(None)]
+    found = winner([slow, fast, *others], problem)
+    assert found is not None
+    assert (found.kernel, found.us, found.run, found.problem_class) == (
+        "gemm_cluster",
+        9.0,
+        fast.run,
+        class_of(problem),
+    )
+    assert winner(others, problem) is None
