@@ -94,7 +94,6 @@ class SimulatedChip(_Bench):
             kernel = catalog.get(name)
             schedule = kernel.best_guess(problem, self.machine)
             found = simulate(kernel, problem, schedule, self.machine, budget_s)
-            error = found.check.error if isfinite(found.check.error) else None
             yield Record(
                 **self.origin,
                 on="sim",
@@ -104,10 +103,10 @@ class SimulatedChip(_Bench):
                 problem=problem.as_dict(),
                 schedule=schedule_fields(schedule),
                 predicted_us=found.predicted_us,
-                check=Checked(found.passed, error),
+                check=Checked(found.passed, finite(found.check.error)),
                 theory=found.theory.as_dict(),
                 simulated=found.simulated.as_dict(),
-                metrics={"checked": found.note or "whole"},
+                metrics={"checked": found.note or "whole", "relative_error": finite(found.check.relative_error)},
             )
 
     def timed(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:  # noqa: ARG002 (counting is quick)
@@ -250,6 +249,11 @@ def read_counters(kernel: Kernel, problem: Any, schedule: Any, machine: Machine,
         counters={name: float(value) for name, value in reading.counts.as_dict().items() if value is not None},
         metrics=dict(reading.metrics),
     )
+
+
+def finite(number: float) -> float | None:
+    """The number, or None where JSON has no word for it."""
+    return number if isfinite(number) else None
 
 
 def _placed(record: Record, origin: Provenance) -> Record:

@@ -217,6 +217,7 @@ class Bench:
             return [Record(**fields, metrics={**facts, "failure": self._failures[name]})]
         fields["check"] = Checked(check.passed, check.error if isfinite(check.error) else None)
         facts |= {"rows_checked": check.rows_checked, "copies": len(self._data)}
+        facts["relative_error"] = check.relative_error if isfinite(check.relative_error) else None
         if not check.passed:
             return [Record(**fields, metrics={**facts, "failure": _complaint(check)})]
         return [_timed_record(fields, facts, timing[name], self.problem, self.machine) for timing in timings]

@@ -142,9 +142,11 @@ class Linear:
         return {}
 
     def as_dict(self) -> dict[str, Any]:
-        """Extents, weights, and every other field that is not what the weights imply."""
-        usual = Linear(self.m, self.n, self.k, self.weights)
-        kept = ("m", "n", "k", "weights")
+        """Extents, weights, and every other field that is not what the weights and activations imply."""
+        kept = ["m", "n", "k", "weights"]
+        if self.activations != Linear(self.m, self.n, self.k, self.weights).activations:
+            kept.append("activations")
+        usual = Linear(self.m, self.n, self.k, self.weights, self.activations)
         names = [f.name for f in fields(self) if f.name in kept or getattr(self, f.name) != getattr(usual, f.name)]
         return {"kind": self.kind, **{name: getattr(self, name) for name in names}}
 

@@ -187,8 +187,9 @@ def wgmma(h, w, code, base, pc):
             column = i // 4 * 8 + lane % 4 * 2 + i % 2
             reg[row, lane] = np.uint64(np.float32(out[at, column]).view(np.uint32))
         if check:
-            if not accumulate:
+            if not accumulate:  # what the register held before matters to no later mma
                 stale[row] = 0
+                written_at[row] = -1
             stale[row] |= bad_rows
             if bad_columns:
                 stale[row] = _FULL

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 import experiments
-from experiments import _rows, batching, ceilings, decode_floor, kv_cache, machines, runner, two_machines
+from experiments import _rows, batching, ceilings, decode_floor, fp8_error, kv_cache, machines, runner, two_machines
 from experiments._catalog import names, questions
 from experiments._chips import Chip
 from experiments._rows import Row, Verdict
@@ -29,6 +29,7 @@ from sim.machine import H100
 SMALL = {
     "two_machines": {"d": 256, "m": 64},
     "batching": {"d": 256, "most": 8},
+    "fp8_error": {"n": 128, "most": 1024},
     "gemm_ladder": {"m": 256, "n": 256, "k": 256},
     "gemm_bars": {"part": "ragged"},
 }
@@ -46,6 +47,7 @@ def test_they_are_found_by_the_question_they_ask() -> None:
         "batching",
         "ceilings",
         "decode_floor",
+        "fp8_error",
         "gemm_bars",
         "gemm_ladder",
         "kv_cache",
@@ -117,6 +119,30 @@ def test_the_floor_of_the_article() -> None:
     ]
     assert "at the 3 TB/s read on a card" in decode_floor.verdict([bf16], Archive(tuple(reads))).sentence
     assert ceilings.read_rate(Archive(tuple(reads)), "h100")[0] == 3.0e12
+
+
+def test_fp8_errors_are_those_of_the_check() -> None:
+    records = experiments.run("fp8_error", **SMALL["fp8_error"])
+    problems = [r.problem for r in records if r.problem]
+    assert [(p["k"], p.get("accumulate", "fast")) for p in problems] == [
+        (k, accumulate) for k in (512, 1024) for accumulate in ("fast", "float32")
+    ]
+    rounding = fp8_error.rounding_alone("bf16")
+    assert all(float(r.metrics["relative_error"] or 0) == pytest.approx(rounding, rel=0.1) for r in records)
+    assert fp8_error.verdict(records, NOTHING).passed
+
+    def on_gpu(errors: tuple[float, ...]) -> Archive:
+        return Archive(
+            tuple(
+                measured(msgspec.structs.replace(r, metrics={"relative_error": e}), 1)
+                for r, e in zip(records, errors, strict=True)
+            )
+        )
+
+    found = fp8_error.verdict(records, on_gpu((0.002, 0.0017, 0.004, 0.0017)))
+    assert found.passed
+    assert "in the tensor cores, by 2.00e-03 at k = 512 and 4.00e-03 at k = 1,024 (measured)" in found.sentence
+    assert not fp8_error.verdict(records, on_gpu((0.002, 0.0017, 0.004, 0.0025))).passed
 
 
 def test_two_machines_follows_the_times() -> None:

@@ -28,7 +28,7 @@ __device__ __forceinline__ void* chunk_of(Box& box, int row, int chunk) {
 }
 
 // Two neighbouring elements of a row.
-struct Pair {
+struct alignas(8) Pair {
     float low, high;
 };
 
@@ -63,11 +63,17 @@ struct Epilogue {
         return scale;
     }
 
-    // For `half` 1 of swiglu the scales of up, whose rows of w follow those of gate.
+    // For `half` 1 of swiglu the scales of up, whose rows of w follow those of gate. Element by element: of whole pairs
+    // the compiler would choose an address, and load ones from memory beyond y's edge.
     __device__ __forceinline__ Pair scales_of_columns(int column, int half) const {
+        float low = 1, high = 1;
         if constexpr (problem::row_scales)
-            if (column < columns) return *reinterpret_cast<const Pair*>(w_scale + half * columns + column);
-        return {1, 1};
+            if (column < columns) {
+                const Pair pair = *reinterpret_cast<const Pair*>(w_scale + half * columns + column);
+                low = pair.low;
+                high = pair.high;
+            }
+        return {low, high};
     }
 
     __device__ __forceinline__ Pair residual_at(int row, int column) const {
