@@ -89,7 +89,8 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
     s = schedule
-    return _model.persistent_us(problem, theory(problem, s, machine), s.block_m, s.block_n, 1, 0.0, machine)
+    between = _model.RESTART_CLOCKS + _model.way_out(problem, s.block_m, s.block_n)
+    return _model.tiled_us(problem, theory(problem, s, machine), s.block_m, s.block_n, 1, between, machine)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
