@@ -1,9 +1,15 @@
-// What the fp32 GEMMs on CUDA cores share: lanes, and the way of a k-step into shared memory.
+// What the fp32 GEMMs on CUDA cores share: lanes, a CTA's tile, and the way of a k-step into shared memory.
 #pragma once
 #include "lab/kernels/gemm/_raster.cuh"
 
 constexpr int LANES = 32;
 constexpr int VECTOR = 4;  // floats in 16 bytes
+
+// The tile of y that this CTA computes.
+__device__ __forceinline__ Tile tile_of_cta(int m, int n) {
+    return tile_at(blockIdx.x, tiles_of(m, schedule::block_m), tiles_of(n, schedule::block_n), schedule::block_m,
+                   schedule::block_n);
+}
 
 // `height` rows of a [rows, k] matrix, from `row` and element k0 on, zeros beyond it. A warp takes a row at a time, its
 // lanes side by side along k: one coalesced request of 128 bytes.
