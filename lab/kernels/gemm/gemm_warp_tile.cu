@@ -1,9 +1,10 @@
 // gemm_warp_tile: y[m, n] = x[m, k] @ w[n, k].T, warps own compact tiles, and loads run while all multiply.
 //
 // Idea: the multiply-adds should be all that an SM waits for. Each of the two banks of the register file gives one operand
-// a clock, so a multiply-add runs at full rate only if one of its three operands is reused from the one before and the
-// others lie in different banks. A vector along k, as gemm_vectorized reads it, puts x and w of one k in the same bank and
-// half of all sums with them: 1.5 clocks. A vector down the rows, at one k, alternates the banks.
+// a clock, so a multiply-add runs at full rate if it shares one of its three operands with the one before and the others
+// lie in different banks, or its neighbour's in the other bank. A vector along k, as gemm_vectorized reads it, puts x and w
+// of one k in the same bank and half of all sums with them: three reads of a bank for two multiply-adds. A vector down the
+// rows, at one k, alternates the banks.
 // Adds to gemm_vectorized: tiles transposed on their way into shared memory, 4 bytes a lane, by cp.async into a ring of
 // stages; fragments read one k ahead; compact warp tiles; a raster that shares x and w in L2; patches up to 16 x 8.
 //
@@ -11,7 +12,7 @@
 // them the copies of the step stages - 1 ahead, into the stage that all left at the last barrier.
 //
 //   copies     | 0 | 1 | 2 | 3 | 4 | ...
-//   multiply           | 0 | 1 | 2 | ...      stages = 3
+//   multiply           | 0 | 1 | 2 | ...        stages = 3
 //
 //   a request for copies: 4 rows x 8 k          k 0: rows 0 1 2 3 4 5 ...
 //   a stage: k down, rows across, a row of it   k 1:         rows 0 1 2 3 ...
@@ -83,11 +84,15 @@ __device__ __forceinline__ void load_fragments(Fragments& to, const Stage& stage
 
 using Patch = float[schedule::thread_m][schedule::thread_n];
 
+// Back and forth, so that each multiply-add shares x or w with the one before.
 __device__ __forceinline__ void multiply(Patch& sums, const Fragments& fragments) {
 #pragma unroll
     for (int i = 0; i < schedule::thread_m; ++i)
 #pragma unroll
-        for (int j = 0; j < schedule::thread_n; ++j) sums[i][j] = fmaf(fragments.x[i], fragments.w[j], sums[i][j]);
+        for (int step = 0; step < schedule::thread_n; ++step) {
+            const int j = i % 2 ? schedule::thread_n - 1 - step : step;
+            sums[i][j] = fmaf(fragments.x[i], fragments.w[j], sums[i][j]);
+        }
 }
 
 // The patch whose first element is (row, column) of y, clipped.
