@@ -5,6 +5,12 @@
 constexpr int LANES = 32;
 constexpr int VECTOR = 4;  // floats in 16 bytes
 
+// The output tile of this CTA.
+__device__ __forceinline__ Tile own_tile(int m, int n) {
+    return tile_at(blockIdx.x, tiles_of(m, schedule::block_m), tiles_of(n, schedule::block_n), schedule::block_m,
+                   schedule::block_n);
+}
+
 // `height` rows of a [rows, k] matrix, from `row` and element k0 on, zeros beyond it. A warp takes a row at a time, its
 // lanes side by side along k: one coalesced request of 128 bytes.
 template <int height, int pitch>

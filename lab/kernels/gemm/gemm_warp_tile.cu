@@ -113,8 +113,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
                    int k) {
     extern __shared__ __align__(16) uint8_t dynamic[];
     Shared& shared = *reinterpret_cast<Shared*>(dynamic);
-    const Tile tile = tile_at(blockIdx.x, tiles_of(m, schedule::block_m), tiles_of(n, schedule::block_n),
-                              schedule::block_m, schedule::block_n);
+    const Tile tile = own_tile(m, n);
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
     // Bits 1 and 4 of the lane go down, the others across: lanes l and l ^ 1 read the same of x, l and l ^ 2 the same of
     // w, which lets shared memory serve half a warp's 16-byte vectors at once.
