@@ -1,10 +1,9 @@
 // gemm_warp_tile: y[m, n] = x[m, k] @ w[n, k].T, warps own compact tiles, and loads run while all multiply.
 //
-// Idea: the multiply-adds should be all that an SM waits for. Each of the two banks of the register file gives one operand
-// a clock, so a multiply-add runs at full rate if it shares one of its three operands with the one before and the others
-// lie in different banks, or its neighbour's in the other bank. A vector along k, as gemm_vectorized reads it, puts x and w
-// of one k in the same bank and half of all sums with them: three reads of a bank for two multiply-adds. A vector down the
-// rows, at one k, alternates the banks.
+// Idea: the multiply-adds should be all that an SM waits for. Each of the two banks of registers gives one operand a
+// clock, so multiply-adds run at full rate if each shares an operand with the one before and the other reads fall
+// evenly on the banks. A vector along k, as gemm_vectorized reads it, puts x and w of one k in the same bank and half of
+// all sums with them: three reads of a bank for two multiply-adds. A vector down the rows, at one k, alternates them.
 // Adds to gemm_vectorized: tiles transposed on their way into shared memory, 4 bytes a lane, by cp.async into a ring of
 // stages; fragments read one k ahead; compact warp tiles; a raster that shares x and w in L2; patches up to 16 x 8.
 //
@@ -25,8 +24,8 @@
 
 constexpr int LANES_M = 4, LANES_N = 8;  // lanes of a warp, down and across its tile
 constexpr int WARPS_N = schedule::block_n / (LANES_N * schedule::thread_n);  // warp tiles side by side
-constexpr int RUN = 8;                            // neighbouring lanes that copy a whole sector of a row
-constexpr int RUNS = schedule::block_k / RUN;     // of a row of a k-step
+constexpr int RUN = 8;                             // neighbouring lanes that copy a whole sector of a row
+constexpr int RUNS = schedule::block_k / RUN;      // of a row of a k-step
 constexpr int TOGETHER = schedule::threads / RUN;  // rows that all threads copy at once
 constexpr int X_COPIES = schedule::block_m / TOGETHER * RUNS, W_COPIES = schedule::block_n / TOGETHER * RUNS;
 
@@ -55,7 +54,7 @@ __device__ __forceinline__ Source source_of(const float* matrix, int row, int ro
     return {matrix + int64_t(first) * k + threadIdx.x % RUN, rows - first};
 }
 
-// Start this thread's copy of the given number; `left`: elements that a row has from `source` on. Zeros beyond the matrix.
+// Start this thread's copy of a number; `left`: elements that a row has from `source` on. Zeros beyond the matrix.
 template <int height>
 __device__ __forceinline__ void copy(Transposed<height>& tile, const Source& source, int number, int k, int left) {
     const int row = number / RUNS * TOGETHER, at = number % RUNS * RUN;
@@ -115,8 +114,8 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     Shared& shared = *reinterpret_cast<Shared*>(dynamic);
     const Tile tile = own_tile(m, n);
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
-    // Bits 1 and 4 of the lane go down, the others across: lanes l and l ^ 1 read the same of x, l and l ^ 2 the same of
-    // w, which lets shared memory serve half a warp's 16-byte vectors at once.
+    // Bits 1 and 4 of the lane go down, the others across: lanes l and l ^ 1 read the same of x, l and l ^ 2 the same
+    // of w, which lets shared memory serve half a warp's 16-byte vectors at once.
     const int row = (warp / WARPS_N * LANES_M * schedule::thread_m) + (lane / 2 % 2 + lane / 16 * 2) * VECTOR;
     const int column = (warp % WARPS_N * LANES_N * schedule::thread_n) + (lane % 2 + lane / 4 % 4 * 2) * VECTOR;
 
@@ -163,6 +162,6 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
             multiply(sums, fragments[at % 2]);
         }
     }
-    ptx::cp_async::wait_group<0>();  // the last steps fetched zeros from beyond k: a CTA may not end before they are there
+    ptx::cp_async::wait_group<0>();  // zeros from beyond k: a CTA may not end before they are there
     store_patch(y, sums, tile.row + row, tile.column + column, m, n);
 }

@@ -1,4 +1,4 @@
-"""Compact warp tiles, a ring of transposed stages filled by cp.async, fragments whose registers meet no bank conflict."""
+"""Compact warp tiles, a ring of transposed stages filled by cp.async, fragments in both banks of the registers."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -93,21 +93,15 @@ class Schedule:
 
 
 SHAPES = (  # block_m, block_n, block_k, thread_m, thread_n, stages, CTAs an SM
+    (256, 128, 32, 16, 8, 3, 1),
     (256, 128, 16, 16, 8, 4, 1),
+    (128, 256, 16, 16, 8, 4, 1),
+    (128, 128, 32, 16, 8, 3, 2),
     (128, 128, 16, 16, 8, 3, 2),
+    (128, 256, 32, 8, 16, 3, 1),
     (256, 128, 8, 16, 8, 4, 1),
     (128, 128, 8, 16, 8, 4, 2),
-    (128, 256, 16, 16, 8, 4, 1),
-    (128, 256, 16, 8, 16, 4, 1),
-    (256, 128, 32, 16, 8, 3, 1),
-    (128, 128, 32, 16, 8, 3, 2),
-    (128, 256, 8, 16, 8, 4, 1),
-    (128, 256, 8, 8, 16, 4, 1),
-    (128, 256, 32, 8, 16, 3, 1),
-    (128, 128, 16, 8, 16, 4, 2),
-    (256, 128, 16, 8, 16, 4, 1),
     (128, 128, 8, 8, 8, 4, 2),
-    (128, 256, 8, 8, 8, 4, 1),
     (64, 128, 8, 8, 8, 4, 4),
     (64, 64, 16, 4, 8, 3, 4),
     (32, 64, 16, 4, 4, 3, 4),
@@ -129,7 +123,7 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
 
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
-    """Microseconds: see _simt.predicted_us. A copy is three instructions; the copies of a row share four for its address."""
+    """Microseconds: as _simt.predicted_us; a copy is three instructions, those of a row share four for its address."""
     s = schedule
     copies = (s.block_m + s.block_n) / s.threads * (3 + 4 * LOAD.columns / s.block_k)
     counts = theory(problem, s, machine)
