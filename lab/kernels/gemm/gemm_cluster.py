@@ -108,9 +108,10 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
 def spread(
     schedule: type[Any], shapes: Iterable[tuple[int, int, int, int]], problem: Linear, machine: Machine
 ) -> Iterator[Any]:
-    """Each shape that fits, in clusters no CTA of which lies below y, with two rasters."""
+    """Each shape that fits, in clusters no CTA of which lies below y, with two rasters; four CTAs where loads bind."""
+    sizes = (1, 2, 4) if _model.crosses_lines(problem) else (1, 2)
     for shape in shapes:
-        for cluster in (1, 2, 4)[: tiles_of(problem.m, shape[0])]:
+        for cluster in sizes[: tiles_of(problem.m, shape[0])]:
             best = _model.best_group(machine.sms // cluster, cluster * shape[0], shape[1])
             for group_m in dict.fromkeys((best, max(1, best // 2))):
                 with suppress(ScheduleError):
