@@ -1,51 +1,107 @@
 // gemm_fp8_promoted: y[m, n] = x[m, k] @ w[n, k].T of fp8, summed in float32.
 //
 // Idea: the tensor cores keep some 13 bits of a sum of fp8 products, too few for a long k. So each k-step of 128 starts
-// a new sum, which the consumers then add to float32 registers. While one consumer adds, the other multiplies, so the
-// tensor cores see no pause. The price is registers: one 64-row partial sum beside the whole of a consumer's sums.
+// a new sum, which the consumers then add to float32 registers. Two such partial sums a consumer keep the tensor cores
+// queued: while one is added, they fill the other. The price is registers, so a partial sum is of 64 rows and as many
+// columns as leave room for two: a part of a consumer's tile. Parts take their turns step by step.
 // Adds to gemm_cluster: promotion.
 //
-//   consumer 0   | mma step 0 | add | wait       | mma step 1 | add | ...
-//   consumer 1                | mma step 0       | add | wait       | mma step 1 | add | ...
+//   partial 0   | mma part 0 | add        | mma part 2 | add        | ...
+//   partial 1                | mma part 1 | add        | mma part 3 | ...
 //
 // Bytes expected through TMA: as gemm_cluster.
 #include "lab/kernels/gemm/_cluster.cuh"
 
-constexpr int MMA_TILES = schedule::block_m / CONSUMERS / MMA_M;  // of 64 rows, in each consumer
-constexpr int REGISTERS = schedule::block_n / 2;                  // of 64 rows
+constexpr int MMA_TILES = schedule::block_m / CONSUMERS / MMA_M;   // of 64 rows, in each consumer
+constexpr int ACROSS = schedule::block_n / schedule::part_columns;  // parts side by side
+constexpr int PARTS = MMA_TILES * ACROSS;                           // of a consumer's tile
+constexpr int REGISTERS = schedule::part_columns / 2;               // of a part
+constexpr int TURNS = PARTS == 1 ? 2 : PARTS;                       // parts until the same one has the same partial sum
 
-// Every k-step of a tile, from row `first` of the stages on. The sum of a step stays in the tensor cores, of steps not.
-__device__ __forceinline__ void accumulate_promoted(float (&sum)[MMA_TILES][REGISTERS], float (&partial)[REGISTERS],
-                                                    Shared& shared, int first, int steps, Position& now) {
+constexpr int STEPS = TURNS / PARTS;
+static_assert(TURNS % 2 == 0 && TURNS % PARTS == 0, "two partial sums take turns");
+
+using Sums = float[PARTS][REGISTERS];
+
+// One of the two partial sums in use: the tensor cores fill it, then it is added.
+struct Partial {
+    float sum[REGISTERS] = {};
+
+    // Starts a part of a k-step.
+    __device__ __forceinline__ void start(const Stage& stage, int first, int part) {
+        ptx::wgmma::fence();
+        multiply(sum, stage.x[first + part / ACROSS * MMA_M], stage.w[part % ACROSS * schedule::part_columns], false);
+        ptx::wgmma::commit_group();
+    }
+
+    // Waits for it, with `pending` more in flight.
+    template <int pending>
+    __device__ __forceinline__ void wait() {
+        ptx::wgmma::wait_group<pending>();
+        ptx::wgmma::hold(sum);
+    }
+
+    __device__ __forceinline__ void add_to(float (&total)[REGISTERS]) const {
 #pragma unroll
-    for (int i = 0; i < MMA_TILES * REGISTERS; ++i) sum[i / REGISTERS][i % REGISTERS] = 0;
-    for (int step = 0; step < steps; ++step, now.advance()) {
-        const Stage& stage = shared.ring[now.stage];
-        ptx::mbarrier::wait(shared.full[now.stage], now.parity);
+        for (int i = 0; i < REGISTERS; ++i) total[i] += sum[i];
+        ptx::wgmma::hold(total);
+    }
+};
+
+// Every k-step of a tile, from row `first` of the stages on. Each part starts before the one before it is waited for.
+__device__ __forceinline__ void accumulate_promoted(Sums& sums, Partial (&partial)[2], Shared& shared, int first,
+                                                    int steps, Position& now) {
+    int stage = 0;  // of the part in flight
+    const auto start = [&](int turn) {
+        const int part = turn % PARTS;
+        if (part == 0) ptx::mbarrier::wait(shared.full[now.stage], now.parity);
+        partial[turn % 2].start(shared.ring[now.stage], first, part);
+    };
+    const auto finish = [&](int turn) {
+        const int part = turn % PARTS;
+        if (part == PARTS - 1) release(shared, stage);
+        partial[turn % 2].add_to(sums[part]);
+    };
+    const auto next = [&](int turn) {
+        stage = now.stage;
+        if (turn % PARTS == PARTS - 1) now.advance();
+        start(turn + 1);
+        partial[turn % 2].wait<1>();
+        finish(turn);
+    };
+    const auto end = [&](int turn) {
+        partial[turn % 2].wait<0>();
+        stage = now.stage;
+        now.advance();
+        finish(turn);
+    };
 #pragma unroll
-        for (int t = 0; t < MMA_TILES; ++t) {
-            ptx::wgmma::fence();
-            multiply(partial, stage.x[first + t * MMA_M], stage.w[0], false);
-            ptx::wgmma::commit_group();
-            ptx::wgmma::wait_group<0>();
-            ptx::wgmma::hold(partial);
-            if (t == MMA_TILES - 1) release(shared, now.stage);
+    for (int i = 0; i < PARTS * REGISTERS; ++i) sums[i / REGISTERS][i % REGISTERS] = 0;
+    start(0);
+    for (; steps > STEPS; steps -= STEPS) {
 #pragma unroll
-            for (int i = 0; i < REGISTERS; ++i) sum[t][i] += partial[i];
-        }
+        for (int turn = 0; turn < TURNS; ++turn) next(turn);
+    }
+    if (steps == STEPS) {
+#pragma unroll
+        for (int turn = 0; turn < TURNS - 1; ++turn) next(turn);
+        end(TURNS - 1);
+    } else {  // a step of one part is left
+        end(0);
     }
 }
 
 __device__ __forceinline__ void consumer(Shared& shared, const TensorMap& y, const Epilogue& epilogue, int consumer,
                                          Walk walk, int rank, int steps) {
-    float sum[MMA_TILES][REGISTERS], partial[REGISTERS] = {};
+    Sums sums;
+    Partial partial[2];
     const int first = consumer * MMA_TILES * MMA_M;
     Position now;
     int next = 0;
     for (Tile tile; walk.next(tile);) {
-        accumulate_promoted(sum, partial, shared, first, steps, now);
+        accumulate_promoted(sums, partial, shared, first, steps, now);
         tile.row += rank * schedule::block_m + first;
-        store(sum, shared.y[consumer], next, y, epilogue, 1 + consumer, tile);
+        store(reinterpret_cast<const float(&)[MMA_TILES][ACROSS * REGISTERS]>(sums), shared.y[consumer], next, y, epilogue, 1 + consumer, tile);
     }
     finish_stores();
 }

@@ -32,17 +32,28 @@ SUMS = 192  # registers of a consumer's thread that may hold sums, of its 232
 
 @dataclass(frozen=True)
 class Schedule(gemm_cluster.Schedule):
-    """As gemm_cluster's, with room for a partial sum of 64 rows beside each consumer's own."""
+    """As gemm_cluster's, with room for two partial sums of 64 rows beside each consumer's own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        own = self.block_m // CONSUMERS * self.block_n // 128
-        partial = MMA_M * self.block_n // 128
-        if own + partial > SUMS:
+        if self.own + 2 * self.part_columns * MMA_M // 128 > SUMS or self.part_columns % 32:
             raise ScheduleError(
-                f"{self.block_m} x {self.block_n} outputs are {own} sums and {partial} partial sums a thread; "
-                f"a consumer has room for {SUMS}"
+                f"{self.block_m} x {self.block_n} outputs are {self.own} sums a thread; with two partial sums of "
+                f"{self.part_columns} columns, a multiple of 32, a consumer has room for {SUMS}"
             )
+
+    @property
+    def own(self) -> int:
+        """Sums of a consumer's thread that outlive a k-step."""
+        return self.block_m // CONSUMERS * self.block_n // 128
+
+    @property
+    def part_columns(self) -> int:
+        """Columns of a partial sum: the tile's, halved until two have room."""
+        columns = self.block_n
+        while self.own + 2 * columns * MMA_M // 128 > SUMS and columns % 64 == 0:
+            columns //= 2
+        return columns
 
 
 SHAPES = (  # m, n, stages, boxes of y
