@@ -20,7 +20,7 @@ constexpr int MMA_TILES = schedule::block_m / CONSUMERS / MMA_M;    // of 64 row
 constexpr int ACROSS = schedule::block_n / schedule::part_columns;  // parts side by side
 constexpr int PARTS = MMA_TILES * ACROSS;                           // of a consumer's tile
 constexpr int REGISTERS = schedule::part_columns / 2;               // of a part
-constexpr int TURN = 1 + CONSUMERS;                                 // named barriers from here on; the way out has those before
+constexpr int TURN = 1 + CONSUMERS;  // a named barrier of each consumer from here on; before are those of the way out
 
 using Sums = float[PARTS][REGISTERS];
 
