@@ -20,8 +20,10 @@ static_assert(schedule::step_bytes == 128, "a row of a tile is one 128-byte swiz
 struct Walk {
     int tiles_m, tiles_n, block_m, block_n, index, workers;
 
+    __device__ __forceinline__ bool more() const { return index < tiles_m * tiles_n; }
+
     __device__ __forceinline__ bool next(Tile& tile) {
-        if (index >= tiles_m * tiles_n) return false;
+        if (!more()) return false;
         tile = tile_at(index, tiles_m, tiles_n, block_m, block_n);
         index += workers;
         return true;
@@ -56,11 +58,11 @@ __device__ __forceinline__ void multiply(float (&sum)[registers], const Element*
         ptx::wgmma::mma<Element>(sum, ptx::wgmma::advance(a, at), ptx::wgmma::advance(b, at), accumulate || at > 0);
 }
 
-// Every k-step of `tiles` x 64 rows of a tile, from row `first` of the stages on; one group of mma stays in flight.
-// `release` hands a stage's index back to whoever fills it.
+// Issue every k-step of `tiles` x 64 rows of a tile, from row `first` of the stages on; one group of mma stays in flight
+// behind the one that is issued. `release` hands a stage's index back to whoever fills it; the last stage is returned.
 template <int tiles, int registers, typename Shared, typename Release>
-__device__ __forceinline__ void accumulate(float (&sum)[tiles][registers], Shared& shared, int first, int steps,
-                                           Position& now, Release release) {
+__device__ __forceinline__ int issue(float (&sum)[tiles][registers], Shared& shared, int first, int steps,
+                                     Position& now, Release release) {
     int before = 0, step = 0;
     do {  // one step at least: the zeros of a path without any would meet the sums in flight, and wgmma be serialised
         const auto& stage = shared.ring[now.stage];
@@ -76,10 +78,23 @@ __device__ __forceinline__ void accumulate(float (&sum)[tiles][registers], Share
         before = now.stage;
         now.advance();
     } while (++step < steps);
+    return before;
+}
+
+// Wait for what was issued, and hand the last stage back.
+template <int tiles, int registers, typename Release>
+__device__ __forceinline__ void drain(float (&sum)[tiles][registers], int last, Release release) {
     ptx::wgmma::wait_group<0>();
-    release(before);
+    release(last);
 #pragma unroll
     for (int t = 0; t < tiles; ++t) ptx::wgmma::hold(sum[t]);
+}
+
+// Both: the sums of a tile.
+template <int tiles, int registers, typename Shared, typename Release>
+__device__ __forceinline__ void accumulate(float (&sum)[tiles][registers], Shared& shared, int first, int steps,
+                                           Position& now, Release release) {
+    drain(sum, issue(sum, shared, first, steps, now, release), release);
 }
 
 // Dynamic shared memory from its first 1024-byte boundary on: what a tile with the 128-byte swizzle needs.

@@ -24,6 +24,8 @@ MMA_M = 64  # rows of a wgmma
 SWIZZLE = 128  # bytes
 ALIGNMENT = 1024  # bytes, of a tile with the 128-byte swizzle
 MBARRIER = 8  # bytes
+ACCUMULATORS = 192  # of a consumer's 232 registers
+GPC_SMS = 16  # SMs that every GPC has
 WIDTHS = tuple(range(32, 257, 32))  # columns of a tile
 
 
@@ -57,13 +59,10 @@ class Tiling:
         return self.stages * self.stage_bytes + barriers + ALIGNMENT
 
 
-def require_accumulators(rows: int, block_n: int) -> None:
-    """Raise ScheduleError where a warpgroup that owns so many rows of a tile would hold more than 128 accumulators."""
-    accumulators = rows * block_n // 128
-    if accumulators > 128:
-        raise ScheduleError(
-            f"{rows} x {block_n} outputs are {accumulators} accumulators a thread; a consumer has room for 128"
-        )
+def require_accumulators(accumulators: int) -> None:
+    """Raise ScheduleError where a consumer's thread would hold too many accumulators."""
+    if accumulators > ACCUMULATORS:
+        raise ScheduleError(f"a tile of {accumulators} accumulators a thread; a consumer has room for {ACCUMULATORS}")
 
 
 def require_group(group_m: int) -> None:
@@ -71,10 +70,22 @@ def require_group(group_m: int) -> None:
         raise ScheduleError(f"group_m is from 1 to 1,024 rows of tiles; group_m = {group_m}")
 
 
-def require_halves(problem: Linear, block_n: int) -> None:
-    """Raise ScheduleError where swiglu's halves of a tile would not be whole boxes of y."""
-    if columns_of(problem, block_n) * FORMATS[problem.output].storage.itemsize % 64:
-        raise ScheduleError(f"y leaves in rows of 64 bytes; half of {block_n} columns in {problem.output} is not whole")
+def accumulators_beside(problem: Linear) -> int:
+    """How many accumulators a thread can hold beside what its way out needs: operands of an epilogue take registers."""
+    busy = problem.row_scales or problem.epilogue != "none" or problem.output == "fp8"
+    return 128 if busy else ACCUMULATORS
+
+
+def is_whole(problem: Linear, block_n: int) -> bool:
+    """Whether y can leave a tile in rows of 64 bytes; half of a swiglu tile may not."""
+    return columns_of(problem, block_n) * FORMATS[problem.output].storage.itemsize % 64 == 0
+
+
+def require_whole(problem: Linear, block_n: int) -> None:
+    """Raise ScheduleError where y cannot leave a tile in rows of 64 bytes."""
+    if not is_whole(problem, block_n):
+        columns = columns_of(problem, block_n)
+        raise ScheduleError(f"y leaves in rows of 64 bytes; {columns} columns in {problem.output} are not whole rows")
 
 
 def tiles_of(extent: int, block: int) -> int:
@@ -90,6 +101,16 @@ def step_of(problem: Linear) -> int:
 def columns_of(problem: Linear, block_n: int) -> int:
     """Columns of y in a tile of `block_n` rows of w: half of them where one half is gate and the other up."""
     return block_n // 2 if problem.swiglu else block_n
+
+
+def clusters_at_once(size: int, machine: Machine) -> int:
+    """Clusters of `size` CTAs, one an SM, that run at the same time: a cluster lies in one GPC.
+
+    GPCs have 16 SMs, some have two more: 66 clusters of two and 32 of four were seen to fit the 132 SMs of an H100.
+    """
+    smallest = min(GPC_SMS, machine.sms)
+    gpcs, larger = machine.sms // smallest, machine.sms % smallest // 2
+    return max(1, (gpcs - larger) * (smallest // size) + larger * ((smallest + 2) // size))
 
 
 def tile_count(problem: Linear, block_m: int, block_n: int) -> int:
@@ -172,7 +193,7 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Mach
     x, w, y = (arrays[a.name] if arrays else np.zeros((0, 0), a.storage) for a in launch.arrays[:3])
     marks = [chip.marks(name) for name in ("x", "w", "y")]
     cluster = launch.cluster[0]
-    workers = min(launch.ctas, machine.sms) // cluster
+    workers = min(launch.ctas // cluster, clusters_at_once(cluster, machine))
     epilogue = _epilogue.operands(p, chip, arrays)
     _epilogue.count_tensor_scales(p, chip, workers * cluster)
     _grid(

@@ -1,7 +1,9 @@
 """Clusters load their common rows of w once; fp8 with scales, residual, swiglu: the layers of a transformer step."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -44,11 +46,20 @@ class Schedule(Tiling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice(self, "block_m", (128, 256))
-        _tiles.require_accumulators(self.block_m // CONSUMERS, self.block_n)
+        self.require_rows()
+        _tiles.require_accumulators(self.accumulators)
         require_choice(self, "y_boxes", (1, 2, 3, 4))
-        require_choice(self, "cluster", (1, 2))
+        require_choice(self, "cluster", (1, 2, 4))
         _tiles.require_group(self.group_m)
+
+    def require_rows(self) -> None:
+        """Raise ScheduleError where a consumer's part of a tile is not whole rows of mma."""
+        require_choice(self, "block_m", (128, 256))
+
+    @property
+    def accumulators(self) -> int:
+        """Of a consumer's thread."""
+        return self.block_m // CONSUMERS * self.block_n // 128
 
     @property
     def threads(self) -> int:
@@ -64,40 +75,49 @@ class Schedule(Tiling):
 
     def fits(self, problem: Linear, machine: Machine) -> None:
         require_shared(self.shared_bytes, f"{self.stages} stages and {self.y_boxes} boxes", machine)
-        _tiles.require_halves(problem, self.block_n)
+        _tiles.require_whole(problem, self.block_n)
+        if self.accumulators > _tiles.accumulators_beside(problem):
+            raise ScheduleError(
+                f"{self.block_m} x {self.block_n} tiles are {self.accumulators} accumulators a thread; "
+                f"beside this way out there is room for {_tiles.accumulators_beside(problem)}"
+            )
 
 
 SHAPES = (  # m, n, stages, boxes of y
     (128, 256, 4, 2),
     (256, 128, 4, 2),
+    (256, 192, 3, 2),
+    (256, 160, 3, 3),
     (128, 256, 3, 4),
     (128, 224, 4, 2),
     (128, 192, 4, 3),
     (128, 160, 5, 2),
     (128, 128, 6, 2),
+    (256, 96, 4, 2),
+    (128, 96, 6, 2),
     (128, 64, 8, 1),
 )
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """Tile shapes and clusters by predicted time, each with the raster that shares most in a wave and half of it."""
-    schedules = []
-    for shape in SHAPES:
-        for cluster in (2, 1):
-            best = _model.best_group(machine.sms // cluster, cluster * shape[0], shape[1])
-            for group_m in (best, max(1, best // 2)):
-                schedule = Schedule(*shape, cluster, group_m)
-                if columns_whole(problem, schedule):
-                    schedules.append(schedule)
+    schedules = spread(Schedule, SHAPES, problem, machine)
     yield from sorted(schedules, key=lambda s: predicted_us(problem, s, machine))
 
 
-def columns_whole(problem: Linear, schedule: Schedule) -> bool:
-    try:
-        _tiles.require_halves(problem, schedule.block_n)
-    except ScheduleError:
-        return False
-    return True
+def spread(
+    schedule: type[Any], shapes: Iterable[tuple[int, int, int, int]], problem: Linear, machine: Machine
+) -> Iterator[Any]:
+    """Each shape that fits, in clusters no CTA of which lies below y, with two rasters; four CTAs where loads bind."""
+    sizes = (1, 2, 4) if _model.crosses_lines(problem) else (1, 2)
+    for shape in shapes:
+        for cluster in sizes[: tiles_of(problem.m, shape[0])]:
+            best = _model.best_group(machine.sms // cluster, cluster * shape[0], shape[1])
+            for group_m in dict.fromkeys((best, max(1, best // 2))):
+                with suppress(ScheduleError):
+                    one = schedule(*shape, cluster, group_m)
+                    one.fits(problem, machine)
+                    yield one
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
@@ -110,7 +130,7 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
             entry="gemm_cluster",
             problem=p,
             schedule=s,
-            grid=(s.cluster * min(tiles, machine.sms // s.cluster), 1, 1),
+            grid=(s.cluster * min(tiles, _tiles.clusters_at_once(s.cluster, machine)), 1, 1),
             block=(s.threads, 1, 1),
             arguments=(*described, *epilogue_arguments(p), m, n, k),
             cluster=(s.cluster, 1, 1),
@@ -132,7 +152,8 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
     s = schedule
-    return _model.persistent_us(problem, theory(problem, s, machine), s.block_m, s.block_n, s.cluster, 0.3, machine)
+    between = _model.TILE_CLOCKS + _model.way_out(problem, s.block_m, s.block_n)
+    return _model.tiled_us(problem, theory(problem, s, machine), s.block_m, s.block_n, s.cluster, between, machine)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:

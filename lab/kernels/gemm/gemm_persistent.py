@@ -36,7 +36,7 @@ class Schedule(Tiling):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice(self, "block_m", (128, 256))
-        _tiles.require_accumulators(self.block_m // CONSUMERS, self.block_n)
+        _tiles.require_accumulators(self.block_m // CONSUMERS * self.block_n // 128)
         require_choice(self, "y_boxes", (1, 2, 3, 4))
         _tiles.require_group(self.group_m)
 
@@ -98,7 +98,8 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
     s = schedule
-    return _model.persistent_us(problem, theory(problem, s, machine), s.block_m, s.block_n, 1, 0.3, machine)
+    between = _model.TILE_CLOCKS + _model.way_out(problem, s.block_m, s.block_n)
+    return _model.tiled_us(problem, theory(problem, s, machine), s.block_m, s.block_n, 1, between, machine)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:

@@ -101,10 +101,10 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
 
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
-    """A second CTA on an SM works while the first one's tile leaves."""
+    """A second CTA on an SM works while the first one starts and its tile leaves."""
     s = schedule
-    overlap = 0.5 * (s.ctas_per_sm - 1)
-    return _model.persistent_us(problem, theory(problem, s, machine), s.block_m, s.block_n, 1, overlap, machine)
+    between = (_model.RESTART_CLOCKS + _model.way_out(problem, s.block_m, s.block_n)) / s.ctas_per_sm
+    return _model.tiled_us(problem, theory(problem, s, machine), s.block_m, s.block_n, 1, between, machine)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
