@@ -26,7 +26,7 @@ ALIGNMENT = 1024  # bytes, of a tile with the 128-byte swizzle
 MBARRIER = 8  # bytes
 ACCUMULATORS = 192  # of a consumer's 232 registers
 GPC_SMS = 16  # SMs that every GPC has
-WIDTHS = tuple(range(32, 257, 32))  # columns of a tile
+WIDTHS = tuple(range(32, 257, 16))  # columns of a tile
 
 
 @dataclass(frozen=True)
