@@ -3,7 +3,7 @@
 from itertools import product
 from pathlib import Path
 
-SHAPES = tuple(range(32, 257, 32))  # n of m64nNkK
+SHAPES = tuple(range(32, 257, 16))  # n of m64nNkK
 FORMATS = {  # C++ type: PTX type, K, immediates after the two that may negate a and b
     "bf16": ("bf16", 16, ", 0, 0"),  # neither a nor b is transposed
     "fp16": ("f16", 16, ", 0, 0"),

@@ -19,6 +19,12 @@ __device__ __forceinline__ void load_2d(void* to, const TensorMap& map, int colu
         : "memory");
 }
 
+// Bring the box at (row, column) to L2 ahead of its load (cp.async.bulk.prefetch.tensor).
+__device__ __forceinline__ void prefetch_2d(const TensorMap& map, int column, int row) {
+    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(&map), "r"(column), "r"(row)
+                 : "memory");
+}
+
 // The same for a box of three dimensions, `slice` the outermost (cp.async.bulk.tensor.3d, load).
 __device__ __forceinline__ void load_3d(void* to, const TensorMap& map, int column, int row, int slice,
                                         uint64_t& barrier) {

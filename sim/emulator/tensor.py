@@ -230,7 +230,7 @@ def mma(h, w, code, base, mask, pc):
     element = isa.FORMAT_BYTES[code[isa.F3]]
     per = 4 // element
     keep = np.uint64((1 << (8 * element)) - 1)
-    bad_rows, bad_columns, bad_sums = 0, 0, t.i64_2(h, t.SCRATCH)[0]
+    bad_rows, bad_columns, bad_sums = np.int64(0), np.int64(0), t.i64_2(h, t.SCRATCH)[0]
     for i in range(b_count):
         s = pool[first + 4 + a_count + i]
         source = base + s if s >= 0 else ~s

@@ -1,7 +1,7 @@
 """gemm_fp8_promoted: what sets it apart from gemm_cluster."""
 
 import re
-from dataclasses import astuple, replace
+from dataclasses import replace
 
 import pytest
 
@@ -14,26 +14,61 @@ from sim.machine import H100
 PROBLEM = Linear(1024, 1024, 1024, "fp8", "fp8", accumulate="float32")
 
 
+CUT = {  # block_m, block_n, hand_over: columns of a part
+    (128, 128, 0): 128,
+    (128, 192, 0): 96,
+    (128, 192, 2): 192,
+    (256, 96, 0): 96,
+    (256, 128, 2): 128,
+    (128, 256, 1): 128,
+}
+
+
+def additions(ptx: str) -> int:
+    return len(re.findall(r"\badd(?:\.rn)?\.f32\b", ptx))
+
+
 def test_every_step_starts_a_new_sum_which_is_added_to_every_accumulator() -> None:
-    schedule = gemm_fp8_promoted.Schedule(256, 64, 4, 1, 1, 1)
+    schedule = gemm_fp8_promoted.Schedule(256, 64, 4, 1, 1, 1, 2)
     (launch,) = gemm_fp8_promoted.launch(PROBLEM, schedule, H100)
     ptx = compile_launch(launch, H100, "ptx").path.read_text()
-    sums = 2 * 64 // 2  # of a thread: two tiles of 64 x 64 in a consumer
-    assert len(re.findall(r"\badd(?:\.rn)?\.f32\b", ptx)) == sums
+    sums = 2 * 64 // 2  # of a thread: two parts of 64 x 64 in a consumer
+    assert additions(ptx) == sums
     starts = re.findall(r"wgmma\.mma_async[^;]*;", ptx)
     assert len(starts) == 2 * 4  # of 32 products each, in a k-step of 128
 
-    (fast,) = gemm_cluster.launch(replace(PROBLEM, accumulate="fast"), gemm_cluster.Schedule(*astuple(schedule)), H100)
-    ptx = compile_launch(fast, H100, "ptx").path.read_text()
-    assert not re.findall(r"\badd(?:\.rn)?\.f32\b", ptx)
+    (fast,) = gemm_cluster.launch(replace(PROBLEM, accumulate="fast"), gemm_cluster.Schedule(256, 64, 4, 1, 1, 1), H100)
+    assert not additions(compile_launch(fast, H100, "ptx").path.read_text())
+
+
+@pytest.mark.parametrize("schedule", [(128, 128, 6, 2, 1, 1, 0), (128, 192, 4, 2, 1, 1, 0), (256, 96, 4, 2, 2, 1, 0)])
+def test_two_partial_sums_are_never_both_waited_for_before_the_last_step(schedule: tuple[int, ...]) -> None:
+    (launch,) = gemm_fp8_promoted.launch(PROBLEM, gemm_fp8_promoted.Schedule(*schedule), H100)
+    order = re.findall(
+        r"wgmma\.(commit_group|wait_group)\S*\s*(\d?)", compile_launch(launch, H100, "ptx").path.read_text()
+    )
+    started = [i for i, (name, _) in enumerate(order) if name == "commit_group"]
+    assert [pending for i in started[1:] for name, pending in order[i + 1 : i + 2]] == ["1"] * (len(started) - 1)
 
 
 def test_partial_sums_need_room() -> None:
-    gemm_fp8_promoted.Schedule(256, 128, 4, 1, 2, 1)
+    gemm_fp8_promoted.Schedule(256, 128, 4, 1, 2, 1, 2)
     with pytest.raises(
-        ScheduleError, match="128 x 224 outputs are 112 sums and 112 partial sums a thread; a consumer has room for 192"
+        ScheduleError,
+        match="256 x 128 outputs are 128 sums and 2 x 64 partial sums a thread; a consumer has room for 192",
     ):
-        gemm_fp8_promoted.Schedule(128, 224, 4, 1, 2, 1)
+        gemm_fp8_promoted.Schedule(256, 128, 4, 1, 2, 1, 0)
+
+
+def test_a_tile_is_cut_into_parts_where_that_makes_room() -> None:
+    columns = {(m, n, turns): gemm_fp8_promoted.Schedule(m, n, 4, 1, 1, 1, turns).part_columns for m, n, turns in CUT}
+    assert columns == CUT
+
+
+def test_promotion_is_not_free() -> None:
+    problem = replace(PROBLEM, accumulate="fast")
+    schedule = gemm_fp8_promoted.Schedule(128, 128, 6, 2, 1, 1, 2)
+    assert gemm_fp8_promoted.predicted_us(problem, schedule, H100) > gemm_cluster.predicted_us(problem, schedule, H100)
 
 
 def test_there_are_candidates_enough_to_choose_from() -> None:

@@ -30,15 +30,19 @@ HBM_SHARE = 0.87  # of the data sheet's rate, read and written together
 HOT_US, HOT = 20.0, 1.24  # a kernel longer than the first runs at the power cap: its further time takes longer
 
 
+def crosses_lines(problem: Linear) -> bool:
+    """Whether the rows of x and w start anywhere in a 128-byte line, so that a step's part of a row lies in two."""
+    return problem.k * FORMATS[problem.activations].storage.itemsize % STEP_BYTES != 0
+
+
 def step_clocks(problem: Linear, block_m: int, block_n: int, cluster: int, machine: Machine) -> float:
     """Clocks of one k-step of a tile: a wgmma reads its rows of x and all rows of w from shared memory."""
-    size = FORMATS[problem.activations].storage.itemsize
     flops_per_clock = machine.peak(problem.activations) / machine.sms / machine.clock_hz
     wgmma = 2 * MMA_M * block_n * step_of(problem) * MMA_K_BYTES / STEP_BYTES / flops_per_clock
     operands = (MMA_M + block_n) * MMA_K_BYTES / SHARED_BYTES_PER_CLOCK
     mma = max(wgmma, operands) * (block_m / MMA_M) * (STEP_BYTES / MMA_K_BYTES)
     rows = block_m + block_n / cluster
-    row_clocks = STEP_BYTES / L2_BYTES_PER_CLOCK * (CROSSING_ROWS if problem.k * size % STEP_BYTES else 1)
+    row_clocks = STEP_BYTES / L2_BYTES_PER_CLOCK * (CROSSING_ROWS if crosses_lines(problem) else 1)
     power = 1 + LOAD_POWER * (128 / block_m + 128 / block_n - 1.5)
     return max(mma * max(1.0, power), rows * row_clocks) * (MULTICAST if cluster > 1 else 1)
 

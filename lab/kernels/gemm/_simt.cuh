@@ -1,12 +1,12 @@
-// What the fp32 GEMMs on CUDA cores share: lanes, a CTA's tile, and the way of a k-step into shared memory.
+// What the fp32 GEMMs on CUDA cores share: lanes, and the way of a k-step into shared memory.
 #pragma once
 #include "lab/kernels/gemm/_raster.cuh"
 
 constexpr int LANES = 32;
 constexpr int VECTOR = 4;  // floats in 16 bytes
 
-// The tile of y that this CTA computes.
-__device__ __forceinline__ Tile tile_of_cta(int m, int n) {
+// The output tile of this CTA.
+__device__ __forceinline__ Tile own_tile(int m, int n) {
     return tile_at(blockIdx.x, tiles_of(m, schedule::block_m), tiles_of(n, schedule::block_n), schedule::block_m,
                    schedule::block_n);
 }

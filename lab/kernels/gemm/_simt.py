@@ -192,17 +192,26 @@ def tiled_theory(problem: Linear, schedule: Any, load: Request, store: Request) 
 
 
 def predicted_us(
-    problem: Linear, schedule: Any, counts: Counts, machine: Machine, thread_m: int, thread_n: int, width: int
+    problem: Linear,
+    schedule: Any,
+    counts: Counts,
+    machine: Machine,
+    thread_m: int,
+    thread_n: int,
+    width: int,
+    other: float = 0.0,
 ) -> float:
     """Microseconds: what the counts say, or what a patch of outputs a thread makes the busiest SM issue and read.
 
-    For thread_m x thread_n multiply-adds a thread reads thread_m + thread_n words, `width` in one instruction. In the
-    time of a multiply-add an SM issues one instruction for it; shared memory and L1 take four such times for each word
-    (128 bytes a clock beside 128 multiply-adds: CUDA C++ Programming Guide, compute capability 9.0).
+    For thread_m x thread_n multiply-adds a thread reads thread_m + thread_n words, `width` in one instruction, and
+    spends `other` issue slots. In the time of a multiply-add an SM issues one instruction for it; shared memory and L1
+    take four such times for each wavefront (128 bytes a clock beside 128 multiply-adds: CUDA C++ Programming Guide,
+    compute capability 9.0): one for a word a lane, two for 16 bytes where the lanes of half a warp share addresses.
     """
     tiles = tiles_of(problem.m, schedule.block_m) * tiles_of(problem.n, schedule.block_n)
     words = (thread_m + thread_n) / (thread_m * thread_n)  # for each multiply-add
-    slots = max(1 + words / width, 4 * words)
+    wavefronts = words * (1 if width == 1 else 2 / width)
+    slots = max(1 + words / width + other / (thread_m * thread_n), 4 * wavefronts)
     flops = 2 * schedule.block_m * schedule.block_n * problem.k * tiles_of(tiles, machine.sms) * machine.sms
     compute_us: float = slots * flops / machine.peak("fp32") * 1e6
     return max(predict_us(counts, "fp32", machine, tiles), compute_us)

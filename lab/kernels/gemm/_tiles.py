@@ -24,8 +24,9 @@ MMA_M = 64  # rows of a wgmma
 SWIZZLE = 128  # bytes
 ALIGNMENT = 1024  # bytes, of a tile with the 128-byte swizzle
 MBARRIER = 8  # bytes
+ACCUMULATORS = 192  # of a consumer's 232 registers
 GPC_SMS = 16  # SMs that every GPC has
-WIDTHS = tuple(range(32, 257, 32))  # columns of a tile
+WIDTHS = tuple(range(32, 257, 16))  # columns of a tile
 
 
 @dataclass(frozen=True)
@@ -58,18 +59,21 @@ class Tiling:
         return self.stages * self.stage_bytes + barriers + ALIGNMENT
 
 
-def require_accumulators(rows: int, block_n: int) -> None:
-    """Raise ScheduleError where a warpgroup that owns so many rows of a tile would hold more than 128 accumulators."""
-    accumulators = rows * block_n // 128
-    if accumulators > 128:
-        raise ScheduleError(
-            f"{rows} x {block_n} outputs are {accumulators} accumulators a thread; a consumer has room for 128"
-        )
+def require_accumulators(accumulators: int) -> None:
+    """Raise ScheduleError where a consumer's thread would hold too many accumulators."""
+    if accumulators > ACCUMULATORS:
+        raise ScheduleError(f"a tile of {accumulators} accumulators a thread; a consumer has room for {ACCUMULATORS}")
 
 
 def require_group(group_m: int) -> None:
     if not 1 <= group_m <= 1024:
         raise ScheduleError(f"group_m is from 1 to 1,024 rows of tiles; group_m = {group_m}")
+
+
+def accumulators_beside(problem: Linear) -> int:
+    """How many accumulators a thread can hold beside what its way out needs: operands of an epilogue take registers."""
+    busy = problem.row_scales or problem.epilogue != "none" or problem.output == "fp8"
+    return 128 if busy else ACCUMULATORS
 
 
 def is_whole(problem: Linear, block_n: int) -> bool:

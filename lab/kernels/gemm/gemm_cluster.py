@@ -1,7 +1,9 @@
 """Clusters load their common rows of w once; fp8 with scales, residual, swiglu: the layers of a transformer step."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -11,6 +13,7 @@ from lab.kernels.gemm import _epilogue, _model, _tiles
 from lab.kernels.gemm._tiles import FACTS, MMA_M, Tiling, tiles_of
 from lab.problems import Linear
 from sim.counts import Counts
+from sim.errors import ScheduleError
 from sim.launch import Launch
 from sim.machine import Machine
 
@@ -44,14 +47,19 @@ class Schedule(Tiling):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_rows()
+        _tiles.require_accumulators(self.accumulators)
         require_choice(self, "y_boxes", (1, 2, 3, 4))
         require_choice(self, "cluster", (1, 2, 4))
         _tiles.require_group(self.group_m)
 
     def require_rows(self) -> None:
-        """Raise ScheduleError where a consumer's part of a tile is not whole rows of mma, or too large."""
+        """Raise ScheduleError where a consumer's part of a tile is not whole rows of mma."""
         require_choice(self, "block_m", (128, 256))
-        _tiles.require_accumulators(self.block_m // CONSUMERS, self.block_n)
+
+    @property
+    def accumulators(self) -> int:
+        """Of a consumer's thread."""
+        return self.block_m // CONSUMERS * self.block_n // 128
 
     @property
     def threads(self) -> int:
@@ -68,11 +76,18 @@ class Schedule(Tiling):
     def fits(self, problem: Linear, machine: Machine) -> None:
         require_shared(self.shared_bytes, f"{self.stages} stages and {self.y_boxes} boxes", machine)
         _tiles.require_whole(problem, self.block_n)
+        if self.accumulators > _tiles.accumulators_beside(problem):
+            raise ScheduleError(
+                f"{self.block_m} x {self.block_n} tiles are {self.accumulators} accumulators a thread; "
+                f"beside this way out there is room for {_tiles.accumulators_beside(problem)}"
+            )
 
 
 SHAPES = (  # m, n, stages, boxes of y
     (128, 256, 4, 2),
     (256, 128, 4, 2),
+    (256, 192, 3, 2),
+    (256, 160, 3, 3),
     (128, 256, 3, 4),
     (128, 224, 4, 2),
     (128, 192, 4, 3),
@@ -86,20 +101,23 @@ SHAPES = (  # m, n, stages, boxes of y
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """Tile shapes and clusters by predicted time, each with the raster that shares most in a wave and half of it."""
-    schedules = [Schedule(*values) for values in spread(SHAPES, problem, machine)]
+    schedules = spread(Schedule, SHAPES, problem, machine)
     yield from sorted(schedules, key=lambda s: predicted_us(problem, s, machine))
 
 
 def spread(
-    shapes: Iterable[tuple[int, int, int, int]], problem: Linear, machine: Machine
-) -> Iterator[tuple[int, int, int, int, int, int]]:
-    """Each shape that y can leave, in clusters no CTA of which is below y, with two rasters."""
+    schedule: type[Any], shapes: Iterable[tuple[int, int, int, int]], problem: Linear, machine: Machine
+) -> Iterator[Any]:
+    """Each shape that fits, in clusters no CTA of which lies below y, with two rasters; four CTAs where loads bind."""
+    sizes = (1, 2, 4) if _model.crosses_lines(problem) else (1, 2)
     for shape in shapes:
-        if _tiles.is_whole(problem, shape[1]):
-            for cluster in (1, 2, 4)[: tiles_of(problem.m, shape[0])]:
-                best = _model.best_group(machine.sms // cluster, cluster * shape[0], shape[1])
-                for group_m in dict.fromkeys((best, max(1, best // 2))):
-                    yield (*shape, cluster, group_m)
+        for cluster in sizes[: tiles_of(problem.m, shape[0])]:
+            best = _model.best_group(machine.sms // cluster, cluster * shape[0], shape[1])
+            for group_m in dict.fromkeys((best, max(1, best // 2))):
+                with suppress(ScheduleError):
+                    one = schedule(*shape, cluster, group_m)
+                    one.fits(problem, machine)
+                    yield one
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:

@@ -24,7 +24,7 @@ __device__ __forceinline__ float warp_sum(float value) {
 extern "C" __global__ void __launch_bounds__(schedule::threads)
     gemm_coalesced(const float* __restrict__ x, const float* __restrict__ w, float* __restrict__ y, int m, int n,
                    int k) {
-    const Tile tile = tile_of_cta(m, n);
+    const Tile tile = own_tile(m, n);
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
     const int row = tile.row + warp / schedule::block_n, column = tile.column + warp % schedule::block_n;
     if (row >= m || column >= n) return;

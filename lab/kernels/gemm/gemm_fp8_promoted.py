@@ -1,13 +1,15 @@
 """fp8 summed in float32: each k-step's sum leaves the tensor cores, which keep few bits, for the registers."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import product
 
 from numpy.typing import NDArray
 
-from lab.kernel import Solves
+from lab.kernel import Solves, require_choice
 from lab.kernels.gemm import _model, _tiles, gemm_cluster
-from lab.kernels.gemm._tiles import FACTS, MMA_M
+from lab.kernels.gemm._tiles import FACTS, MMA_M, STEP_BYTES, tiles_of
 from lab.kernels.gemm.gemm_cluster import CONSUMERS
 from lab.problems import Linear
 from sim.counts import Counts
@@ -28,28 +30,49 @@ SOLVES = Solves(
 )
 
 SUMS = 192  # registers of a consumer's thread that may hold sums, of its 232
+NARROWEST = 96  # columns of a part of a wider tile: narrower ones read x more often than shared memory can keep up with
 
 
 @dataclass(frozen=True)
 class Schedule(gemm_cluster.Schedule):
-    """As gemm_cluster's, with room for a partial sum of 64 rows beside each consumer's own."""
+    """As gemm_cluster's, with room for partial sums of 64 rows beside each consumer's own."""
+
+    hand_over: int  # quarters of a part after which it is the other consumer's turn to multiply; 0: there are no turns
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        own = self.block_m // CONSUMERS * self.block_n // 128
-        partial = MMA_M * self.block_n // 128
-        if own + partial > SUMS:
+        require_choice(self, "hand_over", (0, 1, 2, 3))
+        partial = self.part_columns * MMA_M // 128
+        if self.own + self.partials * partial > SUMS:
             raise ScheduleError(
-                f"{self.block_m} x {self.block_n} outputs are {own} sums and {partial} partial sums a thread; "
-                f"a consumer has room for {SUMS}"
+                f"{self.block_m} x {self.block_n} outputs are {self.own} sums and {self.partials} x {partial} partial "
+                f"sums a thread; a consumer has room for {SUMS}"
             )
+
+    @property
+    def partials(self) -> int:
+        """Partial sums of a consumer: without turns it adds one while the tensor cores fill the other."""
+        return 1 if self.hand_over else 2
+
+    @property
+    def own(self) -> int:
+        """Sums of a consumer's thread that outlive a k-step."""
+        return self.block_m // CONSUMERS * self.block_n // 128
+
+    @property
+    def part_columns(self) -> int:
+        """Columns of a partial sum: all of the tile's, or half of them where that makes room."""
+        whole = self.own + self.partials * self.block_n * MMA_M // 128 <= SUMS
+        half = self.block_n // 2
+        return self.block_n if whole or half % 32 or half < NARROWEST else half
 
 
 SHAPES = (  # m, n, stages, boxes of y
+    (128, 256, 4, 2),
+    (256, 128, 4, 2),
     (128, 192, 4, 3),
-    (256, 128, 4, 1),
-    (128, 160, 5, 2),
     (256, 96, 4, 2),
+    (128, 160, 5, 2),
     (128, 128, 6, 2),
     (128, 96, 6, 2),
     (128, 64, 8, 1),
@@ -57,12 +80,12 @@ SHAPES = (  # m, n, stages, boxes of y
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
-    """Tile shapes and clusters by predicted time, each with the raster that shares most in a wave and half of it."""
+    """Tile shapes, clusters and turns by predicted time, each with the raster that shares most in a wave."""
     schedules = []
-    for shape in SHAPES:
-        for cluster in (2, 1):
-            best = _model.best_group(machine.sms // cluster, cluster * shape[0], shape[1])
-            schedules += [Schedule(*shape, cluster, group_m) for group_m in dict.fromkeys((best, max(1, best // 2)))]
+    for shape, cluster, hand_over in product(SHAPES, (2, 1), (2, 1, 0)):
+        group_m = _model.best_group(machine.sms // cluster, cluster * shape[0], shape[1])
+        with suppress(ScheduleError):  # two partial sums have no room in every tile
+            schedules.append(Schedule(*shape, cluster, group_m, hand_over))
     yield from sorted(schedules, key=lambda s: predicted_us(problem, s, machine))
 
 
@@ -77,8 +100,16 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
 
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
-    """One consumer's additions hide behind the other's mma."""
-    return gemm_cluster.predicted_us(problem, schedule, machine)
+    """gemm_cluster's, where shared memory takes no longer to be filled and read, and the last part's additions."""
+    s = schedule
+    tall = s.cluster * s.block_m
+    tiles = tiles_of(problem.m, tall) * tiles_of(problem.n, s.block_n)
+    parts = s.block_m // MMA_M * (s.block_n // s.part_columns)
+    moved = s.stage_bytes + parts * (MMA_M + s.part_columns) * STEP_BYTES
+    step = _model.step_clocks(problem, s.block_m, s.block_n, s.cluster, machine)
+    waits = max(0.0, moved / _model.SHARED_BYTES_PER_CLOCK - step) * tiles_of(problem.k, STEP_BYTES)
+    waves = tiles_of(tiles, machine.sms // s.cluster)
+    return gemm_cluster.predicted_us(problem, s, machine) + 1e6 * waves * (waits + s.part_columns) / machine.clock_hz
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:

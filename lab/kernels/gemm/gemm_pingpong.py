@@ -21,10 +21,15 @@ class Schedule(gemm_cluster.Schedule):
 
     def require_rows(self) -> None:
         require_choice(self, "block_m", (64, 128))
-        _tiles.require_accumulators(self.block_m, self.block_n)
+
+    @property
+    def accumulators(self) -> int:
+        return self.block_m * self.block_n // 128
 
 
 SHAPES = (  # m, n, stages, boxes of y
+    (128, 192, 4, 2),
+    (128, 160, 5, 1),
     (128, 128, 5, 2),
     (128, 128, 4, 4),
     (64, 256, 4, 4),
@@ -38,7 +43,7 @@ SHAPES = (  # m, n, stages, boxes of y
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """Tile shapes and clusters by predicted time, each with the raster that shares most in a wave and half of it."""
-    schedules = [Schedule(*values) for values in gemm_cluster.spread(SHAPES, problem, machine)]
+    schedules = gemm_cluster.spread(Schedule, SHAPES, problem, machine)
     yield from sorted(schedules, key=lambda s: predicted_us(problem, s, machine))
 
 

@@ -40,7 +40,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
     gemm_register_tile_2d(const float* __restrict__ x, const float* __restrict__ w, float* __restrict__ y, int m, int n,
                           int k) {
     __shared__ Shared shared;
-    const Tile tile = tile_of_cta(m, n);
+    const Tile tile = own_tile(m, n);
     const int row = threadIdx.x / schedule::spread_n, column = threadIdx.x % schedule::spread_n;
 
     Patch sums = {};

@@ -26,7 +26,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
     gemm_shared_tile(const float* __restrict__ x, const float* __restrict__ w, float* __restrict__ y, int m, int n,
                      int k) {
     __shared__ Shared shared;
-    const Tile tile = tile_of_cta(m, n);
+    const Tile tile = own_tile(m, n);
     const int row = threadIdx.x / schedule::block_n, column = threadIdx.x % schedule::block_n;
 
     float sum = 0;

@@ -5,7 +5,8 @@
 // of the tile's columns: a thread sends its accumulators of the other parts straight from registers to the thread of
 // the same index in the CTA that owns them, where an mbarrier counts the bytes. No memory fence and no barrier of the
 // cluster stands between the last mma and the sum; the order of the sum is fixed, so the result is always the same.
-// Adds to gemm_warp_specialized: split k, a reduction through distributed shared memory, launches that overlap.
+// Adds to gemm_warp_specialized: split k, a reduction through distributed shared memory, launches that overlap: while
+// one ends, the next already brings the first rows of w to L2.
 //
 // Warp roles: warpgroup g owns rows 64 g .. 64 g + 63 of the tile; one more warp loads.
 //
@@ -25,6 +26,7 @@ constexpr int PART = schedule::block_n / SPLIT;  // columns of y that each CTA s
 constexpr int PART_BOXES = PART / BOX_COLUMNS;
 constexpr int PART_REGISTERS = PART / 2;  // of a consumer's thread
 constexpr int VECTOR = 4;                 // floats that are sent at once
+constexpr int AHEAD = 1 + 255 / schedule::block_n;  // k-steps: 32 KB of w; of all CTAs 4 MB, a microsecond of HBM
 
 struct Stage {
     Element x[schedule::block_m][BLOCK_K];
@@ -56,9 +58,12 @@ __device__ __forceinline__ Inbox& inbox(Shared& shared, int distance) {
     return reinterpret_cast<Inbox*>(&shared + 1)[distance - 1];
 }
 
-// One thread keeps the ring full.
+// One thread keeps the ring full. While the launch before still runs, it brings the first rows of w to L2, no further:
+// w may be that launch's result, as x may be, and only L2 would see it written.
 __device__ __forceinline__ void producer(Shared& shared, const TensorMap& x, const TensorMap& w, Tile tile, int first,
                                          int end) {
+    for (int step = first; step < min(first + AHEAD, end); ++step)
+        ptx::tma::prefetch_2d(w, step * BLOCK_K, tile.column);
     ptx::griddepcontrol::wait();  // until the launch before has written what this one reads
     Position at;
     for (int step = first; step < end; ++step, at.advance()) {

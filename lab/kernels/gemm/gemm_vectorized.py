@@ -52,8 +52,16 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
 
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
-    counts = theory(problem, schedule, machine)
-    return _simt.predicted_us(problem, schedule, counts, machine, schedule.thread_m, schedule.thread_n, VECTOR)
+    """Microseconds: as _simt.predicted_us; a vector on its way to shared memory is nine instructions.
+
+    x and w of one k lie in the same bank of registers, which costs a fifth of a clock for each multiply-add: from its
+    machine code at 8 x 8, where each bank serves a read a clock and an instruction's reads have three clocks (Huerta et
+    al., Analyzing Modern NVIDIA GPU cores, 2025, section 5.3).
+    """
+    s = schedule
+    other = 9 / VECTOR * (s.block_m + s.block_n) / s.threads + s.thread_m * s.thread_n / 5
+    counts = theory(problem, s, machine)
+    return _simt.predicted_us(problem, s, counts, machine, s.thread_m, s.thread_n, VECTOR, other)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:

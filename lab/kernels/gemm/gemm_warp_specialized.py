@@ -35,7 +35,7 @@ class Schedule(Tiling):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice(self, "block_m", (128, 256))
-        _tiles.require_accumulators(self.block_m // CONSUMERS, self.block_n)
+        _tiles.require_accumulators(self.block_m // CONSUMERS * self.block_n // 128)
         _tiles.require_group(self.group_m)
 
     @property

@@ -1,4 +1,4 @@
-"""Compact warp tiles and a ring filled by cp.async: next to nothing but multiply-adds is issued, at cuBLAS's pace."""
+"""Compact warp tiles, a ring of transposed stages filled by cp.async, fragments in both banks of the registers."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice, require_shared
 from lab.kernels.gemm import _simt
-from lab.kernels.gemm._simt import FLOAT, VECTOR, Request, vectors
+from lab.kernels.gemm._simt import FLOAT, ROW, VECTOR, Request
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.errors import ScheduleError
@@ -18,13 +18,14 @@ SOLVES = Solves(
     Linear,
     weights=("fp32",),
     arch="sm_80",
-    multiple_of={"k": 4},
-    why_multiple="rows are read in 16-byte vectors",
+    multiple_of={"n": 4},
+    why_multiple="rows of y are written in 16-byte vectors",
     after="gemm_vectorized",
 )
 
 LANES_M, LANES_N = 4, 8  # lanes of a warp, down and across its tile
-STORE = Request(LANES_M, LANES_N)
+LOAD = Request(4, 8)  # whole sectors; each row of a warp's request meets other banks of the transposed tile
+STORE = ROW  # 16 bytes a lane, of four rows that lie 4 apart and so share no sector
 MAX_SUMS = 128  # outputs of a thread: as many registers again hold fragments and addresses
 OTHER_REGISTERS = 24  # a thread's registers beside its sums and fragments, at least
 
@@ -36,9 +37,8 @@ class Schedule:
     block_m: int  # rows of y
     block_n: int  # columns of y
     block_k: int  # elements of a row that a stage holds
-    thread_m: int  # rows that a thread owns, 4 apart
-    thread_n: int  # columns that a thread owns, 8 apart
-    unroll: int  # vectors of k whose multiply-adds are one run of code
+    thread_m: int  # rows that a thread owns
+    thread_n: int  # columns that a thread owns
     stages: int  # k-steps that the ring holds
     ctas_per_sm: int  # CTAs that an SM holds at once
     group_m: int  # tile rows walked together, so that x and w are shared in L2
@@ -49,7 +49,6 @@ class Schedule:
         require_choice(self, "block_k", (8, 16, 32))
         require_choice(self, "thread_m", (4, 8, 16))
         require_choice(self, "thread_n", (4, 8, 16))
-        require_choice(self, "unroll", (1, 2, 4, 8))
         require_choice(self, "ctas_per_sm", (1, 2, 4))
         if self.stages < 2:
             raise ScheduleError(f"a ring has 2 stages or more; stages = {self.stages}")
@@ -65,28 +64,15 @@ class Schedule:
             if block % warp:
                 raise ScheduleError(f"block_{name} is a multiple of a warp's {warp}; block_{name} = {block}")
         _simt.require_threads(self)
-        _simt.require_rows(self, vectors(self.block_k))
-
-    @property
-    def spread_m(self) -> int:
-        return LANES_M
-
-    @property
-    def spread_n(self) -> int:
-        return LANES_N
+        _simt.require_rows(self, LOAD)
 
     @property
     def threads(self) -> int:
         return self.block_m * self.block_n // (self.thread_m * self.thread_n)
 
     @property
-    def pitch(self) -> int:
-        """Floats from a row of a stage to the next: eight neighbouring rows' vectors lie in different banks."""
-        return self.block_k + VECTOR
-
-    @property
     def shared_bytes(self) -> int:
-        return self.stages * (self.block_m + self.block_n) * self.pitch * FLOAT
+        return self.stages * self.block_k * (self.block_m + self.block_n + 2 * VECTOR) * FLOAT
 
     def fits(self, problem: Linear, machine: Machine) -> None:
         require_shared(self.shared_bytes, f"{self.stages} stages", machine)
@@ -98,7 +84,7 @@ class Schedule:
                 f"an SM of the {machine.title} has {machine.shared_bytes_per_sm:,} B"
             )
         threads = self.ctas_per_sm * self.threads
-        each = self.thread_m * self.thread_n + VECTOR * min(self.thread_m, self.thread_n) + OTHER_REGISTERS
+        each = self.thread_m * self.thread_n + 2 * (self.thread_m + self.thread_n) + OTHER_REGISTERS
         if threads * each > machine.registers_per_sm:
             raise ScheduleError(
                 f"{threads} threads with {each} registers or more need {threads * each:,}; "
@@ -106,25 +92,19 @@ class Schedule:
             )
 
 
-SHAPES = (  # block_m, block_n, block_k, thread_m, thread_n, unroll, stages, CTAs an SM
-    (256, 128, 32, 16, 8, 2, 3, 1),
-    (256, 128, 16, 16, 8, 4, 4, 1),
-    (128, 256, 32, 8, 16, 2, 3, 1),
-    (256, 128, 16, 16, 8, 2, 4, 1),
-    (256, 128, 32, 16, 8, 1, 4, 1),
-    (128, 256, 16, 8, 16, 2, 4, 1),
-    (128, 256, 32, 8, 16, 1, 4, 1),
-    (128, 256, 32, 16, 8, 2, 3, 1),
-    (256, 128, 32, 8, 16, 2, 3, 1),
-    (128, 128, 32, 16, 8, 2, 3, 2),
-    (128, 128, 16, 16, 8, 4, 4, 2),
-    (128, 128, 16, 8, 16, 2, 4, 2),
-    (128, 128, 32, 8, 8, 1, 3, 2),
-    (128, 128, 16, 8, 8, 1, 4, 2),
-    (128, 256, 16, 8, 8, 1, 4, 1),
-    (64, 128, 16, 8, 8, 1, 3, 4),
-    (64, 64, 16, 4, 8, 4, 4, 4),
-    (32, 64, 32, 4, 4, 4, 3, 4),
+SHAPES = (  # block_m, block_n, block_k, thread_m, thread_n, stages, CTAs an SM
+    (256, 128, 32, 16, 8, 3, 1),
+    (256, 128, 16, 16, 8, 4, 1),
+    (128, 256, 16, 16, 8, 4, 1),
+    (128, 128, 32, 16, 8, 3, 2),
+    (128, 128, 16, 16, 8, 3, 2),
+    (128, 256, 32, 8, 16, 3, 1),
+    (256, 128, 8, 16, 8, 4, 1),
+    (128, 128, 8, 16, 8, 4, 2),
+    (128, 128, 8, 8, 8, 4, 2),
+    (64, 128, 8, 8, 8, 4, 4),
+    (64, 64, 16, 4, 8, 3, 4),
+    (32, 64, 16, 4, 4, 3, 4),
 )
 
 
@@ -139,14 +119,16 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
-    return _simt.tiled_theory(problem, schedule, vectors(schedule.block_k), STORE)
+    return _simt.tiled_theory(problem, schedule, LOAD, STORE)
 
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
-    counts = theory(problem, schedule, machine)
-    return _simt.predicted_us(problem, schedule, counts, machine, schedule.thread_m, schedule.thread_n, VECTOR)
+    """Microseconds: as _simt.predicted_us; a copy is three instructions, those of a row share four for its address."""
+    s = schedule
+    copies = (s.block_m + s.block_n) / s.threads * (3 + 4 * LOAD.columns / s.block_k)
+    counts = theory(problem, s, machine)
+    return _simt.predicted_us(problem, s, counts, machine, s.thread_m, s.thread_n, VECTOR, copies)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
-    s = launch.schedule
-    return _simt.simulate_tiles(launch, arrays, machine, vectors(s.block_k), STORE)
+    return _simt.simulate_tiles(launch, arrays, machine, LOAD, STORE)
