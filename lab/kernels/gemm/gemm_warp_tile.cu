@@ -2,8 +2,8 @@
 //
 // Idea: the multiply-adds should be all that an SM waits for. Each of the two banks of registers gives one operand a
 // clock, so multiply-adds run at full rate if each shares an operand with the one before and the other reads fall
-// evenly on the banks. A vector along k, as gemm_vectorized reads it, puts x and w of one k in the same bank and half of
-// all sums with them: three reads of a bank for two multiply-adds. A vector down the rows, at one k, alternates them.
+// evenly on the banks. A vector along k, as gemm_vectorized reads it, puts x and w of one k in the same bank and half
+// of all sums with them: three reads of a bank for two multiply-adds. A vector down the rows, at one k, does not.
 // Adds to gemm_vectorized: tiles transposed on their way into shared memory, 4 bytes a lane, by cp.async into a ring of
 // stages; fragments read one k ahead; compact warp tiles; a raster that shares x and w in L2; patches up to 16 x 8.
 //
