@@ -42,6 +42,13 @@ struct ResidualOf<fp8> {
 };
 using Residual = ResidualOf<Output>::type;
 
+constexpr int GROUPS = BOX_REGISTERS / 4;  // of eight columns in a box
+
+// What a thread adds to its part of a box of y: for each group the neighbours of its upper row and of its lower row.
+struct Addends {
+    uint32_t neighbours[GROUPS][2];
+};
+
 // From sums to y: scaled, the residual added or silu(gate) * up taken. What lies beyond y's edge is never stored.
 struct Epilogue {
     const Residual* residual;
@@ -56,6 +63,17 @@ struct Epilogue {
         : residual(residual), x_scale(x_scale), w_scale(w_scale), m(m), columns(columns) {
         if constexpr (problem::scaled && !problem::row_scales) scale = x_scale[0] * w_scale[0];
         if constexpr (problem::scaled && sizeof(Output) == 1) inverse_y_scale = 1 / y_scale[0];
+    }
+
+    // All of the box's whose first element is (row, column) at once, so that their latencies overlap.
+    __device__ __forceinline__ void read(Addends& addends, int row, int column) const {
+        if constexpr (problem::residual) {
+            row += threadIdx.x % WARPGROUP / WARP * 16 + threadIdx.x % WARP / 4;
+            column += threadIdx.x % 4 * 2;
+#pragma unroll
+            for (int i = 0; i < 2 * GROUPS; ++i)
+                addends.neighbours[i / 2][i % 2] = residual_at(row + i % 2 * 8, column + i / 2 * 8);
+        }
     }
 
     __device__ __forceinline__ float scale_of_row(int row) const {
@@ -76,29 +94,33 @@ struct Epilogue {
         return {low, high};
     }
 
-    __device__ __forceinline__ Pair residual_at(int row, int column) const {
-        if (row >= m || column >= columns) return {0, 0};
-        struct alignas(4) {
-            Residual low, high;
-        } pair;
-        reinterpret_cast<uint32_t&>(pair) = *reinterpret_cast<const uint32_t*>(residual + int64_t(row) * columns + column);
-        return {ptx::convert::to_float(pair.low), ptx::convert::to_float(pair.high)};
+    __device__ __forceinline__ uint32_t residual_at(int row, int column) const {
+        if (row >= m || column >= columns) return 0;
+        return *reinterpret_cast<const uint32_t*>(residual + int64_t(row) * columns + column);
     }
 };
+
+__device__ __forceinline__ Pair unpacked(uint32_t neighbours) {
+    struct alignas(4) {
+        Residual low, high;
+    } pair;
+    reinterpret_cast<uint32_t&>(pair) = neighbours;
+    return {ptx::convert::to_float(pair.low), ptx::convert::to_float(pair.high)};
+}
 
 __device__ __forceinline__ float silu(float gate) { return __fdividef(gate, 1 + __expf(-gate)); }
 
 // A warpgroup's accumulators of BOX_COLUMNS columns become the box of y whose first element is (row, column); `up` are
 // those of the second half of w. A warp holds 16 rows; registers 4j .. 4j + 3 are columns 8j .. 8j + 7 of its upper
 // eight rows, then of its lower eight.
-__device__ __forceinline__ void round_to(Box& box, const float* sum, const float* up, const Epilogue& epilogue, int row,
-                                         int column) {
+__device__ __forceinline__ void round_to(Box& box, const float* sum, const float* up, const Epilogue& epilogue,
+                                         const Addends& addends, int row, int column) {
     const int lane = threadIdx.x % WARP, warp_row = threadIdx.x % WARPGROUP / WARP * 16;
     const int upper = row + warp_row + lane / 4;
     const float row_scales[2] = {epilogue.scale_of_row(upper), epilogue.scale_of_row(upper + 8)};
     Pair y[2][2];  // of two neighbouring groups of eight columns, the upper and the lower rows
 #pragma unroll
-    for (int j = 0; j < BOX_REGISTERS / 4; ++j) {
+    for (int j = 0; j < GROUPS; ++j) {
         const int at = column + 8 * j + lane % 4 * 2;
         const Pair gate_scale = epilogue.scales_of_columns(at, 0);
         const Pair up_scale = problem::swiglu ? epilogue.scales_of_columns(at, 1) : Pair{};
@@ -111,7 +133,7 @@ __device__ __forceinline__ void round_to(Box& box, const float* sum, const float
             if constexpr (problem::swiglu)
                 v = {silu(v.low) * (up[i] * (s * up_scale.low)), silu(v.high) * (up[i + 1] * (s * up_scale.high))};
             if constexpr (problem::residual) {
-                const Pair r = epilogue.residual_at(upper + 8 * lower, at);
+                const Pair r = unpacked(addends.neighbours[j][lower]);
                 v = {v.low + r.low, v.high + r.high};
             }
             if constexpr (sizeof(Output) == 1) {
@@ -131,22 +153,30 @@ __device__ __forceinline__ void round_to(Box& box, const float* sum, const float
 }
 
 // Rows of MMA_M x `tiles` leave box by box: each is rounded into the next of a warpgroup's buffers, from where one
-// thread stores it, clipped to y, while the next is rounded. `barrier` is the warpgroup's own named barrier.
+// thread stores it, clipped to y, while the next is rounded; what is added is read a box ahead. `barrier` is the
+// warpgroup's own named barrier.
 template <int tiles, int registers>
 __device__ __forceinline__ void store(const float (&sum)[tiles][registers], Box (&buffers)[BUFFERS], int& next,
                                       const TensorMap& y, const Epilogue& epilogue, int barrier, Tile tile) {
     const bool storing = threadIdx.x % WARPGROUP == 0;
+    Addends ahead;
+    epilogue.read(ahead, tile.row, tile.column);
 #pragma unroll
     for (int t = 0; t < tiles; ++t)
 #pragma unroll
         for (int b = 0; b < BOXES; ++b) {
             const int row = tile.row + t * MMA_M, column = tile.column + b * BOX_COLUMNS;
+            const Addends addends = ahead;
+            if (b + 1 < BOXES)
+                epilogue.read(ahead, row, column + BOX_COLUMNS);
+            else if (t + 1 < tiles)
+                epilogue.read(ahead, row + MMA_M, tile.column);
             const float* gate = &sum[t][b * BOX_REGISTERS];
             Box& box = buffers[next];
             next = next + 1 == BUFFERS ? 0 : next + 1;
             if (storing) ptx::bulk::wait_group_read<BUFFERS - 1>();  // the buffer's last store has read it
             ptx::barrier::sync<WARPGROUP>(barrier);
-            round_to(box, gate, gate + (W_HALVES - 1) * registers / 2, epilogue, row, column);
+            round_to(box, gate, gate + (W_HALVES - 1) * registers / 2, epilogue, addends, row, column);
             ptx::fence::proxy_async_shared();
             ptx::barrier::sync<WARPGROUP>(barrier);
             if (storing) {

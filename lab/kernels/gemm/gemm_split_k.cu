@@ -115,7 +115,7 @@ __device__ __forceinline__ void store(const float* own, Shared& shared, const Te
 #pragma unroll
     for (int b = 0; b < PART_BOXES; ++b) {
         const float* sum = own + b * BOX_REGISTERS;
-        round_to(shared.y[consumer][b], sum, sum, epilogue, row, column + b * BOX_COLUMNS);
+        round_to(shared.y[consumer][b], sum, sum, epilogue, Addends{}, row, column + b * BOX_COLUMNS);
     }
     ptx::fence::proxy_async_shared();
     ptx::barrier::sync<WARPGROUP>(2 + consumer);
