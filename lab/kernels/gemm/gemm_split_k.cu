@@ -62,6 +62,7 @@ __device__ __forceinline__ Inbox& inbox(Shared& shared, int distance) {
 // w may be that launch's result, as x may be, and only L2 would see it written.
 __device__ __forceinline__ void producer(Shared& shared, const TensorMap& x, const TensorMap& w, Tile tile, int first,
                                          int end) {
+#pragma unroll 1
     for (int step = first; step < min(first + AHEAD, end); ++step)
         ptx::tma::prefetch_2d(w, step * BLOCK_K, tile.column);
     ptx::griddepcontrol::wait();  // until the launch before has written what this one reads
