@@ -24,6 +24,7 @@ GRAPH_SAMPLE_US = 2000.0  # a replay lasts at least this, so that its start cost
 MAX_GRAPH_CALLS = 2048
 WARM_UP_ROUNDS = 3
 BURST_PAUSE_S = 0.02
+BURST_FLUSHES = 10  # keep the chip busy for about a millisecond: after a pause the host takes long to enqueue a call
 SUSTAINED_S = 1.0
 
 Call = Callable[[], None]
@@ -100,6 +101,8 @@ def measure(
             if pace is Pace.BURST:
                 driver.synchronize(stream.ptr)
                 time.sleep(BURST_PAUSE_S)
+                for _ in range(BURST_FLUSHES):
+                    flush()
             events.append((who, samplers[who](number)))
         readings.append(conditions())  # the queue is still running
         driver.synchronize(stream.ptr)
