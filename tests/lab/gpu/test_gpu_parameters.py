@@ -42,7 +42,7 @@ def test_scalars_pointers_and_maps_lie_where_the_table_says(fake: Any) -> None:
     assert encoded["pointer"] == 0x1000
     assert (encoded["dimensions"], encoded["strides"], encoded["box"]) == ([24, 5], [48], [8, 2])
     assert (encoded["element"], encoded["rank"], encoded["steps"]) == (9, 2, [1, 1])
-    assert encoded["modes"] == [0, 3, 3, 0]  # no interleave, 128-byte swizzle, L2 promotion 256 B, zeros outside
+    assert encoded["modes"] == [0, 3, 0, 0]  # no interleave, 128-byte swizzle, rows of 48 B not promoted, zeros outside
 
 
 def test_moving_an_array_encodes_its_map_again(fake: Any) -> None:
