@@ -48,19 +48,19 @@ class Mutant:
 
 
 def mutants(ptx: str, entry: str, box_bytes: int, reaches: Reaches) -> Iterator[Mutant]:
-    """Every mutant of one entry, family by family.
+    """Every mutant of one entry, family by family; of one statement that was unrolled, those of its first copy.
 
     `box_bytes` is the smallest box of the launch's tensor maps: what a byte count or a stage's address changes by.
     Raises EmulatorError for PTX outside the grammar.
     """
     text = _Text(ptx, parse(ptx).entries[entry])
-    for at, instruction in enumerate(text.code.instructions):
-        for family, opcodes in _FAMILIES.items():
-            if instruction.opcode.startswith(opcodes):
-                yield from _order(text, at, family)
-        if _ORDERED.search(instruction.opcode) and text.code.is_access(instruction):
-            yield _relaxed(text, at)
-        yield from _operands(text, at, box_bytes)
+    told: set[tuple[str, str, Location]] = set()
+    for at in range(len(text.code.instructions)):
+        for mutant in _changed(text, at, box_bytes):
+            which = (mutant.family, mutant.change, mutant.location)
+            if which not in told:
+                told.add(which)
+                yield mutant
     for bound in bounds(text.code):
         yield _widened(text, bound, reaches)
 
@@ -111,6 +111,17 @@ class _Text:
         opcode, amount = step.split()
         prepare = f"mov.b{width} %mutant, {name}; {opcode} %mutant, %mutant, {amount};"
         return f"{{ .reg .b{width} %mutant; {prepare} {head} {', '.join(operands)}; }}"
+
+
+def _changed(text: _Text, at: int, box_bytes: int) -> Iterator[Mutant]:
+    """Every mutant of one instruction but a moved bound."""
+    instruction = text.code.instructions[at]
+    for family, opcodes in _FAMILIES.items():
+        if instruction.opcode.startswith(opcodes):
+            yield from _order(text, at, family)
+    if _ORDERED.search(instruction.opcode) and text.code.is_access(instruction):
+        yield _relaxed(text, at)
+    yield from _operands(text, at, box_bytes)
 
 
 def _order(text: _Text, at: int, family: str) -> Iterator[Mutant]:

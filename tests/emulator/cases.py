@@ -19,6 +19,7 @@ from tests.strategies import fitted, plain_variants
 CHIP = replace(H100, sms=4)  # few SMs, so that a persistent CTA has more than one tile
 LAPS = 3  # of a ring
 DEPTH = 384  # of a step along k where no tile says so
+FEW, MANY = 3, 1027  # rows, for which kernels propose schedules: the few ask for splits, the many for clusters
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,13 @@ def cases(kernel: Kernel) -> list[Case]:
     return found
 
 
+def hardest(kernel: Kernel) -> Case:
+    """The case of a kernel's usual formats with clusters or splits, if it has them."""
+    form = _forms(kernel)[0]
+    schedule = _telling(kernel, form)[-1]
+    return Case(kernel, _problem(kernel, form, schedule), schedule)
+
+
 def _telling(kernel: Kernel, form: Problem) -> list[Any]:
     """The smallest schedule, the smallest with clusters, the smallest with splits."""
     schedules = sorted(_schedules(kernel, form), key=_size)
@@ -57,7 +65,7 @@ def _telling(kernel: Kernel, form: Problem) -> list[Any]:
 def _forms(kernel: Kernel) -> list[Problem]:
     """Some problem for each variant that the kernel takes."""
     if kernel.solves.problem is Linear:
-        return [fitted(kernel, replace(form, m=3, n=200, k=1208)) for form in plain_variants(kernel)]
+        return [fitted(kernel, replace(form, m=FEW, n=200, k=1208)) for form in plain_variants(kernel)]
     shapes = product((64, 128, 576), (37, 1), (0, 16, 64), (0, 512))
     tried = [
         Attention(2, 4, 2, dim, q, 437, kv=kv, page=page, latent=min(dim, latent))
@@ -69,7 +77,8 @@ def _forms(kernel: Kernel) -> list[Problem]:
 
 def _schedules(kernel: Kernel, form: Problem) -> Iterator[Any]:
     """The candidates for some problem, with the shortest ring that is legal."""
-    for schedule in kernel.module.candidates(form, CHIP):
+    forms = [fitted(kernel, replace(form, m=rows)) for rows in (FEW, MANY)] if isinstance(form, Linear) else [form]
+    for schedule in (schedule for form in forms for schedule in kernel.module.candidates(form, CHIP)):
         for stages in range(2, getattr(schedule, "stages", 0)):
             try:
                 schedule = replace(schedule, stages=stages)

@@ -4,7 +4,7 @@ LAB_SEEDS=50 tries fifty interleavings instead of three.
 """
 
 import os
-from dataclasses import replace
+from dataclasses import fields
 
 import pytest
 
@@ -13,14 +13,11 @@ from lab.check_ptx import check_ptx, trace_ptx
 from lab.mutants import Verdict, judge_mutants
 from lab.verify import simulator, verify
 from sim.counts import disagreements
-from tests.emulator.cases import LAPS, Case, cases, step_of
+from tests.emulator.cases import LAPS, Case, cases, hardest, step_of
 
 SEEDS = int(os.environ.get("LAB_SEEDS", "3"))
-FIRST = [  # the usual problem of each kernel: its variants share all that a mutant can break
-    pytest.param(case, id=str(case))
-    for kernel in catalog.kernels()
-    for case in cases(kernel)
-    if replace(case.problem, m=1, n=2, k=1) == replace(cases(kernel)[0].problem, m=1, n=2, k=1)
+HARDEST = [  # one of each kernel: its other cases share all that a mutant can break
+    pytest.param(case, id=str(case)) for case in map(hardest, catalog.kernels())
 ]
 CASES = [pytest.param(case, id=str(case)) for kernel in catalog.kernels() for case in cases(kernel)]
 
@@ -37,7 +34,7 @@ def test_the_ptx_is_right_and_counts_what_theory_and_the_tile_simulator_count(ca
     assert disagreements(counted, found.counts) == {}
 
 
-@pytest.mark.parametrize("case", FIRST)
+@pytest.mark.parametrize("case", HARDEST)
 def test_no_mutant_is_missed_and_few_are_harmless(case: Case) -> None:
     judged = list(judge_mutants(case.kernel, case.problem, case.schedule, case.machine, seeds=2))
     assert [j for j in judged if j.verdict is Verdict.MISSED] == []
@@ -55,6 +52,13 @@ def test_the_cases_are_hard(case: Case) -> None:
         assert case.problem.k > LAPS * case.schedule.stages * step
         assert case.problem.k % step
     assert launch.ctas >= 2 * launch.cluster[0]
+
+
+@pytest.mark.parametrize("case", HARDEST)
+def test_the_hardest_case_of_a_kernel_with_clusters_or_splits_has_them(case: Case) -> None:
+    for field in fields(case.schedule):
+        if field.name == "cluster" or field.name.startswith("split"):
+            assert getattr(case.schedule, field.name) > 1
 
 
 def test_a_trace_shows_who_waited_for_what() -> None:
