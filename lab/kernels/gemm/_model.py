@@ -1,7 +1,7 @@
 """How long a wgmma GEMM takes, in closed form: waves of tiles, each k-step bound by the tensor cores or by the loads.
 
-It ranks schedules and kernels. Its constants were fitted to some 500 times on an H100 (experiment gemm_sweep in
-experiments/records): most of them lie within 3% of it.
+It ranks schedules and kernels. Its constants were fitted by hand to times on an H100 (experiment gemm_sweep in
+experiments/records); on few or ragged rows it can be off by a third.
 """
 
 from math import sqrt
