@@ -35,14 +35,14 @@ def cublas(problem: Linear, arrays: Arrays) -> Call:
     """`torch.mm`, which `torch.nn.functional.linear` calls."""
     x, w, y = (as_torch(arrays[name], problem.weights) for name in ("x", "w", "y"))
     w_transposed = w.t()
-    return _on_this_stream(lambda: torch.mm(x, w_transposed, out=y))
+    return on_this_stream(lambda: torch.mm(x, w_transposed, out=y))
 
 
 def cublas_mv(problem: Linear, arrays: Arrays) -> Call:
     """`torch.mv`, for one row of x."""
     x, w, y = (as_torch(arrays[name], problem.weights) for name in ("x", "w", "y"))
     row, out = x[0], y[0]
-    return _on_this_stream(lambda: torch.mv(w, row, out=out))
+    return on_this_stream(lambda: torch.mv(w, row, out=out))
 
 
 def cublas_fp8(problem: Linear, arrays: Arrays) -> Call:
@@ -59,14 +59,14 @@ def cublas_fp8(problem: Linear, arrays: Arrays) -> Call:
     w_transposed = w.t()
 
     options = {"out_dtype": y.dtype, "use_fast_accum": problem.fast, "out": y}
-    return _on_this_stream(lambda: torch._scaled_mm(x, w_transposed, x_scale, w_scale, **options))
+    return on_this_stream(lambda: torch._scaled_mm(x, w_transposed, x_scale, w_scale, **options))
 
 
 def cublas_residual(problem: Linear, arrays: Arrays) -> Call:
     """`torch.addmm`: the residual is copied to y, where cuBLAS adds to it."""
     x, w, y, residual = (as_torch(arrays[name], problem.weights) for name in ("x", "w", "y", "residual"))
     w_transposed = w.t()
-    return _on_this_stream(lambda: torch.addmm(residual, x, w_transposed, out=y))
+    return on_this_stream(lambda: torch.addmm(residual, x, w_transposed, out=y))
 
 
 def torch_residual(problem: Linear, arrays: Arrays) -> Call:
@@ -78,7 +78,7 @@ def torch_residual(problem: Linear, arrays: Arrays) -> Call:
         torch.mm(x, w_transposed, out=y)
         y.add_(residual)
 
-    return _on_this_stream(work)
+    return on_this_stream(work)
 
 
 def torch_swiglu(problem: Linear, arrays: Arrays) -> Call:
@@ -93,7 +93,7 @@ def torch_swiglu(problem: Linear, arrays: Arrays) -> Call:
         torch.ops.aten.silu.out(gate, out=y)
         y.mul_(up)
 
-    return _on_this_stream(work)
+    return on_this_stream(work)
 
 
 def as_torch(array: Any, format_name: str) -> torch.Tensor:
@@ -104,7 +104,7 @@ def as_torch(array: Any, format_name: str) -> torch.Tensor:
     return torch.from_dlpack(array.view(signed) if signed else array).view(_TORCH[format_name])
 
 
-def _on_this_stream(work: Callable[[], Any]) -> Call:
+def on_this_stream(work: Callable[[], Any]) -> Call:
     """Work of PyTorch's on the CuPy stream that is current now, where the timing events are."""
     stream = torch.cuda.ExternalStream(cupy.cuda.get_current_stream().ptr)
 

@@ -1,6 +1,6 @@
 """What searches on real cards found: the best kernel and schedule of each problem class, in the committed tuned.jsonl.
 
-A class is a machine and a linear layer as records describe it, with m rounded up to a power of two: tuned at m = 512, an
+A class is a machine and a linear layer as records describe it, m rounded up to a power of two: tuned at m = 512, an
 entry serves m = 257 to 512. One JSON object a line, sorted, one line a class.
 """
 
