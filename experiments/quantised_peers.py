@@ -58,7 +58,7 @@ def scaled_mm(problem: Linear, arrays: Arrays) -> Loose:
 
 def tinygemm(problem: Linear, arrays: Arrays) -> Loose:
     """PyTorch's int4 kernel, `_weight_int4pack_mm`: (q - 8) * scale + zero, both in bf16."""
-    packed, pairs = (part.clone() for part in _tinygemm_weights(problem, arrays["w"].data.ptr, _Held(arrays)))
+    packed, pairs = (part.clone() for part in _tinygemm_weights(_Weights(problem, arrays)))
     x = as_torch(arrays["x"], "bf16")
     results = [None]
     torch.cuda.current_stream().synchronize()
@@ -74,7 +74,7 @@ def humming(problem: Linear, arrays: Arrays) -> Loose:
     from humming.forward import humming_forward
     from humming.tune import get_heuristics_config
 
-    layer = _humming_layer(problem.n, problem.k, problem.weights, _Held((problem, arrays)))
+    layer = _humming_layer(_Weights(problem, arrays))
     words = json.dumps(_plain(get_heuristics_config(layer.humming_config, shape_m=problem.m)))
     w, scale = layer.weight.data.clone(), layer.weight_scale.data.clone()
     x = as_torch(arrays["x"], "bf16")
@@ -101,22 +101,23 @@ def humming_is_here() -> bool:
     return True
 
 
-class _Held:
-    """An argument that a cache does not look at."""
+class _Weights:
+    """The weights of a layer as a key of caches: by shape, format and their first bytes, which are random."""
 
-    def __init__(self, value: Any) -> None:
-        self.value = value
+    def __init__(self, problem: Linear, arrays: Arrays) -> None:
+        self.problem, self.arrays = problem, arrays
+        self._key = problem.n, problem.k, problem.weights, arrays["w"].reshape(-1)[:64].get().tobytes()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held)
+        return isinstance(other, _Weights) and self._key == other._key
 
     def __hash__(self) -> int:
-        return 0
+        return hash(self._key)
 
 
 @lru_cache(maxsize=1)
-def _tinygemm_weights(problem: Linear, _pointer: int, held: _Held) -> tuple[torch.Tensor, torch.Tensor]:
-    groups = _groups(problem, held.value)
+def _tinygemm_weights(weights: _Weights) -> tuple[torch.Tensor, torch.Tensor]:
+    groups = _groups(weights)
     q = torch.from_numpy(groups.q).cuda()
     packed = torch.ops.aten._convert_weight_to_int4pack((q[:, ::2] << 4 | q[:, 1::2]).contiguous(), 8)
     scale = torch.from_numpy(groups.scale.astype(np.float32)).cuda()
@@ -126,28 +127,29 @@ def _tinygemm_weights(problem: Linear, _pointer: int, held: _Held) -> tuple[torc
     return packed, pairs
 
 
-@lru_cache(maxsize=2)
-def _humming_layer(n: int, k: int, weights: str, held: _Held) -> Any:
+@lru_cache(maxsize=1)
+def _humming_layer(weights: _Weights) -> Any:
     from humming.layer import HummingLayer
 
-    problem, arrays = held.value
-    kind = {"dtype": "int4", "group_size": problem.group} if problem.group else {"dtype": "float8e4m3"}
-    layer = HummingLayer(shape_n=n, shape_k=k, weight_config=kind, torch_dtype=torch.bfloat16).cuda()
-    layer.load_from_unquantized(_dequantised(problem, arrays))
+    p = weights.problem
+    kind = {"dtype": "int4", "group_size": p.group} if p.group else {"dtype": "float8e4m3"}
+    layer = HummingLayer(shape_n=p.n, shape_k=p.k, weight_config=kind, torch_dtype=torch.bfloat16).cuda()
+    layer.load_from_unquantized(_dequantised(weights))
     layer.transform()
     return layer
 
 
-def _dequantised(problem: Linear, arrays: Arrays) -> torch.Tensor:
+def _dequantised(weights: _Weights) -> torch.Tensor:
     """w [n, k] in bf16, on the device."""
+    problem, arrays = weights.problem, weights.arrays
     if problem.group:
-        return torch.from_numpy(_groups(problem, arrays).values).cuda().to(torch.bfloat16)
+        return torch.from_numpy(_groups(weights).values).cuda().to(torch.bfloat16)
     w = as_torch(arrays["w"], "fp8").float()
     return (w * as_torch(arrays["w_scale"], "fp32").reshape(-1, 1) if problem.scaled else w).to(torch.bfloat16)
 
 
-def _groups(problem: Linear, arrays: Arrays) -> int4.Groups:
-    p = problem
+def _groups(weights: _Weights) -> int4.Groups:
+    p, arrays = weights.problem, weights.arrays
     return int4.unpack(arrays["w"].get(), arrays["w_scale"].get(), p.n, p.k, p.group, p.zero_points)
 
 
