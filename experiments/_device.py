@@ -156,6 +156,40 @@ def pick(argument: Any) -> Iterator[Record]:
             yield msgspec.structs.replace(record, metrics={**record.metrics, "picked": is_pick})
 
 
+def chains(argument: Any) -> Iterator[Record]:
+    """A record for each way in which each job's chain of layers ran; `launches` says which."""
+    from lab.gpu import chain as gpu
+    from lab.gpu import device
+    from lab.gpu.bench import shared_fields, timed_record
+
+    for job in _in_time(argument, Job):
+        if isinstance(job, Record):
+            yield job
+            continue
+        kernel, problem = job.parts()
+        machine = device.machine()
+        schedule = parse_schedule(kernel, job.schedules[0], problem, machine)
+        chain = gpu.chain_of(problem, int(job.facts["layers"] or 1))
+        steps = kernel.launches(problem, schedule, machine)
+        own = {
+            "kernel": kernel.name,
+            "schedule": schedule_fields(schedule),
+            "predicted_us": kernel.predicted_us(problem, schedule, steps, machine),
+        }
+        shared = shared_fields(problem, machine, job.experiment)
+        for name, timing in gpu.race(chain, kernel, schedule, machine, _chain_peers(problem), job.rounds).items():
+            ours = name in (gpu.DEPENDENT, gpu.PLAIN)
+            fields = {**shared, **(own if ours else {"kernel": f"peer:{name}"})}
+            facts = {**job.facts, "launches": name} if ours else dict(job.facts)
+            yield timed_record(fields, facts, timing, problem, machine)
+
+
+def _chain_peers(problem: Any) -> dict[str, Any]:
+    from experiments import peers
+
+    return peers.chain_peers(problem)
+
+
 def check(argument: Any) -> dict[str, Any]:
     """Run a job's first schedule and compare with the reference; the fields of a Check."""
     from lab.gpu.bench import Entry

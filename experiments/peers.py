@@ -7,6 +7,7 @@ import cupy
 import torch
 
 from lab.gpu.bench import Arrays, Peer
+from lab.gpu.chain import Chain
 from lab.gpu.timing import Call
 from lab.problems import Linear
 
@@ -29,6 +30,24 @@ def linear_peers(problem: Linear) -> dict[str, Peer]:
     if p.swiglu:
         return {"torch": torch_swiglu}
     return {"cublas": cublas} | ({"cublas_mv": cublas_mv} if p.m == 1 else {})
+
+
+def chain_peers(problem: Linear) -> dict[str, Callable[[Chain], Call]]:
+    """What PyTorch makes of a chain of layers without scales."""
+    return {"cublas": cublas_chain} if problem.weights in ("bf16", "fp16") and problem.epilogue == "none" else {}
+
+
+def cublas_chain(chain: Chain) -> Call:
+    """`torch.mm` layer by layer."""
+    form = chain.problem.weights
+    matrices = [as_torch(weights["w"], form).t() for weights in chain.weights]
+    hidden = [as_torch(array, form) for array in chain.activations]
+
+    def work() -> None:
+        for i, matrix in enumerate(matrices):
+            torch.mm(hidden[i], matrix, out=hidden[i + 1])
+
+    return on_this_stream(work)
 
 
 def cublas(problem: Linear, arrays: Arrays) -> Call:

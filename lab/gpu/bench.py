@@ -152,7 +152,7 @@ class Bench:
             right = [self._ready[name] for name in described if name in self._checks and self._checks[name].passed]
             readers = read_contestants(self.problem.bytes["weights"], len(self._data)) if reads else []
             timings = [measure([*right, *readers], c, rounds, p) for p in paces for c in clocks] if right else []
-        shared = _shared_fields(self.problem, self.machine, self._experiment)
+        shared = shared_fields(self.problem, self.machine, self._experiment)
         found = [
             record
             for name, own in described.items()
@@ -162,7 +162,7 @@ class Bench:
             best = min((timing[reader.name] for reader in readers), key=lambda one: one.us)
             fields = {**shared, "kernel": f"peer:{READ}"}
             found.append(
-                _timed_record(fields, {**(facts or {}), "launch_shape": best.name}, best, self.problem, self.machine)
+                timed_record(fields, {**(facts or {}), "launch_shape": best.name}, best, self.problem, self.machine)
             )
         return found
 
@@ -288,7 +288,7 @@ class Bench:
         facts["relative_error"] = check.relative_error if isfinite(check.relative_error) else None
         if not check.passed:
             return [Record(**fields, metrics={**facts, "failure": _complaint(check)})]
-        return [_timed_record(fields, facts, timing[name], self.problem, self.machine) for timing in timings]
+        return [timed_record(fields, facts, timing[name], self.problem, self.machine) for timing in timings]
 
 
 def compile_ahead(launches: Sequence[Launch], machine: Machine) -> None:
@@ -333,7 +333,8 @@ def _guarded(problem: Linear) -> Any:
     return cupy.zeros(prod((problem.m, problem.columns)) + 2 * BAND, FORMATS[problem.output].storage)
 
 
-def _shared_fields(problem: Linear, machine: Machine, experiment: str | None) -> dict[str, Any]:
+def shared_fields(problem: Linear, machine: Machine, experiment: str | None) -> dict[str, Any]:
+    """What all records of one race on this card say alike."""
     gpu = card()
     return {
         **provenance(),
@@ -346,9 +347,10 @@ def _shared_fields(problem: Linear, machine: Machine, experiment: str | None) ->
     }
 
 
-def _timed_record(
+def timed_record(
     fields: dict[str, Any], facts: dict[str, Value], timing: Timing, problem: Linear, machine: Machine
 ) -> Record:
+    """A record of one contestant's timing, marked where its time lies below the problem's floor."""
     seen = timing.conditions
     clocks = {"sm": seen.sm_clock, "memory": seen.memory_clock}
     known = {name: clock for name, clock in clocks.items() if clock is not None}

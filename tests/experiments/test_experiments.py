@@ -32,6 +32,7 @@ SMALL = {
     "fp8_error": {"n": 128, "most": 1024},
     "gemm_ladder": {"m": 256, "n": 256, "k": 256},
     "gemm_bars": {"part": "ragged"},
+    "decode_chain": {"d": 256},
     "decode_bars": {"shape": 0, "most": 2},
 }
 NOTHING = Archive(())
@@ -48,6 +49,7 @@ def test_they_are_found_by_the_question_they_ask() -> None:
         "batching",
         "ceilings",
         "decode_bars",
+        "decode_chain",
         "decode_floor",
         "fp8_error",
         "gemm_bars",
