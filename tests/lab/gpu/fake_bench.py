@@ -49,6 +49,7 @@ class Device:
         self.usual_us = 12.0
         self.measured: list[tuple[list[str], Clock, int, Pace]] = []
         self.right: Any = None
+        self.dependent: list[bool] = []  # of each that was made ready
 
     def measure(
         self, contestants: list[Contestant], clock: Clock, rounds: int, pace: Pace = Pace.SUSTAINED
@@ -61,6 +62,7 @@ class Device:
 
     def prepare(self, launches: Any, machine: Any) -> Any:
         assert machine is H100
+        self.dependent.append(launches[0].dependent)
         schedule = launches[0].schedule
         if schedule in self.spilling:
             raise EnvironmentFailure("it spills 8 B a thread")
@@ -105,6 +107,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.setattr(bench, "rotation", lambda _: 2)
     monkeypatch.setattr(bench, "device_workspaces", lambda steps: {"partials": None} if len(steps) > 9 else {})
     monkeypatch.setattr(bench, "pointers_of", lambda arrays, _: {n: address(a) for n, a in arrays.items()})
+    reader = Contestant("read4 9 x 512", (lambda: None,))
+    monkeypatch.setattr(bench, "read_contestants", lambda nbytes, copies: [reader] if nbytes * copies else [])
     monkeypatch.setattr(bench, "compile_ahead", lambda *_: None)
     monkeypatch.setattr(bench.driver, "synchronize", lambda _: None)
     monkeypatch.setattr(bench, "card", lambda: SimpleNamespace(name="NVIDIA H100 80GB HBM3", driver="580"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lab import catalog, tuned
 from lab.gpu import bench, search
-from lab.gpu.bench import Bench, Entry, Expectation, floor_us
+from lab.gpu.bench import Bench, Entry, Expectation, Loose, floor_us
 from lab.gpu.timing import Clock, Pace, rotation, round_robin
 from lab.problems import Linear
 from sim.errors import EnvironmentFailure
@@ -90,6 +90,47 @@ def test_a_race_records_who_was_right_who_was_wrong_and_who_could_not_start(devi
     assert not failed.check.passed
     assert not failed.samples_us
     assert "first at (0, 5)" in str(failed.metrics["failure"])
+
+
+def test_a_plain_read_races_along_and_is_no_rival(device: Device) -> None:
+    device.us = {"read4 9 x 512": 7.0}
+    mine, read = Bench(PROBLEM, H100, seed=1).race([GOOD], {}, (Clock.GRAPH,), 3, reads=True)
+    assert (read.kernel, read.us, read.check) == ("peer:read", 8.0, None)
+    assert read.metrics["launch_shape"] == "read4 9 x 512"
+    assert (read.run, read.problem, read.clock) == (mine.run, mine.problem, mine.clock)
+
+
+def test_fewer_rows_reuse_the_inputs_of_more(device: Device) -> None:
+    wide = Bench(replace(PROBLEM, m=5), H100, seed=1)
+    narrow = Bench(replace(PROBLEM, m=2), H100, wider=wide)
+    assert all(a["w"] is b["w"] for a, b in zip(narrow._data, wide._data, strict=True))
+    assert np.array_equal(narrow._data[1]["x"], wide._data[1]["x"][:2])
+    device.right = encode(narrow._expectation.expected[0], "bf16")
+    assert device.right.shape == (2, 64)
+    assert narrow.race([GOOD], {}, (Clock.COLD,), 1)[0].us is not None
+    device.kernels[OTHER.schedule] = wrong
+    assert narrow.race([OTHER], {}, (Clock.COLD,), 1)[0].us is None
+
+
+@pytest.mark.parametrize(("off", "passed"), [(0.004, True), (0.02, False)])
+def test_a_loose_peer_is_held_to_its_own_tolerance(off: float, passed: bool, device: Device) -> None:
+    arena = Bench(PROBLEM, H100, seed=1)
+    result = arena._expectation.expected[0] * (1 + off)
+    loose = Loose(lambda: None, lambda: result.astype(np.float32), 0.01)
+    _, peer = arena.race([GOOD], {"humming": lambda *_: loose}, (Clock.COLD,), 1)
+    assert peer.check is not None
+    assert (peer.check.passed, peer.us is not None) == (passed, passed)
+    assert peer.check.error == pytest.approx(off / 0.01, rel=1e-3)
+    assert device.measured
+
+
+def test_plain_launches_do_not_overlap_the_one_before(device: Device) -> None:
+    split = catalog.get("gemm_split_k")
+    problem = Linear(64, 64, 512)
+    schedule = split.best_guess(problem, H100)
+    for plain in (False, True):
+        Bench(problem, H100, seed=1).race([Entry(split, schedule, plain)], {}, (Clock.COLD,), 1)
+    assert device.dependent == [True, False]
 
 
 def test_paces_come_in_their_order_and_a_second_race_checks_nothing_again(device: Device) -> None:
