@@ -30,16 +30,6 @@
 #include "ptx/store.cuh"
 
 using Output = problem::output;
-template <typename T>
-struct ScaleOf {
-    using type = fp32;  // of a row or of the whole of w
-};
-template <>
-struct ScaleOf<int4x2> {
-    using type = fp16;  // scale and offset of each row and group
-};
-using Scale = ScaleOf<Weight>::type;
-
 constexpr int CLUSTER = schedule::cluster, SPLIT = schedule::split_k, WARPS = schedule::warps;
 constexpr int STEP = schedule::runs * COLUMNS;  // columns of w that a warp takes at once
 constexpr int ONES = 0x3f803f80;                // two bf16
@@ -125,7 +115,7 @@ struct Stream {
     uint8_t* ring;
     int slot = 0;
 
-    __device__ __forceinline__ Stream(const Weight* w, const Scale* w_scale, const Work& work, int n, int k, int team,
+    __device__ __forceinline__ Stream(const Weight* w, const void* w_scale, const Work& work, int n, int k, int team,
                                       int warp, uint8_t* ring)
         : step(work.first + warp), end(work.end), k(k), ring(ring) {
         const int lane = threadIdx.x % LANES, row = work.row + team * schedule::rows * TILE;
@@ -136,7 +126,7 @@ struct Stream {
             pitch = int64_t((k + 63) / 64) * (LANES * VECTOR);
             scales_pitch = int64_t(groups) * PAIRS_BYTES;
             from = bytes + row / TILE * pitch + int64_t(step) * (STEP * TILE / 2) + lane * VECTOR;
-            scales = reinterpret_cast<const uint8_t*>(w_scale) + row / TILE * scales_pitch;
+            scales = static_cast<const uint8_t*>(w_scale) + row / TILE * scales_pitch;
         } else {
             pitch = int64_t(k) * (TILE * sizeof(Weight));
             from = bytes + int64_t(row + lane / 4) * k * sizeof(Weight) +
@@ -372,9 +362,10 @@ struct alignas(8) Four {
 };
 
 // y of this CTA's part of the rows.
-__device__ __forceinline__ void store(Shared& shared, const Scale* w_scale, Output* y, const Work& work, int n) {
+__device__ __forceinline__ void store(Shared& shared, const void* w_scale, Output* y, const Work& work, int n) {
+    const auto* of_rows = static_cast<const float*>(w_scale);
     float scale = 1;
-    if constexpr (problem::scaled && !problem::row_scales) scale = w_scale[0];
+    if constexpr (problem::scaled && !problem::row_scales) scale = of_rows[0];
     visit_quads(1, work.tokens, [&](int, int token, int part_quad) {
         const int quad = work.rank * PART + part_quad, row = work.row + quad * 4;
         if (quad >= QUADS || row >= n) return;
@@ -388,7 +379,7 @@ __device__ __forceinline__ void store(Shared& shared, const Scale* w_scale, Outp
                 total = total + inboxes(shared)[sender].sums[token][part_quad];
         }
         float4 scales = {scale, scale, scale, scale};
-        if constexpr (problem::row_scales) scales = *reinterpret_cast<const float4*>(w_scale + row);
+        if constexpr (problem::row_scales) scales = *reinterpret_cast<const float4*>(of_rows + row);
         const Four rounded = {ptx::convert::pair<Output>(total.x * scales.x, total.y * scales.y),
                               ptx::convert::pair<Output>(total.z * scales.z, total.w * scales.w)};
         *reinterpret_cast<Four*>(y + int64_t(work.token + token) * n + row) = rounded;
@@ -413,7 +404,7 @@ __device__ __forceinline__ void start(Shared& shared, const Work& work, int k) {
 }
 
 extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_per_sm)
-    gemv_mma(const Element* __restrict__ x, const Weight* __restrict__ w, const Scale* __restrict__ w_scale,
+    gemv_mma(const Element* __restrict__ x, const Weight* __restrict__ w, const void* __restrict__ w_scale,
              Output* __restrict__ y, int m, int n, int k) {
     extern __shared__ __align__(128) uint8_t dynamic[];
     Shared& shared = *reinterpret_cast<Shared*>(dynamic);
