@@ -11,9 +11,11 @@ __device__ __forceinline__ uint32_t bf16_of_fp8(uint32_t word, int first) {
     return ptx::packed::mul_bf16(halves & SIGNS | halves >> 4 & SIZES, TWO_TO_120);
 }
 
-// Register `i` of an A fragment of mma.m16n8k16 from a word of packed int4 (sim/int4.py): q as bf16. A significand of
-// seven bits has a unit of one in 128 to 255, so q is written there, and 128 subtracted.
-__device__ __forceinline__ uint32_t bf16_of_int4(uint32_t word, int i) {
-    constexpr uint32_t NIBBLES = 0x000f000f, FROM_128 = 0x43004300;
-    return ptx::packed::sub_bf16(word >> 4 * i & NIBBLES | FROM_128, FROM_128);
+// Register `i` of an A fragment of mma.m16n8k16 from a word of packed int4 (sim/int4.py): q + INT4_BIAS as bf16. Numbers
+// from 16 to 31 have q in the upper four bits of their significand; whoever sums takes the bias away.
+constexpr float INT4_BIAS = 16;
+__device__ __forceinline__ uint32_t biased_bf16_of_int4(uint32_t word, int i) {
+    constexpr uint32_t SIGNIFICANDS = 0x00780078, SIXTEENS = 0x41804180;
+    const uint32_t placed = i == 0 ? word << 3 : word >> (4 * i - 3);
+    return placed & SIGNIFICANDS | SIXTEENS;
 }

@@ -39,7 +39,7 @@ struct Run {
     }
 };
 
-// Packed int4: two tiles of 16 x 64, whose words are the fragments of four steps each.
+// Packed int4: two tiles of 16 x 64, whose words are the fragments of four steps each; q + INT4_BIAS.
 template <>
 struct Run<int4x2> {
     static constexpr int COLUMNS = 128;
@@ -49,13 +49,14 @@ struct Run<int4x2> {
 
     __device__ __forceinline__ void fragment(uint32_t (&a)[4], int s) const {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) a[i] = bf16_of_int4(part[s / 4].words[s % 4], i);
+        for (int i = 0; i < 4; ++i) a[i] = biased_bf16_of_int4(part[s / 4].words[s % 4], i);
     }
 };
 
 constexpr int COLUMNS = Run<Weight>::COLUMNS;  // of w in a run
 constexpr int STEPS = COLUMNS / DEPTH;         // mma steps of a run
-constexpr int GROUPS = GROUPED ? COLUMNS / problem::group : 1;  // of a run
+constexpr int GROUP = GROUPED ? problem::group : COLUMNS;  // columns of w that share scale and offset
+constexpr int GROUPS = COLUMNS / GROUP;                    // of a run
 
 // The B fragments of a run: of eight tokens each, the columns that the A fragments of each step have.
 struct Tokens {

@@ -1,8 +1,9 @@
 """Tensor cores for few tokens: weights stream as their A operand, so one pass serves all; bf16, fp16, fp8, int4."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -136,10 +137,12 @@ def shared_bytes(problem: Linear, schedule: Schedule) -> int:
 
 ROOM = 113 * 1024  # bytes of shared memory: of two CTAs on an SM, or of one beside which a dependent launch starts
 TRIED = 24  # schedules that are worth trying
+ALIKE = 3  # of them with the same grid
 MAX_STAGES = 16
 WARP_SHAPES = (  # rows, teams, split_k
-    (1, 1, 8), (1, 2, 4), (1, 4, 2), (2, 1, 8), (2, 2, 4), (2, 4, 2), (4, 1, 8), (4, 2, 4), (4, 4, 2), (2, 8, 1),
-    (4, 4, 1), (4, 1, 4), (2, 2, 2), (1, 4, 1), (1, 1, 4), (2, 4, 4), (4, 2, 2),
+    (1, 4, 1), (1, 2, 4), (1, 4, 2), (1, 4, 4), (1, 8, 1), (1, 8, 2), (1, 1, 8), (2, 1, 4), (2, 1, 8), (2, 2, 2),
+    (2, 2, 4), (2, 2, 8), (2, 4, 1), (2, 4, 2), (2, 4, 4), (2, 8, 1), (2, 8, 2), (4, 1, 4), (4, 1, 8), (4, 2, 2),
+    (4, 2, 4), (4, 4, 1), (4, 4, 2), (4, 4, 4), (8, 1, 4), (8, 1, 8), (8, 2, 4),
 )  # fmt: skip
 
 
@@ -148,27 +151,37 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     blocks = (8,) if problem.m <= 8 else (16,) if problem.m <= 16 else (32, 16)
     found = [
         schedule
-        for block_m, shape, cluster, runs, ctas in product(blocks, WARP_SHAPES, range(1, 9), (1, 2), (2, 1))
-        for schedule in _deepest(problem, block_m, shape, cluster, runs, ctas, machine)
+        for block_m, shape, cluster, runs in product(blocks, WARP_SHAPES, range(1, 9), (1,) if problem.group else (2, 1))
+        for schedule in _deepest(problem, block_m, shape, cluster, runs, machine)
     ]
-    yield from sorted(found, key=lambda s: predicted_us(problem, s, machine))[:TRIED]
+    alike = Counter[tuple[int, int, int]]()
+    tried = []
+    for schedule in sorted(found, key=lambda s: predicted_us(problem, s, machine)):
+        grid = schedule.block_m, schedule.block_n, schedule.cluster
+        alike[grid] += 1
+        if alike[grid] <= ALIKE:
+            tried.append(schedule)
+    yield from tried[:TRIED]
 
 
 def _deepest(
-    problem: Linear, block_m: int, shape: tuple[int, int, int], cluster: int, runs: int, ctas: int, machine: Machine
+    problem: Linear, block_m: int, shape: tuple[int, int, int], cluster: int, runs: int, machine: Machine
 ) -> Iterator[Schedule]:
-    """The schedule with the longest ring that fits and that a warp's steps fill; none where none is legal."""
-    with suppress(ScheduleError):
-        least = Schedule(block_m, *shape, cluster, runs, 2, ctas)
-        least.fits(problem, machine)
-        of_warp = tiles_of(tiles_of(tiles_of(problem.k, step_columns(problem, least)), cluster), least.split_k)
-        room = machine.shared_bytes_per_block if ctas == 1 else ROOM
-        stage = least.warps * least.rows * runs * (RUN_BYTES + scale_bytes(problem))
-        spare = (room - shared_bytes(problem, least)) // stage
-        stages = max(2, min(MAX_STAGES, of_warp, 2 + spare))
-        schedule = Schedule(block_m, *shape, cluster, runs, stages, ctas)
-        schedule.fits(problem, machine)
-        yield schedule
+    """The schedule with the longest ring that leaves room for another CTA and that a warp's steps fill.
+
+    Where x alone takes that room, or registers do, one CTA has the SM; none where that is not legal either.
+    """
+    for ctas, room in ((2, ROOM), (1, ROOM), (1, machine.shared_bytes_per_block)):
+        with suppress(ScheduleError):
+            least = Schedule(block_m, *shape, cluster, runs, 2, ctas)
+            least.fits(problem, machine)
+            steps = tiles_of(problem.k, step_columns(problem, least))
+            stages = min(MAX_STAGES, max(2, tiles_of(tiles_of(steps, cluster), least.split_k)))
+            for deepest in (replace(least, stages=stages) for stages in range(stages, 1, -1)):
+                if shared_bytes(problem, deepest) <= room:
+                    deepest.fits(problem, machine)
+                    yield deepest
+                    return
 
 
 # What the estimate is made of: to be fitted to times on an H100.
@@ -176,48 +189,53 @@ START_US = 2.5  # of a launch, to its first weights
 HBM_SHARE = 0.92  # of the data sheet's bandwidth
 L2_BANDWIDTH = 5.5e12  # B/s to all SMs
 LATENCY_US = 1.0  # from asking for weights to their bytes, HBM being busy
-CLUSTER_US = 0.4  # more for a launch of clusters, which exchange sums
-REDUCE_BYTES_PER_US = 40e3  # of sums that an SM adds
+WARP_IPC, SM_IPC = 0.25, 2.2  # instructions a clock: of one warp, of all that an SM holds
+SUMS_US, CLUSTER_US = 0.3, 0.5  # of the sums: in a CTA, and more in a cluster
+SUM_BYTES_PER_US = 100e3  # of sums that an SM writes and adds
 WAVE_US = 2.0  # of a CTA that follows another on its SM
-INSTRUCTIONS_PER_US = 3.0e3  # of warps, that an SM issues
+BLEND = 4  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
 GPCS = (18, 18, 18, 16, 16, 16, 16, 14)  # SMs of an H100, as gemm_split_k found them
 
 
-def clusters_at_once(schedule: Schedule, machine: Machine) -> int:
-    """Clusters that run at the same time, as each lies in one GPC; fewer SMs, fewer of them."""
-    fit = sum(schedule.ctas_per_sm * sms // schedule.cluster for sms in GPCS)
+def clusters_at_once(schedule: Schedule, resident: int, machine: Machine) -> int:
+    """Clusters that run at the same time, `resident` CTAs an SM, as each lies in one GPC; fewer SMs, fewer of them."""
+    fit = sum(resident * sms // schedule.cluster for sms in GPCS)
     return max(1, fit * machine.sms // sum(GPCS))
 
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
-    """Microseconds of a launch: a start, the longest of what HBM, L2, the rings and the SMs need, the sums, waves."""
+    """Microseconds of a launch: a start; little more than the longest of four; the sums.
+
+    The four are HBM; what the fullest SM reads from L2, weights and x; what the rings keep in flight; instructions.
+    """
     p, s = problem, schedule
     blocks, token_blocks = tiles_of(p.n, s.block_n), tiles_of(p.m, s.block_m)
-    waves = tiles_of(blocks * token_blocks, clusters_at_once(s, machine))
-    weights, x = p.bytes["weights"], FORMATS[p.activations].nbytes(min(p.m, s.block_m), p.k)
-    hbm = (p.read_bytes + p.write_bytes) / (HBM_SHARE * machine.hbm_bandwidth)
-    l2 = token_blocks * (weights + blocks * x) / L2_BANDWIDTH
-    # CTAs of an SM are two or one: the fullest SMs bound what all read, the rings what is in flight
     ctas = s.cluster * blocks * token_blocks
-    resident = min(s.ctas_per_sm, tiles_of(ctas, machine.sms))
-    ring = s.warps * s.stages * s.rows * s.runs * (RUN_BYTES + scale_bytes(p))
-    share = weights / blocks / s.cluster
-    flight = waves * share * LATENCY_US * 1e-6 / min(ring, share)
-    runs = waves * resident * share / (RUN_BYTES + scale_bytes(p))
-    issue = runs * _instructions(p, s) / INSTRUCTIONS_PER_US * 1e-6
-    sums = s.warps * s.rows * TILE * min(p.m, s.block_m) * FLOAT * resident / REDUCE_BYTES_PER_US
-    ends = sums + (CLUSTER_US if s.cluster > 1 else 0) + (waves - 1) * WAVE_US
-    return START_US + 1e6 * max(hbm, l2, flight, issue) + ends
+    waves = tiles_of(blocks * token_blocks, clusters_at_once(s, s.ctas_per_sm, machine))
+    full = waves * min(s.ctas_per_sm, tiles_of(ctas, machine.sms))  # CTAs of the fullest SM, one after another too
+    run_bytes, stages = RUN_BYTES + scale_bytes(p), s.warps * s.rows * s.runs
+    runs = tiles_of(tiles_of(p.k, step_columns(p, s)), s.cluster * s.split_k) * stages  # of a CTA
+    x = FORMATS[p.activations].nbytes(min(p.m, s.block_m), tiles_of(p.k, s.cluster))
+
+    hbm = (p.read_bytes + p.write_bytes) / (HBM_SHARE * machine.hbm_bandwidth)
+    l2 = full * (runs * run_bytes + x) * machine.sms / L2_BANDWIDTH
+    flight = runs * waves / (stages * (s.stages - 0.5)) * LATENCY_US * 1e-6
+    ipc = min(SM_IPC, WARP_IPC * s.warps * full / waves)
+    issue = full * runs * _instructions(p, s) / (ipc * machine.clock_hz)
+    stream = float(sum(each**BLEND for each in (hbm, l2, flight, issue)) ** (1 / BLEND))
+    sums = full / waves * s.split_k * s.block_n * s.block_m * FLOAT / SUM_BYTES_PER_US
+    ends = sums + SUMS_US + (CLUSTER_US if s.cluster > 1 else 0.0)
+    return START_US + 1e6 * stream + ends + (waves - 1) * WAVE_US
 
 
 def _instructions(problem: Linear, schedule: Schedule) -> float:
     """That a warp issues for a run: its fragments, their mma, its share of a step's fragments of x and of the rest."""
     p, s = problem, schedule
     steps, tokens = run_columns(p) / DEPTH, s.block_m / EIGHT
-    unpack = {16: 0, 8: 20, 4: 11}[FORMATS[p.weights].bits]
-    groups = (8 * tokens + 10) * run_columns(p) / p.group if p.group else 0
-    x = steps * tokens * (2 if p.group else 1)
-    return steps * (unpack + tokens) + groups + 12 + (x + 40 / s.runs) / s.rows
+    unpack = {16: 0, 8: 20, 4: 8}[FORMATS[p.weights].bits]
+    groups = (8 * tokens + 8) * run_columns(p) / p.group if p.group else 0
+    x = steps * tokens * (1.5 if p.group else 0.5)
+    return steps * (unpack + tokens) + groups + 8 + (x + 60 / s.runs) / s.rows
 
 
 def arguments(problem: Linear) -> tuple[Argument, ...]:
