@@ -1,8 +1,17 @@
-// cp.async.bulk groups: this thread's bulk stores, and waiting for them. PTX ISA 9.0, 9.7.9.27.2.
+// cp.async.bulk: contiguous copies by the bulk engine, and waiting for this thread's stores. PTX ISA 9.0, 9.7.9.25.4.
 #pragma once
-#include "ptx/types.cuh"
+#include "ptx/address.cuh"
 
 namespace ptx::bulk {
+
+// Copy `nbytes`, a multiple of 16, from global to shared memory; their arrival counts on `barrier`
+// (cp.async.bulk.shared::cluster.global).
+__device__ __forceinline__ void load(void* to, const void* from, uint32_t nbytes, uint64_t& barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     address::shared(to)),
+                 "l"(from), "r"(nbytes), "r"(address::shared(&barrier))
+                 : "memory");
+}
 
 // Close the group of this thread's bulk stores so far (cp.async.bulk.commit_group).
 __device__ __forceinline__ void commit_group() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }

@@ -1,0 +1,274 @@
+"""Tensor cores for few tokens: weights stream as their A operand, so one pass serves all; bf16, fp16, fp8, int4."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lab.kernel import Solves, require_choice, require_resident, require_shared
+from lab.kernels import _linear
+from lab.kernels.gemv import _mma_counts
+from lab.kernels.gemv._mma_counts import FLOAT, LANES, QUAD, TILE, run_columns, scale_bytes, tiles_of
+from lab.problems import Linear
+from sim.counts import Counts
+from sim.errors import ScheduleError
+from sim.formats import FORMATS
+from sim.launch import Argument, Array, Launch, Role, Scalar
+from sim.machine import Machine
+
+SOLVES = Solves(
+    Linear,
+    weights=("bf16", "fp16", "fp8", "int4_g32", "int4_g64", "int4_g128"),
+    arch="sm_90",
+    row_bytes=16,
+    why_multiple="rows are copied in 16-byte vectors",
+    after="gemv_vectorized",
+    options={"scales": ("tensor", "row"), "offset": ("zero",)},
+    facts=("weights", "activations", "output", "scaled", "row_scales", "group", "zero_points"),
+)
+
+RUN_BYTES = 1024  # of weights: what a warp copies of a row tile in two requests
+PARTS = 7  # in which x comes
+MBARRIER = 8  # bytes
+EIGHT = 8  # tokens of an mma
+DEPTH = 16  # of an mma along k
+OTHER_REGISTERS = 64  # a thread's registers beside accumulators and fragments of x, at most
+MAX_GRID_Y = 65535
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Rows of w and tokens of a CTA, its warps, its share of k, and the ring of each warp."""
+
+    block_m: int  # tokens that a CTA computes
+    rows: int  # row tiles, of 16 rows of w, of a warp
+    teams: int  # groups of warps in a CTA, each with its own rows
+    split_k: int  # warps of a team, which take the steps along k in turn
+    cluster: int  # CTAs that share the same rows, each with its own part of k
+    runs: int  # KB of each row tile in a step
+    stages: int  # steps that the ring of a warp holds
+    ctas_per_sm: int  # CTAs that an SM holds at once
+
+    def __post_init__(self) -> None:
+        require_choice(self, "block_m", (8, 16, 32))
+        require_choice(self, "rows", (1, 2, 4, 8))
+        require_choice(self, "teams", (1, 2, 4, 8, 16))
+        require_choice(self, "split_k", (1, 2, 4, 8, 16))
+        require_choice(self, "cluster", tuple(range(1, 9)))
+        require_choice(self, "runs", (1, 2, 4))
+        require_choice(self, "ctas_per_sm", (1, 2, 3, 4))
+        if self.warps > 16:
+            raise ScheduleError(f"{self.teams} teams of {self.split_k} are {self.warps} warps; a CTA has at most 16")
+        if self.rows * self.runs > 8:
+            raise ScheduleError(f"a step is at most 8 KB; rows x runs is {self.rows * self.runs}")
+        if not 2 <= self.stages <= 64:
+            raise ScheduleError(f"a ring has 2 to 64 stages; stages = {self.stages}")
+
+    @property
+    def warps(self) -> int:
+        return self.teams * self.split_k
+
+    @property
+    def threads(self) -> int:
+        return LANES * self.warps
+
+    @property
+    def block_n(self) -> int:
+        """Rows of w of a CTA."""
+        return TILE * self.rows * self.teams
+
+    @property
+    def step_bytes(self) -> int:
+        """Of a row of bf16 weights in a step."""
+        return self.runs * RUN_BYTES // TILE
+
+    @property
+    def parts(self) -> int:
+        return PARTS
+
+    def fits(self, problem: Linear, machine: Machine) -> None:
+        p = problem
+        if p.m > MAX_GRID_Y * self.block_m:
+            raise ScheduleError(f"blocks of {self.block_m} tokens are grid.y, at most {MAX_GRID_Y:,}; m = {p.m:,}")
+        steps = tiles_of(p.k, step_columns(p, self))
+        if steps < self.cluster:
+            raise ScheduleError(f"each of {self.cluster} CTAs takes a step along k or more; k = {p.k} has {steps}")
+        shared = shared_bytes(p, self)
+        require_shared(shared, f"{self.stages} stages of {self.warps} warps, and x", machine)
+        require_resident(self.ctas_per_sm, shared, self.threads, registers(p, self), machine)
+
+
+def step_columns(problem: Linear, schedule: Schedule) -> int:
+    """Columns of w in a step of a warp."""
+    return schedule.runs * run_columns(problem)
+
+
+def registers(problem: Linear, schedule: Schedule) -> int:
+    """Of a thread, at most: sums of each row tile, the fragments of x of a run, sums of a group and of x."""
+    tokens = schedule.block_m // EIGHT
+    fragments = 2 * tokens * run_columns(problem) // DEPTH
+    groups = 4 * tokens * (1 + run_columns(problem) // problem.group // 2) if problem.group else 0
+    return 4 * schedule.rows * tokens + fragments + groups + OTHER_REGISTERS
+
+
+def warp_bytes(problem: Linear, schedule: Schedule) -> int:
+    """Shared memory of a warp: its ring, or in its place its sums."""
+    s = schedule
+    stage = s.rows * s.runs * (RUN_BYTES + scale_bytes(problem))
+    return max(s.stages * stage, s.block_m * (s.rows * TILE + QUAD) * FLOAT)
+
+
+def shared_bytes(problem: Linear, schedule: Schedule) -> int:
+    """The warps' rings, barriers, the inboxes of a cluster, and this CTA's columns of x for every token."""
+    p, s = problem, schedule
+    part = tiles_of(s.block_n // QUAD, s.cluster)
+    inboxes = s.cluster * s.block_m * part * QUAD * FLOAT if s.cluster > 1 else 0
+    size = FORMATS[p.activations].storage.itemsize
+    steps = tiles_of(p.k, step_columns(p, s))
+    columns = size * tiles_of(steps, s.cluster) * step_columns(p, s)
+    pad = 64 if FORMATS[p.weights].bits == 16 else 16  # between rows of x, modulo 128, for the banks of fragments
+    pitch = tiles_of(columns, 128) * 128 + pad
+    return s.warps * warp_bytes(p, s) + (PARTS + 1) * MBARRIER + inboxes + min(p.m, s.block_m) * pitch
+
+
+ROOM = 113 * 1024  # bytes of shared memory: of two CTAs on an SM, or of one beside which a dependent launch starts
+TRIED = 24  # schedules that are worth trying
+ALIKE = 3  # of them with the same grid
+MAX_STAGES = 16
+WARP_SHAPES = (  # rows, teams, split_k
+    (1, 4, 1), (1, 2, 4), (1, 4, 2), (1, 4, 4), (1, 8, 1), (1, 8, 2), (1, 1, 8), (2, 1, 4), (2, 1, 8), (2, 2, 2),
+    (2, 2, 4), (2, 2, 8), (2, 4, 1), (2, 4, 2), (2, 4, 4), (2, 8, 1), (2, 8, 2), (4, 1, 4), (4, 1, 8), (4, 2, 2),
+    (4, 2, 4), (4, 4, 1), (4, 4, 2), (4, 4, 4), (8, 1, 4), (8, 1, 8), (8, 2, 4),
+)  # fmt: skip
+
+
+def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
+    """The schedules of least predicted time among warp shapes and splits, each with as deep a ring as it can use."""
+    blocks = (8,) if problem.m <= 8 else (16,) if problem.m <= 16 else (32, 16)
+    found = [
+        schedule
+        for block_m, shape, cluster, runs in product(blocks, WARP_SHAPES, range(1, 9), (1,) if problem.group else (2, 1))
+        for schedule in _deepest(problem, block_m, shape, cluster, runs, machine)
+    ]
+    alike = Counter[tuple[int, int, int]]()
+    tried = []
+    for schedule in sorted(found, key=lambda s: predicted_us(problem, s, machine)):
+        grid = schedule.block_m, schedule.block_n, schedule.cluster
+        alike[grid] += 1
+        if alike[grid] <= ALIKE:
+            tried.append(schedule)
+    yield from tried[:TRIED]
+
+
+def _deepest(
+    problem: Linear, block_m: int, shape: tuple[int, int, int], cluster: int, runs: int, machine: Machine
+) -> Iterator[Schedule]:
+    """The schedule with the longest ring that leaves room for another CTA and that a warp's steps fill.
+
+    Where x alone takes that room, or registers do, one CTA has the SM; none where that is not legal either.
+    """
+    for ctas, room in ((2, ROOM), (1, ROOM), (1, machine.shared_bytes_per_block)):
+        with suppress(ScheduleError):
+            least = Schedule(block_m, *shape, cluster, runs, 2, ctas)
+            least.fits(problem, machine)
+            steps = tiles_of(problem.k, step_columns(problem, least))
+            stages = min(MAX_STAGES, max(2, tiles_of(tiles_of(steps, cluster), least.split_k)))
+            for deepest in (replace(least, stages=stages) for stages in range(stages, 1, -1)):
+                if shared_bytes(problem, deepest) <= room:
+                    deepest.fits(problem, machine)
+                    yield deepest
+                    return
+
+
+# What the estimate is made of: to be fitted to times on an H100.
+START_US = 2.5  # of a launch, to its first weights
+HBM_SHARE = 0.92  # of the data sheet's bandwidth
+L2_BANDWIDTH = 5.5e12  # B/s to all SMs
+LATENCY_US = 1.0  # from asking for weights to their bytes, HBM being busy
+WARP_IPC, SM_IPC = 0.25, 2.2  # instructions a clock: of one warp, of all that an SM holds
+SUMS_US, CLUSTER_US = 0.3, 0.5  # of the sums: in a CTA, and more in a cluster
+SUM_BYTES_PER_US = 100e3  # of sums that an SM writes and adds
+WAVE_US = 2.0  # of a CTA that follows another on its SM
+BLEND = 4  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
+GPCS = (18, 18, 18, 16, 16, 16, 16, 14)  # SMs of an H100, as gemm_split_k found them
+
+
+def clusters_at_once(schedule: Schedule, resident: int, machine: Machine) -> int:
+    """Clusters that run at the same time, `resident` CTAs an SM, as each lies in one GPC; fewer SMs, fewer of them."""
+    fit = sum(resident * sms // schedule.cluster for sms in GPCS)
+    return max(1, fit * machine.sms // sum(GPCS))
+
+
+def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
+    """Microseconds of a launch: a start; little more than the longest of four; the sums.
+
+    The four are HBM; what the fullest SM reads from L2, weights and x; what the rings keep in flight; instructions.
+    """
+    p, s = problem, schedule
+    blocks, token_blocks = tiles_of(p.n, s.block_n), tiles_of(p.m, s.block_m)
+    ctas = s.cluster * blocks * token_blocks
+    waves = tiles_of(blocks * token_blocks, clusters_at_once(s, s.ctas_per_sm, machine))
+    full = waves * min(s.ctas_per_sm, tiles_of(ctas, machine.sms))  # CTAs of the fullest SM, one after another too
+    run_bytes, stages = RUN_BYTES + scale_bytes(p), s.warps * s.rows * s.runs
+    runs = tiles_of(tiles_of(p.k, step_columns(p, s)), s.cluster * s.split_k) * stages  # of a CTA
+    x = FORMATS[p.activations].nbytes(min(p.m, s.block_m), tiles_of(p.k, s.cluster))
+
+    hbm = (p.read_bytes + p.write_bytes) / (HBM_SHARE * machine.hbm_bandwidth)
+    l2 = full * (runs * run_bytes + x) * machine.sms / L2_BANDWIDTH
+    flight = runs * waves / (stages * (s.stages - 0.5)) * LATENCY_US * 1e-6
+    ipc = min(SM_IPC, WARP_IPC * s.warps * full / waves)
+    issue = full * runs * _instructions(p, s) / (ipc * machine.clock_hz)
+    stream = float(sum(each**BLEND for each in (hbm, l2, flight, issue)) ** (1 / BLEND))
+    sums = full / waves * s.split_k * s.block_n * s.block_m * FLOAT / SUM_BYTES_PER_US
+    ends = sums + SUMS_US + (CLUSTER_US if s.cluster > 1 else 0.0)
+    return START_US + 1e6 * stream + ends + (waves - 1) * WAVE_US
+
+
+def _instructions(problem: Linear, schedule: Schedule) -> float:
+    """That a warp issues for a run: its fragments, their mma, its share of a step's fragments of x and of the rest."""
+    p, s = problem, schedule
+    steps, tokens = run_columns(p) / DEPTH, s.block_m / EIGHT
+    unpack = {16: 0, 8: 20, 4: 8}[FORMATS[p.weights].bits]
+    groups = (8 * tokens + 8) * run_columns(p) / p.group if p.group else 0
+    x = steps * tokens * (1.5 if p.group else 0.5)
+    return steps * (unpack + tokens) + groups + 8 + (x + 60 / s.runs) / s.rows
+
+
+def arguments(problem: Linear) -> tuple[Argument, ...]:
+    """x, w, w_scale (null where there is none), y, m, n, k."""
+    x, w, *rest = _linear.arguments(problem)
+    scale: Argument = Scalar("w_scale", 0, "int64")
+    if "w_scale" in problem.operands:
+        scale = Array("w_scale", Role.IN, *problem.operands["w_scale"])
+    return (x, w, scale, *rest)
+
+
+def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
+    p, s = problem, schedule
+    return (
+        Launch(
+            kernel="gemv_mma",
+            entry="gemv_mma",
+            problem=p,
+            schedule=s,
+            grid=(s.cluster * tiles_of(p.n, s.block_n), tiles_of(p.m, s.block_m), 1),
+            block=(s.threads, 1, 1),
+            arguments=arguments(p),
+            cluster=(s.cluster, 1, 1),
+            shared_bytes=shared_bytes(p, s),
+            dependent=True,
+        ),
+    )
+
+
+def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
+    """Every block of tokens reads w, every block of rows x; the CTAs of a cluster store parts of a block's rows."""
+    return _mma_counts.theory(problem, schedule)
+
+
+def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+    return _mma_counts.simulate(launch, arrays, machine)
