@@ -1,5 +1,7 @@
 """The GEMV ladder: its order, shares of k, the ring and what the CTAs of a cluster send each other."""
 
+from itertools import accumulate
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -43,7 +45,7 @@ def test_the_rungs_ask_l2_for_ever_fewer_bytes() -> None:
 )
 def test_every_column_is_taken_once_in_steps_from_a_line_on(k: int, split_k: int, step_bytes: int) -> None:
     taken = segments(k, split_k, step_bytes)
-    assert [at for at, _ in taken] == [sum(width for _, width in taken[:i]) for i in range(len(taken))][: len(taken)]
+    assert [at for at, _ in taken] == [0, *accumulate(width for _, width in taken)][:-1]
     assert sum(width for _, width in taken) == k
     assert all(at % LINE == 0 and 0 < width <= step_bytes // 2 for at, width in taken)
 
@@ -92,6 +94,11 @@ def test_candidates_are_one_wave_beside_which_a_dependent_launch_has_room(
         assert launch.ctas <= resident * H100.sms
         assert launch.shared_bytes <= H100.shared_bytes_per_sm // 2
         assert launch.ctas >= 0.85 * H100.sms
+
+
+@pytest.mark.parametrize(("shape", "split_k"), zip(SHAPES, (4, 2, 1, 1, 4, 1), strict=True), ids=str)
+def test_k_is_split_where_rows_are_few(shape: tuple[int, int], split_k: int) -> None:
+    assert SPLIT.best_guess(Linear(1, *shape), H100).split_k == split_k
 
 
 def test_illegal_rings_and_splits_are_refused_with_both_sides() -> None:

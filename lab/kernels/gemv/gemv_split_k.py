@@ -26,7 +26,9 @@ SOLVES = Solves(
 )
 
 FLOAT = 4  # bytes of a sum
-SPLITS = (4, 2, 8, 1)  # CTAs of a cluster, the best for matrices of 4096 rows first
+SPLITS = (1, 2, 4, 8)  # CTAs of a cluster
+ENOUGH_ROWS = 48  # of a cluster: more bring nothing
+ENOUGH_COLUMNS = 1024  # of a share: 2 KB a bulk copy
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,18 @@ class Schedule(Streaming):
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
-    """One wave of clusters, each with as many rows."""
+    """One wave of clusters, each with as many rows; first the least split that gives a cluster enough of them."""
+
+    def rows(split_k: int, ctas_per_sm: int) -> int:
+        return -(-problem.n // _clusters.at_once(split_k, ctas_per_sm, machine))
+
+    def too_little(split_k: int) -> tuple[bool, int]:
+        return problem.k < split_k * ENOUGH_COLUMNS, -min(rows(split_k, 2), ENOUGH_ROWS)
+
     lines = -(-problem.k // LINE)
-    for split_k in (split for split in SPLITS if split <= lines):
+    for split_k in sorted((split for split in SPLITS if split <= lines), key=too_little):
         for ctas_per_sm, warps, step_bytes, stages in RINGS:
-            rows = -(-problem.n // _clusters.at_once(split_k, ctas_per_sm, machine))
-            block_n = -(-rows // split_k) * split_k
+            block_n = -(-rows(split_k, ctas_per_sm) // split_k) * split_k
             if block_n <= split_k * LANES * warps:
                 yield Schedule(block_n, warps, step_bytes, stages, split_k)
 
