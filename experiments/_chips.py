@@ -52,6 +52,9 @@ class Chip(Protocol):
     def tuned(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:
         """Records of searches, whose winners enter the tuned table; nothing on the simulated chip."""
 
+    def chained(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
+        """Records of chains of layers, each job's problem as often as its fact `layers` says, beside their peers."""
+
     def counted(self, jobs: Sequence[Job]) -> Iterator[Record]:
         """Hardware counters of each job's first schedule; nothing on the simulated chip."""
 
@@ -129,6 +132,7 @@ class SimulatedChip(_Bench):
                 )
 
     picked = timed
+    chained = timed
 
     def tuned(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:  # noqa: ARG002
         yield from ()
@@ -164,6 +168,9 @@ class RealChip(_Bench):
 
     def picked(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
         return in_worker(_device.pick, jobs, self.origin, seconds)
+
+    def chained(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
+        return in_worker(_device.chains, jobs, self.origin, seconds)
 
     def tuned(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:
         return tune(searches, self.origin, seconds)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -23,7 +24,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A kernel on a problem. `schedules` are words as --schedule takes them; `sweep` adds every candidate.
 
     `peers` asks for the libraries that experiments/peers.py knows, in the same run; `clocks` are "cold" and "graph",
-    `paces` "burst" and "sustained". `facts` join the metrics of every record.
+    `paces` "burst" and "sustained". `plain` launches wait for the one before; `reads` adds the plain read of as many
+    bytes as the weights have. `facts` join the metrics of every record.
     """
 
     kernel: str
@@ -33,6 +35,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     peers: bool = True
     clocks: tuple[str, ...] = ("cold", "graph")
     paces: tuple[str, ...] = ("sustained",)
+    plain: bool = False
+    reads: bool = False
     rounds: int = 30
     experiment: str | None = None
     facts: dict[str, Value] = {}
@@ -50,6 +54,7 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
     kernel: str = ""
     incumbents: tuple[tuple[str, str], ...] = ()  # kernels and schedule words that race along
     clock: str = "cold"
+    plain: bool = False
     rounds: int = 30
     experiment: str | None = None
     facts: dict[str, Value] = {}
@@ -80,32 +85,34 @@ def bench(argument: Any) -> Iterator[Record]:
             yield job
             continue
         kernel, problem = job.parts()
-        last = last if last and last.problem == problem and job.seed is None else _bench(problem, job)
+        last = _bench(problem, job, last)
         schedules = [parse_schedule(kernel, words, problem, last.machine) for words in job.schedules]
         if job.sweep:
             schedules += [s for s in legal_candidates(kernel, problem, last.machine) if s not in schedules]
         yield from last.race(
-            [Entry(kernel, schedule) for schedule in schedules],
+            [Entry(kernel, schedule, job.plain) for schedule in schedules],
             _peers(problem) if job.peers else {},
             clocks=tuple(Clock(clock) for clock in job.clocks),
             rounds=job.rounds,
             paces=tuple(Pace(pace) for pace in job.paces),
             facts=job.facts,
+            reads=job.reads,
         )
 
 
 def search(argument: Any) -> Iterator[Record]:
     """The records of each search of a batch, from both of its stages."""
-    from lab.gpu.bench import Entry
+    from lab.gpu.bench import Bench, Entry
     from lab.gpu.search import search as gpu_search
     from lab.gpu.timing import Clock
 
+    last: Bench | None = None
     for job in _in_time(argument, Search):
         if isinstance(job, Record):
             yield job
             continue
         problem = problem_of(job.problem)
-        arena = _bench(problem, job)
+        arena = last = _bench(problem, job, last)
         if job.kernel:
             kernel = catalog.get(job.kernel)
             found = [(kernel, schedule) for schedule in legal_candidates(kernel, problem, arena.machine)]
@@ -117,7 +124,7 @@ def search(argument: Any) -> Iterator[Record]:
                 schedule = parse_schedule(kernel, words, problem, arena.machine)
                 kernel.launches(problem, schedule, arena.machine)
                 found.append((kernel, schedule))
-        entries = [Entry(*pair) for pair in dict.fromkeys(found)]
+        entries = [Entry(*pair, job.plain) for pair in dict.fromkeys(found)]
         for record in gpu_search(arena, entries, _peers(problem), Clock(job.clock), job.rounds):
             yield msgspec.structs.replace(record, metrics={**job.facts, **record.metrics})
 
@@ -147,6 +154,40 @@ def pick(argument: Any) -> Iterator[Record]:
         for record in arena.race([picked, *rivals], {}, (Clock(clock),), job.rounds, facts=facts):
             is_pick = (record.kernel, record.schedule) == (kernel.name, chosen)
             yield msgspec.structs.replace(record, metrics={**record.metrics, "picked": is_pick})
+
+
+def chains(argument: Any) -> Iterator[Record]:
+    """A record for each way in which each job's chain of layers ran; `launches` says which."""
+    from lab.gpu import chain as gpu
+    from lab.gpu import device
+    from lab.gpu.bench import shared_fields, timed_record
+
+    for job in _in_time(argument, Job):
+        if isinstance(job, Record):
+            yield job
+            continue
+        kernel, problem = job.parts()
+        machine = device.machine()
+        schedule = parse_schedule(kernel, job.schedules[0], problem, machine)
+        chain = gpu.chain_of(problem, int(job.facts["layers"] or 1))
+        steps = kernel.launches(problem, schedule, machine)
+        own = {
+            "kernel": kernel.name,
+            "schedule": schedule_fields(schedule),
+            "predicted_us": kernel.predicted_us(problem, schedule, steps, machine),
+        }
+        shared = shared_fields(problem, machine, job.experiment)
+        for name, timing in gpu.race(chain, kernel, schedule, machine, _chain_peers(problem), job.rounds).items():
+            ours = name in (gpu.DEPENDENT, gpu.PLAIN)
+            fields = {**shared, **(own if ours else {"kernel": f"peer:{name}"})}
+            facts = {**job.facts, "launches": name} if ours else dict(job.facts)
+            yield timed_record(fields, facts, timing, problem, machine)
+
+
+def _chain_peers(problem: Any) -> dict[str, Any]:
+    from experiments import peers
+
+    return peers.chain_peers(problem)
 
 
 def check(argument: Any) -> dict[str, Any]:
@@ -193,11 +234,19 @@ def _skipped(job: Job | Search) -> Record:
     )
 
 
-def _bench(problem: Any, job: Job | Search) -> Any:
+def _bench(problem: Any, job: Job | Search, last: Any = None) -> Any:
+    """The arena of a job: the last one where it serves, else a new one, with the inputs of a wider last one."""
     from lab.gpu import device
     from lab.gpu.bench import Bench
 
-    return Bench(problem, device.machine(), job.experiment, job.seed if isinstance(job, Job) else None)
+    seed = job.seed if isinstance(job, Job) else None
+    wider = None
+    if last and seed is None:
+        if last.problem == problem:
+            return last
+        if last.problem.m > problem.m and replace(last.problem, m=problem.m) == problem:
+            wider = last
+    return Bench(problem, device.machine(), job.experiment, seed, wider)
 
 
 def ceilings(argument: Any) -> Iterator[Record]:
@@ -277,8 +326,10 @@ def _host_costs(calls: int = 200) -> dict[str, float]:
 def _peers(problem: Any) -> dict[str, Any]:
     """What our kernels are measured against; none, saying so, where PyTorch is not installed."""
     try:
-        from experiments import peers
+        from experiments import peers, quantised_peers
     except ImportError as error:
         print(f"lab: no peers are timed beside it: {error}", flush=True)
         return {}
-    return peers.linear_peers(problem) if isinstance(problem, Linear) else {}
+    if not isinstance(problem, Linear):
+        return {}
+    return peers.linear_peers(problem) | quantised_peers.quantised_peers(problem)

@@ -7,6 +7,7 @@ import cupy
 import torch
 
 from lab.gpu.bench import Arrays, Peer
+from lab.gpu.chain import Chain
 from lab.gpu.timing import Call
 from lab.problems import Linear
 
@@ -31,18 +32,36 @@ def linear_peers(problem: Linear) -> dict[str, Peer]:
     return {"cublas": cublas} | ({"cublas_mv": cublas_mv} if p.m == 1 else {})
 
 
+def chain_peers(problem: Linear) -> dict[str, Callable[[Chain], Call]]:
+    """What PyTorch makes of a chain of layers without scales."""
+    return {"cublas": cublas_chain} if problem.weights in ("bf16", "fp16") and problem.epilogue == "none" else {}
+
+
+def cublas_chain(chain: Chain) -> Call:
+    """`torch.mm` layer by layer."""
+    form = chain.problem.weights
+    matrices = [as_torch(weights["w"], form).t() for weights in chain.weights]
+    hidden = [as_torch(array, form) for array in chain.activations]
+
+    def work() -> None:
+        for i, matrix in enumerate(matrices):
+            torch.mm(hidden[i], matrix, out=hidden[i + 1])
+
+    return on_this_stream(work)
+
+
 def cublas(problem: Linear, arrays: Arrays) -> Call:
     """`torch.mm`, which `torch.nn.functional.linear` calls."""
     x, w, y = (as_torch(arrays[name], problem.weights) for name in ("x", "w", "y"))
     w_transposed = w.t()
-    return _on_this_stream(lambda: torch.mm(x, w_transposed, out=y))
+    return on_this_stream(lambda: torch.mm(x, w_transposed, out=y))
 
 
 def cublas_mv(problem: Linear, arrays: Arrays) -> Call:
     """`torch.mv`, for one row of x."""
     x, w, y = (as_torch(arrays[name], problem.weights) for name in ("x", "w", "y"))
     row, out = x[0], y[0]
-    return _on_this_stream(lambda: torch.mv(w, row, out=out))
+    return on_this_stream(lambda: torch.mv(w, row, out=out))
 
 
 def cublas_fp8(problem: Linear, arrays: Arrays) -> Call:
@@ -59,14 +78,14 @@ def cublas_fp8(problem: Linear, arrays: Arrays) -> Call:
     w_transposed = w.t()
 
     options = {"out_dtype": y.dtype, "use_fast_accum": problem.fast, "out": y}
-    return _on_this_stream(lambda: torch._scaled_mm(x, w_transposed, x_scale, w_scale, **options))
+    return on_this_stream(lambda: torch._scaled_mm(x, w_transposed, x_scale, w_scale, **options))
 
 
 def cublas_residual(problem: Linear, arrays: Arrays) -> Call:
     """`torch.addmm`: the residual is copied to y, where cuBLAS adds to it."""
     x, w, y, residual = (as_torch(arrays[name], problem.weights) for name in ("x", "w", "y", "residual"))
     w_transposed = w.t()
-    return _on_this_stream(lambda: torch.addmm(residual, x, w_transposed, out=y))
+    return on_this_stream(lambda: torch.addmm(residual, x, w_transposed, out=y))
 
 
 def torch_residual(problem: Linear, arrays: Arrays) -> Call:
@@ -78,7 +97,7 @@ def torch_residual(problem: Linear, arrays: Arrays) -> Call:
         torch.mm(x, w_transposed, out=y)
         y.add_(residual)
 
-    return _on_this_stream(work)
+    return on_this_stream(work)
 
 
 def torch_swiglu(problem: Linear, arrays: Arrays) -> Call:
@@ -93,7 +112,7 @@ def torch_swiglu(problem: Linear, arrays: Arrays) -> Call:
         torch.ops.aten.silu.out(gate, out=y)
         y.mul_(up)
 
-    return _on_this_stream(work)
+    return on_this_stream(work)
 
 
 def as_torch(array: Any, format_name: str) -> torch.Tensor:
@@ -104,7 +123,7 @@ def as_torch(array: Any, format_name: str) -> torch.Tensor:
     return torch.from_dlpack(array.view(signed) if signed else array).view(_TORCH[format_name])
 
 
-def _on_this_stream(work: Callable[[], Any]) -> Call:
+def on_this_stream(work: Callable[[], Any]) -> Call:
     """Work of PyTorch's on the CuPy stream that is current now, where the timing events are."""
     stream = torch.cuda.ExternalStream(cupy.cuda.get_current_stream().ptr)
 

@@ -1,17 +1,24 @@
 """Kernels, and running them on either chip."""
 
+import sys
+from importlib import import_module
 from typing import Any
 
 from lab.explain import explain
 from lab.verify import verify
 
-__all__ = ["explain", "linear", "verify"]
+__all__ = ["Int4Weights", "explain", "linear", "pack", "verify"]
+
+_LATE = {"linear": "lab.ops", "Int4Weights": "lab.weights", "pack": "lab.weights"}
 
 
 def __getattr__(name: str) -> Any:
-    """`lab.linear`, loaded on first use: listing and explaining need none of what it needs."""
-    if name == "linear":
-        from lab.ops import linear
+    """`lab.linear` and its weights, loaded on first use: listing and explaining need none of what they need.
 
-        return linear
-    raise AttributeError(f"module 'lab' has no attribute {name!r}")
+    Where PyTorch is loaded, `torch.ops.lab.linear` is then registered too.
+    """
+    if name not in _LATE:
+        raise AttributeError(f"module 'lab' has no attribute {name!r}")
+    if "torch" in sys.modules:
+        import_module("lab.torch_ops")
+    return getattr(import_module(_LATE[name]), name)

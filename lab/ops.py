@@ -18,6 +18,7 @@ from lab.gpu.parameters import ALIGNMENT, dense_strides
 from lab.kernel import Kernel
 from lab.problems import Linear
 from lab.verify import simulator, workspaces
+from lab.weights import Int4Weights
 from sim.errors import InputError
 from sim.formats import FORMATS
 from sim.launch import Launch
@@ -38,6 +39,7 @@ _FORMATS = {
 _DTYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)} | {
     "fp8": np.dtype(ml_dtypes.float8_e4m3fn)
 }
+MOST_READY = 4096  # plans that repeated calls find at once
 _SPOKEN = {"y": "out"}  # what a caller calls an operand, where that is not its name
 
 
@@ -50,21 +52,30 @@ class Operand(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A kernel made ready for one request, with its workspaces; the lock keeps two threads from binding at once."""
+    """A kernel made ready for one request, with its workspaces; the lock keeps two threads from binding at once.
+
+    `nbytes` are those of x, w and y.
+    """
 
     problem: Linear
     prepared: "Prepared"
     workspaces: dict[str, Any]
     lock: Lock
+    nbytes: tuple[int, int, int]
 
 
 class Request(NamedTuple):
-    """All that decides how a call runs; a plan is found by it. `kinds` are the name, shape and format of each array."""
+    """All that decides how a call runs; a plan is found by it. `kinds` are the name, shape and format of each array.
+
+    `matrix` and `offset` are the shape of int4 weights, which their packed arrays do not tell, and how they are offset.
+    """
 
     kinds: tuple[tuple[str, tuple[int, ...], str], ...]
     output: str  # "" for that of out, or the usual one
     swiglu: bool
     accumulate: str
+    matrix: tuple[int, int] | None = None
+    offset: str = "min"
 
 
 def linear(
@@ -84,28 +95,36 @@ def linear(
     """y[..., n] = x[..., k] @ w[n, k].T, as `torch.nn.functional.linear` without a bias, and what may follow it.
 
     Arrays are all CuPy's, all PyTorch CUDA tensors or all NumPy's, dense and row-major. x and w are float32, float16 or
-    bfloat16 (uint16 bits in NumPy and CuPy count as bfloat16); w may be float8_e4m3fn (or uint8 bits) beside bfloat16 x
-    or, with or without scales, beside x of its own type. `residual`, in y's shape, is added; `swiglu` takes w in two
-    halves of its rows, gate and up, and makes y[..., n / 2] = silu(gate) * up. `x_scale` and `w_scale` are float32, one
-    element each or one for each row; `y_scale`, one element, divides an fp8 y. y has the type of `out`, else the format
-    `output` (such as "fp8"), else x's type, or bfloat16 where x is fp8. Products of fp8 are summed in the few bits that
-    the tensor cores keep, with `accumulate="float32"` in float32.
+    bfloat16 (uint16 bits in NumPy and CuPy count as bfloat16); beside bfloat16 x, w may be `lab.Int4Weights` or
+    float8_e4m3fn (or uint8 bits), which may, with or without scales, also stand beside x of its own type. `residual`,
+    in y's shape, is added; `swiglu` takes w in two halves of its rows, gate and up, and makes y[..., n / 2] =
+    silu(gate) * up. `x_scale` and `w_scale` are float32, one element each or one for each row; `y_scale`, one element,
+    divides an fp8 y. y has the type of `out`, else the format `output` (such as "fp8"), else x's type, or bfloat16
+    where x is fp8. Products of fp8 are summed in the few bits that the tensor cores keep, with `accumulate="float32"`
+    in float32.
 
     On the GPU arrays start at multiples of 16 bytes, nothing is copied, and the work runs on `stream` (a CUstream
     address) or on the current stream of PyTorch for its tensors, of CuPy otherwise, also while a graph is captured. No
     gradient flows. Returns out, which is made where it is None. Raises InputError in one sentence for anything else,
     NoDeviceError where the GPU cannot run a kernel for it.
     """
+    plain = residual is x_scale is w_scale is y_scale is None and not (swiglu or output or accumulate)
+    if plain and out is not None and _repeated(x, w, out, stream):
+        return out
     on_host = isinstance(x, np.ndarray)
     describe = _describe_numpy if on_host else _describe_torch if _is_torch(x) else _describe_interface
-    arrays = {"x": x, "w": w}
+    packed = isinstance(w, Int4Weights)
+    arrays = {"x": x, "w": w.w, "w_scale": w.w_scale} if packed else {"x": x, "w": w}
     further = (("residual", residual), ("x_scale", x_scale), ("w_scale", w_scale), ("y_scale", y_scale), ("y", out))
     for name, array in further:
         if array is not None:
+            if packed and name == "w_scale":
+                raise InputError("int4 weights have scales of their own; w_scale has no place beside them")
             arrays[name] = array
-    operands = {name: describe(array, _SPOKEN.get(name, name)) for name, array in arrays.items()}
+    known = {"w": w.format, "w_scale": "fp16"} if packed else {}
+    operands = {name: describe(array, _SPOKEN.get(name, name), known.get(name)) for name, array in arrays.items()}
     kinds = tuple([(name, shape, form) for name, (_, shape, form) in operands.items()])
-    request = Request(kinds, output, swiglu, accumulate)
+    request = Request(kinds, output, swiglu, accumulate, *((w.shape, w.offset) if packed else ()))
     problem = _problem(request)
     if out is None:
         out = arrays["y"] = _empty(x, (*operands["x"].shape[:-1], problem.columns), problem.output)
@@ -117,9 +136,66 @@ def linear(
     if stream is None:
         stream = _current_stream(x)
     plan = _plan(request, stream)
+    if plain:
+        if len(_ready) >= MOST_READY:
+            _ready.clear()
+        _ready[_key(x, w, out, stream)] = plan
     with plan.lock:
         plan.prepared.bind({name: operand.pointer for name, operand in operands.items()})(stream)
     return out
+
+
+_ready: dict[Any, Plan] = {}  # plans of plain calls by what `_key` says of their arrays
+
+
+def _key(x: Any, w: Any, out: Any, stream: int) -> Any:
+    return x.shape, x.dtype, w.shape, w.dtype, out.shape, out.dtype, stream
+
+
+def _repeated(x: Any, w: Any, out: Any, stream: int | None) -> bool:
+    """Run a call that differs from an earlier one in addresses alone; False where that is not so, or not sure.
+
+    What was checked of shapes and types is not checked again: a small layer's call is to cost the host little.
+    """
+    address = _torch_address if _is_torch(x) else _cupy_address if "cupy" in sys.modules else None
+    if address is None or type(out) is not type(x):
+        return False
+    weights = type(w) is Int4Weights
+    if not weights and type(w) is not type(x):
+        return False
+    try:
+        if stream is None:
+            stream = _current_stream(x)
+        plan = _ready.get(_key(x, w, out, stream))
+        if plan is None:
+            return False
+        at, to = address(x), address(out)
+        pointers = {"x": at, "y": to}
+        if weights:
+            pointers["w"], pointers["w_scale"] = w.pointers
+        else:
+            pointers["w"] = address(w)
+    except (AttributeError, TypeError):
+        return False
+    x_bytes, w_bytes, y_bytes = plan.nbytes
+    from_w = pointers["w"]
+    if not at or not from_w or not to or (at | from_w | to) % ALIGNMENT:
+        return False
+    if (at < to + y_bytes and to < at + x_bytes) or (from_w < to + y_bytes and to < from_w + w_bytes):
+        return False
+    with plan.lock:
+        plan.prepared.bind(pointers)(stream)
+    return True
+
+
+def _torch_address(tensor: Any) -> int:
+    """Where a dense tensor on GPU 0 lies; 0 for any other."""
+    return int(tensor.data_ptr()) if tensor.get_device() == 0 and tensor.is_contiguous() else 0
+
+
+def _cupy_address(array: Any) -> int:
+    """Where a dense CuPy array lies; 0 for any other."""
+    return int(array.data.ptr) if array.flags.c_contiguous else 0
 
 
 @lru_cache(maxsize=4096)
@@ -127,6 +203,7 @@ def _problem(request: Request) -> Linear:
     """The problem of a request; raises InputError where its arrays do not belong together."""
     kinds = {name: (shape, form) for name, shape, form in request.kinds}
     (x_shape, x_format), (w_shape, w_format) = kinds["x"], kinds["w"]
+    w_shape = request.matrix or w_shape
     if len(w_shape) != 2 or not x_shape:
         raise InputError(f"x must be [..., k] and w [n, k]; x is {list(x_shape)} and w is {list(w_shape)}")
     m, (n, k) = prod(x_shape[:-1]), w_shape
@@ -144,9 +221,10 @@ def _problem(request: Request) -> Linear:
         weights=w_format,
         activations="fp8" if x_format == w_format == "fp8" else "",
         output=output,
-        scales=_scales({name: prod(shape) for name, (shape, _) in kinds.items()}, m, n),
+        scales="none" if request.matrix else _scales({n: prod(shape) for n, (shape, _) in kinds.items()}, m, n),
         accumulate=request.accumulate,
         epilogue="swiglu" if request.swiglu else "residual" if "residual" in kinds else "none",
+        offset=request.offset,
     )
     if problem.activations != x_format:
         raise InputError(f"w in {w_format} needs x in {problem.activations}; x is in {x_format}")
@@ -205,7 +283,9 @@ def _plan(request: Request, _stream: int) -> Plan:
     prepared = Prepared(launches, target)
     scratch = device_workspaces(launches)
     prepared.bind({name: array.data.ptr for name, array in scratch.items()})
-    return Plan(problem, prepared, scratch, Lock())
+    sizes = {name: _nbytes(shape, form) for name, shape, form in request.kinds}
+    y_bytes = _nbytes((problem.m, problem.columns), problem.output)
+    return Plan(problem, prepared, scratch, Lock(), (sizes["x"], sizes["w"], y_bytes))
 
 
 @lru_cache(maxsize=1024)
@@ -221,14 +301,14 @@ def _simulate(problem: Linear, arrays: dict[str, Any]) -> None:
     simulator(kernel, H100)(launches, {**bits, **workspaces(launches)})
 
 
-def _describe_numpy(array: Any, name: str) -> Operand:
+def _describe_numpy(array: Any, name: str, known: str | None = None) -> Operand:
     if not isinstance(array, np.ndarray):
         raise InputError(f"{name} must be a NumPy array as x is, not {_type_name(array)}")
     _require_dense(array.flags.c_contiguous, name)
-    return Operand(array.__array_interface__["data"][0], array.shape, _format(array.dtype.name, name))
+    return Operand(array.__array_interface__["data"][0], array.shape, known or _format(array.dtype.name, name))
 
 
-def _describe_torch(tensor: Any, name: str) -> Operand:
+def _describe_torch(tensor: Any, name: str, known: str | None = None) -> Operand:
     if not _is_torch(tensor):
         raise InputError(f"{name} must be a PyTorch tensor as x is, not {_type_name(tensor)}")
     if not tensor.is_cuda:
@@ -238,16 +318,18 @@ def _describe_torch(tensor: Any, name: str) -> Operand:
             f"{name} is on GPU {tensor.get_device()}; only GPU 0 is used (CUDA_VISIBLE_DEVICES chooses it)"
         )
     _require_dense(tensor.is_contiguous(), name)
-    return _aligned(Operand(tensor.data_ptr(), tuple(tensor.shape), _format(str(tensor.dtype)[6:], name)), name)
+    return _aligned(
+        Operand(tensor.data_ptr(), tuple(tensor.shape), known or _format(str(tensor.dtype)[6:], name)), name
+    )
 
 
-def _describe_interface(array: Any, name: str) -> Operand:
+def _describe_interface(array: Any, name: str, known: str | None = None) -> Operand:
     interface = getattr(array, "__cuda_array_interface__", None)
     if interface is None or _is_torch(array):
         raise InputError(f"{name} must be an array on the GPU, or all arrays NumPy's; it is {_type_name(array)}")
     shape, strides = interface["shape"], interface.get("strides")
     kind = str(getattr(array, "dtype", "")) or np.dtype(interface["typestr"]).name
-    operand = Operand(interface["data"][0], shape, _format(kind, name))
+    operand = Operand(interface["data"][0], shape, known or _format(kind, name))
     itemsize = FORMATS[operand.format].storage.itemsize
     _require_dense(strides is None or tuple(strides) == dense_strides(shape, itemsize), name)
     return _aligned(operand, name)
@@ -294,7 +376,7 @@ def _empty(x: Any, shape: tuple[int, ...], form: str) -> Any:
 
 def _current_stream(x: Any) -> int:
     if _is_torch(x):
-        return int(sys.modules["torch"].cuda.current_stream().cuda_stream)
+        return int(sys.modules["torch"]._C._cuda_getCurrentRawStream(0))  # a Stream object would cost a microsecond
     import cupy  # loaded on first use: the simulated chip needs no GPU library
 
     return int(cupy.cuda.get_current_stream().ptr)

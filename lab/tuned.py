@@ -1,13 +1,12 @@
 """What searches on real cards found: the best kernel and schedule of each problem class, in the committed tuned.jsonl.
 
-A class is a machine and a linear layer's every field with m rounded up to a power of two: tuned at m = 512, an entry
-serves m = 257 to 512. One JSON object a line, sorted, one line a class.
+A class is a machine and a linear layer as records describe it, m rounded up to a power of two: tuned at m = 512, an
+entry serves m = 257 to 512. One JSON object a line, sorted, one line a class.
 """
 
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -46,8 +45,9 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 def class_of(problem: Linear) -> dict[str, Value]:
-    """Every field of a problem, m rounded up to a power of two."""
-    return {**asdict(problem), "m": 1 << (problem.m - 1).bit_length()}
+    """Extents, weights and the unusual fields of a problem, m rounded up to a power of two."""
+    fields = {name: value for name, value in problem.as_dict().items() if name != "kind"}
+    return {**fields, "m": 1 << (problem.m - 1).bit_length()}
 
 
 def lookup(problem: Linear, machine: Machine) -> tuple[str, dict[str, Value]] | None:

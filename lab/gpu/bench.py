@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lab.choice import schedule_words
 from lab.compile import compile_launch
 from lab.gpu import driver
+from lab.gpu.ceilings import read_contestants
 from lab.gpu.device import card
 from lab.gpu.launch import Prepared, device_workspaces
 from lab.gpu.parameters import pointers_of
@@ -34,15 +35,29 @@ REFERENCE_FLOPS = 2**33  # above it the reference covers evenly spaced rows of x
 BAND = 1024  # elements before and after y that nothing may touch; so many that y keeps the alignment of an allocation
 
 Arrays = Mapping[str, Any]  # CuPy arrays by argument name, in storage types
-Peer = Callable[[Linear, Arrays], Call]  # makes a call that computes y from the inputs on CuPy's current stream
+Peer = Callable[[Linear, Arrays], "Call | Loose"]  # makes a call that computes y on CuPy's current stream
+READ = "read"  # the contestant that only reads as many bytes as the weights have
+
+
+@dataclass(frozen=True)
+class Loose:
+    """A peer's call that leaves its result, [m, columns], elsewhere, or rounds what our bound does not let it round.
+
+    It is right where the relative error of what `result` gives, float32 on the host, is at most `tolerance`.
+    """
+
+    call: Call
+    result: Callable[[], NDArray]
+    tolerance: float
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A kernel with one schedule, as a contestant."""
+    """A kernel with one schedule, as a contestant; a `plain` one waits for the launch before it to end."""
 
     kernel: Kernel
     schedule: Any
+    plain: bool = False
 
     @property
     def name(self) -> str:
@@ -64,6 +79,12 @@ class Expectation:
         rows = slice(None, None, step)
         return cls(inputs, rows, problem.reference(inputs, rows))
 
+    def first(self, m: int) -> "Expectation":
+        """What the first m rows of x make."""
+        inputs = {name: array if name in ("w", "w_scale") else array[:m] for name, array in self.inputs.items()}
+        rows = len(range(m)[self.rows])
+        return Expectation(inputs, self.rows, (self.expected[0][:rows], self.expected[1][:rows]))
+
     def check(self, problem: Linear, y: Any, intact: bool = True) -> Check:
         """Compare y [m, columns], which may lie on the device: only the expected rows of it come to the host."""
         rows = y.reshape(problem.m, problem.columns)[self.rows]
@@ -82,18 +103,29 @@ class Bench:
     What was once made ready, and its check, serve every later race.
     """
 
-    def __init__(self, problem: Linear, machine: Machine, experiment: str | None = None, seed: int | None = None):
+    def __init__(
+        self,
+        problem: Linear,
+        machine: Machine,
+        experiment: str | None = None,
+        seed: int | None = None,
+        wider: "Bench | None" = None,
+    ):
+        """`wider`, a bench of the same layer for more rows of x, lends its inputs and what it expects of them."""
         self.problem, self.machine = problem, machine
         self._experiment = experiment
-        self._expectation = Expectation.of(problem, seed)
+        self._expectation: Expectation = wider._expectation.first(problem.m) if wider else Expectation.of(problem, seed)
         self._stream = cupy.cuda.Stream(non_blocking=True)
         with self._stream:
-            self._data = _copies(problem, self._expectation.inputs)
+            self._data: list[dict[str, Any]] = (
+                _narrowed(problem, wider._data) if wider else _copies(problem, self._expectation.inputs)
+            )
             self._guarded = _guarded(problem)
             self._data[0]["y"] = self._guarded[BAND:-BAND].reshape(problem.m, problem.columns)
         self._ready: dict[str, Contestant] = {}
         self._failures: dict[str, str] = {}
         self._checks: dict[str, Check] = {}
+        self._loose: dict[str, Loose] = {}
 
     def race(
         self,
@@ -103,12 +135,13 @@ class Bench:
         rounds: int = 30,
         paces: Sequence[Pace] = (Pace.SUSTAINED,),
         facts: Mapping[str, Value] | None = None,
+        reads: bool = False,
     ) -> list[Record]:
         """Check, then time, kernels and peers: a record for each contestant, clock and pace, all of one run.
 
         A contestant whose check failed, or whose code does not compile, gets one record without a time. `facts` join
-        every record's metrics. Raises InputError or ScheduleError for what a kernel refuses, EnvironmentFailure where a
-        kernel breaks the device.
+        every record's metrics. `reads` adds the fastest plain read of as many bytes as the weights have. Raises
+        InputError or ScheduleError for what a kernel refuses, EnvironmentFailure where a kernel breaks the device.
         """
         described = self._descriptions(entries, peers)
         with self._stream:
@@ -117,13 +150,21 @@ class Bench:
                 if name in self._ready and name not in self._checks:
                     self._judge(name, is_peer=name in peers)
             right = [self._ready[name] for name in described if name in self._checks and self._checks[name].passed]
-            timings = [measure(right, c, rounds, p) for p in paces for c in clocks] if right else []
-        shared = _shared_fields(self.problem, self.machine, self._experiment)
-        return [
+            readers = read_contestants(self.problem.bytes["weights"], len(self._data)) if reads else []
+            timings = [measure([*right, *readers], c, rounds, p) for p in paces for c in clocks] if right else []
+        shared = shared_fields(self.problem, self.machine, self._experiment)
+        found = [
             record
             for name, own in described.items()
             for record in self._records(name, {**shared, **own}, dict(facts or {}), timings)
         ]
+        for timing in timings if reads else []:
+            best = min((timing[reader.name] for reader in readers), key=lambda one: one.us)
+            fields = {**shared, "kernel": f"peer:{READ}"}
+            found.append(
+                timed_record(fields, {**(facts or {}), "launch_shape": best.name}, best, self.problem, self.machine)
+            )
+        return found
 
     def times(self, entries: Sequence[Entry], clock: Clock, rounds: int) -> dict[Entry, float]:
         """Median microseconds of those that run, unchecked, interleaved: to see which are worth a race."""
@@ -147,7 +188,13 @@ class Bench:
 
     def _make_ready(self, entries: Sequence[Entry], peers: Mapping[str, Peer]) -> None:
         new = [entry for entry in entries if entry.name not in self._ready and entry.name not in self._failures]
-        launches = [entry.kernel.launches(self.problem, entry.schedule, self.machine) for entry in new]
+        launches = [
+            tuple(
+                replace(launch, dependent=launch.dependent and not entry.plain)
+                for launch in entry.kernel.launches(self.problem, entry.schedule, self.machine)
+            )
+            for entry in new
+        ]
         compile_ahead([launch for steps in launches for launch in steps], self.machine)
         for entry, steps in zip(new, launches, strict=True):
             try:
@@ -161,7 +208,18 @@ class Bench:
             self._ready[entry.name] = Contestant(entry.name, calls)
         for name, peer in peers.items():
             if name not in self._ready and name not in self._failures:
-                self._ready[name] = Contestant(name, tuple(peer(self.problem, arrays) for arrays in self._data))
+                self._make_peer_ready(name, peer)
+
+    def _make_peer_ready(self, name: str, peer: Peer) -> None:
+        try:
+            made = [peer(self.problem, arrays) for arrays in self._data]
+        except RuntimeError as failure:  # how PyTorch says that it has no kernel for this
+            self._failures[name] = str(failure).strip().splitlines()[0]
+            return
+        if isinstance(made[0], Loose):
+            self._loose[name] = made[0]
+        calls = tuple(one.call if isinstance(one, Loose) else one for one in made)
+        self._ready[name] = Contestant(name, calls)
 
     def _judge(self, name: str, is_peer: bool) -> None:
         with self._out_of_the_race(name, is_peer):
@@ -184,6 +242,8 @@ class Bench:
 
     def _check(self, contestant: Contestant) -> Check:
         """Run twice, the output poisoned between guard bands: the second time meets used workspaces."""
+        if contestant.name in self._loose:
+            return self._check_loosely(self._loose[contestant.name])
         for _ in range(2):
             self._guarded.view(np.uint8)[...] = 0xFF
             contestant.calls[0]()
@@ -195,6 +255,14 @@ class Bench:
         bits = y.view(f"uint{8 * y.dtype.itemsize}")
         unwritten = int((bits == np.iinfo(bits.dtype).max).sum())  # NaN in every format: no right result has these bits
         return replace(found, error=float("inf"), mismatches=max(unwritten, found.mismatches)) if unwritten else found
+
+    def _check_loosely(self, peer: Loose) -> Check:
+        peer.call()
+        driver.synchronize(cupy.cuda.get_current_stream().ptr)
+        y = peer.result().reshape(self.problem.m, self.problem.columns)[self._expectation.rows]
+        expected = self._expectation.expected[0]
+        off = float(np.linalg.norm(y - expected) / np.linalg.norm(expected))
+        return Check(off / peer.tolerance, int(not off <= peer.tolerance), None, True, len(y), off)
 
     def _descriptions(self, entries: Sequence[Entry], peers: Mapping[str, Peer]) -> dict[str, dict[str, Any]]:
         described: dict[str, dict[str, Any]] = {}
@@ -220,7 +288,7 @@ class Bench:
         facts["relative_error"] = check.relative_error if isfinite(check.relative_error) else None
         if not check.passed:
             return [Record(**fields, metrics={**facts, "failure": _complaint(check)})]
-        return [_timed_record(fields, facts, timing[name], self.problem, self.machine) for timing in timings]
+        return [timed_record(fields, facts, timing[name], self.problem, self.machine) for timing in timings]
 
 
 def compile_ahead(launches: Sequence[Launch], machine: Machine) -> None:
@@ -254,12 +322,19 @@ def _copies(problem: Linear, inputs: Mapping[str, NDArray]) -> list[dict[str, An
     return [{**copy, "y": cupy.zeros(shape, storage)} for copy in copies]
 
 
+def _narrowed(problem: Linear, copies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The arrays of a wider problem as far as this one's rows of x reach."""
+    tokens = {"y": (problem.m,), **{name: shape for name, (shape, _) in problem.operands.items() if name[0] != "w"}}
+    return [{name: a[: tokens[name][0]] if name in tokens else a for name, a in copy.items()} for copy in copies]
+
+
 def _guarded(problem: Linear) -> Any:
     """Room for y between two guard bands, flat."""
     return cupy.zeros(prod((problem.m, problem.columns)) + 2 * BAND, FORMATS[problem.output].storage)
 
 
-def _shared_fields(problem: Linear, machine: Machine, experiment: str | None) -> dict[str, Any]:
+def shared_fields(problem: Linear, machine: Machine, experiment: str | None) -> dict[str, Any]:
+    """What all records of one race on this card say alike."""
     gpu = card()
     return {
         **provenance(),
@@ -272,9 +347,10 @@ def _shared_fields(problem: Linear, machine: Machine, experiment: str | None) ->
     }
 
 
-def _timed_record(
+def timed_record(
     fields: dict[str, Any], facts: dict[str, Value], timing: Timing, problem: Linear, machine: Machine
 ) -> Record:
+    """A record of one contestant's timing, marked where its time lies below the problem's floor."""
     seen = timing.conditions
     clocks = {"sm": seen.sm_clock, "memory": seen.memory_clock}
     known = {name: clock for name, clock in clocks.items() if clock is not None}

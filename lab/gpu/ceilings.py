@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import cupy
 
@@ -66,22 +67,34 @@ def host_launch_us(calls: int = 2000) -> float:
     return took / calls * 1e6
 
 
+def read_contestants(nbytes: int, copies: int) -> list[Contestant]:
+    """Plain reads of so many bytes, in the launch shapes that win on an H100, over data of their own."""
+    shapes = (("read4", 512, None), ("read8", 256, 8), ("read8", 512, 4))
+    return _contestants(nbytes, random_words(nbytes * copies), copies, shapes)
+
+
 def _best(what: str, nbytes: int, clock: Clock, rounds: int) -> Ceiling:
     """All launch shapes of one size interleaved in one run; the fastest of them."""
+    names = ("copy",) if what == "copy" else ("read4", "read8")
+    shapes = [(name, threads, waves) for name in names for threads in _THREADS for waves in (*_WAVES, None)]
     with cupy.cuda.Stream(non_blocking=True):
         copies = rotation(nbytes) if clock is Clock.GRAPH else 1
-        data = random_words(nbytes * copies)
-        out = cupy.empty(nbytes // 4 if what == "copy" else 1, cupy.uint32)
-        words = cupy.uint64(nbytes // WORD)
-        parts = [data[i * nbytes // 4 : (i + 1) * nbytes // 4] for i in range(copies)]
-        contestants = []
-        for name in ("copy",) if what == "copy" else ("read4", "read8"):
-            unroll = 8 if name == "read8" else 4
-            for threads in _THREADS:
-                whole = nbytes // (WORD * threads * unroll)  # every CTA one step of the loop
-                for blocks in sorted({*(waves * card().sms for waves in _WAVES), max(1, whole)}):
-                    calls = tuple(partial(kernel(name), (blocks,), (threads,), (part, words, out)) for part in parts)
-                    contestants.append(Contestant(f"{name} {blocks} x {threads}", calls))
-        timings = measure(contestants, clock, rounds)
+        out = cupy.empty(nbytes // 4, cupy.uint32) if what == "copy" else None
+        timings = measure(_contestants(nbytes, random_words(nbytes * copies), copies, shapes, out), clock, rounds)
     best = min(timings.values(), key=lambda timing: timing.us)
     return Ceiling(what, nbytes, clock, best.us, best.samples_us, best.conditions, best.name)
+
+
+def _contestants(
+    nbytes: int, data: cupy.ndarray, copies: int, shapes: Sequence[tuple[str, int, int | None]], out: Any = None
+) -> list[Contestant]:
+    """A contestant for each (probe, threads, CTAs an SM); None gives every CTA one step of the loop."""
+    out = cupy.zeros(1, cupy.uint32) if out is None else out
+    words = cupy.uint64(nbytes // WORD)
+    parts = [data[i * nbytes // 4 : (i + 1) * nbytes // 4] for i in range(copies)]
+    found = {}
+    for name, threads, waves in shapes:
+        blocks = waves * card().sms if waves else -(-nbytes // (WORD * threads * (8 if name == "read8" else 4)))
+        calls = tuple(partial(kernel(name), (blocks,), (threads,), (part, words, out)) for part in parts)
+        found[blocks, name, threads] = Contestant(f"{name} {blocks} x {threads}", calls)
+    return list(found.values())

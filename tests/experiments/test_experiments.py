@@ -46,6 +46,8 @@ SMALL = {
     "gemm_bars": {"part": "ragged"},
     "gemv_ladder": {"only": "1024x1024"},
     "wrong_machine": {"n": 256, "k": 256, "m": 64},
+    "decode_chain": {"d": 256},
+    "decode_bars": {"shape": 0, "most": 2},
 }
 NOTHING = Archive(())
 
@@ -60,6 +62,8 @@ def test_they_are_found_by_the_question_they_ask() -> None:
     assert names() == (
         "batching",
         "ceilings",
+        "decode_bars",
+        "decode_chain",
         "decode_floor",
         "fp8_error",
         "gemm_bars",

@@ -1,0 +1,200 @@
+"""Decode's linear layers against the memory floor: a plain read of the same bytes, and other libraries, in one run."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from experiments._chips import Chip
+from experiments._device import Job, Search
+from experiments._rows import READ, Row, Verdict, best_peer, is_peer, question_of, read_of
+from lab.choice import choose, schedule_words
+from lab.explain import explain
+from lab.kernel import schedule_fields
+from lab.problems import Linear
+from lab.record import Archive, Record
+from sim.errors import InputError
+from sim.machine import machine
+
+QUESTION = "How far are the linear layers of decode from the time it takes to read their weights?"
+
+SHAPES = ((4096, 4096), (8192, 8192), (13824, 5120), (14336, 4096), (4096, 14336))  # n, k
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+FORMATS = {
+    "bf16": {"weights": "bf16"},
+    "fp8": {"weights": "fp8", "scales": "row"},  # beside bf16 activations
+    "int4_g128": {"weights": "int4_g128"},
+    "int4_g32": {"weights": "int4_g32"},
+}
+LARGE = Linear(1, 16384, 16384)
+
+FEW = 16  # tokens up to which a layer is to stand at the read's time
+BEYOND_READ_US = 2.0
+READ_RATE = 0.95  # of the plain read's, on the large matrix
+CLIFF = 1.05  # times what more tokens take
+# Of the best peer's time, by format, and by batch or shape where these have a bar of their own.
+SHARES = {
+    "bf16": {32: 0.97, 64: 0.97, 128: 0.97},
+    "int4_g128": {32: 0.90, 64: 0.90, 128: 0.95},
+}
+SMALLEST_SHARE = 0.90  # bf16 at 4096 x 4096
+
+
+@dataclass(frozen=True)
+class Options:
+    """`part` is bf16, fp8, int4_g128, int4_g32 or large; `tune` searches its layers first.
+
+    `most` is the largest batch, `shape` the number of one shape or -1 for all. What has not begun after `seconds` is
+    skipped.
+    """
+
+    part: str = "bf16"
+    most: int = 128
+    shape: int = -1
+    rounds: int = 20
+    seconds: int = 500
+    tune: bool = False
+
+    def __post_init__(self) -> None:
+        if self.part not in (*FORMATS, "large"):
+            raise InputError(f"part is {', '.join(FORMATS)} or large; got {self.part!r}")
+        if not -1 <= self.shape < len(SHAPES):
+            raise InputError(f"shape is -1 to {len(SHAPES) - 1}; got {self.shape}")
+        if min(self.most, self.rounds, self.seconds) < 1:
+            given = f"{self.most}, {self.rounds}, {self.seconds}"
+            raise InputError(f"most, rounds and seconds are at least 1; got {given}")
+
+    @property
+    def problems(self) -> list[Linear]:
+        """Shape by shape, the most tokens first: fewer are their first rows."""
+        if self.part == "large":
+            return [LARGE]
+        chosen = SHAPES if self.shape < 0 else SHAPES[self.shape : self.shape + 1]
+        batches = [m for m in reversed(BATCHES) if m <= self.most]
+        return [Linear(m, n, k, **FORMATS[self.part]) for n, k in chosen for m in batches]
+
+
+def measure(options: Options, chip: Chip) -> Iterator[Record]:
+    """What the lab chooses for each layer beside its peers and the plain read: plain launches inside a graph."""
+    facts = {"bar": options.part}
+    if options.tune:
+        searches = [
+            Search(problem=p.as_dict(), clock="graph", plain=True, experiment="decode_bars", rounds=options.rounds)
+            for p in options.problems
+        ]
+        yield from chip.tuned(searches, options.seconds)
+    jobs = []
+    for problem in options.problems:
+        kernel, schedule, _ = choose(problem, chip.machine)
+        jobs.append(
+            Job(
+                kernel=kernel.name,
+                problem=problem.as_dict(),
+                schedules=(schedule_words(schedule_fields(schedule)),),
+                clocks=("graph",),
+                plain=True,
+                reads=True,
+                rounds=options.rounds,
+                experiment="decode_bars",
+                facts=facts,
+            )
+        )
+    yield from chip.timed(jobs, options.seconds)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A layer's time beside the plain read's and the best peer's in its run, in microseconds; None where not timed."""
+
+    record: Record
+    problem: Linear
+    read: float | None
+    peer: Record | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.problem.weights}, m = {self.problem.m}, {self.problem.n} x {self.problem.k}"
+
+    @property
+    def limits(self) -> dict[str, float | None]:
+        """What its time must not exceed, by what sets the limit."""
+        p, peer_us = self.problem, self.peer.us if self.peer else None
+        if (p.n, p.k) == (LARGE.n, LARGE.k):
+            return {"the read": self.read / READ_RATE if self.read else None}
+        if p.m <= FEW:
+            own: dict[str, float | None] = {"the read": self.read + BEYOND_READ_US if self.read else None}
+            return own | ({self.peer.kernel or "": peer_us} if self.peer else {})
+        share = SHARES.get(p.weights, {}).get(p.m)
+        if share is None or self.peer is None or peer_us is None:
+            return {}
+        if p.weights == "bf16" and (p.n, p.k) == SHAPES[0]:
+            share = SMALLEST_SHARE
+        return {self.peer.kernel or "": share * peer_us}
+
+    @property
+    def missed(self) -> dict[str, float]:
+        """Its time over each limit that it exceeds."""
+        us = self.record.us
+        return {name: us / limit for name, limit in self.limits.items() if us and limit and us > limit}
+
+
+def cells(records: Sequence[Record]) -> list[Cell]:
+    """The layers among the records of a run, searches left out."""
+    found = []
+    for record in records:
+        if "bar" in record.metrics and not is_peer(record) and record.schedule is not None:
+            problem = question_of(record)
+            assert isinstance(problem, Linear)
+            found.append(Cell(record, problem, read_of(records, record), best_peer(records, record)))
+    return sorted(found, key=lambda cell: (cell.problem.weights, -cell.problem.n, cell.problem.k, cell.problem.m))
+
+
+def cliffs(found: Sequence[Cell]) -> dict[str, float]:
+    """Cells that take longer than one with more tokens, by how many times, where that is beyond the bar."""
+    over = {}
+    for cell in found:
+        p = cell.problem
+        later = [
+            c.record.us
+            for c in found
+            if c.record.us
+            and (c.problem.weights, c.problem.n, c.problem.k) == (p.weights, p.n, p.k)
+            and c.problem.m > p.m
+        ]
+        if cell.record.us and later and cell.record.us > CLIFF * min(later):
+            over[cell.name] = cell.record.us / min(later)
+    return over
+
+
+def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: ARG001 (all is of one run)
+    """Each layer: its time, the read's, the best peer's."""
+    for cell in cells(records):
+        record = cell.record
+        floor = explain(cell.problem, machine(record.machine)).roofline.floor_us
+        source = record.source if record.us else ""
+        yield Row(cell.name, f"{record.kernel}, us", floor, record.predicted_us, record.us, source)
+        if cell.read:
+            yield Row(cell.name, f"{READ}, us", None, None, cell.read, source)
+        if cell.peer:
+            yield Row(cell.name, f"{cell.peer.kernel}, us", None, None, cell.peer.us, source)
+
+
+def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG001
+    """How many layers stand within their limits, the worst of the others, and cliffs."""
+    found = cells(records)
+    timed = [cell for cell in found if cell.record.us]
+    if not timed:
+        on_gpu = any(cell.record.on == "gpu" for cell in found)
+        return Verdict(bool(found) and not on_gpu, f"{len(found)} layers were predicted, none was timed.")
+    judged = [cell for cell in timed if cell.limits]
+    bad = [cell for cell in judged if cell.missed]
+    over = cliffs(timed)
+    parts = [f"{len(judged) - len(bad)} of {len(judged)} layers stand within their limits"]
+    if bad:
+        worst = max(bad, key=lambda cell: max(cell.missed.values()))
+        limit, times = max(worst.missed.items(), key=lambda item: item[1])
+        parts.append(f"the farthest, {worst.name}, takes {times:.3f} times what {limit} allows")
+    parts.append(
+        f"{len(over)} take longer than with more tokens" if over else "no layer takes longer than with more tokens"
+    )
+    if len(timed) < len(found):
+        parts.append(f"{len(found) - len(timed)} have no time")
+    return Verdict(not bad and not over and len(timed) == len(found), "; ".join(parts) + ".")

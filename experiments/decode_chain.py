@@ -1,0 +1,98 @@
+"""Decode is a chain of layers: what is lost between them, and what launches that overlap win back."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from experiments._chips import Chip
+from experiments._device import Job
+from experiments._rows import Row, Verdict, is_peer, question_of
+from lab.choice import choose, schedule_words
+from lab.explain import explain
+from lab.kernel import schedule_fields
+from lab.problems import Linear
+from lab.record import Archive, Record
+from sim.errors import InputError
+from sim.machine import machine
+
+QUESTION = "How close does a chain of dependent layers at batch 1 come to reading all its weights at full rate?"
+
+FORMATS = ("bf16", "int4_g128")
+READ_RATE = 3.18e12  # B/s of a plain read of a large array on an H100 (experiment ceilings)
+BAR = 1.06  # times the bytes at that rate
+
+
+@dataclass(frozen=True)
+class Options:
+    """`layers` square layers of width `d` for m tokens, in bf16 and int4; `d` 0 takes 4096 for bf16, 8192 for int4."""
+
+    d: int = 0
+    m: int = 1
+    layers: int = 8
+    rounds: int = 30
+    seconds: int = 120
+
+    def __post_init__(self) -> None:
+        if self.d < 0 or min(self.m, self.layers, self.rounds, self.seconds) < 1:
+            given = f"{self.d}, {self.m}, {self.layers}, {self.rounds}, {self.seconds}"
+            raise InputError(f"d is at least 0, m, layers, rounds and seconds at least 1; got {given}")
+
+    @property
+    def problems(self) -> list[Linear]:
+        widths = {name: self.d or (4096 if name == "bf16" else 8192) for name in FORMATS}
+        return [Linear(self.m, d, d, name) for name, d in widths.items()]
+
+
+def measure(options: Options, chip: Chip) -> Iterator[Record]:
+    """The chosen kernel of each format, all layers in one graph."""
+    jobs = []
+    for problem in options.problems:
+        kernel, schedule, _ = choose(problem, chip.machine)
+        words = schedule_words(schedule_fields(schedule))
+        facts = {"layers": options.layers}
+        jobs.append(
+            Job(
+                kernel=kernel.name,
+                problem=problem.as_dict(),
+                schedules=(words,),
+                rounds=options.rounds,
+                experiment="decode_chain",
+                facts=facts,
+            )
+        )
+    yield from chip.chained(jobs, options.seconds)
+
+
+def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: ARG001 (all is of one run)
+    """Each chain: all its layers' time by floor, prediction and measurement."""
+    for record in records:
+        layers = int(record.metrics["layers"] or 0)
+        problem = question_of(record)
+        floor = layers * explain(problem, machine(record.machine)).roofline.floor_us
+        case = f"{problem.weights}, {layers} layers of {problem.n:,} x {problem.k:,}, m = {problem.m}"  # type: ignore[union-attr]
+        predicted = layers * record.predicted_us if record.predicted_us else None
+        what = (
+            record.kernel if is_peer(record) else f"{record.kernel}, {record.metrics.get('launches', 'plain')} launches"
+        )
+        yield Row(case, f"{what}, us", floor, predicted, record.us, record.source if record.us else "")
+
+
+def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG001
+    """The chains with launches that overlap, against their bytes at the read rate."""
+    judged = {
+        f"{question_of(r).weights}": times_the_read(r)  # type: ignore[union-attr]
+        for r in records
+        if r.us and r.metrics.get("launches") == "dependent"
+    }
+    if not judged:
+        return Verdict(all(r.on == "sim" for r in records), f"{len(records)} chains were predicted, none was timed.")
+    sentences = [
+        f"{name} takes {times:.3f} times its bytes at {READ_RATE / 1e12:.2f} TB/s" for name, times in judged.items()
+    ]
+    return Verdict(max(judged.values()) <= BAR, f"{'; '.join(sentences)} (bar {BAR}).")
+
+
+def times_the_read(record: Record) -> float:
+    """A chain's time over that of its weights at the rate of a plain read of a large array."""
+    problem = question_of(record)
+    nbytes = int(record.metrics["layers"] or 0) * problem.bytes["weights"]
+    return (record.us or 0.0) / (nbytes / READ_RATE * 1e6)

@@ -1,0 +1,93 @@
+"""A chain of linear layers, the output of each the input of the next: what launches that overlap are worth."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import cupy
+import numpy as np
+
+from lab.gpu import driver
+from lab.gpu.ceilings import read_contestants
+from lab.gpu.launch import Prepared, device_workspaces
+from lab.gpu.timing import Clock, Contestant, Timing, measure
+from lab.kernel import Kernel
+from lab.problems import Linear
+from sim.errors import EnvironmentFailure, InputError
+from sim.formats import FORMATS
+from sim.machine import Machine
+
+DEPENDENT, PLAIN, READ = "dependent", "plain", "read"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Arrays of a chain: weights of each layer, and activations before the first and behind each layer."""
+
+    problem: Linear
+    weights: tuple[dict[str, Any], ...]
+    activations: tuple[Any, ...]
+
+    @property
+    def weight_bytes(self) -> int:
+        return len(self.weights) * self.problem.bytes["weights"]
+
+
+def chain_of(problem: Linear, layers: int, seed: int = 0) -> Chain:
+    """Random layers on the device; raises InputError where a layer's output is no input of the next."""
+    p = problem
+    if p.columns != p.k or p.output != p.activations:
+        takes, gives = f"{p.k:,} inputs in {p.activations}", f"{p.columns:,} outputs in {p.output}"
+        raise InputError(f"a chain's layers take what they give; these have {takes} and {gives}")
+    drawn = p.draw(np.random.default_rng(seed))
+    first = cupy.asarray(drawn.pop("x"))
+    weights = [{name: cupy.asarray(array) for name, array in drawn.items()}]
+    for layer in range(1, layers):  # other weights at little cost: the first layer's rows, turned
+        weights.append({name: cupy.roll(array, layer, axis=0) for name, array in weights[0].items()})
+    hidden = [cupy.zeros((p.m, p.columns), FORMATS[p.output].storage) for _ in range(layers)]
+    return Chain(p, tuple(weights), (first, *hidden))
+
+
+Peers = dict[str, Callable[[Chain], Callable[[], None]]]  # make a call that runs the whole chain
+
+
+def race(chain: Chain, kernel: Kernel, schedule: Any, machine: Machine, peers: Peers, rounds: int) -> dict[str, Timing]:
+    """Times of the whole chain in a graph: launches that overlap, plain ones, peers, a plain read of all weights.
+
+    Raises EnvironmentFailure where overlapping launches change a single bit of the result.
+    """
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        calls = {name: _call(chain, kernel, schedule, machine, name == DEPENDENT) for name in (DEPENDENT, PLAIN)}
+        results = []
+        for call in calls.values():
+            for hidden in chain.activations[1:]:
+                hidden.view(np.uint8)[...] = 0xFF
+            call()
+            driver.synchronize(stream.ptr)
+            results.append([hidden.get() for hidden in chain.activations[1:]])
+        if not all(np.array_equal(*pair) for pair in zip(*results, strict=True)):
+            raise EnvironmentFailure(f"{kernel.name}: launches that overlap give another result than plain ones")
+        contestants = [Contestant(name, (call,)) for name, call in calls.items()]
+        contestants += [Contestant(name, (peer(chain),)) for name, peer in peers.items()]
+        readers = read_contestants(chain.weight_bytes, 1)
+        timings = measure([*contestants, *readers], Clock.GRAPH, rounds)
+    best = min((timings[reader.name] for reader in readers), key=lambda timing: timing.us)
+    return {name: timings[name] for name in [c.name for c in contestants]} | {READ: best}
+
+
+def _call(chain: Chain, kernel: Kernel, schedule: Any, machine: Machine, dependent: bool) -> Callable[[], None]:
+    launches = kernel.launches(chain.problem, schedule, machine)
+    launches = tuple(replace(launch, dependent=launch.dependent and dependent) for launch in launches)
+    scratch = device_workspaces(launches)
+    layers = []
+    for i, weights in enumerate(chain.weights):
+        arrays = {**weights, **scratch, "x": chain.activations[i], "y": chain.activations[i + 1]}
+        prepared = Prepared(launches, machine)
+        layers.append(prepared.bind({name: array.data.ptr for name, array in arrays.items()}))
+    return partial(_run, layers, scratch)
+
+
+def _run(layers: list[Prepared], scratch: Any) -> None:  # noqa: ARG001 (it must live as long as the call)
+    for layer in layers:
+        layer()
