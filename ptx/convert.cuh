@@ -29,6 +29,21 @@ __device__ __forceinline__ float to_float(fp8 value) { return to_float(fp16{uint
 __device__ __forceinline__ float low_bf16(uint32_t pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float high_bf16(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
 
+// The two T of one 32-bit word, lower half first: exact.
+template <typename T>
+__device__ float low(uint32_t pair);
+template <typename T>
+__device__ float high(uint32_t pair);
+
+template <>
+__device__ __forceinline__ float low<bf16>(uint32_t pair) { return low_bf16(pair); }
+template <>
+__device__ __forceinline__ float high<bf16>(uint32_t pair) { return high_bf16(pair); }
+template <>
+__device__ __forceinline__ float low<fp16>(uint32_t pair) { return to_float(fp16{uint16_t(pair)}); }
+template <>
+__device__ __forceinline__ float high<fp16>(uint32_t pair) { return to_float(fp16{uint16_t(pair >> 16)}); }
+
 // Two floats rounded to nearest even in one 32-bit word of two T, `low` in the lower half.
 template <typename T>
 __device__ uint32_t pair(float low, float high);

@@ -1,5 +1,6 @@
-// What the wgmma GEMMs share: the walk over tiles, the ring's position, the k-steps of a tile.
+// What the wgmma GEMMs share: the walk over tiles, the k-steps of a tile.
 #pragma once
+#include "lab/kernels/_ring.cuh"
 #include "lab/kernels/gemm/_raster.cuh"
 #include "ptx/fence.cuh"
 #include "ptx/mbarrier.cuh"
@@ -52,25 +53,6 @@ struct Walk {
         tile = tile_at(index, tiles_m, tiles_n, block_m, block_n);
         index += workers;
         return true;
-    }
-};
-
-// Where a walker of the ring is: the stage, and the parity of that stage's phase, which flips on each lap.
-struct Position {
-    int stage = 0;
-    uint32_t parity = 0;
-
-    __device__ __forceinline__ void advance() {
-        if (++stage == schedule::stages) {
-            stage = 0;
-            parity ^= 1;
-        }
-    }
-
-    __device__ __forceinline__ void skip(int steps) {
-        stage += steps;
-        parity ^= stage / schedule::stages & 1;
-        stage %= schedule::stages;
     }
 };
 

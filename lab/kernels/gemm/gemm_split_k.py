@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice, require_resident, require_shared
+from lab.kernels import _clusters
 from lab.kernels.gemm import _model, _tiles
 from lab.kernels.gemm._tiles import FACTS, MMA_M, STEP_BYTES, Tiling, box_columns, step_of, tile_at, tiles_of
 from lab.problems import Linear
@@ -129,16 +130,11 @@ REDUCE_BYTES_PER_CLOCK = 10.7  # of the inboxes, from the last mma to their sum
 WAVE_CLOCKS = 7000  # of a CTA that follows another on its SM: it starts late, and alone
 STEP_BLEND = 3  # exponent of the norm that joins what a k-step waits for: near a tie, each delays the other
 HBM_BLEND = 4  # the same of all k-steps with HBM
-GPCS = (18, 18, 18, 16, 16, 16, 16, 14)  # SMs; 32 clusters of four took two waves, and 15 of eight are known to fit
 
 
 def clusters_at_once(schedule: Schedule, machine: Machine) -> int:
-    """Clusters that run at the same time on the SMs of an H100, as a cluster lies in one GPC; fewer SMs, fewer of them.
-
-    The GPCs of a chip differ, and so do chips: these fit what one H100 showed.
-    """
-    fit = sum(schedule.ctas_per_sm * sms // schedule.split_k for sms in GPCS)
-    return max(1, fit * machine.sms // sum(GPCS))
+    """Clusters of a schedule that run at the same time."""
+    return _clusters.at_once(schedule.split_k, schedule.ctas_per_sm, machine)
 
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
