@@ -18,7 +18,7 @@ from sim.launch import Launch, TensorMap
 from sim.machine import Machine
 from sim.predict import predict_us
 
-OPTIONS = ("output", "scales", "accumulate", "epilogue")  # fields of Linear that have a usual value
+OPTIONS = ("output", "scales", "accumulate", "epilogue", "offset")  # fields of Linear that have a usual value
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Solves:
         found = dict(self.multiple_of)
         if isinstance(problem, Linear) and self.row_bytes > 1:
             per_row = {name: 8 * self.row_bytes // FORMATS[name].bits for name in FORMATS}
-            deep = max(per_row[problem.activations], per_row[problem.weights])
+            rows_of_w = 1 if problem.group else per_row[problem.weights]  # groups are packed in tiles
+            deep = max(per_row[problem.activations], rows_of_w)
             wide = per_row[problem.output] * (2 if problem.swiglu else 1)
             found |= {"k": lcm(found.get("k", 1), deep), "n": lcm(found.get("n", 1), wide)}
         return found
@@ -204,7 +205,7 @@ def generated_header(launch: Launch, facts: tuple[str, ...]) -> str:
     for fact in facts:
         value = getattr(launch.problem, fact)
         if value in FORMATS:
-            lines.append(f"using {fact} = {value};")
+            lines.append(f"using {fact} = {'int4x2' if FORMATS[value].group else value};")
         else:
             lines.append(f"constexpr {'bool' if isinstance(value, bool) else 'int'} {fact} = {int(value)};")
     lines += ["}  // namespace problem", ""]

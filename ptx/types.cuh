@@ -20,6 +20,9 @@ struct alignas(2) fp16 {
 struct fp8 {  // e4m3
     uint8_t bits;
 };
+struct int4x2 {  // two weights of int4 groups
+    uint8_t bits;
+};
 
 // A 16-byte vector register quadruple, the widest access of one thread.
 struct alignas(16) Vector16 {

@@ -1,4 +1,4 @@
-"""Number formats: sizes, rounding units, bit layouts, packing."""
+"""Number formats: sizes, rounding units, bit layouts."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -12,9 +12,9 @@ from sim.errors import InputError
 
 @dataclass(frozen=True)
 class Format:
-    """How one number is stored: `bits` an element, plus `group_bytes` of scale for every `group` elements along k.
+    """How one number is stored: `bits` an element, plus `group_bytes` of scale and offset for every `group` along k.
 
-    `storage` is the NumPy type that carries the bits in memory; 4-bit elements are packed two to a byte.
+    `storage` is the NumPy type that carries the bits in memory; 4-bit elements are packed as sim/int4.py says.
     `unit_roundoff` is half a unit in the last place relative to the value (Higham, "Accuracy and Stability", 2.1);
     `smallest` is the smallest positive value, the spacing of subnormals.
     """
@@ -41,7 +41,7 @@ _FLOATS = (
     Format("bf16", 16, np.dtype(np.uint16), 2.0**-8, 2.0**-133),
     Format("fp8", 8, np.dtype(np.uint8), 2.0**-4, 2.0**-9),  # e4m3fn
 )
-_INT4 = tuple(Format(f"int4_g{group}", 4, np.dtype(np.uint8), 2.0**-4, 1.0, group, 2) for group in (32, 64, 128))
+_INT4 = tuple(Format(f"int4_g{group}", 4, np.dtype(np.uint8), 2.0**-4, 1.0, group, 4) for group in (32, 64, 128))
 FORMATS = {f.name: f for f in _FLOATS + _INT4}
 
 _ML_DTYPES = {
@@ -88,18 +88,3 @@ def decode_table(name: str) -> NDArray[np.float32]:
     patterns = np.arange(2 ** (8 * storage.itemsize), dtype=np.uint32).astype(storage)
     table: NDArray[np.float32] = patterns.view(_ML_DTYPES[name]).astype(np.float32)
     return table
-
-
-def pack_int4(nibbles: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pack [rows, k] values 0..15 two to a byte along k, even k in the low nibble; an odd k is padded with 0."""
-    if nibbles.size and nibbles.max() > 15:
-        raise InputError(f"int4 values are 0 to 15; found {nibbles.max()}")
-    if nibbles.shape[-1] % 2:
-        nibbles = np.concatenate([nibbles, np.zeros_like(nibbles[..., :1])], axis=-1)
-    return (nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)).astype(np.uint8)
-
-
-def unpack_int4(packed: NDArray[np.uint8], k: int) -> NDArray[np.uint8]:
-    """The inverse of `pack_int4`, as [rows, k] values 0..15."""
-    nibbles = np.stack([packed & 15, packed >> 4], axis=-1)
-    return nibbles.reshape(*packed.shape[:-1], -1)[..., :k]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sim import int4
 from sim.formats import FORMATS, FP8_MAX, decode
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ TRUNCATION = 2.0**-13  # of the largest term: what an fp8 wgmma keeps of each
 FP8_STEP = 32  # products along k in one fp8 wgmma
 PROMOTION = 128  # along k: the longest partial sum of fp8 products that may stay in the tensor cores
 CACHED_ROWS = 64  # of y that are walked along k together, so that they stay in the host's cache
+GROUP_ROUNDINGS = 4  # of a term, beside one for each product: scaled, added, a zero point's product
 TAIL = 8.0  # Hoeffding's deviation: exceeded with probability 2 exp(-TAIL^2 / 2) = 2.5e-14
 
 
@@ -47,8 +49,11 @@ def reference(problem: Linear, arrays: Mapping[str, NDArray], rows: slice) -> tu
     """(y, bound) for the chosen rows of x; y is clamped to 448 where it leaves in fp8."""
     p = problem
     dtype: Any = np.float64 if p.flops <= FLOAT64_FLOPS else np.float32
-    x, w = (decode(a, form).astype(dtype) for a, form in ((arrays["x"][rows], p.activations), (arrays["w"], p.weights)))
-    y = _sums(p, x, w)
+    x = decode(arrays["x"][rows], p.activations).astype(dtype)
+    if p.group:
+        y = _group_sums(p, x, int4.unpack(arrays["w"], arrays["w_scale"], p.n, p.k, p.group, p.zero_points))
+    else:
+        y = _sums(p, x, decode(arrays["w"], p.weights).astype(dtype))
     if p.scaled:
         x_scale = arrays["x_scale"].astype(dtype)[rows if p.row_scales else slice(1)] if "x_scale" in arrays else 1
         scale = np.reshape(x_scale, (-1, 1)) * arrays["w_scale"].astype(dtype)
@@ -72,6 +77,19 @@ def _sums(problem: Linear, x: NDArray, w: NDArray) -> Estimate:
     if problem.activations == problem.weights == "fp8":
         error += _truncation(x, w, problem.k if problem.fast else PROMOTION)
     return Estimate(x @ w.T, error)
+
+
+def _group_sums(problem: Linear, x: NDArray, w: int4.Groups) -> Estimate:
+    """x @ w.T where groups of w are summed before they are scaled: scale (x q) + min sum(x), in float32.
+
+    Each of the two terms is rounded at most once for each product, once for each group and twice when it is scaled and
+    added, k + 2 in all beside the last group's; they may cancel, so the bound is that of their absolute values.
+    """
+    scale, offset = w.each(np.abs(w.scale)), w.each(np.abs(w.offset))
+    size = scale * (w.q + offset) if w.zero_points else scale * w.q + offset
+    exact = w.each(w.scale).astype(x.dtype), w.each(w.offset).astype(x.dtype)
+    values = exact[0] * (w.q - exact[1]) if w.zero_points else exact[0] * w.q + exact[1]
+    return Estimate(x @ values.T, (problem.k + GROUP_ROUNDINGS) * UNIT * (np.abs(x) @ size.astype(x.dtype).T))
 
 
 def _truncation(x: NDArray, w: NDArray, promotion: int) -> NDArray:

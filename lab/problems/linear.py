@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lab.problems._linear_reference import reference
+from sim import int4
 from sim.errors import InputError
 from sim.formats import FORMATS, encode, format_named
 
@@ -15,6 +17,7 @@ MAX_DIMENSION = 2**31 - 1  # extents are int32 parameters of every kernel
 SCALES = ("none", "tensor", "row")
 ACCUMULATIONS = ("float32", "fast")
 EPILOGUES = ("none", "residual", "swiglu")
+OFFSETS = ("min", "zero")
 
 
 def require_extents(problem: Any, names: tuple[str, ...]) -> None:
@@ -33,7 +36,8 @@ class Linear:
     for fp32 and fp16, else bf16. fp8 operands may have float32 scales, one for a whole tensor or one for each row of
     x and of w; an fp8 output is then divided by one scale of its own. `accumulate` says whether products are summed in
     float32 or, usual for fp8 activations, `fast` in the few bits that the tensor cores keep. `epilogue`: residual adds
-    r[m, n]; swiglu takes the rows of w in two halves, gate and up, and makes y[m, n / 2] = silu(gate) * up.
+    r[m, n]; swiglu takes the rows of w in two halves, gate and up, and makes y[m, n / 2] = silu(gate) * up. `offset`:
+    a group of int4 weights is scale * q + min, or scale * (q - zero).
     Raises InputError for extents outside 1 to 2^31 - 1, for unknown words and for combinations that mean nothing.
     """
 
@@ -48,6 +52,7 @@ class Linear:
     scales: str = "none"  # none, tensor, row
     accumulate: str = ""  # float32, fast
     epilogue: str = "none"  # none, residual, swiglu
+    offset: str = "min"  # min, zero
 
     def __post_init__(self) -> None:
         require_extents(self, ("m", "n", "k"))
@@ -58,12 +63,17 @@ class Linear:
         if not self.accumulate:
             object.__setattr__(self, "accumulate", "fast" if self.activations == "fp8" else "float32")
         for name in ("weights", "activations", "output"):
-            format_named(getattr(self, name))
-        for name, legal in (("scales", SCALES), ("accumulate", ACCUMULATIONS), ("epilogue", EPILOGUES)):
+            if format_named(getattr(self, name)).group and name != "weights":
+                raise InputError(f"{name} are in fp32, fp16, bf16 or fp8, not {getattr(self, name)}")
+        for name, legal in (
+            ("scales", SCALES), ("accumulate", ACCUMULATIONS), ("epilogue", EPILOGUES), ("offset", OFFSETS)
+        ):  # fmt: skip
             if getattr(self, name) not in legal:
                 raise InputError(f"{name} is {', '.join(legal)}; got {getattr(self, name)!r}")
         if self.scales != "none" and self.weights != "fp8":
             raise InputError(f"scales are for fp8 weights; weights = {self.weights}")
+        if self.zero_points and not self.group:
+            raise InputError(f"zero points are for int4 weights; weights = {self.weights}")
         if self.accumulate == "fast" and self.activations != "fp8":
             raise InputError(f"fast accumulation is for fp8 activations; activations = {self.activations}")
         if self.swiglu and self.n % 2:
@@ -90,17 +100,29 @@ class Linear:
         return self.scales == "row"
 
     @property
+    def group(self) -> int:
+        """Columns of w that share a scale and an offset; 0 where the format has none."""
+        return FORMATS[self.weights].group
+
+    @property
+    def zero_points(self) -> bool:
+        return self.offset == "zero"
+
+    @property
     def columns(self) -> int:
         """Columns of y."""
         return self.n // 2 if self.swiglu else self.n
 
     @property
     def operands(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and format of every input array."""
+        """Shape and format of every input array; int4 weights are packed as sim/int4.py says."""
         found: dict[str, tuple[tuple[int, ...], str]] = {
             "x": ((self.m, self.k), self.activations),
             "w": ((self.n, self.k), self.weights),
         }
+        if self.group:
+            packed, pairs = int4.shapes(self.n, self.k, self.group)
+            found |= {"w": (packed, self.weights), "w_scale": (pairs, "fp16")}
         if self.residual:
             found["residual"] = ((self.m, self.columns), "bf16" if self.output == "fp8" else self.output)
         if self.scaled:
@@ -119,14 +141,17 @@ class Linear:
     @property
     def bytes(self) -> dict[str, int]:
         """Compulsory HBM bytes: each weight, each activation and each scale once."""
-        weights = FORMATS[self.weights].nbytes(self.n, self.k)
+        weights = sum(self._nbytes(name) for name in ("w", *(("w_scale",) if self.group else ())))
         activations = self.read_bytes - weights + self.write_bytes
         return {"weights": weights, "kv": 0, "activations": activations, "total": weights + activations}
 
     @property
     def read_bytes(self) -> int:
-        sizes = ((shape[0], shape[-1] if len(shape) > 1 else 1, form) for shape, form in self.operands.values())
-        return sum(FORMATS[form].nbytes(rows, columns) for rows, columns, form in sizes)
+        return sum(self._nbytes(name) for name in self.operands)
+
+    def _nbytes(self, name: str) -> int:
+        shape, form = self.operands[name]
+        return prod(shape) * FORMATS[form].storage.itemsize
 
     @property
     def write_bytes(self) -> int:
@@ -151,14 +176,29 @@ class Linear:
         return {"kind": self.kind, **{name: getattr(self, name) for name in names}}
 
     def draw(self, rng: np.random.Generator) -> dict[str, NDArray]:
-        """Random inputs as storage bits: scales from 1/2 to 2, everything else from N(0, 1)."""
+        """Random inputs as storage bits: scales from 1/2 to 2, everything else from N(0, 1).
+
+        int4 weights are uniform, their groups centred near zero.
+        """
 
         def one(name: str, shape: tuple[int, ...], form: str) -> NDArray:
             if name.endswith("scale"):
                 return np.exp2(rng.uniform(-1, 1, shape)).astype(np.float32)
             return encode(rng.standard_normal(shape, np.float32), form)
 
-        return {name: one(name, shape, form) for name, (shape, form) in self.operands.items()}
+        if not self.group:
+            return {name: one(name, shape, form) for name, (shape, form) in self.operands.items()}
+        own = {name: one(name, *self.operands[name]) for name in self.operands.keys() - {"w", "w_scale"}}
+        w, w_scale = int4.pack(self._draw_groups(rng))
+        return {**own, "w": w, "w_scale": w_scale}
+
+    def _draw_groups(self, rng: np.random.Generator) -> int4.Groups:
+        q = rng.integers(0, int4.LEVELS, (self.n, self.k), np.uint8)
+        shape = (self.n, -(-self.k // self.group))
+        scale = (np.exp2(rng.uniform(-1, 1, shape)) / int4.LEVELS).astype(np.float16)
+        zero = rng.integers(5, 12, shape).astype(np.float16)
+        offset = zero if self.zero_points else (scale * (rng.random(shape, np.float32) - zero)).astype(np.float16)
+        return int4.Groups(q, scale, offset, self.group, self.zero_points)
 
     def reference(self, arrays: Mapping[str, NDArray], rows: slice = slice(None)) -> tuple[NDArray, NDArray]:
         """(y, bound) for the chosen rows of x: the result and the error a right kernel may have.

@@ -14,6 +14,7 @@ from lab.problems import Linear
 from lab.verify import simulator, verify
 from sim.counts import EXACT, disagreements
 from sim.errors import InputError, ScheduleError
+from sim.formats import FORMATS
 from sim.launch import Array, Scalar, TensorMap
 from sim.machine import H100
 from tests.strategies import fitted, linear_problems, schedules, variants
@@ -97,7 +98,7 @@ def test_what_the_kernel_cannot_take_is_refused_in_one_sentence(kernel: Kernel) 
         ):
             kernel.require(problem)
     with pytest.raises(InputError, match="takes weights in"):
-        kernel.require(Linear(8, 8, 8, "int4_g32"))
+        kernel.require(Linear(8, 8, 8, next(name for name in FORMATS if name not in kernel.solves.weights)))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

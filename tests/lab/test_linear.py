@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lab.problems import Linear
 from lab.verify import compare
+from sim import int4
 from sim.errors import InputError
 from sim.formats import FORMATS, decode, encode
 
@@ -23,7 +24,7 @@ SCALED = {"fp8": ("none", "tensor", "row")}
 @st.composite
 def problems(draw: st.DrawFn) -> Linear:
     """Any combination of formats, scales and epilogue that means something."""
-    weights = draw(st.sampled_from(FORMS))
+    weights = draw(st.sampled_from((*FORMS, "int4_g32", "int4_g64", "int4_g128")))
     activations = draw(st.sampled_from(["", *FORMS]))
     epilogue = draw(st.sampled_from(["none", "residual", "swiglu"]))
     return Linear(
@@ -36,12 +37,18 @@ def problems(draw: st.DrawFn) -> Linear:
         draw(st.sampled_from(SCALED.get(weights, ("none",)))),
         draw(st.sampled_from(["float32", "fast"])) if activations == "fp8" else "float32",
         epilogue,
+        draw(st.sampled_from(["min", "zero"])) if weights.startswith("int4") else "min",
     )
 
 
 def by_loops(p: Linear, arrays: Mapping[str, NDArray]) -> NDArray[np.float64]:
     """y in Python floats, one element after the other, from the definition."""
-    values = {name: decode(arrays[name], form).astype(np.float64) for name, (_, form) in p.operands.items()}
+    values = {
+        n: decode(arrays[n], form).astype(np.float64) for n, (_, form) in p.operands.items() if "int4" not in form
+    }
+    if p.group:
+        del values["w_scale"]
+        values["w"] = int4.unpack(arrays["w"], arrays["w_scale"], p.n, p.k, p.group, p.zero_points).values
 
     def scale(name: str, i: int) -> float:
         return float(values[name][i if p.row_scales else 0]) if name in values else 1.0
@@ -182,6 +189,9 @@ def test_compulsory_bytes_are_each_array_once(problem: Linear) -> None:
         ({"scales": "column", "weights": "fp8"}, "scales is none, tensor, row; got 'column'"),
         ({"accumulate": "fp16"}, "accumulate is float32, fast; got 'fp16'"),
         ({"epilogue": "gelu"}, "epilogue is none, residual, swiglu; got 'gelu'"),
+        ({"activations": "int4_g32"}, "activations are in fp32, fp16, bf16 or fp8, not int4_g32"),
+        ({"offset": "max", "weights": "int4_g32"}, "offset is min, zero; got 'max'"),
+        ({"offset": "zero"}, "zero points are for int4 weights; weights = bf16"),
         ({"scales": "row"}, "scales are for fp8 weights; weights = bf16"),
         ({"accumulate": "fast"}, "fast accumulation is for fp8 activations; activations = bf16"),
         ({"epilogue": "swiglu", "n": 7}, "swiglu halves the rows of w, so n is even; n = 7"),

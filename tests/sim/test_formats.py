@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sim.errors import InputError
-from sim.formats import FORMATS, decode, encode, format_named, pack_int4, unpack_int4
+from sim.formats import FORMATS, decode, encode, format_named
 
 FLOAT_FORMATS = ("fp32", "fp16", "bf16", "fp8")
 SMALL = ("fp16", "bf16", "fp8")
@@ -57,30 +57,11 @@ def test_fp8_saturates_as_satfinite_does_and_the_others_overflow_to_infinity() -
         assert decode(encode(np.float32([MAX[name]]), name), name)[0] == MAX[name]
 
 
-@given(
-    nibbles=st.integers(1, 6).flatmap(
-        lambda rows: st.integers(1, 33).flatmap(
-            lambda k: arrays(np.uint8, (rows, k), elements=st.integers(0, 15)),
-        )
-    )
-)
-def test_int4_packing_round_trips_in_half_a_byte_each(nibbles: np.ndarray) -> None:
-    packed = pack_int4(nibbles)
-    rows, k = nibbles.shape
-    assert packed.shape == (rows, -(-k // 2))
-    assert np.array_equal(unpack_int4(packed, k), nibbles)
-
-
-def test_int4_refuses_values_that_do_not_fit() -> None:
-    with pytest.raises(InputError, match="int4 values are 0 to 15; found 16"):
-        pack_int4(np.array([[16]], np.uint8))
-
-
-def test_sizes_include_the_scales_of_every_group() -> None:
+def test_sizes_include_scale_and_offset_of_every_group() -> None:
     assert FORMATS["bf16"].nbytes(3, 5) == 30
     assert FORMATS["fp8"].nbytes(3, 5) == 15
-    assert FORMATS["int4_g128"].nbytes(2, 256) == 2 * (128 + 2 * 2)
-    assert FORMATS["int4_g128"].nbytes(1, 129) == 65 + 2 * 2
+    assert FORMATS["int4_g128"].nbytes(2, 256) == 2 * (128 + 2 * 4)
+    assert FORMATS["int4_g128"].nbytes(1, 129) == 65 + 2 * 4
 
 
 def test_an_unknown_format_lists_the_known_ones() -> None:

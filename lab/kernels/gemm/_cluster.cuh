@@ -1,30 +1,11 @@
 // What the GEMMs of persistent clusters share: the CTA's shared memory, its producer, how stages go back and forth.
 #pragma once
-#include "lab/kernels/gemm/_epilogue.cuh"
+#include "lab/kernels/gemm/_roles.cuh"
 #include "ptx/cluster.cuh"
-#include "ptx/setmaxnreg.cuh"
 
-constexpr int CONSUMERS = 2;
 constexpr int W_PART = box::w_map::rows;  // rows of each half of w that this CTA loads
-constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
 
-struct Stage {
-    Element x[schedule::block_m][BLOCK_K];
-    Element w[schedule::block_n][BLOCK_K];
-};
-
-struct alignas(ALIGNMENT) Shared {
-    Stage ring[schedule::stages];
-    Box y[CONSUMERS][BUFFERS];
-    uint64_t full[schedule::stages];   // one arrival, and the bytes of the stage
-    uint64_t empty[schedule::stages];  // one arrival from every consumer warp of the cluster that reads the stage
-};
-
-static_assert(sizeof(Stage) == schedule::stage_bytes, "what a full barrier expects");
-static_assert(sizeof(Shared) + ALIGNMENT == schedule::shared_bytes, "what the launch asks for");
-static_assert(schedule::threads == (1 + CONSUMERS) * WARPGROUP, "a producer and two consumers");
 static_assert(W_PART * schedule::cluster == TILE_COLUMNS, "the CTAs of a cluster load all rows of w together");
-static_assert(PRODUCER_REGISTERS + CONSUMERS * CONSUMER_REGISTERS <= (1 + CONSUMERS) * 168, "168 a thread at launch");
 
 // The tiles of this CTA's cluster, one tile the rows of all its CTAs.
 __device__ __forceinline__ Walk walk_of_cluster(int m, int columns) {
@@ -43,19 +24,9 @@ __device__ __forceinline__ void sync_cluster() {
     }
 }
 
-// `readers`: how many consumers of a CTA read each stage.
 __device__ __forceinline__ void start(Shared& shared, const TensorMap& x, const TensorMap& w, const TensorMap& y,
                                       int readers) {
-    if (threadIdx.x == 0) {
-        ptx::tma::prefetch(x);
-        ptx::tma::prefetch(w);
-        ptx::tma::prefetch(y);
-        for (int stage = 0; stage < schedule::stages; ++stage) {
-            ptx::mbarrier::init(shared.full[stage], 1);
-            ptx::mbarrier::init(shared.empty[stage], schedule::cluster * readers * WARPGROUP / WARP);
-        }
-        ptx::fence::mbarrier_init();
-    }
+    if (threadIdx.x == 0) init_ring(shared, x, w, y, schedule::cluster * readers * WARPGROUP / WARP);
     sync_cluster();
 }
 

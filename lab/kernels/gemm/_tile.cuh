@@ -1,7 +1,9 @@
 // What the wgmma GEMMs share: the walk over tiles, the ring's position, the k-steps of a tile.
 #pragma once
 #include "lab/kernels/gemm/_raster.cuh"
+#include "ptx/fence.cuh"
 #include "ptx/mbarrier.cuh"
+#include "ptx/tma.cuh"
 #include "ptx/wgmma.cuh"
 #include "schedule.cuh"
 
@@ -15,6 +17,29 @@ constexpr int ALIGNMENT = 1024;  // bytes, of a tile with the 128-byte swizzle
 constexpr int BLOCK_K = schedule::step_bytes / sizeof(Element);
 
 static_assert(schedule::step_bytes == 128, "a row of a tile is one 128-byte swizzled row");
+
+// A k-step of a tile's rows of x and of w.
+struct Stage {
+    Element x[schedule::block_m][BLOCK_K];
+    Element w[schedule::block_n][BLOCK_K];
+};
+
+static_assert(sizeof(Stage) == schedule::stage_bytes, "what a full barrier expects");
+
+// One thread fetches the tensor maps and initialises the ring's barriers: `full` awaits one arrival and the bytes of a
+// stage, `empty` one of each of `readers` warps. The CTA, and its cluster, must meet before anyone else uses them.
+template <typename Shared>
+__device__ __forceinline__ void init_ring(Shared& shared, const TensorMap& x, const TensorMap& w, const TensorMap& y,
+                                          int readers) {
+    ptx::tma::prefetch(x);
+    ptx::tma::prefetch(w);
+    ptx::tma::prefetch(y);
+    for (int stage = 0; stage < schedule::stages; ++stage) {
+        ptx::mbarrier::init(shared.full[stage], 1);
+        ptx::mbarrier::init(shared.empty[stage], readers);
+    }
+    ptx::fence::mbarrier_init();
+}
 
 // The tiles of one of `workers` workers, a CTA or a cluster: every workers-th of them, from its own index on.
 struct Walk {

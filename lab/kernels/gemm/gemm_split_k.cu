@@ -28,11 +28,6 @@ constexpr int PART_REGISTERS = PART / 2;  // of a consumer's thread
 constexpr int VECTOR = 4;                 // floats that are sent at once
 constexpr int AHEAD = 1 + 255 / schedule::block_n;  // k-steps: 32 KB of w; of all CTAs 4 MB, a microsecond of HBM
 
-struct Stage {
-    Element x[schedule::block_m][BLOCK_K];
-    Element w[schedule::block_n][BLOCK_K];
-};
-
 struct alignas(ALIGNMENT) Shared {
     union {
         Stage ring[schedule::stages];
@@ -48,7 +43,6 @@ struct Inbox {
     float sums[PART_REGISTERS / VECTOR][PRODUCER][VECTOR];
 };
 
-static_assert(sizeof(Stage) == schedule::stage_bytes, "what a full barrier expects");
 static_assert(sizeof(Shared) + (SPLIT - 1) * sizeof(Inbox) + ALIGNMENT == schedule::shared_bytes, "as launched");
 static_assert(schedule::threads == PRODUCER + WARP, "a warpgroup for every 64 rows, and a warp that loads");
 static_assert(PART % BOX_COLUMNS == 0, "a CTA's columns of y are whole boxes");
@@ -159,15 +153,8 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
                               schedule::block_m, schedule::block_n);
 
     if (threadIdx.x == 0) {
-        ptx::tma::prefetch(x_map);
-        ptx::tma::prefetch(w_map);
-        ptx::tma::prefetch(y_map);
-        for (int stage = 0; stage < schedule::stages; ++stage) {
-            ptx::mbarrier::init(shared.full[stage], 1);
-            ptx::mbarrier::init(shared.empty[stage], PRODUCER / WARP);
-        }
         ptx::mbarrier::init(shared.arrived, 1);
-        ptx::fence::mbarrier_init();
+        init_ring(shared, x_map, w_map, y_map, PRODUCER / WARP);
         ptx::mbarrier::arrive_expect_tx(shared.arrived, (SPLIT - 1) * sizeof(Inbox));
         ptx::griddepcontrol::launch_dependents();
     }

@@ -9,29 +9,9 @@
 //   consumer 1           | step 0 | step 1 | step 2 | step 3 ...              the other half of the rows
 //
 // Bytes expected through TMA: as gemm_wgmma.
-#include "lab/kernels/gemm/_epilogue.cuh"
-#include "ptx/setmaxnreg.cuh"
+#include "lab/kernels/gemm/_roles.cuh"
 
-constexpr int CONSUMERS = 2;
 constexpr int MMA_TILES = schedule::block_m / CONSUMERS / MMA_M;  // of 64 rows, in each consumer
-constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;
-
-struct Stage {
-    Element x[schedule::block_m][BLOCK_K];
-    Element w[schedule::block_n][BLOCK_K];
-};
-
-struct alignas(ALIGNMENT) Shared {
-    Stage ring[schedule::stages];
-    Box y[CONSUMERS][BUFFERS];
-    uint64_t full[schedule::stages];   // one arrival, and the bytes of the stage
-    uint64_t empty[schedule::stages];  // one arrival from every consumer warp
-};
-
-static_assert(sizeof(Stage) == schedule::stage_bytes, "what a full barrier expects");
-static_assert(sizeof(Shared) + ALIGNMENT == schedule::shared_bytes, "what the launch asks for");
-static_assert(schedule::threads == (1 + CONSUMERS) * WARPGROUP, "a producer and two consumers");
-static_assert(PRODUCER_REGISTERS + CONSUMERS * CONSUMER_REGISTERS <= (1 + CONSUMERS) * 168, "168 a thread at launch");
 
 // One thread keeps the ring full.
 __device__ __forceinline__ void producer(Shared& shared, const TensorMap& x, const TensorMap& w, Tile tile, int steps) {
@@ -69,16 +49,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
     const Tile tile = tile_at(blockIdx.x, tiles_of(m, schedule::block_m), tiles_of(n, schedule::block_n),
                               schedule::block_m, schedule::block_n);
 
-    if (threadIdx.x == 0) {
-        ptx::tma::prefetch(x_map);
-        ptx::tma::prefetch(w_map);
-        ptx::tma::prefetch(y_map);
-        for (int stage = 0; stage < schedule::stages; ++stage) {
-            ptx::mbarrier::init(shared.full[stage], 1);
-            ptx::mbarrier::init(shared.empty[stage], CONSUMERS * WARPGROUP / WARP);
-        }
-        ptx::fence::mbarrier_init();
-    }
+    if (threadIdx.x == 0) init_ring(shared, x_map, w_map, y_map, CONSUMERS * WARPGROUP / WARP);
     __syncthreads();
 
     if (warpgroup == 0) {

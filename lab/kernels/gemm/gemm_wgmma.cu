@@ -17,11 +17,6 @@
 
 constexpr int WARPGROUPS = schedule::block_m / MMA_M;
 
-struct Stage {
-    Element x[schedule::block_m][BLOCK_K];
-    Element w[schedule::block_n][BLOCK_K];
-};
-
 struct alignas(ALIGNMENT) Shared {
     union {
         Stage ring[schedule::stages];
@@ -31,7 +26,6 @@ struct alignas(ALIGNMENT) Shared {
     uint64_t empty[schedule::stages];  // one arrival from every warp
 };
 
-static_assert(sizeof(Stage) == schedule::stage_bytes, "what a full barrier expects");
 static_assert(sizeof(Shared) + ALIGNMENT == schedule::shared_bytes, "what the launch asks for");
 static_assert(schedule::threads == WARPGROUPS * WARPGROUP, "a warpgroup for every 64 rows");
 
@@ -79,14 +73,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     const int steps = tiles_of(k, BLOCK_K);
 
     if (threadIdx.x == 0) {
-        ptx::tma::prefetch(x_map);
-        ptx::tma::prefetch(w_map);
-        ptx::tma::prefetch(y_map);
-        for (int stage = 0; stage < schedule::stages; ++stage) {
-            ptx::mbarrier::init(shared.full[stage], 1);
-            ptx::mbarrier::init(shared.empty[stage], schedule::threads / WARP);
-        }
-        ptx::fence::mbarrier_init();
+        init_ring(shared, x_map, w_map, y_map, schedule::threads / WARP);
         for (int step = 0; step < min(schedule::stages, steps); ++step) fill(shared, step, x_map, w_map, tile, step);
     }
     __syncthreads();

@@ -1,0 +1,176 @@
+"""int4 groups: weights of four bits, a scale and an offset for each group, and the layout in which kernels read them.
+
+A weight is scale * q + min or, where the offset is a zero point, scale * (q - zero); q is 0 to 15, scale and offset are
+fp16, one pair for every row and group of columns. The packed form holds the fragments of tensor cores, so that a lane
+reads its own weights with one 16-byte load and no kernel shuffles:
+
+- w, uint8 [rows / 16, columns / 64, 512]: a tile of 16 x 64 weights is contiguous. Lane l owns its bytes 16 l to
+  16 l + 15, four 32-bit words; word s holds the lane's part of the A fragment of mma.m16n8k16 for columns 16 s to
+  16 s + 15 (PTX ISA 9.0, 9.7.14.5.8): register i in bits 4 i and 16 + 4 i, the lower of two neighbours first.
+- w_scale, fp16 [rows / 16, groups, 16, 2]: scale and offset; rows r and r + 8 of a tile are neighbours.
+
+Rows are padded with zeros to a multiple of 64, columns to one of 64.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.errors import InputError
+
+TILE_ROWS, TILE_COLUMNS = 16, 64
+TILE_BYTES = TILE_ROWS * TILE_COLUMNS // 2
+PADDED_ROWS = 64  # of a wgmma
+LEVELS = 16
+
+Q4_1_BLOCK, Q4_1_BYTES = 32, 20  # weights of a block, and its bytes: fp16 scale and min, 16 bytes of nibbles
+_AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the column, of eight, in each nibble of a word
+
+
+@dataclass(frozen=True)
+class Groups:
+    """A quantised matrix: q uint8 [n, k], scale and offset float16 [n, ceil(k / group)].
+
+    `zero_points` says that the offset is subtracted from q, otherwise it is added to scale * q.
+    """
+
+    q: NDArray[np.uint8]
+    scale: NDArray[np.float16]
+    offset: NDArray[np.float16]
+    group: int
+    zero_points: bool = False
+
+    def __post_init__(self) -> None:
+        groups = -(-self.q.shape[1] // self.group)
+        expected = (self.q.shape[0], groups)
+        if self.scale.shape != expected or self.offset.shape != expected:
+            raise InputError(
+                f"weights {list(self.q.shape)} in groups of {self.group} have {list(expected)} scales and offsets; got "
+                f"{list(self.scale.shape)} and {list(self.offset.shape)}"
+            )
+        if self.q.size and self.q.max() >= LEVELS:
+            raise InputError(f"int4 values are 0 to 15; found {self.q.max()}")
+
+    def each(self, values: NDArray) -> NDArray[np.float32]:
+        """A value of every group as one of every weight, float32 [n, k]."""
+        return np.repeat(values.astype(np.float32), self.group, axis=1)[:, : self.q.shape[1]]
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """The weights, float32 [n, k]: exact with zero points, with a min rounded once."""
+        if self.zero_points:
+            return (self.q - self.each(self.offset)) * self.each(self.scale)
+        return self.q * self.each(self.scale) + self.each(self.offset)
+
+
+def shapes(n: int, k: int, group: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of w (in bytes) and of w_scale for an [n, k] matrix."""
+    tiles = -(-n // PADDED_ROWS) * PADDED_ROWS // TILE_ROWS
+    return (tiles, -(-k // TILE_COLUMNS), TILE_BYTES), (tiles, -(-k // group), TILE_ROWS, 2)
+
+
+def pack(groups: Groups) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+    """(w, w_scale) of a quantised matrix, as storage bits."""
+    n, k = groups.q.shape
+    w_shape, scale_shape = shapes(n, k, groups.group)
+    tiles, steps, _ = w_shape
+    padded = np.zeros((tiles * TILE_ROWS, steps * TILE_COLUMNS), np.uint8)
+    padded[:n, :k] = groups.q
+    # tile, half, row of 8 | k-tile, k16-step, half, pair, neighbour
+    split = padded.reshape(tiles, 2, 8, steps, 4, 2, 4, 2)
+    halves = split.transpose(1, 0, 3, 2, 6, 4, 7, 5)  # half | tile, k-tile, lane, step, neighbour, half of k
+    pairs = np.zeros((tiles * TILE_ROWS, scale_shape[1], 2), np.float16)
+    pairs[:n] = np.stack([groups.scale, groups.offset], axis=-1)
+    scale = pairs.reshape(tiles, 2, 8, -1, 2).transpose(0, 3, 2, 1, 4)
+    return (halves[0] | halves[1] << 4).reshape(w_shape), scale.reshape(scale_shape).view(np.uint16)
+
+
+def unpack(w: NDArray, w_scale: NDArray, n: int, k: int, group: int, zero_points: bool = False) -> Groups:
+    """The inverse of `pack`; raises InputError where the arrays are not those of an [n, k] matrix."""
+    w_shape, scale_shape = shapes(n, k, group)
+    if w.shape != w_shape or w_scale.shape != scale_shape:
+        raise InputError(
+            f"packed weights [{n}, {k}] in groups of {group} are {list(w_shape)} bytes and {list(scale_shape)} halves; "
+            f"got {list(w.shape)} and {list(w_scale.shape)}"
+        )
+    tiles, steps, _ = w_shape
+    halves = np.stack([w & 15, w >> 4]).reshape(2, tiles, steps, 8, 4, 4, 2, 2)
+    q = halves.transpose(1, 0, 3, 2, 5, 7, 4, 6).reshape(tiles * TILE_ROWS, -1)[:n, :k]
+    pairs = w_scale.view(np.float16).reshape(tiles, -1, 8, 2, 2).transpose(0, 3, 2, 1, 4)
+    pairs = pairs.reshape(tiles * TILE_ROWS, -1, 2)[:n]
+    return Groups(np.ascontiguousarray(q), pairs[..., 0].copy(), pairs[..., 1].copy(), group, zero_points)
+
+
+def quantise(values: NDArray[np.float32], group: int) -> Groups:
+    """Round a float matrix [n, k] to scale + min: the range of each group in 15 equal steps.
+
+    Raises InputError where a value is not finite or a group's range exceeds fp16.
+    """
+    n, k = values.shape
+    groups = -(-k // group)
+    padded = np.full((n, groups * group), np.nan, np.float32)
+    padded[:, :k] = values
+    grouped = padded.reshape(n, groups, group)
+    low, high = np.nanmin(grouped, axis=2), np.nanmax(grouped, axis=2)
+    with np.errstate(over="ignore"):
+        scale, offset = ((high - low) / (LEVELS - 1)).astype(np.float16), low.astype(np.float16)
+    if not (np.isfinite(values).all() and np.isfinite(scale).all() and np.isfinite(offset).all()):
+        raise InputError("weights to quantise must be finite, and the range of each group within fp16's")
+    step = np.where(scale > 0, scale, 1).astype(np.float32)
+    q = np.rint((grouped - offset.astype(np.float32)[..., None]) / step[..., None])
+    q = np.clip(np.nan_to_num(q), 0, LEVELS - 1).astype(np.uint8).reshape(n, -1)[:, :k]
+    return Groups(np.ascontiguousarray(q), scale, offset, group)
+
+
+def from_q4_1(blocks: NDArray[np.uint8]) -> Groups:
+    """The weights of a GGUF tensor of type Q4_1, uint8 [n, k / 32, 20]: exact (ggml, block_q4_1).
+
+    A block is fp16 scale, fp16 min, and 16 bytes whose low nibbles are its first 16 weights, the high ones the others.
+    """
+    if blocks.ndim != 3 or blocks.shape[2] != Q4_1_BYTES:
+        raise InputError(f"Q4_1 blocks are [n, k / {Q4_1_BLOCK}, {Q4_1_BYTES}] bytes; got {list(blocks.shape)}")
+    pairs = np.ascontiguousarray(blocks[..., :4]).view(np.float16)
+    nibbles = blocks[..., 4:]
+    q = np.concatenate([nibbles & 15, nibbles >> 4], axis=-1).reshape(blocks.shape[0], -1)
+    return Groups(q, pairs[..., 0].copy(), pairs[..., 1].copy(), Q4_1_BLOCK)
+
+
+def from_gptq(qweight: NDArray, qzeros: NDArray, scales: NDArray, bias: int = 1) -> Groups:
+    """The weights of a GPTQ layer: qweight int32 [k / 8, n], qzeros int32 [groups, n / 8], scales fp16 [groups, n].
+
+    Exact. Nibble i of a word is row or column 8 j + i; stored zero points are `bias` too small (1 in GPTQ's first
+    format, 0 in its second). Columns must be in order: a layer with a permuting g_idx is not such a layer.
+    """
+    q = _nibbles(qweight).transpose(0, 2, 1).reshape(-1, qweight.shape[1])  # [k, n]
+    zeros = _nibbles(qzeros).reshape(qzeros.shape[0], -1) + bias
+    return _from_columns(q, zeros, scales)
+
+
+def from_awq(qweight: NDArray, qzeros: NDArray, scales: NDArray) -> Groups:
+    """The weights of an AWQ layer: qweight int32 [k, n / 8], qzeros int32 [groups, n / 8], scales fp16 [groups, n].
+
+    Exact. Nibble i of a word is column 8 j + order[i], the order being 0 2 4 6 1 3 5 7.
+    """
+    inverse = np.argsort(_AWQ_ORDER)
+    q = _nibbles(qweight)[..., inverse].reshape(qweight.shape[0], -1)
+    zeros = _nibbles(qzeros)[..., inverse].reshape(qzeros.shape[0], -1)
+    return _from_columns(q, zeros, scales)
+
+
+def _nibbles(words: NDArray) -> NDArray[np.uint8]:
+    """The eight nibbles of each 32-bit word, lowest first, along a new last axis."""
+    bits = np.ascontiguousarray(words).view(np.uint32)
+    return (bits[..., None] >> np.arange(0, 32, 4, dtype=np.uint32) & 15).astype(np.uint8)
+
+
+def _from_columns(q: NDArray[np.uint8], zeros: NDArray, scales: NDArray) -> Groups:
+    """From q [k, n], zero points and scales [groups, n]."""
+    if scales.shape != zeros.shape or q.shape[1] != scales.shape[1] or q.shape[0] % scales.shape[0]:
+        raise InputError(
+            f"weights {list(q.shape)} need scales and zero points of [groups, {q.shape[1]}], groups dividing "
+            f"{q.shape[0]}; got {list(scales.shape)} and {list(zeros.shape)}"
+        )
+    group = q.shape[0] // scales.shape[0]
+    scale, zero = (np.ascontiguousarray(a.T, np.float16) for a in (scales, zeros))
+    return Groups(np.ascontiguousarray(q.T), scale, zero, group, zero_points=True)

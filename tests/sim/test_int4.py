@@ -1,0 +1,122 @@
+"""int4 groups: the packed layout, quantising, and the layouts of other programs."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sim.errors import InputError
+from sim.int4 import Groups, from_awq, from_gptq, from_q4_1, pack, quantise, shapes, unpack
+
+GROUPS = (32, 64, 128)
+
+
+def drawn(n: int, k: int, group: int, seed: int, zero_points: bool = False) -> Groups:
+    rng = np.random.default_rng(seed)
+    pairs = [rng.standard_normal((n, -(-k // group))).astype(np.float16) for _ in "so"]
+    return Groups(rng.integers(0, 16, (n, k), np.uint8), *pairs, group, zero_points)
+
+
+@given(st.integers(1, 130), st.integers(1, 200), st.sampled_from(GROUPS), st.integers(0, 9), st.booleans())
+def test_packing_round_trips(n: int, k: int, group: int, seed: int, zero_points: bool) -> None:
+    groups = drawn(n, k, group, seed, zero_points)
+    w, w_scale = pack(groups)
+    assert (w.shape, w_scale.shape) == shapes(n, k, group)
+    back = unpack(w, w_scale, n, k, group, zero_points)
+    for name in ("q", "scale", "offset"):
+        assert np.array_equal(getattr(back, name), getattr(groups, name))
+    assert back.zero_points == zero_points
+
+
+def test_a_lane_finds_its_fragment_in_its_own_16_bytes() -> None:
+    groups = drawn(48, 128, 32, seed=1)
+    w, w_scale = pack(groups)
+    for tile, step, lane in ((0, 0, 0), (1, 1, 13), (2, 0, 31), (2, 1, 6)):
+        row, column = 16 * tile + lane // 4, 64 * step + 2 * (lane % 4)
+        words = w[tile, step].view("<u4")[4 * lane : 4 * lane + 4]
+        for s, word in enumerate(words):
+            for register, (down, right) in enumerate(((0, 0), (8, 0), (0, 8), (8, 8))):
+                pair = int(word) >> 4 * register & 0x000F000F
+                here = groups.q[row + down, column + 16 * s + right :][:2]
+                assert (pair & 15, pair >> 16) == tuple(here)
+        g = lane // 4
+        four = w_scale[tile, 3].reshape(8, 4)[g].view(np.float16)
+        rows = (16 * tile + g, 16 * tile + g + 8)
+        assert list(four) == [v for r in rows for v in (groups.scale[r, 3], groups.offset[r, 3])]
+
+
+def test_padding_is_zero() -> None:
+    w, w_scale = pack(Groups(np.full((1, 1), 15, np.uint8), *[np.ones((1, 1), np.float16)] * 2, 32))
+    assert (np.count_nonzero(w), np.count_nonzero(w_scale)) == (1, 2)
+
+
+@given(st.integers(1, 5), st.integers(1, 200), st.sampled_from(GROUPS), st.integers(0, 9))
+def test_quantising_errs_by_half_a_step_and_two_roundings(n: int, k: int, group: int, seed: int) -> None:
+    values = np.random.default_rng(seed).standard_normal((n, k), np.float32)
+    groups = quantise(values, group)
+    scale, offset = groups.each(groups.scale), groups.each(np.abs(groups.offset))
+    # The range was cut into steps of the exact scale and min; both are within half an fp16 ulp of theirs.
+    bound = scale / 2 + 15 * scale * 2.0**-11 + offset * 2.0**-11 + 2.0**-20
+    assert (np.abs(groups.values - values) <= bound).all()
+
+
+def test_a_constant_group_and_zeros_are_kept() -> None:
+    values = np.zeros((2, 64), np.float32)
+    values[1] = 0.5
+    assert np.array_equal(quantise(values, 32).values, values)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan, 1e6])
+def test_quantising_refuses_what_fp16_cannot_scale(value: float) -> None:
+    with pytest.raises(InputError, match="must be finite"):
+        quantise(np.float32([[value, 0.0]]), 32)
+
+
+def test_q4_1_is_taken_exactly() -> None:
+    quants = pytest.importorskip("gguf.quants")
+    from gguf import GGMLQuantizationType
+
+    values = np.random.default_rng(0).standard_normal((6, 96), np.float32)
+    raw = quants.quantize(values, GGMLQuantizationType.Q4_1)
+    groups = from_q4_1(raw.reshape(6, 3, 20))
+    assert np.array_equal(groups.values, quants.dequantize(raw, GGMLQuantizationType.Q4_1))
+
+
+def words(nibbles: np.ndarray) -> np.ndarray:
+    """int32 words of eight nibbles along the last axis, lowest first."""
+    parts = nibbles.reshape(*nibbles.shape[:-1], -1, 8).astype(np.uint64)
+    return (parts << np.arange(0, 32, 4, dtype=np.uint64)).sum(axis=-1).astype(np.uint32).view(np.int32)
+
+
+@pytest.mark.parametrize("bias", [0, 1])
+def test_gptq_is_taken_exactly(bias: int) -> None:
+    rng = np.random.default_rng(2)
+    q, zeros = rng.integers(0, 16, (64, 24), np.uint8), rng.integers(0, 16, (2, 24), np.uint8)
+    scales = rng.random((2, 24)).astype(np.float16)
+    groups = from_gptq(np.ascontiguousarray(words(q.T).T), words(zeros), scales, bias)
+    expected = scales.astype(np.float64).repeat(32, 0) * (q - (zeros.repeat(32, 0) + float(bias)))
+    assert groups.group == 32
+    assert np.array_equal(groups.values, expected.T)  # a product of 11 and 5 bits fits float32
+
+
+def test_awq_is_taken_exactly() -> None:
+    rng = np.random.default_rng(3)
+    q, zeros = rng.integers(0, 16, (128, 16), np.uint8), rng.integers(0, 16, (1, 16), np.uint8)
+    scales = rng.random((1, 16)).astype(np.float16)
+    order = np.concatenate([8 * j + np.array([0, 2, 4, 6, 1, 3, 5, 7]) for j in range(2)])
+    groups = from_awq(words(q[:, order]), words(zeros[:, order]), scales)
+    assert np.array_equal(groups.values, (scales.astype(np.float64) * (q - zeros.astype(float))).T)
+
+
+def test_what_does_not_belong_together_is_refused() -> None:
+    with pytest.raises(InputError, match="int4 values are 0 to 15; found 16"):
+        Groups(np.full((1, 32), 16, np.uint8), *[np.ones((1, 1), np.float16)] * 2, 32)
+    with pytest.raises(InputError, match=r"have \[1, 2\] scales and offsets"):
+        Groups(np.zeros((1, 33), np.uint8), *[np.ones((1, 1), np.float16)] * 2, 32)
+    w, w_scale = pack(drawn(64, 64, 32, 0))
+    with pytest.raises(InputError, match="packed weights"):
+        unpack(w, w_scale, 65, 64, 32)
+    with pytest.raises(InputError, match=r"Q4_1 blocks are"):
+        from_q4_1(np.zeros((1, 1, 18), np.uint8))
+    with pytest.raises(InputError, match="need scales and zero points"):
+        from_awq(np.zeros((8, 1), np.int32), np.zeros((1, 1), np.int32), np.zeros((2, 8), np.float16))
