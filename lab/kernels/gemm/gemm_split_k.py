@@ -159,19 +159,14 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
     row = STEP_BYTES / L2_BYTES_PER_CLOCK * busy * (_model.CROSSING_ROWS if _model.crosses_lines(p) else 1)
     loads = (s.block_m + s.block_n - beyond) * row + beyond * BEYOND_CLOCKS
     turn = (LATENCY_CLOCKS / resident + loads) / (s.stages - 1)  # of a ring: one stage is read while the rest fill
-    step = resident * _joined(STEP_BLEND, mma, operands, loads, turn)
+    step = resident * _model.joined(STEP_BLEND, mma, operands, loads, turn)
 
     inboxes = s.inbox_bytes / REDUCE_BYTES_PER_CLOCK
     way_out = resident * (inboxes + _model.ROUND_CLOCKS * s.part / MMA_M)
     stream = waves * steps * step + (waves - 1) * (WAVE_CLOCKS + way_out) / resident
     again = READ_AGAIN * (tiles_m - 1) * p.bytes["weights"]
     hbm = (p.read_bytes + p.write_bytes + again) / (HBM_SHARE * machine.hbm_bandwidth) * machine.clock_hz
-    return START_US + 1e6 * (_joined(HBM_BLEND, stream, hbm) + way_out) / machine.clock_hz
-
-
-def _joined(exponent: int, *clocks: float) -> float:
-    """Little more than the longest: the norm of an exponent."""
-    return float(sum(each**exponent for each in clocks) ** (1 / exponent))
+    return START_US + 1e6 * (_model.joined(HBM_BLEND, stream, hbm) + way_out) / machine.clock_hz
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
