@@ -176,7 +176,7 @@ struct Scales {
 };
 
 // Round y^T of 64 rows of w, transposed, in the place of the ring, from where one thread stores it, clipped to y.
-__device__ __forceinline__ void store(const float (&sum)[PART_REGISTERS], const Scales& scale, Shared& shared,
+__device__ __forceinline__ void store(const float* sum, const Scales& scale, Shared& shared,
                                       const TensorMap& y, int row, int column) {
     const int consumer = threadIdx.x / WARPGROUP, lane = threadIdx.x % WARP;
     Box& box = shared.y[consumer];
