@@ -54,7 +54,8 @@ __device__ __forceinline__ void mma<{name}>(float (&d)[{registers}], uint64_t a,
 
 _REGISTER_FUNCTION = """
 template <>
-__device__ __forceinline__ void mma<bf16>(float (&d)[{registers}], const uint32_t (&a)[4], uint64_t b, bool accumulate) {{
+__device__ __forceinline__ void mma<bf16>(float (&d)[{registers}], const uint32_t (&a)[4], uint64_t b,
+                                          bool accumulate) {{
     asm volatile(
         "{{\\n\\t.reg .pred p;\\n\\tsetp.ne.b32 p, %{flag}, 0;\\n\\t"
         "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.bf16.bf16 {{"

@@ -1525,7 +1525,8 @@ __device__ __forceinline__ void mma<fp8>(float (&d)[128], uint64_t a, uint64_t b
 }
 
 template <>
-__device__ __forceinline__ void mma<bf16>(float (&d)[16], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+__device__ __forceinline__ void mma<bf16>(float (&d)[16], const uint32_t (&a)[4], uint64_t b,
+                                          bool accumulate) {
     asm volatile(
         "{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %21, 0;\n\t"
         "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
@@ -1540,7 +1541,8 @@ __device__ __forceinline__ void mma<bf16>(float (&d)[16], const uint32_t (&a)[4]
 }
 
 template <>
-__device__ __forceinline__ void mma<bf16>(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+__device__ __forceinline__ void mma<bf16>(float (&d)[32], const uint32_t (&a)[4], uint64_t b,
+                                          bool accumulate) {
     asm volatile(
         "{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %37, 0;\n\t"
         "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
@@ -1560,7 +1562,8 @@ __device__ __forceinline__ void mma<bf16>(float (&d)[32], const uint32_t (&a)[4]
 }
 
 template <>
-__device__ __forceinline__ void mma<bf16>(float (&d)[48], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+__device__ __forceinline__ void mma<bf16>(float (&d)[48], const uint32_t (&a)[4], uint64_t b,
+                                          bool accumulate) {
     asm volatile(
         "{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %53, 0;\n\t"
         "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 {"
@@ -1585,7 +1588,8 @@ __device__ __forceinline__ void mma<bf16>(float (&d)[48], const uint32_t (&a)[4]
 }
 
 template <>
-__device__ __forceinline__ void mma<bf16>(float (&d)[64], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+__device__ __forceinline__ void mma<bf16>(float (&d)[64], const uint32_t (&a)[4], uint64_t b,
+                                          bool accumulate) {
     asm volatile(
         "{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %69, 0;\n\t"
         "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
@@ -1615,7 +1619,8 @@ __device__ __forceinline__ void mma<bf16>(float (&d)[64], const uint32_t (&a)[4]
 }
 
 template <>
-__device__ __forceinline__ void mma<bf16>(float (&d)[96], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+__device__ __forceinline__ void mma<bf16>(float (&d)[96], const uint32_t (&a)[4], uint64_t b,
+                                          bool accumulate) {
     asm volatile(
         "{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %101, 0;\n\t"
         "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {"
@@ -1655,7 +1660,8 @@ __device__ __forceinline__ void mma<bf16>(float (&d)[96], const uint32_t (&a)[4]
 }
 
 template <>
-__device__ __forceinline__ void mma<bf16>(float (&d)[128], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+__device__ __forceinline__ void mma<bf16>(float (&d)[128], const uint32_t (&a)[4], uint64_t b,
+                                          bool accumulate) {
     asm volatile(
         "{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %133, 0;\n\t"
         "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"

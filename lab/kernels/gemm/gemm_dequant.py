@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from math import sqrt
 
-import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice, require_resident, require_shared
@@ -17,7 +16,7 @@ from lab.kernels.gemm.gemm_split_k import clusters_at_once
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.errors import ScheduleError
-from sim.launch import Argument, Array, Launch, Role, Scalar, TensorMap
+from sim.launch import Argument, Array, Launch, Role, TensorMap
 from sim.machine import Machine
 
 SOLVES = Solves(
@@ -40,6 +39,7 @@ WARPGROUP = 128  # threads
 RUN = 256  # elements: the longest edge of a box of TMA
 OTHER_REGISTERS = 40  # a consumer's thread's beside accumulators and fragments; all of another's
 MOST_REGISTERS = 232  # of a consumer's thread: 40 of the others and 2 x 232 are the 168 of three warpgroups
+MOST_ACCUMULATORS = 128  # of a consumer's thread
 HEIGHTS = (32, 64, 96, 128, 192, 256)
 
 
@@ -81,6 +81,10 @@ class Schedule:
         s, steps = layout(problem, self), tiles_of(problem.k, BLOCK_K)
         if steps < self.split_k:
             raise ScheduleError(f"each of {self.split_k} CTAs takes a k-step or more; k = {problem.k} has {steps}")
+        if s.accumulators > MOST_ACCUMULATORS:
+            raise ScheduleError(
+                f"{self.block_m} tokens are {s.accumulators} accumulators a thread; {MOST_ACCUMULATORS} is the most"
+            )
         needed = s.accumulators + s.fragments + OTHER_REGISTERS
         if needed > s.consumer_registers:
             raise ScheduleError(
@@ -104,7 +108,7 @@ class Layout(Schedule):
 
     @property
     def runs(self) -> int:
-        """Boxes' rows that hold 16 rows of w in a step as they are packed; they would be one, were they not too long."""
+        """Rows of a box that hold 16 packed rows of w in a step; one row would be too long."""
         return ROWS * BLOCK_K // 2 // RUN
 
     @property

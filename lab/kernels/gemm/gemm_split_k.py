@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,7 +133,17 @@ HBM_BLEND = 4  # the same of all k-steps with HBM
 GPCS = (18, 18, 18, 16, 16, 16, 16, 14)  # SMs; 32 clusters of four took two waves, and 15 of eight are known to fit
 
 
-def clusters_at_once(schedule: Schedule, machine: Machine) -> int:
+class Split(Protocol):
+    """A schedule whose clusters share k-steps."""
+
+    @property
+    def split_k(self) -> int: ...
+
+    @property
+    def ctas_per_sm(self) -> int: ...
+
+
+def clusters_at_once(schedule: Split, machine: Machine) -> int:
     """Clusters that run at the same time on the SMs of an H100, as a cluster lies in one GPC; fewer SMs, fewer of them.
 
     The GPCs of a chip differ, and so do chips: these fit what one H100 showed.
