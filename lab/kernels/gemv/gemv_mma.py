@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
 
-import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice, require_resident, require_shared
@@ -151,7 +150,9 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     blocks = (8,) if problem.m <= 8 else (16,) if problem.m <= 16 else (32, 16)
     found = [
         schedule
-        for block_m, shape, cluster, runs in product(blocks, WARP_SHAPES, range(1, 9), (1,) if problem.group else (2, 1))
+        for block_m, shape, cluster, runs in product(
+            blocks, WARP_SHAPES, range(1, 9), (1,) if problem.group else (2, 1)
+        )
         for schedule in _deepest(problem, block_m, shape, cluster, runs, machine)
     ]
     alike = Counter[tuple[int, int, int]]()
