@@ -97,7 +97,7 @@ def _size(schedule: Any) -> tuple[bool, int, int]:
 def step_of(schedule: Any, form: Linear) -> int:
     """Elements along k of a step of a schedule's ring."""
     nbytes = getattr(schedule, "step_bytes", 0)
-    return nbytes * 8 // format_named(form.activations).bits or getattr(schedule, "block_k", DEPTH)
+    return nbytes * 8 // format_named(form.weights).bits or getattr(schedule, "block_k", DEPTH)
 
 
 def _splits(schedule: Any) -> int:
@@ -111,5 +111,4 @@ def _problem(kernel: Kernel, form: Problem, schedule: Any) -> Problem:
     tall = getattr(schedule, "block_m", 1) * getattr(schedule, "cluster", 1)
     deep = LAPS * getattr(schedule, "stages", 1) * step_of(schedule, form) * _splits(schedule)
     m, n, k = 2 * tall + min((tall + 1) // 2, 37), getattr(schedule, "block_n", 1) + 36, deep + 51
-    k = -(-k // (format_named(form.weights).group or 1)) * (format_named(form.weights).group or 1)
     return fitted(kernel, replace(form, m=m, n=n, k=k))
