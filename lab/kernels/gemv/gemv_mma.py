@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
 
-import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice, require_resident, require_shared
