@@ -97,7 +97,7 @@ def _size(schedule: Any) -> tuple[bool, int, int]:
 def step_of(schedule: Any, form: Linear) -> int:
     """Elements along k of a step of a schedule's ring."""
     nbytes = getattr(schedule, "step_bytes", 0)
-    return nbytes * 8 // format_named(form.activations).bits or getattr(schedule, "block_k", DEPTH)
+    return nbytes * 8 // format_named(form.weights).bits or getattr(schedule, "block_k", DEPTH)
 
 
 def _splits(schedule: Any) -> int:

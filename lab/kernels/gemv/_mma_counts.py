@@ -1,6 +1,7 @@
 """What gemv_mma moves and computes: in closed form, and walked in the tile simulator."""
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from sim import int4
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.formats import FORMATS, decode, encode
 from sim.jit import njit, prange
-from sim.launch import Launch, Role
+from sim.launch import Array, Launch, Role
 from sim.machine import Machine
 from sim.tiles import ELEMENT, Chip, load_patch, load_tile, load_vector, mma, store_patch
 
@@ -94,9 +95,13 @@ def theory(problem: Linear, schedule: Any) -> Counts:
         tma_load_bytes=blocks * p.m * row_bytes,
         l2_to_sm_bytes=SECTOR * (loads + x),
         sm_to_l2_bytes=SECTOR * y,
-        hbm_read_bytes=SECTOR * sum(sectors(0, p._nbytes(name)) for name in p.operands),
+        hbm_read_bytes=SECTOR * sum(sectors(0, a.nbytes) for a in _inputs(p)),
         hbm_write_bytes=SECTOR * sectors(0, p.write_bytes),
     )
+
+
+def _inputs(problem: Linear) -> list[Array]:
+    return [Array(name, Role.IN, *operand) for name, operand in problem.operands.items()]
 
 
 def _weight_sectors(problem: Linear) -> int:
@@ -114,7 +119,7 @@ def _weight_sectors(problem: Linear) -> int:
 def _out_sectors(problem: Linear, schedule: Any) -> tuple[int, int]:
     """Of the scales of rows, loaded, and of y, stored: by requests of some columns of some tokens of a block."""
     p, out = problem, out_of(schedule)
-    tops = [top for top in range(0, min(schedule.block_m, p.m), out.at_once)]
+    tops = range(0, min(schedule.block_m, p.m), out.at_once)
     whole, rest = divmod(p.m, schedule.block_m)
     blocks = [(schedule.block_m, whole), (rest, 1)]  # a block's bytes are whole sectors, so all alike
     scales = y = 0
@@ -140,7 +145,7 @@ def _request(n: int, top: int, tokens: int, column: int, columns: int) -> int:
     """Unique sectors of some columns of neighbouring rows of y."""
     starts = [SIZE * ((top + t) * n + column) for t in range(tokens)]
     spans = [(start // SECTOR, (start + SIZE * columns - 1) // SECTOR) for start in starts]
-    shared = sum(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False))
+    shared = sum(a[1] == b[0] for a, b in pairwise(spans))
     return sum(last - first + 1 for first, last in spans) - shared
 
 
@@ -211,16 +216,13 @@ def _grid(
                 if tensor_scale:
                     for _ in range(teams * split_k):
                         load_vector(counter, scale_marks, 0, FLOAT)
-                stop = min((rank + 1) * part, block_n)
-                for c in range(rank * part, stop, width):
-                    for t in range(0, tokens, at_once):
-                        inside = max(min(width, stop - c, n - row - c), 0)
-                        if row_scales:
-                            load_vector(counter, scale_marks, FLOAT * (row + c), FLOAT * inside)
             for rank in range(cluster):
                 stop = min((rank + 1) * part, block_n)
                 for c in range(rank * part, stop, width):
                     for t in range(0, tokens, at_once):
+                        if row_scales:
+                            inside = max(min(width, stop - c, n - row - c), 0)
+                            load_vector(counter, scale_marks, FLOAT * (row + c), FLOAT * inside)
                         patch = total[c : min(c + width, stop), t : min(t + at_once, tokens)].T.copy()
                         if x.size > 0:
                             for r in range(min(patch.shape[1], n - row - c)):

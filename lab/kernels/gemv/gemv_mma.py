@@ -50,7 +50,7 @@ class Schedule:
     cluster: int  # CTAs that share the same rows, each with its own part of k
     runs: int  # KB of each row tile in a step
     stages: int  # steps that the ring of a warp holds
-    ctas_per_sm: int  # CTAs that an SM holds at once
+    ctas_per_sm: int  # CTAs that an SM has registers for; how long k is says whether x leaves them room
 
     def __post_init__(self) -> None:
         require_choice(self, "block_m", (8, 16, 32))
@@ -82,7 +82,7 @@ class Schedule:
 
     @property
     def step_bytes(self) -> int:
-        """Of a row of bf16 weights in a step."""
+        """Of a row of weights in a step, packed or not."""
         return self.runs * RUN_BYTES // TILE
 
     @property
@@ -98,7 +98,7 @@ class Schedule:
             raise ScheduleError(f"each of {self.cluster} CTAs takes a step along k or more; k = {p.k} has {steps}")
         shared = shared_bytes(p, self)
         require_shared(shared, f"{self.stages} stages of {self.warps} warps, and x", machine)
-        require_resident(self.ctas_per_sm, shared, self.threads, registers(p, self), machine)
+        require_resident(self.ctas_per_sm, 0, self.threads, registers(p, self), machine)
 
 
 def step_columns(problem: Linear, schedule: Schedule) -> int:
@@ -212,8 +212,10 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
     p, s = problem, schedule
     blocks, token_blocks = tiles_of(p.n, s.block_n), tiles_of(p.m, s.block_m)
     ctas = s.cluster * blocks * token_blocks
-    waves = tiles_of(blocks * token_blocks, clusters_at_once(s, s.ctas_per_sm, machine))
-    full = waves * min(s.ctas_per_sm, tiles_of(ctas, machine.sms))  # CTAs of the fullest SM, one after another too
+    reserved = machine.shared_bytes_per_sm - machine.shared_bytes_per_block  # by the system, for each CTA
+    resident = max(1, min(s.ctas_per_sm, machine.shared_bytes_per_sm // (shared_bytes(p, s) + reserved)))
+    waves = tiles_of(blocks * token_blocks, clusters_at_once(s, resident, machine))
+    full = waves * min(resident, tiles_of(ctas, machine.sms))  # CTAs of the fullest SM, one after another too
     run_bytes, stages = RUN_BYTES + scale_bytes(p), s.warps * s.rows * s.runs
     runs = tiles_of(tiles_of(p.k, step_columns(p, s)), s.cluster * s.split_k) * stages  # of a CTA
     x = FORMATS[p.activations].nbytes(min(p.m, s.block_m), tiles_of(p.k, s.cluster))
