@@ -96,7 +96,7 @@ def test_candidates_are_one_wave_beside_which_a_dependent_launch_has_room(
         assert launch.ctas >= 0.85 * H100.sms
 
 
-@pytest.mark.parametrize(("shape", "split_k"), zip(SHAPES, (4, 2, 1, 1, 4, 1), strict=True), ids=str)
+@pytest.mark.parametrize(("shape", "split_k"), list(zip(SHAPES, (4, 2, 1, 1, 4, 1), strict=True)), ids=str)
 def test_k_is_split_where_rows_are_few(shape: tuple[int, int], split_k: int) -> None:
     assert SPLIT.best_guess(Linear(1, *shape), H100).split_k == split_k
 
