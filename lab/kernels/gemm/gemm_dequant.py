@@ -36,7 +36,9 @@ ROWS = 16  # of w in a packed tile and in a warp
 MATRIX = 8  # tokens of an 8 x 8 matrix, of which a CTA stores whole ones
 WARPGROUP = 128  # threads
 RUN = 256  # elements: the longest edge of a box of TMA
-OTHER_REGISTERS = 40  # a consumer's thread's beside accumulators and fragments; all of another's
+OTHER_REGISTERS = 40  # of a thread that does not multiply
+BESIDE, LEAST_BESIDE = 40, 32  # a consumer's thread's beside accumulators and fragments, with room and at least
+LEAST_BESIDE_ONE_GROUP = 24  # the least where a step is one group
 MOST_REGISTERS = 232  # of a consumer's thread: 40 of the others and 2 x 232 are the 168 of three warpgroups
 MOST_ACCUMULATORS = 128  # of a consumer's thread
 HEIGHTS = (32, 64, 96, 128, 192, 256)
@@ -84,7 +86,7 @@ class Schedule:
             raise ScheduleError(
                 f"{self.block_m} tokens are {s.accumulators} accumulators a thread; {MOST_ACCUMULATORS} is the most"
             )
-        needed = s.accumulators + s.fragments + OTHER_REGISTERS
+        needed = s.accumulators + s.fragments + (LEAST_BESIDE_ONE_GROUP if s.groups == 1 else LEAST_BESIDE)
         if needed > s.consumer_registers:
             raise ScheduleError(
                 f"{s.accumulators} accumulators and {s.fragments} fragments need {needed} registers a thread; "
@@ -140,7 +142,7 @@ class Layout(Schedule):
     @property
     def unit_steps(self) -> int:
         """k16-steps that are widened together: four, or two where groups are short or registers few."""
-        roomy = self.accumulators + 32 + OTHER_REGISTERS <= self.consumer_registers
+        roomy = self.accumulators + 32 + BESIDE <= self.consumer_registers
         return 4 if roomy and self.group != 32 else 2
 
     @property
