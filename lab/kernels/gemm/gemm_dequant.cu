@@ -14,8 +14,8 @@
 //   widens                   | w 0 | w 1 | w 2 | w 3 | ...                  into registers, units of a step
 //   multiplies                     | x w 0 | x w 1 | x w 2 | x w 3 | ...    tensor cores
 //
-// The CTAs of a cluster share the k-steps of a tile, then its tokens, as those of gemm_split_k do. Weights are constants:
-// the first stages of w are asked for before the launch before has ended, x after it.
+// The CTAs of a cluster share the k-steps of a tile, then its tokens, as those of gemm_split_k do. Weights
+// and their scales are constants: the first stages of w are asked for before the launch before has ended, x after it.
 // Bytes expected through TMA: every row of tiles loads w, narrow; every column of tiles loads x.
 #include "lab/kernels/gemm/_dequant.cuh"
 #include "lab/kernels/gemm/_split.cuh"
@@ -120,7 +120,7 @@ __device__ __forceinline__ void multiply(Sums& sum, const Fragments& a, const To
 
 // All k-steps. While a unit is multiplied the next one is widened, into fragments whose last mma has been waited for.
 __device__ __forceinline__ void accumulate(Sums& total, Shared& shared, int steps) {
-    Sums partial;  // of a group
+    Sums partial;  // of a group; of two that took turns, ptxas would serialise the wgmma
     Sums& sum = GROUPED ? partial : total;
     Fragments a[2];
     Position now;
