@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 
 from experiments._chips import Chip
 from experiments._device import Job
+from experiments._ladder import climb, tuned_fields
 from experiments._rows import MEGA, Row, Verdict, best_peer, is_peer, question_of
-from lab import catalog, tuned
-from lab.choice import ancestors, best_guesses, outgrown, schedule_words
+from lab import catalog
+from lab.choice import outgrown, schedule_words
 from lab.kernel import Kernel
 from lab.problems import Linear
 from lab.record import Archive, Record
@@ -72,28 +73,19 @@ def rungs(ladder: str, options: Options, target: Machine) -> list[Rung]:
 
 
 def _rungs(problem: Linear, options: Options, target: Machine, top: bool) -> list[Rung]:
-    try:
-        kernels = [guess.kernel for guess in best_guesses(problem, target) if guess.kernel.family == "gemm"]
-    except InputError:  # none yet
-        return []
+    kernels = climb(problem, target, "gemm")
     gone = outgrown(kernels) if top else set()
     found: list[Rung] = []
-    for kernel in sorted(kernels, key=lambda kernel: (len(ancestors(kernel)), kernel.name)):
+    for kernel in kernels:
         if kernel.name in gone:
             continue
-        fields = _schedule(kernel, problem, target)
+        fields = tuned_fields(kernel, problem, target)
         mode = problem.accumulate if problem.weights == "fp8" else ""
         if kernel.name == options.raster and problem.weights == "bf16":
             found.append(Rung(kernel, problem, schedule_words({**fields, "group_m": 1}), NO_RASTER))
             mode = RASTER
         found.append(Rung(kernel, problem, schedule_words(fields), mode))
     return found
-
-
-def _schedule(kernel: Kernel, problem: Linear, target: Machine) -> dict[str, int | str]:
-    """The tuned table's where that names this kernel, else nothing: its best guess."""
-    held = tuned.lookup(problem, target)
-    return held[1] if held and held[0] == kernel.name else {}
 
 
 def measure(options: Options, chip: Chip) -> Iterator[Record]:

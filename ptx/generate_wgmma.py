@@ -4,6 +4,7 @@ from itertools import product
 from pathlib import Path
 
 SHAPES = tuple(range(32, 257, 16))  # n of m64nNkK
+REGISTER_SHAPES = (32, 64, 96, 128, 192, 256)  # the same where a comes from registers
 FORMATS = {  # C++ type: PTX type, K, immediates after the two that may negate a and b
     "bf16": ("bf16", 16, ", 0, 0"),  # neither a nor b is transposed
     "fp16": ("f16", 16, ", 0, 0"),
@@ -26,6 +27,16 @@ template <typename T>
 __device__ void mma(float (&d)[{registers}], uint64_t a, uint64_t b, bool accumulate);  // n = {n}
 """
 
+_REGISTER_TEMPLATE = """\
+template <typename T>
+__device__ void mma(float (&d)[{registers}], const uint32_t (&a)[4], uint64_t b, bool accumulate);  // n = {n}
+"""
+
+_REGISTER_HEAD = """
+// The same with a in registers, each warp's 16 rows as the fragments of mma.m16n8k16; they stay untouched until the mma
+// has been waited for.
+"""
+
 _FUNCTION = """
 template <>
 __device__ __forceinline__ void mma<{name}>(float (&d)[{registers}], uint64_t a, uint64_t b, bool accumulate) {{
@@ -41,11 +52,29 @@ __device__ __forceinline__ void mma<{name}>(float (&d)[{registers}], uint64_t a,
 """
 
 
+_REGISTER_FUNCTION = """
+template <>
+__device__ __forceinline__ void mma<bf16>(float (&d)[{registers}], const uint32_t (&a)[4], uint64_t b,
+                                          bool accumulate) {{
+    asm volatile(
+        "{{\\n\\t.reg .pred p;\\n\\tsetp.ne.b32 p, %{flag}, 0;\\n\\t"
+        "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.bf16.bf16 {{"
+{operands}
+        "}}, {{%{a0}, %{a1}, %{a2}, %{a3}}}, %{b}, p, 1, 1, 0;\\n\\t}}"
+        : {outputs}
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(uint32_t(accumulate))
+        : "memory");
+}}
+"""
+
+
 def generate() -> str:
     """The header's text."""
     templates = (_TEMPLATE.format(n=n, registers=_registers(n)) for n in SHAPES)
+    of_registers = (_REGISTER_TEMPLATE.format(n=n, registers=_registers(n)) for n in REGISTER_SHAPES)
     functions = (_function(name, n) for name, n in product(FORMATS, SHAPES))
-    return _HEAD + "".join(templates) + "".join(functions) + "\n}  // namespace ptx::wgmma\n"
+    parts = (*templates, _REGISTER_HEAD, *of_registers, *functions, *map(_register_function, REGISTER_SHAPES))
+    return _HEAD + "".join(parts) + "\n}  // namespace ptx::wgmma\n"
 
 
 def _registers(n: int) -> int:
@@ -56,9 +85,6 @@ def _registers(n: int) -> int:
 def _function(name: str, n: int) -> str:
     kind, k, transposed = FORMATS[name]
     registers = _registers(n)
-    names = [f"%{i}" + (", " if i + 1 < registers else "") for i in range(registers)]
-    rows = ["".join(names[i : i + 16]) for i in range(0, registers, 16)]
-    bindings = [f'"+f"(d[{i}])' for i in range(registers)]
     return _FUNCTION.format(
         name=name,
         n=n,
@@ -69,9 +95,36 @@ def _function(name: str, n: int) -> str:
         a=registers,
         b=registers + 1,
         flag=registers + 2,
-        operands="\n".join(f'        "{row}"' for row in rows),
-        outputs=",\n          ".join(", ".join(bindings[i : i + 4]) for i in range(0, registers, 4)),
+        operands=_operands(registers),
+        outputs=_outputs(registers),
     )
+
+
+def _register_function(n: int) -> str:
+    registers = _registers(n)
+    a = {f"a{i}": registers + i for i in range(4)}
+    return _REGISTER_FUNCTION.format(
+        n=n,
+        registers=registers,
+        **a,
+        b=registers + 4,
+        flag=registers + 5,
+        operands=_operands(registers),
+        outputs=_outputs(registers),
+    )
+
+
+def _operands(registers: int) -> str:
+    """The accumulators' numbers in the instruction."""
+    names = [f"%{i}" + (", " if i + 1 < registers else "") for i in range(registers)]
+    rows = ["".join(names[i : i + 16]) for i in range(0, registers, 16)]
+    return "\n".join(f'        "{row}"' for row in rows)
+
+
+def _outputs(registers: int) -> str:
+    """The accumulators' bindings."""
+    bindings = [f'"+f"(d[{i}])' for i in range(registers)]
+    return ",\n          ".join(", ".join(bindings[i : i + 4]) for i in range(0, registers, 4))
 
 
 if __name__ == "__main__":

@@ -11,4 +11,12 @@ __device__ __forceinline__ void x4(void* row, uint32_t a, uint32_t b, uint32_t c
                  : "memory");
 }
 
+// Store two matrices transposed; lane l < 16 gives the address of row l % 8 of matrix l / 8 as it lies in memory
+// (stmatrix.x2.trans).
+__device__ __forceinline__ void x2_transposed(void* row, uint32_t a, uint32_t b) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address::shared(row)), "r"(a),
+                 "r"(b)
+                 : "memory");
+}
+
 }  // namespace ptx::stmatrix

@@ -13,4 +13,11 @@ __device__ __forceinline__ void async_cluster(uint32_t to, const float* four, ui
         : "memory");
 }
 
+// The same for one float.
+__device__ __forceinline__ void async_cluster(uint32_t to, float one, uint32_t barrier) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(to), "f"(one),
+                 "r"(barrier)
+                 : "memory");
+}
+
 }  // namespace ptx::store

@@ -1,4 +1,4 @@
-// wgmma: matrix multiply-accumulate by a warpgroup, operands in shared memory. PTX ISA 9.0, 9.7.15.
+// wgmma: matrix multiply-accumulate by a warpgroup, operands in shared memory, or a in registers. PTX ISA 9.0, 9.7.15.
 #pragma once
 #include "ptx/address.cuh"
 #include "ptx/wgmma_shapes.cuh"
@@ -23,6 +23,13 @@ template <int n>
 __device__ __forceinline__ void hold(float (&accumulators)[n]) {
 #pragma unroll
     for (int i = 0; i < n; ++i) asm volatile("" : "+f"(accumulators[i]));
+}
+
+// The same for fragments of a: what computes them stays above this place.
+template <int steps>
+__device__ __forceinline__ void hold(uint32_t (&a)[steps][4]) {
+#pragma unroll
+    for (int i = 0; i < 4 * steps; ++i) asm volatile("" : "+r"(a[i / 4][i % 4]));
 }
 
 // Descriptor of a K-major tile at a 1024-byte boundary whose rows are 128 bytes, swizzled by 128 bytes: groups of eight

@@ -14,7 +14,19 @@ import msgspec
 import pytest
 
 import experiments
-from experiments import _rows, batching, ceilings, decode_floor, fp8_error, kv_cache, machines, runner, two_machines
+from experiments import (
+    _rows,
+    batching,
+    ceilings,
+    decode_floor,
+    fp8_error,
+    gemv_ladder,
+    kv_cache,
+    machines,
+    runner,
+    two_machines,
+    wrong_machine,
+)
 from experiments._catalog import names, questions
 from experiments._chips import Chip
 from experiments._rows import Row, Verdict
@@ -32,6 +44,8 @@ SMALL = {
     "fp8_error": {"n": 128, "most": 1024},
     "gemm_ladder": {"m": 256, "n": 256, "k": 256},
     "gemm_bars": {"part": "ragged"},
+    "gemv_ladder": {"only": "1024x1024"},
+    "wrong_machine": {"n": 256, "k": 256, "m": 64},
     "decode_chain": {"d": 256},
     "decode_bars": {"shape": 0, "most": 2},
 }
@@ -54,9 +68,11 @@ def test_they_are_found_by_the_question_they_ask() -> None:
         "fp8_error",
         "gemm_bars",
         "gemm_ladder",
+        "gemv_ladder",
         "kv_cache",
         "machines",
         "two_machines",
+        "wrong_machine",
     )
     assert all(question == runner.get(name).QUESTION for name, question in questions().items())
     with pytest.raises(InputError, match="unknown experiment 'peers'; known experiments: batching"):
@@ -163,6 +179,61 @@ def test_two_machines_follows_the_times() -> None:
     assert not two_machines.verdict(records, equal).passed
     partly = Archive(own.records[:3])
     assert "(predicted)" in two_machines.verdict(records, partly).sentence
+
+
+def test_the_wrong_machine_follows_times_and_counts() -> None:
+    records = experiments.run("wrong_machine", **SMALL["wrong_machine"])
+    assert [(r.kernel, (r.problem or {})["m"]) for r in records] == [
+        ("gemm_split_k", 64),
+        ("gemv_split_k", 1),
+        ("gemm_split_k", 1),
+        ("gemv_split_k", 64),
+    ]
+    own = Archive(tuple(measured(r, us) for r, us in zip(records, (10, 5, 8, 50), strict=True)))
+    found = wrong_machine.verdict(records, own)
+    assert found.passed
+    assert "At m = 1 gemm_split_k takes 1.60 times as long (" in found.sentence
+    assert "it issues 64 FLOPs for each useful one" in found.sentence
+    assert "at m = 64 gemv_split_k takes 5.00 times as long (" in found.sentence
+    assert found.sentence.endswith("times the bytes from L2 (measured).")
+    rows = {(row.case, row.quantity): row for row in wrong_machine.rows(records, own)}
+    assert rows["gemv_split_k, m = 64", "time over that of gemm_split_k"].measured == 5.0
+    assert rows["gemm_split_k, m = 1", "FLOP issued for each useful one"].theory == 64.0
+    assert wrong_machine.verdict(records, NOTHING).sentence.endswith("(predicted).")
+    equal = Archive(tuple(measured(r, 5) for r in records))
+    assert not wrong_machine.verdict(records, equal).passed
+    with pytest.raises(InputError, match="needs m of at least 2 and two kernels; m = 1"):
+        wrong_machine.Options(m=1)
+
+
+def test_the_gemv_ladder_follows_times_and_peers() -> None:
+    records = experiments.run("gemv_ladder", **SMALL["gemv_ladder"])
+    names = [r.kernel for r in records]
+    assert names[:3] == ["gemv_naive", "gemv_coalesced", "gemv_vectorized"]
+    assert {"gemv_streamed", "gemv_split_k"} < set(names)
+    past = Archive(
+        tuple(
+            msgspec.structs.replace(timed, kernel=kernel, us=us, run=f"run of {r.kernel}")
+            for number, r in enumerate(records)
+            for timed in [measured(r, 10.0 - number)]
+            for kernel, us in ((r.kernel, timed.us), ("peer:cublas", 8.0))
+        )
+    )
+    found = gemv_ladder.verdict(records, past)
+    assert found.passed
+    best = 11.0 - len(records)
+    assert "1024x1024 climbs from 10 us (gemv_naive) to " in found.sentence
+    assert f"and {8.0 / best:.1%} of cuBLAS (measured); simulated bytes equal theory." in found.sentence
+    rows = {(row.case, row.quantity): row.measured for row in gemv_ladder.rows(records, past)}
+    assert rows["1024x1024: gemv_coalesced", "time of the rung below over its own"] == pytest.approx(10 / 9)
+    assert rows["1024x1024: gemv_coalesced", "cuBLAS's time over its own"] == pytest.approx(8 / 9)
+    moved = 2 * 1024**2 + 2 * 2 * 1024  # bytes of w, x and y
+    assert rows["1024x1024: gemv_naive", "of HBM's peak"] == pytest.approx(moved / 10e-6 / H100.hbm_bandwidth)
+    assert "(predicted)" in gemv_ladder.verdict(records, NOTHING).sentence
+    wrong = [msgspec.structs.replace(r, simulated={"l2_to_sm_bytes": 1}) for r in records]
+    assert not gemv_ladder.verdict(wrong, NOTHING).passed
+    with pytest.raises(InputError, match=r"only is all, 1024x1024, 4096x4096, .*; got '7x7'"):
+        gemv_ladder.Options(only="7x7")
 
 
 def test_batching_finds_the_flip() -> None:

@@ -11,6 +11,7 @@ import experiments
 from experiments import _chips, _device, gemm_bars, runner
 from experiments.cli import run_command
 from lab import record, tuned
+from lab.choice import choose
 from lab.gpu import worker
 from lab.problems import Linear
 from lab.record import Checked, Record, provenance
@@ -173,7 +174,7 @@ def test_the_winner_of_each_problem_is_kept_when_its_search_ends(gpu: Worker, ta
 def test_bench_of_what_lab_linear_chooses(gpu: Worker) -> None:
     assert run_command(["bench", "linear", "m=1", "n=64", "k=64", "--no-record"]) == 0
     (job,) = gpu.jobs
-    assert job.kernel == "gemv_vectorized"
+    assert job.kernel == choose(Linear(1, 64, 64), H100)[0].name
 
 
 def test_the_bars_of_a_part(gpu: Worker, table: Path, tmp_path: Path) -> None:
@@ -206,6 +207,15 @@ def test_the_ladder_on_gpu(gpu: Worker) -> None:
     assert answer.passed
     assert {(j.clocks, j.facts["ladder"]) for j in gpu.jobs} == {(("cold",), "bf16")}
     assert answer.verdict.sentence.startswith("bf16 climbs from 200.0% of cuBLAS (gemm_naive) to ")
+
+
+def test_the_gemv_ladder_times_each_rung_in_a_graph(gpu: Worker) -> None:
+    answer = runner.answer("gemv_ladder", ["only=4096x4096"], on="gpu")
+    assert answer.passed
+    assert [j.kernel for j in gpu.jobs][:2] == ["gemv_naive", "gemv_coalesced"]
+    assert {j.clocks for j in gpu.jobs} == {("graph",)}
+    assert "4096x4096 climbs from 4 us (gemv_naive) to 4 us (gemv_naive), " in answer.verdict.sentence
+    assert "and 200.0% of cuBLAS (measured)" in answer.verdict.sentence
 
 
 @pytest.mark.parametrize(

@@ -72,3 +72,8 @@ def way_out(problem: Linear, block_m: int, block_n: int) -> float:
 def best_group(workers: int, block_m: int, block_n: int) -> int:
     """Rows of tiles walked together so that the tiles of a wave share most: a square patch of y."""
     return max(1, round(sqrt(workers * block_n / block_m)))
+
+
+def joined(exponent: int, *clocks: float) -> float:
+    """Little more than the longest: the norm of an exponent."""
+    return float(sum(each**exponent for each in clocks) ** (1 / exponent))

@@ -1,19 +1,13 @@
-// What the wgmma GEMMs share: the walk over tiles, the ring's position, the k-steps of a tile.
+// What the wgmma GEMMs with both operands in shared memory share: the walk over tiles, the k-steps of a tile.
 #pragma once
-#include "lab/kernels/gemm/_raster.cuh"
-#include "ptx/fence.cuh"
-#include "ptx/mbarrier.cuh"
-#include "ptx/tma.cuh"
+#include "lab/kernels/gemm/_ring.cuh"
 #include "ptx/wgmma.cuh"
 #include "schedule.cuh"
 
 using Element = problem::weights;  // of x and of w
 
-constexpr int WARP = 32;
-constexpr int WARPGROUP = 128;
-constexpr int MMA_M = 64;       // rows of a wgmma
-constexpr int MMA_BYTES = 32;   // along k of a wgmma
-constexpr int ALIGNMENT = 1024;  // bytes, of a tile with the 128-byte swizzle
+constexpr int MMA_M = 64;      // rows of a wgmma
+constexpr int MMA_BYTES = 32;  // along k of a wgmma
 constexpr int BLOCK_K = schedule::step_bytes / sizeof(Element);
 
 static_assert(schedule::step_bytes == 128, "a row of a tile is one 128-byte swizzled row");
@@ -26,21 +20,6 @@ struct Stage {
 
 static_assert(sizeof(Stage) == schedule::stage_bytes, "what a full barrier expects");
 
-// One thread fetches the tensor maps and initialises the ring's barriers: `full` awaits one arrival and the bytes of a
-// stage, `empty` one of each of `readers` warps. The CTA, and its cluster, must meet before anyone else uses them.
-template <typename Shared>
-__device__ __forceinline__ void init_ring(Shared& shared, const TensorMap& x, const TensorMap& w, const TensorMap& y,
-                                          int readers) {
-    ptx::tma::prefetch(x);
-    ptx::tma::prefetch(w);
-    ptx::tma::prefetch(y);
-    for (int stage = 0; stage < schedule::stages; ++stage) {
-        ptx::mbarrier::init(shared.full[stage], 1);
-        ptx::mbarrier::init(shared.empty[stage], readers);
-    }
-    ptx::fence::mbarrier_init();
-}
-
 // The tiles of one of `workers` workers, a CTA or a cluster: every workers-th of them, from its own index on.
 struct Walk {
     int tiles_m, tiles_n, block_m, block_n, index, workers;
@@ -52,25 +31,6 @@ struct Walk {
         tile = tile_at(index, tiles_m, tiles_n, block_m, block_n);
         index += workers;
         return true;
-    }
-};
-
-// Where a walker of the ring is: the stage, and the parity of that stage's phase, which flips on each lap.
-struct Position {
-    int stage = 0;
-    uint32_t parity = 0;
-
-    __device__ __forceinline__ void advance() {
-        if (++stage == schedule::stages) {
-            stage = 0;
-            parity ^= 1;
-        }
-    }
-
-    __device__ __forceinline__ void skip(int steps) {
-        stage += steps;
-        parity ^= stage / schedule::stages & 1;
-        stage %= schedule::stages;
     }
 };
 
@@ -120,11 +80,4 @@ template <int tiles, int registers, typename Shared, typename Release>
 __device__ __forceinline__ void accumulate(float (&sum)[tiles][registers], Shared& shared, int first, int steps,
                                            Position& now, Release release) {
     drain(sum, issue(sum, shared, first, steps, now, release), release);
-}
-
-// Dynamic shared memory from its first 1024-byte boundary on: what a tile with the 128-byte swizzle needs.
-template <typename Shared>
-__device__ __forceinline__ Shared& aligned(uint8_t* dynamic) {
-    const uint32_t past = ptx::address::shared(dynamic) % ALIGNMENT;
-    return *reinterpret_cast<Shared*>(dynamic + (ALIGNMENT - past) % ALIGNMENT);
 }

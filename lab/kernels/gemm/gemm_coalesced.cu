@@ -11,15 +11,10 @@
 //   w[column]   one request  |     one request     |      of 128 useful bytes each
 //
 // Bytes expected: 2 m n k elements requested of L1, and no more than that is moved.
+#include "lab/kernels/_warp.cuh"
 #include "lab/kernels/gemm/_simt.cuh"
 
 static_assert(schedule::threads == LANES * schedule::block_m * schedule::block_n, "a warp an output");
-
-__device__ __forceinline__ float warp_sum(float value) {
-#pragma unroll
-    for (int offset = LANES / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
-    return value;
-}
 
 extern "C" __global__ void __launch_bounds__(schedule::threads)
     gemm_coalesced(const float* __restrict__ x, const float* __restrict__ w, float* __restrict__ y, int m, int n,

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice
+from lab.kernels._coalesced import load_row
 from lab.kernels.gemm import _simt
 from lab.kernels.gemm._simt import FLOAT, LANES, ROW, RowByRow
 from lab.kernels.gemm._tiles import tile_at
@@ -15,7 +16,7 @@ from sim.counts import Counts
 from sim.jit import njit, prange
 from sim.launch import Launch
 from sim.machine import Machine
-from sim.tiles import Chip, count_fma, dot, load_lanes, load_vector, store_vector
+from sim.tiles import Chip, count_fma, dot, store_vector
 
 SOLVES = Solves(Linear, weights=("fp32",), arch="sm_80", after="gemm_naive")
 
@@ -69,15 +70,6 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Mach
     return chip.counts()
 
 
-@njit(cache=True)
-def _load_row(count, marks, row, k):
-    """A row of x or w: one request for each 32 of its elements."""
-    whole, rest = k // LANES, k % LANES
-    if whole > 0:
-        load_lanes(count, marks, FLOAT * row * k, 0, FLOAT * LANES, 1, FLOAT * LANES, whole)
-    load_vector(count, marks, FLOAT * (row * k + whole * LANES), FLOAT * rest)
-
-
 @njit(cache=True, parallel=True)
 def _grid(count, x_marks, w_marks, y_marks, x, w, y, m, n, k, tiles, block_m, block_n):
     sms = count.shape[0]
@@ -86,8 +78,8 @@ def _grid(count, x_marks, w_marks, y_marks, x, w, y, m, n, k, tiles, block_m, bl
             top, left = tile_at(cta, m, n, block_m, block_n, 1)
             for row in range(top, min(top + block_m, m)):
                 for column in range(left, min(left + block_n, n)):
-                    _load_row(count[sm], x_marks, row, k)
-                    _load_row(count[sm], w_marks, column, k)
+                    load_row(count[sm], x_marks, row, k, FLOAT)
+                    load_row(count[sm], w_marks, column, k, FLOAT)
                     count_fma(count[sm], k)
                     if y.size > 0:
                         y[row, column] = dot(x, w, row, column, 0, k)

@@ -15,9 +15,9 @@
 //
 // Bytes expected through TMA: as gemm_wgmma; between the CTAs of a cluster, (split_k - 1) tiles in float32.
 #include "lab/kernels/gemm/_epilogue.cuh"
+#include "lab/kernels/gemm/_split.cuh"
 #include "ptx/cluster.cuh"
 #include "ptx/griddepcontrol.cuh"
-#include "ptx/store.cuh"
 
 constexpr int SPLIT = schedule::split_k;
 constexpr int CONSUMERS = schedule::block_m / MMA_M;
@@ -25,7 +25,6 @@ constexpr int PRODUCER = CONSUMERS * WARPGROUP;  // the thread that loads; those
 constexpr int PART = schedule::block_n / SPLIT;  // columns of y that each CTA sums and stores
 constexpr int PART_BOXES = PART / BOX_COLUMNS;
 constexpr int PART_REGISTERS = PART / 2;  // of a consumer's thread
-constexpr int VECTOR = 4;                 // floats that are sent at once
 constexpr int AHEAD = 1 + 255 / schedule::block_n;  // k-steps: 32 KB of w; of all CTAs 4 MB, a microsecond of HBM
 
 struct alignas(ALIGNMENT) Shared {
@@ -38,19 +37,11 @@ struct alignas(ALIGNMENT) Shared {
     uint64_t arrived;                  // one arrival, and the bytes of all inboxes
 };
 
-// What one other CTA of the cluster sends: its sums of this CTA's columns, in the order of the threads that hold them.
-struct Inbox {
-    float sums[PART_REGISTERS / VECTOR][PRODUCER][VECTOR];
-};
+using Inbox = InboxOf<PART_REGISTERS, PRODUCER>;
 
 static_assert(sizeof(Shared) + (SPLIT - 1) * sizeof(Inbox) + ALIGNMENT == schedule::shared_bytes, "as launched");
 static_assert(schedule::threads == PRODUCER + WARP, "a warpgroup for every 64 rows, and a warp that loads");
 static_assert(PART % BOX_COLUMNS == 0, "a CTA's columns of y are whole boxes");
-
-// The inbox for what the `distance`-th next CTA of the cluster sends; they lie behind everything else.
-__device__ __forceinline__ Inbox& inbox(Shared& shared, int distance) {
-    return reinterpret_cast<Inbox*>(&shared + 1)[distance - 1];
-}
 
 // One thread keeps the ring full. While the launch before still runs, it brings the first rows of w to L2, no further:
 // w may be that launch's result, as x may be, and only L2 would see it written.
@@ -69,36 +60,6 @@ __device__ __forceinline__ void producer(Shared& shared, const TensorMap& x, con
         ptx::tma::load_2d(stage.w, w, step * BLOCK_K, tile.column, full);
         ptx::tma::load_2d(stage.x, x, step * BLOCK_K, tile.row, full);
     }
-}
-
-// Send the sums of every other CTA's columns to it, keep those of this CTA's own and add what the others send.
-__device__ __forceinline__ void reduce(float (&own)[PART_REGISTERS], const float (&sum)[schedule::block_n / 2],
-                                       Shared& shared, int rank) {
-    uint32_t to[SPLIT], arrived[SPLIT];
-#pragma unroll
-    for (int owner = 0; owner < SPLIT; ++owner) {
-        const int distance = owner == rank ? 1 : (rank - owner + SPLIT) % SPLIT;
-        to[owner] = ptx::address::shared_of_cta(inbox(shared, distance).sums[0][threadIdx.x], owner);
-        arrived[owner] = ptx::address::shared_of_cta(&shared.arrived, owner);
-    }
-#pragma unroll
-    for (int i = 0; i < PART_REGISTERS; i += VECTOR)
-#pragma unroll
-        for (int owner = 0; owner < SPLIT; ++owner) {  // in turn, so that all receive at the same time
-            const float* four = &sum[owner * PART_REGISTERS + i];
-            if (owner != rank)
-                ptx::store::async_cluster(to[owner] + i / VECTOR * sizeof(Inbox::sums[0]), four, arrived[owner]);
-            else
-                for (int j = 0; j < VECTOR; ++j) own[i + j] = four[j];
-        }
-    ptx::mbarrier::wait_cluster(shared.arrived, 0);
-#pragma unroll
-    for (int distance = 1; distance < SPLIT; ++distance)
-#pragma unroll
-        for (int i = 0; i < PART_REGISTERS; i += VECTOR) {
-            const float4 four = *reinterpret_cast<float4*>(inbox(shared, distance).sums[i / VECTOR][threadIdx.x]);
-            own[i] += four.x, own[i + 1] += four.y, own[i + 2] += four.z, own[i + 3] += four.w;
-        }
 }
 
 // Round this CTA's columns in the place of the ring, from where one thread of a warpgroup stores them, clipped to y.
@@ -136,7 +97,7 @@ __device__ __forceinline__ void consumer(Shared& shared, const TensorMap& y, int
     } else {
         float own[PART_REGISTERS];
         ptx::cluster::wait();  // every CTA of the cluster has started
-        reduce(own, sum[0], shared, rank);
+        reduce<SPLIT>(own, sum[0], reinterpret_cast<Inbox*>(&shared + 1), shared.arrived, rank);
         store(own, shared, y, m, n, tile.row + first, tile.column + rank * PART);
     }
 }

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice, require_resident, require_shared
+from lab.kernels import _clusters
 from lab.kernels.gemm import _model, _tiles
 from lab.kernels.gemm._tiles import FACTS, MMA_M, STEP_BYTES, Tiling, box_columns, step_of, tile_at, tiles_of
 from lab.problems import Linear
@@ -129,16 +130,6 @@ REDUCE_BYTES_PER_CLOCK = 10.7  # of the inboxes, from the last mma to their sum
 WAVE_CLOCKS = 7000  # of a CTA that follows another on its SM: it starts late, and alone
 STEP_BLEND = 3  # exponent of the norm that joins what a k-step waits for: near a tie, each delays the other
 HBM_BLEND = 4  # the same of all k-steps with HBM
-GPCS = (18, 18, 18, 16, 16, 16, 16, 14)  # SMs; 32 clusters of four took two waves, and 15 of eight are known to fit
-
-
-def clusters_at_once(schedule: Schedule, machine: Machine) -> int:
-    """Clusters that run at the same time on the SMs of an H100, as a cluster lies in one GPC; fewer SMs, fewer of them.
-
-    The GPCs of a chip differ, and so do chips: these fit what one H100 showed.
-    """
-    fit = sum(schedule.ctas_per_sm * sms // schedule.split_k for sms in GPCS)
-    return max(1, fit * machine.sms // sum(GPCS))
 
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
@@ -148,7 +139,7 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
     """
     p, s = problem, schedule
     tiles_m, tiles_n = tiles_of(p.m, s.block_m), tiles_of(p.n, s.block_n)
-    tiles, at_once = tiles_m * tiles_n, clusters_at_once(s, machine)
+    tiles, at_once = tiles_m * tiles_n, _clusters.at_once(s.split_k, s.ctas_per_sm, machine)
     waves, steps = tiles_of(tiles, at_once), tiles_of(tiles_of(p.k, step_of(p)), s.split_k)
     resident = min(s.ctas_per_sm, tiles_of(s.split_k * tiles, machine.sms))  # CTAs that share an SM
     busy = min(1.0, s.split_k * min(tiles, at_once) / machine.sms)
@@ -159,19 +150,14 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
     row = STEP_BYTES / L2_BYTES_PER_CLOCK * busy * (_model.CROSSING_ROWS if _model.crosses_lines(p) else 1)
     loads = (s.block_m + s.block_n - beyond) * row + beyond * BEYOND_CLOCKS
     turn = (LATENCY_CLOCKS / resident + loads) / (s.stages - 1)  # of a ring: one stage is read while the rest fill
-    step = resident * _joined(STEP_BLEND, mma, operands, loads, turn)
+    step = resident * _model.joined(STEP_BLEND, mma, operands, loads, turn)
 
     inboxes = s.inbox_bytes / REDUCE_BYTES_PER_CLOCK
     way_out = resident * (inboxes + _model.ROUND_CLOCKS * s.part / MMA_M)
     stream = waves * steps * step + (waves - 1) * (WAVE_CLOCKS + way_out) / resident
     again = READ_AGAIN * (tiles_m - 1) * p.bytes["weights"]
     hbm = (p.read_bytes + p.write_bytes + again) / (HBM_SHARE * machine.hbm_bandwidth) * machine.clock_hz
-    return START_US + 1e6 * (_joined(HBM_BLEND, stream, hbm) + way_out) / machine.clock_hz
-
-
-def _joined(exponent: int, *clocks: float) -> float:
-    """Little more than the longest: the norm of an exponent."""
-    return float(sum(each**exponent for each in clocks) ** (1 / exponent))
+    return START_US + 1e6 * (_model.joined(HBM_BLEND, stream, hbm) + way_out) / machine.clock_hz
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:

@@ -3,7 +3,7 @@
 // Idea: weights are read once, so nothing is staged. Every lane streams 16 bytes at a time, a warp 512 contiguous bytes,
 // and several such loads are in flight before the first is used. Weights leave no line in L1; x, which every warp reads
 // again, stays there.
-// Adds to gemv_naive: wide loads, coalescing across the warp, loads in flight.
+// Adds to gemv_coalesced: wide loads, several in flight, weights past L1, a row shared by warps.
 //
 // Warp roles: all alike. A team of `split_k` warps shares `rows` rows of w; warp s of it takes the k-steps
 // s, s + split_k, ... of 256 elements; partial sums meet in shared memory.
@@ -13,13 +13,10 @@
 //   row r + 1 | warp 0 | warp 1 | warp 0 | warp 1 |     rows = 2
 //
 // Bytes expected from HBM: w once, x once, y once. blockIdx.y is the row of x: m > 1 reads w again for each.
-#include "ptx/convert.cuh"
+#include "lab/kernels/gemv/_dot.cuh"
 #include "ptx/load.cuh"
-#include "schedule.cuh"
 
-constexpr int LANES = 32;
-constexpr int VECTOR = 8;               // bf16 in 16 bytes
-constexpr int STEP = LANES * VECTOR;    // elements of a row that a warp takes at once
+constexpr int STEP = LANES * VECTOR;              // elements of a row that a warp takes at once
 constexpr int STRIDE = STEP * schedule::split_k;  // from one k-step of a warp to its next
 
 static_assert(schedule::threads == LANES * schedule::teams * schedule::split_k, "teams of split_k warps");
@@ -28,33 +25,18 @@ struct Shared {
     float partial[schedule::teams][schedule::split_k][schedule::rows];
 };
 
-// The dot product of eight weights and eight activations, added to `sum`.
-__device__ __forceinline__ void multiply_add(float& sum, const Vector16& w, const Vector16& x) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        sum = fmaf(ptx::convert::low_bf16(w.words[i]), ptx::convert::low_bf16(x.words[i]), sum);
-        sum = fmaf(ptx::convert::high_bf16(w.words[i]), ptx::convert::high_bf16(x.words[i]), sum);
-    }
-}
-
-__device__ __forceinline__ float warp_sum(float value) {
-#pragma unroll
-    for (int offset = LANES / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
-    return value;
-}
-
 // `unroll` k-steps of `rows` rows from element k0 on: all loads are issued before the first multiply. Where the whole
 // step lies inside the matrix the loads need no predicate.
 template <bool whole>
-__device__ __forceinline__ void step(float (&sum)[schedule::rows], const bf16* x, const bf16* w, int rows_left, int k,
-                                     int k0) {
+__device__ __forceinline__ void step(float (&sum)[schedule::rows], const Element* x, const Element* w, int rows_left,
+                                     int k, int k0) {
     Vector16 w_part[schedule::unroll][schedule::rows], x_part[schedule::unroll];
 #pragma unroll
     for (int u = 0; u < schedule::unroll; ++u) {
         const int at = k0 + u * STRIDE;
 #pragma unroll
         for (int r = 0; r < schedule::rows; ++r) {
-            const bf16* from = w + int64_t(r) * k + at;
+            const Element* from = w + int64_t(r) * k + at;
             w_part[u][r] = whole ? ptx::load::no_allocate(from)
                                  : ptx::load::no_allocate_if(from, at < k && r < rows_left);
         }
@@ -68,8 +50,8 @@ __device__ __forceinline__ void step(float (&sum)[schedule::rows], const bf16* x
 }
 
 // This warp's share of `rows` dot products.
-__device__ __forceinline__ void stream(float (&sum)[schedule::rows], const bf16* x, const bf16* w, int rows_left, int k,
-                                       int warp, int lane) {
+__device__ __forceinline__ void stream(float (&sum)[schedule::rows], const Element* x, const Element* w, int rows_left,
+                                       int k, int warp, int lane) {
     int k0 = warp * STEP;
     if (rows_left >= schedule::rows)
         for (; k0 + (schedule::unroll - 1) * STRIDE + STEP <= k; k0 += schedule::unroll * STRIDE)
@@ -78,7 +60,8 @@ __device__ __forceinline__ void stream(float (&sum)[schedule::rows], const bf16*
 }
 
 extern "C" __global__ void __launch_bounds__(schedule::threads)
-    gemv_vectorized(const bf16* __restrict__ x, const bf16* __restrict__ w, bf16* __restrict__ y, int m, int n, int k) {
+    gemv_vectorized(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int m, int n,
+                    int k) {
     __shared__ Shared shared;
     const int lane = threadIdx.x % LANES;
     const int warp = threadIdx.x / LANES % schedule::split_k;

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice
-from lab.kernels import _linear
+from lab.kernels.gemv import _rows
 from lab.problems import Linear
-from sim.counts import SECTOR, Counts, row_sectors, sectors
+from sim.counts import Counts, row_sectors
 from sim.errors import ScheduleError
 from sim.formats import encode
 from sim.jit import njit, prange
@@ -19,11 +19,11 @@ from sim.tiles import Chip, count_fma, dot, load_vector, store_vector
 
 SOLVES = Solves(
     Linear,
-    weights=("bf16",),
+    weights=("bf16", "fp16"),
     arch="sm_80",
     multiple_of={"k": 8},
     why_multiple="rows are read in 16-byte vectors",
-    after="gemv_naive",
+    after="gemv_coalesced",
 )
 
 STEP = 256  # elements of a row that one warp request covers: 32 lanes x 16 bytes
@@ -57,8 +57,7 @@ class Schedule:
         return 32 * self.split_k * self.teams
 
     def fits(self, problem: Linear, machine: Machine) -> None:
-        if problem.m > 65535:
-            raise ScheduleError(f"m = {problem.m} rows of x are grid.y; a grid has at most 65,535 there")
+        _rows.require_tokens(problem)
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
@@ -71,18 +70,7 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
-    p = problem
-    return (
-        Launch(
-            kernel="gemv_vectorized",
-            entry="gemv_vectorized",
-            problem=p,
-            schedule=schedule,
-            grid=(-(-p.n // (schedule.rows * schedule.teams)), p.m, 1),
-            block=(schedule.threads, 1, 1),
-            arguments=_linear.arguments(p),
-        ),
-    )
+    return _rows.launch("gemv_vectorized", problem, schedule, -(-problem.n // (schedule.rows * schedule.teams)))
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
@@ -95,30 +83,18 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     y = sum(
         row_sectors(p.m, 2 * p.n, 2 * row, 2 * min(schedule.rows, p.n - row)) for row in range(0, p.n, schedule.rows)
     )
-    return Counts(
-        flops=p.flops,
-        mma_flops=0,
-        exp_count=0,
-        global_load_sectors=w + x,
-        global_store_sectors=y,
-        tma_load_bytes=0,
-        l2_to_sm_bytes=SECTOR * (w + x),
-        sm_to_l2_bytes=SECTOR * y,
-        hbm_read_bytes=SECTOR * (sectors(0, 2 * p.n * p.k) + sectors(0, 2 * p.m * p.k)),
-        hbm_write_bytes=SECTOR * sectors(0, 2 * p.m * p.n),
-    )
+    return _rows.counts(p, loads=w + x, stores=y)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
     chip = Chip(launch, machine)
-    nothing = np.zeros((0, 0), np.uint16)
-    x, w, y = (arrays[name] if arrays else nothing for name in ("x", "w", "y"))
+    x, w = _rows.operands(p, arrays)
     sums = np.zeros((p.m, p.n) if arrays else (0, 0), np.float32)
     marks = [chip.marks(name) for name in ("x", "w", "y")]
     _grid(chip.count, *marks, x, w, sums, p.m, p.n, p.k, launch.grid[0], s.rows, s.split_k, s.teams, arrays is not None)
     if arrays:
-        y[...] = encode(sums, p.output)
+        arrays["y"][...] = encode(sums, p.output)
     return chip.counts()
 
 

@@ -1,0 +1,133 @@
+// Narrow weights in a stage of shared memory, and how a warp reads its 16 rows as bf16 fragments of A in m64nNk16.
+#pragma once
+#include "lab/kernels/gemm/_ring.cuh"
+#include "ptx/convert.cuh"
+#include "ptx/ldmatrix.cuh"
+#include "ptx/mma.cuh"
+
+constexpr int BLOCK_K = 128;  // of a stage
+constexpr int MMA_K = 16;
+constexpr int ROWS = 16;  // of w, of a warp
+constexpr int UNIT_STEPS = schedule::unit_steps;  // k16-steps that are dequantised, and multiplied, together
+constexpr int UNIT_K = UNIT_STEPS * MMA_K;
+constexpr int UNITS = BLOCK_K / UNIT_K;
+constexpr int ACCUMULATORS = schedule::block_m / 2;  // of a consumer's thread
+constexpr int BOX_K = 64;                            // of a box of x: 128 bytes
+
+using Sums = float[ACCUMULATORS];
+using Fragments = uint32_t[UNIT_STEPS][4];
+using Tokens = bf16[BLOCK_K / BOX_K][schedule::block_m][BOX_K];  // x, with the 128-byte swizzle
+
+// A warp's 16 rows of w; a lane is in group g of eight and is number t of four there (ptx/mma.cuh).
+struct Lane {
+    int warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+};
+
+// The tensor maps of what is loaded; only int4 has `pairs`, scales and offsets.
+struct Maps {
+    const TensorMap &x, &w, &pairs;
+};
+
+// int4: tiles of 16 x 64 as they are packed (sim/int4.py), scales and offsets, sums of x over each group.
+template <int group>
+struct Weights {
+    static constexpr int GROUPS = BLOCK_K / group;
+    static constexpr int TILE_K = 64;
+
+    uint32_t tiles[schedule::block_n / ROWS][BLOCK_K / TILE_K][WARP][4];
+    fp16 pairs[schedule::block_n / ROWS][GROUPS][ROWS / 2][4];  // scale and offset of row g, then those of row g + 8
+    float sums[GROUPS][schedule::block_m];
+
+    static __device__ constexpr bool starts_group(int k) { return k % group == 0; }
+
+    __device__ __forceinline__ void load(const Maps& maps, int step, int row, uint64_t& full) {
+        ptx::tma::load_3d(tiles, maps.w, 0, step * schedule::runs, row / ROWS, full);
+        ptx::tma::load_3d(pairs, maps.pairs, 0, step * GROUPS, row / ROWS, full);
+    }
+
+    __device__ __forceinline__ void dequantise(Fragments& a, int unit) const {
+        struct alignas(4 * UNIT_STEPS) Words {
+            uint32_t of_step[UNIT_STEPS];
+        };
+        const int step = unit * UNIT_STEPS;
+        const uint32_t* own = tiles[threadIdx.x / WARP][step / 4][threadIdx.x % WARP];
+        const Words words = *reinterpret_cast<const Words*>(own + step % 4);
+#pragma unroll
+        for (int i = 0; i < 4 * UNIT_STEPS; ++i)
+            a[i / 4][i % 4] = ptx::convert::widen_int4_to_bf16(words.of_step[i / 4], i % 4);
+    }
+
+    // total += scale * partial + offset * sum of x, for the group that k is in. Accumulators 4 j .. 4 j + 3 are tokens 8 j + 2 t and the next of
+    // row g, then those of row g + 8.
+    __device__ __forceinline__ void promote(Sums& total, const Sums& partial, int k) const {
+        struct alignas(8) Quad {
+            fp16 scale, offset, lower_scale, lower_offset;
+        };
+        const Lane lane;
+        const Quad quad = *reinterpret_cast<const Quad*>(pairs[lane.warp][k / group][lane.g]);
+        const float scale[2] = {ptx::convert::to_float(quad.scale), ptx::convert::to_float(quad.lower_scale)};
+        float offset[2] = {ptx::convert::to_float(quad.offset), ptx::convert::to_float(quad.lower_offset)};
+        if constexpr (problem::zero_points)
+            for (int i = 0; i < 2; ++i) offset[i] *= -scale[i];
+#pragma unroll
+        for (int j = 0; j < ACCUMULATORS / 4; ++j) {
+            const float2 x = *reinterpret_cast<const float2*>(&sums[k / group][8 * j + 2 * lane.t]);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                float& sum = total[4 * j + i];
+                sum = fmaf(scale[i / 2], partial[4 * j + i], fmaf(offset[i / 2], i % 2 ? x.y : x.x, sum));
+            }
+        }
+    }
+
+    // Sum x over each group, for 16 tokens, by one warp: x times a matrix of ones.
+    __device__ __forceinline__ void sum_tokens(const Tokens& x, int first) {
+        constexpr uint32_t ONES[2] = {0x3f803f80, 0x3f803f80};
+        const int lane = threadIdx.x % WARP, row = first + lane % 16;
+        float sum[4] = {};
+#pragma unroll
+        for (int k = 0; k < BLOCK_K; k += MMA_K) {
+            uint32_t a[4];
+            const int chunk = (k % BOX_K / 8 + lane / 16) ^ row % 8;
+            ptx::ldmatrix::x4(a, ptx::address::shared(&x[k / BOX_K][row][chunk * 8]));
+            ptx::mma::m16n8k16<bf16>(sum, a, ONES);
+            if ((k + MMA_K) % group == 0) {
+                if (lane % 4 == 0) {  // all columns are the same
+                    float* to = &sums[k / group][first + lane / 4];
+                    to[0] = sum[0];
+                    to[8] = sum[2];
+                }
+                sum[0] = sum[1] = sum[2] = sum[3] = 0;
+            }
+        }
+    }
+};
+
+// fp8: rows of 128 bytes, with the 128-byte swizzle; the 16 k of a step are one chunk of it.
+template <>
+struct Weights<0> {
+    uint8_t rows[schedule::block_n][BLOCK_K];
+
+    static __device__ constexpr bool starts_group(int) { return false; }
+
+    __device__ __forceinline__ void load(const Maps& maps, int step, int row, uint64_t& full) {
+        ptx::tma::load_2d(rows, maps.w, step * BLOCK_K, row, full);
+    }
+
+    __device__ __forceinline__ void dequantise(Fragments& a, int unit) const {
+        const Lane lane;
+        const uint8_t* own = rows[lane.warp * ROWS + lane.g] + 2 * lane.t;
+#pragma unroll
+        for (int s = 0; s < UNIT_STEPS; ++s) {
+            const uint8_t* chunk = own + ((unit * UNIT_STEPS + s) ^ lane.g) * MMA_K;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const uint8_t* pair = chunk + i % 2 * 8 * BLOCK_K + i / 2 * 8;
+                a[s][i] = ptx::convert::widen_fp8_to_bf16(*reinterpret_cast<const uint16_t*>(pair));
+            }
+        }
+    }
+
+    __device__ __forceinline__ void promote(Sums&, const Sums&, int) const {}
+    __device__ __forceinline__ void sum_tokens(const Tokens&, int) {}
+};

@@ -1,0 +1,338 @@
+"""Narrow weights, fp8 or int4 groups, widened in registers as operand A of wgmma: batched decode and prefill alike."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import product
+from math import sqrt
+
+from numpy.typing import NDArray
+
+from lab.kernel import Solves, require_choice, require_resident, require_shared
+from lab.kernels import _clusters, _linear
+from lab.kernels.gemm import _dequant, _model
+from lab.kernels.gemm._tiles import ALIGNMENT, MBARRIER, MMA_M, SWIZZLE, require_group, tiles_of
+from lab.problems import Linear
+from sim.counts import SECTOR, Counts, row_sectors, sectors
+from sim.errors import ScheduleError
+from sim.launch import Argument, Array, Launch, Role, TensorMap
+from sim.machine import Machine
+
+SOLVES = Solves(
+    Linear,
+    weights=("fp8", "int4_g128", "int4_g64", "int4_g32"),
+    arch="sm_90a",
+    row_bytes=16,
+    why_multiple="TMA needs rows that are multiples of 16 bytes",
+    after="gemm_split_k",
+    options={"scales": ("tensor", "row"), "offset": ("zero",)},
+    facts=("scaled", "row_scales", "zero_points"),
+)
+
+BLOCK_K = _dequant.BLOCK_K
+BOX_K = 64  # of a box of x: 128 bytes in bf16
+HALF, FLOAT = 2, 4  # bytes
+ROWS = 16  # of w in a packed tile and in a warp
+MATRIX = 8  # tokens of an 8 x 8 matrix, of which a CTA stores whole ones
+WARPGROUP = 128  # threads
+RUN = 256  # elements: the longest edge of a box of TMA
+OTHER_REGISTERS = 40  # of a thread that does not multiply
+BESIDE, LEAST_BESIDE = 40, 32  # a consumer's thread's beside accumulators and fragments, with room and at least
+LEAST_BESIDE_ONE_GROUP = 24  # the least where a step is one group
+MOST_REGISTERS = 232  # of a consumer's thread: 40 of the others and 2 x 232 are the 168 of three warpgroups
+MOST_ACCUMULATORS = 128  # of a consumer's thread
+HEIGHTS = (32, 64, 96, 128, 192, 256)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The tile of a cluster, 64 rows of w for each warpgroup of a CTA, and the ring of each CTA."""
+
+    block_m: int  # tokens in a tile
+    block_n: int  # rows of w in a tile
+    stages: int  # steps of 128 k that the ring holds
+    split_k: int  # CTAs of a cluster, that share the k-steps of a tile and then its tokens
+    ctas_per_sm: int  # CTAs that an SM holds at once
+    group_m: int  # rows of tiles that are walked together, so that they share w in L2
+
+    def __post_init__(self) -> None:
+        require_choice(self, "block_m", HEIGHTS)
+        require_choice(self, "block_n", (64, 128, 192, 256))
+        require_choice(self, "split_k", (1, 2, 4, 8))
+        require_choice(self, "ctas_per_sm", (1, 2))
+        require_group(self.group_m)
+        if self.stages < 2:
+            raise ScheduleError(f"a ring has 2 stages or more; stages = {self.stages}")
+        if self.block_m % (MATRIX * self.split_k):
+            raise ScheduleError(
+                f"each of {self.split_k} CTAs stores whole matrices of {MATRIX} tokens; "
+                f"block_m = {self.block_m} is no multiple of {MATRIX * self.split_k}"
+            )
+
+    @property
+    def block_k(self) -> int:
+        return BLOCK_K
+
+    @property
+    def part(self) -> int:
+        """Tokens that a CTA sums and stores."""
+        return self.block_m // self.split_k
+
+    def fits(self, problem: Linear, machine: Machine) -> None:
+        s, steps = layout(problem, self), tiles_of(problem.k, BLOCK_K)
+        if steps < self.split_k:
+            raise ScheduleError(f"each of {self.split_k} CTAs takes a k-step or more; k = {problem.k} has {steps}")
+        if s.accumulators > MOST_ACCUMULATORS:
+            raise ScheduleError(
+                f"{self.block_m} tokens are {s.accumulators} accumulators a thread; {MOST_ACCUMULATORS} is the most"
+            )
+        needed = s.accumulators + s.fragments + (LEAST_BESIDE_ONE_GROUP if s.groups == 1 else LEAST_BESIDE)
+        if needed > s.consumer_registers:
+            raise ScheduleError(
+                f"{s.accumulators} accumulators and {s.fragments} fragments need {needed} registers a thread; "
+                f"a consumer has {s.consumer_registers}"
+            )
+        require_shared(s.shared_bytes, f"{self.stages} stages and {self.split_k - 1} inboxes", machine)
+        require_resident(self.ctas_per_sm, s.shared_bytes, s.threads, s.registers, machine)
+
+
+@dataclass(frozen=True)
+class Layout(Schedule):
+    """A schedule for weights of one format, and what follows from both."""
+
+    group: int  # columns of w that share a scale; 0: fp8
+
+    @property
+    def groups(self) -> int:
+        """Groups of a row of w in a step."""
+        return BLOCK_K // self.group if self.group else 0
+
+    @property
+    def runs(self) -> int:
+        """Rows of a box that hold 16 packed rows of w in a step; one row would be too long."""
+        return ROWS * BLOCK_K // 2 // RUN
+
+    @property
+    def threads(self) -> int:
+        """A warpgroup for every 64 rows of w, and one whose first warp loads and whose others sum x for int4."""
+        return WARPGROUP * (self.block_n // MMA_M + 1)
+
+    @property
+    def registers(self) -> int:
+        """A thread's at launch, all that there are."""
+        return min(248, 65536 // (self.threads * self.ctas_per_sm) // 8 * 8)
+
+    @property
+    def other_registers(self) -> int:
+        """Those that a thread that does not multiply keeps, where its warpgroup can give some away."""
+        return OTHER_REGISTERS
+
+    @property
+    def consumer_registers(self) -> int:
+        """Those of a thread that multiplies."""
+        consumers = self.threads - WARPGROUP
+        given = (self.registers * self.threads - OTHER_REGISTERS * WARPGROUP) // consumers // 8 * 8
+        return max(self.registers, min(MOST_REGISTERS, given))
+
+    @property
+    def accumulators(self) -> int:
+        """Of a consumer's thread: sums, and for int4 those of a group."""
+        return self.block_m // 2 * (2 if self.group else 1)
+
+    @property
+    def unit_steps(self) -> int:
+        """k16-steps that are widened together: four, or two where groups are short or registers few."""
+        roomy = self.accumulators + 32 + BESIDE <= self.consumer_registers
+        return 4 if roomy and self.group != 32 else 2
+
+    @property
+    def fragments(self) -> int:
+        """A thread's registers of widened weights, in two turns."""
+        return 2 * 4 * self.unit_steps
+
+    @property
+    def x_bytes(self) -> int:
+        return self.block_m * BLOCK_K * HALF
+
+    @property
+    def w_bytes(self) -> int:
+        """Weights of a stage, scales and offsets included."""
+        return self.block_n * (BLOCK_K // 2 + 2 * HALF * self.groups if self.group else BLOCK_K)
+
+    @property
+    def stage_bytes(self) -> int:
+        """What TMA brings."""
+        return self.x_bytes + self.w_bytes
+
+    @property
+    def stage_span(self) -> int:
+        """A stage with the sums of x over each group, aligned."""
+        return tiles_of(self.stage_bytes + FLOAT * self.groups * self.block_m, ALIGNMENT) * ALIGNMENT
+
+    @property
+    def inbox_bytes(self) -> int:
+        """What the other CTAs of the cluster send."""
+        return (self.split_k - 1) * self.block_n * self.part * FLOAT
+
+    @property
+    def shared_bytes(self) -> int:
+        barriers = tiles_of((3 * self.stages + 1) * MBARRIER, ALIGNMENT) * ALIGNMENT
+        return self.stages * self.stage_span + barriers + self.inbox_bytes + ALIGNMENT
+
+
+def layout(problem: Linear, schedule: Schedule) -> Layout:
+    return Layout(**asdict(schedule), group=problem.group)
+
+
+TRIED = 12  # schedules that are worth trying
+STAGES = 12  # more brings nothing: the bytes in flight already cover the latency several times
+
+
+def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
+    """The schedules of least predicted time among all tiles and splits, each with as many stages as fit."""
+    heights = [block_m for block_m in HEIGHTS if block_m < problem.m + HEIGHTS[0]]
+    found = [
+        deepest
+        for block_m, block_n, split_k, ctas in product(heights, (64, 128, 192, 256), (1, 2, 4, 8), (1, 2))
+        for deepest in _deepest(problem, block_m, block_n, split_k, ctas, machine)
+    ]
+    yield from sorted(found, key=lambda s: predicted_us(problem, s, machine))[:TRIED]
+
+
+def _deepest(
+    problem: Linear, block_m: int, block_n: int, split_k: int, ctas: int, machine: Machine
+) -> Iterator[Schedule]:
+    """The schedule with the longest ring that fits and that its k-steps fill; none where none is legal.
+
+    Tiles that run together are a patch of y for which x and w together are least.
+    """
+    row = 2 * BLOCK_K * problem.k * block_m / (_weight_bytes(problem) * block_n * BLOCK_K)  # bytes of x over those of w
+    group_m = max(1, min(round(sqrt(machine.sms * ctas / split_k / row)), tiles_of(problem.m, block_m)))
+    longest = min(STAGES, max(2, tiles_of(tiles_of(problem.k, BLOCK_K), split_k)))
+    for stages in range(longest, 1, -1):
+        with suppress(ScheduleError):
+            schedule = Schedule(block_m, block_n, stages, split_k, ctas, group_m)
+            schedule.fits(problem, machine)
+            yield schedule
+            return
+
+
+def _weight_bytes(problem: Linear) -> float:
+    """Bytes of a row of w, scales included."""
+    return problem.bytes["weights"] / problem.n
+
+
+# What the estimate is made of beside the constants of _model and gemm_split_k: to be fitted to times on an H100.
+START_US = 3.0  # of a launch whose data is cold
+HBM_SHARE = 0.9  # of the data sheet's bandwidth
+L2_BYTES_PER_CLOCK = 64  # to each SM when all ask
+LATENCY_CLOCKS = 1570  # from asking for a stage to its bytes, HBM being busy
+REDUCE_BYTES_PER_CLOCK = 10.7  # of the inboxes, from the last mma to their sum
+WIDEN = {False: 25, True: 14}  # a warp's instructions for 16 x 16 weights, by whether they are int4
+PROMOTE = 1.2  # a warp's instructions for each token of a tile and group, and as many more as in 16 tokens
+ISSUE = 4  # instructions an SM starts in a clock
+TURN_CLOCKS = 150  # of a unit of k that no other warpgroup hides: shared memory, widening, a wgmma
+WAVE_CLOCKS = 3000  # of a CTA that follows another on its SM
+STEP_BLEND, HBM_BLEND = 3, 4  # exponents of the norms that join what is waited for
+
+
+def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
+    """Microseconds of a cold launch: a start, little more than the larger of HBM's time and all k-steps', the way out.
+
+    A k-step takes little more than the longest of what the tensor cores, the instructions that widen and promote,
+    shared memory, L2, or a turn of the ring need.
+    """
+    p, s = problem, layout(problem, schedule)
+    tiles_m, tiles_n = tiles_of(p.m, s.block_m), tiles_of(p.n, s.block_n)
+    tiles, at_once = tiles_m * tiles_n, _clusters.at_once(s.split_k, s.ctas_per_sm, machine)
+    waves, steps = tiles_of(tiles, at_once), tiles_of(tiles_of(p.k, BLOCK_K), s.split_k)
+    resident = min(s.ctas_per_sm, tiles_of(s.split_k * tiles, machine.sms))  # CTAs that share an SM
+    consumers = s.block_n // MMA_M
+
+    mma = 2 * s.block_m * s.block_n * BLOCK_K * machine.sms * machine.clock_hz / machine.peak(p.activations)
+    promoting = PROMOTE * (s.block_m + ROWS) * s.groups
+    issue = 4 * consumers * (WIDEN[bool(s.group)] * BLOCK_K // ROWS + promoting) / ISSUE
+    alone = TURN_CLOCKS * BLOCK_K // ROWS / s.unit_steps / resident  # a warpgroup's units follow one another
+    operands = (consumers * s.x_bytes + 2 * s.w_bytes) / _model.SHARED_BYTES_PER_CLOCK
+    loads = s.stage_bytes / L2_BYTES_PER_CLOCK
+    turn = (LATENCY_CLOCKS / resident + loads) / (s.stages - 1)  # of a ring: one stage is read while the rest fill
+    step = resident * _model.joined(STEP_BLEND, mma, issue, alone, operands, loads, turn)
+
+    way_out = resident * (s.inbox_bytes / REDUCE_BYTES_PER_CLOCK + _model.ROUND_CLOCKS * s.part / MMA_M)
+    stream = waves * steps * step + (waves - 1) * (WAVE_CLOCKS + way_out) / resident
+    hbm = (p.read_bytes + p.write_bytes) / (HBM_SHARE * machine.hbm_bandwidth) * machine.clock_hz
+    return START_US + 1e6 * (_model.joined(HBM_BLEND, stream, hbm) + way_out) / machine.clock_hz
+
+
+def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
+    p, s = problem, layout(problem, schedule)
+    return (
+        Launch(
+            kernel="gemm_dequant",
+            entry="gemm_dequant",
+            problem=p,
+            schedule=s,
+            grid=(s.split_k * tiles_of(p.m, s.block_m) * tiles_of(p.n, s.block_n), 1, 1),
+            block=(s.threads, 1, 1),
+            arguments=_arguments(p, s),
+            cluster=(s.split_k, 1, 1),
+            shared_bytes=s.shared_bytes,
+            dependent=True,
+        ),
+    )
+
+
+def _arguments(p: Linear, s: Layout) -> tuple[Argument, ...]:
+    """Without groups the map of scales is that of w, which nobody uses."""
+    x, w, y, *extents = _linear.arguments(p)
+    w_map = TensorMap("w_map", "w", (p.n, p.k), (p.k, 1), (s.block_n, BLOCK_K), SWIZZLE)
+    pairs_map = TensorMap("pairs_map", "w", (p.n, p.k), (p.k, 1), (s.block_n, BLOCK_K), SWIZZLE)
+    if s.group:
+        (tiles, columns, nbytes), (_, groups, rows, pair) = (p.operands[name][0] for name in ("w", "w_scale"))
+        boxes, runs, halves = s.block_n // ROWS, columns * nbytes // RUN, rows * pair
+        w_map = TensorMap("w_map", "w", (tiles, runs, RUN), (columns * nbytes, RUN, 1), (boxes, s.runs, RUN))
+        pairs_map = TensorMap(
+            "pairs_map", "w_scale", (tiles, groups, halves), (groups * halves, halves, 1), (boxes, s.groups, halves)
+        )
+    scales = [a for a in _linear.epilogue_arguments(p) if a.name == "w_scale"]
+    return (
+        TensorMap("x_map", "x", (p.m, p.k), (p.k, 1), (s.block_m, BOX_K), SWIZZLE),
+        w_map,
+        pairs_map,
+        TensorMap("y_map", "y", (p.m, p.n), (p.n, 1), (s.part, MMA_M), SWIZZLE),
+        *(x, w, y, *scales, *extents),
+    )
+
+
+def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
+    """Each column of tiles loads x, each row of tiles loads w; y leaves in boxes; the sums of x are eight rows of w."""
+    p, s = problem, layout(problem, schedule)
+    tiles_m, tiles_n, steps = tiles_of(p.m, s.block_m), tiles_of(p.n, s.block_n), tiles_of(p.k, BLOCK_K)
+
+    def boxes(rows: int, columns: int, itemsize: int, box: int) -> int:
+        widths = ((at, min(box, columns - at)) for at in range(0, columns, box))
+        return sum(row_sectors(rows, itemsize * columns, itemsize * at, itemsize * width) for at, width in widths)
+
+    operands = [Array(name, Role.IN, *p.operands[name]) for name in p.operands]
+    w = sum(a.nbytes for a in operands if a.name != "x") // SECTOR if s.group else boxes(p.n, p.k, 1, BLOCK_K)
+    loads = 0  # a warp asks for the scales of eight rows at once, or for that of all
+    if p.row_scales:
+        loads = tiles_m * s.split_k * (p.n // MATRIX)
+    elif p.scaled:
+        loads = tiles_m * s.split_k * tiles_n * (s.block_n // ROWS)
+    return Counts(
+        flops=p.flops,
+        mma_flops=2 * tiles_m * s.block_m * tiles_n * (s.block_n + (MATRIX if s.group else 0)) * steps * BLOCK_K,
+        exp_count=0,
+        global_load_sectors=loads,
+        global_store_sectors=0,
+        tma_load_bytes=tiles_m * tiles_n * steps * s.stage_bytes,
+        l2_to_sm_bytes=SECTOR * (tiles_n * boxes(p.m, p.k, HALF, BOX_K) + tiles_m * w + loads),
+        sm_to_l2_bytes=SECTOR * boxes(p.m, p.n, HALF, MMA_M),
+        hbm_read_bytes=SECTOR * sum(sectors(0, a.nbytes) for a in operands),
+        hbm_write_bytes=SECTOR * sectors(0, p.write_bytes),
+    )
+
+
+def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+    return _dequant.simulate(launch, arrays, machine)

@@ -1,0 +1,48 @@
+"""Bulk copies fill a ring in shared memory: kilobytes in flight without registers, all SMs reading until the end."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from numpy.typing import NDArray
+
+from lab.kernel import Solves
+from lab.kernels.gemv import _rows, _stream
+from lab.kernels.gemv._stream import RINGS, Streaming
+from lab.problems import Linear
+from sim.counts import Counts
+from sim.launch import Launch
+from sim.machine import Machine
+
+SOLVES = Solves(
+    Linear,
+    weights=("bf16", "fp16"),
+    arch="sm_90a",
+    multiple_of={"k": 8},
+    why_multiple="bulk copies need rows that are multiples of 16 bytes",
+    after="gemv_vectorized",
+)
+
+
+@dataclass(frozen=True)
+class Schedule(Streaming):
+    """The rows of a CTA and its ring."""
+
+
+def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
+    """One wave of CTAs, each with as many rows; rings as deep as shared memory allows beside a dependent launch's."""
+    for ctas_per_sm, warps, step_bytes, stages in RINGS:
+        yield Schedule(-(-problem.n // (ctas_per_sm * machine.sms)), warps, step_bytes, stages)
+
+
+def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
+    ctas = -(-problem.n // schedule.block_n)
+    return _rows.launch("gemv_streamed", problem, schedule, ctas, shared_bytes=schedule.shared_bytes)
+
+
+def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
+    """Each row of y is stored by itself."""
+    return _stream.theory(problem, schedule, split_k=1, stores=problem.m * problem.n)
+
+
+def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+    return _stream.simulate(launch, arrays, machine, split_k=1, owned=launch.schedule.block_n, stored=1)
