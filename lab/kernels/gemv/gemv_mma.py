@@ -36,6 +36,7 @@ MBARRIER = 8  # bytes
 EIGHT = 8  # tokens of an mma
 DEPTH = 16  # of an mma along k
 OTHER_REGISTERS = 64  # a thread's registers beside accumulators and fragments of x, at most
+GROUPED_SUMS = 64  # rows x block_m of int4 weights, beside whose sums those of a group have registers
 MAX_GRID_Y = 65535
 
 
@@ -93,6 +94,10 @@ class Schedule:
         p = problem
         if p.m > MAX_GRID_Y * self.block_m:
             raise ScheduleError(f"blocks of {self.block_m} tokens are grid.y, at most {MAX_GRID_Y:,}; m = {p.m:,}")
+        if p.group and self.rows * self.block_m > GROUPED_SUMS:
+            raise ScheduleError(
+                f"int4 groups leave registers for rows x block_m = {GROUPED_SUMS}; it is {self.rows * self.block_m}"
+            )
         steps = tiles_of(p.k, step_columns(p, self))
         if steps < self.cluster:
             raise ScheduleError(f"each of {self.cluster} CTAs takes a step along k or more; k = {p.k} has {steps}")
