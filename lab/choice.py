@@ -43,6 +43,12 @@ def choose(problem: Linear, machine: Machine) -> tuple[Kernel, Any, tuple[Launch
     return best.kernel, best.schedule, best.launches
 
 
+def is_solvable(problem: Linear, machine: Machine) -> bool:
+    """Whether any kernel takes the problem on the machine."""
+    kernels = [kernel for kernel in catalog.kernels() if kernel.solves.runs_on(machine.arch)]
+    return any(kernel.solves.refusal(problem) is None for kernel in kernels)
+
+
 def best_guesses(problem: Linear, machine: Machine) -> list[Guess]:
     """Every kernel's best guess; raises InputError, with each kernel's reason, where none takes the problem."""
     found, reasons = [], []

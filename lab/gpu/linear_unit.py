@@ -1,19 +1,17 @@
-"""The linear layers of a model on the GPU: the lab's kernels on CuPy arrays, in bf16 with float32 accumulation."""
+"""The linear layers of a model on the GPU: the lab's kernels on CuPy arrays, activations in bf16, sums in float32."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import cupy
-import numpy as np
-from numpy.typing import NDArray
 
+from lab.choice import choose
 from lab.gpu import device
 from lab.gpu.launch import Prepared, device_workspaces
-from lab.inference.units import Done, kernel_for
+from lab.inference.units import Done, Matrix, Weights, matrix_of
 from lab.problems import Linear
 from sim.counts import Counts
-from sim.errors import InputError, NoDeviceError
-from sim.formats import encode
+from sim.errors import NoDeviceError
 from sim.machine import Machine
 
 # To nearest even; NaN stays NaN (the quiet bit is set), as sim.formats does it.
@@ -54,24 +52,23 @@ class GpuLinears:
         if device.machine() != machine:
             raise NoDeviceError(f"this GPU is {device.card().name}, not the {machine.title}")
         self._machine = machine
-        self._plans: dict[tuple[int, int, int], _Plan] = {}
+        self._plans: dict[Linear, _Plan] = {}
         self._done: list[Done] = []
 
-    def load(self, weights: NDArray[np.float32]) -> Any:
-        """The weights as bf16 bits on the device; raises InputError for a weight beyond bf16."""
-        bits = encode(weights, self.format)
-        if ((bits & 0x7F80) == 0x7F80).any():
-            raise InputError("a weight is too large for bf16")
-        return cupy.asarray(bits)
+    def load(self, weights: Weights) -> Matrix:
+        """Weights on the device, int4 groups as they are, floats in bf16; raises InputError for one beyond bf16."""
+        matrix = matrix_of(weights, self._machine)
+        return Matrix(matrix.of_one_token, {name: cupy.asarray(array) for name, array in matrix.arrays.items()})
 
     def round(self, x: Any) -> Any:
         return _from_bf16(_to_bf16(x))
 
-    def __call__(self, x: Any, weights: Any) -> Any:
-        m, (n, k) = x.shape[0], weights.shape
-        plan = self._plan(m, n, k)
-        bits, y = _to_bf16(cupy.ascontiguousarray(x)), cupy.empty((m, n), cupy.uint16)
-        plan.prepared.bind({"x": bits.data.ptr, "w": weights.data.ptr, "y": y.data.ptr})()
+    def __call__(self, x: Any, weights: Matrix) -> Any:
+        problem = weights.problem(x.shape[0])
+        plan = self._plan(problem)
+        bits, y = _to_bf16(cupy.ascontiguousarray(x)), cupy.empty((problem.m, problem.n), cupy.uint16)
+        arrays = {"x": bits, **weights.arrays, "y": y}
+        plan.prepared.bind({name: array.data.ptr for name, array in arrays.items()})()
         self._done.append(plan.done)
         return _from_bf16(y)
 
@@ -79,15 +76,12 @@ class GpuLinears:
         done, self._done = self._done, []
         return done
 
-    def _plan(self, m: int, n: int, k: int) -> _Plan:
-        if (m, n, k) not in self._plans:
-            problem = Linear(m, n, k, self.format)
-            kernel = kernel_for(m, self._machine)
-            schedule = kernel.best_guess(problem, self._machine)
-            launches = kernel.launches(problem, schedule, self._machine)
+    def _plan(self, problem: Linear) -> _Plan:
+        if problem not in self._plans:
+            kernel, schedule, launches = choose(problem, self._machine)
             counts: Counts = kernel.module.theory(problem, schedule, self._machine)
-            workspaces = device_workspaces(launches)
-            prepared = Prepared(launches, self._machine).bind({name: a.data.ptr for name, a in workspaces.items()})
+            scratch = device_workspaces(launches)
+            prepared = Prepared(launches, self._machine).bind({name: a.data.ptr for name, a in scratch.items()})
             done = Done(kernel.name, len(launches), problem, counts, None)
-            self._plans[m, n, k] = _Plan(done, prepared, workspaces)
-        return self._plans[m, n, k]
+            self._plans[problem] = _Plan(done, prepared, scratch)
+        return self._plans[problem]

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from sim import int4
 from sim.errors import InputError
 
 MAGIC = b"GGUF"
@@ -93,6 +94,17 @@ class GgufFile:
         if not np.isfinite(values).all():
             self.refuse(f"the tensor {name!r} holds infinities or NaN")
         return values
+
+    def matrix(self, name: str) -> NDArray[np.float32] | int4.Groups:
+        """A tensor whole: of type Q4_1 as the int4 groups that it is, else as float32; InputError as `rows`."""
+        tensor = self.tensors[name]
+        if tensor.type != "Q4_1" or len(tensor.shape) != 2:
+            return self.rows(name)
+        raw = self._data[tensor.start : tensor.start + tensor.nbytes]
+        groups = int4.from_q4_1(np.asarray(raw).reshape(tensor.shape[0], -1, int4.Q4_1_BYTES))
+        if not (np.isfinite(groups.scale).all() and np.isfinite(groups.offset).all()):
+            self.refuse(f"the tensor {name!r} holds infinities or NaN")
+        return groups
 
     def _directory(self, reader: "_Reader", count: int) -> dict[str, Tensor]:
         placed: dict[str, tuple[tuple[int, ...], str, int, int]] = {}

@@ -105,8 +105,9 @@ class Llama:
         return self.unit(hidden, self._head)
 
     def _load(self, name: str) -> Any:
-        values = self._file.rows(name)
-        return self.unit.load(values) if values.ndim == 2 else self.unit.xp.asarray(values)
+        if len(self._file.tensors[name].shape) == 2:
+            return self.unit.load(self._file.matrix(name))
+        return self.unit.xp.asarray(self._file.rows(name))
 
     def _normalise(self, x: Any, weight: Any) -> Any:
         """RMSNorm (Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019)."""

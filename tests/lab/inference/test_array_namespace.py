@@ -61,7 +61,7 @@ class DeviceUnit(Reference):
     xp: Any = Namespace()
 
     def load(self, weights: Any) -> Any:
-        return weights.view(DeviceArray)
+        return getattr(weights, "values", weights).view(DeviceArray)
 
     def __call__(self, x: Any, weights: Any) -> Any:
         assert isinstance(x, DeviceArray)

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lab import catalog
+from lab.choice import choose
 from lab.inference import model as model_module
 from lab.inference.config import LlamaConfig, read_config
 from lab.inference.gguf_file import GgufFile
 from lab.inference.model import Llama, attend
-from lab.inference.units import Reference, SimulatedChip
-from lab.problems import Attention, Linear
+from lab.inference.units import Matrix, Reference, SimulatedChip
+from lab.problems import Attention
 from sim.counts import disagreements
 from sim.errors import InputError
 from sim.formats import encode
@@ -136,10 +137,9 @@ def test_attention_is_within_the_problem_s_bound(data: st.DataObject) -> None:
 class Checked(SimulatedChip):
     """The simulated chip, every layer of which is held against the problem's reference on the very same inputs."""
 
-    def __call__(self, x: NDArray[np.float32], weights: NDArray[np.uint16]) -> NDArray[np.float32]:
+    def __call__(self, x: NDArray[np.float32], weights: Matrix) -> NDArray[np.float32]:
         y = super().__call__(x, weights)
-        n, k = weights.shape
-        expected, bound = Linear(x.shape[0], n, k).reference({"x": encode(x, "bf16"), "w": weights})
+        expected, bound = weights.problem(x.shape[0]).reference({"x": encode(x, "bf16"), **weights.arrays})
         assert (np.abs(y - expected) <= bound).all()
         return y
 
@@ -154,22 +154,25 @@ def test_every_layer_on_the_simulated_chip(tiny_config: LlamaConfig, tiny_file: 
     prefill = chip.settle()
     llama.logits(llama.forward([7], cache))
     decode = chip.settle()
-    assert [d.kernel for d in prefill] == ["gemm_wgmma"] * 7 * tiny_config.layers + ["gemv_vectorized"]
-    assert [d.kernel for d in decode] == ["gemv_vectorized"] * (7 * tiny_config.layers + 1)
+    assert len(prefill) == len(decode) == 7 * tiny_config.layers + 1
+    assert {"bf16", "int4_g32"} == {d.problem.weights for d in decode}
     assert chip.settle() == []
     for done in prefill + decode:
-        kernel = catalog.get(done.kernel)
-        theory = kernel.module.theory(done.problem, kernel.best_guess(done.problem, H100), H100)
+        kernel, schedule, _ = choose(done.problem, H100)
+        assert done.kernel == kernel.name
+        theory = kernel.module.theory(done.problem, schedule, H100)
         assert disagreements(theory, done.counts) == {}
         assert done.predicted_us is not None
         assert done.predicted_us >= H100.launch_us
 
 
-def test_a_chip_without_the_gemm_s_instructions_uses_the_gemv(tiny_config: LlamaConfig, tiny_file: GgufFile) -> None:
+def test_a_chip_without_a_kernel_for_groups_dequantises_them(tiny_config: LlamaConfig, tiny_file: GgufFile) -> None:
     chip = SimulatedChip(A100)
     llama = Llama(tiny_config, tiny_file, chip)
     llama.forward([1, 2, 3], llama.new_cache(3))
-    assert {d.kernel for d in chip.settle()} == {"gemv_vectorized"}
+    done = chip.settle()
+    assert {d.problem.weights for d in done} == {"bf16"}
+    assert all(catalog.get(d.kernel).solves.runs_on(A100.arch) for d in done)
 
 
 def test_the_cache_holds_the_chip_s_format(tiny_config: LlamaConfig, tiny_file: GgufFile) -> None:
