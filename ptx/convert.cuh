@@ -25,15 +25,17 @@ __device__ __forceinline__ uint32_t widen_fp8(uint16_t pair) {
 
 __device__ __forceinline__ float to_float(fp8 value) { return to_float(fp16{uint16_t(widen_fp8(value.bits))}); }
 
-// The same as two bf16: exact, but NaN becomes 480. Sign and digits move to their places in bf16, whose exponent is then
-// 120 too small (mul.bf16x2).
-__device__ __forceinline__ uint32_t widen_fp8_to_bf16(uint16_t pair) {
-    const uint32_t spread = __byte_perm(pair, 0, 0x1404);  // each in the upper byte of its half
+// Two fp8, bytes `first` (0 or 2) and the next of a word, as two bf16: exact, but NaN becomes 480. Sign and digits move to
+// their places in bf16, whose exponent is then 120 too small (mul.bf16x2).
+__device__ __forceinline__ uint32_t widen_fp8_to_bf16(uint32_t word, int first) {
+    const uint32_t spread = __byte_perm(word, 0, first == 0 ? 0x1404 : 0x3424);  // each in the upper byte of its half
     const uint32_t small = (spread & 0x80008000u) | (spread >> 4 & 0x07f007f0u);
     uint32_t widened;
     asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(widened) : "r"(small), "r"(0x7b807b80u));  // 2^120
     return widened;
 }
+
+__device__ __forceinline__ uint32_t widen_fp8_to_bf16(uint16_t pair) { return widen_fp8_to_bf16(uint32_t(pair), 0); }
 
 // Two integers from 0 to 15, in bits 4 i .. 4 i + 3 of each half of a word, as two bf16: exact. In the digits of 128 they
 // are worth what they are (sub.bf16x2).

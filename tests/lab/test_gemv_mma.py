@@ -8,8 +8,9 @@ import pytest
 from lab import catalog
 from lab.check_ptx import check_ptx
 from lab.emulate import emulator
+from lab.kernels import _clusters
 from lab.kernels.gemv import _mma_counts
-from lab.kernels.gemv.gemv_mma import Schedule, clusters_at_once, predicted_us, shared_bytes
+from lab.kernels.gemv.gemv_mma import Schedule, predicted_us, shared_bytes
 from lab.problems import Linear
 from sim.errors import ScheduleError
 from sim.formats import encode
@@ -73,7 +74,7 @@ def test_best_guesses_are_one_wave_with_enough_in_flight(weights: str, m: int, s
     assert times[0] >= 1e6 * problem.bytes["total"] / H100.hbm_bandwidth
     best = schedules[0]
     (launch,) = KERNEL.launches(problem, best, H100)
-    assert launch.ctas // best.cluster <= clusters_at_once(best, best.ctas_per_sm, H100)
+    assert launch.ctas // best.cluster <= _clusters.at_once(best.cluster, best.ctas_per_sm, H100)
     whole = problem.bytes["weights"] / launch.ctas
     assert min(whole, best.warps * best.stages * best.rows * best.runs * 1024) >= 24 * 1024
 

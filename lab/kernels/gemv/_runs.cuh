@@ -2,7 +2,7 @@
 // Lane l is in group g = l / 4 and is number t = l % 4 there. Within a sum the order of k is free: a lane takes the
 // columns of w that its own 32 bytes hold, whatever they are, and reads x at the same columns.
 #pragma once
-#include "lab/kernels/_dequantise.cuh"
+#include "ptx/convert.cuh"
 #include "ptx/ldmatrix.cuh"
 #include "ptx/mma.cuh"
 #include "schedule.cuh"
@@ -32,12 +32,21 @@ struct Run {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             if constexpr (sizeof(T) == 1)
-                a[i] = bf16_of_fp8(part[i % 2].words[s], i / 2 * 2);
+                a[i] = ptx::convert::widen_fp8_to_bf16(part[i % 2].words[s], i / 2 * 2);
             else
                 a[i] = part[i % 2].words[2 * s + i / 2];
         }
     }
 };
+
+// Register `i` of an A fragment from a word of packed int4 (sim/int4.py): q + INT4_BIAS as bf16. Numbers from 16 to 31
+// have q in the upper four bits of their digits, and whoever sums takes the bias away: less work than exact q.
+constexpr float INT4_BIAS = 16;
+__device__ __forceinline__ uint32_t biased_bf16(uint32_t word, int i) {
+    constexpr uint32_t DIGITS = 0x00780078, SIXTEENS = 0x41804180;
+    const uint32_t placed = i == 0 ? word << 3 : word >> (4 * i - 3);
+    return (placed & DIGITS) | SIXTEENS;
+}
 
 // Packed int4: two tiles of 16 x 64, whose words are the fragments of four steps each; q + INT4_BIAS.
 template <>
@@ -49,7 +58,7 @@ struct Run<int4x2> {
 
     __device__ __forceinline__ void fragment(uint32_t (&a)[4], int s) const {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) a[i] = biased_bf16_of_int4(part[s / 4].words[s % 4], i);
+        for (int i = 0; i < 4; ++i) a[i] = biased_bf16(part[s / 4].words[s % 4], i);
     }
 };
 

@@ -9,7 +9,7 @@ from itertools import product
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice, require_resident, require_shared
-from lab.kernels import _linear
+from lab.kernels import _clusters, _linear
 from lab.kernels.gemv import _mma_counts
 from lab.kernels.gemv._mma_counts import FLOAT, LANES, QUAD, TILE, run_columns, scale_bytes, tiles_of
 from lab.problems import Linear
@@ -200,13 +200,6 @@ SUMS_US, CLUSTER_US = 0.3, 0.5  # of the sums: in a CTA, and more in a cluster
 SUM_BYTES_PER_US = 100e3  # of sums that an SM writes and adds
 WAVE_US = 2.0  # of a CTA that follows another on its SM
 BLEND = 4  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
-GPCS = (18, 18, 18, 16, 16, 16, 16, 14)  # SMs of an H100, as gemm_split_k found them
-
-
-def clusters_at_once(schedule: Schedule, resident: int, machine: Machine) -> int:
-    """Clusters that run at the same time, `resident` CTAs an SM, as each lies in one GPC; fewer SMs, fewer of them."""
-    fit = sum(resident * sms // schedule.cluster for sms in GPCS)
-    return max(1, fit * machine.sms // sum(GPCS))
 
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
@@ -219,7 +212,7 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
     ctas = s.cluster * blocks * token_blocks
     reserved = machine.shared_bytes_per_sm - machine.shared_bytes_per_block  # by the system, for each CTA
     resident = max(1, min(s.ctas_per_sm, machine.shared_bytes_per_sm // (shared_bytes(p, s) + reserved)))
-    waves = tiles_of(blocks * token_blocks, clusters_at_once(s, resident, machine))
+    waves = tiles_of(blocks * token_blocks, _clusters.at_once(s.cluster, resident, machine))
     full = waves * min(resident, tiles_of(ctas, machine.sms))  # CTAs of the fullest SM, one after another too
     run_bytes, stages = RUN_BYTES + scale_bytes(p), s.warps * s.rows * s.runs
     runs = tiles_of(tiles_of(p.k, step_columns(p, s)), s.cluster * s.split_k) * stages  # of a CTA
