@@ -72,8 +72,8 @@ def require_group(group_m: int) -> None:
 
 def accumulators_beside(problem: Linear) -> int:
     """How many accumulators a thread can hold beside what its way out needs: operands of an epilogue take registers."""
-    busy = problem.row_scales or problem.epilogue != "none" or problem.output == "fp8"
-    return 128 if busy else ACCUMULATORS
+    needs = problem.row_scales + (problem.epilogue != "none") + (problem.output == "fp8")
+    return (ACCUMULATORS, 128, 128, 96)[needs]
 
 
 def is_whole(problem: Linear, block_n: int) -> bool:
