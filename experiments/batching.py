@@ -1,11 +1,12 @@
-"""Batching walks decode up the roofline: the same weights against more and more tokens."""
+"""Batching walks decode up the roofline: the same weights, in every format, against more and more tokens."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from experiments._chips import Chip
-from experiments._rows import CLOCKS, Row, Verdict, cases, measured, question_of, times
+from experiments._formats import chosen_job, formats_of, in_format, layer_of
+from experiments._rows import Row, Verdict, cases, measured
 from lab.explain import Explanation, explain
 from lab.problems import Linear
 from lab.record import Archive, Record
@@ -13,97 +14,119 @@ from sim.errors import InputError
 from sim.machine import machine
 
 QUESTION = "How many sequences must be decoded together before decode is compute-bound?"
-CHECK_S = 0.3  # seconds of simulated arithmetic for each of the many checks
+
+CLOCK = "graph"  # a step of decode finds its weights in HBM and waits for no host
+TERA = 1e12
+SPREAD = 2.0  # how far a measured crossing may be from the predicted one
 
 
 @dataclass(frozen=True)
 class Options:
-    """A square layer of width d, decoded for 1, 2, 4, ... up to `most` sequences."""
+    """A square layer of width d, decoded for 1, 2, 4, ... up to `most` sequences, in `formats` joined by +."""
 
     d: int = 4096
     most: int = 1024
-    gemm: str = "gemm_wgmma"
-    gemv: str = "gemv_vectorized"
+    formats: str = "bf16+fp8+fp8_fp8+int4_g128"
+    rounds: int = 20
+    seconds: int = 400
 
     def __post_init__(self) -> None:
-        if self.most < 1 or self.gemm == self.gemv:
-            kernels = f"{self.gemm} and {self.gemv}"
-            raise InputError(f"batching needs most of at least 1 and two kernels; most = {self.most}, {kernels}")
+        formats_of(self.formats)
+        if min(self.most, self.rounds, self.seconds) < 1:
+            given = f"{self.most}, {self.rounds}, {self.seconds}"
+            raise InputError(f"batching needs most of at least 1, rounds and seconds too; got {given}")
 
 
 def measure(options: Options, chip: Chip) -> Iterator[Record]:
-    """Both kernels at every batch."""
-    batches = takewhile(lambda m: m <= options.most, (2**i for i in range(31)))
-    problems = [Linear(m, options.d, options.d) for m in batches]
-    yield from chip.kernels([(name, p) for p in problems for name in (options.gemv, options.gemm)], budget_s=CHECK_S)
+    """What the lab chooses for every format and batch, the largest first: smaller ones are its first rows."""
+    batches = list(takewhile(lambda m: m <= options.most, (2**i for i in range(31))))
+    jobs = [
+        chosen_job(
+            in_format(name, Linear(m, options.d, options.d)),
+            chip.machine,
+            {"format": name},
+            clocks=(CLOCK,),
+            rounds=options.rounds,
+            experiment="batching",
+        )
+        for name in formats_of(options.formats)
+        for m in reversed(batches)
+    ]
+    yield from chip.timed(jobs, options.seconds)
 
 
 def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
-    """Intensity and the time of each kernel, by batch."""
-    for m, pair in _by_batch(records).items():
-        case = f"m = {m:,}, {_explained(pair[0]).roofline.regime}"
-        yield Row(case, "intensity, FLOP/B", _explained(pair[0]).roofline.intensity, None, None)
-        for record in pair:
-            found = next(filter(None, (measured(past, record, clock) for clock in CLOCKS)), None)
-            yield Row(
-                case,
-                f"{record.kernel}, us",
-                _explained(record).roofline.floor_us,
-                record.predicted_us,
-                found.us if found else None,
-                found.source if found else "",
-            )
+    """The time of each format and batch, and what it makes of HBM and of the tensor cores."""
+    for name, by_batch in _walks(records).items():
+        for m, record in by_batch.items():
+            placed, layer = _placed(record), layer_of(record)
+            found = _timed(record, past)
+            case = f"{name}, m = {m:,}, {placed.roofline.regime}"
+            floor, source = placed.roofline.floor_us, found.source if found else ""
+            times = (floor, record.predicted_us, found.us if found else None)
+            yield Row(case, f"{record.kernel}, us", *times, source)
+            for what, amount in (("weights, TB/s", layer.bytes["weights"]), ("TFLOP/s", layer.flops)):
+                yield Row(case, what, *(amount / us * 1e6 / TERA if us else None for us in times), source)
 
 
 def verdict(records: Sequence[Record], past: Archive) -> Verdict:
-    """Where the regime flips, and where the GEMM takes over."""
-    by_batch = _by_batch(records)
-    regimes = {m: _explained(pair[0]).roofline.regime for m, pair in by_batch.items()}
-    compute = [m for m, regime in regimes.items() if regime == "compute"]
-    last = max((m for m, regime in regimes.items() if regime != "compute"), default=0)
-    first = _explained(next(iter(by_batch.values()))[0])
-    most = _explained(list(by_batch.values())[-1][0])
-    flip = _flip(first)
-    duels = {m: times(pair, past) for m, pair in by_batch.items() if len(pair) == 2}
-    source = "measured" if duels and all(name == "measured" for _, name in duels.values()) else "predicted"
-    takes_over = next((m for m, ((gemv, gemm), _) in duels.items() if gemm < gemv), None)
-    near = first.roofline.ridge <= flip <= 2 * first.roofline.ridge
-    between = f"between m = {last:,} and m = {min(compute):,}" if compute else f"beyond m = {last:,}"
-    return Verdict(
-        near and (not compute or last < min(compute)),
-        f"FLOPs per weight byte climb from {first.problem.weight_intensity:.3g} to "
-        f"{most.problem.weight_intensity:,.4g}; the regime flips {between} (at m = {flip:,} with activations counted, "
-        f"the ridge is {first.roofline.ridge:.0f}); "
-        + (
-            f"the GEMM kernel wins from m = {takes_over:,} on ({source})."
-            if takes_over
-            else "the GEMV kernel always wins."
-        ),
-    )
+    """Where each format's roofline bends: by the ridge, as predicted, and as measured."""
+    walks = _walks(records)
+    sentences, passed = [], bool(walks)
+    for name, by_batch in walks.items():
+        first = _placed(next(iter(by_batch.values())))
+        flip = _flip(first)
+        sentence = f"{name} bends at m = {flip:,} by the data sheet"
+        predicted = _crossing({m: r.predicted_us for m, r in by_batch.items()}, flip)
+        if predicted:
+            sentence += f", {predicted:.0f} predicted"
+        found = _crossing({m: t.us for m, r in by_batch.items() if (t := _timed(r, past))}, flip)
+        if found:
+            sentence += f", {found:.0f} measured"
+            passed &= flip / SPREAD <= found <= flip * SPREAD
+        sentences.append(sentence)
+    ridge = f"(the ridge of bf16 is {_ridge(walks):.0f} FLOP/B)" if walks else ""
+    return Verdict(passed, f"{'; '.join(sentences)} {ridge}.")
 
 
-def _by_batch(records: Sequence[Record]) -> dict[int, list[Record]]:
-    found: dict[int, list[Record]] = {}
+def _crossing(times: dict[int, float | None], flip: int) -> float | None:
+    """Where the plateau of few tokens meets the slope of many: the measured ridge in tokens.
+
+    None where no batch lies well on the slope, beyond twice the predicted bend.
+    """
+    known = {m: us for m, us in times.items() if us}
+    if not known or max(known) < 2 * flip or min(known) > 1:
+        return None
+    return max(known) * known[min(known)] / known[max(known)]
+
+
+def _walks(records: Sequence[Record]) -> dict[str, dict[int, Record]]:
+    """By format and batch, fewest tokens first."""
+    found: dict[str, dict[int, Record]] = {}
     for record in cases(records):
-        problem = question_of(record)
-        assert isinstance(problem, Linear)
-        found.setdefault(problem.m, []).append(record)
-    return found
+        found.setdefault(str(record.metrics["format"]), {})[layer_of(record).m] = record
+    return {name: dict(sorted(walk.items())) for name, walk in found.items()}
 
 
-def _explained(record: Record) -> Explanation:
-    return explain(question_of(record), machine(record.machine))
+def _timed(record: Record, past: Archive) -> Record | None:
+    return measured(past, record, CLOCK)
+
+
+def _placed(record: Record) -> Explanation:
+    return explain(layer_of(record), machine(record.machine))
+
+
+def _ridge(walks: dict[str, dict[int, Record]]) -> float:
+    return _placed(next(iter(next(iter(walks.values())).values()))).roofline.ridge
 
 
 def _flip(first: Explanation) -> int:
-    """The smallest m at which a layer like the first one is compute-bound; 0 where none is."""
-    assert isinstance(first.problem, Linear)
-    n, k = first.problem.n, first.problem.k
+    """The smallest m at which a layer like the first one is compute-bound."""
     low, high = 1, 2**24
     while low < high:
         middle = (low + high) // 2
-        if explain(Linear(middle, n, k), first.machine).roofline.regime == "compute":
+        if explain(replace(first.problem, m=middle), first.machine).roofline.regime == "compute":
             high = middle
         else:
             low = middle + 1
-    return low if low < 2**24 else 0
+    return low

@@ -4,11 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from experiments._chips import Chip
-from experiments._device import Job, Search
-from experiments._rows import READ, Row, Verdict, best_peer, is_peer, question_of, read_of
-from lab.choice import choose, schedule_words
+from experiments._device import Search
+from experiments._formats import chosen_job, in_format, layer_of
+from experiments._rows import READ, Row, Verdict, best_peer, is_peer, read_of
 from lab.explain import explain
-from lab.kernel import schedule_fields
 from lab.problems import Linear
 from lab.record import Archive, Record
 from sim.errors import InputError
@@ -18,12 +17,7 @@ QUESTION = "How far are the linear layers of decode from the time it takes to re
 
 SHAPES = ((4096, 4096), (8192, 8192), (13824, 5120), (14336, 4096), (4096, 14336))  # n, k
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
-FORMATS = {
-    "bf16": {"weights": "bf16"},
-    "fp8": {"weights": "fp8", "scales": "row"},  # beside bf16 activations
-    "int4_g128": {"weights": "int4_g128"},
-    "int4_g32": {"weights": "int4_g32"},
-}
+PARTS = ("bf16", "fp8", "int4_g128", "int4_g32")
 LARGE = Linear(1, 16384, 16384)
 
 FEW = 16  # tokens up to which a layer is to stand at the read's time
@@ -54,8 +48,8 @@ class Options:
     tune: bool = False
 
     def __post_init__(self) -> None:
-        if self.part not in (*FORMATS, "large"):
-            raise InputError(f"part is {', '.join(FORMATS)} or large; got {self.part!r}")
+        if self.part not in (*PARTS, "large"):
+            raise InputError(f"part is {', '.join(PARTS)} or large; got {self.part!r}")
         if not -1 <= self.shape < len(SHAPES):
             raise InputError(f"shape is -1 to {len(SHAPES) - 1}; got {self.shape}")
         if min(self.most, self.rounds, self.seconds) < 1:
@@ -69,7 +63,7 @@ class Options:
             return [LARGE]
         chosen = SHAPES if self.shape < 0 else SHAPES[self.shape : self.shape + 1]
         batches = [m for m in reversed(BATCHES) if m <= self.most]
-        return [Linear(m, n, k, **FORMATS[self.part]) for n, k in chosen for m in batches]
+        return [in_format(self.part, Linear(m, n, k)) for n, k in chosen for m in batches]
 
 
 def measure(options: Options, chip: Chip) -> Iterator[Record]:
@@ -81,22 +75,8 @@ def measure(options: Options, chip: Chip) -> Iterator[Record]:
             for p in options.problems
         ]
         yield from chip.tuned(searches, options.seconds)
-    jobs = []
-    for problem in options.problems:
-        kernel, schedule, _ = choose(problem, chip.machine)
-        jobs.append(
-            Job(
-                kernel=kernel.name,
-                problem=problem.as_dict(),
-                schedules=(schedule_words(schedule_fields(schedule)),),
-                clocks=("graph",),
-                plain=True,
-                reads=True,
-                rounds=options.rounds,
-                experiment="decode_bars",
-                facts=facts,
-            )
-        )
+    how = {"clocks": ("graph",), "plain": True, "reads": True, "rounds": options.rounds, "experiment": "decode_bars"}
+    jobs = [chosen_job(problem, chip.machine, facts, **how) for problem in options.problems]
     yield from chip.timed(jobs, options.seconds)
 
 
@@ -141,9 +121,7 @@ def cells(records: Sequence[Record]) -> list[Cell]:
     found = []
     for record in records:
         if "bar" in record.metrics and not is_peer(record) and record.schedule is not None:
-            problem = question_of(record)
-            assert isinstance(problem, Linear)
-            found.append(Cell(record, problem, read_of(records, record), best_peer(records, record)))
+            found.append(Cell(record, layer_of(record), read_of(records, record), best_peer(records, record)))
     return sorted(found, key=lambda cell: (cell.problem.weights, -cell.problem.n, cell.problem.k, cell.problem.m))
 
 

@@ -4,11 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from experiments._chips import Chip
-from experiments._device import Job
-from experiments._rows import Row, Verdict, is_peer, question_of
-from lab.choice import choose, schedule_words
+from experiments._formats import chosen_job, layer_of
+from experiments._rows import Row, Verdict, is_peer
 from lab.explain import explain
-from lab.kernel import schedule_fields
 from lab.problems import Linear
 from lab.record import Archive, Record
 from sim.errors import InputError
@@ -44,21 +42,9 @@ class Options:
 
 def measure(options: Options, chip: Chip) -> Iterator[Record]:
     """The chosen kernel of each format, all layers in one graph."""
-    jobs = []
-    for problem in options.problems:
-        kernel, schedule, _ = choose(problem, chip.machine)
-        words = schedule_words(schedule_fields(schedule))
-        facts = {"layers": options.layers}
-        jobs.append(
-            Job(
-                kernel=kernel.name,
-                problem=problem.as_dict(),
-                schedules=(words,),
-                rounds=options.rounds,
-                experiment="decode_chain",
-                facts=facts,
-            )
-        )
+    facts = {"layers": options.layers}
+    how = {"rounds": options.rounds, "experiment": "decode_chain"}
+    jobs = [chosen_job(problem, chip.machine, facts, **how) for problem in options.problems]
     yield from chip.chained(jobs, options.seconds)
 
 
@@ -66,9 +52,9 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: AR
     """Each chain: all its layers' time by floor, prediction and measurement."""
     for record in records:
         layers = int(record.metrics["layers"] or 0)
-        problem = question_of(record)
+        problem = layer_of(record)
         floor = layers * explain(problem, machine(record.machine)).roofline.floor_us
-        case = f"{problem.weights}, {layers} layers of {problem.n:,} x {problem.k:,}, m = {problem.m}"  # type: ignore[union-attr]
+        case = f"{problem.weights}, {layers} layers of {problem.n:,} x {problem.k:,}, m = {problem.m}"
         predicted = layers * record.predicted_us if record.predicted_us else None
         what = (
             record.kernel if is_peer(record) else f"{record.kernel}, {record.metrics.get('launches', 'plain')} launches"
@@ -79,7 +65,7 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: AR
 def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG001
     """The chains with launches that overlap, against their bytes at the read rate."""
     judged = {
-        f"{question_of(r).weights}": times_the_read(r)  # type: ignore[union-attr]
+        f"{layer_of(r).weights}": times_the_read(r)
         for r in records
         if r.us and r.metrics.get("launches") == "dependent"
     }
@@ -93,6 +79,6 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG00
 
 def times_the_read(record: Record) -> float:
     """A chain's time over that of its weights at the rate of a plain read of a large array."""
-    problem = question_of(record)
+    problem = layer_of(record)
     nbytes = int(record.metrics["layers"] or 0) * problem.bytes["weights"]
     return (record.us or 0.0) / (nbytes / READ_RATE * 1e6)

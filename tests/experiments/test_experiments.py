@@ -18,17 +18,21 @@ from experiments import (
     _rows,
     batching,
     ceilings,
+    decode_bars,
+    decode_chain,
     decode_floor,
     fp8_error,
     gemv_ladder,
     kv_cache,
     machines,
+    quantization,
     runner,
     two_machines,
     wrong_machine,
 )
 from experiments._catalog import names, questions
 from experiments._chips import Chip
+from experiments._formats import in_format, layer_of
 from experiments._rows import Row, Verdict
 from experiments._simulation import affordable_part, simulate
 from lab import catalog, record
@@ -41,6 +45,7 @@ from sim.machine import H100
 SMALL = {
     "two_machines": {"d": 256, "m": 64},
     "batching": {"d": 256, "most": 8},
+    "quantization": {"widest": 256},
     "fp8_error": {"n": 128, "most": 1024},
     "gemm_ladder": {"m": 256, "n": 256, "k": 256},
     "gemm_bars": {"part": "ragged"},
@@ -71,6 +76,7 @@ def test_they_are_found_by_the_question_they_ask() -> None:
         "gemv_ladder",
         "kv_cache",
         "machines",
+        "quantization",
         "two_machines",
         "wrong_machine",
     )
@@ -236,19 +242,87 @@ def test_the_gemv_ladder_follows_times_and_peers() -> None:
         gemv_ladder.Options(only="7x7")
 
 
-def test_batching_finds_the_flip() -> None:
-    first = experiments.run("batching", d=256, most=1)
-    records = [
-        msgspec.structs.replace(r, problem={**(r.problem or {}), "m": m, "n": 4096, "k": 4096}, predicted_us=us)
-        for m in (1, 256, 512)
-        for r, us in zip(first, (m, 20 + m / 10), strict=True)
-    ]
+def test_batching_finds_where_each_roofline_bends() -> None:
+    (first,) = experiments.run("batching", d=256, most=1, formats="bf16")
+    at = lambda m, us: msgspec.structs.replace(  # noqa: E731
+        first, problem={**(first.problem or {}), "m": m, "n": 4096, "k": 4096}, predicted_us=us
+    )
+    records = [at(1, 10.0), at(256, 11.0), at(1024, 32.0)]
     found = batching.verdict(records, NOTHING)
     assert found.passed
-    assert "the regime flips between m = 256 and m = 512 (at m = 346 with activations counted, the ridge is 295)" in (
-        found.sentence
+    assert found.sentence == (
+        "bf16 bends at m = 346 by the data sheet, 320 predicted (the ridge of bf16 is 295 FLOP/B)."
     )
-    assert "the GEMM kernel wins from m = 256 on (predicted)" in found.sentence
+    timed = Archive(tuple(measured(r, 2 * (r.predicted_us or 0.0)) for r in records))
+    assert "320 predicted, 320 measured" in batching.verdict(records, timed).sentence
+    late = Archive(tuple(measured(r, us) for r, us in zip(records, (10.0, 10.0, 11.0), strict=True)))
+    assert not batching.verdict(records, late).passed
+    rows = {(row.case, row.quantity): row.measured for row in batching.rows(records, timed)}
+    assert rows["bf16, m = 1, memory", "weights, TB/s"] == pytest.approx(2 * 4096**2 / 20 / 1e6)
+    with pytest.raises(InputError, match=r"formats are bf16, fp8, .*; got 'int8'"):
+        batching.Options(formats="bf16+int8")
+
+
+def test_quantization_compares_speed_with_bytes() -> None:
+    records = experiments.run("quantization", widest=4096, formats="bf16+fp8")
+    wide, narrow = records
+    past = Archive((measured(wide, 12.0), measured(narrow, 7.0)))
+    found = quantization.verdict(records, past)
+    fewer = layer_of(wide).bytes["weights"] / layer_of(narrow).bytes["weights"]
+    assert f"fp8 {12 / 7 / fewer:.2f}; all times lie about " in found.sentence
+    assert found.passed == (12 / 7 / fewer >= quantization.LINEAR)
+    rows = {(row.case, row.quantity): row for row in quantization.rows(records, past)}
+    ratio = rows["4,096 x 4,096, fp8", "times faster; theory: times fewer bytes"]
+    assert (ratio.theory, ratio.measured) == (pytest.approx(fewer), pytest.approx(12 / 7))
+
+
+def cell(m: int, us: float, read: float, peer: float, part: str = "bf16") -> list[Record]:
+    """A timed layer with its plain read and a peer, all of one run."""
+    problem = in_format(part, Linear(m, 8192, 8192)).as_dict()
+    like = Record(
+        **{**provenance(), "run": f"{part} {m}"},
+        on="gpu",
+        machine="h100",
+        problem=problem,
+        clock="graph",
+        metrics={"bar": part},
+    )
+    schedule: dict[str, int | str] = {"rows": 1}
+    return [
+        msgspec.structs.replace(like, kernel="gemv_mma", schedule=schedule, us=us, samples_us=[us]),
+        msgspec.structs.replace(like, kernel="peer:read", us=read, samples_us=[read]),
+        msgspec.structs.replace(like, kernel="peer:cublas", us=peer, samples_us=[peer]),
+    ]
+
+
+def test_decode_is_held_to_the_read_the_peers_and_more_tokens() -> None:
+    good = [*cell(1, 45.0, 43.3, 47.0), *cell(16, 45.2, 43.3, 47.5), *cell(64, 47.0, 43.3, 48.7)]
+    assert decode_bars.verdict(good, NOTHING).passed
+    for bad, says in (
+        (cell(8, 45.4, 43.3, 47.0), "takes 1.002 times what the read allows"),
+        (cell(8, 45.0, 43.3, 44.0), "takes 1.023 times what peer:cublas allows"),
+        (cell(128, 50.0, 43.3, 50.4), "takes 1.023 times what peer:cublas allows"),
+    ):
+        found = decode_bars.verdict(good + bad, NOTHING)
+        assert not found.passed
+        assert (
+            f"3 of 4 layers stand within their limits; the farthest, bf16, m = {layer_of(bad[0]).m}" in found.sentence
+        )
+        assert says in found.sentence
+    cliff = decode_bars.verdict([*cell(32, 46.0, 43.3, 60.0), *cell(64, 43.0, 43.3, 60.0)], NOTHING)
+    assert not cliff.passed
+    assert "1 take longer than with more tokens" in cliff.sentence
+
+
+def test_a_chain_is_held_to_its_bytes_at_the_read_rate() -> None:
+    record = experiments.run("decode_chain", d=256)[0]
+    floor = 8 * 2 * 256 * 256 / decode_chain.READ_RATE * 1e6
+    for times, passed in ((1.05, True), (1.07, False)):
+        timed = msgspec.structs.replace(measured(record, times * floor), metrics={"layers": 8, "launches": "dependent"})
+        plain = msgspec.structs.replace(timed, us=9 * floor, metrics={"layers": 8, "launches": "plain"})
+        found = decode_chain.verdict([timed, plain], NOTHING)
+        assert found.passed == passed
+        assert f"bf16 takes {times:.3f} times its bytes at 3.18 TB/s" in found.sentence
 
 
 def test_rows_show_the_fastest_schedule_of_the_newest_run_and_its_peers() -> None:
