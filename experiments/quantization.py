@@ -97,12 +97,11 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
     points = [(layer_of(r).bytes["weights"], *_us(r, past)) for each in layers.values() for r in each.values()]
     slope, start = np.polyfit([nbytes for nbytes, *_ in points], [us for _, us, _ in points], 1)
     source = "measured" if all(kind == "measured" for *_, kind in points) else "predicted"
-    line = (
-        f"all times lie about {start:.1f} us + bytes at {1e-6 / slope:.2f} TB/s ({source})" if slope > 0 else "no line"
-    )
+    line = f"about {start:.1f} us + bytes at {1e-6 / slope:.2f} TB/s" if slope > 0 else "on no line"
     return Verdict(
         min(shares.values(), default=1.0) >= LINEAR,
-        f"On {name} the speed-up is this share of the ratio of bytes: {said or 'only one format'}; all times lie {line} ({source}).",
+        f"On {name} the speed-up is this share of the ratio of bytes: {said or 'only one format'}; "
+        f"all times lie {line} ({source}).",
     )
 
 
