@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments import _generation, gemm_bars, gemm_ladder, runner
+from experiments import _decode_table, _generation, gemm_bars, gemm_ladder, runner
 from experiments._catalog import names
 from experiments._roofline_svg import Dot, roofline_svg
 from experiments._rows import CLOCKS, Row, best_peer, is_peer, question_of
@@ -61,6 +61,7 @@ def block(name: str, past: Archive) -> str:
         "kernels": kernels,
         "gemm_ladder": ladder,
         "gemm_bars": bars,
+        "decode_bars": decode,
         "roofline": charts,
         "generate": generation,
         "sanitizer": sanitizer,
@@ -213,6 +214,17 @@ def bars(past: Archive) -> str:
     return f"{said}\n\n{_table(headings, rows)}\n\nMeasured on {'; '.join(sorted(sources))}."
 
 
+def decode(past: Archive) -> str:
+    """Decode's layers against the plain read and their peers, and what the bars say."""
+    records = _decode_table.newest(past)
+    rows = list(_decode_table.rows(records))
+    if not rows:
+        return "No records yet: `lab run decode_bars --on gpu` makes them."
+    said = "\n".join(f"- {sentence}" for sentence in _decode_table.sentences(records))
+    sources = "; ".join(sorted({r.source for r in records if r.us}))
+    return f"{said}\n\n{_table(_decode_table.HEADINGS, rows)}\n\nMeasured on {sources}."
+
+
 def _last_of_each_problem(records: Sequence[Record]) -> list[Record]:
     newest = {str(record.problem): record for record in records}
     return list(newest.values())
@@ -265,7 +277,9 @@ def _newest_times(past: Archive, kernel: str) -> list[dict[str, Record]]:
     """By clock, the fastest schedule of the newest run for each of the last few problems, the smallest work first."""
     found: dict[str, dict[str, Record]] = {}
     for record in past.where(kernel=kernel, on="gpu").records:
-        if record.us is None or record.clock is None or record.metrics.get("stage") == SEARCH:
+        if record.us is None or record.clock is None or record.experiment in _NO_SHAPES_OF_INTEREST:
+            continue
+        if record.metrics.get("stage") == SEARCH:
             continue
         key = str(record.problem)
         by_clock = found.pop(key, {})  # put back at the end: the order is that of the last time
@@ -275,6 +289,9 @@ def _newest_times(past: Archive, kernel: str) -> list[dict[str, Record]]:
         found[key] = by_clock
     last = list(found.values())[-SHAPES:]
     return sorted(last, key=lambda by_clock: question_of(next(iter(by_clock.values()))).flops)
+
+
+_NO_SHAPES_OF_INTEREST = ("fp8_error", "decode_chain")  # a narrow layer that is quick to check; several layers at once
 
 
 def _size(record: Record) -> str:

@@ -13,6 +13,7 @@ from experiments._comparison import compare, load
 from experiments._roofline_svg import Dot, roofline_svg
 from experiments.cli import run_command
 from lab import tuned
+from lab.problems import Linear
 from lab.record import Archive, Checked, Record, append, archive, provenance
 from sim.errors import InputError
 from sim.machine import H100, MACHINES
@@ -128,6 +129,24 @@ def test_the_bars_show_the_newest_measurement_of_each_case() -> None:
     assert "No records yet" in reports.bars(Archive(()))
 
 
+def test_decode_shows_each_layer_beside_the_read_and_the_best_peer() -> None:
+    def layer(m: int, us: float, run: str) -> list[Record]:
+        problem = Linear(m, 8192, 8192, "int4_g128").as_dict()
+        shared = {"problem": problem, "experiment": "decode_bars", "run": run, "clock": "graph"}
+        shared["metrics"] = {"bar": "int4_g128"}
+        return [
+            timed("gemv_mma", us, **shared),
+            timed("peer:read", 12.4, schedule=None, **shared),
+            timed("peer:humming", 18.2, schedule=None, **shared),
+        ]
+
+    past = Archive((*layer(1, 20.0, "old"), *layer(1, 14.0, "new"), *layer(16, 15.0, "other")))
+    text = reports.decode(past)
+    assert "| int4_g128 | 8,192 x 8,192 | 12.40 | 14.00 (18.2) | - | - | - | 15.00* (18.2) |" in text
+    assert "- int4_g128: 1 of 2 layers stand within their limits" in text
+    assert "No records yet" in reports.decode(Archive(()))
+
+
 @pytest.mark.parametrize(
     ("cases", "passed", "says"),
     [
@@ -183,7 +202,7 @@ def test_an_unknown_block_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(reports, "README", readme)
     with pytest.raises(
         InputError,
-        match="README has a block 'nonsense'; blocks: kernels, gemm_ladder, gemm_bars, roofline",
+        match="README has a block 'nonsense'; blocks: kernels, gemm_ladder, gemm_bars, decode_bars, roofline",
     ):
         reports.report(Archive(()))
 
