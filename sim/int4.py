@@ -113,7 +113,7 @@ def quantise(values: NDArray[np.float32], group: int) -> Groups:
     padded[:, :k] = values
     grouped = padded.reshape(n, groups, group)
     low, high = np.nanmin(grouped, axis=2), np.nanmax(grouped, axis=2)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         scale, offset = ((high - low) / (LEVELS - 1)).astype(np.float16), low.astype(np.float16)
     if not (np.isfinite(values).all() and np.isfinite(scale).all() and np.isfinite(offset).all()):
         raise InputError("weights to quantise must be finite, and the range of each group within fp16's")

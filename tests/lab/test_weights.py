@@ -1,0 +1,79 @@
+"""int4 weights as other programs hand them over: packed where they are, taken by lab.linear, refused."""
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import lab
+from lab.problems import Linear
+from lab.verify import compare
+from sim import int4
+from sim.errors import InputError
+
+BF16 = ml_dtypes.bfloat16
+
+
+def activations(m: int, k: int) -> Any:
+    return np.random.default_rng(0).standard_normal((m, k)).astype(BF16)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, BF16])
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_floats_are_packed_as_they_are_quantised(dtype: Any, group: int) -> None:
+    values = np.random.default_rng(1).standard_normal((48, 192)).astype(dtype)
+    w = lab.pack(values, group)
+    expected = int4.quantise(values.astype(np.float32), group)
+    back = int4.unpack(w.w, w.w_scale, *w.shape, w.group)
+    assert np.array_equal(back.q, expected.q)
+    assert (w.shape, w.format, w.offset) == ((48, 192), f"int4_g{group}", "min")
+    if dtype is BF16:
+        assert np.array_equal(lab.pack(values.view(np.uint16), group).w, w.w)
+
+
+@pytest.mark.parametrize(("m", "zero_points"), [(1, False), (3, True), (40, False)])
+def test_one_packed_copy_serves_every_batch(m: int, zero_points: bool) -> None:
+    problem = Linear(m, 40, 128, "int4_g64", offset="zero" if zero_points else "min")
+    drawn = problem.draw(np.random.default_rng(m))
+    groups = int4.unpack(drawn["w"], drawn["w_scale"], 40, 128, 64, zero_points)
+    w, x = lab.Int4Weights.of(groups), drawn["x"].view(BF16)
+    y = lab.linear(x, w)
+    assert (y.shape, y.dtype) == ((m, 40), x.dtype)
+    assert compare(problem, drawn, y.view(np.uint16)).passed
+    out = np.empty((m, 40), BF16)
+    assert lab.linear(x, w, out=out) is out
+    assert np.array_equal(out.view(np.uint16), y.view(np.uint16))
+
+
+def test_what_cannot_be_taken_is_refused() -> None:
+    values = np.zeros((32, 64), np.float32)
+    w = lab.pack(values, 32)
+    with pytest.raises(InputError, match="groups are of 32, 64 or 128 columns; got 48"):
+        lab.pack(values, 48)
+    with pytest.raises(InputError, match=r"weights to pack are \[n, k\]; these are \[2048\]"):
+        lab.pack(values.reshape(-1))
+    with pytest.raises(InputError, match="float32, float16 or bfloat16; these are in float64"):
+        lab.pack(values.astype(np.float64))
+    with pytest.raises(InputError, match="must be finite"):
+        lab.pack(np.full((32, 64), np.inf, np.float32))
+    with pytest.raises(InputError, match=r"packed weights \[65, 64\] are"):
+        lab.Int4Weights(w.w, w.w_scale, (65, 64), 32)
+    with pytest.raises(InputError, match="int4 weights have scales of their own"):
+        lab.linear(activations(1, 64), w, w_scale=np.ones(1, np.float32))
+    with pytest.raises(InputError, match=r"must share k; x is \[1, 32\] and w is \[32, 64\]"):
+        lab.linear(activations(1, 32), w)
+    with pytest.raises(InputError, match="w in int4_g32 needs x in bf16; x is in fp16"):
+        lab.linear(activations(1, 64).astype(np.float16), w)
+
+
+def test_quantising_costs_what_the_format_says() -> None:
+    """Against float32 weights: an error of half a step for each weight, of random sign."""
+    rng = np.random.default_rng(5)
+    values, x = rng.standard_normal((64, 512), np.float32), activations(8, 512)
+    y = lab.linear(x, lab.pack(values, 128)).astype(np.float32)
+    exact = x.astype(np.float32) @ values.T
+    step = np.repeat(int4.quantise(values, 128).scale.astype(np.float32), 128, axis=1)
+    expected = np.sqrt((step**2).mean() / 12 / (values**2).mean())  # uniform within half a step
+    off = np.linalg.norm(y - exact) / np.linalg.norm(exact)
+    assert expected / 1.5 < off < 1.5 * expected
