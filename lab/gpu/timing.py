@@ -26,6 +26,7 @@ WARM_UP_ROUNDS = 3
 BURST_PAUSE_S = 0.02
 BURST_FLUSHES = 10  # keep the chip busy for about a millisecond: after a pause the host takes long to enqueue a call
 SUSTAINED_S = 1.0
+REST_S = 0.5  # after a shorter pause the chip is as warm as it was
 
 Call = Callable[[], None]
 
@@ -108,6 +109,9 @@ def measure(
         driver.synchronize(stream.ptr)
         for who, (start, stop, calls) in events:
             samples[who].append(cupy.cuda.get_elapsed_time(start, stop) * 1e3 / calls)
+    if pace is Pace.SUSTAINED:
+        global _worked_until
+        _worked_until = time.perf_counter()
     seen = summary(readings)
     return {c.name: Timing(c.name, clock, pace, tuple(s), seen) for c, s in zip(contestants, samples, strict=True)}
 
@@ -156,9 +160,14 @@ def _capture(calls: Sequence[Call], repeats: int, stream: Any) -> Any:
     return graph
 
 
+_worked_until = float("-inf")  # when a sustained measurement ended, in seconds of time.perf_counter
+
+
 def _warm_up(samplers: Sequence[Sampler], stream: Any, pace: Pace) -> None:
+    """A few samples of each; for a sustained pace a second of them, unless the chip has only just stopped."""
     began = time.perf_counter()
-    seconds = SUSTAINED_S if pace is Pace.SUSTAINED else 0.0
+    warm = pace is not Pace.SUSTAINED or began - _worked_until < REST_S
+    seconds = 0.0 if warm else SUSTAINED_S
     number = 0
     while number < WARM_UP_ROUNDS or time.perf_counter() - began < seconds:
         for sampler in samplers:
