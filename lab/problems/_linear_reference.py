@@ -85,8 +85,8 @@ def _group_sums(problem: Linear, x: NDArray, w: int4.Groups) -> Estimate:
 
     Each of the two terms is rounded at most once for each product, once for each group and twice when it is scaled and
     added, k + 2 in all beside the last group's; they may cancel, so the bound is that of their absolute values.
-    q may be summed with a bias that the group's offset takes away, (min - bias scale) sum(x). Inside the group both sums
-    then have a term bias scale |x| more, rounded once for each product in either, with the offset and when it is added.
+    q may be summed with a bias that the group's offset takes away, (min - bias scale) sum(x). Inside the group both
+    sums then have a term bias scale |x| more, rounded once for each product of either, in the offset, and when added.
     """
     scale, offset = w.each(np.abs(w.scale)), w.each(np.abs(w.offset))
     size = scale * (w.q + offset) if w.zero_points else scale * w.q + offset
