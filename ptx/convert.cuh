@@ -25,27 +25,6 @@ __device__ __forceinline__ uint32_t widen_fp8(uint16_t pair) {
 
 __device__ __forceinline__ float to_float(fp8 value) { return to_float(fp16{uint16_t(widen_fp8(value.bits))}); }
 
-// Two fp8, bytes `first` (0 or 2) and the next of a word, as two bf16: exact, but NaN becomes 480. Sign and digits move to
-// their places in bf16, whose exponent is then 120 too small (mul.bf16x2).
-__device__ __forceinline__ uint32_t widen_fp8_to_bf16(uint32_t word, int first) {
-    const uint32_t spread = __byte_perm(word, 0, first == 0 ? 0x1404 : 0x3424);  // each in the upper byte of its half
-    const uint32_t small = (spread & 0x80008000u) | (spread >> 4 & 0x07f007f0u);
-    uint32_t widened;
-    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(widened) : "r"(small), "r"(0x7b807b80u));  // 2^120
-    return widened;
-}
-
-__device__ __forceinline__ uint32_t widen_fp8_to_bf16(uint16_t pair) { return widen_fp8_to_bf16(uint32_t(pair), 0); }
-
-// Two integers from 0 to 15, in bits 4 i .. 4 i + 3 of each half of a word, as two bf16: exact. In the digits of 128 they
-// are worth what they are (sub.bf16x2).
-__device__ __forceinline__ uint32_t widen_int4_to_bf16(uint32_t word, int i) {
-    const uint32_t above = (word >> 4 * i & 0x000f000fu) | 0x43004300u;  // 128 + q
-    uint32_t widened;
-    asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(widened) : "r"(above), "r"(0x43004300u));
-    return widened;
-}
-
 // The two bf16 of one 32-bit word, lower half first.
 __device__ __forceinline__ float low_bf16(uint32_t pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float high_bf16(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }

@@ -28,6 +28,7 @@ FP8_STEP = 32  # products along k in one fp8 wgmma
 PROMOTION = 128  # along k: the longest partial sum of fp8 products that may stay in the tensor cores
 CACHED_ROWS = 64  # of y that are walked along k together, so that they stay in the host's cache
 GROUP_ROUNDINGS = 4  # of a term, beside one for each product: scaled, added, a zero point's product
+GROUP_BIAS = 16  # at most, what integers are summed with, so that they are bf16 whose digits are theirs
 TAIL = 8.0  # Hoeffding's deviation: exceeded with probability 2 exp(-TAIL^2 / 2) = 2.5e-14
 
 
@@ -84,12 +85,16 @@ def _group_sums(problem: Linear, x: NDArray, w: int4.Groups) -> Estimate:
 
     Each of the two terms is rounded at most once for each product, once for each group and twice when it is scaled and
     added, k + 2 in all beside the last group's; they may cancel, so the bound is that of their absolute values.
+    q may be summed with a bias that the group's offset takes away, (min - bias scale) sum(x). Inside the group both
+    sums then have a term bias scale |x| more, rounded once for each product of either, in the offset, and when added.
     """
     scale, offset = w.each(np.abs(w.scale)), w.each(np.abs(w.offset))
     size = scale * (w.q + offset) if w.zero_points else scale * w.q + offset
+    bias = (2 * problem.group + GROUP_ROUNDINGS) * GROUP_BIAS * scale
+    roundings = (problem.k + GROUP_ROUNDINGS) * size + bias
     exact = w.each(w.scale).astype(x.dtype), w.each(w.offset).astype(x.dtype)
     values = exact[0] * (w.q - exact[1]) if w.zero_points else exact[0] * w.q + exact[1]
-    return Estimate(x @ values.T, (problem.k + GROUP_ROUNDINGS) * UNIT * (np.abs(x) @ size.astype(x.dtype).T))
+    return Estimate(x @ values.T, UNIT * (np.abs(x) @ roundings.astype(x.dtype).T))
 
 
 def _truncation(x: NDArray, w: NDArray, promotion: int) -> NDArray:

@@ -83,7 +83,7 @@ def test_candidates_are_few_legal_and_ordered_by_predicted_time(weights: str, m:
     for n, k in ((8192, 8192), (4096, 14336), (576, 576)):
         problem = Linear(m, n, k, weights)
         schedules = list(gemm_dequant.candidates(problem, H100))
-        assert 4 <= len(set(schedules)) == len(schedules) <= 12
+        assert 4 <= len(set(schedules)) == len(schedules) <= 16
         times = [predicted_us(problem, schedule, H100) for schedule in schedules]
         assert times == sorted(times)
         assert times[0] >= 1e6 * max(problem.bytes["total"] / H100.hbm_bandwidth, problem.flops / H100.peak("bf16"))
@@ -112,5 +112,5 @@ def test_illegal_schedules_are_refused_with_both_sides() -> None:
         Schedule(64, 64, 2, 4, 1, 1).fits(Linear(64, 64, 264, "fp8"), H100)
     with pytest.raises(ScheduleError, match=r"192 tokens are 192 accumulators a thread; 128 is the most"):
         Schedule(192, 64, 2, 1, 1, 1).fits(Linear(64, 64, 512, "int4_g64"), H100)
-    with pytest.raises(ScheduleError, match=r"64 accumulators and 16 fragments need 112 registers a .* has 104"):
+    with pytest.raises(ScheduleError, match=r"64 accumulators and 16 fragments need 120 registers a .* has 104"):
         Schedule(64, 256, 2, 1, 1, 1).fits(Linear(64, 64, 512, "int4_g64"), H100)

@@ -1,5 +1,6 @@
 // Narrow weights in a stage of shared memory, and how a warp reads its 16 rows as bf16 fragments of A in m64nNk16.
 #pragma once
+#include "lab/kernels/_dequantise.cuh"
 #include "lab/kernels/gemm/_ring.cuh"
 #include "ptx/convert.cuh"
 #include "ptx/ldmatrix.cuh"
@@ -45,6 +46,7 @@ struct Weights {
         ptx::tma::load_3d(pairs, maps.pairs, 0, step * GROUPS, row / ROWS, full);
     }
 
+    // Integers as q + INT4_BIAS.
     __device__ __forceinline__ void dequantise(Fragments& a, int unit) const {
         struct alignas(4 * UNIT_STEPS) Words {
             uint32_t of_step[UNIT_STEPS];
@@ -52,14 +54,15 @@ struct Weights {
         const int step = unit * UNIT_STEPS;
         const uint32_t* own = tiles[threadIdx.x / WARP][step / 4][threadIdx.x % WARP];
         const Words words = *reinterpret_cast<const Words*>(own + step % 4);
+        const uint32_t significands = INT4_SIGNIFICANDS * gridDim.y;  // which is 1: it thus stays in one register
 #pragma unroll
         for (int i = 0; i < 4 * UNIT_STEPS; ++i)
-            a[i / 4][i % 4] = ptx::convert::widen_int4_to_bf16(words.of_step[i / 4], i % 4);
+            a[i / 4][i % 4] = biased_bf16_of_int4(words.of_step[i / 4], i % 4, significands);
     }
 
-    // total += scale * partial + offset * sum of x, for the group that k is in. Accumulators 4 j .. 4 j + 3 are tokens 8 j + 2 t and the next of
-    // row g, then those of row g + 8.
-    __device__ __forceinline__ void promote(Sums& total, const Sums& partial, int k) const {
+    // total += offset * sum of x, the bias of q taken away, for the group that k is in; the scales of the thread's two
+    // rows. Accumulators 4 j .. 4 j + 3 are tokens 8 j + 2 t and the next of row g, then those of row g + 8.
+    __device__ __forceinline__ float2 add_offsets(Sums& total, int k) const {
         struct alignas(8) Quad {
             fp16 scale, offset, lower_scale, lower_offset;
         };
@@ -67,37 +70,48 @@ struct Weights {
         const Quad quad = *reinterpret_cast<const Quad*>(pairs[lane.warp][k / group][lane.g]);
         const float scale[2] = {ptx::convert::to_float(quad.scale), ptx::convert::to_float(quad.lower_scale)};
         float offset[2] = {ptx::convert::to_float(quad.offset), ptx::convert::to_float(quad.lower_offset)};
-        if constexpr (problem::zero_points)
-            for (int i = 0; i < 2; ++i) offset[i] *= -scale[i];
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+            offset[i] = problem::zero_points ? -scale[i] * (offset[i] + INT4_BIAS)
+                                             : fmaf(-INT4_BIAS, scale[i], offset[i]);
 #pragma unroll
         for (int j = 0; j < ACCUMULATORS / 4; ++j) {
             const float2 x = *reinterpret_cast<const float2*>(&sums[k / group][8 * j + 2 * lane.t]);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                float& sum = total[4 * j + i];
-                sum = fmaf(scale[i / 2], partial[4 * j + i], fmaf(offset[i / 2], i % 2 ? x.y : x.x, sum));
-            }
+            for (int i = 0; i < 4; ++i)
+                total[4 * j + i] = fmaf(offset[i / 2], i % 2 ? x.y : x.x, total[4 * j + i]);
         }
+        return {scale[0], scale[1]};
     }
 
-    // Sum x over each group, for 16 tokens, by one warp: x times a matrix of ones.
+    // total += scale * partial.
+    static __device__ __forceinline__ void promote(Sums& total, const Sums& partial, float2 scale) {
+#pragma unroll
+        for (int i = 0; i < ACCUMULATORS; ++i)
+            total[i] = fmaf(i % 4 < 2 ? scale.x : scale.y, partial[i], total[i]);
+    }
+
+    // Sum x over each group, for 16 tokens, by one warp: x times a matrix of ones, in two chains where there is one group,
+    // as an mma waits for the one whose sum it continues.
     __device__ __forceinline__ void sum_tokens(const Tokens& x, int first) {
         constexpr uint32_t ONES[2] = {0x3f803f80, 0x3f803f80};
         const int lane = threadIdx.x % WARP, row = first + lane % 16;
-        float sum[4] = {};
+        constexpr int CHAINS = GROUPS == 1 ? 2 : 1;
+        float sum[CHAINS][4] = {};
 #pragma unroll
         for (int k = 0; k < BLOCK_K; k += MMA_K) {
             uint32_t a[4];
             const int chunk = (k % BOX_K / 8 + lane / 16) ^ row % 8;
             ptx::ldmatrix::x4(a, ptx::address::shared(&x[k / BOX_K][row][chunk * 8]));
-            ptx::mma::m16n8k16<bf16>(sum, a, ONES);
+            ptx::mma::m16n8k16<bf16>(sum[k / MMA_K % CHAINS], a, ONES);
             if ((k + MMA_K) % group == 0) {
+                for (int c = 1; c < CHAINS; ++c) sum[0][0] += sum[c][0], sum[0][2] += sum[c][2];
                 if (lane % 4 == 0) {  // all columns are the same
                     float* to = &sums[k / group][first + lane / 4];
-                    to[0] = sum[0];
-                    to[8] = sum[2];
+                    to[0] = sum[0][0];
+                    to[8] = sum[0][2];
                 }
-                sum[0] = sum[1] = sum[2] = sum[3] = 0;
+                for (float(&chain)[4] : sum) chain[0] = chain[1] = chain[2] = chain[3] = 0;
             }
         }
     }
@@ -123,11 +137,12 @@ struct Weights<0> {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const uint8_t* pair = chunk + i % 2 * 8 * BLOCK_K + i / 2 * 8;
-                a[s][i] = ptx::convert::widen_fp8_to_bf16(*reinterpret_cast<const uint16_t*>(pair));
+                a[s][i] = bf16_of_fp8(*reinterpret_cast<const uint16_t*>(pair), 0);
             }
         }
     }
 
-    __device__ __forceinline__ void promote(Sums&, const Sums&, int) const {}
+    __device__ __forceinline__ float2 add_offsets(Sums&, int) const { return {}; }
+    static __device__ __forceinline__ void promote(Sums&, const Sums&, float2) {}
     __device__ __forceinline__ void sum_tokens(const Tokens&, int) {}
 };

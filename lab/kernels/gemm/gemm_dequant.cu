@@ -3,8 +3,9 @@
 // Idea: weights stay narrow all the way to the registers, where each warp widens its own to bf16: they are the operand A
 // of wgmma, which may come from registers, and tokens are its N. So shared memory and HBM hold few bytes of w, and a
 // tile is as wide as there are tokens. A unit of k is widened while the tensor cores multiply the one before it. int4
-// groups are multiplied as integers from 0 to 15, each group into a fresh partial sum P; then
-// total += scale P + min X in float32, where X, the sum of the group's x, is made once for all warps of the CTA.
+// groups are multiplied as integers with a bias, from 16 to 31, each group into a fresh partial sum P; then
+// total += (min - 16 scale) X + scale P in float32, where X, the sum of the group's x, is made once for all warps of the
+// CTA, and the first term is added while P is still being summed.
 // Adds to gemm_split_k: operand A from registers, narrow weights, group scales; y^T in registers leaves as y.
 //
 // Warp roles: warpgroup g owns rows 64 g .. 64 g + 63 of w in the tile; one more warp loads; for int4 three more sum x.
@@ -140,18 +141,21 @@ __device__ __forceinline__ void accumulate(Sums& total, Shared& shared, int step
         for (int unit = 0; unit < UNITS; ++unit) {
             multiply(sum, a[unit % 2], stage.x, unit);
             ptx::wgmma::wait_group<1>();
-            if (unit == 0 && step > 0) arrive(shared.empty[before]);
+            if (!GROUPED && unit == 0 && step > 0) arrive(shared.empty[before]);
             if (unit + 1 < UNITS) {
                 dequantise(stage, unit + 1);
             } else if (step + 1 < steps) {
                 ptx::mbarrier::wait(shared.full[next.stage], next.parity);
                 dequantise(shared.ring[next.stage], 0);
             }
-            if (GROUPED && unit == 0) ptx::mbarrier::wait(shared.summed[now.stage], now.parity);
             if (Rows::starts_group((unit + 1) * UNIT_K)) {  // and the last one ends
+                if ((unit + 1) * UNIT_K == schedule::group)
+                    ptx::mbarrier::wait(shared.summed[now.stage], now.parity);
+                const float2 scale = stage.w.add_offsets(total, unit * UNIT_K);
                 ptx::wgmma::wait_group<0>();
+                if (unit + 1 == UNITS) arrive(shared.empty[now.stage]);
                 ptx::wgmma::hold(partial);
-                stage.w.promote(total, partial, unit * UNIT_K);
+                stage.w.promote(total, partial, scale);
             }
         }
         before = now.stage;

@@ -34,11 +34,10 @@ BOX_K = 64  # of a box of x: 128 bytes in bf16
 HALF, FLOAT = 2, 4  # bytes
 ROWS = 16  # of w in a packed tile and in a warp
 MATRIX = 8  # tokens of an 8 x 8 matrix, of which a CTA stores whole ones
-WARPGROUP = 128  # threads
+WARPGROUP, LANES = 128, 32  # threads of a warpgroup, of a warp
 RUN = 256  # elements: the longest edge of a box of TMA
-OTHER_REGISTERS = 40  # of a thread that does not multiply
-BESIDE, LEAST_BESIDE = 40, 32  # a consumer's thread's beside accumulators and fragments, with room and at least
-LEAST_BESIDE_ONE_GROUP = 24  # the least where a step is one group
+OTHER_REGISTERS = {1: 40, 2: 32}  # of a thread that does not multiply, by the CTAs that share an SM
+BESIDE, BESIDE_ONE_GROUP = 40, 24  # a consumer's thread's beside accumulators and fragments; where a step is one group
 MOST_REGISTERS = 232  # of a consumer's thread: 40 of the others and 2 x 232 are the 168 of three warpgroups
 MOST_ACCUMULATORS = 128  # of a consumer's thread
 HEIGHTS = (32, 64, 96, 128, 192, 256)
@@ -86,7 +85,7 @@ class Schedule:
             raise ScheduleError(
                 f"{self.block_m} tokens are {s.accumulators} accumulators a thread; {MOST_ACCUMULATORS} is the most"
             )
-        needed = s.accumulators + s.fragments + (LEAST_BESIDE_ONE_GROUP if s.groups == 1 else LEAST_BESIDE)
+        needed = s.accumulators + s.fragments + (BESIDE_ONE_GROUP if s.groups == 1 else BESIDE)
         if needed > s.consumer_registers:
             raise ScheduleError(
                 f"{s.accumulators} accumulators and {s.fragments} fragments need {needed} registers a thread; "
@@ -125,13 +124,13 @@ class Layout(Schedule):
     @property
     def other_registers(self) -> int:
         """Those that a thread that does not multiply keeps, where its warpgroup can give some away."""
-        return OTHER_REGISTERS
+        return OTHER_REGISTERS[self.ctas_per_sm]
 
     @property
     def consumer_registers(self) -> int:
         """Those of a thread that multiplies."""
         consumers = self.threads - WARPGROUP
-        given = (self.registers * self.threads - OTHER_REGISTERS * WARPGROUP) // consumers // 8 * 8
+        given = (self.registers * self.threads - self.other_registers * WARPGROUP) // consumers // 8 * 8
         return max(self.registers, min(MOST_REGISTERS, given))
 
     @property
@@ -184,7 +183,7 @@ def layout(problem: Linear, schedule: Schedule) -> Layout:
     return Layout(**asdict(schedule), group=problem.group)
 
 
-TRIED = 12  # schedules that are worth trying
+TRIED = 16  # schedules that are worth trying
 STAGES = 12  # more brings nothing: the bytes in flight already cover the latency several times
 
 
@@ -225,13 +224,12 @@ def _weight_bytes(problem: Linear) -> float:
 # What the estimate is made of beside the constants of _model and gemm_split_k: to be fitted to times on an H100.
 START_US = 3.0  # of a launch whose data is cold
 HBM_SHARE = 0.9  # of the data sheet's bandwidth
-L2_BYTES_PER_CLOCK = 64  # to each SM when all ask
+L2_BYTES_PER_CLOCK = 24  # to each SM when all ask
 LATENCY_CLOCKS = 1570  # from asking for a stage to its bytes, HBM being busy
 REDUCE_BYTES_PER_CLOCK = 10.7  # of the inboxes, from the last mma to their sum
-WIDEN = {False: 25, True: 14}  # a warp's instructions for 16 x 16 weights, by whether they are int4
-PROMOTE = 1.2  # a warp's instructions for each token of a tile and group, and as many more as in 16 tokens
-ISSUE = 4  # instructions an SM starts in a clock
-TURN_CLOCKS = 150  # of a unit of k that no other warpgroup hides: shared memory, widening, a wgmma
+WIDEN = {False: 32, True: 15}  # a warp's instructions for 16 x 16 weights, by whether they are int4
+PROMOTE = 1.15  # a warp's instructions for each token of a tile and group, and as many more as in 16 tokens
+WARP_IPC, SM_IPC = 0.2, 2.2  # instructions a clock: of one warp that multiplies, of all that an SM holds
 WAVE_CLOCKS = 3000  # of a CTA that follows another on its SM
 STEP_BLEND, HBM_BLEND = 3, 4  # exponents of the norms that join what is waited for
 
@@ -251,12 +249,13 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
 
     mma = 2 * s.block_m * s.block_n * BLOCK_K * machine.sms * machine.clock_hz / machine.peak(p.activations)
     promoting = PROMOTE * (s.block_m + ROWS) * s.groups
-    issue = 4 * consumers * (WIDEN[bool(s.group)] * BLOCK_K // ROWS + promoting) / ISSUE
-    alone = TURN_CLOCKS * BLOCK_K // ROWS / s.unit_steps / resident  # a warpgroup's units follow one another
+    warps = WARPGROUP // LANES * consumers
+    ipc = min(SM_IPC, WARP_IPC * warps * resident)
+    issue = warps * (WIDEN[bool(s.group)] * BLOCK_K // ROWS + promoting) / ipc
     operands = (consumers * s.x_bytes + 2 * s.w_bytes) / _model.SHARED_BYTES_PER_CLOCK
     loads = s.stage_bytes / L2_BYTES_PER_CLOCK
     turn = (LATENCY_CLOCKS / resident + loads) / (s.stages - 1)  # of a ring: one stage is read while the rest fill
-    step = resident * _model.joined(STEP_BLEND, mma, issue, alone, operands, loads, turn)
+    step = resident * _model.joined(STEP_BLEND, mma, issue, operands, loads, turn)
 
     way_out = resident * (s.inbox_bytes / REDUCE_BYTES_PER_CLOCK + _model.ROUND_CLOCKS * s.part / MMA_M)
     stream = waves * steps * step + (waves - 1) * (WAVE_CLOCKS + way_out) / resident
