@@ -12,10 +12,12 @@ __device__ __forceinline__ uint32_t bf16_of_fp8(uint32_t word, int first) {
 }
 
 // Register `i` of an A fragment of mma.m16n8k16 from a word of packed int4 (sim/int4.py): q + INT4_BIAS as bf16. Numbers
-// from 16 to 31 have q in the upper four bits of their significand; whoever sums takes the bias away.
+// from 16 to 31 have q in the upper four bits of their significand; whoever sums takes the bias away. `significands` is
+// INT4_SIGNIFICANDS, in a register.
 constexpr float INT4_BIAS = 16;
-__device__ __forceinline__ uint32_t biased_bf16_of_int4(uint32_t word, int i) {
-    constexpr uint32_t SIGNIFICANDS = 0x00780078, SIXTEENS = 0x41804180;
+constexpr uint32_t INT4_SIGNIFICANDS = 0x00780078;
+__device__ __forceinline__ uint32_t biased_bf16_of_int4(uint32_t word, int i, uint32_t significands) {
+    constexpr uint32_t SIXTEENS = 0x41804180;
     const uint32_t placed = i == 0 ? word << 3 : word >> (4 * i - 3);
-    return placed & SIGNIFICANDS | SIXTEENS;
+    return placed & significands | SIXTEENS;
 }
