@@ -86,8 +86,8 @@ class Decoder:
     def predicate(self, text: str) -> int:
         """2 index + negation of a predicate operand."""
         name = text.lstrip("!")
-        if name in ("1", "0"):
-            return 0 if (name == "1") != text.startswith("!") else 1
+        if name in ("1", "-1", "0"):
+            return 0 if (name != "0") != text.startswith("!") else 1
         if name not in self.predicates:
             if self.entry.registers.get(name) != "pred":
                 raise self.fail(f"uses {name} as a predicate")

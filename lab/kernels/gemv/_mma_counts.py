@@ -18,8 +18,7 @@ from sim.tiles import ELEMENT, Chip, load_patch, load_tile, load_vector, mma, st
 
 LANES = 32
 TILE = 16  # rows of w of an mma
-HALF = 8  # rows of w that a warp copies at once
-QUAD = 4  # rows of y^T that a lane sums and stores
+EIGHT = 8  # rows of row-major w that a warp copies at once in steps of one run
 FLOAT = 4  # bytes of a sum, or of a scale
 SIZE = 2  # bytes of an element of x and of y
 ROW_BYTES = 64  # of each row of w in a run
@@ -51,9 +50,9 @@ class Out(NamedTuple):
 
 def out_of(schedule: Any) -> Out:
     """The requests of a schedule."""
-    part = tiles_of(schedule.block_n // QUAD, schedule.cluster)
+    part = schedule.block_n // schedule.cluster
     width = min(part, LANES)
-    return Out(part * QUAD, width * QUAD, LANES // width)
+    return Out(part, width, LANES // width)
 
 
 def parts_of_x(problem: Linear, schedule: Any) -> Iterator[tuple[int, int]]:
@@ -62,16 +61,10 @@ def parts_of_x(problem: Linear, schedule: Any) -> Iterator[tuple[int, int]]:
     steps = tiles_of(problem.k, step)
     for rank in range(schedule.cluster):
         first, end = rank * steps // schedule.cluster, (rank + 1) * steps // schedule.cluster
-        columns = part_steps(end - first, schedule.split_k, schedule.parts) * step
-        for at in range(first * step, min(end * step, problem.k), columns):
-            yield at, min(columns, end * step - at, problem.k - at)
-
-
-@njit(cache=True)
-def part_steps(steps, split_k, parts):
-    """Steps along k of a part of x: whole rounds of a team's warps."""
-    rounds = -(-steps // split_k)
-    return -(-rounds // parts) * split_k
+        at, end_column, width = first * step, min(end * step, problem.k), schedule.split_k * step
+        while at < end_column:
+            yield at, min(width, end_column - at)
+            at, width = at + width, 2 * width
 
 
 def theory(problem: Linear, schedule: Any) -> Counts:
@@ -79,7 +72,7 @@ def theory(problem: Linear, schedule: Any) -> Counts:
     p, s = problem, schedule
     blocks, token_blocks = tiles_of(p.n, s.block_n), tiles_of(p.m, s.block_m)
     scales, y = _out_sectors(p, s)
-    loads = token_blocks * _weight_sectors(p) + scales
+    loads = token_blocks * _weight_sectors(p, s) + scales
     if p.scaled and not p.row_scales:
         loads += s.cluster * blocks * token_blocks * s.warps
     row_bytes = SIZE * p.k
@@ -104,16 +97,16 @@ def _inputs(problem: Linear) -> list[Array]:
     return [Array(name, Role.IN, *operand) for name, operand in problem.operands.items()]
 
 
-def _weight_sectors(problem: Linear) -> int:
+def _weight_sectors(problem: Linear, schedule: Any) -> int:
     """Of w, and of the scales of its groups, read once."""
     p = problem
     if p.group:
         tile = int4.TILE_BYTES * tiles_of(p.k, int4.TILE_COLUMNS) + PAIRS_BYTES * tiles_of(p.k, p.group)
         return tiles_of(p.n, TILE) * tile // SECTOR
-    row = p.k * FORMATS[p.weights].storage.itemsize
-    if row <= ROW_BYTES:  # rows adjoin, and a request counts a sector that two of them share once
+    row, span = p.k * FORMATS[p.weights].storage.itemsize, schedule.runs * ROW_BYTES
+    if row <= span:  # rows adjoin, and a request counts a sector that two of them share once
         return sectors(0, p.n * row)
-    return sum(row_sectors(p.n, row, at, min(ROW_BYTES, row - at)) for at in range(0, row, ROW_BYTES))
+    return sum(row_sectors(p.n, row, at, min(span, row - at)) for at in range(0, row, span))
 
 
 def _out_sectors(problem: Linear, schedule: Any) -> tuple[int, int]:
@@ -161,7 +154,7 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Mach
     scale = np.broadcast_to(given, p.n).astype(np.float32)
     names = [a.name for a in launch.arrays if a.role is not Role.OUT or a.name == "y"]
     marks = [chip.marks(name) if name in names else np.zeros(0, np.uint8) for name in ("x", "w", "w_scale", "y")]
-    tile = (s.block_m, s.rows, s.teams, s.split_k, s.cluster, s.runs, s.parts)
+    tile = (s.block_m, s.rows, s.teams, s.split_k, s.cluster, s.runs)
     _grid(
         chip.count, *marks, x, w, scale, sums, p.m, p.n, p.k, *tile, run_columns(p), p.group, p.row_scales,
         p.scaled and not p.row_scales, *out_of(s), ELEMENT[p.activations],
@@ -182,7 +175,7 @@ def _weights(problem: Linear, arrays: Mapping[str, NDArray]) -> NDArray[np.float
 @njit(cache=True, parallel=True)
 def _grid(
     count, x_marks, w_marks, scale_marks, y_marks, x, w, scale, y, m, n, k, block_m, rows, teams, split_k, cluster,
-    runs, parts, columns, group, row_scales, tensor_scale, part, width, at_once, element,
+    runs, columns, group, row_scales, tensor_scale, part, width, at_once, element,
 ):  # fmt: skip
     workers = count.shape[0]
     block_n, step = TILE * rows * teams, runs * columns
@@ -190,7 +183,8 @@ def _grid(
     for worker in prange(workers):
         counter = count[worker]
         x_slice = np.zeros((block_m, (-(-steps // cluster)) * step), np.float32)
-        w_tile = np.empty((TILE * rows, columns), np.float32)
+        width_k = columns if group > 0 else step  # of a request of row-major w
+        w_tile = np.empty((TILE * rows, width_k), np.float32)
         total = np.empty((block_n, block_m), np.float32)
         for index in range(worker, blocks * -(-m // block_m), workers):
             row, token = index % blocks * block_n, index // blocks * block_m
@@ -200,15 +194,16 @@ def _grid(
                 first, end = rank * steps // cluster, (rank + 1) * steps // cluster
                 at_first, end_column = first * step, min(end * step, k)
                 x_slice[:] = 0
-                jump = part_steps(end - first, split_k, parts) * step
-                for at in range(at_first, end_column, jump):
+                at, jump = at_first, split_k * step
+                while at < end_column:
                     to = x_slice[:tokens, at - at_first : min(at + jump, end_column) - at_first]
                     load_tile(counter, x_marks, x, m, k, token, at, to, element)
+                    at, jump = at + jump, 2 * jump
                 for team in range(teams):
                     top = team * rows * TILE
-                    for at in range(at_first, end * step, columns):
-                        _load(counter, w_marks, scale_marks, w, n, k, row + top, at, w_tile, group)
-                        x_part = x_slice[:, at - at_first : at - at_first + columns].T
+                    for at in range(at_first, end * step, width_k):
+                        _load(counter, w_marks, scale_marks, w, n, k, row + top, at, w_tile, group, EIGHT // runs)
+                        x_part = x_slice[:, at - at_first : at - at_first + width_k].T
                         out = total[top : top + TILE * rows]
                         mma(counter, out, w_tile, x_part, n - row - top, m - token, k - at, x.size > 0)
                         if group > 0:
@@ -231,12 +226,11 @@ def _grid(
 
 
 @njit(cache=True)
-def _load(count, w_marks, scale_marks, w, n, k, row, column, tile, group):
+def _load(count, w_marks, scale_marks, w, n, k, row, column, tile, group, request_rows):
     """A run of a warp's row tiles, as float32; zeros outside of w."""
     if group == 0:
-        size = ROW_BYTES // tile.shape[1]
-        for r in range(0, tile.shape[0], HALF):
-            load_patch(count, w_marks, size, w, n, k, row + r, column, tile[r : r + HALF], HALF)
+        size = ROW_BYTES * EIGHT // request_rows // tile.shape[1]
+        load_patch(count, w_marks, size, w, n, k, row, column, tile, request_rows)
         return
     packed, groups = -(-k // int4_columns), -(-k // group)
     for r in range(row, min(row + tile.shape[0], n), TILE):

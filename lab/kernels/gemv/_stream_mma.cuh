@@ -5,6 +5,7 @@
 
 constexpr int CLUSTER = schedule::cluster, SPLIT = schedule::split_k, WARPS = schedule::warps;
 constexpr int STEP = schedule::runs * COLUMNS;  // columns of w that a warp takes at once
+constexpr int ROUND = SPLIT * STEP;             // that the warps of a team take together
 
 // Scales of the row tiles of a step: 64 bytes for each tile and group, along k.
 constexpr int STEP_GROUPS = schedule::runs * GROUPS;
@@ -12,42 +13,41 @@ constexpr int PAIRS_BYTES = 2 * TILE * sizeof(fp16);             // scale and of
 constexpr int TILE_SCALES = STEP_GROUPS * PAIRS_BYTES / VECTOR;  // vectors of a row tile
 constexpr int SCALES = GROUPED ? schedule::rows * TILE_SCALES : 0;
 
-// A row of sums starts at another bank, so that a warp writes its fragments without conflicts.
-constexpr int SUMS = schedule::rows * TILE + 4;
+// A warp copies row-major weights by requests of some whole rows of a step, 16 bytes a lane. They lie in a stage row
+// behind row, each at another bank than the one before.
+constexpr int REQUESTS = schedule::runs * VECTORS;    // of a row tile
+constexpr int STEP_ROW = schedule::runs * ROW_RUN;    // bytes of a row of w in a step
+constexpr int REQUEST_ROWS = REQUEST / STEP_ROW;
+constexpr int ROW_LANES = LANES / REQUEST_ROWS;
 
-struct Stage {
-    Vector16 weights[schedule::rows][schedule::runs][VECTORS][LANES];
-    Vector16 scales[SCALES > 0 ? SCALES : LANES];
-};
-constexpr int STAGE_BYTES = sizeof(Stage::weights) + SCALES * VECTOR;
+constexpr int ROW_PITCH = STEP_ROW + VECTOR;
+constexpr int REQUEST_PITCH = GROUPED ? REQUEST : REQUEST_ROWS * ROW_PITCH;
+
+constexpr int WEIGHTS_BYTES = schedule::rows * REQUESTS * REQUEST_PITCH;  // of a step
+constexpr int STAGE_BYTES = WEIGHTS_BYTES + SCALES * VECTOR;        // the scales lie behind the weights
+
+// A row of sums starts at another bank, so that a warp writes its fragments without conflicts.
+constexpr int TEAM_ROWS = schedule::rows * TILE;
+constexpr int SUMS = TEAM_ROWS + 4;
 
 // What a warp streams, and then its sums.
-union alignas(VECTOR) Warp {
+union alignas(128) Warp {
     uint8_t ring[schedule::stages * STAGE_BYTES];
     float sums[schedule::block_m][SUMS];
 };
 
-struct alignas(VECTOR) Shared {
+struct alignas(128) Shared {
     Warp warps[WARPS];
     uint64_t full[schedule::parts];  // one arrival, and the bytes of that part of x
     uint64_t arrived;                // one arrival, and the sums that all CTAs of the cluster send
 };
-static_assert(SCALES == 0 || sizeof(Stage) == STAGE_BYTES, "scales lie behind the weights");
 
-// The rows of y^T that a CTA of a cluster sums and stores, in quads of four rows.
-constexpr int QUADS = schedule::block_n / 4;
-constexpr int PART = (QUADS + CLUSTER - 1) / CLUSTER;
-constexpr int WIDTH = PART < LANES ? PART : LANES;       // quads of a token that a warp takes at once
-constexpr int AT_ONCE = LANES / WIDTH;                   // tokens
-constexpr int WIDTHS = (PART + WIDTH - 1) / WIDTH;       // of a part
-
-// What the CTAs of the cluster send to one of them.
-struct Inbox {
-    float4 sums[schedule::block_m][PART];
-};
+// The rows of w whose sums a CTA of a cluster adds and stores, and what each CTA sends it.
+constexpr int PART = schedule::block_n / CLUSTER;
+using Inbox = float[schedule::block_m][PART];
 constexpr int INBOXES = CLUSTER > 1 ? CLUSTER : 0;
 
-// What this CTA computes: tokens and rows of w, steps along k.
+// What this CTA computes: tokens, rows of w, columns.
 struct Work {
     int token, tokens, row, rank, first, end, pitch;
 
@@ -57,16 +57,10 @@ struct Work {
         tokens = min(schedule::block_m, m - token);
         row = blockIdx.x / CLUSTER * schedule::block_n;
         rank = blockIdx.x % CLUSTER;
-        first = rank * steps / CLUSTER;
-        end = (rank + 1) * steps / CLUSTER;
+        first = rank * steps / CLUSTER * STEP;
+        end = (rank + 1) * steps / CLUSTER * STEP;
         const int longest = (steps + CLUSTER - 1) / CLUSTER * STEP * int(sizeof(Element));
-        pitch = (longest + 127) / 128 * 128 + Run<Weight>::X_PAD;
-    }
-
-    // Steps that all warps of a team together take while they read one part of x, for each of them.
-    __device__ __forceinline__ int rounds_of_part() const {
-        const int rounds = (end - first + SPLIT - 1) / SPLIT;
-        return (rounds + schedule::parts - 1) / schedule::parts;
+        pitch = (longest + 127) / 128 * 128 + X_PAD;
     }
 };
 
@@ -75,76 +69,71 @@ __device__ __forceinline__ uint8_t* x_rows(Shared& shared) {
     return reinterpret_cast<uint8_t*>(inboxes(shared) + INBOXES);
 }
 
-// A warp's stream of weights: where its lanes copy from next, and to.
+// A warp's stream of weights: where its lanes copy from next.
 struct Stream {
-    const uint8_t* from;    // this lane's first 16 bytes
-    const uint8_t* scales;  // of the warp's first row tile
-    int64_t pitch;          // bytes from a row tile to the next; of row-major w, its eight rows half as many
-    int64_t scales_pitch;
-    int step, end;    // the next step, and the end of this CTA's
-    int k, row_left;  // columns of w; rows from the warp's first one on
-    int groups;       // along k
-    uint8_t* ring;
-    int slot = 0;
+    const uint8_t* from;    // this lane's first 16 bytes of the next step
+    const uint8_t* scales;  // and of its scales
+    int pitch;              // bytes from a row tile to the next; of row-major w, from a request to the next
+    int scales_pitch;
+    uint32_t to;           // this lane's 16 bytes of the ring's first stage
+    int column, end;       // the next step's first, and the end of this CTA's
+    int weights, row_left;  // columns of w from this lane's first one on; rows from the warp's first one on
 
     __device__ __forceinline__ Stream(const Weight* w, const void* w_scale, const Work& work, int n, int k, int team,
-                                      int warp, uint8_t* ring)
-        : step(work.first + warp), end(work.end), k(k), ring(ring) {
-        const int lane = threadIdx.x % LANES, row = work.row + team * schedule::rows * TILE;
+                                      int warp, const uint8_t* ring)
+        : column(work.first + warp * STEP), end(work.end) {
+        const int lane = threadIdx.x % LANES, row = work.row + team * TEAM_ROWS;
         const auto* bytes = reinterpret_cast<const uint8_t*>(w);
         row_left = n - row;
+        to = ptx::address::shared(ring) + (GROUPED ? lane * VECTOR : lane / ROW_LANES * ROW_PITCH + lane % ROW_LANES * VECTOR);
         if constexpr (GROUPED) {
-            groups = (k + GROUP - 1) / GROUP;
-            pitch = int64_t((k + 63) / 64) * (LANES * VECTOR);
-            scales_pitch = int64_t(groups) * PAIRS_BYTES;
-            from = bytes + row / TILE * pitch + int64_t(step) * (STEP * TILE / 2) + lane * VECTOR;
-            scales = static_cast<const uint8_t*>(w_scale) + row / TILE * scales_pitch;
+            weights = k;
+            pitch = (k + 63) / 64 * REQUEST;
+            scales_pitch = (k + GROUP - 1) / GROUP * PAIRS_BYTES;
+            from = bytes + int64_t(row / TILE) * pitch + column * (TILE / 2) + lane * VECTOR;
+            scales = static_cast<const uint8_t*>(w_scale) + int64_t(row / TILE + lane / TILE_SCALES) * scales_pitch +
+                     column / GROUP * PAIRS_BYTES + lane % TILE_SCALES * VECTOR;
         } else {
-            pitch = int64_t(k) * (TILE * sizeof(Weight));
-            from = bytes + int64_t(row + lane / 4) * k * sizeof(Weight) +
-                   int64_t(step) * (STEP * sizeof(Weight)) + lane % 4 * VECTOR;
+            weights = k - lane % ROW_LANES * (VECTOR / int(sizeof(Weight)));
+            pitch = k * (REQUEST_ROWS * int(sizeof(Weight)));
+            from = bytes + (int64_t(row + lane / ROW_LANES) * k + column) * sizeof(Weight) + lane % ROW_LANES * VECTOR;
         }
     }
 
     // Ask for the next step, if there is one; what lies beyond w becomes zero.
-    __device__ __forceinline__ void fill() {
-        if (step < end) {
-            const uint32_t to = ptx::address::shared(ring + slot * STAGE_BYTES);
-            copy_weights(to + threadIdx.x % LANES * VECTOR);
-            if constexpr (GROUPED) copy_scales(to + sizeof(Stage::weights));
+    __device__ __forceinline__ void fill(int stage) {
+        if (column < end) {
+            copy_weights(to + stage);
+            if constexpr (GROUPED) copy_scales(to + stage + WEIGHTS_BYTES);
         }
         ptx::cp_async::commit_group();
-        step += SPLIT;
-        from += SPLIT * (GROUPED ? STEP * TILE / 2 : STEP * int(sizeof(Weight)));
-        slot = slot + 1 == schedule::stages ? 0 : slot + 1;
+        column += ROUND;
+        from += GROUPED ? ROUND * TILE / 2 : ROUND * int(sizeof(Weight));
+        if constexpr (GROUPED) scales += SPLIT * STEP_GROUPS * PAIRS_BYTES;
     }
 
-    __device__ __forceinline__ void copy_weights(uint32_t to) const {
-        const int column = step * STEP + (GROUPED ? 0 : threadIdx.x % LANES % 4 * (COLUMNS / 4));
+    __device__ __forceinline__ void copy_weights(uint32_t stage) const {
 #pragma unroll
         for (int r = 0; r < schedule::rows; ++r)
 #pragma unroll
-            for (int c = 0; c < schedule::runs; ++c)
-#pragma unroll
-                for (int v = 0; v < VECTORS; ++v) {
-                    const int at = GROUPED ? column + c * COLUMNS + v * (COLUMNS / VECTORS) : column + c * COLUMNS;
-                    const int row = GROUPED ? r * TILE : r * TILE + v * (TILE / 2);
-                    const int64_t offset = GROUPED ? r * pitch + (c * VECTORS + v) * (LANES * VECTOR)
-                                                   : (2 * r + v) * (pitch / 2) + c * (COLUMNS * int(sizeof(Weight)));
-                    ptx::cp_async::copy_16(to, from + offset, at < k && row < row_left ? VECTOR : 0);
-                    to += LANES * VECTOR;
-                }
+            for (int q = 0; q < REQUESTS; ++q) {
+                const int at = r * REQUESTS + q;
+                const int row = GROUPED ? r * TILE : at * REQUEST_ROWS / EIGHT * EIGHT;  // n is a multiple of eight
+                const int64_t offset = int64_t(GROUPED ? r : at) * pitch + (GROUPED ? q * REQUEST : 0);
+                const bool deep = GROUPED ? q == 0 || column + q * 64 < weights : column < weights;
+                ptx::cp_async::stream_16(stage + at * REQUEST_PITCH, from + offset, deep && row < row_left ? VECTOR : 0);
+            }
     }
 
-    __device__ __forceinline__ void copy_scales(uint32_t to) const {
+    __device__ __forceinline__ void copy_scales(uint32_t stage) const {
+        const int lane = threadIdx.x % LANES;
 #pragma unroll
         for (int first = 0; first < SCALES; first += LANES) {
-            const int i = first + threadIdx.x % LANES;
-            const int tile = i / TILE_SCALES, vector = i % TILE_SCALES;
-            const int group = step * STEP_GROUPS + vector / (PAIRS_BYTES / VECTOR);
-            const bool inside = group < groups && tile * TILE < row_left;
-            const uint8_t* at = scales + tile * scales_pitch + int64_t(step) * (STEP_GROUPS * PAIRS_BYTES);
-            if (i < SCALES) ptx::cp_async::copy_16(to + i * VECTOR, at + vector * VECTOR, inside ? VECTOR : 0);
+            const int row = (first / TILE_SCALES + lane / TILE_SCALES) * TILE;
+            const int group = (first % TILE_SCALES + lane % TILE_SCALES) / (PAIRS_BYTES / VECTOR);
+            const bool inside = column + group * GROUP < weights && row < row_left;
+            const uint8_t* at = scales + int64_t(first / TILE_SCALES) * scales_pitch + first % TILE_SCALES * VECTOR;
+            ptx::cp_async::copy_16_if(first + lane < SCALES, stage + first * VECTOR, at, inside ? VECTOR : 0);
         }
     }
 };

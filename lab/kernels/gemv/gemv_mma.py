@@ -9,9 +9,9 @@ from itertools import product
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice, require_resident, require_shared
-from lab.kernels import _clusters, _linear
+from lab.kernels import _linear
 from lab.kernels.gemv import _mma_counts
-from lab.kernels.gemv._mma_counts import FLOAT, LANES, QUAD, TILE, run_columns, scale_bytes, tiles_of
+from lab.kernels.gemv._mma_counts import FLOAT, LANES, TILE, run_columns, scale_bytes, tiles_of
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.errors import ScheduleError
@@ -31,12 +31,14 @@ SOLVES = Solves(
 )
 
 RUN_BYTES = 1024  # of weights: what a warp copies of a row tile in two requests
-PARTS = 7  # in which x comes
-MBARRIER = 8  # bytes
+PARTS = 15  # in which x comes, at most: each is twice the one before
+BARRIERS_BYTES = 128  # of them, and of one for the cluster
+ALIGNED = 128  # bytes: where a ring begins
+ROW_PAD = 16  # bytes between rows of row-major weights in a stage
+SUMS_PAD = 4  # floats between the sums of two tokens, for their banks
 EIGHT = 8  # tokens of an mma
 DEPTH = 16  # of an mma along k
-OTHER_REGISTERS = 64  # a thread's registers beside accumulators and fragments of x, at most
-GROUPED_SUMS = 64  # rows x block_m of int4 weights, beside whose sums those of a group have registers
+OTHER_REGISTERS = 24  # a thread's registers beside its sums and fragments
 MAX_GRID_Y = 65535
 
 
@@ -58,9 +60,9 @@ class Schedule:
         require_choice(self, "rows", (1, 2, 4, 8))
         require_choice(self, "teams", (1, 2, 4, 8, 16))
         require_choice(self, "split_k", (1, 2, 4, 8, 16))
-        require_choice(self, "cluster", tuple(range(1, 9)))
+        require_choice(self, "cluster", (1, 2, 4, 8))
         require_choice(self, "runs", (1, 2, 4))
-        require_choice(self, "ctas_per_sm", (1, 2, 3, 4))
+        require_choice(self, "ctas_per_sm", (1, 2, 3, 4, 8))
         if self.warps > 16:
             raise ScheduleError(f"{self.teams} teams of {self.split_k} are {self.warps} warps; a CTA has at most 16")
         if self.rows * self.runs > 8:
@@ -94,10 +96,6 @@ class Schedule:
         p = problem
         if p.m > MAX_GRID_Y * self.block_m:
             raise ScheduleError(f"blocks of {self.block_m} tokens are grid.y, at most {MAX_GRID_Y:,}; m = {p.m:,}")
-        if p.group and self.rows * self.block_m > GROUPED_SUMS:
-            raise ScheduleError(
-                f"int4 groups leave registers for rows x block_m = {GROUPED_SUMS}; it is {self.rows * self.block_m}"
-            )
         steps = tiles_of(p.k, step_columns(p, self))
         if steps < self.cluster:
             raise ScheduleError(f"each of {self.cluster} CTAs takes a step along k or more; k = {p.k} has {steps}")
@@ -112,31 +110,31 @@ def step_columns(problem: Linear, schedule: Schedule) -> int:
 
 
 def registers(problem: Linear, schedule: Schedule) -> int:
-    """Of a thread, at most: sums of each row tile, the fragments of x of a run, sums of a group and of x."""
-    tokens = schedule.block_m // EIGHT
-    fragments = 2 * tokens * run_columns(problem) // DEPTH
-    groups = 4 * tokens * (1 + run_columns(problem) // problem.group // 2) if problem.group else 0
-    return 4 * schedule.rows * tokens + fragments + groups + OTHER_REGISTERS
+    """Of a thread, at most: sums of each row tile, in groups too, fragments of x and words of w, sums of x, the rest."""
+    tokens, rows = schedule.block_m // EIGHT, schedule.rows
+    if problem.group:
+        return 8 * rows * tokens + 12 * tokens + 4 * rows + OTHER_REGISTERS
+    return 4 * rows * tokens + 2 * tokens * run_columns(problem) // DEPTH + 8 + OTHER_REGISTERS
 
 
 def warp_bytes(problem: Linear, schedule: Schedule) -> int:
     """Shared memory of a warp: its ring, or in its place its sums."""
     s = schedule
-    stage = s.rows * s.runs * (RUN_BYTES + scale_bytes(problem))
-    return max(s.stages * stage, s.block_m * (s.rows * TILE + QUAD) * FLOAT)
+    pad = 0 if problem.group else TILE * ROW_PAD
+    stage = s.rows * (s.runs * (RUN_BYTES + scale_bytes(problem)) + pad)
+    return tiles_of(max(s.stages * stage, s.block_m * (s.rows * TILE + SUMS_PAD) * FLOAT), ALIGNED) * ALIGNED
 
 
 def shared_bytes(problem: Linear, schedule: Schedule) -> int:
     """The warps' rings, barriers, the inboxes of a cluster, and this CTA's columns of x for every token."""
     p, s = problem, schedule
-    part = tiles_of(s.block_n // QUAD, s.cluster)
-    inboxes = s.cluster * s.block_m * part * QUAD * FLOAT if s.cluster > 1 else 0
+    inboxes = s.block_m * s.block_n * FLOAT if s.cluster > 1 else 0
     size = FORMATS[p.activations].storage.itemsize
     steps = tiles_of(p.k, step_columns(p, s))
     columns = size * tiles_of(steps, s.cluster) * step_columns(p, s)
-    pad = 64 if FORMATS[p.weights].bits == 16 else 16  # between rows of x, modulo 128, for the banks of fragments
+    pad = 32 if FORMATS[p.weights].bits == 8 else 16  # between rows of x, modulo 128, for the banks of fragments
     pitch = tiles_of(columns, 128) * 128 + pad
-    return s.warps * warp_bytes(p, s) + (PARTS + 1) * MBARRIER + inboxes + min(p.m, s.block_m) * pitch
+    return s.warps * warp_bytes(p, s) + BARRIERS_BYTES + inboxes + min(p.m, s.block_m) * pitch
 
 
 ROOM = 113 * 1024  # bytes of shared memory: of two CTAs on an SM, or of one beside which a dependent launch starts
@@ -200,6 +198,13 @@ SUMS_US, CLUSTER_US = 0.3, 0.5  # of the sums: in a CTA, and more in a cluster
 SUM_BYTES_PER_US = 100e3  # of sums that an SM writes and adds
 WAVE_US = 2.0  # of a CTA that follows another on its SM
 BLEND = 4  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
+GPCS = (18, 18, 18, 16, 16, 16, 16, 14)  # SMs of an H100, as gemm_split_k found them
+
+
+def clusters_at_once(schedule: Schedule, resident: int, machine: Machine) -> int:
+    """Clusters that run at the same time, `resident` CTAs an SM, as each lies in one GPC; fewer SMs, fewer of them."""
+    fit = sum(resident * sms // schedule.cluster for sms in GPCS)
+    return max(1, fit * machine.sms // sum(GPCS))
 
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
@@ -212,7 +217,7 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
     ctas = s.cluster * blocks * token_blocks
     reserved = machine.shared_bytes_per_sm - machine.shared_bytes_per_block  # by the system, for each CTA
     resident = max(1, min(s.ctas_per_sm, machine.shared_bytes_per_sm // (shared_bytes(p, s) + reserved)))
-    waves = tiles_of(blocks * token_blocks, _clusters.at_once(s.cluster, resident, machine))
+    waves = tiles_of(blocks * token_blocks, clusters_at_once(s, resident, machine))
     full = waves * min(resident, tiles_of(ctas, machine.sms))  # CTAs of the fullest SM, one after another too
     run_bytes, stages = RUN_BYTES + scale_bytes(p), s.warps * s.rows * s.runs
     runs = tiles_of(tiles_of(p.k, step_columns(p, s)), s.cluster * s.split_k) * stages  # of a CTA
