@@ -26,14 +26,5 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
     const int row0 = blockIdx.x * schedule::block_n;
     const int64_t token = blockIdx.y;
     const Part part{x + token * k, w + int64_t(row0) * k, min(schedule::block_n, n - row0), k, k};
-    if (threadIdx.x == 0) start(ring);
-    __syncthreads();
-    if (threadIdx.x < PRODUCER) {
-        y += token * n + row0;
-        consumer(ring, part, [&](int row, float sum) {
-            if (threadIdx.x % LANES == 0) ptx::convert::from_float(y[row], sum);
-        });
-    } else if (threadIdx.x == PRODUCER) {
-        producer(ring, part);
-    }
+    stream_rows(ring, part, y + token * n + row0);
 }

@@ -34,6 +34,11 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
         yield Schedule(-(-problem.n // (ctas_per_sm * machine.sms)), warps, step_bytes, stages)
 
 
+def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
+    """Microseconds of a launch."""
+    return _stream.predicted_us(problem, schedule, split_k=1, machine=machine)
+
+
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
     ctas = -(-problem.n // schedule.block_n)
     return _rows.launch("gemv_streamed", problem, schedule, ctas, shared_bytes=schedule.shared_bytes)
