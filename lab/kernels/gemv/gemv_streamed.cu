@@ -4,7 +4,8 @@
 // Here one thread asks for kilobytes in one instruction and for as many as shared memory holds, long before they are
 // used; the warps that multiply find them there. All CTAs are resident at once and have as many rows, so that all SMs
 // read until the end.
-// Adds to gemv_vectorized: bulk copies that complete on mbarriers, a thread that does nothing but copy, one wave of CTAs.
+// Adds to gemv_coalesced: bulk copies that complete on mbarriers, a thread that does nothing but copy, one wave of CTAs.
+// It is the other way to have enough in flight beside gemv_vectorized's, whose small CTAs start and end sooner.
 //
 // Warp roles: warp r multiplies row r of each stage, another step of it each turn; one more warp copies.
 //

@@ -19,7 +19,7 @@ SOLVES = Solves(
     arch="sm_90a",
     multiple_of={"k": 8},
     why_multiple="bulk copies need rows that are multiples of 16 bytes",
-    after="gemv_vectorized",
+    after="gemv_coalesced",
 )
 
 
