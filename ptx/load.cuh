@@ -4,8 +4,22 @@
 
 namespace ptx::load {
 
-// 16 bytes that leave no line in L1: for data that is read once.
-__device__ __forceinline__ Vector16 no_allocate(const void* address) {
+// 8 or 16 bytes that leave no line in L1: for data that is read once.
+template <int bytes>
+__device__ Vector<bytes> no_allocate(const void* address);
+template <int bytes>
+__device__ Vector<bytes> no_allocate_if(const void* address, bool inside);
+
+template <>
+__device__ __forceinline__ Vector<8> no_allocate<8>(const void* address) {
+    Vector<8> v;
+    asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];"
+                 : "=r"(v.words[0]), "=r"(v.words[1]) : "l"(address) : "memory");
+    return v;
+}
+
+template <>
+__device__ __forceinline__ Vector16 no_allocate<16>(const void* address) {
     Vector16 v;
     asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
@@ -14,7 +28,18 @@ __device__ __forceinline__ Vector16 no_allocate(const void* address) {
 }
 
 // The same where `inside`, zeros elsewhere.
-__device__ __forceinline__ Vector16 no_allocate_if(const void* address, bool inside) {
+template <>
+__device__ __forceinline__ Vector<8> no_allocate_if<8>(const void* address, bool inside) {
+    Vector<8> v = {};
+    asm volatile(
+        "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %3, 0;\n\t@p ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];\n\t}"
+        : "+r"(v.words[0]), "+r"(v.words[1])
+        : "l"(address), "r"(uint32_t(inside)) : "memory");
+    return v;
+}
+
+template <>
+__device__ __forceinline__ Vector16 no_allocate_if<16>(const void* address, bool inside) {
     Vector16 v = {};
     asm volatile(
         "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %5, 0;\n\t"

@@ -24,10 +24,12 @@ struct int4x2 {  // two weights of int4 groups
     uint8_t bits;
 };
 
-// A 16-byte vector register quadruple, the widest access of one thread.
-struct alignas(16) Vector16 {
-    uint32_t words[4];
+// A vector of registers, accessed at once; 16 bytes is the widest access of one thread.
+template <int bytes>
+struct alignas(bytes) Vector {
+    uint32_t words[bytes / 4];
 };
+using Vector16 = Vector<16>;
 
 // The opaque 128 bytes that cuTensorMapEncodeTiled makes.
 struct alignas(64) TensorMap {

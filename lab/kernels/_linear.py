@@ -22,3 +22,12 @@ def epilogue_arguments(problem: Linear) -> tuple[Argument, ...]:
         Array(name, Role.IN, *problem.operands[name]) if name in problem.operands else Scalar(name, 0, "int64")
         for name in EPILOGUE
     )
+
+
+def scaled_arguments(problem: Linear) -> tuple[Argument, ...]:
+    """x, w, w_scale (null where there is none), y, m, n, k."""
+    x, w, *rest = arguments(problem)
+    scale: Argument = Scalar("w_scale", 0, "int64")
+    if "w_scale" in problem.operands:
+        scale = Array("w_scale", Role.IN, *problem.operands["w_scale"])
+    return (x, w, scale, *rest)

@@ -164,7 +164,7 @@ def test_tables_for_people(arguments: list[str], capsys: pytest.CaptureFixture[s
         (["check", "gemv_vectorized", "m=1", "n=8", "k=1.5"], "k takes an integer; got '1.5'"),
         (["check", "gemv_vectorized", "m=1", "n=8", "k=12"], "needs k to be a multiple of 8"),
         (["check", "gemv_vectorized", "m=1", "n=8", "k=8", "weights=fp5"], "unknown format 'fp5'; known formats:"),
-        (["check", "gemv_vectorized", "m=1", "n=8", "k=8", "weights=fp8"], "takes weights in bf16 or fp16, not fp8"),
+        (["check", "gemv_streamed", "m=1", "n=8", "k=8", "weights=fp8"], "takes weights in bf16 or fp16, not fp8"),
         (["check", "gemv_vectorized", "m=1", "n=8"], "k= must be given; names: m, n, k, weights"),
         (["check", "gemv_vectorized", "m=1", "n=1000000", "k=1000000"], "the H100 SXM 80 GB has 80,000,000,000 B"),
         ([*CHECK, "--schedule", "stages=4"], "has no schedule field 'stages'; its fields: rows"),

@@ -215,8 +215,8 @@ def test_the_wrong_machine_follows_times_and_counts() -> None:
 def test_the_gemv_ladder_follows_times_and_peers() -> None:
     records = experiments.run("gemv_ladder", **SMALL["gemv_ladder"])
     names = [r.kernel for r in records]
-    assert names[:3] == ["gemv_naive", "gemv_coalesced", "gemv_vectorized"]
-    assert {"gemv_streamed", "gemv_split_k"} < set(names)
+    assert names[:2] == ["gemv_naive", "gemv_coalesced"]
+    assert {"gemv_vectorized", "gemv_streamed", "gemv_split_k"} < set(names)
     past = Archive(
         tuple(
             msgspec.structs.replace(timed, kernel=kernel, us=us, run=f"run of {r.kernel}")

@@ -11,7 +11,7 @@ from lab import catalog
 from lab.check_ptx import check_ptx
 from lab.emulate import emulator
 from lab.kernel import Kernel
-from lab.kernels.gemv import gemv_split_k, gemv_streamed
+from lab.kernels.gemv import gemv_split_k, gemv_streamed, gemv_vectorized
 from lab.kernels.gemv._stream import LINE, segments
 from lab.problems import Linear
 from sim.errors import ScheduleError
@@ -20,11 +20,11 @@ from tests.emulator.cases import CHIP
 
 LADDER = ("gemv_naive", "gemv_coalesced", "gemv_vectorized", "gemv_streamed", "gemv_split_k")
 SHAPES = [(4096, 4096), (8192, 8192), (13824, 5120), (14336, 4096), (4096, 14336), (1024, 1024)]
-STREAMED, SPLIT = catalog.get("gemv_streamed"), catalog.get("gemv_split_k")
+STREAMED, SPLIT, VECTORIZED = map(catalog.get, ("gemv_streamed", "gemv_split_k", "gemv_vectorized"))
 
 
 def test_each_rung_stands_on_the_one_below() -> None:
-    below = dict(zip(LADDER[1:], LADDER, strict=False))
+    below = dict(zip(LADDER[1:], LADDER, strict=False)) | {"gemv_streamed": "gemv_coalesced"}  # beside gemv_vectorized
     assert {name: catalog.get(name).solves.after for name in below} == below
 
 
@@ -57,7 +57,11 @@ HARD = (
     (SPLIT, Linear(2, 37, 600), gemv_split_k.Schedule(16, 4, 512, 2, 4)),  # a block whose last CTAs own nothing
     (SPLIT, Linear(1, 70, 1000), gemv_split_k.Schedule(64, 2, 512, 3, 8)),  # shares of two lines
     (SPLIT, Linear(1, 50, 72), gemv_split_k.Schedule(48, 8, 2048, 2, 2)),  # a share of eight elements
-    (SPLIT, Linear(1, 150, 520, "fp16"), gemv_split_k.Schedule(100, 4, 512, 2, 1)),  # no split, four warps store
+    (SPLIT, Linear(1, 150, 520, "fp16"), gemv_split_k.Schedule(100, 4, 512, 2, 1)),  # no split, nothing is sent
+    (VECTORIZED, Linear(3, 5, 1288), gemv_vectorized.Schedule(4, 2, 2, 1, 4, 1)),  # a token and rows beyond the last
+    (VECTORIZED, Linear(9, 3, 520, "fp16"), gemv_vectorized.Schedule(2, 1, 1, 2, 8, 1)),  # tokens share sectors of y
+    (VECTORIZED, Linear(2, 7, 776, "fp8", scales="row"), gemv_vectorized.Schedule(2, 2, 4, 4, 2, 1)),
+    (VECTORIZED, Linear(8, 6, 264, "fp8", scales="tensor"), gemv_vectorized.Schedule(4, 1, 2, 1, 8, 1)),
 )
 
 
@@ -66,6 +70,31 @@ def test_the_ptx_is_right_however_the_ring_turns(kernel: Kernel, problem: Linear
     found = check_ptx(kernel, problem, schedule, CHIP, seeds=3)
     assert found.hazards == ()
     assert all(v.check.passed and v.disagreements == {} for v in found.verifications)
+
+
+def test_a_pass_over_w_serves_up_to_eight_tokens() -> None:
+    def loads(m: int) -> int:
+        problem = Linear(m, 8192, 8192)
+        schedule = next(s for s in VECTORIZED.module.candidates(problem, H100) if s.block_m >= m)
+        counts = VECTORIZED.module.theory(problem, schedule, H100)
+        x_teams = problem.n // schedule.rows
+        return (counts.l2_to_sm_bytes or 0) - x_teams * schedule.block_m * 2 * problem.k
+
+    assert loads(8) == loads(4) == loads(2) == loads(1) == 2 * 8192 * 8192
+
+
+@pytest.mark.parametrize("weights", ["bf16", "fp8"])
+@pytest.mark.parametrize("m", [1, 2, 3, 5, 8])
+def test_the_best_guess_of_few_tokens_reads_w_once(weights: str, m: int) -> None:
+    for shape in SHAPES:
+        assert VECTORIZED.best_guess(Linear(m, *shape, weights), H100).block_m >= m
+
+
+def test_illegal_teams_are_refused_with_both_sides() -> None:
+    with pytest.raises(ScheduleError, match="rows x block_m is 64 sums of a team; a warp stores 32"):
+        gemv_vectorized.Schedule(8, 1, 1, 1, 8, 1)
+    with pytest.raises(ScheduleError, match="an SM holds 1 to 8 CTAs of 256 threads; ctas_per_sm = 9"):
+        gemv_vectorized.Schedule(1, 4, 2, 4, 1, 9)
 
 
 def test_the_order_of_the_sum_is_fixed() -> None:

@@ -1,6 +1,7 @@
 """What the GEMVs share: their launch, their counts, their operands as the tile simulator's dot product takes them."""
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from lab.kernels import _linear
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, sectors
 from sim.errors import ScheduleError
-from sim.formats import decode
+from sim.formats import FORMATS, decode
 from sim.launch import Launch
 
 LANES = 32
@@ -42,7 +43,7 @@ def launch(kernel: str, problem: Linear, schedule: Any, ctas: int, **how: Any) -
 
 def counts(problem: Linear, loads: int, stores: int, copied: int = 0, copied_sectors: int = 0) -> Counts:
     """Counts from the sectors of ordinary loads and stores, and from the bytes and sectors of bulk copies."""
-    p = problem
+    p, inputs = problem, problem.operands.values()
     return Counts(
         flops=p.flops,
         mma_flops=0,
@@ -52,7 +53,7 @@ def counts(problem: Linear, loads: int, stores: int, copied: int = 0, copied_sec
         tma_load_bytes=copied,
         l2_to_sm_bytes=SECTOR * (loads + copied_sectors),
         sm_to_l2_bytes=SECTOR * stores,
-        hbm_read_bytes=SECTOR * (sectors(0, ELEMENT * p.n * p.k) + sectors(0, ELEMENT * p.m * p.k)),
+        hbm_read_bytes=SECTOR * sum(sectors(0, FORMATS[form].storage.itemsize * prod(shape)) for shape, form in inputs),
         hbm_write_bytes=SECTOR * sectors(0, ELEMENT * p.m * p.n),
     )
 

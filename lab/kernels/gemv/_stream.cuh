@@ -132,3 +132,16 @@ __device__ __forceinline__ void consumer(Ring& ring, const Part& part, Finish fi
         }
     }
 }
+
+// All that a CTA does which shares its rows with no other; y begins at the first of them.
+__device__ __forceinline__ void stream_rows(Ring& ring, const Part& part, Element* y) {
+    if (threadIdx.x == 0) start(ring);
+    __syncthreads();
+    if (threadIdx.x < PRODUCER) {
+        consumer(ring, part, [&](int row, float sum) {
+            if (threadIdx.x % LANES == 0) ptx::convert::from_float(y[row], sum);
+        });
+    } else if (threadIdx.x == PRODUCER) {
+        producer(ring, part);
+    }
+}

@@ -86,6 +86,19 @@ def theory(problem: Linear, schedule: Streaming, split_k: int, stores: int) -> C
     return _rows.counts(p, loads=0, stores=stores, copied=ELEMENT * p.m * p.k * (p.n + turns), copied_sectors=w + x)
 
 
+START_US = 2.2  # of a launch: barriers, and the first copies before the first product (fitted to an H100)
+HBM_SHARE, CLUSTERS_SHARE = 0.915, 0.87  # of the data sheet's bandwidth: of CTAs alone, of those of clusters
+
+
+def predicted_us(problem: Linear, schedule: Streaming, split_k: int, machine: Machine) -> float:
+    """Microseconds of a launch: a start, and HBM, which sends w again for each row of x."""
+    p = problem
+    moved = p.m * p.bytes["weights"] + p.bytes["activations"]
+    busy = min(1.0, -(-p.n // schedule.block_n) * split_k * p.m / machine.sms)
+    share = HBM_SHARE if split_k == 1 else CLUSTERS_SHARE
+    return START_US + 1e6 * moved / (share * machine.hbm_bandwidth * busy)
+
+
 def simulate(
     launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine, split_k: int, owned: int, stored: int
 ) -> Counts:

@@ -50,16 +50,10 @@ __device__ __forceinline__ void send(Shared& shared, int rank, int row, float su
                               ptx::address::shared_of_cta(&shared.arrived, owner));
 }
 
-extern "C" __global__ void __launch_bounds__(schedule::threads)
-    gemv_split_k(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int m, int n,
-                 int k) {
-    extern __shared__ Shared dynamic[];
-    Shared& shared = dynamic[0];
-    const int rank = blockIdx.x % SPLIT, row0 = blockIdx.x / SPLIT * schedule::block_n;
-    const int rows = min(schedule::block_n, n - row0), own = owned(rank, rows);
-    const int first = first_column(rank, k);
-    const int64_t token = blockIdx.y;
-    const Part part{x + token * k + first, w + int64_t(row0) * k + first, rows, k, first_column(rank + 1, k) - first};
+// What a CTA of a cluster does with its part of the columns; y begins at the cluster's first row. A launch without clusters
+// has no distributed shared memory, and must not wait for what it would send to itself.
+__device__ __forceinline__ void stream_part(Shared& shared, const Part& part, int rank, Element* y) {
+    const int own = owned(rank, part.rows);
     if (threadIdx.x == 0) {
         ptx::mbarrier::init(shared.arrived, 1);
         start(shared.ring);
@@ -84,6 +78,25 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
         float sum = 0;
 #pragma unroll
         for (int r = 0; r < SPLIT; ++r) sum += shared.inbox[r][threadIdx.x];
-        ptx::convert::from_float(y[token * n + row0 + rank * schedule::part + threadIdx.x], sum);
+        ptx::convert::from_float(y[rank * schedule::part + threadIdx.x], sum);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(schedule::threads)
+    gemv_split_k(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int m, int n,
+                 int k) {
+    extern __shared__ Shared dynamic[];
+    Shared& shared = dynamic[0];
+    const int rank = blockIdx.x % SPLIT, row0 = blockIdx.x / SPLIT * schedule::block_n;
+    const int rows = min(schedule::block_n, n - row0);
+    const int first = first_column(rank, k);
+    const int64_t token = blockIdx.y;
+    const Part part{x + token * k + first, w + int64_t(row0) * k + first, rows, k, first_column(rank + 1, k) - first};
+    y += token * n + row0;
+    if constexpr (SPLIT == 1) {
+        if (threadIdx.x == 0) ptx::griddepcontrol::launch_dependents();
+        stream_rows(shared.ring, part, y);
+    } else {
+        stream_part(shared, part, rank, y);
     }
 }

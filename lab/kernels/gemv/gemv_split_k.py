@@ -86,6 +86,11 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
                 yield Schedule(block_n, warps, step_bytes, stages, split_k)
 
 
+def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
+    """Microseconds of a launch."""
+    return _stream.predicted_us(problem, schedule, schedule.split_k, machine)
+
+
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
     s = schedule
     ctas = s.split_k * -(-problem.n // s.block_n)
@@ -94,8 +99,10 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
-    """As without a split; a warp stores 32 of the rows that a CTA owns at once."""
+    """As without a split; a warp stores 32 of the rows that a CTA owns at once, or a row alone where none are sent."""
     p, s = problem, schedule
+    if s.split_k == 1:
+        return _stream.theory(p, s, s.split_k, stores=p.m * p.n)
     blocks = (min(s.part, p.n - first) for first in range(0, p.n, s.part))
     runs = (
         (s.part * at + row, min(LANES, owned - row))
@@ -108,4 +115,5 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
     s = launch.schedule
-    return _stream.simulate(launch, arrays, machine, s.split_k, owned=s.part, stored=LANES)
+    stored = LANES if s.split_k > 1 else 1
+    return _stream.simulate(launch, arrays, machine, s.split_k, owned=s.part, stored=stored)

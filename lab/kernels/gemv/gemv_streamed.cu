@@ -4,7 +4,8 @@
 // Here one thread asks for kilobytes in one instruction and for as many as shared memory holds, long before they are
 // used; the warps that multiply find them there. All CTAs are resident at once and have as many rows, so that all SMs
 // read until the end.
-// Adds to gemv_vectorized: bulk copies that complete on mbarriers, a thread that does nothing but copy, one wave of CTAs.
+// Adds to gemv_coalesced: bulk copies that complete on mbarriers, a thread that does nothing but copy, one wave of CTAs.
+// It is the other way to have enough in flight beside gemv_vectorized's, whose small CTAs start and end sooner.
 //
 // Warp roles: warp r multiplies row r of each stage, another step of it each turn; one more warp copies.
 //
@@ -26,14 +27,5 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
     const int row0 = blockIdx.x * schedule::block_n;
     const int64_t token = blockIdx.y;
     const Part part{x + token * k, w + int64_t(row0) * k, min(schedule::block_n, n - row0), k, k};
-    if (threadIdx.x == 0) start(ring);
-    __syncthreads();
-    if (threadIdx.x < PRODUCER) {
-        y += token * n + row0;
-        consumer(ring, part, [&](int row, float sum) {
-            if (threadIdx.x % LANES == 0) ptx::convert::from_float(y[row], sum);
-        });
-    } else if (threadIdx.x == PRODUCER) {
-        producer(ring, part);
-    }
+    stream_rows(ring, part, y + token * n + row0);
 }

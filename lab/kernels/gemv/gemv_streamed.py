@@ -19,7 +19,7 @@ SOLVES = Solves(
     arch="sm_90a",
     multiple_of={"k": 8},
     why_multiple="bulk copies need rows that are multiples of 16 bytes",
-    after="gemv_vectorized",
+    after="gemv_coalesced",
 )
 
 
@@ -32,6 +32,11 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """One wave of CTAs, each with as many rows; rings as deep as shared memory allows beside a dependent launch's."""
     for ctas_per_sm, warps, step_bytes, stages in RINGS:
         yield Schedule(-(-problem.n // (ctas_per_sm * machine.sms)), warps, step_bytes, stages)
+
+
+def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
+    """Microseconds of a launch."""
+    return _stream.predicted_us(problem, schedule, split_k=1, machine=machine)
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:

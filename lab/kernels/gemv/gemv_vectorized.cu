@@ -1,9 +1,10 @@
 // gemv_vectorized: y[m, n] = x[m, k] @ w[n, k].T for few rows of x: decode.
 //
-// Idea: weights are read once, so nothing is staged. Every lane streams 16 bytes at a time, a warp 512 contiguous bytes,
-// and several such loads are in flight before the first is used. Weights leave no line in L1; x, which every warp reads
-// again, stays there.
-// Adds to gemv_coalesced: wide loads, several in flight, weights past L1, a row shared by warps.
+// Idea: weights are read once, so nothing is staged. Every lane streams eight weights at a time, a warp 256 or 512
+// contiguous bytes, and several such loads are in flight before the first is used. Weights leave no line in L1; x, which
+// every warp reads again, stays there. A CTA computes `block_m` tokens in one pass: each weight becomes a float once and
+// is multiplied by an element of each of them.
+// Adds to gemv_coalesced: wide loads, several in flight, weights past L1, a row shared by warps, tokens that share w.
 //
 // Warp roles: all alike. A team of `split_k` warps shares `rows` rows of w; warp s of it takes the k-steps
 // s, s + split_k, ... of 256 elements; partial sums meet in shared memory.
@@ -12,81 +13,142 @@
 //   row r     | warp 0 | warp 1 | warp 0 | warp 1 |     split_k = 2
 //   row r + 1 | warp 0 | warp 1 | warp 0 | warp 1 |     rows = 2
 //
-// Bytes expected from HBM: w once, x once, y once. blockIdx.y is the row of x: m > 1 reads w again for each.
-#include "lab/kernels/gemv/_dot.cuh"
+// fp8 weights meet bf16 activations; their scale, one of all or one a row, multiplies the sums.
+//
+// Bytes expected from HBM: w once, x once, y once. blockIdx.y is the block of tokens: further ones read w again. From L1:
+// x once for every `rows` rows, so that many tokens want many rows.
+#include "lab/kernels/_warp.cuh"
+#include "ptx/convert.cuh"
 #include "ptx/load.cuh"
+#include "schedule.cuh"
+
+using Weight = problem::weights;
+using Activation = problem::activations;
+using Output = problem::output;
+
+constexpr int LANES = 32;
+constexpr int VECTOR = sizeof(Vector16) / sizeof(Activation);  // elements of a lane's load
+using Weights = Vector<VECTOR * sizeof(Weight)>;
 
 constexpr int STEP = LANES * VECTOR;              // elements of a row that a warp takes at once
 constexpr int STRIDE = STEP * schedule::split_k;  // from one k-step of a warp to its next
+constexpr int ROWS = schedule::rows, TOKENS = schedule::block_m;
+constexpr int SUMS = TOKENS * ROWS;  // of a team; those of a token adjoin
 
 static_assert(schedule::threads == LANES * schedule::teams * schedule::split_k, "teams of split_k warps");
+static_assert(SUMS <= LANES, "a lane stores one");
 
 struct Shared {
-    float partial[schedule::teams][schedule::split_k][schedule::rows];
+    float partial[schedule::teams][schedule::split_k][SUMS];
 };
 
-// `unroll` k-steps of `rows` rows from element k0 on: all loads are issued before the first multiply. Where the whole
-// step lies inside the matrix the loads need no predicate.
+// The rows that a warp multiplies: of x, of w, and how many of them are not beyond the last.
+struct Part {
+    const Activation* x;
+    const Weight* w;
+    int tokens, rows, k;
+};
+
 template <bool whole>
-__device__ __forceinline__ void step(float (&sum)[schedule::rows], const Element* x, const Element* w, int rows_left,
-                                     int k, int k0) {
-    Vector16 w_part[schedule::unroll][schedule::rows], x_part[schedule::unroll];
+__device__ __forceinline__ Weights load_w(const Part& part, int row, int at) {
+    const Weight* from = part.w + int64_t(row) * part.k + at;
+    return whole ? ptx::load::no_allocate<sizeof(Weights)>(from)
+                 : ptx::load::no_allocate_if<sizeof(Weights)>(from, at < part.k && row < part.rows);
+}
+
+template <bool whole>
+__device__ __forceinline__ Vector16 load_x(const Part& part, const Activation* from, int at) {
+    return whole ? ptx::load::cached(from) : ptx::load::cached_if(from, at < part.k);
+}
+
+// The elements of a vector as floats.
+template <typename T>
+__device__ __forceinline__ void widen(float (&values)[VECTOR], const Vector<VECTOR * sizeof(T)>& vector) {
+#pragma unroll
+    for (int i = 0; i < VECTOR / 2; ++i) {
+        if constexpr (sizeof(T) == 1) {
+            const uint32_t pair = ptx::convert::widen_fp8(uint16_t(vector.words[i / 2] >> i % 2 * 16));
+            values[2 * i] = ptx::convert::low<fp16>(pair);
+            values[2 * i + 1] = ptx::convert::high<fp16>(pair);
+        } else {
+            values[2 * i] = ptx::convert::low<T>(vector.words[i]);
+            values[2 * i + 1] = ptx::convert::high<T>(vector.words[i]);
+        }
+    }
+}
+
+// `unroll` k-steps of `rows` rows from element k0 on: all loads of w are issued before the first multiply, and those of x
+// where it has one token. Where the whole step lies inside the matrix the loads need no predicate.
+template <bool whole>
+__device__ __forceinline__ void step(float (&sum)[SUMS], const Part& part, int k0) {
+    Weights w_part[schedule::unroll][ROWS];
+    Vector16 x_part[schedule::unroll];
 #pragma unroll
     for (int u = 0; u < schedule::unroll; ++u) {
         const int at = k0 + u * STRIDE;
 #pragma unroll
-        for (int r = 0; r < schedule::rows; ++r) {
-            const Element* from = w + int64_t(r) * k + at;
-            w_part[u][r] = whole ? ptx::load::no_allocate(from)
-                                 : ptx::load::no_allocate_if(from, at < k && r < rows_left);
-        }
-        x_part[u] = whole ? ptx::load::cached(x + at) : ptx::load::cached_if(x + at, at < k);
+        for (int r = 0; r < ROWS; ++r) w_part[u][r] = load_w<whole>(part, r, at);
+        if constexpr (TOKENS == 1) x_part[u] = load_x<whole>(part, part.x + at, at);
     }
     __syncwarp();  // ptxas would sink each load to its first use; it moves none across a warp barrier
 #pragma unroll
-    for (int u = 0; u < schedule::unroll; ++u)
+    for (int u = 0; u < schedule::unroll; ++u) {
+        float w[ROWS][VECTOR], x[VECTOR];
 #pragma unroll
-        for (int r = 0; r < schedule::rows; ++r) multiply_add(sum[r], w_part[u][r], x_part[u]);
+        for (int r = 0; r < ROWS; ++r) widen<Weight>(w[r], w_part[u][r]);
+        const Activation* from = part.x + (k0 + u * STRIDE);
+#pragma unroll
+        for (int t = 0; t < TOKENS; ++t) {
+            if constexpr (TOKENS > 1) {
+                if (t % 2 == 0) __syncwarp();  // nor does it then hold more than two tokens in registers
+                x_part[u] = load_x<whole>(part, from, k0 + u * STRIDE);
+                if (t + 1 < part.tokens) from += part.k;  // beyond the last, that one again, for nobody
+            }
+            widen<Activation>(x, x_part[u]);
+#pragma unroll
+            for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+                for (int i = 0; i < VECTOR; ++i) sum[t * ROWS + r] = fmaf(w[r][i], x[i], sum[t * ROWS + r]);
+        }
+    }
 }
 
-// This warp's share of `rows` dot products.
-__device__ __forceinline__ void stream(float (&sum)[schedule::rows], const Element* x, const Element* w, int rows_left,
-                                       int k, int warp, int lane) {
+// This warp's share of the dot products.
+__device__ __forceinline__ void stream(float (&sum)[SUMS], const Part& part, int warp, int lane) {
     int k0 = warp * STEP;
-    if (rows_left >= schedule::rows)
-        for (; k0 + (schedule::unroll - 1) * STRIDE + STEP <= k; k0 += schedule::unroll * STRIDE)
-            step<true>(sum, x, w, rows_left, k, k0 + lane * VECTOR);
-    for (; k0 < k; k0 += schedule::unroll * STRIDE) step<false>(sum, x, w, rows_left, k, k0 + lane * VECTOR);
+    if (part.rows >= ROWS)
+        for (; k0 + (schedule::unroll - 1) * STRIDE + STEP <= part.k; k0 += schedule::unroll * STRIDE)
+            step<true>(sum, part, k0 + lane * VECTOR);
+    for (; k0 < part.k; k0 += schedule::unroll * STRIDE) step<false>(sum, part, k0 + lane * VECTOR);
 }
 
-extern "C" __global__ void __launch_bounds__(schedule::threads)
-    gemv_vectorized(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int m, int n,
-                    int k) {
+extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_per_sm)
+    gemv_vectorized(const Activation* __restrict__ x, const Weight* __restrict__ w, const float* __restrict__ w_scale,
+                    Output* __restrict__ y, int m, int n, int k) {
     __shared__ Shared shared;
     const int lane = threadIdx.x % LANES;
     const int warp = threadIdx.x / LANES % schedule::split_k;
     const int team = threadIdx.x / LANES / schedule::split_k;
-    const int row0 = (blockIdx.x * schedule::teams + team) * schedule::rows;
-    const int64_t token = blockIdx.y;
+    const int row0 = (blockIdx.x * schedule::teams + team) * ROWS;
+    const int64_t token0 = int64_t(blockIdx.y) * TOKENS;
+    const Part part{x + token0 * k, w + int64_t(row0) * k, int(min(int64_t(TOKENS), m - token0)), n - row0, k};
+    const int token = lane / ROWS, row = lane % ROWS;  // whose sum this lane of a team's first warp stores
+    const bool stores = warp == 0 && token < part.tokens && row < part.rows;
 
-    float sum[schedule::rows] = {};
-    if (row0 < n) stream(sum, x + token * k, w + int64_t(row0) * k, n - row0, k, warp, lane);
+    float scale = 1;
+    if (problem::scaled && stores) scale = w_scale[problem::row_scales ? row0 + row : 0];
+    float sum[SUMS] = {};
+    if (row0 < n) stream(sum, part, warp, lane);
 
-    float mine = 0;  // lane r keeps row r, so that one request stores all rows
-#pragma unroll
-    for (int r = 0; r < schedule::rows; ++r) {
-        const float total = warp_sum(sum[r]);
-        if (lane == r) mine = total;
-    }
+    float mine = warp_sums(sum);
     if (schedule::split_k > 1) {
-        if (lane < schedule::rows) shared.partial[team][warp][lane] = mine;
+        if (lane < SUMS) shared.partial[team][warp][lane] = mine;
         __syncthreads();
-        if (lane < schedule::rows) {
+        if (lane < SUMS) {
             mine = 0;
 #pragma unroll
             for (int s = 0; s < schedule::split_k; ++s) mine += shared.partial[team][s][lane];
         }
     }
-    if (warp == 0 && lane < schedule::rows && row0 + lane < n)
-        ptx::convert::from_float(y[token * n + row0 + lane], mine);
+    if (stores) ptx::convert::from_float(y[(token0 + token) * n + row0 + row], mine * scale);
 }

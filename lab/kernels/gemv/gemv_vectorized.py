@@ -2,47 +2,57 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice
+from lab.kernels import _linear
 from lab.kernels.gemv import _rows
+from lab.kernels.gemv._rows import ELEMENT, LANES
 from lab.problems import Linear
-from sim.counts import Counts, row_sectors
+from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.errors import ScheduleError
-from sim.formats import encode
+from sim.formats import FORMATS, encode
 from sim.jit import njit, prange
 from sim.launch import Launch
 from sim.machine import Machine
-from sim.tiles import Chip, count_fma, dot, load_vector, store_vector
+from sim.tiles import Chip, count_fma, dot, load_vector, store_patch
 
 SOLVES = Solves(
     Linear,
-    weights=("bf16", "fp16"),
+    weights=("bf16", "fp16", "fp8"),
     arch="sm_80",
     multiple_of={"k": 8},
-    why_multiple="rows are read in 16-byte vectors",
+    why_multiple="rows are read in vectors of eight elements",
     after="gemv_coalesced",
+    options={"scales": ("tensor", "row")},
+    facts=("weights", "activations", "output", "scaled", "row_scales"),
 )
 
-STEP = 256  # elements of a row that one warp request covers: 32 lanes x 16 bytes
+FLOAT = 4  # bytes of a scale
+MOST_CTAS = 32  # of an SM
+STEP = 256  # elements of a row that one warp request covers: 8 a lane
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Rows of w by team of warps."""
+    """Rows of w by team of warps, and tokens."""
 
     rows: int  # rows of w that a warp accumulates at once
     split_k: int  # warps that share a row, each every split_k-th k-step
     teams: int  # such groups of warps in a CTA
     unroll: int  # k-steps whose loads are in flight together
+    block_m: int  # tokens that a CTA computes in one pass over its rows
+    ctas_per_sm: int  # CTAs that an SM has registers for, at least
 
     def __post_init__(self) -> None:
         require_choice(self, "rows", (1, 2, 4, 8))
         require_choice(self, "split_k", (1, 2, 4, 8, 16, 32))
         require_choice(self, "teams", (1, 2, 4, 8, 16, 32))
         require_choice(self, "unroll", (1, 2, 4, 8))
+        require_choice(self, "block_m", (1, 2, 4, 8))
         if self.threads > 1024:
             raise ScheduleError(
                 f"{self.teams} teams of {self.split_k} warps are {self.threads} threads; a block has 1024"
@@ -51,39 +61,140 @@ class Schedule:
             raise ScheduleError(
                 f"rows x unroll is {self.rows * self.unroll} vectors in flight a lane; registers hold 16"
             )
+        if self.rows * self.block_m > 32:
+            raise ScheduleError(f"rows x block_m is {self.rows * self.block_m} sums of a team; a warp stores 32")
+        if not 1 <= self.ctas_per_sm <= 2048 // self.threads:
+            raise ScheduleError(
+                f"an SM holds 1 to {2048 // self.threads} CTAs of {self.threads} threads; "
+                f"ctas_per_sm = {self.ctas_per_sm}"
+            )
 
     @property
     def threads(self) -> int:
-        return 32 * self.split_k * self.teams
+        return LANES * self.split_k * self.teams
 
     def fits(self, problem: Linear, machine: Machine) -> None:
-        _rows.require_tokens(problem)
+        blocks = _blocks(problem, self)
+        if blocks > _rows.MOST_TOKENS:
+            raise ScheduleError(
+                f"{blocks} blocks of {self.block_m} tokens are grid.y; a grid has at most {_rows.MOST_TOKENS:,} there"
+            )
+
+
+def _blocks(problem: Linear, schedule: Schedule) -> int:
+    """Blocks of tokens."""
+    return -(-problem.m // schedule.block_m)
+
+
+TRIED = 12  # schedules that are worth trying
+TEAMS = ((8, 2), (8, 1), (4, 2), (4, 1), (2, 2), (1, 4), (1, 1))  # split_k and teams
+SHAPES = {  # by tokens: rows, unroll, and the warps for which an SM then has registers, of 16-bit weights and of fp8
+    1: ((1, 4, 32, 32), (1, 2, 32, 48), (2, 4, 16, 24), (4, 2, 20, 20), (1, 8, 0, 28)),
+    2: ((2, 2, 32, 40), (2, 4, 20, 28), (4, 1, 24, 28)),
+    4: ((4, 1, 24, 28), (2, 2, 24, 28), (4, 2, 16, 20)),
+    8: ((4, 1, 20, 20), (2, 2, 16, 16)),
+}
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
-    """Four warps a row where a row is long: the sum of the loads of all warps then fills HBM's latency best."""
-    long_rows = problem.k >= 4 * STEP
-    shapes = ((1, 4, 2, 4), (1, 4, 1, 4), (1, 8, 1, 2), (2, 4, 2, 4), (1, 8, 2, 4), (4, 4, 1, 2), (1, 2, 2, 4))
-    short = ((1, 1, 2, 4), (1, 1, 8, 4), (2, 1, 2, 4), (2, 2, 1, 2), (1, 1, 1, 1))
-    for shape in shapes + short if long_rows else short:
-        yield Schedule(*shape)
+    """The schedules of least predicted time, two CTAs an SM at least: while one ends, the other reads."""
+    found = []
+    for block_m, shapes in SHAPES.items():
+        if block_m == 1 or block_m < 2 * problem.m:
+            for (rows, unroll, *warps), (split_k, teams) in product(shapes, TEAMS):
+                ctas = min(warps[problem.weights == "fp8"] // (split_k * teams), MOST_CTAS)
+                if ctas >= 2:
+                    found.append(Schedule(rows, split_k, teams, unroll, block_m, ctas))
+    yield from sorted(found, key=lambda s: predicted_us(problem, s, machine))[:TRIED]
+
+
+# What the estimate is made of, fitted to times on an H100 in a graph of launches.
+START_US = 1.8  # of a launch
+HBM_SHARE = 0.95  # of the data sheet's bandwidth
+LATENCY_US = 0.8  # from asking for weights to having them, HBM being busy
+ROUND_LOSS = 0.4  # of the time of the loads that a row's last round leaves out, were one load a round
+WARP_US_PER_KB, MOST_WARP_US = 0.06, 1.0  # at the end: what a warp streams, as not all end together
+SM_IPC = 3.2  # instructions a clock of an SM
+L1_BYTES_PER_CLOCK = 64  # of an SM, of weights and of x
+BLEND = 8  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
+
+
+def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
+    """Microseconds of a launch: a start; little more than the longest of four; the last warps.
+
+    The four are HBM, the loads in flight, instructions, L1.
+    """
+    p, s = problem, schedule
+    size = FORMATS[p.weights].storage.itemsize
+    weights = _blocks(p, s) * p.n * p.k * size
+    steps = -(-p.k // STEP)
+    rounds = -(-steps // (s.split_k * s.unroll))
+    loss = ROUND_LOSS * (rounds * s.split_k * s.unroll / steps - 1) / (s.rows * s.unroll)
+    hbm = (weights + p.bytes["activations"]) / (HBM_SHARE * machine.hbm_bandwidth) * (1 + loss)
+
+    share = weights / min(machine.sms, -(-p.n // (s.rows * s.teams)) * _blocks(p, s))  # of an SM
+    flight = s.ctas_per_sm * s.threads // LANES * s.rows * s.unroll * STEP * size
+    waits = share / flight * LATENCY_US * 1e-6
+    issue = share / (STEP * size) * _instructions(p, s) / (SM_IPC * machine.clock_hz)
+    l1 = share * (1 + s.block_m / s.rows * ELEMENT / size) / (L1_BYTES_PER_CLOCK * machine.clock_hz)
+    stream = float(sum(each**BLEND for each in (hbm, waits, issue, l1)) ** (1 / BLEND))
+    last = min(MOST_WARP_US, s.rows * p.k * size / s.split_k / 1024 * WARP_US_PER_KB)
+    return START_US + 1e6 * stream + last
+
+
+def _instructions(problem: Linear, schedule: Schedule) -> float:
+    """That a warp issues for a load of weights: to widen them, to multiply, for its share of x and of the loop."""
+    widen = 16 if problem.weights == "fp8" else 8
+    return widen + 8 * schedule.block_m + 12 * schedule.block_m / schedule.rows + 4
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
-    return _rows.launch("gemv_vectorized", problem, schedule, -(-problem.n // (schedule.rows * schedule.teams)))
+    p, s = problem, schedule
+    return (
+        Launch(
+            kernel="gemv_vectorized",
+            entry="gemv_vectorized",
+            problem=p,
+            schedule=s,
+            grid=(-(-p.n // (s.rows * s.teams)), _blocks(p, s), 1),
+            block=(s.threads, 1, 1),
+            arguments=_linear.scaled_arguments(p),
+        ),
+    )
+
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
-    """w is requested m times, x once for every team; both in requests of 256 elements. x leans on L1."""
-    p = problem
+    """Every block of tokens requests w, every team of warps x; both in requests of 256 elements. x leans on L1."""
+    p, s = problem, schedule
+    size, blocks = FORMATS[p.weights].storage.itemsize, _blocks(p, s)
     steps = [(k0, min(STEP, p.k - k0)) for k0 in range(0, p.k, STEP)]
-    w = p.m * sum(row_sectors(p.n, 2 * p.k, 2 * k0, 2 * width) for k0, width in steps)
-    teams = -(-p.n // schedule.rows)
-    x = teams * sum(row_sectors(p.m, 2 * p.k, 2 * k0, 2 * width) for k0, width in steps)
-    y = sum(
-        row_sectors(p.m, 2 * p.n, 2 * row, 2 * min(schedule.rows, p.n - row)) for row in range(0, p.n, schedule.rows)
+    chunks = [(row, min(s.rows, p.n - row)) for row in range(0, p.n, s.rows)]  # of a team
+    w = blocks * sum(row_sectors(p.n, size * p.k, size * k0, size * width) for k0, width in steps)
+    again = blocks * s.block_m - p.m  # the last token, in place of those beyond
+    x = sum(
+        row_sectors(p.m, ELEMENT * p.k, ELEMENT * k0, ELEMENT * width)
+        + again * sectors(ELEMENT * ((p.m - 1) * p.k + k0), ELEMENT * width)
+        for k0, width in steps
     )
-    return _rows.counts(p, loads=w + x, stores=y)
+    scales = 0
+    if p.scaled:
+        scales = blocks * sum(sectors(FLOAT * row, FLOAT * rows) if p.row_scales else 1 for row, rows in chunks)
+    y = sum(row_sectors(p.m, ELEMENT * p.n, ELEMENT * row, ELEMENT * rows) for row, rows in chunks)
+    return _rows.counts(p, loads=w + len(chunks) * x + scales, stores=y - _shared_sectors(p, s, chunks))
+
+
+def _shared_sectors(problem: Linear, schedule: Schedule, chunks: list[tuple[int, int]]) -> int:
+    """Sectors of y that two neighbouring tokens of a block share, so that a request has them once."""
+    row_bytes = ELEMENT * problem.n
+    if row_bytes >= SECTOR + ELEMENT * schedule.rows:
+        return 0
+    return sum(
+        (token * row_bytes + ELEMENT * (row + rows) - 1) // SECTOR == ((token + 1) * row_bytes + ELEMENT * row) // SECTOR
+        for row, rows in chunks
+        for token in range(problem.m - 1)
+        if (token + 1) % schedule.block_m
+    )
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
@@ -92,30 +203,48 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Mach
     x, w = _rows.operands(p, arrays)
     sums = np.zeros((p.m, p.n) if arrays else (0, 0), np.float32)
     marks = [chip.marks(name) for name in ("x", "w", "y")]
-    _grid(chip.count, *marks, x, w, sums, p.m, p.n, p.k, launch.grid[0], s.rows, s.split_k, s.teams, arrays is not None)
+    scale_marks = chip.marks("w_scale") if p.scaled else np.zeros(0, np.uint8)
+    _grid(
+        chip.count, *marks, scale_marks, x, w, sums, p.m, p.n, p.k, FORMATS[p.weights].storage.itemsize,
+        launch.grid[0], launch.grid[1], s.rows, s.split_k, s.teams, s.block_m, p.row_scales,
+    )  # fmt: skip
     if arrays:
-        arrays["y"][...] = encode(sums, p.output)
+        arrays["y"][...] = encode(sums * arrays["w_scale"] if p.scaled else sums, p.output)
     return chip.counts()
 
 
 @njit(cache=True, parallel=True)
-def _grid(count, x_marks, w_marks, y_marks, x, w, sums, m, n, k, grid_x, rows, split_k, teams, numerics):
+def _grid(
+    count, x_marks, w_marks, y_marks, scale_marks, x, w, sums, m, n, k, size, grid_x, grid_y, rows, split_k, teams,
+    block_m, row_scales,
+):  # fmt: skip
     sms = count.shape[0]
     for sm in prange(sms):
-        for cta in range(sm, grid_x * m, sms):
-            token = cta // grid_x
+        nothing = np.empty((block_m, rows), np.float32)
+        for cta in range(sm, grid_x * grid_y, sms):
+            token0 = cta // grid_x * block_m
+            tokens = min(block_m, m - token0)
             for team in range(teams):
                 row0 = (cta % grid_x * teams + team) * rows
                 if row0 >= n:
                     break
                 last = min(row0 + rows, n)
+                if scale_marks.size > 0:
+                    first, scales = (row0, last - row0) if row_scales else (0, 1)
+                    load_vector(count[sm], scale_marks, FLOAT * first, FLOAT * scales)
                 for warp in range(split_k):
                     for k0 in range(warp * STEP, k, split_k * STEP):
                         width = min(STEP, k - k0)
-                        load_vector(count[sm], x_marks, 2 * (token * k + k0), 2 * width)
                         for row in range(row0, last):
-                            load_vector(count[sm], w_marks, 2 * (row * k + k0), 2 * width)
-                            if numerics:
-                                sums[token, row] += dot(x, w, token, row, k0, width)
-                            count_fma(count[sm], width)
-                store_vector(count[sm], y_marks, 2 * (token * n + row0), 2 * (last - row0))
+                            load_vector(count[sm], w_marks, size * (row * k + k0), size * width)
+                        for t in range(block_m):
+                            token = token0 + min(t, tokens - 1)
+                            load_vector(count[sm], x_marks, ELEMENT * (token * k + k0), ELEMENT * width)
+                        for token in range(token0, token0 + tokens):
+                            for row in range(row0, last):
+                                if sums.size > 0:
+                                    sums[token, row] += dot(x, w, token, row, k0, width)
+                                count_fma(count[sm], width)
+                store_patch(
+                    count[sm], y_marks, ELEMENT, sums[:0, :0], m, n, token0, row0, nothing[:, : last - row0], block_m
+                )
