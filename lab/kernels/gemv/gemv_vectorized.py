@@ -163,7 +163,6 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
     )
 
 
-
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     """Every block of tokens requests w, every team of warps x; both in requests of 256 elements. x leans on L1."""
     p, s = problem, schedule
@@ -190,7 +189,8 @@ def _shared_sectors(problem: Linear, schedule: Schedule, chunks: list[tuple[int,
     if row_bytes >= SECTOR + ELEMENT * schedule.rows:
         return 0
     return sum(
-        (token * row_bytes + ELEMENT * (row + rows) - 1) // SECTOR == ((token + 1) * row_bytes + ELEMENT * row) // SECTOR
+        (token * row_bytes + ELEMENT * (row + rows) - 1) // SECTOR
+        == ((token + 1) * row_bytes + ELEMENT * row) // SECTOR
         for row, rows in chunks
         for token in range(problem.m - 1)
         if (token + 1) % schedule.block_m
