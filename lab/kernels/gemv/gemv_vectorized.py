@@ -112,8 +112,8 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
 START_US = 1.8  # of a launch
 HBM_SHARE = 0.95  # of the data sheet's bandwidth
 LATENCY_US = 0.8  # from asking for weights to having them, HBM being busy
-ROUND_LOSS = 0.4  # of the time of the loads that a row's last round leaves out, were one load a round
-WARP_US_PER_KB, MOST_WARP_US = 0.06, 1.0  # at the end: what a warp streams, as not all end together
+ROUND_LOSS = 0.2  # of the time of the loads that a row's last round leaves out, were one load a round
+WARP_US_PER_KB, MOST_WARP_US = 0.1, 1.0  # at the end: what a warp streams, as not all end together
 SM_IPC = 3.2  # instructions a clock of an SM
 L1_BYTES_PER_CLOCK = 64  # of an SM, of weights and of x
 BLEND = 8  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
