@@ -23,6 +23,15 @@ __device__ __forceinline__ uint32_t widen_fp8(uint16_t pair) {
     return widened;
 }
 
+// The same of the upper half of a word, which costs no shift.
+__device__ __forceinline__ uint32_t widen_upper_fp8(uint32_t word) {
+    uint32_t widened;
+    asm("{\n\t.reg .b16 lower, upper;\n\tmov.b32 {lower, upper}, %1;\n\tcvt.rn.f16x2.e4m3x2 %0, upper;\n\t}"
+        : "=r"(widened)
+        : "r"(word));
+    return widened;
+}
+
 __device__ __forceinline__ float to_float(fp8 value) { return to_float(fp16{uint16_t(widen_fp8(value.bits))}); }
 
 // The two bf16 of one 32-bit word, lower half first.

@@ -67,7 +67,9 @@ __device__ __forceinline__ void widen(float (&values)[VECTOR], const Vector<VECT
 #pragma unroll
     for (int i = 0; i < VECTOR / 2; ++i) {
         if constexpr (sizeof(T) == 1) {
-            const uint32_t pair = ptx::convert::widen_fp8(uint16_t(vector.words[i / 2] >> i % 2 * 16));
+            const uint32_t word = vector.words[i / 2];
+            const uint32_t pair =
+                i % 2 ? ptx::convert::widen_upper_fp8(word) : ptx::convert::widen_fp8(uint16_t(word));
             values[2 * i] = ptx::convert::low<fp16>(pair);
             values[2 * i + 1] = ptx::convert::high<fp16>(pair);
         } else {

@@ -112,8 +112,8 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
 START_US = 1.8  # of a launch
 HBM_SHARE = 0.95  # of the data sheet's bandwidth
 LATENCY_US = 0.8  # from asking for weights to having them, HBM being busy
-ROUND_LOSS = 0.4  # of the time of the loads that a row's last round leaves out, were one load a round
-WARP_US_PER_KB, MOST_WARP_US = 0.06, 1.0  # at the end: what a warp streams, as not all end together
+ROUND_LOSS = 0.2  # of the time of the loads that a row's last round leaves out, were one load a round
+WARP_US_PER_KB, MOST_WARP_US = 0.1, 1.0  # at the end: what a warp streams, as not all end together
 SM_IPC = 3.2  # instructions a clock of an SM
 L1_BYTES_PER_CLOCK = 64  # of an SM, of weights and of x
 BLEND = 8  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
@@ -163,7 +163,6 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
     )
 
 
-
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     """Every block of tokens requests w, every team of warps x; both in requests of 256 elements. x leans on L1."""
     p, s = problem, schedule
@@ -190,7 +189,8 @@ def _shared_sectors(problem: Linear, schedule: Schedule, chunks: list[tuple[int,
     if row_bytes >= SECTOR + ELEMENT * schedule.rows:
         return 0
     return sum(
-        (token * row_bytes + ELEMENT * (row + rows) - 1) // SECTOR == ((token + 1) * row_bytes + ELEMENT * row) // SECTOR
+        (token * row_bytes + ELEMENT * (row + rows) - 1) // SECTOR
+        == ((token + 1) * row_bytes + ELEMENT * row) // SECTOR
         for row, rows in chunks
         for token in range(problem.m - 1)
         if (token + 1) % schedule.block_m
