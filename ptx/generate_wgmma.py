@@ -32,9 +32,13 @@ template <typename T>
 __device__ void mma(float (&d)[{registers}], const uint32_t (&a)[4], uint64_t b, bool accumulate);  // n = {n}
 """
 
+_TF32_TEMPLATE = """\
+__device__ void mma_tf32(float (&d)[{registers}], const float (&a)[4], uint64_t b, bool accumulate);  // n = {n}
+"""
+
 _REGISTER_HEAD = """
-// The same with a in registers, each warp's 16 rows as the fragments of mma.m16n8k16; they stay untouched until the mma
-// has been waited for.
+// The same with a in registers, each warp's 16 rows as the fragments of mma.m16n8k16, or for tf32, of which floats keep
+// 11 digits, of mma.m16n8k8; they stay untouched until the mma has been waited for.
 """
 
 _FUNCTION = """
@@ -53,27 +57,44 @@ __device__ __forceinline__ void mma<{name}>(float (&d)[{registers}], uint64_t a,
 
 
 _REGISTER_FUNCTION = """
-template <>
-__device__ __forceinline__ void mma<bf16>(float (&d)[{registers}], const uint32_t (&a)[4], uint64_t b,
+{head}
                                           bool accumulate) {{
     asm volatile(
         "{{\\n\\t.reg .pred p;\\n\\tsetp.ne.b32 p, %{flag}, 0;\\n\\t"
-        "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.bf16.bf16 {{"
+        "wgmma.mma_async.sync.aligned.m64n{n}k{k}.f32.{kind}.{kind} {{"
 {operands}
-        "}}, {{%{a0}, %{a1}, %{a2}, %{a3}}}, %{b}, p, 1, 1, 0;\\n\\t}}"
+        "}}, {{%{a0}, %{a1}, %{a2}, %{a3}}}, %{b}, p, 1, 1{transposed};\\n\\t}}"
         : {outputs}
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(uint32_t(accumulate))
+        : {inputs}, "l"(b), "r"(uint32_t(accumulate))
         : "memory");
 }}
 """
+
+_REGISTER_FORMATS = {  # PTX type: start of the C++ function, K, binding of a, the immediate that may transpose b
+    "bf16": (
+        "template <>\n"
+        "__device__ __forceinline__ void mma<bf16>(float (&d)[{registers}], const uint32_t (&a)[4], uint64_t b,",
+        16,
+        '"r"(a[{i}])',
+        ", 0",
+    ),
+    "tf32": (
+        "__device__ __forceinline__ void mma_tf32(float (&d)[{registers}], const float (&a)[4], uint64_t b,",
+        8,
+        '"r"(__float_as_uint(a[{i}]))',
+        "",
+    ),
+}
 
 
 def generate() -> str:
     """The header's text."""
     templates = (_TEMPLATE.format(n=n, registers=_registers(n)) for n in SHAPES)
     of_registers = (_REGISTER_TEMPLATE.format(n=n, registers=_registers(n)) for n in REGISTER_SHAPES)
+    of_tf32 = (_TF32_TEMPLATE.format(n=n, registers=_registers(n)) for n in REGISTER_SHAPES)
     functions = (_function(name, n) for name, n in product(FORMATS, SHAPES))
-    parts = (*templates, _REGISTER_HEAD, *of_registers, *functions, *map(_register_function, REGISTER_SHAPES))
+    from_registers = (_register_function(kind, n) for kind, n in product(_REGISTER_FORMATS, REGISTER_SHAPES))
+    parts = (*templates, _REGISTER_HEAD, *of_registers, *of_tf32, *functions, *from_registers)
     return _HEAD + "".join(parts) + "\n}  // namespace ptx::wgmma\n"
 
 
@@ -100,16 +121,21 @@ def _function(name: str, n: int) -> str:
     )
 
 
-def _register_function(n: int) -> str:
+def _register_function(kind: str, n: int) -> str:
+    head, k, binding, transposed = _REGISTER_FORMATS[kind]
     registers = _registers(n)
     a = {f"a{i}": registers + i for i in range(4)}
     return _REGISTER_FUNCTION.format(
+        head=head.format(registers=registers),
         n=n,
-        registers=registers,
+        k=k,
+        kind=kind,
+        transposed=transposed,
         **a,
         b=registers + 4,
         flag=registers + 5,
         operands=_operands(registers),
+        inputs=", ".join(binding.format(i=i) for i in range(4)),
         outputs=_outputs(registers),
     )
 

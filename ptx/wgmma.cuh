@@ -40,6 +40,13 @@ __device__ __forceinline__ uint64_t descriptor_k_major_128b(const void* tile) {
     return SWIZZLE_128B | STRIDE | ((address::shared(tile) & 0x3ffff) >> 4);
 }
 
+// Descriptor of a K-major tile without swizzle whose rows are 32 bytes: two columns of 16 bytes, 128 bytes apart for eight
+// rows, which are 256 bytes apart from the next eight.
+__device__ __forceinline__ uint64_t descriptor_k_major(const void* tile) {
+    constexpr uint64_t STRIDE = (256ull >> 4) << 32, LEADING = (128ull >> 4) << 16;
+    return STRIDE | LEADING | ((address::shared(tile) & 0x3ffff) >> 4);
+}
+
 // The same tile, `bytes` further along k; the hardware swizzles addresses, so inside 128 bytes an offset is enough.
 __device__ __forceinline__ uint64_t advance(uint64_t descriptor, int bytes) { return descriptor + (bytes >> 4); }
 

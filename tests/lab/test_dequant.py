@@ -31,6 +31,7 @@ HARD = (
     (Linear(70, 200, 1096, "int4_g64", offset="zero"), Schedule(64, 192, 2, 8, 1, 1)),  # seven inboxes, part of a tile
     (Linear(100, 264, 520, "int4_g32"), Schedule(96, 128, 2, 2, 1, 3)),  # tokens for one of three warps more
     (Linear(40, 320, 776, "int4_g128", offset="zero"), Schedule(32, 256, 2, 2, 1, 8)),  # four consumers
+    (Linear(70, 264, 776, "int4_g128"), Schedule(64, 256, 2, 2, 1, 2)),  # units of one step
 )
 
 
@@ -112,5 +113,5 @@ def test_illegal_schedules_are_refused_with_both_sides() -> None:
         Schedule(64, 64, 2, 4, 1, 1).fits(Linear(64, 64, 264, "fp8"), H100)
     with pytest.raises(ScheduleError, match=r"192 tokens are 192 accumulators a thread; 128 is the most"):
         Schedule(192, 64, 2, 1, 1, 1).fits(Linear(64, 64, 512, "int4_g64"), H100)
-    with pytest.raises(ScheduleError, match=r"64 accumulators and 16 fragments need 120 registers a .* has 104"):
+    with pytest.raises(ScheduleError, match=r"64 accumulators and 8 fragments need 112 registers a .* has 104"):
         Schedule(64, 256, 2, 1, 1, 1).fits(Linear(64, 64, 512, "int4_g64"), H100)

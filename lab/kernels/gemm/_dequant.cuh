@@ -5,6 +5,7 @@
 #include "ptx/convert.cuh"
 #include "ptx/ldmatrix.cuh"
 #include "ptx/mma.cuh"
+#include "ptx/wgmma.cuh"
 
 constexpr int BLOCK_K = 128;  // of a stage
 constexpr int MMA_K = 16;
@@ -37,7 +38,7 @@ struct Weights {
 
     uint32_t tiles[schedule::block_n / ROWS][BLOCK_K / TILE_K][WARP][4];
     fp16 pairs[schedule::block_n / ROWS][GROUPS][ROWS / 2][4];  // scale and offset of row g, then those of row g + 8
-    float sums[GROUPS][schedule::block_m];
+    float sums[GROUPS][schedule::block_m / 8][2][8][4];  // eight columns for each token, as below
 
     static __device__ constexpr bool starts_group(int k) { return k % group == 0; }
 
@@ -60,35 +61,45 @@ struct Weights {
             a[i / 4][i % 4] = biased_bf16_of_int4(words.of_step[i / 4], i % 4, significands);
     }
 
-    // total += offset * sum of x, the bias of q taken away, for the group that k is in; the scales of the thread's two
-    // rows. Accumulators 4 j .. 4 j + 3 are tokens 8 j + 2 t and the next of row g, then those of row g + 8.
-    __device__ __forceinline__ float2 add_offsets(Sums& total, int k) const {
+    // What the sums of x are multiplied with in the group that k is in, as a fragment of tf32, of which fp16 is a part: in
+    // row g and row g + 8, the offset for columns 0 to 3 and for the others, which are -INT4_BIAS times the same, what
+    // the bias is worth: the scale; or 1 where offsets, zero points, are scaled with the integers.
+    __device__ __forceinline__ float2 offsets(float (&a)[4], int k) const {
         struct alignas(8) Quad {
             fp16 scale, offset, lower_scale, lower_offset;
         };
         const Lane lane;
         const Quad quad = *reinterpret_cast<const Quad*>(pairs[lane.warp][k / group][lane.g]);
-        const float scale[2] = {ptx::convert::to_float(quad.scale), ptx::convert::to_float(quad.lower_scale)};
-        float offset[2] = {ptx::convert::to_float(quad.offset), ptx::convert::to_float(quad.lower_offset)};
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-            offset[i] = problem::zero_points ? -scale[i] * (offset[i] + INT4_BIAS)
-                                             : fmaf(-INT4_BIAS, scale[i], offset[i]);
-#pragma unroll
-        for (int j = 0; j < ACCUMULATORS / 4; ++j) {
-            const float2 x = *reinterpret_cast<const float2*>(&sums[k / group][8 * j + 2 * lane.t]);
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-                total[4 * j + i] = fmaf(offset[i / 2], i % 2 ? x.y : x.x, total[4 * j + i]);
-        }
-        return {scale[0], scale[1]};
+        const float2 scale = {ptx::convert::to_float(quad.scale), ptx::convert::to_float(quad.lower_scale)};
+        const float upper = ptx::convert::to_float(quad.offset), lower = ptx::convert::to_float(quad.lower_offset);
+        a[0] = problem::zero_points ? -upper : upper;
+        a[1] = problem::zero_points ? -lower : lower;
+        a[2] = problem::zero_points ? 1 : scale.x;
+        a[3] = problem::zero_points ? 1 : scale.y;
+        return scale;
     }
 
+    // The sums of x of the group that k is in.
+    __device__ __forceinline__ uint64_t sums_of(int k) const { return ptx::wgmma::descriptor_k_major(sums[k / group]); }
+
+    // Accumulators 4 j .. 4 j + 3 are tokens 8 j + 2 t and the next of row g, then those of row g + 8.
     // total += scale * partial.
     static __device__ __forceinline__ void promote(Sums& total, const Sums& partial, float2 scale) {
 #pragma unroll
         for (int i = 0; i < ACCUMULATORS; ++i)
             total[i] = fmaf(i % 4 < 2 ? scale.x : scale.y, partial[i], total[i]);
+    }
+
+    // The digits of a sum that tf32 number `index` of three holds, 11 each: exact; zero for index 3.
+    static __device__ __forceinline__ float part_of(float rest, int index) {
+        float part = 0;
+#pragma unroll
+        for (int i = 0; i < 3; ++i) {
+            const float high = __uint_as_float(__float_as_uint(rest) & 0xffffe000u);
+            if (i == index) part = high;
+            rest -= high;
+        }
+        return part;
     }
 
     // Sum x over each group, for 16 tokens, by one warp: x times a matrix of ones, in two chains where there is one group,
@@ -106,10 +117,11 @@ struct Weights {
             ptx::mma::m16n8k16<bf16>(sum[k / MMA_K % CHAINS], a, ONES);
             if ((k + MMA_K) % group == 0) {
                 for (int c = 1; c < CHAINS; ++c) sum[0][0] += sum[c][0], sum[0][2] += sum[c][2];
-                if (lane % 4 == 0) {  // all columns are the same
-                    float* to = &sums[k / group][first + lane / 4];
-                    to[0] = sum[0][0];
-                    to[8] = sum[0][2];
+                for (int half = 0; half < 2; ++half) {  // all columns are the same
+                    const float part = part_of(sum[0][2 * half], lane % 4);
+                    float(&to)[2][8][4] = sums[k / group][first / 8 + half];
+                    to[0][lane / 4][lane % 4] = part;
+                    to[1][lane / 4][lane % 4] = -INT4_BIAS * part;
                 }
                 for (float(&chain)[4] : sum) chain[0] = chain[1] = chain[2] = chain[3] = 0;
             }
@@ -142,7 +154,8 @@ struct Weights<0> {
         }
     }
 
-    __device__ __forceinline__ float2 add_offsets(Sums&, int) const { return {}; }
+    __device__ __forceinline__ float2 offsets(float (&)[4], int) const { return {}; }
+    __device__ __forceinline__ uint64_t sums_of(int) const { return 0; }
     static __device__ __forceinline__ void promote(Sums&, const Sums&, float2) {}
     __device__ __forceinline__ void sum_tokens(const Tokens&, int) {}
 };

@@ -16,7 +16,9 @@ from sim.tiles import BF16, FP8, FP16, Chip, load_lanes, load_tile, mma, store_t
 
 BLOCK_K = 128  # of a step
 BOX_K = 64  # of a box of x
-MATRIX = 8  # rows of w whose scales a warp asks for at once; columns of the mma that sums x
+MATRIX = (
+    8  # rows of w whose scales a warp asks for at once; columns of the mma that sums x, depth of that with the sums
+)
 ROWS = 16  # of w in a packed tile and in a warp
 FLOAT = 4  # bytes
 
@@ -139,12 +141,16 @@ def _load_groups(
 
 @njit(cache=True)
 def _add_group(count, total, x, w, scale, offset, rows, columns, depth, first, index, numerics):
-    """total += scale (x w) + offset (sum of x), of a group; both products are the tensor cores'."""
+    """total += scale (x w) + offset (sum of x), of a group; all products but scale's are the tensor cores'."""
     x = np.ascontiguousarray(x)
     partial, sums = np.zeros(total.shape, np.float32), np.zeros((total.shape[0], MATRIX), np.float32)
     mma(count, partial, x, w, rows, columns, depth, numerics)
     mma(count, sums, x, np.ones((x.shape[1], MATRIX), np.float32), 0, 0, 0, numerics)
+    sums[:, 1:] = 0  # a sum in one column: the parts that it has on the chip are exact
+    offsets = np.zeros((MATRIX, total.shape[1]), np.float32)
     if numerics and index < scale.shape[1]:
         for j in range(min(total.shape[1], columns)):
+            offsets[0, j] = offset[first + j, index]
             for i in range(total.shape[0]):
-                total[i, j] += scale[first + j, index] * partial[i, j] + offset[first + j, index] * sums[i, 0]
+                total[i, j] += scale[first + j, index] * partial[i, j]
+    mma(count, total, sums, offsets, 0, 0, 0, numerics)

@@ -5,7 +5,7 @@
 // tile is as wide as there are tokens. A unit of k is widened while the tensor cores multiply the one before it. int4
 // groups are multiplied as integers with a bias, from 16 to 31, each group into a fresh partial sum P; then
 // total += (min - 16 scale) X + scale P in float32, where X, the sum of the group's x, is made once for all warps of the
-// CTA, and the first term is added while P is still being summed.
+// CTA. The first term is a product of the tensor cores too: min and scale are tf32, X is the sum of three, exactly.
 // Adds to gemm_split_k: operand A from registers, narrow weights, group scales; y^T in registers leaves as y.
 //
 // Warp roles: warpgroup g owns rows 64 g .. 64 g + 63 of w in the tile; one more warp loads; for int4 three more sum x.
@@ -102,6 +102,7 @@ __device__ __forceinline__ void summer(Shared& shared, int index, int steps) {
         Stage& stage = shared.ring[at.stage];
         ptx::mbarrier::wait(shared.full[at.stage], at.parity);
         for (int token = index * 16; token < schedule::block_m; token += SUMMERS * 16) stage.w.sum_tokens(stage.x, token);
+        ptx::fence::proxy_async_shared();
         arrive(shared.summed[at.stage]);
         arrive(shared.empty[at.stage]);
     }
@@ -151,10 +152,18 @@ __device__ __forceinline__ void accumulate(Sums& total, Shared& shared, int step
             if (Rows::starts_group((unit + 1) * UNIT_K)) {  // and the last one ends
                 if ((unit + 1) * UNIT_K == schedule::group)
                     ptx::mbarrier::wait(shared.summed[now.stage], now.parity);
-                const float2 scale = stage.w.add_offsets(total, unit * UNIT_K);
+                float a_sums[4];
+                const float2 scale = stage.w.offsets(a_sums, unit * UNIT_K);
+                ptx::wgmma::hold(a_sums);
+                ptx::wgmma::fence();
+                ptx::wgmma::mma_tf32(problem::zero_points ? partial : total, a_sums, stage.w.sums_of(unit * UNIT_K),
+                                     true);
+                ptx::wgmma::commit_group();
                 ptx::wgmma::wait_group<0>();
                 if (unit + 1 == UNITS) arrive(shared.empty[now.stage]);
+                ptx::wgmma::hold(a_sums);
                 ptx::wgmma::hold(partial);
+                ptx::wgmma::hold(total);
                 stage.w.promote(total, partial, scale);
             }
         }

@@ -140,9 +140,10 @@ class Layout(Schedule):
 
     @property
     def unit_steps(self) -> int:
-        """k16-steps that are widened together: four, or two where groups are short or registers few."""
+        """k16-steps that are widened together: four; two where groups are short or registers few, or one."""
         roomy = self.accumulators + 32 + BESIDE <= self.consumer_registers
-        return 4 if roomy and self.group != 32 else 2
+        tight = self.accumulators + 16 + BESIDE > self.consumer_registers
+        return 1 if tight else 4 if roomy and self.group != 32 else 2
 
     @property
     def fragments(self) -> int:
@@ -166,7 +167,7 @@ class Layout(Schedule):
     @property
     def stage_span(self) -> int:
         """A stage with the sums of x over each group, aligned."""
-        return tiles_of(self.stage_bytes + FLOAT * self.groups * self.block_m, ALIGNMENT) * ALIGNMENT
+        return tiles_of(self.stage_bytes + FLOAT * MATRIX * self.groups * self.block_m, ALIGNMENT) * ALIGNMENT
 
     @property
     def inbox_bytes(self) -> int:
@@ -304,7 +305,10 @@ def _arguments(p: Linear, s: Layout) -> tuple[Argument, ...]:
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
-    """Each column of tiles loads x, each row of tiles loads w; y leaves in boxes; the sums of x are eight rows of w."""
+    """Each column of tiles loads x, each row of tiles loads w; y leaves in boxes; the sums of x are eight rows of w.
+
+    Those of a group are eight more along k, where offsets are their weights.
+    """
     p, s = problem, layout(problem, schedule)
     tiles_m, tiles_n, steps = tiles_of(p.m, s.block_m), tiles_of(p.n, s.block_n), tiles_of(p.k, BLOCK_K)
 
@@ -319,9 +323,10 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
         loads = tiles_m * s.split_k * (p.n // MATRIX)
     elif p.scaled:
         loads = tiles_m * s.split_k * tiles_n * (s.block_n // ROWS)
+    sums = MATRIX * (BLOCK_K + s.groups * s.block_n) if s.group else 0  # products for each token and step
     return Counts(
         flops=p.flops,
-        mma_flops=2 * tiles_m * s.block_m * tiles_n * (s.block_n + (MATRIX if s.group else 0)) * steps * BLOCK_K,
+        mma_flops=2 * tiles_m * s.block_m * tiles_n * steps * (s.block_n * BLOCK_K + sums),
         exp_count=0,
         global_load_sectors=loads,
         global_store_sectors=0,
