@@ -52,7 +52,8 @@ __device__ __forceinline__ void multiply_tile(float (&d)[4], const uint32_t (&a)
 
 // sum += the products of a step of int4 weights. Each group is summed by itself, as q + bias times x; scale and offset
 // come after. An A fragment of ones sums x, in the lanes that need it.
-__device__ __forceinline__ void multiply_groups(Sum& sum, const TokenRows& rows, const uint8_t* stage, uint32_t mask) {
+__device__ __forceinline__ void multiply_groups(Sum& sum, const TokenRows& rows, const uint8_t* stage,
+                                                uint32_t mask) {
     constexpr int GROUP_STEPS = GROUP / DEPTH;
     float partial[schedule::rows][TOKEN_TILES][4], x_sum[TOKEN_TILES][4];
 #pragma unroll
