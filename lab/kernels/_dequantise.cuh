@@ -9,9 +9,9 @@ __device__ __forceinline__ uint32_t bf16_of_fp8(uint32_t word, int first) {
     return ptx::convert::pair<bf16>(ptx::convert::low<fp16>(wide), ptx::convert::high<fp16>(wide));
 }
 
-// Register `i` of an A fragment of mma.m16n8k16 from a word of packed int4 (sim/int4.py): q + INT4_BIAS as bf16. Numbers
-// from 16 to 31 have q in the upper four bits of their significand; whoever sums takes the bias away. `significands` is
-// INT4_SIGNIFICANDS, in a register.
+// Register `i` of an A fragment of mma.m16n8k16 from a word of packed int4 (sim/int4.py): q + INT4_BIAS as bf16.
+// Numbers from 16 to 31 have q in the upper four bits of their significand; whoever sums takes the bias away.
+// `significands` is INT4_SIGNIFICANDS, in a register.
 constexpr float INT4_BIAS = 16;
 constexpr uint32_t INT4_SIGNIFICANDS = 0x00780078;
 __device__ __forceinline__ uint32_t biased_bf16_of_int4(uint32_t word, int i, uint32_t significands) {

@@ -44,13 +44,13 @@ struct alignas(128) Shared {
 };
 
 // The rows of w whose sums a CTA of a cluster adds and stores, and what each CTA sends it.
-constexpr int PART = schedule::block_n / CLUSTER;
+constexpr int PART = (schedule::block_n + CLUSTER - 1) / CLUSTER;
 using Inbox = float[schedule::block_m][PART];
 constexpr int INBOXES = CLUSTER > 1 ? CLUSTER : 0;
 
-// What this CTA computes: tokens, rows of w, columns.
+// What this CTA computes: tokens, rows of w, columns; `part` of the rows it adds and stores, the last ranks fewer.
 struct Work {
-    int token, tokens, row, rank, first, end, pitch;
+    int token, tokens, row, rank, part, first, end, pitch;
 
     __device__ __forceinline__ Work(int m, int k) {
         const int steps = (k + STEP - 1) / STEP;
@@ -58,6 +58,7 @@ struct Work {
         tokens = min(schedule::block_m, m - token);
         row = blockIdx.x / CLUSTER * schedule::block_n;
         rank = blockIdx.x % CLUSTER;
+        part = max(min(PART, schedule::block_n - rank * PART), 0);
         first = rank * steps / CLUSTER * STEP;
         end = (rank + 1) * steps / CLUSTER * STEP;
         const int longest = (steps + CLUSTER - 1) / CLUSTER * STEP * int(sizeof(Element));
@@ -88,15 +89,17 @@ struct Stream {
         const auto* bytes = reinterpret_cast<const uint8_t*>(w);
         row_left = n - row;
         whole = row_left < TEAM_ROWS ? 0 : min(end, k / STEP * STEP);
-        to = ptx::address::shared(ring) + (GROUPED ? lane * VECTOR : lane / ROW_LANES * ROW_PITCH + lane % ROW_LANES * VECTOR);
+        to = ptx::address::shared(ring) + lane * VECTOR;
         if constexpr (GROUPED) {
             weights = k;
             pitch = (k + 63) / 64 * REQUEST;
             scales_pitch = (k + GROUP - 1) / GROUP * PAIRS_BYTES;
             from = bytes + int64_t(row / TILE) * pitch + column * (TILE / 2) + lane * VECTOR;
-            scales = static_cast<const uint8_t*>(w_scale) + int64_t(row / TILE + lane * SCALES_VECTOR / TILE_SCALES) * scales_pitch +
-                     column / GROUP * PAIRS_BYTES + lane * SCALES_VECTOR % TILE_SCALES;
+            const int own = lane * SCALES_VECTOR;
+            scales = static_cast<const uint8_t*>(w_scale) + int64_t(row / TILE + own / TILE_SCALES) * scales_pitch +
+                     column / GROUP * PAIRS_BYTES + own % TILE_SCALES;
         } else {
+            to += lane / ROW_LANES * (ROW_PITCH - STEP_ROW);
             weights = k - lane % ROW_LANES * (VECTOR / int(sizeof(Weight)));
             pitch = k * (REQUEST_ROWS * int(sizeof(Weight)));
             from = bytes + (int64_t(row + lane / ROW_LANES) * k + column) * sizeof(Weight) + lane % ROW_LANES * VECTOR;
