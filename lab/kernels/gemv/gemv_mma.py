@@ -141,7 +141,7 @@ def shared_bytes(problem: Linear, schedule: Schedule) -> int:
 ROOM = 113 * 1024  # bytes of shared memory: of two CTAs on an SM, or of one beside which a dependent launch starts
 IN_FLIGHT = 96 * 1024  # bytes of weights that an SM's rings ask for, at most: more than its share of HBM's latency
 SM_WARPS = (32, 16)  # that an SM holds; registers do not always allow the first
-TRIED = 16  # schedules that are worth trying
+TRIED, TRIED_ALONE = 16, 11  # schedules that are worth trying: all, and without a cluster at most
 WARP_SHAPES = (  # rows, teams, split_k
     (1, 1, 4), (1, 1, 8), (1, 1, 16), (1, 2, 4), (1, 2, 8), (1, 4, 2), (1, 4, 4), (1, 8, 1), (1, 8, 2), (2, 1, 4),
     (2, 1, 8), (2, 1, 16), (2, 2, 4), (2, 2, 8), (2, 4, 2), (2, 4, 4), (2, 8, 1), (4, 1, 8), (4, 2, 4), (4, 2, 8),
@@ -163,7 +163,9 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     for schedule in sorted(found, key=lambda s: predicted_us(problem, s, machine)):
         kind = schedule.block_n, schedule.warps, schedule.cluster, schedule.runs, schedule.ctas_per_sm
         tried.setdefault(kind, schedule)
-    yield from list(tried.values())[:TRIED]
+    alone = [schedule for schedule in tried.values() if schedule.cluster == 1][:TRIED_ALONE]
+    shared = [schedule for schedule in tried.values() if schedule.cluster > 1][: TRIED - len(alone)]
+    yield from sorted([*alone, *shared], key=lambda s: predicted_us(problem, s, machine))
 
 
 def _deepest(
