@@ -10,23 +10,18 @@ __device__ __forceinline__ void copy_16(uint32_t to, const void* from, int nbyte
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(nbytes) : "memory");
 }
 
-// The same in the threads where `own`, which are not to diverge for it.
-__device__ __forceinline__ void copy_16_if(bool own, uint32_t to, const void* from, int nbytes = 16) {
-    asm volatile(
-        "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %3, 0;\n\t@p cp.async.cg.shared.global [%0], [%1], 16, %2;\n\t}" ::"r"(to),
-        "l"(from), "r"(nbytes), "r"(uint32_t(own))
-        : "memory");
-}
-
-// The same as copy_16 for a stream: L2 is to bring the 256 bytes around them from memory (cp.async.cg.L2::256B).
+// The same for a stream: L2 is to bring the 256 bytes around them from memory (cp.async.cg.L2::256B).
 __device__ __forceinline__ void stream_16(uint32_t to, const void* from, int nbytes = 16) {
     asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(nbytes)
                  : "memory");
 }
 
-// The same as copy_16 for 4 bytes, which go through L1 (cp.async.ca).
+// The same as copy_16 for 4 or 8 bytes, which go through L1 (cp.async.ca).
 __device__ __forceinline__ void copy_4(uint32_t to, const void* from, int nbytes = 4) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(nbytes) : "memory");
+}
+__device__ __forceinline__ void copy_8(uint32_t to, const void* from, int nbytes = 8) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(nbytes) : "memory");
 }
 
 // Close the group of this thread's copies so far (cp.async.commit_group).

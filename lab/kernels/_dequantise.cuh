@@ -1,14 +1,12 @@
 // Narrow weights to pairs of bf16, in registers: exact.
 #pragma once
-#include "ptx/packed.cuh"
+#include "ptx/convert.cuh"
 
-// Two fp8, bytes `first` and `first + 1` of a word, as two bf16, the lower one first. Exponent and significand move from
-// 4 and 3 bits to 8 and 7, which leaves the bias to a multiplication: it makes subnormals right too. NaN becomes 480.
+// Two fp8, bytes `first` and `first + 1` of a word, as two bf16, the lower one first: by way of fp16 and float, which
+// takes fewer instructions than to move their bits.
 __device__ __forceinline__ uint32_t bf16_of_fp8(uint32_t word, int first) {
-    constexpr uint32_t SIGNS = 0x80008000, SIZES = 0x07f007f0;
-    constexpr uint32_t TWO_TO_120 = 0x7b807b80;  // 127 - 7: the difference of the biases
-    const uint32_t halves = __byte_perm(word, 0, first == 0 ? 0x1404 : 0x3424);
-    return ptx::packed::mul_bf16(halves & SIGNS | halves >> 4 & SIZES, TWO_TO_120);
+    const uint32_t wide = ptx::convert::widen_fp8(uint16_t(word >> 8 * first));
+    return ptx::convert::pair<bf16>(ptx::convert::low<fp16>(wide), ptx::convert::high<fp16>(wide));
 }
 
 // Register `i` of an A fragment of mma.m16n8k16 from a word of packed int4 (sim/int4.py): q + INT4_BIAS as bf16. Numbers

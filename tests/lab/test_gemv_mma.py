@@ -22,8 +22,8 @@ SHAPES = [(4096, 4096), (8192, 8192), (13824, 5120), (14336, 4096), (4096, 14336
 FORMATS = ("bf16", "fp8", "int4_g128", "int4_g32")
 
 HARD = (
-    (Linear(19, 136, 520, "fp16"), Schedule(16, 2, 2, 2, 8, 2, 2, 1)),  # parts of eight rows
-    (Linear(13, 104, 1000), Schedule(16, 1, 4, 2, 8, 1, 3, 1)),  # CTAs of unequal steps, more in a round
+    (Linear(19, 136, 520, "fp16"), Schedule(16, 2, 2, 2, 3, 2, 2, 1)),  # a part of rows that divides nothing
+    (Linear(13, 104, 1000), Schedule(16, 1, 4, 2, 7, 1, 3, 1)),  # seven CTAs, of fewer steps than warps
     (Linear(1, 8, 8), Schedule(8, 1, 4, 2, 1, 2, 2, 1)),  # less than an mma
     (Linear(5, 200, 144, "fp8", scales="row"), Schedule(8, 8, 1, 1, 1, 1, 2, 1)),  # a step that k fills in part
     (Linear(19, 200, 808, "int4_g64", offset="zero"), Schedule(16, 4, 2, 2, 2, 2, 2, 1)),
@@ -68,20 +68,22 @@ def test_every_fp8_weight_becomes_its_bf16() -> None:
 def test_best_guesses_are_one_wave_with_enough_in_flight(weights: str, m: int, shape: tuple[int, int]) -> None:
     problem = Linear(m, *shape, weights)
     schedules = list(KERNEL.module.candidates(problem, H100))
-    assert 6 <= len(set(schedules)) == len(schedules) <= 24
+    assert 6 <= len(set(schedules)) == len(schedules) <= 16
     times = [predicted_us(problem, schedule, H100) for schedule in schedules]
     assert times == sorted(times)
     assert times[0] >= 1e6 * problem.bytes["total"] / H100.hbm_bandwidth
     best = schedules[0]
     (launch,) = KERNEL.launches(problem, best, H100)
-    assert launch.ctas // best.cluster <= _clusters.at_once(best.cluster, best.ctas_per_sm, H100)
-    whole = problem.bytes["weights"] / launch.ctas
-    assert min(whole, best.warps * best.stages * best.rows * best.runs * 1024) >= 24 * 1024
+    waves = 1 if m == 1 else 2  # x of many tokens does not leave room for all
+    assert launch.ctas // best.cluster <= waves * _clusters.at_once(best.cluster, best.ctas_per_sm, H100)
+    whole = problem.bytes["weights"] / H100.sms
+    ring = best.warps * best.stages * best.rows * best.runs * 1024
+    assert min(whole, best.ctas_per_sm * ring) >= 48 * 1024
 
 
 def test_x_is_read_once_by_every_block_of_rows_whatever_the_split() -> None:
     problem = Linear(5, 512, 4096)
-    for split_k, cluster in ((1, 1), (4, 1), (2, 4), (1, 8)):
+    for split_k, cluster in ((1, 1), (4, 1), (2, 4), (1, 7)):
         counts = KERNEL.module.theory(problem, Schedule(8, 2, 2, split_k, cluster, 1, 2, 1), H100)
         assert counts.tma_load_bytes == 512 // 64 * 5 * 4096 * 2
         assert counts.global_load_sectors == 512 * 4096 * 2 // 32

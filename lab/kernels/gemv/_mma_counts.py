@@ -50,7 +50,7 @@ class Out(NamedTuple):
 
 def out_of(schedule: Any) -> Out:
     """The requests of a schedule."""
-    part = schedule.block_n // schedule.cluster
+    part = tiles_of(schedule.block_n, schedule.cluster)
     width = min(part, LANES)
     return Out(part, width, LANES // width)
 

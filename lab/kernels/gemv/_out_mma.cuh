@@ -31,22 +31,22 @@ __device__ __forceinline__ float team_sum(const Shared& shared, int token, int r
     return total;
 }
 
-// Calls `visit(token, row)` for every one of `ROWS` rows and of the tokens, neighbouring lanes for neighbouring rows.
+// Calls `visit(token, row)` for `rows` of at most `ROWS` rows and the tokens, neighbouring lanes for neighbouring rows.
 template <int ROWS, typename Visit>
-__device__ __forceinline__ void visit_sums(int tokens, const Visit& visit) {
-    constexpr int WIDTH = ROWS < LANES ? ROWS : LANES, AT_ONCE = LANES / WIDTH, WIDTHS = ROWS / WIDTH;
+__device__ __forceinline__ void visit_sums(int rows, int tokens, const Visit& visit) {
+    constexpr int WIDTH = ROWS < LANES ? ROWS : LANES, AT_ONCE = LANES / WIDTH, WIDTHS = (ROWS + WIDTH - 1) / WIDTH;
     const int lane = threadIdx.x % LANES, requests = (tokens + AT_ONCE - 1) / AT_ONCE * WIDTHS;
 #pragma unroll 1
     for (int request = threadIdx.x / LANES; request < requests; request += WARPS) {
-        const int token = request / WIDTHS * AT_ONCE + lane / WIDTH;
-        if (token < tokens) visit(token, request % WIDTHS * WIDTH + lane % WIDTH);
+        const int token = request / WIDTHS * AT_ONCE + lane / WIDTH, row = request % WIDTHS * WIDTH + lane % WIDTH;
+        if (lane < AT_ONCE * WIDTH && token < tokens && row < rows) visit(token, row);
     }
 }
 
 // Send the sums of each CTA's part of the rows to it, and wait for what all send to this one.
 __device__ __forceinline__ void exchange(Shared& shared, const Work& work) {
     ptx::cluster::wait();  // every CTA of the cluster has started
-    visit_sums<schedule::block_n>(work.tokens, [&](int token, int row) {
+    visit_sums<schedule::block_n>(schedule::block_n, work.tokens, [&](int token, int row) {
         const int owner = row / PART;
         ptx::store::async_cluster(
             ptx::address::shared_of_cta(&inboxes(shared)[work.rank][token][row % PART], owner),
@@ -60,7 +60,7 @@ __device__ __forceinline__ void store(Shared& shared, const void* w_scale, Outpu
     const auto* scales = static_cast<const float*>(w_scale);
     float scale = 1;
     if constexpr (problem::scaled && !problem::row_scales) scale = scales[0];
-    visit_sums<PART>(work.tokens, [&](int token, int part_row) {
+    visit_sums<PART>(work.part, work.tokens, [&](int token, int part_row) {
         const int row = work.row + work.rank * PART + part_row;
         if (row >= n) return;
         float total = 0;

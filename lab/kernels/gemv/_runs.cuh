@@ -1,6 +1,6 @@
 // Runs: what a warp multiplies of 16 rows of w along k at once, 1 KB, as mma fragments; and the fragments of x for it.
-// Lane l is in group g = l / 4 and is number t = l % 4 there. Within a sum the order of k is free: of fp8 a lane takes the
-// four neighbours that ldmatrix gives it as the columns 2t, 2t + 1, 2t + 8, 2t + 9 of a step, and reads x there.
+// Lane l is number t = l % 4 of its group. Within a sum the order of k is free: of fp8 a lane takes the four neighbours
+// that ldmatrix gives it as the columns 2t, 2t + 1, 2t + 8 and 2t + 9 of a step, and reads x there.
 #pragma once
 #include "lab/kernels/_dequantise.cuh"
 #include "ptx/ldmatrix.cuh"
@@ -37,8 +37,8 @@ __device__ __forceinline__ uint32_t held(uint32_t constant, uint32_t shared_addr
     return constant | shared_address >> 31;
 }
 
-// The A fragment of step `s` of four words that this lane holds; `mask` is INT4_SIGNIFICANDS. Packed int4: of a tile, q + INT4_BIAS. Row-major: of
-// 32 bytes of each row, as ldmatrix brings them; fp8 for two steps.
+// The A fragment of step `s` of four words that this lane holds. Packed int4: of a tile, q + INT4_BIAS; `mask` is
+// INT4_SIGNIFICANDS. Row-major: of 32 bytes of each row, as ldmatrix brings them; fp8 for two steps.
 __device__ __forceinline__ void fragment(uint32_t (&a)[4], const uint32_t (&words)[4], int s, uint32_t mask = 0) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {

@@ -2,15 +2,15 @@
 //
 // Idea: w is the A operand of mma.sync, 16 rows at a time, and up to eight tokens are the columns of B, so that one
 // stream of weights serves them all. Every warp copies its own steps to a ring in shared memory by cp.async, whole
-// stretches of each row: no barrier in the main loop, and what is in flight takes no registers. The CTAs all run at once,
-// read as much each, and share k where that takes more of them than w has rows.
+// stretches of each row: no barrier in the main loop, and what is in flight takes no registers. The CTAs all run at
+// once, read as much each, and share k where that takes more of them than w has rows.
 // Adds to gemv_vectorized: tensor cores, copies that do not wait, k shared by the CTAs of a cluster, launches that
 // overlap, fp8 and int4 weights.
 //
-// Warp roles: all alike. `split_k` warps, a team, take the steps along k of `rows` x 16 rows of w in turn; the CTAs of a
-// cluster each take one part of k. x comes once to each CTA, by bulk copies in parts of its k, each twice as long as the
-// one before: the first is all that the first steps wait for. Sums meet in shared memory, then each CTA of a cluster sums and stores its
-// own part of the rows.
+// Warp roles: all alike. `split_k` warps, a team, take the steps along k of `rows` x 16 rows of w in turn; the CTAs of
+// a cluster each take one part of k. x comes once to each CTA, by bulk copies in parts of its k, each twice as long as
+// the one before: the first is all that the first steps wait for. Sums meet in shared memory, then each CTA of a
+// cluster sums and stores its own part of the rows.
 //
 //   cp.async   | 0 | 1 | 2 | 3 |   | 4 |     | 5 |          stages = 4: the ring of one warp
 //   bulk, x    |- part 0 -|------ part 1 ------|
@@ -43,7 +43,8 @@ struct Pairs {
 };
 
 // d += a b, or d = a b where this is the first of a sum.
-__device__ __forceinline__ void multiply_tile(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bool first) {
+__device__ __forceinline__ void multiply_tile(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                              bool first) {
     if (first)
         ptx::mma::m16n8k16_first<Element>(d, a, b);
     else
@@ -52,10 +53,12 @@ __device__ __forceinline__ void multiply_tile(float (&d)[4], const uint32_t (&a)
 
 // sum += the products of a step of int4 weights. Each group is summed by itself, as q + bias times x; scale and offset
 // come after. An A fragment of ones sums x, in the lanes that need it.
-__device__ __forceinline__ void multiply_groups(Sum& sum, const TokenRows& rows, const uint8_t* stage, uint32_t mask) {
+__device__ __forceinline__ void multiply_groups(Sum& sum, const TokenRows& rows, const uint8_t* stage,
+                                                uint32_t mask) {
     constexpr int GROUP_STEPS = GROUP / DEPTH;
+    constexpr int UNROLL = GROUPS > 1 ? 1 : REQUESTS;  // more groups at once would take more registers
     float partial[schedule::rows][TOKEN_TILES][4], x_sum[TOKEN_TILES][4];
-#pragma unroll
+#pragma unroll UNROLL
     for (int tile = 0; tile < REQUESTS; ++tile) {
         const Tokens x(rows, tile * (COLUMNS / VECTORS));
         Vector16 held[schedule::rows];
@@ -166,9 +169,10 @@ __device__ __forceinline__ void pad_x(Shared& shared, const Work& work, int k) {
 #pragma unroll 1
     for (int column = k + threadIdx.x % LANES * PER_VECTOR; column < work.end; column += LANES * PER_VECTOR)
 #pragma unroll 1
-        for (int token = threadIdx.x / LANES; token < work.tokens; token += WARPS)
-            *reinterpret_cast<Vector16*>(x_rows(shared) + token * work.pitch + (column - work.first) * sizeof(Element)) =
-                {};
+        for (int token = threadIdx.x / LANES; token < work.tokens; token += WARPS) {
+            uint8_t* at = x_rows(shared) + token * work.pitch + (column - work.first) * sizeof(Element);
+            *reinterpret_cast<Vector16*>(at) = {};
+        }
 }
 
 // The barriers and what is zero of x; from here on the other CTAs of the cluster may send.
@@ -182,7 +186,7 @@ __device__ __forceinline__ void start(Shared& shared, const Work& work, int k) {
             ptx::mbarrier::arrive_expect_tx(full, columns * work.tokens * int(sizeof(Element)));
         });
         if constexpr (CLUSTER > 1)
-            ptx::mbarrier::arrive_expect_tx(shared.arrived, work.tokens * int(CLUSTER * PART * sizeof(float)));
+            ptx::mbarrier::arrive_expect_tx(shared.arrived, work.tokens * work.part * int(CLUSTER * sizeof(float)));
         ptx::griddepcontrol::launch_dependents();
     }
     __syncthreads();

@@ -1,6 +1,5 @@
 """Tensor cores for few tokens: weights stream as their A operand, so one pass serves all; bf16, fp16, fp8, int4."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -9,7 +8,7 @@ from itertools import product
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice, require_resident, require_shared
-from lab.kernels import _linear
+from lab.kernels import _clusters, _linear
 from lab.kernels.gemv import _mma_counts
 from lab.kernels.gemv._mma_counts import FLOAT, LANES, TILE, run_columns, scale_bytes, tiles_of
 from lab.problems import Linear
@@ -38,7 +37,6 @@ ROW_PAD = 16  # bytes between rows of row-major weights in a stage
 SUMS_PAD = 4  # floats between the sums of two tokens, for their banks
 EIGHT = 8  # tokens of an mma
 DEPTH = 16  # of an mma along k
-OTHER_REGISTERS = 24  # a thread's registers beside its sums and fragments
 MAX_GRID_Y = 65535
 
 
@@ -60,7 +58,7 @@ class Schedule:
         require_choice(self, "rows", (1, 2, 4, 8))
         require_choice(self, "teams", (1, 2, 4, 8, 16))
         require_choice(self, "split_k", (1, 2, 4, 8, 16))
-        require_choice(self, "cluster", (1, 2, 4, 8))
+        require_choice(self, "cluster", tuple(range(1, 9)))
         require_choice(self, "runs", (1, 2, 4))
         require_choice(self, "ctas_per_sm", (1, 2, 3, 4, 8))
         if self.warps > 16:
@@ -110,11 +108,13 @@ def step_columns(problem: Linear, schedule: Schedule) -> int:
 
 
 def registers(problem: Linear, schedule: Schedule) -> int:
-    """Of a thread, at most: sums of each row tile, in groups too, fragments of x and words of w, sums of x, the rest."""
+    """Of a thread: sums, a group's too, fragments, and the rest; fitted to what compiles without spilling."""
     tokens, rows = schedule.block_m // EIGHT, schedule.rows
+    if problem.group in (32, 64):  # two groups at once
+        return max(44, 18 * rows * tokens + 12 * tokens + 12)
     if problem.group:
-        return 8 * rows * tokens + 12 * tokens + 4 * rows + OTHER_REGISTERS
-    return 4 * rows * tokens + 2 * tokens * run_columns(problem) // DEPTH + 8 + OTHER_REGISTERS
+        return 8 * rows * tokens + 10 * tokens + 6 * rows + 20
+    return max(44, 5 * rows * tokens + 2 * tokens * run_columns(problem) // DEPTH + 28)
 
 
 def warp_bytes(problem: Linear, schedule: Schedule) -> int:
@@ -128,7 +128,8 @@ def warp_bytes(problem: Linear, schedule: Schedule) -> int:
 def shared_bytes(problem: Linear, schedule: Schedule) -> int:
     """The warps' rings, barriers, the inboxes of a cluster, and this CTA's columns of x for every token."""
     p, s = problem, schedule
-    inboxes = s.block_m * s.block_n * FLOAT if s.cluster > 1 else 0
+    part = tiles_of(s.block_n, s.cluster)
+    inboxes = s.cluster * s.block_m * part * FLOAT if s.cluster > 1 else 0
     size = FORMATS[p.activations].storage.itemsize
     steps = tiles_of(p.k, step_columns(p, s))
     columns = size * tiles_of(steps, s.cluster) * step_columns(p, s)
@@ -138,13 +139,13 @@ def shared_bytes(problem: Linear, schedule: Schedule) -> int:
 
 
 ROOM = 113 * 1024  # bytes of shared memory: of two CTAs on an SM, or of one beside which a dependent launch starts
-TRIED = 24  # schedules that are worth trying
-ALIKE = 3  # of them with the same grid
-MAX_STAGES = 16
+IN_FLIGHT = 96 * 1024  # bytes of weights that an SM's rings ask for, at most: more than its share of HBM's latency
+SM_WARPS = (32, 16)  # that an SM holds; registers do not always allow the first
+TRIED, TRIED_ALONE = 16, 11  # schedules that are worth trying: all, and without a cluster at most
 WARP_SHAPES = (  # rows, teams, split_k
-    (1, 4, 1), (1, 2, 4), (1, 4, 2), (1, 4, 4), (1, 8, 1), (1, 8, 2), (1, 1, 8), (2, 1, 4), (2, 1, 8), (2, 2, 2),
-    (2, 2, 4), (2, 2, 8), (2, 4, 1), (2, 4, 2), (2, 4, 4), (2, 8, 1), (2, 8, 2), (4, 1, 4), (4, 1, 8), (4, 2, 2),
-    (4, 2, 4), (4, 4, 1), (4, 4, 2), (4, 4, 4), (8, 1, 4), (8, 1, 8), (8, 2, 4),
+    (1, 1, 4), (1, 1, 8), (1, 1, 16), (1, 2, 4), (1, 2, 8), (1, 4, 2), (1, 4, 4), (1, 8, 1), (1, 8, 2), (2, 1, 4),
+    (2, 1, 8), (2, 1, 16), (2, 2, 4), (2, 2, 8), (2, 4, 2), (2, 4, 4), (2, 8, 1), (4, 1, 8), (4, 2, 4), (4, 2, 8),
+    (4, 4, 2), (4, 4, 4),
 )  # fmt: skip
 
 
@@ -154,34 +155,37 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     found = [
         schedule
         for block_m, shape, cluster, runs in product(
-            blocks, WARP_SHAPES, range(1, 9), (1,) if problem.group else (2, 1)
+            blocks, WARP_SHAPES, range(1, 9), (1,) if problem.group else (4, 2)
         )
         for schedule in _deepest(problem, block_m, shape, cluster, runs, machine)
     ]
-    alike = Counter[tuple[int, int, int]]()
-    tried = []
+    tried: dict[tuple[int, ...], Schedule] = {}  # the best of its kind
     for schedule in sorted(found, key=lambda s: predicted_us(problem, s, machine)):
-        grid = schedule.block_m, schedule.block_n, schedule.cluster
-        alike[grid] += 1
-        if alike[grid] <= ALIKE:
-            tried.append(schedule)
-    yield from tried[:TRIED]
+        kind = schedule.block_n, schedule.warps, schedule.cluster, schedule.runs, schedule.ctas_per_sm
+        tried.setdefault(kind, schedule)
+    alone = [schedule for schedule in tried.values() if schedule.cluster == 1][:TRIED_ALONE]
+    shared = [schedule for schedule in tried.values() if schedule.cluster > 1][: TRIED - len(alone)]
+    yield from sorted([*alone, *shared], key=lambda s: predicted_us(problem, s, machine))
 
 
 def _deepest(
     problem: Linear, block_m: int, shape: tuple[int, int, int], cluster: int, runs: int, machine: Machine
 ) -> Iterator[Schedule]:
-    """The schedule with the longest ring that leaves room for another CTA and that a warp's steps fill.
+    """The schedules with as many warps an SM as fit, each with the longest ring that leaves room and has a use.
 
-    Where x alone takes that room, or registers do, one CTA has the SM; none where that is not legal either.
+    Where x alone takes that room, one CTA has the SM; none where that is not legal either.
     """
-    for ctas, room in ((2, ROOM), (1, ROOM), (1, machine.shared_bytes_per_block)):
+    warps = shape[1] * shape[2]
+    reserved = machine.shared_bytes_per_sm - machine.shared_bytes_per_block
+    choices = [(max(1, n // warps), min(ROOM, machine.shared_bytes_per_sm * warps // n - reserved)) for n in SM_WARPS]
+    for ctas, room in (*choices, (1, machine.shared_bytes_per_block)):
         with suppress(ScheduleError):
             least = Schedule(block_m, *shape, cluster, runs, 2, ctas)
             least.fits(problem, machine)
-            steps = tiles_of(problem.k, step_columns(problem, least))
-            stages = min(MAX_STAGES, max(2, tiles_of(tiles_of(steps, cluster), least.split_k)))
-            for deepest in (replace(least, stages=stages) for stages in range(stages, 1, -1)):
+            steps = tiles_of(tiles_of(problem.k, step_columns(problem, least)), cluster * least.split_k)
+            useful = IN_FLIGHT // (ctas * warps * least.rows * runs * RUN_BYTES)
+            for stages in range(max(2, min(steps, useful)), 1, -1):
+                deepest = replace(least, stages=stages)
                 if shared_bytes(problem, deepest) <= room:
                     deepest.fits(problem, machine)
                     yield deepest
@@ -189,22 +193,15 @@ def _deepest(
 
 
 # What the estimate is made of: to be fitted to times on an H100.
-START_US = 2.5  # of a launch, to its first weights
+START_US = 1.9  # of a launch, to its first weights
 HBM_SHARE = 0.92  # of the data sheet's bandwidth
 L2_BANDWIDTH = 5.5e12  # B/s to all SMs
 LATENCY_US = 1.0  # from asking for weights to their bytes, HBM being busy
-WARP_IPC, SM_IPC = 0.25, 2.2  # instructions a clock: of one warp, of all that an SM holds
-SUMS_US, CLUSTER_US = 0.3, 0.5  # of the sums: in a CTA, and more in a cluster
+WARP_IPC, SM_IPC = 0.12, 2.4  # instructions a clock: of one warp, of all that an SM holds
+SUMS_US, CLUSTER_US = 0.3, 1.0  # of the sums: in a CTA, and more in a cluster
 SUM_BYTES_PER_US = 100e3  # of sums that an SM writes and adds
-WAVE_US = 2.0  # of a CTA that follows another on its SM
+WAVE_US = 3.0  # of a CTA that follows another on its SM
 BLEND = 4  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
-GPCS = (18, 18, 18, 16, 16, 16, 16, 14)  # SMs of an H100, as gemm_split_k found them
-
-
-def clusters_at_once(schedule: Schedule, resident: int, machine: Machine) -> int:
-    """Clusters that run at the same time, `resident` CTAs an SM, as each lies in one GPC; fewer SMs, fewer of them."""
-    fit = sum(resident * sms // schedule.cluster for sms in GPCS)
-    return max(1, fit * machine.sms // sum(GPCS))
 
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
@@ -217,7 +214,7 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
     ctas = s.cluster * blocks * token_blocks
     reserved = machine.shared_bytes_per_sm - machine.shared_bytes_per_block  # by the system, for each CTA
     resident = max(1, min(s.ctas_per_sm, machine.shared_bytes_per_sm // (shared_bytes(p, s) + reserved)))
-    waves = tiles_of(blocks * token_blocks, clusters_at_once(s, resident, machine))
+    waves = tiles_of(blocks * token_blocks, _clusters.at_once(s.cluster, resident, machine))
     full = waves * min(resident, tiles_of(ctas, machine.sms))  # CTAs of the fullest SM, one after another too
     run_bytes, stages = RUN_BYTES + scale_bytes(p), s.warps * s.rows * s.runs
     runs = tiles_of(tiles_of(p.k, step_columns(p, s)), s.cluster * s.split_k) * stages  # of a CTA
@@ -238,10 +235,12 @@ def _instructions(problem: Linear, schedule: Schedule) -> float:
     """That a warp issues for a run: its fragments, their mma, its share of a step's fragments of x and of the rest."""
     p, s = problem, schedule
     steps, tokens = run_columns(p) / DEPTH, s.block_m / EIGHT
-    unpack = {16: 0, 8: 20, 4: 8}[FORMATS[p.weights].bits]
-    groups = (8 * tokens + 8) * run_columns(p) / p.group if p.group else 0
-    x = steps * tokens * (1.5 if p.group else 0.5)
-    return steps * (unpack + tokens) + groups + 8 + (x + 60 / s.runs) / s.rows
+    if p.group:
+        groups = (8 * tokens + 10) * run_columns(p) / p.group
+        return steps * (8 + tokens) + groups + (1.5 * steps * tokens + 45 / s.runs) / s.rows
+    narrow = FORMATS[p.weights].bits == 8
+    x = steps * tokens * (1 if narrow else 0.5)
+    return steps * ((18 if narrow else 0) + tokens) + 10 + (x + 30 / s.runs) / s.rows
 
 
 def arguments(problem: Linear) -> tuple[Argument, ...]:
