@@ -141,7 +141,8 @@ def shared_bytes(problem: Linear, schedule: Schedule) -> int:
 ROOM = 113 * 1024  # bytes of shared memory: of two CTAs on an SM, or of one beside which a dependent launch starts
 IN_FLIGHT = 96 * 1024  # bytes of weights that an SM's rings ask for, at most: more than its share of HBM's latency
 SM_WARPS = (32, 16)  # that an SM holds; registers do not always allow the first
-TRIED, TRIED_ALONE = 16, 11  # schedules that are worth trying: all, and without a cluster at most
+TRIED = 16  # schedules that are worth trying
+CLUSTERS = (1, 2, 4, 6, 7, 8)  # seven leave the fewest SMs of a GPC without one
 WARP_SHAPES = (  # rows, teams, split_k
     (1, 1, 4), (1, 1, 8), (1, 1, 16), (1, 2, 4), (1, 2, 8), (1, 4, 2), (1, 4, 4), (1, 8, 1), (1, 8, 2), (2, 1, 4),
     (2, 1, 8), (2, 1, 16), (2, 2, 4), (2, 2, 8), (2, 4, 2), (2, 4, 4), (2, 8, 1), (4, 1, 8), (4, 2, 4), (4, 2, 8),
@@ -154,18 +155,18 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     blocks = (8,) if problem.m <= 8 else (16,) if problem.m <= 16 else (32, 16)
     found = [
         schedule
-        for block_m, shape, cluster, runs in product(
-            blocks, WARP_SHAPES, range(1, 9), (1,) if problem.group else (4, 2)
-        )
+        for block_m, shape, cluster, runs in product(blocks, WARP_SHAPES, CLUSTERS, (1,) if problem.group else (4, 2))
         for schedule in _deepest(problem, block_m, shape, cluster, runs, machine)
     ]
     tried: dict[tuple[int, ...], Schedule] = {}  # the best of its kind
     for schedule in sorted(found, key=lambda s: predicted_us(problem, s, machine)):
         kind = schedule.block_n, schedule.warps, schedule.cluster, schedule.runs, schedule.ctas_per_sm
         tried.setdefault(kind, schedule)
-    alone = [schedule for schedule in tried.values() if schedule.cluster == 1][:TRIED_ALONE]
-    shared = [schedule for schedule in tried.values() if schedule.cluster > 1][: TRIED - len(alone)]
-    yield from sorted([*alone, *shared], key=lambda s: predicted_us(problem, s, machine))
+    of_cluster = list({s.cluster: s for s in reversed(tried.values())}.values())  # the best for each size
+    others = [schedule for schedule in tried.values() if schedule not in of_cluster]
+    yield from sorted(
+        [*of_cluster, *others[: TRIED - len(of_cluster)]], key=lambda s: predicted_us(problem, s, machine)
+    )
 
 
 def _deepest(
