@@ -36,8 +36,8 @@ ROWS = 16  # of w in a packed tile and in a warp
 MATRIX = 8  # tokens of an 8 x 8 matrix, of which a CTA stores whole ones
 WARPGROUP, LANES = 128, 32  # threads of a warpgroup, of a warp
 RUN = 256  # elements: the longest edge of a box of TMA
-OTHER_REGISTERS = {1: 40, 2: 32}  # of a thread that does not multiply, by the CTAs that share an SM
-BESIDE, BESIDE_ONE_GROUP = 40, 24  # a consumer's thread's beside accumulators and fragments; where a step is one group
+OTHER_REGISTERS, FEW_OTHER_REGISTERS = 40, 32  # of a thread that does not multiply; where that is enough for it
+BESIDE, BESIDE_ONE_GROUP = 40, 32  # a consumer's thread's beside accumulators and fragments; where a step is one group
 MOST_REGISTERS = 232  # of a consumer's thread: 40 of the others and 2 x 232 are the 168 of three warpgroups
 MOST_ACCUMULATORS = 128  # of a consumer's thread
 HEIGHTS = (32, 64, 96, 128, 192, 256)
@@ -123,8 +123,11 @@ class Layout(Schedule):
 
     @property
     def other_registers(self) -> int:
-        """Those that a thread that does not multiply keeps, where its warpgroup can give some away."""
-        return OTHER_REGISTERS[self.ctas_per_sm]
+        """Those that a thread that does not multiply keeps, where its warpgroup can give some away.
+
+        Few where two CTAs share an SM; without a split ptxas spilled some of them.
+        """
+        return FEW_OTHER_REGISTERS if self.ctas_per_sm > 1 and self.split_k > 1 else OTHER_REGISTERS
 
     @property
     def consumer_registers(self) -> int:
