@@ -36,8 +36,8 @@ ROWS = 16  # of w in a packed tile and in a warp
 MATRIX = 8  # tokens of an 8 x 8 matrix, of which a CTA stores whole ones
 WARPGROUP, LANES = 128, 32  # threads of a warpgroup, of a warp
 RUN = 256  # elements: the longest edge of a box of TMA
-OTHER_REGISTERS = {1: 40, 2: 32}  # of a thread that does not multiply, by the CTAs that share an SM
-BESIDE, BESIDE_ONE_GROUP = 40, 24  # a consumer's thread's beside accumulators and fragments; where a step is one group
+OTHER_REGISTERS, FEW_OTHER_REGISTERS = 40, 32  # of a thread that does not multiply; where that is enough for it
+BESIDE, BESIDE_ONE_GROUP = 40, 32  # a consumer's thread's beside accumulators and fragments; where a step is one group
 MOST_REGISTERS = 232  # of a consumer's thread: 40 of the others and 2 x 232 are the 168 of three warpgroups
 MOST_ACCUMULATORS = 128  # of a consumer's thread
 HEIGHTS = (32, 64, 96, 128, 192, 256)
@@ -123,8 +123,11 @@ class Layout(Schedule):
 
     @property
     def other_registers(self) -> int:
-        """Those that a thread that does not multiply keeps, where its warpgroup can give some away."""
-        return OTHER_REGISTERS[self.ctas_per_sm]
+        """Those that a thread that does not multiply keeps, where its warpgroup can give some away.
+
+        Few where two CTAs share an SM; without a split ptxas spilled some of them.
+        """
+        return FEW_OTHER_REGISTERS if self.ctas_per_sm > 1 and self.split_k > 1 else OTHER_REGISTERS
 
     @property
     def consumer_registers(self) -> int:
@@ -229,7 +232,7 @@ L2_BYTES_PER_CLOCK = 24  # to each SM when all ask
 LATENCY_CLOCKS = 1570  # from asking for a stage to its bytes, HBM being busy
 REDUCE_BYTES_PER_CLOCK = 10.7  # of the inboxes, from the last mma to their sum
 WIDEN = {False: 32, True: 15}  # a warp's instructions for 16 x 16 weights, by whether they are int4
-PROMOTE = 1.15  # a warp's instructions for each token of a tile and group, and as many more as in 16 tokens
+PROMOTE = 0.5  # a warp's instructions for each token of a tile and group, and as many more as in 32 tokens
 WARP_IPC, SM_IPC = 0.2, 2.2  # instructions a clock: of one warp that multiplies, of all that an SM holds
 WAVE_CLOCKS = 3000  # of a CTA that follows another on its SM
 STEP_BLEND, HBM_BLEND = 3, 4  # exponents of the norms that join what is waited for
@@ -248,8 +251,9 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
     resident = min(s.ctas_per_sm, tiles_of(s.split_k * tiles, machine.sms))  # CTAs that share an SM
     consumers = s.block_n // MMA_M
 
-    mma = 2 * s.block_m * s.block_n * BLOCK_K * machine.sms * machine.clock_hz / machine.peak(p.activations)
-    promoting = PROMOTE * (s.block_m + ROWS) * s.groups
+    depth = BLOCK_K + ROWS * s.groups  # 8 along k of tf32 take as long as 16 of bf16
+    mma = 2 * s.block_m * s.block_n * depth * machine.sms * machine.clock_hz / machine.peak(p.activations)
+    promoting = PROMOTE * (s.block_m + 2 * ROWS) * s.groups
     warps = WARPGROUP // LANES * consumers
     ipc = min(SM_IPC, WARP_IPC * warps * resident)
     issue = warps * (WIDEN[bool(s.group)] * BLOCK_K // ROWS + promoting) / ipc
