@@ -162,6 +162,7 @@ def chains(argument: Any) -> Iterator[Record]:
     from lab.gpu import device
     from lab.gpu.bench import shared_fields, timed_record
 
+    last: gpu.Chain | None = None
     for job in _in_time(argument, Job):
         if isinstance(job, Record):
             yield job
@@ -169,7 +170,8 @@ def chains(argument: Any) -> Iterator[Record]:
         kernel, problem = job.parts()
         machine = device.machine()
         schedule = parse_schedule(kernel, job.schedules[0], problem, machine)
-        chain = gpu.chain_of(problem, int(job.facts["layers"] or 1))
+        if last is None or last.problem != problem:
+            last = gpu.chain_of(problem, int(job.facts["layers"] or 1))
         steps = kernel.launches(problem, schedule, machine)
         own = {
             "kernel": kernel.name,
@@ -177,7 +179,8 @@ def chains(argument: Any) -> Iterator[Record]:
             "predicted_us": kernel.predicted_us(problem, schedule, steps, machine),
         }
         shared = shared_fields(problem, machine, job.experiment)
-        for name, timing in gpu.race(chain, kernel, schedule, machine, _chain_peers(problem), job.rounds).items():
+        rivals = _chain_peers(problem) if job.peers else {}
+        for name, timing in gpu.race(last, kernel, schedule, machine, rivals, job.rounds).items():
             ours = name in (gpu.DEPENDENT, gpu.PLAIN)
             fields = {**shared, **(own if ours else {"kernel": f"peer:{name}"})}
             facts = {**job.facts, "launches": name} if ours else dict(job.facts)

@@ -21,4 +21,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'lab' has no attribute {name!r}")
     if "torch" in sys.modules:
         import_module("lab.torch_ops")
-    return getattr(import_module(_LATE[name]), name)
+    found = globals()[name] = getattr(import_module(_LATE[name]), name)  # the next time this is not asked
+    return found

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,6 @@ FIELDS: Mapping[str, tuple[tuple[str, ...], int]] = {
         (
             "sm__ops_path_tensor_op_hgmma_src_bf16_dst_fp32_sparsity_off.sum",
             "sm__ops_path_tensor_op_hgmma_src_fp16_sparsity_off.sum",
-            "sm__ops_path_tensor_op_hgmma_src_fp8_sparsity_off.sum",
             "sm__ops_path_tensor_op_hmma_src_bf16_dst_fp32_sparsity_off.sum",
             "sm__ops_path_tensor_op_hmma_src_fp16_dst_fp32_sparsity_off.sum",
         ),
@@ -117,7 +116,10 @@ def read(kernel: Kernel, problem: Any, schedule: Any, target: Machine, deadline_
     if grids != expected:
         raise EnvironmentFailure(f"ncu saw grids of {grids} CTAs where the schedule has {expected}")
     metrics = {name: sum(row.get(name, 0.0) for row in rows) for row in rows for name in row}
-    return Reading(counts_of(metrics), metrics)
+    counts = counts_of(metrics)
+    if problem.activations == "fp8":  # no metric counts what the tensor cores do with fp8
+        counts = replace(counts, mma_flops=None)
+    return Reading(counts, metrics)
 
 
 def counts_of(metrics: Mapping[str, float]) -> Counts:

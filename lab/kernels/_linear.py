@@ -2,6 +2,7 @@
 
 from lab.problems import Linear
 from sim.launch import Argument, Array, Role, Scalar
+from sim.machine import Machine
 
 EPILOGUE = ("residual", "x_scale", "w_scale", "y_scale")  # pointers, null where the problem has no such operand
 
@@ -31,3 +32,8 @@ def scaled_arguments(problem: Linear) -> tuple[Argument, ...]:
     if "w_scale" in problem.operands:
         scale = Array("w_scale", Role.IN, *problem.operands["w_scale"])
     return (x, w, scale, *rest)
+
+
+def overlaps(machine: Machine) -> bool:
+    """Whether launches on a machine can overlap (PTX ISA 9.0, griddepcontrol: sm_90 and newer)."""
+    return int(machine.arch.strip("sm_a")) >= 90

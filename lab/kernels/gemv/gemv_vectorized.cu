@@ -13,12 +13,15 @@
 //   row r     | warp 0 | warp 1 | warp 0 | warp 1 |     split_k = 2
 //   row r + 1 | warp 0 | warp 1 | warp 0 | warp 1 |     rows = 2
 //
+// Launches overlap: w never changes, so a warp's first loads of it are issued before the launch before has ended.
+//
 // fp8 weights meet bf16 activations; their scale, one of all or one a row, multiplies the sums.
 //
 // Bytes expected from HBM: w once, x once, y once. blockIdx.y is the block of tokens: further ones read w again. From L1:
 // x once for every `rows` rows, so that many tokens want many rows.
 #include "lab/kernels/_warp.cuh"
 #include "ptx/convert.cuh"
+#include "ptx/griddepcontrol.cuh"
 #include "ptx/load.cuh"
 #include "schedule.cuh"
 
@@ -79,10 +82,10 @@ __device__ __forceinline__ void widen(float (&values)[VECTOR], const Vector<VECT
     }
 }
 
-// `unroll` k-steps of `rows` rows from element k0 on: all loads of w are issued before the first multiply, and those of x
-// where it has one token. Where the whole step lies inside the matrix the loads need no predicate.
+// `unroll` k-steps of `rows` rows from element k0 on, the `first` of this warp or later ones: all loads of w are issued
+// before the first multiply, and those of x where it has one token. Where the whole step lies inside the matrix the loads need no predicate.
 template <bool whole>
-__device__ __forceinline__ void step(float (&sum)[SUMS], const Part& part, int k0) {
+__device__ __forceinline__ void step(float (&sum)[SUMS], const Part& part, int k0, bool first) {
     Weights w_part[schedule::unroll][ROWS];
     Vector16 x_part[schedule::unroll];
 #pragma unroll
@@ -90,7 +93,14 @@ __device__ __forceinline__ void step(float (&sum)[SUMS], const Part& part, int k
         const int at = k0 + u * STRIDE;
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) w_part[u][r] = load_w<whole>(part, r, at);
-        if constexpr (TOKENS == 1) x_part[u] = load_x<whole>(part, part.x + at, at);
+    }
+    if (first) ptx::griddepcontrol::wait();  // until the launch before has written x, and reads y no more
+    if constexpr (TOKENS == 1) {
+#pragma unroll
+        for (int u = 0; u < schedule::unroll; ++u) {
+            const int at = k0 + u * STRIDE;
+            x_part[u] = load_x<whole>(part, part.x + at, at);
+        }
     }
     __syncwarp();  // ptxas would sink each load to its first use; it moves none across a warp barrier
 #pragma unroll
@@ -117,11 +127,12 @@ __device__ __forceinline__ void step(float (&sum)[SUMS], const Part& part, int k
 
 // This warp's share of the dot products.
 __device__ __forceinline__ void stream(float (&sum)[SUMS], const Part& part, int warp, int lane) {
-    int k0 = warp * STEP;
+    const int start = warp * STEP;
+    int k0 = start;
     if (part.rows >= ROWS)
         for (; k0 + (schedule::unroll - 1) * STRIDE + STEP <= part.k; k0 += schedule::unroll * STRIDE)
-            step<true>(sum, part, k0 + lane * VECTOR);
-    for (; k0 < part.k; k0 += schedule::unroll * STRIDE) step<false>(sum, part, k0 + lane * VECTOR);
+            step<true>(sum, part, k0 + lane * VECTOR, k0 == start);
+    for (; k0 < part.k; k0 += schedule::unroll * STRIDE) step<false>(sum, part, k0 + lane * VECTOR, k0 == start);
 }
 
 extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_per_sm)
@@ -137,6 +148,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     const int token = lane / ROWS, row = lane % ROWS;  // whose sum this lane of a team's first warp stores
     const bool stores = warp == 0 && token < part.tokens && row < part.rows;
 
+    ptx::griddepcontrol::launch_dependents();
     float scale = 1;
     if (problem::scaled && stores) scale = w_scale[problem::row_scales ? row0 + row : 0];
     float sum[SUMS] = {};

@@ -159,6 +159,7 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
             grid=(-(-p.n // (s.rows * s.teams)), _blocks(p, s), 1),
             block=(s.threads, 1, 1),
             arguments=_linear.scaled_arguments(p),
+            dependent=_linear.overlaps(machine),
         ),
     )
 
