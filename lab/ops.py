@@ -5,7 +5,8 @@ arrays are computed on the simulated chip. The kernel and its schedule are chose
 """
 
 import sys
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from math import prod
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -139,13 +140,20 @@ def linear(
     if plain:
         if len(_ready) >= MOST_READY:
             _ready.clear()
-        _ready[_key(x, w, out, stream)] = plan
+        _ready[_key(x, w, out, stream)] = Ready(plan, _torch_address if _is_torch(x) else _cupy_address)
     with plan.lock:
         plan.prepared.bind({name: operand.pointer for name, operand in operands.items()})(stream)
     return out
 
 
-_ready: dict[Any, Plan] = {}  # plans of plain calls by what `_key` says of their arrays
+class Ready(NamedTuple):
+    """A plan that plain calls on arrays of the same shapes and types find at once; `address` tells where such lie."""
+
+    plan: Plan
+    address: Callable[[Any], int]
+
+
+_ready: dict[Any, Ready] = {}  # by what `_key` says of the arrays
 
 
 def _key(x: Any, w: Any, out: Any, stream: int) -> Any:
@@ -155,31 +163,24 @@ def _key(x: Any, w: Any, out: Any, stream: int) -> Any:
 def _repeated(x: Any, w: Any, out: Any, stream: int | None) -> bool:
     """Run a call that differs from an earlier one in addresses alone; False where that is not so, or not sure.
 
-    What was checked of shapes and types is not checked again: a small layer's call is to cost the host little.
+    What was checked of shapes and types is not checked again: a small layer's call is to cost the host little. Types of
+    elements tell the libraries apart.
     """
-    address = _torch_address if _is_torch(x) else _cupy_address if "cupy" in sys.modules else None
-    if address is None or type(out) is not type(x):
-        return False
-    weights = type(w) is Int4Weights
-    if not weights and type(w) is not type(x):
-        return False
     try:
         if stream is None:
-            stream = _current_stream(x)
-        plan = _ready.get(_key(x, w, out, stream))
-        if plan is None:
-            return False
+            stream = _streams[type(x)]()
+        plan, address = _ready[_key(x, w, out, stream)]
         at, to = address(x), address(out)
-        pointers = {"x": at, "y": to}
-        if weights:
-            pointers["w"], pointers["w_scale"] = w.pointers
+        if type(w) is Int4Weights:
+            from_w, w_scale = w.pointers
+            pointers = {"x": at, "w": from_w, "w_scale": w_scale, "y": to}
         else:
-            pointers["w"] = address(w)
-    except (AttributeError, TypeError):
+            from_w = address(w)
+            pointers = {"x": at, "w": from_w, "y": to}
+    except (AttributeError, KeyError, TypeError):
         return False
     x_bytes, w_bytes, y_bytes = plan.nbytes
-    from_w = pointers["w"]
-    if not at or not from_w or not to or (at | from_w | to) % ALIGNMENT:
+    if not (at and from_w and to) or (at | from_w | to) % ALIGNMENT:
         return False
     if (at < to + y_bytes and to < at + x_bytes) or (from_w < to + y_bytes and to < from_w + w_bytes):
         return False
@@ -374,9 +375,18 @@ def _empty(x: Any, shape: tuple[int, ...], form: str) -> Any:
     return cupy.empty(shape, x.dtype if same else FORMATS[form].storage)
 
 
+_streams: dict[type, Callable[[], int]] = {}  # how the current stream is found, by the type of x
+
+
 def _current_stream(x: Any) -> int:
+    if type(x) not in _streams:
+        _streams[type(x)] = _stream_finder(x)
+    return _streams[type(x)]()
+
+
+def _stream_finder(x: Any) -> Callable[[], int]:
     if _is_torch(x):
-        return int(sys.modules["torch"]._C._cuda_getCurrentRawStream(0))  # a Stream object would cost a microsecond
+        return partial(sys.modules["torch"]._C._cuda_getCurrentRawStream, 0)  # a Stream object would cost a microsecond
     import cupy  # loaded on first use: the simulated chip needs no GPU library
 
-    return int(cupy.cuda.get_current_stream().ptr)
+    return lambda: int(cupy.cuda.get_current_stream().ptr)

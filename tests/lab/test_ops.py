@@ -1,5 +1,6 @@
 """lab.linear on NumPy arrays runs the simulated chip; every array that cannot be taken is refused in one sentence."""
 
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
@@ -222,3 +223,52 @@ def test_scales_on_the_simulated_chip() -> None:
     assert y.dtype == BF16
     products = x.astype(np.float64) @ w.astype(np.float64).T
     assert close(y, products * x_scale[:, None].astype(np.float64) * w_scale)
+
+
+def test_a_repeated_call_finds_its_plan_and_what_is_not_sure_goes_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On tensors that only look like PyTorch's: a second call binds addresses, and nothing else is taken for one."""
+
+    class Tensor:
+        def __init__(self, shape: tuple[int, ...], pointer: int, dense: bool = True, device: int = 0) -> None:
+            self.shape, self.dtype, self.pointer, self.dense, self.device = (
+                shape,
+                "torch.bfloat16",
+                pointer,
+                dense,
+                device,
+            )
+
+        def data_ptr(self) -> int:
+            return self.pointer
+
+        def is_contiguous(self) -> bool:
+            return self.dense
+
+        def get_device(self) -> int:
+            return self.device
+
+    bound: list[Any] = []
+
+    class Prepared:
+        def bind(self, pointers: dict[str, int]) -> Any:
+            bound.append(pointers)
+            return lambda stream: bound.append(stream)
+
+    x, w, y = Tensor((4, 64), 1 << 12), Tensor((32, 64), 1 << 16), Tensor((4, 32), 1 << 20)
+    plan = ops.Plan(Linear(4, 32, 64), Prepared(), {}, Lock(), (512, 4096, 256))  # type: ignore[arg-type]
+    monkeypatch.setattr(ops, "_ready", {ops._key(x, w, y, 7): ops.Ready(plan, ops._torch_address)})
+    monkeypatch.setattr(ops, "_streams", {Tensor: lambda: 7})
+    assert ops.linear(x, w, out=y) is y
+    assert bound == [{"x": 1 << 12, "w": 1 << 16, "y": 1 << 20}, 7]
+    others = (
+        (Tensor((5, 64), 1 << 12), w, y),
+        (Tensor((4, 64), 1 << 12, dense=False), w, y),
+        (x, Tensor((32, 64), 1 << 16, device=-1), y),
+        (Tensor((4, 64), (1 << 12) + 8), w, y),
+        (x, w, Tensor((4, 32), (1 << 12) + 256)),
+        (x, w, Tensor((4, 32), (1 << 16) - 128)),
+        (np.zeros((4, 64)), w, y),
+    )
+    assert not any(ops._repeated(*arrays, None) for arrays in others)
+    assert not ops._repeated(x, w, y, 8)
+    assert len(bound) == 2
