@@ -95,7 +95,7 @@ def bench(argument: Any) -> Iterator[Record]:
             clocks=tuple(Clock(clock) for clock in job.clocks),
             rounds=job.rounds,
             paces=tuple(Pace(pace) for pace in job.paces),
-            facts=job.facts,
+            facts={**job.facts, "plain": True} if job.plain else job.facts,
             reads=job.reads,
         )
 

@@ -81,8 +81,13 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
 
 
 def verdict(records: Sequence[Record], past: Archive) -> Verdict:
-    """On the largest layer: the speed-up of each format over the ratio of bytes; and the line through all times."""
-    layers = _layers(records)
+    """On the largest layer: the speed-up of each format over the ratio of bytes; and the line through all times.
+
+    Layers that were timed in every format count where there are any, else predictions.
+    """
+    found = _layers(records)
+    timed = {name: each for name, each in found.items() if all(_us(r, past)[1] == "measured" for r in each.values())}
+    layers = timed or found
     if not layers:
         return Verdict(False, "Nothing was run.")
     name, by_format = list(layers.items())[-1]
