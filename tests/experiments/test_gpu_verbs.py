@@ -1,6 +1,7 @@
 """The verbs for a GPU, with the worker process replaced: what they ask of it and what they make of its answers."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import experiments
 from experiments import _chips, _device, gemm_bars, runner
 from experiments.cli import run_command
 from lab import record, tuned
-from lab.choice import choose
+from lab.choice import choose, schedule_words
 from lab.gpu import worker
+from lab.kernel import schedule_fields
 from lab.problems import Linear
 from lab.record import Checked, Record, provenance
 from sim.errors import EnvironmentFailure
@@ -115,7 +117,9 @@ def test_bench(gpu: Worker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     document = msgspec.json.decode(capsys.readouterr().out)
     assert [r["kernel"] for r in document["records"]] == ["gemv_vectorized", "peer:cublas"]
     (job,) = gpu.jobs
-    assert job.schedules == ("rows=1,split_k=1,teams=2,unroll=1",)
+    kernel, problem = job.parts()
+    guess = replace(kernel.best_guess(problem, H100), unroll=1)  # what is not given stays at the best guess
+    assert job.schedules == (schedule_words(schedule_fields(guess)),)
     assert (job.sweep, job.peers, job.clocks, job.rounds) == (True, True, ("graph",), 7)
     kept = record.read([tmp_path / "bench.jsonl"]).records
     assert [r.us for r in kept] == [4.0, 8.0]
