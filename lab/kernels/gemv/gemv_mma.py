@@ -15,7 +15,7 @@ from lab.problems import Linear
 from sim.counts import Counts
 from sim.errors import ScheduleError
 from sim.formats import FORMATS
-from sim.launch import Argument, Array, Launch, Role, Scalar
+from sim.launch import Launch
 from sim.machine import Machine
 
 SOLVES = Solves(
@@ -244,15 +244,6 @@ def _instructions(problem: Linear, schedule: Schedule) -> float:
     return steps * ((18 if narrow else 0) + tokens) + 10 + (x + 30 / s.runs) / s.rows
 
 
-def arguments(problem: Linear) -> tuple[Argument, ...]:
-    """x, w, w_scale (null where there is none), y, m, n, k."""
-    x, w, *rest = _linear.arguments(problem)
-    scale: Argument = Scalar("w_scale", 0, "int64")
-    if "w_scale" in problem.operands:
-        scale = Array("w_scale", Role.IN, *problem.operands["w_scale"])
-    return (x, w, scale, *rest)
-
-
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
     p, s = problem, schedule
     return (
@@ -263,7 +254,7 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
             schedule=s,
             grid=(s.cluster * tiles_of(p.n, s.block_n), tiles_of(p.m, s.block_m), 1),
             block=(s.threads, 1, 1),
-            arguments=arguments(p),
+            arguments=_linear.scaled_arguments(p),
             cluster=(s.cluster, 1, 1),
             shared_bytes=shared_bytes(p, s),
             dependent=True,
