@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+import lab
 from lab import catalog, ops
 from lab.gpu import device, worker
 from lab.kernel import Kernel
 from lab.problems import Linear
 from lab.verify import compare, guarded_array, guards_intact, verify
+from sim import int4
 from sim.errors import EnvironmentFailure, InputError, NoDeviceError
 from sim.formats import decode, encode
 from sim.launch import Array, Role
@@ -384,3 +386,31 @@ def test_the_card_says_how_it_is() -> None:
     assert 0 < seen.sm_clock <= device.card().sm_clock_max
     assert seen.power_w is not None
     assert seen.throttle is not None
+
+
+@pytest.mark.parametrize("m", [1, 5, 40, 300])
+def test_one_packed_copy_of_int4_serves_every_batch(m: int, torch: Any) -> None:
+    weights = torch.randn(320, 512, device="cuda") / 16
+    w, x = lab.pack(weights, 64), torch.randn(m, 512, device="cuda", dtype=torch.bfloat16)
+    groups = int4.unpack(w.w.cpu().numpy(), w.w_scale.cpu().numpy(), 320, 512, 64)
+    expected = x.double() @ torch.from_numpy(groups.values).cuda().double().T
+    y = torch.empty(m, 320, device="cuda", dtype=torch.bfloat16)
+    for _ in range(2):  # the second call repeats the first
+        y.fill_(float("nan"))
+        assert lab.linear(x, w, out=y) is y
+        assert (y.double() - expected).norm() <= 2.0**-8 * expected.norm()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        lab.linear(x, w, out=y)
+    y.fill_(float("nan"))
+    graph.replay()
+    assert (y.double() - expected).norm() <= 2.0**-8 * expected.norm()
+
+
+def test_pytorch_has_the_operators(torch: Any) -> None:
+    x, w = (torch.randn(rows, 512, device="cuda", dtype=torch.bfloat16) for rows in (3, 320))
+    packed = lab.pack(w, 32)
+    torch.testing.assert_close(torch.ops.lab.linear(x, w), lab.linear(x, w))
+    y = torch.ops.lab.linear_int4(x, packed.w, packed.w_scale, 320, 32)
+    torch.testing.assert_close(y, lab.linear(x, packed))
+    assert torch.compile(lambda x: torch.ops.lab.linear(x, w))(x).shape == (3, 320)
