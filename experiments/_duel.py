@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments._chips import Case
-from experiments._rows import cases, question_of, times
+from experiments._rows import cases, layer_of, times
 from lab.problems import Linear
 from lab.record import Archive, Record
 
@@ -65,9 +65,7 @@ def duel(records: Sequence[Record]) -> Duel:
 
 
 def tokens(record: Record) -> int:
-    problem = question_of(record)
-    assert isinstance(problem, Linear)
-    return problem.m
+    return layer_of(record).m
 
 
 def spelled(ratio: float) -> str:

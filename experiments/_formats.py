@@ -5,11 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 from experiments._device import Job
-from experiments._rows import question_of
 from lab.choice import choose, schedule_words
 from lab.kernel import schedule_fields
 from lab.problems import Linear
-from lab.record import Record, Value
+from lab.record import Value
 from sim.errors import InputError
 from sim.machine import Machine
 
@@ -40,10 +39,3 @@ def chosen_job(problem: Linear, target: Machine, facts: Mapping[str, Value], **h
     kernel, schedule, _ = choose(problem, target)
     words = schedule_words(schedule_fields(schedule))
     return Job(kernel=kernel.name, problem=problem.as_dict(), schedules=(words,), facts=dict(facts), **how)
-
-
-def layer_of(record: Record) -> Linear:
-    """The linear layer that a record is about."""
-    problem = question_of(record)
-    assert isinstance(problem, Linear)
-    return problem

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lab.explain import explain
-from lab.problems import QUESTIONS, Question
+from lab.problems import QUESTIONS, Linear, Question
 from lab.record import Archive, Record
 from sim.machine import machine
 
@@ -48,6 +48,13 @@ def question_of(record: Record) -> Question:
     """The problem that a record is about."""
     fields: dict[str, Any] = dict(record.problem or {})
     return QUESTIONS[fields.pop("kind")](**fields)
+
+
+def layer_of(record: Record) -> Linear:
+    """The linear layer that a record is about."""
+    problem = question_of(record)
+    assert isinstance(problem, Linear)
+    return problem
 
 
 def kernel_rows(record: Record, past: Archive, case: str) -> Iterator[Row]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from experiments._chips import Chip
-from experiments._formats import chosen_job, formats_of, in_format, layer_of
-from experiments._rows import Row, Verdict, cases, measured
+from experiments._formats import chosen_job, formats_of, in_format
+from experiments._rows import Row, Verdict, cases, layer_of, measured
 from lab.explain import Explanation, explain
 from lab.problems import Linear
 from lab.record import Archive, Record

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from experiments._chips import Chip
 from experiments._device import Search
-from experiments._formats import chosen_job, in_format, layer_of
-from experiments._rows import READ, Row, Verdict, best_peer, is_peer, read_of
+from experiments._formats import chosen_job, in_format
+from experiments._rows import READ, Row, Verdict, best_peer, is_peer, layer_of, read_of
 from lab.explain import explain
 from lab.problems import Linear
 from lab.record import Archive, Record

@@ -7,8 +7,8 @@ from itertools import islice
 from msgspec.structs import replace
 
 from experiments._chips import Chip
-from experiments._formats import chosen_job, layer_of
-from experiments._rows import Row, Verdict, is_peer
+from experiments._formats import chosen_job
+from experiments._rows import Row, Verdict, is_peer, layer_of
 from lab.choice import best_guesses, legal_candidates, schedule_words
 from lab.explain import explain
 from lab.kernel import schedule_fields

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from experiments._chips import Chip
-from experiments._rows import Row, Verdict, cases, measured, question_of
+from experiments._rows import Row, Verdict, cases, layer_of, measured, question_of
 from experiments.ceilings import read_rate
 from lab.problems import Linear, Model, model_named
 from lab.record import Archive, Record
@@ -107,8 +107,7 @@ def _sums(records: Sequence[Record], past: Archive) -> tuple[float, float, float
     floor = predicted = 0.0
     timed: list[float | None] = []
     for record in cases(records):
-        problem = question_of(record)
-        assert isinstance(problem, Linear)
+        problem = layer_of(record)
         times = counts[(problem.n, problem.k)]
         floor += times * problem.bytes["total"] / chip.hbm_bandwidth * 1e3
         predicted += times * (record.predicted_us or 0.0) / 1e3

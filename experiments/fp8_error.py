@@ -9,7 +9,7 @@ from statistics import NormalDist
 import numpy as np
 
 from experiments._chips import Chip
-from experiments._rows import CLOCKS, Row, Verdict, cases, measured, question_of
+from experiments._rows import CLOCKS, Row, Verdict, cases, layer_of, measured
 from lab.problems import Linear
 from lab.record import Archive, Record
 from sim.errors import InputError
@@ -49,7 +49,7 @@ def measure(options: Options, chip: Chip) -> Iterator[Record]:
 def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
     """Relative error beside what rounding a right y costs alone, and the largest error over its bound."""
     for record in cases(records):
-        problem = _problem(record)
+        problem = layer_of(record)
         found = _measured(record, past)
         here = record if record.on == "sim" else None
         source = found.source if found else ""
@@ -67,9 +67,9 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
     float32: dict[int, float] = {}
     for record, found in zip(every, on_gpu, strict=True):
         error = found if real else _error(record)
-        problem = _problem(record)
+        problem = layer_of(record)
         (fast if problem.fast else float32)[problem.k] = inf if error is None else error
-    form = _problem(every[0]).output
+    form = layer_of(every[0]).output
     alone, worst = rounding_alone(form), max(float32.values())
     first, last = min(fast), max(fast)
     where = "measured" if real else "simulated, where tensor cores sum in float32 too"
@@ -95,12 +95,6 @@ def _summed(problem: Linear) -> str:
 
 def _measured(record: Record, past: Archive) -> Record | None:
     return next(filter(None, (measured(past, record, clock) for clock in CLOCKS)), None)
-
-
-def _problem(record: Record) -> Linear:
-    problem = question_of(record)
-    assert isinstance(problem, Linear)
-    return problem
 
 
 def _error(record: Record | None) -> float | None:

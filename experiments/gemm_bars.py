@@ -5,14 +5,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import exp, log
+from typing import Any
 
 from experiments._chips import Chip
-from experiments._device import Job, Search
+from experiments._device import Search
+from experiments._formats import chosen_job
 from experiments._rows import Row, Verdict, best_peer, is_peer, question_of
 from lab import tuned
-from lab.choice import choose, schedule_words
 from lab.explain import explain
-from lab.kernel import schedule_fields
 from lab.problems import Linear
 from lab.record import Archive, Record
 from sim.errors import InputError
@@ -122,7 +122,8 @@ def measure(options: Options, chip: Chip) -> Iterator[Record]:
     if options.part == "pick":
         drawn = draw(options.count, options.seed, chip.machine)
         facts = {"part": "pick", "bar": "pick"}
-        jobs = [_job(p, chip.machine, facts, clocks=("cold",), rounds=PICK_ROUNDS) for p in drawn]
+        how: dict[str, Any] = {"clocks": ("cold",), "rounds": PICK_ROUNDS, "experiment": "gemm_bars"}
+        jobs = [chosen_job(p, chip.machine, facts, **how) for p in drawn]
         yield from chip.picked(jobs, options.seconds)
         return
     cases = cases_of(options.part)
@@ -131,24 +132,18 @@ def measure(options: Options, chip: Chip) -> Iterator[Record]:
         searches = [Search(problem=p.as_dict(), clock=clock, experiment="gemm_bars") for p, clock in clocks.items()]
         yield from chip.tuned(searches, options.seconds)
     jobs = [
-        _job(
+        chosen_job(
             case.problem,
             chip.machine,
             {"part": options.part, "bar": case.bar},
             clocks=(case.clock,),
             paces=(case.pace,),
             rounds=BURST_ROUNDS if case.pace == "burst" else options.rounds,
+            experiment="gemm_bars",
         )
         for case in cases
     ]
     yield from chip.timed(jobs, max(0.0, end - time.monotonic()))
-
-
-def _job(problem: Linear, target: Machine, facts: dict[str, str], **how: object) -> Job:
-    kernel, schedule, _ = choose(problem, target)
-    words = schedule_words(schedule_fields(schedule))
-    shared = {"problem": problem.as_dict(), "facts": facts, "experiment": "gemm_bars"}
-    return Job(kernel=kernel.name, schedules=(words,), **shared, **how)  # type: ignore[arg-type]
 
 
 def draw(count: int, seed: int, target: Machine) -> list[Linear]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from experiments._chips import Chip
 from experiments._device import Job
 from experiments._ladder import climb, tuned_fields
-from experiments._rows import MEGA, Row, Verdict, best_peer, is_peer, question_of
+from experiments._rows import MEGA, Row, Verdict, best_peer, is_peer, layer_of
 from lab import catalog
 from lab.choice import outgrown, schedule_words
 from lab.kernel import Kernel
@@ -142,8 +142,7 @@ def _step(record: Record, records: Sequence[Record], past: Archive) -> Step:
     simulated = record.simulated or (simulating.simulated if simulating else None) or {}
     counters = (counting.counters if counting else None) or {}
     hbm = [counters[name] for name in ("hbm_read_bytes", "hbm_write_bytes") if name in counters]
-    chip, problem, peer = machine(record.machine), question_of(record), best_peer(records, record)
-    assert isinstance(problem, Linear)
+    chip, problem, peer = machine(record.machine), layer_of(record), best_peer(records, record)
     rate = problem.flops / record.us * 1e6 if record.us else None
     held = (record.clocks or {}).get("sm")  # MHz
     note = record.metrics["note"]

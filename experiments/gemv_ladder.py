@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from experiments._chips import Chip
 from experiments._device import Job
 from experiments._ladder import climb, tuned_fields
-from experiments._rows import MEGA, Row, Verdict, best_peer, is_peer, measured, question_of
+from experiments._rows import MEGA, Row, Verdict, best_peer, is_peer, layer_of, measured, question_of
 from lab import catalog
 from lab.choice import schedule_words
 from lab.explain import explain
@@ -90,8 +90,7 @@ def steps(records: Sequence[Record], past: Archive) -> dict[str, list[Step]]:
     found: dict[str, dict[str, Step]] = {}
     for record in records:
         if "rung" in record.metrics and record.kernel and not is_peer(record):
-            problem = question_of(record)
-            assert isinstance(problem, Linear)
+            problem = layer_of(record)
             climbed = found.setdefault(_name(problem.n, problem.k), {})
             climbed.setdefault(record.kernel, _step(record, every))
     return {shape: list(climbed.values()) for shape, climbed in found.items()}

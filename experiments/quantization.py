@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments._chips import Chip
-from experiments._formats import chosen_job, formats_of, in_format, layer_of
-from experiments._rows import READ, Row, Verdict, cases, measured, read_of
+from experiments._formats import chosen_job, formats_of, in_format
+from experiments._rows import READ, Row, Verdict, cases, layer_of, measured, read_of
 from lab.explain import explain
 from lab.problems import Linear
 from lab.record import Archive, Record

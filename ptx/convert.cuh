@@ -34,10 +34,6 @@ __device__ __forceinline__ uint32_t widen_upper_fp8(uint32_t word) {
 
 __device__ __forceinline__ float to_float(fp8 value) { return to_float(fp16{uint16_t(widen_fp8(value.bits))}); }
 
-// The two bf16 of one 32-bit word, lower half first.
-__device__ __forceinline__ float low_bf16(uint32_t pair) { return __uint_as_float(pair << 16); }
-__device__ __forceinline__ float high_bf16(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
-
 // The two T of one 32-bit word, lower half first: exact.
 template <typename T>
 __device__ float low(uint32_t pair);
@@ -45,9 +41,9 @@ template <typename T>
 __device__ float high(uint32_t pair);
 
 template <>
-__device__ __forceinline__ float low<bf16>(uint32_t pair) { return low_bf16(pair); }
+__device__ __forceinline__ float low<bf16>(uint32_t pair) { return __uint_as_float(pair << 16); }
 template <>
-__device__ __forceinline__ float high<bf16>(uint32_t pair) { return high_bf16(pair); }
+__device__ __forceinline__ float high<bf16>(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
 template <>
 __device__ __forceinline__ float low<fp16>(uint32_t pair) { return to_float(fp16{uint16_t(pair)}); }
 template <>

@@ -9,6 +9,9 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
+import numpy as np
+
+from lab.emulate import emulator
 from lab.kernel import Kernel
 from lab.problems import Attention, Linear, Problem
 from sim.errors import ScheduleError
@@ -20,6 +23,18 @@ CHIP = replace(H100, sms=4)  # few SMs, so that a persistent CTA has more than o
 LAPS = 3  # of a ring
 DEPTH = 384  # of a step along k where no tile says so
 FEW, MANY = 3, 1027  # rows, for which kernels propose schedules: the few ask for splits, the many for clusters
+
+
+def results(kernel: Kernel, problem: Linear, schedule: Any, seeds: int) -> set[bytes]:
+    """The different outputs of a kernel on the same inputs, over so many interleavings of its warps."""
+    launches = kernel.launches(problem, schedule, CHIP)
+    inputs = problem.draw(np.random.default_rng(0))
+    found = set()
+    for seed in range(seeds):
+        y = np.zeros((problem.m, problem.n), np.uint16)
+        emulator(CHIP, seed=seed)(launches, {**inputs, "y": y})
+        found.add(y.tobytes())
+    return found
 
 
 @dataclass(frozen=True)

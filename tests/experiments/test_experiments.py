@@ -32,8 +32,8 @@ from experiments import (
 )
 from experiments._catalog import names, questions
 from experiments._chips import Chip
-from experiments._formats import in_format, layer_of
-from experiments._rows import Row, Verdict
+from experiments._formats import in_format
+from experiments._rows import Row, Verdict, layer_of
 from experiments._simulation import affordable_part, simulate
 from lab import catalog, record
 from lab.problems import Linear

@@ -2,21 +2,19 @@
 
 from itertools import accumulate
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lab import catalog
 from lab.check_ptx import check_ptx
-from lab.emulate import emulator
 from lab.kernel import Kernel
 from lab.kernels.gemv import gemv_split_k, gemv_streamed, gemv_vectorized
 from lab.kernels.gemv._stream import LINE, segments
 from lab.problems import Linear
 from sim.errors import ScheduleError
 from sim.machine import H100
-from tests.emulator.cases import CHIP
+from tests.emulator.cases import CHIP, results
 
 LADDER = ("gemv_naive", "gemv_coalesced", "gemv_vectorized", "gemv_streamed", "gemv_split_k")
 SHAPES = [(4096, 4096), (8192, 8192), (13824, 5120), (14336, 4096), (4096, 14336), (1024, 1024)]
@@ -99,14 +97,7 @@ def test_illegal_teams_are_refused_with_both_sides() -> None:
 
 def test_the_order_of_the_sum_is_fixed() -> None:
     _, problem, schedule = HARD[3]
-    launches = SPLIT.launches(problem, schedule, CHIP)
-    inputs = problem.draw(np.random.default_rng(0))
-    results = set()
-    for seed in range(4):
-        y = np.zeros((problem.m, problem.n), np.uint16)
-        emulator(CHIP, seed=seed)(launches, {**inputs, "y": y})
-        results.add(y.tobytes())
-    assert len(results) == 1
+    assert len(results(SPLIT, problem, schedule, seeds=4)) == 1
 
 
 @pytest.mark.parametrize("kernel", [STREAMED, SPLIT], ids=lambda k: k.name)

@@ -15,7 +15,7 @@ from lab.problems import Linear
 from sim.errors import ScheduleError
 from sim.formats import encode
 from sim.machine import H100
-from tests.emulator.cases import CHIP
+from tests.emulator.cases import CHIP, results
 
 KERNEL = catalog.get("gemv_mma")
 SHAPES = [(4096, 4096), (8192, 8192), (13824, 5120), (14336, 4096), (4096, 14336)]
@@ -40,14 +40,7 @@ def test_the_ptx_is_right_however_the_warps_run(problem: Linear, schedule: Sched
 
 def test_the_order_of_the_sum_is_fixed() -> None:
     problem, schedule = HARD[1]
-    launches = KERNEL.launches(problem, schedule, CHIP)
-    inputs = problem.draw(np.random.default_rng(0))
-    results = set()
-    for seed in range(4):
-        y = np.zeros((problem.m, problem.n), np.uint16)
-        emulator(CHIP, seed=seed)(launches, {**inputs, "y": y})
-        results.add(y.tobytes())
-    assert len(results) == 1
+    assert len(results(KERNEL, problem, schedule, seeds=4)) == 1
 
 
 def test_every_fp8_weight_becomes_its_bf16() -> None:

@@ -2,21 +2,19 @@
 
 from itertools import pairwise, product
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lab import catalog
 from lab.check_ptx import check_ptx
-from lab.emulate import emulator
 from lab.kernels import _clusters
 from lab.kernels.gemm import gemm_split_k
 from lab.kernels.gemm.gemm_split_k import Schedule, predicted_us
 from lab.problems import Linear
 from sim.errors import ScheduleError
 from sim.machine import H100
-from tests.emulator.cases import CHIP
+from tests.emulator.cases import CHIP, results
 
 KERNEL = catalog.get("gemm_split_k")
 SHAPES = [(m, n, k) for m in (64, 128, 256, 512, 1024) for n, k in ((4096, 4096), (14336, 4096), (4096, 14336))]
@@ -49,14 +47,7 @@ def test_the_ptx_is_right_however_the_cluster_runs(problem: Linear, schedule: Sc
 
 def test_the_order_of_the_sum_is_fixed() -> None:
     problem, schedule = HARD[0]
-    launches = KERNEL.launches(problem, schedule, CHIP)
-    inputs = problem.draw(np.random.default_rng(0))
-    results = set()
-    for seed in range(4):
-        y = np.zeros((problem.m, problem.n), np.uint16)
-        emulator(CHIP, seed=seed)(launches, {**inputs, "y": y})
-        results.add(y.tobytes())
-    assert len(results) == 1
+    assert len(results(KERNEL, problem, schedule, seeds=4)) == 1
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

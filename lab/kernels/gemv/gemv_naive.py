@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice
-from lab.kernels import _linear, _naive
+from lab.kernels import _naive
 from lab.kernels._naive import LANES, warp
+from lab.kernels.gemv import _rows
 from lab.problems import Linear
 from sim.counts import Counts
-from sim.errors import ScheduleError
 from sim.formats import encode
 from sim.jit import njit, prange
 from sim.launch import Launch
@@ -33,8 +33,7 @@ class Schedule:
         require_choice(self, "threads", (32, 64, 128, 256, 512, 1024))
 
     def fits(self, problem: Linear, machine: Machine) -> None:
-        if problem.m > 65535:
-            raise ScheduleError(f"m = {problem.m} rows of x are grid.y; a grid has at most 65,535 there")
+        _rows.require_tokens(problem)
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
@@ -43,18 +42,7 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
-    p = problem
-    return (
-        Launch(
-            kernel="gemv_naive",
-            entry="gemv_naive",
-            problem=p,
-            schedule=schedule,
-            grid=(-(-p.n // schedule.threads), p.m, 1),
-            block=(schedule.threads, 1, 1),
-            arguments=_linear.arguments(p),
-        ),
-    )
+    return _rows.launch("gemv_naive", problem, schedule, -(-problem.n // schedule.threads))
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
