@@ -55,14 +55,14 @@ class Operand(NamedTuple):
 class Plan(NamedTuple):
     """A kernel made ready for one request, with its workspaces; the lock keeps two threads from binding at once.
 
-    `nbytes` are those of x, w and y.
+    `nbytes` are those of each operand.
     """
 
     problem: Linear
     prepared: "Prepared"
     workspaces: dict[str, Any]
     lock: Lock
-    nbytes: tuple[int, int, int]
+    nbytes: dict[str, int]
 
 
 class Request(NamedTuple):
@@ -170,20 +170,15 @@ def _repeated(x: Any, w: Any, out: Any, stream: int | None) -> bool:
         if stream is None:
             stream = _streams[type(x)]()
         plan, address = _ready[_key(x, w, out, stream)]
-        at, to = address(x), address(out)
-        if type(w) is Int4Weights:
-            from_w, w_scale = w.pointers
-            pointers = {"x": at, "w": from_w, "w_scale": w_scale, "y": to}
-        else:
-            from_w = address(w)
-            pointers = {"x": at, "w": from_w, "y": to}
+        arrays = {"x": x, "w": w.w, "w_scale": w.w_scale} if type(w) is Int4Weights else {"x": x, "w": w}
+        pointers = {name: address(array) for name, array in arrays.items()}
+        start = pointers["y"] = address(out)
     except (AttributeError, KeyError, TypeError):
         return False
-    x_bytes, w_bytes, y_bytes = plan.nbytes
-    if not (at and from_w and to) or (at | from_w | to) % ALIGNMENT:
-        return False
-    if (at < to + y_bytes and to < at + x_bytes) or (from_w < to + y_bytes and to < from_w + w_bytes):
-        return False
+    end = start + plan.nbytes["y"]
+    for name, at in pointers.items():
+        if not at or at % ALIGNMENT or (name != "y" and at < end and start < at + plan.nbytes[name]):
+            return False
     with plan.lock:
         plan.prepared.bind(pointers)(stream)
     return True
@@ -284,9 +279,8 @@ def _plan(request: Request, _stream: int) -> Plan:
     prepared = Prepared(launches, target)
     scratch = device_workspaces(launches)
     prepared.bind({name: array.data.ptr for name, array in scratch.items()})
-    sizes = {name: _nbytes(shape, form) for name, shape, form in request.kinds}
-    y_bytes = _nbytes((problem.m, problem.columns), problem.output)
-    return Plan(problem, prepared, scratch, Lock(), (sizes["x"], sizes["w"], y_bytes))
+    described = {**problem.operands, "y": ((problem.m, problem.columns), problem.output)}
+    return Plan(problem, prepared, scratch, Lock(), {name: _nbytes(*known) for name, known in described.items()})
 
 
 @lru_cache(maxsize=1024)

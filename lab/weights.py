@@ -29,10 +29,9 @@ class Int4Weights:
     zero_points: bool = False
 
     def __post_init__(self) -> None:
+        require_group(self.group)
         wanted = int4.shapes(*self.shape, self.group)
         have = tuple(self.w.shape), tuple(self.w_scale.shape)
-        if self.format not in FORMATS:
-            raise InputError(f"int4 groups are of 32, 64 or 128 columns; got {self.group}")
         if have != wanted:
             raise InputError(
                 f"packed weights {list(self.shape)} are {wanted[0]} and {wanted[1]}; got {have[0]}, {have[1]}"
@@ -58,11 +57,6 @@ class Int4Weights:
     def offset(self) -> str:
         return "zero" if self.zero_points else "min"
 
-    @cached_property
-    def pointers(self) -> tuple[int, int]:
-        """The addresses of w and w_scale on the device."""
-        return tuple(a.data_ptr() if hasattr(a, "data_ptr") else a.data.ptr for a in (self.w, self.w_scale))
-
 
 def pack(weights: Any, group: int = 128) -> Int4Weights:
     """Round a float matrix [n, k] to int4 groups, scale + min, where it lives: NumPy, CuPy or PyTorch.
@@ -70,9 +64,14 @@ def pack(weights: Any, group: int = 128) -> Int4Weights:
     float32, float16 or bfloat16 (uint16 bits count as bfloat16). Raises InputError for anything else, for values that
     are not finite and for groups other than 32, 64 and 128.
     """
+    require_group(group)
+    return Int4Weights.of(int4.quantise(_floats(weights), group), weights)
+
+
+def require_group(group: int) -> None:
+    """Raise InputError where no format has groups of so many columns."""
     if f"int4_g{group}" not in FORMATS:
         raise InputError(f"int4 groups are of 32, 64 or 128 columns; got {group}")
-    return Int4Weights.of(int4.quantise(_floats(weights), group), weights)
 
 
 def _floats(weights: Any) -> NDArray[np.float32]:

@@ -255,7 +255,7 @@ def test_a_repeated_call_finds_its_plan_and_what_is_not_sure_goes_the_long_way(m
             return lambda stream: bound.append(stream)
 
     x, w, y = Tensor((4, 64), 1 << 12), Tensor((32, 64), 1 << 16), Tensor((4, 32), 1 << 20)
-    plan = ops.Plan(Linear(4, 32, 64), Prepared(), {}, Lock(), (512, 4096, 256))  # type: ignore[arg-type]
+    plan = ops.Plan(Linear(4, 32, 64), Prepared(), {}, Lock(), {"x": 512, "w": 4096, "y": 256})  # type: ignore[arg-type]
     monkeypatch.setattr(ops, "_ready", {ops._key(x, w, y, 7): ops.Ready(plan, ops._torch_address)})
     monkeypatch.setattr(ops, "_streams", {Tensor: lambda: 7})
     assert ops.linear(x, w, out=y) is y
@@ -271,4 +271,7 @@ def test_a_repeated_call_finds_its_plan_and_what_is_not_sure_goes_the_long_way(m
     )
     assert not any(ops._repeated(*arrays, None) for arrays in others)
     assert not ops._repeated(x, w, y, 8)
+    packed = lab.pack(np.zeros((32, 64), np.float32), 32)  # its arrays are NumPy's
+    ops._ready[ops._key(x, packed, y, 7)] = ops.Ready(plan, ops._torch_address)
+    assert not ops._repeated(x, packed, y, None)
     assert len(bound) == 2

@@ -57,6 +57,8 @@ def test_what_cannot_be_taken_is_refused() -> None:
         lab.pack(values.astype(np.float64))
     with pytest.raises(InputError, match="must be finite"):
         lab.pack(np.full((32, 64), np.inf, np.float32))
+    with pytest.raises(InputError, match="groups are of 32, 64 or 128 columns; got 0"):
+        lab.Int4Weights(w.w, w.w_scale, (32, 64), 0)
     with pytest.raises(InputError, match=r"packed weights \[65, 64\] are"):
         lab.Int4Weights(w.w, w.w_scale, (65, 64), 32)
     with pytest.raises(InputError, match="int4 weights have scales of their own"):
