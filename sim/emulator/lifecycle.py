@@ -136,7 +136,7 @@ def _fill(reg, row, value):
 def _start_warp(h, w, cta, index, cluster, inside):
     cfg, ctas, warps, reg = t.i64_1(h, t.CFG), t.i64_2(h, t.CTA), t.i64_2(h, t.WARP), t.u64_2(h, t.REG)
     warps[w, :] = 0
-    warps[w, t.CTA_SLOT], warps[w, t.INDEX] = cta, index
+    warps[w, t.CTA_SLOT], warps[w, t.INDEX], warps[w, t.CLUSTER_PHASE] = cta, index, -1
     base = cfg[t.FIRST_ROW] + w * cfg[t.REGISTERS]
     warps[w, t.BASE] = base
     threads = min(cfg[t.THREADS] - LANES * index, LANES)

@@ -39,7 +39,10 @@ def find(h, w, cta, address, pc):
     if cfg[t.CHECK]:
         record = bars[barrier, t.M_INIT_RECORD]
         first, width = hazards.first_agent(h, own), cfg[t.CLOCK_WIDTH]
-        if not hazards.ordered(record, t.i32_2(h, t.CLOCK), w, first, width, t.BEFORE):
+        # A fence of initialisations, then the cluster's barrier: no other write comes with a relaxed arrival.
+        passed = warps[w, t.CLUSTER_PHASE] + 1 - warps[w, t.CLUSTER_ARRIVED]
+        shown = cta != own and 0 < bars[barrier, t.M_SHOWN] <= passed
+        if not shown and not hazards.ordered(record, t.i32_2(h, t.CLOCK), w, first, width, t.BEFORE):
             hazards.report(h, hazards.MBAR_INVALID, pc, agent, -1, record, offset, 1, own)
         if t.i64_2(h, t.CTA)[cta, t.C_ALIVE] == 0:
             hazards.report(h, hazards.CLUSTER_EXITED, pc, agent, -1, 0, offset, 0, own)
@@ -82,7 +85,7 @@ def initialise(h, w, address, count, pc):
     bars[barrier, t.M_TX] = 0
     bars[barrier, t.M_BASE] = bars[barrier, t.M_PHASE]
     bars[barrier, t.M_VALID] = 1
-    bars[barrier, t.M_PUBLISHED] = 0
+    bars[barrier, t.M_PUBLISHED] = bars[barrier, t.M_SHOWN] = 0
     if cfg[t.CHECK]:
         record = hazards.warp_record(h, w, pc, False)
         hazards.touch_shared(h, w, cta, offset, 8, record, True, False, False)

@@ -181,6 +181,16 @@ def cluster_complete(h, slot):
 
 
 @jit
+def _show_barriers(h, w):
+    """The mbarriers that warp w initialised and fenced are seen by whoever waits for the cluster's barrier."""
+    cta, warps, bars = t.i64_2(h, t.WARP)[w, t.CTA_SLOT], t.i64_2(h, t.WARP), t.i64_2(h, t.MBAR)
+    for barrier in range(cta * t.MBARRIERS, cta * t.MBARRIERS + t.i64_2(h, t.CTA)[cta, t.C_MBARS]):
+        own = hazards.agent_of(bars[barrier, t.M_INIT_RECORD]) == warps[w, t.AGENT]
+        if own and bars[barrier, t.M_PUBLISHED] and not bars[barrier, t.M_SHOWN]:
+            bars[barrier, t.M_SHOWN] = warps[w, t.CLUSTER_PHASE] + 1
+
+
+@jit
 def cluster_arrive(h, w, relaxed, mask, pc):
     warps, clusters, cfg = t.i64_2(h, t.WARP), t.i64_2(h, t.CLUSTER), t.i64_1(h, t.CFG)
     slot = t.i64_2(h, t.CTA)[warps[w, t.CTA_SLOT], t.C_CLUSTER_SLOT]
@@ -193,6 +203,8 @@ def cluster_arrive(h, w, relaxed, mask, pc):
     warps[w, t.CLUSTER_ARRIVED] = 1
     warps[w, t.CLUSTER_PHASE] = clusters[slot, t.K_PHASE]
     clusters[slot, t.K_ARRIVED] += 1
+    if cfg[t.CHECK] and relaxed:
+        _show_barriers(h, w)
     if cfg[t.CHECK] and not relaxed:
         hazards.join(h, cluster_clock(h, slot), w)
         hazards.tick(h, w)

@@ -66,8 +66,8 @@ BARRIERS = 16
 # MBAR columns.
 (
     M_ADDRESS, M_COUNT, M_PENDING, M_TX, M_PHASE, M_BASE, M_FLYING, M_LAST_EPOCH, M_LAST_PC, M_PUBLISHED,
-    M_VALID, M_INIT_PC, M_DROPS, M_INIT_RECORD, M_REMOTE,
-) = range(15)  # fmt: skip
+    M_VALID, M_INIT_PC, M_DROPS, M_INIT_RECORD, M_REMOTE, M_SHOWN,
+) = range(16)  # fmt: skip
 MBAR_COLUMNS = 16
 MBARRIERS = 64  # at most this many a CTA
 # OPS columns: one asynchronous copy in flight.

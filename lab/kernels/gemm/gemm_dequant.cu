@@ -246,14 +246,13 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
         ptx::griddepcontrol::launch_dependents();
     }
     __syncthreads();
+    if constexpr (SPLIT > 1) ptx::cluster::arrive_relaxed();  // the barriers' own fence is all that the others need
 
     if (threadIdx.x < PRODUCER) {
         if constexpr (MOVES_REGISTERS) ptx::setmaxnreg::inc<schedule::consumer_registers>();
-        if constexpr (SPLIT > 1) ptx::cluster::arrive();  // with the mbarriers; its fence hides behind the first loads
         consumer(shared, y_map, static_cast<const float*>(w_scale), n, tile, rank, end - first);
     } else {
         if constexpr (MOVES_REGISTERS) ptx::setmaxnreg::dec<schedule::other_registers>();
-        if constexpr (SPLIT > 1) ptx::cluster::arrive_relaxed();
         if (threadIdx.x == PRODUCER) producer(shared, Maps{x_map, w_map, pairs_map}, tile, first, end);
         if (GROUPED && warp > PRODUCER / WARP)
             summer(shared, warp - PRODUCER / WARP - 1, end - first);

@@ -120,12 +120,11 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
         ptx::griddepcontrol::launch_dependents();
     }
     __syncthreads();
+    if constexpr (SPLIT > 1) ptx::cluster::arrive_relaxed();  // the barriers' own fence is all that the others need
 
     if (threadIdx.x < PRODUCER) {
-        if constexpr (SPLIT > 1) ptx::cluster::arrive();  // with the mbarriers; its fence hides behind the first loads
         consumer(shared, y_map, m, n, tile, rank, end - first);
     } else {
-        if constexpr (SPLIT > 1) ptx::cluster::arrive_relaxed();
         if (threadIdx.x == PRODUCER) producer(shared, x_map, w_map, tile, first, end);
         __syncwarp();
         if constexpr (SPLIT > 1) ptx::cluster::wait();

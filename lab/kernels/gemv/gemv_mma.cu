@@ -190,7 +190,7 @@ __device__ __forceinline__ void start(Shared& shared, const Work& work, int k) {
         ptx::griddepcontrol::launch_dependents();
     }
     __syncthreads();
-    if constexpr (CLUSTER > 1) ptx::cluster::arrive();
+    if constexpr (CLUSTER > 1) ptx::cluster::arrive_relaxed();  // the barriers' own fence is all that the others need
 }
 
 extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_per_sm)

@@ -68,7 +68,7 @@ __device__ __forceinline__ void stream_part(Shared& shared, const Part& part, in
         ptx::cluster::wait();
         return;
     }
-    ptx::cluster::arrive();  // with the mbarriers
+    ptx::cluster::arrive_relaxed();  // the barriers' own fence is all that the others need
     ptx::cluster::wait();    // every CTA of the cluster has started; the copies are on their way meanwhile
     consumer(shared.ring, part, [&](int row, float sum) {
         if (threadIdx.x % LANES == 0) send(shared, rank, row, sum);
