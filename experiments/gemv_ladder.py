@@ -122,7 +122,7 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
             yield Row(case, "L2 to SM, MB", _mega(record.theory), _mega(record.simulated), None)
             if us is None:
                 continue
-            after = times.get(catalog.get(record.kernel or "").solves.after)
+            after = times.get(_below(record))
             for quantity, value in (
                 ("of the floor", step.of_floor),
                 ("of HBM's peak", step.of_peak),
@@ -131,6 +131,11 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
             ):
                 if value is not None:
                     yield Row(case, quantity, None, None, value, step.source)
+
+
+def _below(record: Record) -> str | None:
+    """The kernel that a record's kernel improves on; none where the catalog no longer has that."""
+    return catalog.get(record.kernel).solves.after if record.kernel in catalog.names() else None
 
 
 def _mega(counts: Mapping[str, float | None] | None) -> float | None:

@@ -14,6 +14,7 @@ from experiments.ceilings import read_rate
 from lab import catalog
 from lab.choice import schedule_words
 from lab.explain import explain
+from lab.kernel import Kernel
 from lab.record import COMMITTED, ROOT, Archive, Record
 from lab.tuned import SEARCH
 from sim.errors import InputError
@@ -131,7 +132,7 @@ def kernels(past: Archive) -> str:
     rows = []
     for kernel in catalog.kernels():
         head = [f"`{kernel.name}`", kernel.adds]
-        timed = _newest_times(past, kernel.name)
+        timed = _newest_times(past, kernel)
         for by_clock in timed:
             record = next(iter(by_clock.values()))
             floor = explain(question_of(record), MACHINES[record.machine]).roofline.floor_us
@@ -273,13 +274,16 @@ def _dots(past: Archive) -> Iterator[Dot]:
         yield from list(dots.values())[-SHAPES:]
 
 
-def _newest_times(past: Archive, kernel: str) -> list[dict[str, Record]]:
-    """By clock, the fastest schedule of the newest run for each of the last few problems, the smallest work first."""
+def _newest_times(past: Archive, kernel: Kernel) -> list[dict[str, Record]]:
+    """By clock, the fastest schedule of the newest run for each of the last few problems, the smallest work first.
+
+    Problems that the kernel has left to another one since are not among them.
+    """
     found: dict[str, dict[str, Record]] = {}
-    for record in past.where(kernel=kernel, on="gpu").records:
+    for record in past.where(kernel=kernel.name, on="gpu").records:
         if record.us is None or record.clock is None or record.experiment in _NO_SHAPES_OF_INTEREST:
             continue
-        if record.metrics.get("stage") == SEARCH:
+        if record.metrics.get("stage") == SEARCH or kernel.solves.refusal(question_of(record)):
             continue
         key = str(record.problem)
         by_clock = found.pop(key, {})  # put back at the end: the order is that of the last time

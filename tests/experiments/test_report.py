@@ -82,6 +82,13 @@ def test_the_table_of_kernels_shows_the_last_few_shapes_by_both_clocks() -> None
     assert " | 5 | - | a" in lines[at + 1]
 
 
+def test_the_table_of_kernels_leaves_out_problems_that_a_kernel_no_longer_takes() -> None:
+    past = Archive((timed(problem=linear(1, weights="int4_g32")), timed(problem=linear(2))))
+    text = reports.kernels(past)
+    assert "| m=2 n=4096 k=4096 weights=bf16 |" in text
+    assert "int4_g32" not in text
+
+
 def rung(number: int, kernel: str, us: float | None, **changes: object) -> Record:
     facts = {"ladder": "bf16", "rung": number, "note": ""}
     counts = {"l2_to_sm_bytes": 2 * 10**6}
@@ -135,7 +142,7 @@ def test_decode_shows_each_layer_beside_the_read_and_the_best_peer() -> None:
         shared = {"problem": problem, "experiment": "decode_bars", "run": run, "clock": "graph"}
         shared["metrics"] = {"bar": "int4_g128"}
         return [
-            timed("gemv_mma", us, **shared),
+            timed("gemv_int4", us, **shared),
             timed("peer:read", 12.4, schedule=None, **shared),
             timed("peer:humming", 18.2, schedule=None, **shared),
         ]

@@ -1,11 +1,12 @@
-// gemv_mma: y[m, n] = x[m, k] @ w[n, k].T for few rows of x, the tokens, on the tensor cores: batched decode.
+// gemv_int4: y[m, n] = x[m, k] @ w[n, k].T for few rows of x, the tokens, and w in int4 groups: batched decode.
 //
-// Idea: w is the A operand of mma.sync, 16 rows at a time, and up to eight tokens are the columns of B, so that one
-// stream of weights serves them all. Every warp copies its own steps to a ring in shared memory by cp.async, whole
-// stretches of each row: no barrier in the main loop, and what is in flight takes no registers. The CTAs all run at
-// once, read as much each, and share k where that takes more of them than w has rows.
+// Idea: w, packed as fragments, is the A operand of mma.sync, 16 rows at a time, and up to eight tokens are the columns
+// of B, so that one stream of weights serves them all. Every warp copies its own steps to a ring in shared memory by
+// cp.async, whole packed tiles: no barrier in the main loop, and what is in flight takes no registers. Scale and offset
+// of a group come after its sums. The CTAs all run at once, read as much each, and share k where that takes more of
+// them than w has rows.
 // Adds to gemv_vectorized: tensor cores, copies that do not wait, k shared by the CTAs of a cluster, launches that
-// overlap, fp8 and int4 weights.
+// overlap, int4 weights.
 //
 // Warp roles: all alike. `split_k` warps, a team, take the steps along k of `rows` x 16 rows of w in turn; the CTAs of
 // a cluster each take one part of k. x comes once to each CTA, by bulk copies in parts of its k, each twice as long as
@@ -19,12 +20,57 @@
 // Launches overlap: w never changes, so its first steps are asked for before the launch before has ended; x is not.
 //
 // Bytes expected from HBM: w once, x once, y once; x from L2 once for every block of rows.
-#include "lab/kernels/gemv/_out_mma.cuh"
+#include "lab/kernels/_dequantise.cuh"
+#include "lab/kernels/gemv/_int4_out.cuh"
 #include "ptx/bulk.cuh"
 #include "ptx/fence.cuh"
 #include "ptx/griddepcontrol.cuh"
+#include "ptx/ldmatrix.cuh"
+#include "ptx/mma.cuh"
 
+constexpr int STEPS = PACKED_COLUMNS / DEPTH;  // of an mma along a packed tile
 constexpr uint32_t ONES[4] = {0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80};  // an A fragment of bf16
+
+// `constant`, in a register throughout: the compiler would bring what it knows to be one to a register at each use, but
+// does not know that addresses in shared memory have less than 32 bits.
+__device__ __forceinline__ uint32_t held(uint32_t constant, uint32_t shared_address) {
+    return constant | shared_address >> 31;
+}
+
+// Where this lane reads x: of each eight tokens, in shared memory. Tokens beyond the last are the last one again.
+struct TokenRows {
+    const uint8_t* at[TOKEN_TILES];
+
+    // `x` is the first of the columns, `pitch` the bytes from token to token.
+    __device__ __forceinline__ TokenRows(const uint8_t* x, int pitch, int tokens) {
+        const int lane = threadIdx.x % LANES;
+#pragma unroll
+        for (int j = 0; j < TOKEN_TILES; ++j)
+            at[j] = x + min(j * EIGHT + lane % EIGHT, tokens - 1) * pitch + lane / EIGHT * VECTOR;
+    }
+
+    __device__ __forceinline__ void advance(int columns) {
+#pragma unroll
+        for (int j = 0; j < TOKEN_TILES; ++j) at[j] += columns * sizeof(bf16);
+    }
+};
+
+// The B fragments for a packed tile: of eight tokens each, the columns that the A fragments have.
+struct Tokens {
+    uint32_t b[STEPS][TOKEN_TILES][2];
+
+    __device__ __forceinline__ Tokens(const TokenRows& rows, int column) {
+#pragma unroll
+        for (int j = 0; j < TOKEN_TILES; ++j)
+#pragma unroll
+            for (int s = 0; s < STEPS; s += 2) {
+                uint32_t four[4];
+                ptx::ldmatrix::x4(four, ptx::address::shared(rows.at[j] + (column + s * DEPTH) * sizeof(bf16)));
+                b[s][j][0] = four[0], b[s][j][1] = four[1];
+                b[s + 1][j][0] = four[2], b[s + 1][j][1] = four[3];
+            }
+    }
+};
 
 // Of rows g and g + 8 of a row tile: the scale, and what to add for each of x, the bias of q taken away.
 struct Pairs {
@@ -46,25 +92,25 @@ struct Pairs {
 __device__ __forceinline__ void multiply_tile(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                                               bool first) {
     if (first)
-        ptx::mma::m16n8k16_first<Element>(d, a, b);
+        ptx::mma::m16n8k16_first<bf16>(d, a, b);
     else
-        ptx::mma::m16n8k16<Element>(d, a, b);
+        ptx::mma::m16n8k16<bf16>(d, a, b);
 }
 
-// sum += the products of a step of int4 weights. Each group is summed by itself, as q + bias times x; scale and offset
-// come after. An A fragment of ones sums x, in the lanes that need it.
-__device__ __forceinline__ void multiply_groups(Sum& sum, const TokenRows& rows, const uint8_t* stage,
-                                                uint32_t mask) {
-    constexpr int GROUP_STEPS = GROUP / DEPTH;
-    constexpr int UNROLL = GROUPS > 1 ? 1 : REQUESTS;  // more groups at once would take more registers
+// sum += the products of a step. Each group is summed by itself, as q + bias times x; scale and offset come after. An A
+// fragment of ones sums x, in the lanes that need it. `mask` is INT4_SIGNIFICANDS.
+__device__ __forceinline__ void multiply(Sum& sum, const TokenRows& rows, const uint8_t* stage, uint32_t mask) {
+    constexpr int GROUP_STEPS = problem::group / DEPTH;
+    constexpr int UNROLL = GROUPS > 1 ? 1 : PACKED_TILES;  // more groups at once would take more registers
     float partial[schedule::rows][TOKEN_TILES][4], x_sum[TOKEN_TILES][4];
 #pragma unroll UNROLL
-    for (int tile = 0; tile < REQUESTS; ++tile) {
-        const Tokens x(rows, tile * (COLUMNS / VECTORS));
-        Vector16 held[schedule::rows];
+    for (int tile = 0; tile < PACKED_TILES; ++tile) {
+        const Tokens x(rows, tile * PACKED_COLUMNS);
+        Vector16 packed[schedule::rows];
 #pragma unroll
         for (int r = 0; r < schedule::rows; ++r)
-            held[r] = reinterpret_cast<const Vector16*>(stage)[(r * REQUESTS + tile) * LANES + threadIdx.x % LANES];
+            packed[r] =
+                reinterpret_cast<const Vector16*>(stage)[(r * PACKED_TILES + tile) * LANES + threadIdx.x % LANES];
 #pragma unroll
         for (int s = 0; s < STEPS; ++s) {
             const int step = tile * STEPS + s;
@@ -74,11 +120,12 @@ __device__ __forceinline__ void multiply_groups(Sum& sum, const TokenRows& rows,
 #pragma unroll
             for (int r = 0; r < schedule::rows; ++r) {
                 uint32_t a[4];
-                fragment(a, held[r].words, s, mask);
+#pragma unroll
+                for (int i = 0; i < 4; ++i) a[i] = biased_bf16_of_int4(packed[r].words[s], i, mask);
 #pragma unroll
                 for (int j = 0; j < TOKEN_TILES; ++j) multiply_tile(partial[r][j], a, x.b[s][j], first);
                 if (!last) continue;
-                const Pairs pairs(stage + WEIGHTS_BYTES + (r * STEP_GROUPS + step / GROUP_STEPS) * PAIRS_BYTES);
+                const Pairs pairs(stage + WEIGHTS + (r * GROUPS + step / GROUP_STEPS) * PAIRS_BYTES);
 #pragma unroll
                 for (int j = 0; j < TOKEN_TILES; ++j)
 #pragma unroll
@@ -91,36 +138,10 @@ __device__ __forceinline__ void multiply_groups(Sum& sum, const TokenRows& rows,
     }
 }
 
-// sum += the products of a step of row-major weights.
-__device__ __forceinline__ void multiply(Sum& sum, const TokenRows& rows, const uint8_t* stage) {
-    constexpr int WORD_STEPS = WIDE ? 1 : 2;  // that four words hold
-    const int lane = threadIdx.x % LANES;
-    const uint32_t at = ptx::address::shared(stage) + lane % TILE * ROW_PITCH + lane / TILE * VECTOR;
-#pragma unroll
-    for (int c = 0; c < schedule::runs; ++c) {
-        const Tokens x(rows, c * COLUMNS);
-#pragma unroll
-        for (int r = 0; r < schedule::rows; ++r)
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                uint32_t words[4];
-                ptx::ldmatrix::x4(words, at + r * TILE * ROW_PITCH + (2 * c + half) * 2 * VECTOR);
-#pragma unroll
-                for (int s = 0; s < WORD_STEPS; ++s) {
-                    uint32_t a[4];
-                    fragment(a, words, s);
-#pragma unroll
-                    for (int j = 0; j < TOKEN_TILES; ++j)
-                        ptx::mma::m16n8k16<Element>(sum[r][j], a, x.b[half * WORD_STEPS + s][j]);
-                }
-            }
-    }
-}
-
 // Every step of a warp; x is the first of its columns.
 __device__ __forceinline__ void accumulate(Sum& sum, Shared& shared, Stream& stream, const Work& work, int warp,
                                            const uint8_t* ring) {
-    TokenRows x(x_rows(shared) + warp * (STEP * sizeof(Element)), work.pitch, work.tokens);
+    TokenRows x(x_rows(shared) + warp * (STEP * sizeof(bf16)), work.pitch, work.tokens);
     const uint32_t mask = held(INT4_SIGNIFICANDS, stream.to);
     uint64_t* full = shared.full;
     int until = 0, stage = 0;
@@ -131,10 +152,7 @@ __device__ __forceinline__ void accumulate(Sum& sum, Shared& shared, Stream& str
         }
         ptx::cp_async::wait_group<schedule::stages - 1>();
         __syncwarp();  // the other lanes' copies too
-        if constexpr (GROUPED)
-            multiply_groups(sum, x, ring + stage, mask);
-        else
-            multiply(sum, x, ring + stage);
+        multiply(sum, x, ring + stage, mask);
         x.advance(ROUND);
         __syncwarp();
         stream.fill(stage);
@@ -152,25 +170,25 @@ __device__ __forceinline__ void visit_parts(Shared& shared, const Work& work, in
 }
 
 // Bring x: one lane of each warp asks for some tokens' rows, those of the first part before the others.
-__device__ __forceinline__ void load_x(Shared& shared, const Element* x, const Work& work, int k) {
+__device__ __forceinline__ void load_x(Shared& shared, const bf16* x, const Work& work, int k) {
     if (threadIdx.x % LANES == 0)
         visit_parts(shared, work, k, [&](uint64_t& full, int at, int columns) {
 #pragma unroll 1
             for (int token = threadIdx.x / LANES; token < work.tokens; token += WARPS)
-                ptx::bulk::load(x_rows(shared) + token * work.pitch + at * sizeof(Element),
-                                x + int64_t(work.token + token) * k + work.first + at, columns * sizeof(Element), full);
+                ptx::bulk::load(x_rows(shared) + token * work.pitch + at * sizeof(bf16),
+                                x + int64_t(work.token + token) * k + work.first + at, columns * sizeof(bf16), full);
         });
     __syncwarp();
 }
 
 // What lies between k and the end of the last step is zero, as the weights there are: the two must not make a NaN.
 __device__ __forceinline__ void pad_x(Shared& shared, const Work& work, int k) {
-    constexpr int PER_VECTOR = VECTOR / sizeof(Element);
+    constexpr int PER_VECTOR = VECTOR / sizeof(bf16);
 #pragma unroll 1
     for (int column = k + threadIdx.x % LANES * PER_VECTOR; column < work.end; column += LANES * PER_VECTOR)
 #pragma unroll 1
         for (int token = threadIdx.x / LANES; token < work.tokens; token += WARPS) {
-            uint8_t* at = x_rows(shared) + token * work.pitch + (column - work.first) * sizeof(Element);
+            uint8_t* at = x_rows(shared) + token * work.pitch + (column - work.first) * sizeof(bf16);
             *reinterpret_cast<Vector16*>(at) = {};
         }
 }
@@ -183,7 +201,7 @@ __device__ __forceinline__ void start(Shared& shared, const Work& work, int k) {
         if constexpr (CLUSTER > 1) ptx::mbarrier::init(shared.arrived, 1);
         ptx::fence::mbarrier_init();
         visit_parts(shared, work, k, [&](uint64_t& full, int, int columns) {
-            ptx::mbarrier::arrive_expect_tx(full, columns * work.tokens * int(sizeof(Element)));
+            ptx::mbarrier::arrive_expect_tx(full, columns * work.tokens * int(sizeof(bf16)));
         });
         if constexpr (CLUSTER > 1)
             ptx::mbarrier::arrive_expect_tx(shared.arrived, work.tokens * work.part * int(CLUSTER * sizeof(float)));
@@ -194,8 +212,8 @@ __device__ __forceinline__ void start(Shared& shared, const Work& work, int k) {
 }
 
 extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_per_sm)
-    gemv_mma(const Element* __restrict__ x, const Weight* __restrict__ w, const void* __restrict__ w_scale,
-             Output* __restrict__ y, int m, int n, int k) {
+    gemv_int4(const bf16* __restrict__ x, const uint8_t* __restrict__ w, const uint8_t* __restrict__ w_scale,
+              bf16* __restrict__ y, int m, int n, int k) {
     extern __shared__ __align__(128) uint8_t dynamic[];
     Shared& shared = *reinterpret_cast<Shared*>(dynamic);
     const Work work(m, k);
@@ -212,5 +230,5 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     leave(sum, own);
     __syncthreads();
     if constexpr (CLUSTER > 1) exchange(shared, work);
-    store(shared, w_scale, y, work, n);
+    store(shared, y, work, n);
 }

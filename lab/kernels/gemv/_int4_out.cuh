@@ -1,12 +1,11 @@
-// The way out of gemv_mma: sums meet in shared memory, then in that of the cluster's CTAs, and become y.
+// The way out of gemv_int4: sums meet in shared memory, then in that of the cluster's CTAs, and become y.
 #pragma once
-#include "lab/kernels/gemv/_stream_mma.cuh"
+#include "lab/kernels/gemv/_int4_stream.cuh"
 #include "ptx/cluster.cuh"
 #include "ptx/convert.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/store.cuh"
 
-using Output = problem::output;
 using Sum = float[schedule::rows][TOKEN_TILES][4];
 
 // A warp's sums, in the place of its ring.
@@ -56,10 +55,7 @@ __device__ __forceinline__ void exchange(Shared& shared, const Work& work) {
 }
 
 // y of this CTA's part of the rows.
-__device__ __forceinline__ void store(Shared& shared, const void* w_scale, Output* y, const Work& work, int n) {
-    const auto* scales = static_cast<const float*>(w_scale);
-    float scale = 1;
-    if constexpr (problem::scaled && !problem::row_scales) scale = scales[0];
+__device__ __forceinline__ void store(Shared& shared, bf16* y, const Work& work, int n) {
     visit_sums<PART>(work.part, work.tokens, [&](int token, int part_row) {
         const int row = work.row + work.rank * PART + part_row;
         if (row >= n) return;
@@ -70,7 +66,6 @@ __device__ __forceinline__ void store(Shared& shared, const void* w_scale, Outpu
 #pragma unroll
             for (int sender = 0; sender < CLUSTER; ++sender) total += inboxes(shared)[sender][token][part_row];
         }
-        if constexpr (problem::row_scales) scale = scales[row];
-        ptx::convert::from_float(y[int64_t(work.token + token) * n + row], total * scale);
+        ptx::convert::from_float(y[int64_t(work.token + token) * n + row], total);
     });
 }

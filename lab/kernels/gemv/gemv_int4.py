@@ -1,4 +1,4 @@
-"""Tensor cores for few tokens: weights stream as their A operand, so one pass serves all; bf16, fp16, fp8, int4."""
+"""Tensor cores for few tokens and int4 groups: packed fragments stream as their A operand, so one pass serves all."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -9,31 +9,30 @@ from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice, require_resident, require_shared
 from lab.kernels import _clusters, _linear
-from lab.kernels.gemv import _mma_counts
-from lab.kernels.gemv._mma_counts import FLOAT, LANES, TILE, run_columns, scale_bytes, tiles_of
+from lab.kernels.gemv import _int4_counts
+from lab.kernels.gemv._int4_counts import BLOCK_K, FLOAT, LANES, SIZE, TILE, scale_bytes, tiles_of
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.errors import ScheduleError
-from sim.formats import FORMATS
 from sim.launch import Launch
 from sim.machine import Machine
 
 SOLVES = Solves(
     Linear,
-    weights=("bf16", "fp16", "fp8", "int4_g32", "int4_g64", "int4_g128"),
+    weights=("int4_g32", "int4_g64", "int4_g128"),
     arch="sm_90",
     row_bytes=16,
     why_multiple="rows are copied in 16-byte vectors",
     after="gemv_vectorized",
-    options={"scales": ("tensor", "row"), "offset": ("zero",)},
-    facts=("weights", "activations", "output", "scaled", "row_scales", "group", "zero_points"),
+    options={"offset": ("zero",)},
+    facts=("group", "zero_points"),
 )
 
-RUN_BYTES = 1024  # of weights: what a warp copies of a row tile in two requests
+WEIGHTS_BYTES = TILE * BLOCK_K // 2  # of a row tile in a step: what a warp copies of it in two requests
 PARTS = 15  # in which x comes, at most: each is twice the one before
 BARRIERS_BYTES = 128  # of them, and of one for the cluster
 ALIGNED = 128  # bytes: where a ring begins
-ROW_PAD = 16  # bytes between rows of row-major weights in a stage
+X_PAD = 16  # bytes between rows of x, modulo 128, for the banks of fragments
 SUMS_PAD = 4  # floats between the sums of two tokens, for their banks
 EIGHT = 8  # tokens of an mma
 DEPTH = 16  # of an mma along k
@@ -49,7 +48,6 @@ class Schedule:
     teams: int  # groups of warps in a CTA, each with its own rows
     split_k: int  # warps of a team, which take the steps along k in turn
     cluster: int  # CTAs that share the same rows, each with its own part of k
-    runs: int  # KB of each row tile in a step
     stages: int  # steps that the ring of a warp holds
     ctas_per_sm: int  # CTAs that an SM has registers for; how long k is says whether x leaves them room
 
@@ -59,12 +57,9 @@ class Schedule:
         require_choice(self, "teams", (1, 2, 4, 8, 16))
         require_choice(self, "split_k", (1, 2, 4, 8, 16))
         require_choice(self, "cluster", tuple(range(1, 9)))
-        require_choice(self, "runs", (1, 2, 4))
         require_choice(self, "ctas_per_sm", (1, 2, 3, 4, 8))
         if self.warps > 16:
             raise ScheduleError(f"{self.teams} teams of {self.split_k} are {self.warps} warps; a CTA has at most 16")
-        if self.rows * self.runs > 8:
-            raise ScheduleError(f"a step is at most 8 KB; rows x runs is {self.rows * self.runs}")
         if not 2 <= self.stages <= 64:
             raise ScheduleError(f"a ring has 2 to 64 stages; stages = {self.stages}")
 
@@ -82,9 +77,9 @@ class Schedule:
         return TILE * self.rows * self.teams
 
     @property
-    def step_bytes(self) -> int:
-        """Of a row of weights in a step, packed or not."""
-        return self.runs * RUN_BYTES // TILE
+    def block_k(self) -> int:
+        """Columns of w in a step of a warp."""
+        return BLOCK_K
 
     @property
     def parts(self) -> int:
@@ -94,7 +89,7 @@ class Schedule:
         p = problem
         if p.m > MAX_GRID_Y * self.block_m:
             raise ScheduleError(f"blocks of {self.block_m} tokens are grid.y, at most {MAX_GRID_Y:,}; m = {p.m:,}")
-        steps = tiles_of(p.k, step_columns(p, self))
+        steps = tiles_of(p.k, BLOCK_K)
         if steps < self.cluster:
             raise ScheduleError(f"each of {self.cluster} CTAs takes a step along k or more; k = {p.k} has {steps}")
         shared = shared_bytes(p, self)
@@ -102,26 +97,18 @@ class Schedule:
         require_resident(self.ctas_per_sm, 0, self.threads, registers(p, self), machine)
 
 
-def step_columns(problem: Linear, schedule: Schedule) -> int:
-    """Columns of w in a step of a warp."""
-    return schedule.runs * run_columns(problem)
-
-
 def registers(problem: Linear, schedule: Schedule) -> int:
     """Of a thread: sums, a group's too, fragments, and the rest; fitted to what compiles without spilling."""
     tokens, rows = schedule.block_m // EIGHT, schedule.rows
-    if problem.group in (32, 64):  # two groups at once
+    if problem.group < BLOCK_K:  # two groups at once
         return max(44, 18 * rows * tokens + 12 * tokens + 12)
-    if problem.group:
-        return 8 * rows * tokens + 10 * tokens + 6 * rows + 20
-    return max(44, 5 * rows * tokens + 2 * tokens * run_columns(problem) // DEPTH + 28)
+    return 8 * rows * tokens + 10 * tokens + 6 * rows + 20
 
 
 def warp_bytes(problem: Linear, schedule: Schedule) -> int:
     """Shared memory of a warp: its ring, or in its place its sums."""
     s = schedule
-    pad = 0 if problem.group else TILE * ROW_PAD
-    stage = s.rows * (s.runs * (RUN_BYTES + scale_bytes(problem)) + pad)
+    stage = s.rows * (WEIGHTS_BYTES + scale_bytes(problem))
     return tiles_of(max(s.stages * stage, s.block_m * (s.rows * TILE + SUMS_PAD) * FLOAT), ALIGNED) * ALIGNED
 
 
@@ -130,11 +117,7 @@ def shared_bytes(problem: Linear, schedule: Schedule) -> int:
     p, s = problem, schedule
     part = tiles_of(s.block_n, s.cluster)
     inboxes = s.cluster * s.block_m * part * FLOAT if s.cluster > 1 else 0
-    size = FORMATS[p.activations].storage.itemsize
-    steps = tiles_of(p.k, step_columns(p, s))
-    columns = size * tiles_of(steps, s.cluster) * step_columns(p, s)
-    pad = 32 if FORMATS[p.weights].bits == 8 else 16  # between rows of x, modulo 128, for the banks of fragments
-    pitch = tiles_of(columns, 128) * 128 + pad
+    pitch = SIZE * BLOCK_K * tiles_of(tiles_of(p.k, BLOCK_K), s.cluster) + X_PAD
     return s.warps * warp_bytes(p, s) + BARRIERS_BYTES + inboxes + min(p.m, s.block_m) * pitch
 
 
@@ -155,12 +138,12 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     blocks = (8,) if problem.m <= 8 else (16,) if problem.m <= 16 else (32, 16)
     found = [
         schedule
-        for block_m, shape, cluster, runs in product(blocks, WARP_SHAPES, CLUSTERS, (1,) if problem.group else (4, 2))
-        for schedule in _deepest(problem, block_m, shape, cluster, runs, machine)
+        for block_m, shape, cluster in product(blocks, WARP_SHAPES, CLUSTERS)
+        for schedule in _deepest(problem, block_m, shape, cluster, machine)
     ]
     tried: dict[tuple[int, ...], Schedule] = {}  # the best of its kind
     for schedule in sorted(found, key=lambda s: predicted_us(problem, s, machine)):
-        kind = schedule.block_n, schedule.warps, schedule.cluster, schedule.runs, schedule.ctas_per_sm
+        kind = schedule.block_n, schedule.warps, schedule.cluster, schedule.ctas_per_sm
         tried.setdefault(kind, schedule)
     of_cluster = list({s.cluster: s for s in reversed(tried.values())}.values())  # the best for each size
     others = [schedule for schedule in tried.values() if schedule not in of_cluster]
@@ -170,7 +153,7 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
 
 
 def _deepest(
-    problem: Linear, block_m: int, shape: tuple[int, int, int], cluster: int, runs: int, machine: Machine
+    problem: Linear, block_m: int, shape: tuple[int, int, int], cluster: int, machine: Machine
 ) -> Iterator[Schedule]:
     """The schedules with as many warps an SM as fit, each with the longest ring that leaves room and has a use.
 
@@ -181,10 +164,10 @@ def _deepest(
     choices = [(max(1, n // warps), min(ROOM, machine.shared_bytes_per_sm * warps // n - reserved)) for n in SM_WARPS]
     for ctas, room in (*choices, (1, machine.shared_bytes_per_block)):
         with suppress(ScheduleError):
-            least = Schedule(block_m, *shape, cluster, runs, 2, ctas)
+            least = Schedule(block_m, *shape, cluster, 2, ctas)
             least.fits(problem, machine)
-            steps = tiles_of(tiles_of(problem.k, step_columns(problem, least)), cluster * least.split_k)
-            useful = IN_FLIGHT // (ctas * warps * least.rows * runs * RUN_BYTES)
+            steps = tiles_of(tiles_of(problem.k, BLOCK_K), cluster * least.split_k)
+            useful = IN_FLIGHT // (ctas * warps * least.rows * WEIGHTS_BYTES)
             for stages in range(max(2, min(steps, useful)), 1, -1):
                 deepest = replace(least, stages=stages)
                 if shared_bytes(problem, deepest) <= room:
@@ -217,15 +200,15 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
     resident = max(1, min(s.ctas_per_sm, machine.shared_bytes_per_sm // (shared_bytes(p, s) + reserved)))
     waves = tiles_of(blocks * token_blocks, _clusters.at_once(s.cluster, resident, machine))
     full = waves * min(resident, tiles_of(ctas, machine.sms))  # CTAs of the fullest SM, one after another too
-    run_bytes, stages = RUN_BYTES + scale_bytes(p), s.warps * s.rows * s.runs
-    runs = tiles_of(tiles_of(p.k, step_columns(p, s)), s.cluster * s.split_k) * stages  # of a CTA
-    x = FORMATS[p.activations].nbytes(min(p.m, s.block_m), tiles_of(p.k, s.cluster))
+    steps = tiles_of(tiles_of(p.k, BLOCK_K), s.cluster * s.split_k)  # of a warp
+    row_tiles = steps * s.warps * s.rows  # of a CTA, in all its steps
+    x = SIZE * min(p.m, s.block_m) * tiles_of(p.k, s.cluster)
 
     hbm = (p.read_bytes + p.write_bytes) / (HBM_SHARE * machine.hbm_bandwidth)
-    l2 = full * (runs * run_bytes + x) * machine.sms / L2_BANDWIDTH
-    flight = runs * waves / (stages * (s.stages - 0.5)) * LATENCY_US * 1e-6
+    l2 = full * (row_tiles * (WEIGHTS_BYTES + scale_bytes(p)) + x) * machine.sms / L2_BANDWIDTH
+    flight = steps * waves / (s.stages - 0.5) * LATENCY_US * 1e-6
     ipc = min(SM_IPC, WARP_IPC * s.warps * full / waves)
-    issue = full * runs * _instructions(p, s) / (ipc * machine.clock_hz)
+    issue = full * row_tiles * _instructions(p, s) / (ipc * machine.clock_hz)
     stream = float(sum(each**BLEND for each in (hbm, l2, flight, issue)) ** (1 / BLEND))
     sums = full / waves * s.split_k * s.block_n * s.block_m * FLOAT / SUM_BYTES_PER_US
     ends = sums + SUMS_US + (CLUSTER_US if s.cluster > 1 else 0.0)
@@ -233,23 +216,18 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
 
 
 def _instructions(problem: Linear, schedule: Schedule) -> float:
-    """That a warp issues for a run: its fragments, their mma, its share of a step's fragments of x and of the rest."""
-    p, s = problem, schedule
-    steps, tokens = run_columns(p) / DEPTH, s.block_m / EIGHT
-    if p.group:
-        groups = (8 * tokens + 10) * run_columns(p) / p.group
-        return steps * (8 + tokens) + groups + (1.5 * steps * tokens + 45 / s.runs) / s.rows
-    narrow = FORMATS[p.weights].bits == 8
-    x = steps * tokens * (1 if narrow else 0.5)
-    return steps * ((18 if narrow else 0) + tokens) + 10 + (x + 30 / s.runs) / s.rows
+    """That a warp issues for a row tile of a step: fragments, their mma, its share of those of x and of the rest."""
+    steps, tokens = BLOCK_K / DEPTH, schedule.block_m / EIGHT
+    groups = (8 * tokens + 10) * BLOCK_K / problem.group
+    return steps * (8 + tokens) + groups + (1.5 * steps * tokens + 45) / schedule.rows
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
     p, s = problem, schedule
     return (
         Launch(
-            kernel="gemv_mma",
-            entry="gemv_mma",
+            kernel="gemv_int4",
+            entry="gemv_int4",
             problem=p,
             schedule=s,
             grid=(s.cluster * tiles_of(p.n, s.block_n), tiles_of(p.m, s.block_m), 1),
@@ -264,8 +242,8 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     """Every block of tokens reads w, every block of rows x; the CTAs of a cluster store parts of a block's rows."""
-    return _mma_counts.theory(problem, schedule)
+    return _int4_counts.theory(problem, schedule)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
-    return _mma_counts.simulate(launch, arrays, machine)
+    return _int4_counts.simulate(launch, arrays, machine)

@@ -1,0 +1,201 @@
+"""What gemv_int4 moves and computes: in closed form, and walked in the tile simulator."""
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lab.problems import Linear
+from sim import int4
+from sim.counts import SECTOR, Counts, row_sectors, sectors
+from sim.formats import encode
+from sim.jit import njit, prange
+from sim.launch import Array, Launch, Role
+from sim.machine import Machine
+from sim.tiles import BF16, Chip, load_tile, load_vector, mma, store_patch
+
+LANES = 32
+TILE = 16  # rows of w of an mma
+BLOCK_K = 128  # columns of w in a step of a warp
+FLOAT = 4  # bytes of a sum
+SIZE = 2  # bytes of an element of x and of y
+PACKED_COLUMNS, PACKED_BYTES = int4.TILE_COLUMNS, int4.TILE_BYTES  # of a packed tile of w
+PAIRS_BYTES = 64  # scale and offset of a row tile and group
+
+
+def tiles_of(extent: int, block: int) -> int:
+    """How many blocks cover an extent."""
+    return -(-extent // block)
+
+
+def scale_bytes(problem: Linear) -> int:
+    """Of the scales and offsets of a row tile in a step."""
+    return BLOCK_K // problem.group * PAIRS_BYTES
+
+
+class Out(NamedTuple):
+    """How a CTA's part of y leaves: a warp stores `width` columns of `at_once` tokens in one request."""
+
+    part: int  # columns of y that a CTA of a cluster sums
+    width: int
+    at_once: int
+
+
+def out_of(schedule: Any) -> Out:
+    """The requests of a schedule."""
+    part = tiles_of(schedule.block_n, schedule.cluster)
+    width = min(part, LANES)
+    return Out(part, width, LANES // width)
+
+
+def parts_of_x(problem: Linear, schedule: Any) -> Iterator[tuple[int, int]]:
+    """(first column, columns) of every copy of a row of x, of all CTAs of a cluster."""
+    steps = tiles_of(problem.k, BLOCK_K)
+    for rank in range(schedule.cluster):
+        first, end = rank * steps // schedule.cluster, (rank + 1) * steps // schedule.cluster
+        at, end_column, width = first * BLOCK_K, min(end * BLOCK_K, problem.k), schedule.split_k * BLOCK_K
+        while at < end_column:
+            yield at, min(width, end_column - at)
+            at, width = at + width, 2 * width
+
+
+def theory(problem: Linear, schedule: Any) -> Counts:
+    """Counts of a launch; `schedule` is a gemv_int4.Schedule."""
+    p, s = problem, schedule
+    blocks, token_blocks = tiles_of(p.n, s.block_n), tiles_of(p.m, s.block_m)
+    y = _out_sectors(p, s)
+    loads = token_blocks * _weight_sectors(p)
+    row_bytes = SIZE * p.k
+    x = blocks * sum(row_sectors(p.m, row_bytes, SIZE * at, SIZE * width) for at, width in parts_of_x(p, s))
+    depth = tiles_of(p.k, BLOCK_K) * BLOCK_K
+    rows = blocks * (s.block_n + s.teams * TILE)  # a tile of ones sums x for each warp
+    return Counts(
+        flops=p.flops,
+        mma_flops=2 * token_blocks * s.block_m * rows * depth,
+        exp_count=0,
+        global_load_sectors=loads,
+        global_store_sectors=y,
+        tma_load_bytes=blocks * p.m * row_bytes,
+        l2_to_sm_bytes=SECTOR * (loads + x),
+        sm_to_l2_bytes=SECTOR * y,
+        hbm_read_bytes=SECTOR * sum(sectors(0, a.nbytes) for a in _inputs(p)),
+        hbm_write_bytes=SECTOR * sectors(0, p.write_bytes),
+    )
+
+
+def _inputs(problem: Linear) -> list[Array]:
+    return [Array(name, Role.IN, *operand) for name, operand in problem.operands.items()]
+
+
+def _weight_sectors(problem: Linear) -> int:
+    """Of w, and of the scales of its groups, read once."""
+    p = problem
+    row_tile = PACKED_BYTES * tiles_of(p.k, PACKED_COLUMNS) + PAIRS_BYTES * tiles_of(p.k, p.group)
+    return tiles_of(p.n, TILE) * row_tile // SECTOR
+
+
+def _out_sectors(problem: Linear, schedule: Any) -> int:
+    """Of y, stored by requests of some columns of some tokens of a block."""
+    p, out = problem, out_of(schedule)
+    tops = range(0, min(schedule.block_m, p.m), out.at_once)
+    whole, rest = divmod(p.m, schedule.block_m)
+    blocks = [(schedule.block_m, whole), (rest, 1)]  # a block's bytes are whole sectors, so all alike
+    return sum(
+        times * _request(p.n, top, min(out.at_once, tokens - top), column, columns)
+        for column, columns in _widths(p.n, schedule)
+        for tokens, times in blocks
+        for top in tops
+        if top < tokens
+    )
+
+
+def _widths(n: int, schedule: Any) -> Iterator[tuple[int, int]]:
+    """(first, columns of y) of every request."""
+    out = out_of(schedule)
+    for block in range(0, n, schedule.block_n):
+        for part in range(block, block + schedule.block_n, out.part):
+            end = min(part + out.part, block + schedule.block_n, n)
+            for column in range(part, end, out.width):
+                yield column, min(out.width, end - column)
+
+
+def _request(n: int, top: int, tokens: int, column: int, columns: int) -> int:
+    """Unique sectors of some columns of neighbouring rows of y."""
+    starts = [SIZE * ((top + t) * n + column) for t in range(tokens)]
+    spans = [(start // SECTOR, (start + SIZE * columns - 1) // SECTOR) for start in starts]
+    shared = sum(a[1] == b[0] for a, b in pairwise(spans))
+    return sum(last - first + 1 for first, last in spans) - shared
+
+
+def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+    """Clusters walk their blocks; each CTA its parts of x and its warps' steps along k."""
+    p, s = launch.problem, launch.schedule
+    chip = Chip(launch, machine)
+    x, w, sums = np.zeros((0, 0), np.uint16), np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32)
+    if arrays:
+        x, sums = arrays["x"], np.empty((p.m, p.n), np.float32)
+        w = int4.unpack(arrays["w"], arrays["w_scale"], p.n, p.k, p.group, p.zero_points).values
+    marks = [chip.marks(name) for name in ("x", "w", "w_scale", "y")]
+    tile = (s.block_m, s.rows, s.teams, s.split_k, s.cluster)
+    _grid(chip.count, *marks, x, w, sums, p.m, p.n, p.k, *tile, p.group, *out_of(s))
+    if arrays:
+        arrays["y"][...] = encode(sums, p.output)
+    return chip.counts()
+
+
+@njit(cache=True, parallel=True)
+def _grid(
+    count, x_marks, w_marks, scale_marks, y_marks, x, w, y, m, n, k, block_m, rows, teams, split_k, cluster, group,
+    part, width, at_once,
+):  # fmt: skip
+    workers = count.shape[0]
+    block_n = TILE * rows * teams
+    steps, blocks = -(-k // BLOCK_K), -(-n // block_n)
+    for worker in prange(workers):
+        counter = count[worker]
+        x_slice = np.zeros((block_m, (-(-steps // cluster)) * BLOCK_K), np.float32)
+        w_tile = np.empty((TILE * rows, BLOCK_K), np.float32)
+        total = np.empty((block_n, block_m), np.float32)
+        for index in range(worker, blocks * -(-m // block_m), workers):
+            row, token = index % blocks * block_n, index // blocks * block_m
+            tokens = min(block_m, m - token)
+            total[:] = 0
+            for rank in range(cluster):
+                first, end = rank * steps // cluster * BLOCK_K, (rank + 1) * steps // cluster * BLOCK_K
+                x_slice[:] = 0
+                at, jump = first, split_k * BLOCK_K
+                while at < min(end, k):
+                    to = x_slice[:tokens, at - first : min(at + jump, end, k) - first]
+                    load_tile(counter, x_marks, x, m, k, token, at, to, BF16)
+                    at, jump = at + jump, 2 * jump
+                for team in range(teams):
+                    top = team * rows * TILE
+                    for at in range(first, end, BLOCK_K):
+                        _load(counter, w_marks, scale_marks, w, n, k, row + top, at, w_tile, group)
+                        x_part = x_slice[:, at - first : at - first + BLOCK_K].T
+                        out = total[top : top + TILE * rows]
+                        mma(counter, out, w_tile, x_part, n - row - top, m - token, k - at, x.size > 0)
+                        mma(counter, out[:TILE], w_tile[:TILE], x_part, 0, 0, 0, False)  # ones, which sum x
+            for rank in range(cluster):
+                stop = min((rank + 1) * part, block_n)
+                for c in range(rank * part, stop, width):
+                    for t in range(0, tokens, at_once):
+                        patch = total[c : min(c + width, stop), t : min(t + at_once, tokens)].T
+                        store_patch(counter, y_marks, SIZE, y, m, n, token + t, row + c, patch, at_once)
+
+
+@njit(cache=True)
+def _load(count, w_marks, scale_marks, w, n, k, row, column, tile, group):
+    """A step of a warp's row tiles, as float32; zeros outside of w."""
+    packed, groups = -(-k // PACKED_COLUMNS), -(-k // group)
+    for r in range(row, min(row + tile.shape[0], n), TILE):
+        for c in range(column, min(column + BLOCK_K, k), PACKED_COLUMNS):
+            load_vector(count, w_marks, (r // TILE * packed + c // PACKED_COLUMNS) * PACKED_BYTES, PACKED_BYTES)
+        for c in range(column, min(column + BLOCK_K, k), group):
+            load_vector(count, scale_marks, (r // TILE * groups + c // group) * PAIRS_BYTES, PAIRS_BYTES)
+    if w.size > 0:
+        tile[:] = 0
+        height, width = max(min(tile.shape[0], n - row), 0), max(min(BLOCK_K, k - column), 0)
+        tile[:height, :width] = w[row : row + height, column : column + width]

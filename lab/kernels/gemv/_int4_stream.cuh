@@ -1,0 +1,147 @@
+// The shared memory of gemv_int4, the work of a CTA, and the stream of weights of each of its warps.
+#pragma once
+#include "ptx/address.cuh"
+#include "ptx/cp_async.cuh"
+#include "schedule.cuh"
+
+constexpr int LANES = 32;
+constexpr int TILE = 16;   // rows of w in an mma
+constexpr int DEPTH = 16;  // of an mma along k
+constexpr int EIGHT = 8;   // tokens of an mma
+constexpr int TOKEN_TILES = schedule::block_m / EIGHT;
+constexpr int VECTOR = sizeof(Vector16);
+
+constexpr int CLUSTER = schedule::cluster, SPLIT = schedule::split_k, WARPS = schedule::warps;
+constexpr int STEP = schedule::block_k;  // columns of w that a warp takes at once
+constexpr int ROUND = SPLIT * STEP;      // that the warps of a team take together
+
+// A packed tile of w (sim/int4.py), which a warp copies at once, 16 bytes a lane. A row tile has some in a step.
+constexpr int PACKED_COLUMNS = 64;
+constexpr int PACKED_BYTES = LANES * VECTOR;
+constexpr int PACKED_TILES = STEP / PACKED_COLUMNS;
+constexpr int WEIGHTS = schedule::rows * PACKED_TILES * PACKED_BYTES;  // bytes of a step
+
+// Scales of the row tiles of a step: 64 bytes for each tile and group, along k. Each lane copies as much of them.
+constexpr int GROUPS = STEP / problem::group;
+constexpr int PAIRS_BYTES = 2 * TILE * sizeof(fp16);  // scale and offset of 16 rows
+constexpr int TILE_SCALES = GROUPS * PAIRS_BYTES;     // bytes of a row tile
+constexpr int SCALES = schedule::rows * TILE_SCALES;
+constexpr int SCALES_VECTOR = SCALES / LANES < 4 ? 4 : SCALES / LANES < VECTOR ? SCALES / LANES : VECTOR;
+
+constexpr int STAGE_BYTES = WEIGHTS + SCALES;  // the scales lie behind the weights
+constexpr int X_PAD = 16;                      // bytes between rows of x, modulo 128, for its banks
+
+// A row of sums starts at another bank, so that a warp writes its fragments without conflicts.
+constexpr int TEAM_ROWS = schedule::rows * TILE;
+constexpr int SUMS = TEAM_ROWS + 4;
+
+// What a warp streams, and then its sums.
+union alignas(128) Warp {
+    uint8_t ring[schedule::stages * STAGE_BYTES];
+    float sums[schedule::block_m][SUMS];
+};
+
+struct alignas(128) Shared {
+    Warp warps[WARPS];
+    uint64_t full[schedule::parts];  // one arrival, and the bytes of that part of x
+    uint64_t arrived;                // one arrival, and the sums that all CTAs of the cluster send
+};
+
+// The rows of w whose sums a CTA of a cluster adds and stores, and what each CTA sends it.
+constexpr int PART = (schedule::block_n + CLUSTER - 1) / CLUSTER;
+using Inbox = float[schedule::block_m][PART];
+constexpr int INBOXES = CLUSTER > 1 ? CLUSTER : 0;
+
+// What this CTA computes: tokens, rows of w, columns; `part` of the rows it adds and stores, the last ranks fewer.
+struct Work {
+    int token, tokens, row, rank, part, first, end, pitch;
+
+    __device__ __forceinline__ Work(int m, int k) {
+        const int steps = (k + STEP - 1) / STEP;
+        token = blockIdx.y * schedule::block_m;
+        tokens = min(schedule::block_m, m - token);
+        row = blockIdx.x / CLUSTER * schedule::block_n;
+        rank = blockIdx.x % CLUSTER;
+        part = max(min(PART, schedule::block_n - rank * PART), 0);
+        first = rank * steps / CLUSTER * STEP;
+        end = (rank + 1) * steps / CLUSTER * STEP;
+        pitch = (steps + CLUSTER - 1) / CLUSTER * STEP * int(sizeof(bf16)) + X_PAD;
+    }
+};
+
+__device__ __forceinline__ Inbox* inboxes(Shared& shared) { return reinterpret_cast<Inbox*>(&shared + 1); }
+__device__ __forceinline__ uint8_t* x_rows(Shared& shared) {
+    return reinterpret_cast<uint8_t*>(inboxes(shared) + INBOXES);
+}
+
+// A warp's stream of weights: where its lanes copy from next.
+struct Stream {
+    const uint8_t* from;      // this lane's first 16 bytes of the next step
+    const uint8_t* scales;    // and of its scales
+    int pitch, scales_pitch;  // bytes from a row tile to the next
+    uint32_t to;              // this lane's 16 bytes of the ring's first stage
+    int column, end;          // the next step's first, and the end of this CTA's
+    int whole;                // steps before this column lie in w with all their columns and rows
+    int k, row_left;          // columns of w; its rows from the warp's first one on
+
+    __device__ __forceinline__ Stream(const uint8_t* w, const uint8_t* w_scale, const Work& work, int n, int k,
+                                      int team, int warp, const uint8_t* ring)
+        : column(work.first + warp * STEP), end(work.end), k(k) {
+        const int lane = threadIdx.x % LANES, row = work.row + team * TEAM_ROWS;
+        row_left = n - row;
+        whole = row_left < TEAM_ROWS ? 0 : min(end, k / STEP * STEP);
+        to = ptx::address::shared(ring) + lane * VECTOR;
+        pitch = (k + PACKED_COLUMNS - 1) / PACKED_COLUMNS * PACKED_BYTES;
+        from = w + int64_t(row / TILE) * pitch + column * (TILE / 2) + lane * VECTOR;
+        scales_pitch = (k + problem::group - 1) / problem::group * PAIRS_BYTES;
+        const int own = lane * SCALES_VECTOR;
+        scales = w_scale + int64_t(row / TILE + own / TILE_SCALES) * scales_pitch +
+                 column / problem::group * PAIRS_BYTES + own % TILE_SCALES;
+    }
+
+    // Ask for the next step, if there is one; what lies beyond w becomes zero.
+    __device__ __forceinline__ void fill(int stage) {
+        if (column < whole)
+            copy<true>(to + stage);
+        else if (column < end)
+            copy<false>(to + stage);
+        ptx::cp_async::commit_group();
+        column += ROUND;
+        from += ROUND * TILE / 2;
+        scales += SPLIT * TILE_SCALES;
+    }
+
+    template <bool whole>
+    __device__ __forceinline__ void copy(uint32_t stage) const {
+#pragma unroll
+        for (int r = 0; r < schedule::rows; ++r)
+#pragma unroll
+            for (int tile = 0; tile < PACKED_TILES; ++tile) {
+                const bool inside = whole || (column + tile * PACKED_COLUMNS < k && r * TILE < row_left);
+                ptx::cp_async::stream_16(stage + (r * PACKED_TILES + tile) * PACKED_BYTES,
+                                         from + int64_t(r) * pitch + tile * PACKED_BYTES, inside ? VECTOR : 0);
+            }
+        copy_scales<whole>(stage + WEIGHTS);
+    }
+
+    template <bool whole>
+    __device__ __forceinline__ void copy_scales(uint32_t stage) const {
+        const int own = threadIdx.x % LANES * SCALES_VECTOR;
+        stage -= threadIdx.x % LANES * (VECTOR - SCALES_VECTOR);
+#pragma unroll
+        for (int first = 0; first < SCALES; first += LANES * SCALES_VECTOR) {
+            const int row = (first / TILE_SCALES + own / TILE_SCALES) * TILE;
+            const int group = (first % TILE_SCALES + own % TILE_SCALES) / PAIRS_BYTES;
+            const bool inside = whole || (column + group * problem::group < k && row < row_left);
+            const uint8_t* at = scales + int64_t(first / TILE_SCALES) * scales_pitch + first % TILE_SCALES;
+            const int nbytes = inside ? SCALES_VECTOR : 0;
+            if (SCALES < LANES * SCALES_VECTOR && own >= SCALES) continue;
+            if constexpr (SCALES_VECTOR == 4)
+                ptx::cp_async::copy_4(stage + first, at, nbytes);
+            else if constexpr (SCALES_VECTOR == 8)
+                ptx::cp_async::copy_8(stage + first, at, nbytes);
+            else
+                ptx::cp_async::copy_16(stage + first, at, nbytes);
+        }
+    }
+};
