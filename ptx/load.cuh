@@ -69,4 +69,48 @@ __device__ __forceinline__ Vector16 cached_if(const void* address, bool inside) 
     return v;
 }
 
+// 16 bytes of a stream: no line in L1, and L2 is to bring the 256 bytes around them from memory.
+__device__ __forceinline__ Vector16 stream(const void* address) {
+    Vector16 v;
+    asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
+                 : "l"(address) : "memory");
+    return v;
+}
+
+// The same where `inside`, zeros elsewhere.
+__device__ __forceinline__ Vector16 stream_if(const void* address, bool inside) {
+    Vector16 v = {};
+    asm volatile(
+        "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %5, 0;\n\t"
+        "@p ld.global.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
+        : "+r"(v.words[0]), "+r"(v.words[1]), "+r"(v.words[2]), "+r"(v.words[3])
+        : "l"(address), "r"(uint32_t(inside)) : "memory");
+    return v;
+}
+
+// 4 or 8 bytes, kept in L1; zeros where not `inside`.
+__device__ __forceinline__ uint32_t cached_4(const void* address) {
+    uint32_t word;
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(word) : "l"(address) : "memory");
+    return word;
+}
+__device__ __forceinline__ uint32_t cached_4_if(const void* address, bool inside) {
+    uint32_t word = 0;
+    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %2, 0;\n\t@p ld.global.u32 %0, [%1];\n\t}"
+                 : "+r"(word) : "l"(address), "r"(uint32_t(inside)) : "memory");
+    return word;
+}
+__device__ __forceinline__ Vector<8> cached_8(const void* address) {
+    Vector<8> v;
+    asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(v.words[0]), "=r"(v.words[1]) : "l"(address) : "memory");
+    return v;
+}
+__device__ __forceinline__ Vector<8> cached_8_if(const void* address, bool inside) {
+    Vector<8> v = {};
+    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %3, 0;\n\t@p ld.global.v2.u32 {%0, %1}, [%2];\n\t}"
+                 : "+r"(v.words[0]), "+r"(v.words[1]) : "l"(address), "r"(uint32_t(inside)) : "memory");
+    return v;
+}
+
 }  // namespace ptx::load

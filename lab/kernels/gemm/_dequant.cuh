@@ -38,7 +38,7 @@ struct Weights {
 
     uint32_t tiles[schedule::block_n / ROWS][BLOCK_K / TILE_K][WARP][4];
     fp16 pairs[schedule::block_n / ROWS][GROUPS][ROWS / 2][4];  // scale and offset of row g, then those of row g + 8
-    float sums[GROUPS][schedule::block_m / 8][2][8][4];  // eight columns for each token, as below
+    alignas(16) float sums[GROUPS][schedule::block_m / 8][2][8][4];  // eight columns for each token, as below
 
     static __device__ constexpr bool starts_group(int k) { return k % group == 0; }
 
@@ -90,42 +90,39 @@ struct Weights {
             total[i] = fmaf(i % 4 < 2 ? scale.x : scale.y, partial[i], total[i]);
     }
 
-    // The digits of a sum that tf32 number `index` of three holds, 11 each: exact; zero for index 3.
-    static __device__ __forceinline__ float part_of(float rest, int index) {
-        float part = 0;
-#pragma unroll
-        for (int i = 0; i < 3; ++i) {
-            const float high = __uint_as_float(__float_as_uint(rest) & 0xffffe000u);
-            if (i == index) part = high;
-            rest -= high;
-        }
-        return part;
-    }
-
     // Sum x over each group, for 16 tokens, by one warp: x times a matrix of ones, in two chains where there is one group,
     // as an mma waits for the one whose sum it continues.
     __device__ __forceinline__ void sum_tokens(const Tokens& x, int first) {
         constexpr uint32_t ONES[2] = {0x3f803f80, 0x3f803f80};
-        const int lane = threadIdx.x % WARP, row = first + lane % 16;
+        const Lane lane;
+        const int row = first + threadIdx.x % 16;
         constexpr int CHAINS = GROUPS == 1 ? 2 : 1;
         float sum[CHAINS][4] = {};
 #pragma unroll
         for (int k = 0; k < BLOCK_K; k += MMA_K) {
             uint32_t a[4];
-            const int chunk = (k % BOX_K / 8 + lane / 16) ^ row % 8;
+            const int chunk = (k % BOX_K / 8 + threadIdx.x % WARP / 16) ^ row % 8;
             ptx::ldmatrix::x4(a, ptx::address::shared(&x[k / BOX_K][row][chunk * 8]));
             ptx::mma::m16n8k16<bf16>(sum[k / MMA_K % CHAINS], a, ONES);
             if ((k + MMA_K) % group == 0) {
-                for (int c = 1; c < CHAINS; ++c) sum[0][0] += sum[c][0], sum[0][2] += sum[c][2];
-                for (int half = 0; half < 2; ++half) {  // all columns are the same
-                    const float part = part_of(sum[0][2 * half], lane % 4);
-                    float(&to)[2][8][4] = sums[k / group][first / 8 + half];
-                    to[0][lane / 4][lane % 4] = part;
-                    to[1][lane / 4][lane % 4] = -INT4_BIAS * part;
-                }
+                const int half = lane.t / 2;  // all columns of a row are the same: each of four lanes takes a part
+                float rest = half ? sum[0][2] : sum[0][0];
+                for (int c = 1; c < CHAINS; ++c) rest += half ? sum[c][2] : sum[c][0];
+                keep(rest, sums[k / group][first / 8 + half][lane.t % 2][lane.g], lane.t % 2 ? -INT4_BIAS : 1);
                 for (float(&chain)[4] : sum) chain[0] = chain[1] = chain[2] = chain[3] = 0;
             }
         }
+    }
+
+    // A sum as three tf32, of 11 digits each, which is exact; times a power of two.
+    static __device__ __forceinline__ void keep(float rest, float (&to)[4], float times) {
+        float parts[4] = {};
+        for (int i = 0; i < 3; ++i) {
+            const float part = __uint_as_float(__float_as_uint(rest) & 0xffffe000u);
+            rest -= part;
+            parts[i] = part * times;
+        }
+        *reinterpret_cast<float4*>(to) = {parts[0], parts[1], parts[2], parts[3]};
     }
 };
 

@@ -8,7 +8,7 @@
 // CTA. The first term is a product of the tensor cores too: min and scale are tf32, X is the sum of three, exactly.
 // Adds to gemm_split_k: operand A from registers, narrow weights, group scales; y^T in registers leaves as y.
 //
-// Warp roles: warpgroup g owns rows 64 g .. 64 g + 63 of w in the tile; one more warp loads; for int4 three more sum x.
+// Warp roles: warpgroup g owns rows 64 g .. 64 g + 63 of w in the tile; one more warp loads; for int4 more sum x.
 //
 //   loads      | x, w step 0 | x, w step 1 | ...                            into a ring of stages
 //   sums x                   | X of step 0    | X of step 1    | ...        into the stage, int4 only
@@ -33,7 +33,7 @@ constexpr bool GROUPED = schedule::group > 0;
 constexpr int WARPGROUP_ROWS = 64;  // of w
 constexpr int CONSUMERS = schedule::block_n / WARPGROUP_ROWS;
 constexpr int PRODUCER = CONSUMERS * WARPGROUP;  // the thread that loads; those before it multiply
-constexpr int SUMMERS = 3;                       // warps that sum x for int4, after the one that loads
+constexpr int SUMMERS = schedule::beside * 4 - 1;  // warps that sum x for int4, after the one that loads
 constexpr int PART = schedule::block_m / SPLIT;  // tokens that each CTA sums and stores
 constexpr int PART_REGISTERS = PART / 2;         // of a consumer's thread
 constexpr bool MOVES_REGISTERS = schedule::consumer_registers > schedule::registers;
@@ -61,7 +61,7 @@ struct alignas(ALIGNMENT) Shared {
 static_assert(sizeof(Stage) == schedule::stage_span, "x, w and what is summed, aligned");
 static_assert(sizeof(Shared) + (SPLIT - 1) * sizeof(Inbox) + ALIGNMENT == schedule::shared_bytes, "as launched");
 static_assert(box::y_map::rows == PART && box::y_map::columns == WARPGROUP_ROWS, "a consumer's part of y");
-static_assert(schedule::threads == PRODUCER + WARP * (1 + SUMMERS), "a warpgroup beside the consumers");
+static_assert(schedule::threads == PRODUCER + WARP * (1 + SUMMERS), "warpgroups beside the consumers");
 static_assert(PART % 8 == 0, "a CTA's tokens are whole 8 x 8 matrices");
 
 __device__ __forceinline__ void load_weights(Stage& stage, uint64_t& full, const Maps& maps, int step, int row) {
@@ -95,13 +95,15 @@ __device__ __forceinline__ void arrive(uint64_t& barrier) {
     if (threadIdx.x % WARP == 0) ptx::mbarrier::arrive(barrier);
 }
 
-// One of the warps that sum x over each group, every SUMMERS-th 16 tokens of each stage.
+// One of the warps that sum x over each group, every SUMMERS-th 16 tokens of all stages.
 __device__ __forceinline__ void summer(Shared& shared, int index, int steps) {
     Position at;
+    int token = index * 16;
     for (int step = 0; step < steps; ++step, at.advance()) {
         Stage& stage = shared.ring[at.stage];
         ptx::mbarrier::wait(shared.full[at.stage], at.parity);
-        for (int token = index * 16; token < schedule::block_m; token += SUMMERS * 16) stage.w.sum_tokens(stage.x, token);
+        for (; token < schedule::block_m; token += SUMMERS * 16) stage.w.sum_tokens(stage.x, token);
+        token -= schedule::block_m;
         ptx::fence::proxy_async_shared();
         arrive(shared.summed[at.stage]);
         arrive(shared.empty[at.stage]);

@@ -112,9 +112,17 @@ class Layout(Schedule):
         return ROWS * BLOCK_K // 2 // RUN
 
     @property
+    def beside(self) -> int:
+        """Warpgroups beside those that multiply: a warp loads, for int4 the others sum x.
+
+        A second one where there is much to sum and the consumers can spare the registers.
+        """
+        return 2 if self.group and self.block_m >= 64 and self.block_n <= 128 else 1
+
+    @property
     def threads(self) -> int:
-        """A warpgroup for every 64 rows of w, and one whose first warp loads and whose others sum x for int4."""
-        return WARPGROUP * (self.block_n // MMA_M + 1)
+        """A warpgroup for every 64 rows of w, and those beside."""
+        return WARPGROUP * (self.block_n // MMA_M + self.beside)
 
     @property
     def registers(self) -> int:
@@ -132,8 +140,9 @@ class Layout(Schedule):
     @property
     def consumer_registers(self) -> int:
         """Those of a thread that multiplies."""
-        consumers = self.threads - WARPGROUP
-        given = (self.registers * self.threads - self.other_registers * WARPGROUP) // consumers // 8 * 8
+        others = WARPGROUP * self.beside
+        consumers = self.threads - others
+        given = (self.registers * self.threads - self.other_registers * others) // consumers // 8 * 8
         return max(self.registers, min(MOST_REGISTERS, given))
 
     @property

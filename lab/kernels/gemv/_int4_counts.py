@@ -1,12 +1,12 @@
 """What gemv_int4 moves and computes: in closed form, and walked in the tile simulator."""
 
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lab.kernels.gemv._mma_counts import request
 from lab.problems import Linear
 from sim import int4
 from sim.counts import SECTOR, Counts, row_sectors, sectors
@@ -103,7 +103,7 @@ def _out_sectors(problem: Linear, schedule: Any) -> int:
     whole, rest = divmod(p.m, schedule.block_m)
     blocks = [(schedule.block_m, whole), (rest, 1)]  # a block's bytes are whole sectors, so all alike
     return sum(
-        times * _request(p.n, top, min(out.at_once, tokens - top), column, columns)
+        times * request(p.n, top, min(out.at_once, tokens - top), column, columns)
         for column, columns in _widths(p.n, schedule)
         for tokens, times in blocks
         for top in tops
@@ -119,14 +119,6 @@ def _widths(n: int, schedule: Any) -> Iterator[tuple[int, int]]:
             end = min(part + out.part, block + schedule.block_n, n)
             for column in range(part, end, out.width):
                 yield column, min(out.width, end - column)
-
-
-def _request(n: int, top: int, tokens: int, column: int, columns: int) -> int:
-    """Unique sectors of some columns of neighbouring rows of y."""
-    starts = [SIZE * ((top + t) * n + column) for t in range(tokens)]
-    spans = [(start // SECTOR, (start + SIZE * columns - 1) // SECTOR) for start in starts]
-    shared = sum(a[1] == b[0] for a, b in pairwise(spans))
-    return sum(last - first + 1 for first, last in spans) - shared
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:

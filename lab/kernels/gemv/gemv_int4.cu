@@ -5,8 +5,7 @@
 // cp.async, whole packed tiles: no barrier in the main loop, and what is in flight takes no registers. Scale and offset
 // of a group come after its sums. The CTAs all run at once, read as much each, and share k where that takes more of
 // them than w has rows.
-// Adds to gemv_vectorized: tensor cores, copies that do not wait, k shared by the CTAs of a cluster, launches that
-// overlap, int4 weights.
+// Adds to gemv_mma: x in shared memory, so more tokens; copies that do not wait; k shared by the CTAs of a cluster.
 //
 // Warp roles: all alike. `split_k` warps, a team, take the steps along k of `rows` x 16 rows of w in turn; the CTAs of
 // a cluster each take one part of k. x comes once to each CTA, by bulk copies in parts of its k, each twice as long as

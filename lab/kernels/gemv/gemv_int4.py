@@ -23,7 +23,7 @@ SOLVES = Solves(
     arch="sm_90",
     row_bytes=16,
     why_multiple="rows are copied in 16-byte vectors",
-    after="gemv_vectorized",
+    after="gemv_mma",
     options={"offset": ("zero",)},
     facts=("group", "zero_points"),
 )

@@ -1,0 +1,233 @@
+"""What gemv_mma moves and computes: in closed form, and walked in the tile simulator."""
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lab.problems import Linear
+from sim import int4
+from sim.counts import SECTOR, Counts, row_sectors, sectors
+from sim.formats import FORMATS, decode, encode
+from sim.jit import njit, prange
+from sim.launch import Array, Launch, Role
+from sim.machine import Machine
+from sim.tiles import Chip, load_lanes, load_patch, load_vector, mma, store_patch
+
+LANES = 32
+TILE, EIGHT, DEPTH = 16, 8, 16  # of an mma: rows of w, tokens, columns
+FLOAT = 4  # bytes of a scale
+SIZE = 2  # bytes of an element of x and of y
+PART_BYTES = 64  # of each row of row-major w in a part of k
+PIECE = 16  # bytes of x that four lanes load at once beside packed weights, and one lane beside others
+PAIRS_BYTES = 64  # scale and offset of a row tile and group
+
+
+def part_columns(problem: Linear) -> int:
+    """Columns of w in a part of a run: 64 bytes of each row, or two tiles of packed int4."""
+    return 2 * int4.TILE_COLUMNS if problem.group else PART_BYTES // FORMATS[problem.weights].storage.itemsize
+
+
+def theory(problem: Linear, schedule: Any) -> Counts:
+    """Counts of a launch; `schedule` is a gemv_mma.Schedule."""
+    p, s = problem, schedule
+    blocks, teams = -(-p.m // s.block_m), -(-p.n // s.team_rows)
+    scales, y = _out_sectors(p, s)
+    if p.scaled and not p.row_scales:
+        scales = blocks * -(-p.n // s.block_n) * min(s.warps, s.block_m * s.block_n // LANES)
+    loads = blocks * _weight_sectors(p, s) + teams * _x_sectors(p, s) + scales
+    runs = blocks * teams * -(-p.k // (s.fold * part_columns(p)))  # of every row tile
+    tiles = s.rows * s.fold + (1 if p.group else 0)  # a tile of ones sums x
+    return Counts(
+        flops=p.flops,
+        mma_flops=2 * runs * tiles * TILE * s.block_m * part_columns(p),
+        exp_count=0,
+        global_load_sectors=loads,
+        global_store_sectors=y,
+        tma_load_bytes=0,
+        l2_to_sm_bytes=SECTOR * loads,
+        sm_to_l2_bytes=SECTOR * y,
+        hbm_read_bytes=SECTOR * sum(sectors(0, Array(n, Role.IN, *o).nbytes) for n, o in p.operands.items()),
+        hbm_write_bytes=SECTOR * sectors(0, p.write_bytes),
+    )
+
+
+def _weight_sectors(problem: Linear, schedule: Any) -> int:
+    """Of w, and of the scales of its groups, read once."""
+    p = problem
+    if p.group:
+        tile = int4.TILE_BYTES * -(-p.k // int4.TILE_COLUMNS) + PAIRS_BYTES * -(-p.k // p.group)
+        return -(-p.n // TILE) * tile // SECTOR
+    row, span = p.k * FORMATS[p.weights].storage.itemsize, PART_BYTES * schedule.fold
+    if row <= span:  # rows adjoin, and a request counts a sector that two of them share once
+        return sectors(0, p.n * row)
+    return sum(row_sectors(p.n, row, at, min(span, row - at)) for at in range(0, row, span))
+
+
+def _x_sectors(problem: Linear, schedule: Any) -> int:
+    """Of x, read once for each row of tiles: by requests of eight tokens, beyond the last that one again."""
+    total = 0
+    for top, tokens in _token_tiles(problem.m, schedule.block_m):
+        for start, nbytes, times in _pieces(problem):
+            total += times * request(problem.k, top, tokens, start, nbytes)
+    return total
+
+
+def _token_tiles(m: int, block_m: int) -> Iterator[tuple[int, int]]:
+    """(first, tokens) of the eights of all blocks."""
+    for block in range(0, m, block_m):
+        tokens = min(block_m, m - block)
+        for first in range(0, block_m, EIGHT):
+            top = min(first, tokens - 1)
+            yield block + top, min(EIGHT, tokens - top)
+
+
+def _pieces(problem: Linear) -> Iterator[tuple[int, int, int]]:
+    """(first column, columns of a row of x in a request, requests of them)."""
+    p = problem
+    if p.group:
+        yield from ((at, EIGHT, 1) for at in range(0, p.k, EIGHT))
+    elif FORMATS[p.weights].bits == 8:  # a lane loads its 16 columns by two requests, each of half a sector
+        yield from ((at, min(part_columns(p), p.k - at), 2) for at in range(0, p.k, part_columns(p)))
+    else:
+        yield from ((at, min(part_columns(p), p.k - at), 1) for at in range(0, p.k, part_columns(p)))
+
+
+def request(columns: int, top: int, rows: int, column: int, width: int) -> int:
+    """Unique sectors of some columns of neighbouring rows of x or y, rows of `columns` 2-byte elements."""
+    starts = [SIZE * ((top + r) * columns + column) for r in range(rows)]
+    spans = [(start // SECTOR, (start + SIZE * width - 1) // SECTOR) for start in starts]
+    return sum(b - a + 1 for a, b in spans) - sum(a[1] == b[0] for a, b in pairwise(spans))
+
+
+def _out_sectors(problem: Linear, schedule: Any) -> tuple[int, int]:
+    """Of the scales of rows, loaded, and of y, stored: by requests of some columns of some tokens of a block."""
+    p, s = problem, schedule
+    width = min(s.block_n, LANES)
+    at_once = LANES // width
+    whole, rest = divmod(p.m, s.block_m)
+    scales = y = 0
+    for column in range(0, p.n, width):
+        columns = min(width, p.n - column)
+        for tokens, times in ((s.block_m, whole), (rest, 1)):  # a block's bytes are whole sectors, so all alike
+            for top in range(0, tokens, at_once):
+                y += times * request(p.n, top, min(at_once, tokens - top), column, columns)
+                scales += times * sectors(FLOAT * column, FLOAT * columns)
+    return (scales if p.row_scales else 0), y
+
+
+def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+    """Warps walk the chunks of their teams' rows."""
+    p, s = launch.problem, launch.schedule
+    chip = Chip(launch, machine)
+    nothing = np.zeros((0, 0), np.float32)
+    x = decode(arrays["x"], p.activations) if arrays else nothing
+    w = _weights(p, arrays) if arrays else nothing
+    sums = np.empty((p.m, p.n), np.float32) if arrays else nothing
+    names = [a.name for a in launch.arrays if a.role is not Role.OUT or a.name == "y"]
+    marks = [chip.marks(name) if name in names else np.zeros(0, np.uint8) for name in ("x", "w", "w_scale", "y")]
+    _grid(
+        chip.count, *marks, x, w, sums, p.m, p.n, p.k, FORMATS[p.weights].storage.itemsize, s.block_m, s.rows, s.teams,
+        s.split_k, s.unroll, s.fold, part_columns(p), p.group, p.row_scales, p.scaled and not p.row_scales,
+    )  # fmt: skip
+    if arrays:
+        scaled = sums * arrays["w_scale"] if p.scaled and not p.group else sums
+        arrays["y"][...] = encode(scaled, p.output)
+    return chip.counts()
+
+
+def _weights(problem: Linear, arrays: Mapping[str, NDArray]) -> NDArray[np.float32]:
+    """The weights as float32 [n, k]; scales of rows apart."""
+    p = problem
+    if p.group:
+        return int4.unpack(arrays["w"], arrays["w_scale"], p.n, p.k, p.group, p.zero_points).values
+    return decode(arrays["w"], p.weights)
+
+
+@njit(cache=True, parallel=True)
+def _grid(
+    count, x_marks, w_marks, scale_marks, y_marks, x, w, sums, m, n, k, size, block_m, rows, teams, split_k, unroll,
+    fold, part, group, row_scales, tensor_scale,
+):  # fmt: skip
+    workers = count.shape[0]
+    tile_rows, run = TILE // fold, fold * part
+    team_rows = rows * tile_rows
+    block_n, chunk = teams * team_rows, unroll * run
+    blocks = -(-n // block_n)
+    width = min(block_n, LANES)
+    for worker in prange(workers):
+        counter = count[worker]
+        w_tile = np.zeros((team_rows, run), np.float32)
+        x_tile = np.zeros((block_m, run), np.float32)
+        total = np.empty((block_n, block_m), np.float32)
+        for index in range(worker, blocks * -(-m // block_m), workers):
+            row, token = index % blocks * block_n, index // blocks * block_m
+            tokens = min(block_m, m - token)
+            total[:] = 0
+            for team in range(teams):
+                top = team * team_rows
+                if row + top >= n:
+                    break
+                for warp in range(split_k):
+                    for first in range(warp * chunk, k, split_k * chunk):
+                        for at in range(first, min(first + chunk, k), run):
+                            _load(counter, w_marks, scale_marks, w, n, k, size, row + top, at, w_tile, group, tile_rows)
+                            _load_x(counter, x_marks, x, m, k, token, tokens, at, x_tile, size, part, group)
+                            out = total[top : top + team_rows]
+                            mma(counter, out, w_tile, x_tile.T, n - row - top, tokens, k - at, x.size > 0)
+                            for _ in range(fold - 1):  # with the parts of k that are not theirs
+                                mma(counter, out, w_tile, x_tile.T, 0, 0, 0, False)
+                            if group > 0:
+                                mma(counter, out[:TILE], w_tile[:TILE], x_tile.T, 0, 0, 0, False)  # ones, which sum x
+            if tensor_scale:
+                for _ in range(min(teams * split_k, block_m * block_n // LANES)):
+                    load_vector(counter, scale_marks, 0, FLOAT)
+            for c in range(0, min(block_n, n - row), width):
+                for t in range(0, tokens, LANES // width):
+                    if row_scales:
+                        load_vector(counter, scale_marks, FLOAT * (row + c), FLOAT * min(width, n - row - c))
+                    patch = total[c : c + width, t : min(t + LANES // width, tokens)].T.copy()
+                    store_patch(counter, y_marks, SIZE, sums, m, n, token + t, row + c, patch, LANES // width)
+
+
+@njit(cache=True)
+def _load(count, w_marks, scale_marks, w, n, k, size, row, column, tile, group, tile_rows):
+    """A run of a team's row tiles, as float32; zeros outside of w."""
+    if group == 0:
+        load_patch(count, w_marks, size, w, n, k, row, column, tile, tile_rows // 2)
+        return
+    packed, groups = -(-k // int4_columns), -(-k // group)
+    for r in range(row, min(row + tile.shape[0], n), TILE):
+        for c in range(column, min(column + tile.shape[1], k), int4_columns):
+            load_vector(count, w_marks, (r // TILE * packed + c // int4_columns) * int4_bytes, int4_bytes)
+        for c in range(column, min(column + tile.shape[1], k), group):
+            load_vector(count, scale_marks, (r // TILE * groups + c // group) * PAIRS_BYTES, PAIRS_BYTES)
+    if w.size > 0:
+        tile[:] = 0
+        height, width = max(min(tile.shape[0], n - row), 0), max(min(tile.shape[1], k - column), 0)
+        tile[:height, :width] = w[row : row + height, column : column + width]
+
+
+@njit(cache=True)
+def _load_x(count, marks, x, m, k, token, tokens, column, tile, size, part, group):
+    """The columns of a run of a block's tokens, in requests of eight tokens; tokens beyond the last are that one."""
+    tile[:] = 0
+    for first in range(0, tile.shape[0], EIGHT):
+        top = min(first, tokens - 1)
+        height = min(EIGHT, tokens - top)
+        for at in range(column, min(column + tile.shape[1], k), EIGHT if group > 0 else part):
+            to = tile[first : first + height, at - column : at - column + (EIGHT if group > 0 else part)]
+            if size == 1 and group == 0:
+                lanes = min(part, k - at) * SIZE // (2 * PIECE)
+                for t in range(top, top + height):
+                    load_lanes(count, marks, SIZE * ((token + t) * k + at), 2 * PIECE, PIECE, lanes, PIECE, 2)
+                if x.size > 0:
+                    width = min(part, k - at)
+                    to[:, :width] = x[token + top : token + top + height, at : at + width]
+            else:
+                load_patch(count, marks, SIZE, x, token + tokens, k, token + top, at, to, EIGHT)
+
+
+int4_columns, int4_bytes = int4.TILE_COLUMNS, int4.TILE_BYTES

@@ -1,0 +1,220 @@
+"""Tensor cores for few tokens, weights straight from memory to their fragments: bf16, fp16, fp8, int4 groups."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import product
+
+from numpy.typing import NDArray
+
+from lab.kernel import Solves, require_choice, require_resident
+from lab.kernels import _linear
+from lab.kernels.gemv import _mma_counts
+from lab.problems import Linear
+from sim.counts import Counts
+from sim.errors import ScheduleError
+from sim.formats import FORMATS
+from sim.launch import Launch
+from sim.machine import Machine
+
+SOLVES = Solves(
+    Linear,
+    weights=("bf16", "fp16", "fp8", "int4_g32", "int4_g64", "int4_g128"),
+    arch="sm_90",
+    row_bytes=16,
+    why_multiple="a lane loads 16 bytes of a row",
+    after="gemv_vectorized",
+    options={"scales": ("tensor", "row"), "offset": ("zero",)},
+    facts=("weights", "activations", "output", "scaled", "row_scales", "group", "zero_points"),
+)
+
+LANES, TILE, EIGHT, DEPTH = 32, 16, 8, 16  # of a warp; rows of an mma's A, tokens of its B, columns of both
+FLOAT = 4  # bytes of a sum
+STATIC_SHARED = 48 * 1024  # bytes, at most
+MAX_GRID_Y = 65535
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Rows of w and tokens of a CTA, its warps, and what a warp loads at once."""
+
+    block_m: int  # tokens that a CTA computes
+    rows: int  # row tiles of a warp
+    teams: int  # groups of warps in a CTA, each with its own rows
+    split_k: int  # warps of a team, which take the chunks along k in turn
+    unroll: int  # runs of a chunk, two requests for each row tile
+    fold: int  # parts of k in a request of row-major weights, 64 bytes of a row each
+    ctas_per_sm: int  # CTAs that an SM has registers for
+
+    def __post_init__(self) -> None:
+        require_choice(self, "block_m", (8, 16, 32))
+        require_choice(self, "rows", (1, 2, 4, 8))
+        require_choice(self, "teams", (1, 2, 4, 8))
+        require_choice(self, "split_k", (1, 2, 4, 8, 16))
+        require_choice(self, "unroll", (1, 2, 4))
+        require_choice(self, "fold", (1, 2, 4))
+        if self.warps > 16:
+            raise ScheduleError(f"{self.teams} teams of {self.split_k} are {self.warps} warps; a CTA has at most 16")
+        if self.sums_bytes > STATIC_SHARED:
+            raise ScheduleError(f"the sums of a CTA take {self.sums_bytes:,} B; static shared memory is 49,152 B")
+        if not 1 <= self.ctas_per_sm <= 2048 // self.threads:
+            raise ScheduleError(
+                f"an SM holds 1 to {2048 // self.threads} CTAs of {self.threads} threads; "
+                f"ctas_per_sm = {self.ctas_per_sm}"
+            )
+
+    @property
+    def warps(self) -> int:
+        return self.teams * self.split_k
+
+    @property
+    def threads(self) -> int:
+        return LANES * self.warps
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of w of a row tile."""
+        return TILE // self.fold
+
+    @property
+    def team_rows(self) -> int:
+        return self.rows * self.tile_rows
+
+    @property
+    def block_n(self) -> int:
+        """Rows of w of a CTA."""
+        return self.teams * self.team_rows
+
+    @property
+    def sums_bytes(self) -> int:
+        """Shared memory: a row of sums starts at another bank than the one before."""
+        return FLOAT * self.warps * self.fold * self.block_m * (self.team_rows + 4)
+
+    def fits(self, problem: Linear, machine: Machine) -> None:
+        p = problem
+        if p.m > MAX_GRID_Y * self.block_m:
+            raise ScheduleError(f"blocks of {self.block_m} tokens are grid.y, at most {MAX_GRID_Y:,}; m = {p.m:,}")
+        if p.group and (self.fold, self.block_m) != (1, EIGHT):
+            have = f"fold = {self.fold}, block_m = {self.block_m}"
+            raise ScheduleError(f"packed weights take fold = 1 and block_m = {EIGHT}; {have}")
+        require_resident(self.ctas_per_sm, self.sums_bytes, self.threads, registers(p, self), machine)
+
+
+def registers(problem: Linear, schedule: Schedule) -> int:
+    """Of a thread: weights and x in flight, sums, a group's too, and the rest; fitted to what does not spill."""
+    p, s = problem, schedule
+    tokens = s.block_m // EIGHT
+    x = 2 * s.fold * tokens * _mma_counts.part_columns(p) // DEPTH
+    loads = s.unroll * (8 * s.rows + x)
+    sums = 4 * s.rows * s.fold * tokens
+    if not p.group:
+        return loads + sums + 20
+    groups = _mma_counts.part_columns(p) // p.group
+    more = 14 + 5 * s.rows if groups > 1 else 0  # ptxas works at two groups at once
+    return loads + 2 * s.unroll * s.rows * groups + 2 * sums + 4 * tokens + 8 + more
+
+
+TRIED = 16  # schedules that are worth trying
+TEAMS = ((16, 1), (8, 1), (8, 2), (4, 1), (4, 2), (4, 4))  # split_k and teams
+SHAPES = {  # by bits of a weight and tokens: rows, unroll, fold, and the warps for which an SM then has registers
+    (16, 8): ((1, 4, 2, 20), (1, 2, 2, 32), (2, 4, 1, 16), (1, 2, 1, 32)),
+    (16, 16): ((1, 4, 1, 16), (2, 2, 1, 16), (1, 2, 1, 24), (4, 1, 1, 16)),
+    (16, 32): ((2, 1, 1, 16), (1, 2, 1, 16), (4, 1, 1, 12)),
+    (8, 8): ((1, 2, 1, 32), (1, 4, 1, 16), (2, 1, 1, 24), (2, 2, 1, 16)),
+    (8, 16): ((1, 1, 1, 32), (2, 2, 1, 16), (4, 1, 1, 16), (1, 2, 1, 24)),
+    (8, 32): ((2, 1, 1, 16), (1, 1, 1, 16), (4, 1, 1, 12)),
+    (4, 8): ((1, 1, 1, 32), (1, 1, 1, 24), (2, 1, 1, 16), (4, 1, 1, 16), (4, 1, 1, 12)),
+}
+
+
+def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
+    """The schedules of least predicted time."""
+    p = problem
+    block_m = 8 if p.m <= 8 or p.group else 16 if p.m <= 16 else 32
+    found = []
+    for (rows, unroll, fold, warps), (split_k, teams) in product(SHAPES[FORMATS[p.weights].bits, block_m], TEAMS):
+        with suppress(ScheduleError):
+            schedule = Schedule(block_m, rows, teams, split_k, unroll, fold, warps // (split_k * teams))
+            schedule.fits(p, machine)
+            found.append(schedule)
+    yield from sorted(found, key=lambda s: predicted_us(p, s, machine))[:TRIED]
+
+
+# What the estimate is made of: fitted to times on an H100 in a graph of launches.
+START_US = 1.78  # of a launch
+HBM_SHARE = 0.925  # of the data sheet's bandwidth
+SHORT_SHARE = 0.943  # of that, where a request has 64 bytes of each row
+L2_BANDWIDTH = 7.0e12  # B/s to all SMs
+L1_BYTES = 58 * 1024  # of x that an SM keeps, while weights pass by
+LATENCY_US = 0.70  # from asking for weights to having them, HBM being busy
+CTA_US = 2.52  # of a CTA's start and end
+SM_IPC = 1.66  # instructions a clock of an SM
+BLEND = 4.0  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
+
+
+def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
+    """Microseconds of a launch: a start, and little more than the longest of four.
+
+    The four are HBM; what all SMs read from L2, weights and x; the CTAs of an SM with the loads that they wait for;
+    instructions.
+    """
+    p, s = problem, schedule
+    ctas = tiles_of(p.n, s.block_n) * tiles_of(p.m, s.block_m)
+    weights = p.bytes["weights"] * tiles_of(p.m, s.block_m)
+    share = HBM_SHARE * (1.0 if p.group or s.fold > 1 else SHORT_SHARE)
+    hbm = (p.read_bytes + p.write_bytes) / (share * machine.hbm_bandwidth)
+
+    x = min(p.m, s.block_m) * p.k * 2
+    residents = min(s.ctas_per_sm, tiles_of(ctas, machine.sms))
+    again = ctas if x > L1_BYTES else min(ctas, machine.sms * residents)  # x stays in L1 for the CTAs that follow
+    l2 = (weights + again * x) / L2_BANDWIDTH
+
+    rounds = tiles_of(tiles_of(p.k, s.unroll * s.fold * _mma_counts.part_columns(p)), s.split_k)
+    cta = (rounds * LATENCY_US + CTA_US) * 1e-6
+    turns = max(1.0, ctas / (machine.sms * s.ctas_per_sm)) * cta
+    run = 2 * LANES * 16  # bytes, of a row tile
+    issue = weights / min(machine.sms, ctas) / run * _instructions(p, s) / (SM_IPC * machine.clock_hz)
+    stream = float(sum(each**BLEND for each in (hbm, l2, turns, issue)) ** (1 / BLEND))
+    return START_US + 1e6 * stream
+
+
+def _instructions(problem: Linear, schedule: Schedule) -> float:
+    """That a warp issues for a run: loads, fragments, mma, its share of x and of the loop."""
+    p, s = problem, schedule
+    tokens, steps = s.block_m / EIGHT, _mma_counts.part_columns(p) / DEPTH
+    if p.group:
+        groups = (8 * tokens + 10) * _mma_counts.part_columns(p) / p.group
+        return 2 + steps * (8 + tokens) + groups + (3 * steps * tokens + 16 / s.unroll) / s.rows
+    widen = 18 * steps if FORMATS[p.weights].bits == 8 else 0
+    x = s.fold * tokens * (2 if widen else 1)
+    return 2 + widen + steps * s.fold * tokens + (x + 16 / s.unroll) / s.rows
+
+
+def tiles_of(extent: int, block: int) -> int:
+    """How many blocks cover an extent."""
+    return -(-extent // block)
+
+
+def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
+    p, s = problem, schedule
+    return (
+        Launch(
+            kernel="gemv_mma",
+            entry="gemv_mma",
+            problem=p,
+            schedule=s,
+            grid=(tiles_of(p.n, s.block_n), tiles_of(p.m, s.block_m), 1),
+            block=(s.threads, 1, 1),
+            arguments=_linear.scaled_arguments(p),
+            dependent=True,
+        ),
+    )
+
+
+def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
+    """Every block of tokens requests w, every team of warps x, which leans on L1."""
+    return _mma_counts.theory(problem, schedule)
+
+
+def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+    return _mma_counts.simulate(launch, arrays, machine)
