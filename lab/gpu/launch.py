@@ -155,7 +155,9 @@ def function(cubin: Path, launch: Launch) -> int:
     """The CUfunction of a launch's entry, allowed the shared memory and the cluster that the launch asks for."""
     handle = c_void_p()
     driver.call("cuModuleGetFunction", ctypes.byref(handle), load(cubin), launch.entry.encode())
-    if launch.shared_bytes:
+    allowed = ctypes.c_int()  # launches of one function may differ in their shared memory: none takes from another's
+    driver.call("cuFuncGetAttribute", ctypes.byref(allowed), driver.MAX_DYNAMIC_SHARED_BYTES, handle)
+    if launch.shared_bytes > allowed.value:
         driver.call("cuFuncSetAttribute", handle, driver.MAX_DYNAMIC_SHARED_BYTES, launch.shared_bytes)
     if int(np.prod(launch.cluster)) > _PORTABLE_CLUSTER:
         driver.call("cuFuncSetAttribute", handle, driver.NON_PORTABLE_CLUSTER, 1)
