@@ -152,12 +152,13 @@ def test_queries() -> None:
             a_record(run="b", time=times[1], us=3.0),
             a_record(run="b", time=times[2], us=2.0, clock="graph"),
             a_record(run="c", time=times[3], us=None, check=Checked(False, None)),
+            a_record(run="c", time=times[3], us=9.0, metrics={"layers": 8}),
         )
     )
     assert past.newest(kernel="gemv_vectorized").run == "c"
     assert past.newest(kernel="nobody") is None
     assert [r.us for r in past.newest_run(run="b")] == [3.0, 2.0]
-    assert [r.us for r in past.timed(kernel="gemv_vectorized")] == [3.0, 2.0]  # run c has no time
+    assert [r.us for r in past.timed(kernel="gemv_vectorized")] == [3.0, 2.0]  # run c timed a chain alone
     assert [r.us for r in past.timed(clock="cold")] == [3.0]
     assert past.where(on="sim").records == ()
 
