@@ -8,6 +8,7 @@ where it touches memory `marks`, one byte a 32-byte sector of that array.
 from sim.tiles.arithmetic import count_exp, count_fma, dot, fma_tile
 from sim.tiles.chip import Chip
 from sim.tiles.elements import BF16, ELEMENT, FP8, FP16, FP32
+from sim.tiles.groups import load_groups
 from sim.tiles.memory import load_lanes, load_patch, load_vector, store_lanes, store_patch, store_vector
 from sim.tiles.tensor import load_tile, mma, store_tile
 
@@ -22,6 +23,7 @@ __all__ = [
     "count_fma",
     "dot",
     "fma_tile",
+    "load_groups",
     "load_lanes",
     "load_patch",
     "load_tile",

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from sim import int4
 from sim.cache import READ, WRITTEN
 from sim.counts import SECTOR, lane_sectors, row_sectors
 from sim.formats import FORMATS, decode, encode
@@ -13,6 +14,7 @@ from sim.tiles import (
     BF16,
     ELEMENT,
     dot,
+    load_groups,
     load_lanes,
     load_patch,
     load_tile,
@@ -271,3 +273,33 @@ def test_a_perturbed_box_changes_the_counts(grown: int) -> None:
     box = [64, 64]
     box[grown] += 16
     assert (loaded((box[0], box[1])) != loaded((64, 64)))[[TMA_LOAD_BYTES, L2_TO_SM]].all()
+
+
+@given(
+    n=st.integers(1, 70),
+    k=st.integers(1, 40).map(lambda eights: 8 * eights),
+    group=st.sampled_from((32, 64, 128)),
+    zero_points=st.booleans(),
+    corner=st.tuples(st.integers(0, 4), st.integers(0, 2)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_packed_groups_become_the_weights_they_were_packed_from(
+    n: int, k: int, group: int, zero_points: bool, corner: tuple[int, int], seed: int
+) -> None:
+    draw = np.random.default_rng(seed)
+    scale, offset = (draw.integers(-8, 8, (n, -(-k // group))).astype(np.float16) for _ in range(2))
+    weights = int4.Groups(draw.integers(0, 16, (n, k), np.uint8), scale, offset, group, zero_points)
+    w, pairs = int4.pack(weights)
+    row, column = 16 * corner[0], 128 * corner[1]
+    count, marks = fresh(w.nbytes)
+    _, pair_marks = fresh(pairs.nbytes)
+    tile = np.full((32, 128), np.nan, np.float32)
+    load_groups(count, marks, pair_marks, w, pairs, n, k, row, column, tile, group, zero_points)
+    expected = np.zeros((32, 128), np.float32)
+    inside = weights.values[row : row + 32, column : column + 128]
+    expected[: inside.shape[0], : inside.shape[1]] = inside
+    shown = np.arange(row, min(row + 32, n)) - row  # rows beyond the last of a tile are padding
+    assert np.array_equal(tile[shown], expected[shown])
+    tiles = len(range(row, min(row + 32, n), 16))
+    sectors = len(range(column, min(column + 128, k), 64)) * 16 + len(range(column, min(column + 128, k), group)) * 2
+    assert count[LOAD_SECTORS] == tiles * sectors == (marks != 0).sum() + (pair_marks != 0).sum()

@@ -14,7 +14,7 @@ from sim.formats import encode
 from sim.jit import njit, prange
 from sim.launch import Array, Launch, Role
 from sim.machine import Machine
-from sim.tiles import BF16, Chip, load_tile, load_vector, mma, store_patch
+from sim.tiles import BF16, Chip, load_groups, load_tile, mma, store_patch
 
 LANES = 32
 TILE = 16  # rows of w of an mma
@@ -125,13 +125,11 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Mach
     """Clusters walk their blocks; each CTA its parts of x and its warps' steps along k."""
     p, s = launch.problem, launch.schedule
     chip = Chip(launch, machine)
-    x, w, sums = np.zeros((0, 0), np.uint16), np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32)
-    if arrays:
-        x, sums = arrays["x"], np.empty((p.m, p.n), np.float32)
-        w = int4.unpack(arrays["w"], arrays["w_scale"], p.n, p.k, p.group, p.zero_points).values
+    x, w, pairs = (arrays[a.name] if arrays else np.zeros((0,) * len(a.shape), a.storage) for a in launch.arrays[:3])
+    sums = np.empty((p.m, p.n) if arrays else (0, 0), np.float32)
     marks = [chip.marks(name) for name in ("x", "w", "w_scale", "y")]
     tile = (s.block_m, s.rows, s.teams, s.split_k, s.cluster)
-    _grid(chip.count, *marks, x, w, sums, p.m, p.n, p.k, *tile, p.group, *out_of(s))
+    _grid(chip.count, *marks, x, w, pairs, sums, p.m, p.n, p.k, *tile, p.group, p.zero_points, *out_of(s))
     if arrays:
         arrays["y"][...] = encode(sums, p.output)
     return chip.counts()
@@ -139,8 +137,8 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Mach
 
 @njit(cache=True, parallel=True)
 def _grid(
-    count, x_marks, w_marks, scale_marks, y_marks, x, w, y, m, n, k, block_m, rows, teams, split_k, cluster, group,
-    part, width, at_once,
+    count, x_marks, w_marks, scale_marks, y_marks, x, w, pairs, y, m, n, k, block_m, rows, teams, split_k, cluster,
+    group, zero_points, part, width, at_once,
 ):  # fmt: skip
     workers = count.shape[0]
     block_n = TILE * rows * teams
@@ -165,7 +163,9 @@ def _grid(
                 for team in range(teams):
                     top = team * rows * TILE
                     for at in range(first, end, BLOCK_K):
-                        _load(counter, w_marks, scale_marks, w, n, k, row + top, at, w_tile, group)
+                        load_groups(
+                            counter, w_marks, scale_marks, w, pairs, n, k, row + top, at, w_tile, group, zero_points
+                        )
                         x_part = x_slice[:, at - first : at - first + BLOCK_K].T
                         out = total[top : top + TILE * rows]
                         mma(counter, out, w_tile, x_part, n - row - top, m - token, k - at, x.size > 0)
@@ -176,18 +176,3 @@ def _grid(
                     for t in range(0, tokens, at_once):
                         patch = total[c : min(c + width, stop), t : min(t + at_once, tokens)].T
                         store_patch(counter, y_marks, SIZE, y, m, n, token + t, row + c, patch, at_once)
-
-
-@njit(cache=True)
-def _load(count, w_marks, scale_marks, w, n, k, row, column, tile, group):
-    """A step of a warp's row tiles, as float32; zeros outside of w."""
-    packed, groups = -(-k // PACKED_COLUMNS), -(-k // group)
-    for r in range(row, min(row + tile.shape[0], n), TILE):
-        for c in range(column, min(column + BLOCK_K, k), PACKED_COLUMNS):
-            load_vector(count, w_marks, (r // TILE * packed + c // PACKED_COLUMNS) * PACKED_BYTES, PACKED_BYTES)
-        for c in range(column, min(column + BLOCK_K, k), group):
-            load_vector(count, scale_marks, (r // TILE * groups + c // group) * PAIRS_BYTES, PAIRS_BYTES)
-    if w.size > 0:
-        tile[:] = 0
-        height, width = max(min(tile.shape[0], n - row), 0), max(min(BLOCK_K, k - column), 0)
-        tile[:height, :width] = w[row : row + height, column : column + width]

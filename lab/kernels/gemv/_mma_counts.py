@@ -14,7 +14,7 @@ from sim.formats import FORMATS, decode, encode
 from sim.jit import njit, prange
 from sim.launch import Array, Launch, Role
 from sim.machine import Machine
-from sim.tiles import Chip, load_lanes, load_patch, load_vector, mma, store_patch
+from sim.tiles import Chip, load_groups, load_lanes, load_patch, load_vector, mma, store_patch
 
 LANES = 32
 TILE, EIGHT, DEPTH = 16, 8, 16  # of an mma: rows of w, tokens, columns
@@ -124,13 +124,17 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Mach
     chip = Chip(launch, machine)
     nothing = np.zeros((0, 0), np.float32)
     x = decode(arrays["x"], p.activations) if arrays else nothing
-    w = _weights(p, arrays) if arrays else nothing
+    w = decode(arrays["w"], p.weights) if arrays and not p.group else nothing
+    packed, pairs = np.zeros((0, 0, 0), np.uint8), np.zeros((0, 0, 0, 0), np.uint16)
+    if arrays and p.group:
+        packed, pairs = arrays["w"], arrays["w_scale"]
     sums = np.empty((p.m, p.n), np.float32) if arrays else nothing
     names = [a.name for a in launch.arrays if a.role is not Role.OUT or a.name == "y"]
     marks = [chip.marks(name) if name in names else np.zeros(0, np.uint8) for name in ("x", "w", "w_scale", "y")]
     _grid(
-        chip.count, *marks, x, w, sums, p.m, p.n, p.k, FORMATS[p.weights].storage.itemsize, s.block_m, s.rows, s.teams,
-        s.split_k, s.unroll, s.fold, part_columns(p), p.group, p.row_scales, p.scaled and not p.row_scales,
+        chip.count, *marks, x, w, packed, pairs, sums, p.m, p.n, p.k, FORMATS[p.weights].storage.itemsize, s.block_m,
+        s.rows, s.teams, s.split_k, s.unroll, s.fold, part_columns(p), p.group, p.zero_points, p.row_scales,
+        p.scaled and not p.row_scales,
     )  # fmt: skip
     if arrays:
         scaled = sums * arrays["w_scale"] if p.scaled and not p.group else sums
@@ -138,18 +142,10 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Mach
     return chip.counts()
 
 
-def _weights(problem: Linear, arrays: Mapping[str, NDArray]) -> NDArray[np.float32]:
-    """The weights as float32 [n, k]; scales of rows apart."""
-    p = problem
-    if p.group:
-        return int4.unpack(arrays["w"], arrays["w_scale"], p.n, p.k, p.group, p.zero_points).values
-    return decode(arrays["w"], p.weights)
-
-
 @njit(cache=True, parallel=True)
 def _grid(
-    count, x_marks, w_marks, scale_marks, y_marks, x, w, sums, m, n, k, size, block_m, rows, teams, split_k, unroll,
-    fold, part, group, row_scales, tensor_scale,
+    count, x_marks, w_marks, scale_marks, y_marks, x, w, packed, pairs, sums, m, n, k, size, block_m, rows, teams,
+    split_k, unroll, fold, part, group, zero_points, row_scales, tensor_scale,
 ):  # fmt: skip
     workers = count.shape[0]
     tile_rows, run = TILE // fold, fold * part
@@ -173,7 +169,13 @@ def _grid(
                 for warp in range(split_k):
                     for first in range(warp * chunk, k, split_k * chunk):
                         for at in range(first, min(first + chunk, k), run):
-                            _load(counter, w_marks, scale_marks, w, n, k, size, row + top, at, w_tile, group, tile_rows)
+                            if group > 0:
+                                load_groups(
+                                    counter, w_marks, scale_marks, packed, pairs, n, k, row + top, at, w_tile, group,
+                                    zero_points,
+                                )  # fmt: skip
+                            else:
+                                load_patch(counter, w_marks, size, w, n, k, row + top, at, w_tile, tile_rows // 2)
                             _load_x(counter, x_marks, x, m, k, token, tokens, at, x_tile, size, part, group)
                             out = total[top : top + team_rows]
                             mma(counter, out, w_tile, x_tile.T, n - row - top, tokens, k - at, x.size > 0)
@@ -190,24 +192,6 @@ def _grid(
                         load_vector(counter, scale_marks, FLOAT * (row + c), FLOAT * min(width, n - row - c))
                     patch = total[c : c + width, t : min(t + LANES // width, tokens)].T.copy()
                     store_patch(counter, y_marks, SIZE, sums, m, n, token + t, row + c, patch, LANES // width)
-
-
-@njit(cache=True)
-def _load(count, w_marks, scale_marks, w, n, k, size, row, column, tile, group, tile_rows):
-    """A run of a team's row tiles, as float32; zeros outside of w."""
-    if group == 0:
-        load_patch(count, w_marks, size, w, n, k, row, column, tile, tile_rows // 2)
-        return
-    packed, groups = -(-k // int4_columns), -(-k // group)
-    for r in range(row, min(row + tile.shape[0], n), TILE):
-        for c in range(column, min(column + tile.shape[1], k), int4_columns):
-            load_vector(count, w_marks, (r // TILE * packed + c // int4_columns) * int4_bytes, int4_bytes)
-        for c in range(column, min(column + tile.shape[1], k), group):
-            load_vector(count, scale_marks, (r // TILE * groups + c // group) * PAIRS_BYTES, PAIRS_BYTES)
-    if w.size > 0:
-        tile[:] = 0
-        height, width = max(min(tile.shape[0], n - row), 0), max(min(tile.shape[1], k - column), 0)
-        tile[:height, :width] = w[row : row + height, column : column + width]
 
 
 @njit(cache=True)
@@ -228,6 +212,3 @@ def _load_x(count, marks, x, m, k, token, tokens, column, tile, size, part, grou
                     to[:, :width] = x[token + top : token + top + height, at : at + width]
             else:
                 load_patch(count, marks, SIZE, x, token + tokens, k, token + top, at, to, EIGHT)
-
-
-int4_columns, int4_bytes = int4.TILE_COLUMNS, int4.TILE_BYTES
