@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.kernels.gemv._mma_counts import request
+from lab.kernels.gemv._mma_counts import multiply, request
 from lab.problems import Linear
 from sim import int4
 from sim.counts import SECTOR, Counts, row_sectors, sectors
@@ -143,12 +143,13 @@ def _grid(
     workers = count.shape[0]
     block_n = TILE * rows * teams
     steps, blocks = -(-k // BLOCK_K), -(-n // block_n)
-    for worker in prange(workers):
+    ctas = blocks * -(-m // block_m)
+    for worker in prange(min(workers, ctas)):  # the others would only fill their tiles with zeros
         counter = count[worker]
         x_slice = np.zeros((block_m, (-(-steps // cluster)) * BLOCK_K), np.float32)
         w_tile = np.empty((TILE * rows, BLOCK_K), np.float32)
         total = np.empty((block_n, block_m), np.float32)
-        for index in range(worker, blocks * -(-m // block_m), workers):
+        for index in range(worker, ctas, workers):
             row, token = index % blocks * block_n, index // blocks * block_m
             tokens = min(block_m, m - token)
             total[:] = 0
@@ -166,10 +167,12 @@ def _grid(
                         load_groups(
                             counter, w_marks, scale_marks, w, pairs, n, k, row + top, at, w_tile, group, zero_points
                         )
-                        x_part = x_slice[:, at - first : at - first + BLOCK_K].T
+                        x_part = x_slice[:, at - first : at - first + BLOCK_K]
                         out = total[top : top + TILE * rows]
-                        mma(counter, out, w_tile, x_part, n - row - top, m - token, k - at, x.size > 0)
-                        mma(counter, out[:TILE], w_tile[:TILE], x_part, 0, 0, 0, False)  # ones, which sum x
+                        mma(counter, out, w_tile, x_part.T, n - row - top, m - token, k - at, False)
+                        mma(counter, out[:TILE], w_tile[:TILE], x_part.T, 0, 0, 0, False)  # ones, which sum x
+                        if x.size > 0:
+                            multiply(out, w_tile, x_part[:tokens])
             for rank in range(cluster):
                 stop = min((rank + 1) * part, block_n)
                 for c in range(rank * part, stop, width):

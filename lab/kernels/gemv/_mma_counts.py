@@ -14,7 +14,7 @@ from sim.formats import FORMATS, decode, encode
 from sim.jit import njit, prange
 from sim.launch import Array, Launch, Role
 from sim.machine import Machine
-from sim.tiles import Chip, load_groups, load_lanes, load_patch, load_vector, mma, store_patch
+from sim.tiles import Chip, dot, load_groups, load_lanes, load_patch, load_vector, mma, store_patch
 
 LANES = 32
 TILE, EIGHT, DEPTH = 16, 8, 16  # of an mma: rows of w, tokens, columns
@@ -153,12 +153,13 @@ def _grid(
     block_n, chunk = teams * team_rows, unroll * run
     blocks = -(-n // block_n)
     width = min(block_n, LANES)
-    for worker in prange(workers):
+    ctas = blocks * -(-m // block_m)
+    for worker in prange(min(workers, ctas)):  # the others would only fill their tiles with zeros
         counter = count[worker]
         w_tile = np.zeros((team_rows, run), np.float32)
         x_tile = np.zeros((block_m, run), np.float32)
         total = np.empty((block_n, block_m), np.float32)
-        for index in range(worker, blocks * -(-m // block_m), workers):
+        for index in range(worker, ctas, workers):
             row, token = index % blocks * block_n, index // blocks * block_m
             tokens = min(block_m, m - token)
             total[:] = 0
@@ -178,11 +179,13 @@ def _grid(
                                 load_patch(counter, w_marks, size, w, n, k, row + top, at, w_tile, tile_rows // 2)
                             _load_x(counter, x_marks, x, m, k, token, tokens, at, x_tile, size, part, group)
                             out = total[top : top + team_rows]
-                            mma(counter, out, w_tile, x_tile.T, n - row - top, tokens, k - at, x.size > 0)
+                            mma(counter, out, w_tile, x_tile.T, n - row - top, tokens, k - at, False)
                             for _ in range(fold - 1):  # with the parts of k that are not theirs
                                 mma(counter, out, w_tile, x_tile.T, 0, 0, 0, False)
                             if group > 0:
                                 mma(counter, out[:TILE], w_tile[:TILE], x_tile.T, 0, 0, 0, False)  # ones, which sum x
+                            if x.size > 0:
+                                multiply(out, w_tile, x_tile[:tokens])
             if tensor_scale:
                 for _ in range(min(teams * split_k, block_m * block_n // LANES)):
                     load_vector(counter, scale_marks, 0, FLOAT)
@@ -192,6 +195,14 @@ def _grid(
                         load_vector(counter, scale_marks, FLOAT * (row + c), FLOAT * min(width, n - row - c))
                     patch = total[c : c + width, t : min(t + LANES // width, tokens)].T.copy()
                     store_patch(counter, y_marks, SIZE, sums, m, n, token + t, row + c, patch, LANES // width)
+
+
+@njit(cache=True)
+def multiply(total, w, x):
+    """total[row, token] += w x^T: for few tokens, dot products are quicker than the tiles of `mma`."""
+    for r in range(w.shape[0]):
+        for t in range(x.shape[0]):
+            total[r, t] += dot(x, w, t, r, 0, w.shape[1])
 
 
 @njit(cache=True)
