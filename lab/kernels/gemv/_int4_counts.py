@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.kernels.gemv._mma_counts import multiply, request
+from lab.kernels.gemv._mma_counts import PAIRS_BYTES, multiply, packed_sectors, request, tiles_of
 from lab.problems import Linear
-from sim import int4
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.formats import encode
 from sim.jit import njit, prange
@@ -21,13 +20,6 @@ TILE = 16  # rows of w of an mma
 BLOCK_K = 128  # columns of w in a step of a warp
 FLOAT = 4  # bytes of a sum
 SIZE = 2  # bytes of an element of x and of y
-PACKED_COLUMNS, PACKED_BYTES = int4.TILE_COLUMNS, int4.TILE_BYTES  # of a packed tile of w
-PAIRS_BYTES = 64  # scale and offset of a row tile and group
-
-
-def tiles_of(extent: int, block: int) -> int:
-    """How many blocks cover an extent."""
-    return -(-extent // block)
 
 
 def scale_bytes(problem: Linear) -> int:
@@ -66,7 +58,7 @@ def theory(problem: Linear, schedule: Any) -> Counts:
     p, s = problem, schedule
     blocks, token_blocks = tiles_of(p.n, s.block_n), tiles_of(p.m, s.block_m)
     y = _out_sectors(p, s)
-    loads = token_blocks * _weight_sectors(p)
+    loads = token_blocks * packed_sectors(p)
     row_bytes = SIZE * p.k
     x = blocks * sum(row_sectors(p.m, row_bytes, SIZE * at, SIZE * width) for at, width in parts_of_x(p, s))
     depth = tiles_of(p.k, BLOCK_K) * BLOCK_K
@@ -87,13 +79,6 @@ def theory(problem: Linear, schedule: Any) -> Counts:
 
 def _inputs(problem: Linear) -> list[Array]:
     return [Array(name, Role.IN, *operand) for name, operand in problem.operands.items()]
-
-
-def _weight_sectors(problem: Linear) -> int:
-    """Of w, and of the scales of its groups, read once."""
-    p = problem
-    row_tile = PACKED_BYTES * tiles_of(p.k, PACKED_COLUMNS) + PAIRS_BYTES * tiles_of(p.k, p.group)
-    return tiles_of(p.n, TILE) * row_tile // SECTOR
 
 
 def _out_sectors(problem: Linear, schedule: Any) -> int:

@@ -25,6 +25,11 @@ PIECE = 16  # bytes of x that four lanes load at once beside packed weights, and
 PAIRS_BYTES = 64  # scale and offset of a row tile and group
 
 
+def tiles_of(extent: int, block: int) -> int:
+    """How many blocks cover an extent."""
+    return -(-extent // block)
+
+
 def part_columns(problem: Linear) -> int:
     """Columns of w in a part of a run: 64 bytes of each row, or two tiles of packed int4."""
     return 2 * int4.TILE_COLUMNS if problem.group else PART_BYTES // FORMATS[problem.weights].storage.itemsize
@@ -54,12 +59,18 @@ def theory(problem: Linear, schedule: Any) -> Counts:
     )
 
 
+def packed_sectors(problem: Linear) -> int:
+    """Of packed weights with the scales and offsets of their groups, read once."""
+    p = problem
+    row_tile = int4.TILE_BYTES * tiles_of(p.k, int4.TILE_COLUMNS) + PAIRS_BYTES * tiles_of(p.k, p.group)
+    return tiles_of(p.n, TILE) * row_tile // SECTOR
+
+
 def _weight_sectors(problem: Linear, schedule: Any) -> int:
     """Of w, and of the scales of its groups, read once."""
     p = problem
     if p.group:
-        tile = int4.TILE_BYTES * -(-p.k // int4.TILE_COLUMNS) + PAIRS_BYTES * -(-p.k // p.group)
-        return -(-p.n // TILE) * tile // SECTOR
+        return packed_sectors(p)
     row, span = p.k * FORMATS[p.weights].storage.itemsize, PART_BYTES * schedule.fold
     if row <= span:  # rows adjoin, and a request counts a sector that two of them share once
         return sectors(0, p.n * row)

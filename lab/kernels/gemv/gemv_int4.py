@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from lab.kernel import Solves, require_choice, require_resident, require_shared
 from lab.kernels import _clusters, _linear
 from lab.kernels.gemv import _int4_counts
-from lab.kernels.gemv._int4_counts import BLOCK_K, FLOAT, LANES, SIZE, TILE, scale_bytes, tiles_of
+from lab.kernels.gemv._int4_counts import BLOCK_K, FLOAT, LANES, SIZE, TILE, scale_bytes
+from lab.kernels.gemv._mma_counts import tiles_of
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.errors import ScheduleError

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from lab.kernel import Solves, require_choice, require_resident
 from lab.kernels import _linear
 from lab.kernels.gemv import _mma_counts
+from lab.kernels.gemv._mma_counts import tiles_of
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.errors import ScheduleError
@@ -188,11 +189,6 @@ def _instructions(problem: Linear, schedule: Schedule) -> float:
     widen = 18 * steps if FORMATS[p.weights].bits == 8 else 0
     x = s.fold * tokens * (2 if widen else 1)
     return 2 + widen + steps * s.fold * tokens + (x + 16 / s.unroll) / s.rows
-
-
-def tiles_of(extent: int, block: int) -> int:
-    """How many blocks cover an extent."""
-    return -(-extent // block)
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
