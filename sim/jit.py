@@ -1,15 +1,21 @@
-"""Numba as the simulators use it: `njit` and `prange`, with a cache that notices every edit.
+"""Numba as the simulators use it: `njit` and `prange`, with a cache that knows code by its content.
 
-Numba looks for an edit in the file that defines a compiled function, not in the files of what it calls. So its cache
-lies in a folder named after the code of all primitives; a folder that cannot be written falls back to Numba's own.
+Numba looks for an edit in the file that defines a compiled function, not in the files of what it calls, and keeps a
+cache for each folder that a file lies in. Here an entry is named after the text of a file and of all files of the
+simulated chip and of the kernels that it imports: an edit anywhere among them is seen, and all checkouts share what is
+alike. A folder that cannot be written falls back to Numba's own.
 """
 
 import hashlib
 import os
+import re
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numba
 from numba import njit, prange
+from numba.core.caching import CacheImpl, UserProvidedCacheLocator
 
 from sim.folders import cache_path
 
@@ -19,13 +25,51 @@ __all__ = ["njit", "prange"]
 # busy. GNU OpenMP, under Numba, reads this when the first parallel function runs.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+_ROOT = Path(__file__).resolve().parent.parent
+_IMPORTS = re.compile(r"^from ((?:sim|lab\.kernels)[\w.]*) import \(?([\w, \n]+)", re.MULTILINE)
 
-def _digest() -> str:
+
+@cache
+def _own(path: Path) -> tuple[bytes, frozenset[Path]]:
+    """(text, files of compiled code that it imports)."""
+    text = path.read_text()
+    found = set()
+    for module, names in _IMPORTS.findall(text):
+        stem = _ROOT / module.replace(".", "/")
+        inside = [stem / f"{name.strip().split(' ')[0]}.py" for name in names.split(",")]
+        found |= {file for file in (stem.with_suffix(".py"), stem / "__init__.py", *inside) if file.exists()}
+    return text.encode(), frozenset(found)
+
+
+@cache
+def content(path: Path) -> str:
+    """A digest of a file and of all that it imports of sim and lab.kernels."""
+    seen, left = {path}, [path]
+    while left:
+        new = _own(left.pop())[1] - seen
+        seen |= new
+        left += new
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
+    for file in sorted(seen, key=lambda file: os.path.relpath(file, _ROOT)):
+        digest.update(_own(file)[0])
     return digest.hexdigest()[:16]
 
 
-if not numba.config.CACHE_DIR:  # NUMBA_CACHE_DIR
-    numba.config.CACHE_DIR = str(cache_path() / "numba" / _digest())
+class ContentLocator(UserProvidedCacheLocator):
+    """The cache entries of a file of this project, by its content; Numba's own locators serve every other file."""
+
+    def __init__(self, py_func: Any, py_file: str) -> None:
+        super().__init__(py_func, py_file)
+        path = Path(py_file).resolve()
+        self._cache_path = str(cache_path() / "numba" / f"{path.stem}-{content(path)}")
+
+    def get_source_stamp(self) -> str:
+        return Path(self._cache_path).name
+
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> Any:
+        ours = _ROOT in Path(py_file).resolve().parents and not numba.config.CACHE_DIR  # NUMBA_CACHE_DIR
+        return super(UserProvidedCacheLocator, cls).from_function(py_func, py_file) if ours else None
+
+
+CacheImpl._locator_classes.insert(0, ContentLocator)
