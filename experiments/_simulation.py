@@ -1,23 +1,18 @@
 """A kernel on the simulated chip, checked: all of it where that is quick, else all counts and the numbers of a part."""
 
-from dataclasses import dataclass, replace
-from functools import reduce
-from operator import add
+from dataclasses import dataclass
 from typing import Any
 
 import lab
 from lab.kernel import Kernel
-from lab.problems import Linear, Problem
+from lab.problems import Problem
 from lab.verify import Check, simulator
 from sim.counts import Counts, disagreements
 from sim.errors import InputError
 from sim.machine import Machine
-from sim.predict import predict_us
 
 BUDGET = 6.0  # seconds of simulated arithmetic that a check may cost
 _TENSOR_RATE, _SCALAR_RATE = 5e10, 1e9  # FLOP/s of the simulated chip on two cores
-_PART_ELEMENTS = 2**26  # of each array of a part: it is drawn, decoded and multiplied in float64
-_TILE = 128  # a part keeps this remainder, so that it has the same ragged edge
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,7 @@ class Simulation:
         """What was not computed, in one sentence; empty where everything was."""
         if self.part == self.problem:
             return ""
-        names = [name for name in ("m", "n", "k") if getattr(self.part, name) != getattr(self.problem, name)]
+        names = [name for name in self.problem.EXTENTS if getattr(self.part, name) != getattr(self.problem, name)]
         size = ", ".join(f"{name} = {getattr(self.part, name):,} of {getattr(self.problem, name):,}" for name in names)
         return f"counts are of the whole problem; numbers were computed and checked for a part of it ({size})"
 
@@ -58,7 +53,7 @@ def simulate(
     require_arch(kernel, machine)
     require_room(problem, machine)
     theory = kernel.module.theory(problem, schedule, machine)
-    part = affordable_part(problem, theory, budget_s)
+    part = problem.part(budget_s * (_TENSOR_RATE if theory.mma_flops else _SCALAR_RATE))
     verified = lab.verify(kernel, part, schedule, machine, simulator(kernel, machine), seed)
     whole, predicted = count(kernel, problem, schedule, machine)
     return Simulation(
@@ -77,34 +72,7 @@ def simulate(
 def count(kernel: Kernel, problem: Problem, schedule: Any, machine: Machine) -> tuple[Counts, float]:
     """(counts, predicted microseconds) of all launches of a kernel, without numbers."""
     launches = kernel.launches(problem, schedule, machine)
-    counts = [kernel.module.simulate(launch, None, machine) for launch in launches]
-    predicted = sum(
-        predict_us(counted, problem.activations, machine, launch.ctas)
-        for counted, launch in zip(counts, launches, strict=True)
-    )
-    return reduce(add, counts), predicted
-
-
-def affordable_part(problem: Problem, theory: Counts, budget_s: float) -> Problem:
-    """The problem itself, or for a linear layer its first rows and columns, as many as the budget pays for.
-
-    Every output element depends on one row of x and one of w alone, so a part is computed as in the whole.
-    """
-    if not isinstance(problem, Linear):
-        return problem
-    flops = budget_s * (_TENSOR_RATE if theory.mma_flops else _SCALAR_RATE)
-    n = _shrink(problem.n, _PART_ELEMENTS // problem.k)
-    m = _shrink(problem.m, min(_PART_ELEMENTS // max(problem.k, n), int(flops // (2 * n * problem.k))))
-    n = _shrink(n, int(flops // (2 * m * problem.k)))
-    return replace(problem, m=m, n=n)
-
-
-def _shrink(extent: int, most: int) -> int:
-    """At most `most`, with the remainder of `extent` by a tile; but no less than one tile and that remainder."""
-    if extent <= most:
-        return extent
-    remainder = extent % _TILE
-    return min(extent, max(1, (most - remainder) // _TILE) * _TILE + remainder)
+    return kernel.count(problem, schedule, machine), kernel.predicted_us(problem, schedule, launches, machine)
 
 
 def require_arch(kernel: Kernel, machine: Machine) -> None:

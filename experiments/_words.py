@@ -9,6 +9,7 @@ from sim.errors import InputError
 T = TypeVar("T")
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_NUMBERS = {int: "an integer", float: "a number"}
 _SHOWN = 40  # characters of a bad value that an error repeats
 
 
@@ -37,9 +38,13 @@ def parse(what: type[T], words: Sequence[str], defaults: Mapping[str, Any] | Non
 
 def spell(values: Mapping[str, Any]) -> str:
     """The words that stand for these values."""
-    return " ".join(
-        f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in values.items()
-    )
+    return " ".join(f"{name}={_spelled(value)}" for name, value in values.items())
+
+
+def _spelled(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(_spelled, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _value(name: str, text: str, type_: Any) -> Any:
@@ -47,11 +52,13 @@ def _value(name: str, text: str, type_: Any) -> Any:
         if text.lower() not in _BOOLEANS:
             raise InputError(f"{name} takes true or false; got {_short(text)}")
         return _BOOLEANS[text.lower()]
-    if type_ is int:
+    if type_ == tuple[int, ...]:
+        return tuple(_value(name, part, int) for part in text.split(",") if part)
+    if type_ in _NUMBERS:
         try:
-            return int(text)
+            return type_(text)
         except ValueError:
-            raise InputError(f"{name} takes an integer; got {_short(text)}") from None
+            raise InputError(f"{name} takes {_NUMBERS[type_]}; got {_short(text)}") from None
     return text
 
 

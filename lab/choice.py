@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from lab import catalog, tuned
 from lab.kernel import Kernel, parse_schedule
-from lab.problems import Linear
+from lab.problems import Problem
 from sim.errors import InputError, ScheduleError
 from sim.launch import Launch
 from sim.machine import Machine
@@ -23,7 +23,7 @@ class Guess(NamedTuple):
     launches: tuple[Launch, ...]
 
 
-def choose(problem: Linear, machine: Machine) -> tuple[Kernel, Any, tuple[Launch, ...]]:
+def choose(problem: Problem, machine: Machine) -> tuple[Kernel, Any, tuple[Launch, ...]]:
     """The kernel, schedule and launches for a problem on a machine.
 
     They are the tuned table's; where it has none that still runs, those of the smallest predicted time among the best
@@ -43,13 +43,13 @@ def choose(problem: Linear, machine: Machine) -> tuple[Kernel, Any, tuple[Launch
     return best.kernel, best.schedule, best.launches
 
 
-def is_solvable(problem: Linear, machine: Machine) -> bool:
+def is_solvable(problem: Problem, machine: Machine) -> bool:
     """Whether any kernel takes the problem on the machine."""
     kernels = [kernel for kernel in catalog.kernels() if kernel.solves.runs_on(machine.arch)]
     return any(kernel.solves.refusal(problem) is None for kernel in kernels)
 
 
-def best_guesses(problem: Linear, machine: Machine) -> list[Guess]:
+def best_guesses(problem: Problem, machine: Machine) -> list[Guess]:
     """Every kernel's best guess; raises InputError, with each kernel's reason, where none takes the problem."""
     found, reasons = [], []
     for kernel in catalog.kernels():
@@ -68,7 +68,7 @@ def best_guesses(problem: Linear, machine: Machine) -> list[Guess]:
     return found
 
 
-def contenders(problem: Linear, machine: Machine) -> Iterator[tuple[Kernel, Any]]:
+def contenders(problem: Problem, machine: Machine) -> Iterator[tuple[Kernel, Any]]:
     """(kernel, schedule): all candidates of the kernels that a search must try, whichever they improve on."""
     guesses = best_guesses(problem, machine)
     limit = CONTENDING * min(guess.us for guess in guesses)
@@ -77,11 +77,12 @@ def contenders(problem: Linear, machine: Machine) -> Iterator[tuple[Kernel, Any]
             yield from ((guess.kernel, schedule) for schedule in legal_candidates(guess.kernel, problem, machine))
 
 
-def legal_candidates(kernel: Kernel, problem: Linear, machine: Machine) -> Iterator[Any]:
+def legal_candidates(kernel: Kernel, problem: Problem, machine: Machine) -> Iterator[Any]:
     """The candidates of one kernel that fit the problem, each once."""
-    for schedule in dict.fromkeys(kernel.module.candidates(problem, machine)):
+    envelope = problem.envelope()
+    for schedule in dict.fromkeys(kernel.module.candidates(envelope, machine)):
         with suppress(ScheduleError):
-            schedule.fits(problem, machine)
+            schedule.fits(envelope, machine)
             yield schedule
 
 

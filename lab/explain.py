@@ -44,9 +44,9 @@ class Explanation:
 def explain(problem: Question, machine: Machine = H100) -> Explanation:
     """Weigh a linear layer, an attention or a whole model on a machine.
 
-    The unit is that of the problem's activations; a whole model is taken as one launch, which no version of it can
+    A whole model is taken as one launch, which no version of it can
     undercut. Raises InputError where the machine has no such unit.
     """
     total = problem.bytes["total"]
-    placed = roofline(problem.flops, total, problem.activations, machine)
+    placed = roofline(problem.flops, total, problem.unit, machine)
     return Explanation(problem, machine, placed, total <= machine.hbm_bytes)

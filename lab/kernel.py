@@ -3,14 +3,16 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
+from functools import reduce
 from inspect import getmembers
 from math import lcm
+from operator import add
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 from numpy.typing import NDArray
 
-from lab.problems import Linear, Problem
+from lab.problems import Problem
 from sim.counts import Counts
 from sim.errors import InputError, ScheduleError
 from sim.formats import FORMATS
@@ -18,58 +20,48 @@ from sim.launch import Launch, TensorMap
 from sim.machine import Machine
 from sim.predict import predict_us
 
-OPTIONS = ("output", "scales", "accumulate", "epilogue", "offset")  # fields of Linear that have a usual value
-
 
 @dataclass(frozen=True)
 class Solves:
-    """Which problems a kernel takes: kind, weight formats, divisibility, the GPU architecture it needs.
+    """Which problems a kernel takes: kind, formats, divisibility, the GPU architecture it needs.
 
-    Activations come in the weights' own format where they must be `alike`, else in the one that the weights imply.
-    `options` are the unusual values it takes of the problem's further fields. `row_bytes` divides the bytes of every
-    row of x, w and y; `multiple_of` divides extents.
+    `formats` are those of the problem's FORMAT field. Options have the value that the format implies, with activations
+    in that format itself where they must be `alike`; `options` are the unusual values it takes besides. `row_bytes`
+    divides the bytes of every row of the problem's arrays; `multiple_of` divides extents.
     `after` names the kernel it improves on. `facts` are the problem's properties that the device code is compiled
     for; a format name becomes a C++ type, an integer or a flag a constant.
     """
 
     problem: type[Problem]
-    weights: tuple[str, ...]
+    formats: tuple[str, ...]
     arch: str
     multiple_of: Mapping[str, int] = field(default_factory=dict)
     row_bytes: int = 1
     why_multiple: str = ""
     after: str | None = None
     alike: bool = False
-    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     facts: tuple[str, ...] = ("weights", "activations", "output")
 
     def multiples(self, problem: Problem) -> dict[str, int]:
         """What each extent must be a multiple of, for the formats of a problem."""
         found = dict(self.multiple_of)
-        if isinstance(problem, Linear) and self.row_bytes > 1:
-            per_row = {name: 8 * self.row_bytes // FORMATS[name].bits for name in FORMATS}
-            rows_of_w = 1 if problem.group else per_row[problem.weights]  # groups are packed in tiles
-            deep = max(per_row[problem.activations], rows_of_w)
-            wide = per_row[problem.output] * (2 if problem.swiglu else 1)
-            found |= {"k": lcm(found.get("k", 1), deep), "n": lcm(found.get("n", 1), wide)}
+        for name, divisor in (problem.multiples(self.row_bytes) if self.row_bytes > 1 else {}).items():
+            found[name] = lcm(found.get(name, 1), divisor)
         return found
 
     def refusal(self, problem: Problem) -> str | None:
         """One sentence why this kernel cannot take the problem, or None."""
         if not isinstance(problem, self.problem):
             return f"solves {self.problem.kind} problems, not {problem.kind}"
-        if problem.weights not in self.weights:
-            return f"takes weights in {' or '.join(self.weights)}, not {problem.weights}"
-        if isinstance(problem, Linear):
-            extents = problem.m, problem.n, problem.k
-            expected = problem.weights if self.alike else Linear(*extents, problem.weights).activations
-            usual = Linear(*extents, problem.weights, expected)
-            if problem.activations != expected:
-                return f"takes activations in {expected} with weights in {problem.weights}, not {problem.activations}"
-            for name in OPTIONS:
-                value, taken = getattr(problem, name), self.options.get(name, ())
-                if value not in (getattr(usual, name), *taken):
-                    return f"takes {name} {' or '.join((getattr(usual, name), *taken))}, not {value}"
+        form = getattr(problem, problem.FORMAT)
+        if form not in self.formats:
+            return f"takes {problem.FORMAT} in {' or '.join(self.formats)}, not {form}"
+        usual = problem.usual(self.alike)
+        for name in problem.OPTIONS:
+            value, taken = getattr(problem, name), (getattr(usual, name), *self.options.get(name, ()))
+            if value not in taken:
+                return f"takes {name} {' or '.join(map(str, taken))} with {problem.FORMAT} in {form}, not {value}"
         for name, divisor in self.multiples(problem).items():
             if getattr(problem, name) % divisor:
                 value = getattr(problem, name)
@@ -101,13 +93,16 @@ class KernelModule(Protocol):
         """Legal schedules worth trying, best guess first."""
 
     def launch(self, problem: Any, schedule: Any, machine: Machine) -> tuple[Launch, ...]:
-        """The launches that solve the problem, in order."""
+        """The launches that solve every problem within an envelope, in order."""
 
     def theory(self, problem: Any, schedule: Any, machine: Machine) -> Counts:
         """Closed-form counts of all launches together."""
 
-    def simulate(self, launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
-        """Run one launch's tile schedule on the CPU: write the output arrays, or only count where `arrays` is None."""
+    def simulate(self, launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
+        """Run one launch's tile schedule on the CPU and write the output arrays.
+
+        Where `arrays` holds the problem's index arrays alone, or nothing if it has none, only count.
+        """
 
 
 @runtime_checkable
@@ -145,22 +140,28 @@ class Kernel:
     def best_guess(self, problem: Problem, machine: Machine) -> Any:
         """The first candidate schedule; raises InputError or ScheduleError where there is none."""
         self.require(problem)
-        for schedule in self.module.candidates(problem, machine):
+        for schedule in self.module.candidates(problem.envelope(), machine):
             return schedule
         raise ScheduleError(f"{self.name} has no legal schedule for {problem} on the {machine.title}")
 
     def launches(self, problem: Problem, schedule: Any, machine: Machine) -> tuple[Launch, ...]:
         """The checked launches: raises InputError or ScheduleError before anything runs."""
         self.require(problem)
-        schedule.fits(problem, machine)
-        return self.module.launch(problem, schedule, machine)
+        envelope = problem.envelope()
+        schedule.fits(envelope, machine)
+        return self.module.launch(envelope, schedule, machine)
+
+    def count(self, problem: Problem, schedule: Any, machine: Machine) -> Counts:
+        """What the tile simulator counts of all launches together, without numbers."""
+        launches = self.launches(problem, schedule, machine)
+        return reduce(add, (self.module.simulate(launch, problem.indices(), machine) for launch in launches))
 
     def predicted_us(self, problem: Problem, schedule: Any, launches: tuple[Launch, ...], machine: Machine) -> float:
         """Microseconds of all launches: the kernel's own model, else what their closed-form counts predict."""
         if isinstance(self.module, Predicts):
             return self.module.predicted_us(problem, schedule, machine)
         theory = self.module.theory(problem, schedule, machine)
-        return predict_us(theory, problem.activations, machine, sum(launch.ctas for launch in launches))
+        return predict_us(theory, problem.unit, machine, sum(launch.ctas for launch in launches))
 
 
 def parse_schedule(kernel: Kernel, text: str, problem: Problem, machine: Machine) -> Any:

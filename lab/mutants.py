@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from lab.compile import compile_launch
 from lab.kernel import Kernel
 from lab.problems import Problem
-from lab.verify import compare_with, guarded_array, guards_intact, workspaces
+from lab.verify import compare, guarded_outputs, guards_intact, workspaces
 from sim.counts import Counts, disagreements
 from sim.emulator import EmulatorError, Hazard, run
 from sim.emulator.mutants import mutants
-from sim.launch import Launch, Role, TensorMap
+from sim.launch import Launch, TensorMap
 from sim.machine import Machine
 
 _NO_BOX = 16  # bytes: the unit of a bulk copy, for a launch without tensor maps
@@ -111,7 +111,7 @@ class _Bench:
 
     def run(self, ptx: Sequence[str], seed: int, max_steps: int = 1 << 34, check: bool = True) -> _Outcome:
         """The launches, one after the other, with these modules."""
-        guarded = {a.name: guarded_array(a) for lau in self.launches for a in lau.arrays if a.role is Role.OUT}
+        guarded = guarded_outputs(self.launches)
         written = {**workspaces(self.launches), **{name: inside for name, (_, inside) in guarded.items()}}
         arrays: dict[str, NDArray] = {**self._inputs, **written}
         done = [
@@ -123,7 +123,7 @@ class _Bench:
             hazards=tuple(hazard for one in done for hazard in one.hazards),
             counts=reduce(add, (one.counts for one in done)),
             outputs={name: array.tobytes() for name, array in written.items()},
-            passed=compare_with(self._expected, arrays["y"], self._problem.output, intact).passed,
+            passed=compare(self._problem, self._expected, arrays, intact).passed,
             steps=sum(one.statistics.warp_instructions for one in done),
             order=sum(one.order for one in done),
         )

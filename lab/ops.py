@@ -225,10 +225,10 @@ def _problem(request: Request) -> Linear:
     if problem.activations != x_format:
         raise InputError(f"w in {w_format} needs x in {problem.activations}; x is in {x_format}")
     y_shape = (*x_shape[:-1], problem.columns)
-    wanted = {**problem.operands, "y": (y_shape, problem.output)}
+    wanted = {**{name: o[:2] for name, o in problem.inputs.items()}, "y": (y_shape, problem.output)}
     if unwanted := [name for name in kinds if name not in wanted]:
         raise InputError(f"{unwanted[0]} has no place here: x is in {x_format}, w in {w_format}, y in {problem.output}")
-    if missing := [name for name in problem.operands if name not in kinds]:
+    if missing := [name for name in problem.inputs if name not in kinds]:
         raise InputError(f"{missing[0]} must be given where other scales are")
     for name in kinds.keys() - {"x", "w"}:
         have, (shape, form) = kinds[name], wanted[name]
@@ -279,8 +279,8 @@ def _plan(request: Request, _stream: int) -> Plan:
     prepared = Prepared(launches, target)
     scratch = device_workspaces(launches)
     prepared.bind({name: array.data.ptr for name, array in scratch.items()})
-    described = {**problem.operands, "y": ((problem.m, problem.columns), problem.output)}
-    return Plan(problem, prepared, scratch, Lock(), {name: _nbytes(*known) for name, known in described.items()})
+    described = {**problem.inputs, **problem.outputs}
+    return Plan(problem, prepared, scratch, Lock(), {name: operand.nbytes for name, operand in described.items()})
 
 
 @lru_cache(maxsize=1024)
@@ -291,8 +291,8 @@ def _simulated(problem: Linear) -> tuple[Kernel, tuple[Launch, ...]]:
 
 def _simulate(problem: Linear, arrays: dict[str, Any]) -> None:
     kernel, launches = _simulated(problem)
-    described = {**problem.operands, "y": ((problem.m, problem.columns), problem.output)}
-    bits = {n: arrays[n].view(FORMATS[form].storage).reshape(shape) for n, (shape, form) in described.items()}
+    described = {**problem.inputs, **problem.outputs}
+    bits = {name: arrays[name].view(operand.storage).reshape(operand.shape) for name, operand in described.items()}
     simulator(kernel, H100)(launches, {**bits, **workspaces(launches)})
 
 

@@ -57,7 +57,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     power_w: float | None = None
     experiment: str | None = None
     kernel: str | None = None
-    problem: dict[str, Value] | None = None
+    problem: dict[str, Value | list[Value]] | None = None
     schedule: dict[str, int | str] | None = None
     clock: Literal["cold", "graph"] | None = None
     us: float | None = None

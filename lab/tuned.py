@@ -1,7 +1,8 @@
 """What searches on real cards found: the best kernel and schedule of each problem class, in the committed tuned.jsonl.
 
-A class is a machine and a linear layer as records describe it, m rounded up to a power of two: tuned at m = 512, an
-entry serves m = 257 to 512. One JSON object a line, sorted, one line a class.
+A class is a machine and what problems share that one search serves (`Problem.tuned_class`), such as a linear layer with
+m rounded up to a power of two: tuned at m = 512, an entry serves m = 257 to 512. One JSON object a line, sorted, one
+line a class.
 """
 
 import os
@@ -13,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from lab.problems import Linear
+from lab.problems import Problem
 from lab.record import Record
 from sim.errors import EnvironmentFailure, InputError
 from sim.machine import Machine
@@ -44,18 +45,12 @@ class Entry(msgspec.Struct, frozen=True):
         return " ".join([self.machine, *words, *(f"{name}={value:010}" for name, value in extents.items())])
 
 
-def class_of(problem: Linear) -> dict[str, Value]:
-    """Extents, weights and the unusual fields of a problem, m rounded up to a power of two."""
-    fields = {name: value for name, value in problem.as_dict().items() if name != "kind"}
-    return {**fields, "m": 1 << (problem.m - 1).bit_length()}
-
-
-def lookup(problem: Linear, machine: Machine) -> tuple[str, dict[str, Value]] | None:
+def lookup(problem: Problem, machine: Machine) -> tuple[str, dict[str, Value]] | None:
     """(kernel name, schedule fields) of the problem's class on a machine, or None; raises InputError as `load` does."""
     return _winners(TABLE).get(_key(problem, machine))
 
 
-def winner(records: Sequence[Record], problem: Linear) -> Entry | None:
+def winner(records: Sequence[Record], problem: Problem) -> Entry | None:
     """The fastest kernel among the records of a search's last race; None where none has a time."""
     final = [r for r in records if r.metrics.get("stage") == FINAL and r.schedule is not None and r.us is not None]
     if not final:
@@ -63,7 +58,7 @@ def winner(records: Sequence[Record], problem: Linear) -> Entry | None:
     best = min(final, key=lambda r: r.us or 0.0)
     return Entry(
         machine=best.machine,
-        problem_class=class_of(problem),
+        problem_class=problem.tuned_class(),
         kernel=best.kernel or "",
         schedule=best.schedule or {},
         us=round(best.us or 0.0, 3),
@@ -110,6 +105,6 @@ def _winners(path: Path) -> dict[str, tuple[str, dict[str, Value]]]:
     return {entry.key: (entry.kernel, entry.schedule) for entry in load(path)}
 
 
-def _key(problem: Linear, machine: Machine) -> str:
+def _key(problem: Problem, machine: Machine) -> str:
     blank: dict[str, Any] = {"kernel": "", "schedule": {}, "us": 0.0, "run": "", "commit": "", "card": ""}
-    return Entry(machine=machine.name, problem_class=class_of(problem), **blank).key
+    return Entry(machine=machine.name, problem_class=problem.tuned_class(), **blank).key

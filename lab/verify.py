@@ -1,9 +1,9 @@
 """Is a kernel right? Its result against the reference and its counts against theory, on any chip."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import reduce
-from math import inf, isfinite
+from math import inf, isfinite, prod
 from operator import add
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import Kernel
-from lab.problems import Problem
+from lab.problems import Estimate, Problem
 from sim.counts import Counts, disagreements
 from sim.formats import decode
 from sim.launch import Array, Launch, Role
@@ -24,9 +24,10 @@ GUARD = 64  # elements before and after every output, which no kernel may touch
 
 @dataclass(frozen=True)
 class Check:
-    """A result compared with its reference; `error` is the largest |difference| / bound and passes up to 1.
+    """Outputs compared with their references; `error` is the largest |difference| / bound and passes up to 1.
 
-    `relative_error` is ||y - reference|| / ||reference||, in the Euclidean norm over all elements.
+    `first_mismatch` is an index into the output called `mismatched`. `relative_error` is ||y - reference|| /
+    ||reference|| of the output in which it is largest, in the Euclidean norm over all elements.
     """
 
     error: float
@@ -35,6 +36,7 @@ class Check:
     guards_intact: bool
     rows_checked: int
     relative_error: float
+    mismatched: str = ""
 
     @property
     def passed(self) -> bool:
@@ -77,13 +79,12 @@ def verify(
     """
     launches = kernel.launches(problem, schedule, machine)
     inputs = problem.draw(np.random.default_rng(seed))
-    outputs = {a.name: a for launch in launches for a in launch.arrays if a.role is Role.OUT}
-    guarded = {name: guarded_array(a) for name, a in outputs.items()}
-    arrays = {**inputs, **workspaces(launches), **{name: inside for name, (_, inside) in guarded.items()}}
-    counted = execute(launches, arrays)
+    guarded = guarded_outputs(launches)
+    outputs = {name: inside for name, (_, inside) in guarded.items()}
+    counted = execute(launches, {**inputs, **workspaces(launches), **outputs})
     theory = kernel.module.theory(problem, schedule, machine)
     intact = all(guards_intact(whole) for whole, _ in guarded.values())
-    check = compare(problem, inputs, arrays["y"], intact)
+    check = compare(problem, problem.reference(inputs), outputs, intact)
     return Verification(kernel.name, problem, schedule, check, theory, counted, disagreements(theory, counted))
 
 
@@ -92,38 +93,75 @@ def workspaces(launches: tuple[Launch, ...]) -> dict[str, NDArray]:
     return {a.name: np.zeros(a.shape, a.storage) for lau in launches for a in lau.arrays if a.role is Role.WORKSPACE}
 
 
+def guarded_outputs(launches: tuple[Launch, ...]) -> dict[str, tuple[NDArray, NDArray]]:
+    """(whole, inside) of every output of the launches."""
+    return {a.name: guarded_array(a) for launch in launches for a in launch.arrays if a.role is Role.OUT}
+
+
 def guarded_array(array: Array) -> tuple[NDArray, NDArray]:
     """(whole, inside): an output filled with NaN bits between two guard bands of the same bits."""
-    size = int(np.prod(array.shape))
+    size = prod(array.shape)
     whole = np.full((size + 2 * GUARD) * array.storage.itemsize, 0xFF, np.uint8).view(array.storage)
     return whole, whole[GUARD : GUARD + size].reshape(array.shape)
 
 
 def guards_intact(whole: NDArray) -> bool:
     """Whether nothing wrote outside the output."""
-    bits = whole.view(np.uint8)
-    edge = GUARD * whole.itemsize
-    return bool((bits[:edge] == 0xFF).all() and (bits[-edge:] == 0xFF).all())
+    return _poison(whole[:GUARD]) and _poison(whole[-GUARD:])
 
 
-def compare(problem: Problem, inputs: Mapping[str, NDArray], y: NDArray, intact: bool = True) -> Check:
-    """Elementwise comparison of an output with the problem's reference; NaN and poison never pass."""
-    return compare_with(problem.reference(inputs), y, problem.output, intact)
+def compare(
+    problem: Problem, expected: Mapping[str, Estimate], outputs: Mapping[str, NDArray], intact: bool = True
+) -> Check:
+    """All outputs of a problem, the poisoned storage that a kernel wrote, beside what is expected of them.
+
+    Behind the rows that the problem has, all must still be poison.
+    """
+    checks = []
+    for name, operand in problem.outputs.items():
+        intact &= _poison(outputs[name][problem.rows :])
+        checks.append(compare_output(expected[name], outputs[name][: problem.rows], operand.format, name))
+    return replace(joined(checks), guards_intact=intact)
 
 
-def compare_with(expected: tuple[NDArray, NDArray], y: NDArray, output: str, intact: bool = True) -> Check:
-    """Elementwise comparison of an output of that format with (reference, bound), computed once for many outputs."""
+def joined(checks: Sequence[Check]) -> Check:
+    """The checks of several outputs as one."""
+    first = next((check for check in checks if check.first_mismatch is not None), checks[0])
+    return replace(
+        first,
+        error=max(check.error for check in checks),
+        mismatches=sum(check.mismatches for check in checks),
+        guards_intact=all(check.guards_intact for check in checks),
+        relative_error=max(check.relative_error for check in checks),
+    )
+
+
+def compare_output(expected: Estimate, found: NDArray, form: str, name: str = "") -> Check:
+    """Elementwise comparison of an output in a format with its reference; poison never passes.
+
+    Where the reference is infinite or NaN, so must the output be.
+    """
     reference, bound = expected
-    difference = np.abs(decode(y, output).astype(reference.dtype) - reference)
-    bad = ~(difference <= bound)
+    values = decode(found, form).astype(reference.dtype)
     with np.errstate(divide="ignore", invalid="ignore"):
+        difference = np.abs(values - reference)
+        alike = np.where(np.isnan(reference), np.isnan(values), values == reference)
+        difference = np.where(alike, 0.0, difference)
+        bad = ~(difference <= np.where(np.isfinite(reference), bound, 0.0))
         ratio = np.where(difference == 0, 0.0, difference / bound)
     first = tuple(int(i) for i in np.argwhere(bad)[0]) if bad.any() else None
-    error = float("inf") if np.isnan(ratio).any() else float(ratio.max(initial=0.0))
-    return Check(error, int(bad.sum()), first, intact, reference.shape[0], _relative(difference, reference))
+    error = inf if np.isnan(ratio).any() else float(ratio.max(initial=0.0))
+    return Check(
+        error, int(bad.sum()), first, True, len(reference), _relative(difference, reference), name if first else ""
+    )
+
+
+def _poison(elements: NDArray) -> bool:
+    return bool((np.ascontiguousarray(elements).view(np.uint8) == 0xFF).all())
 
 
 def _relative(difference: NDArray, reference: NDArray) -> float:
     """||difference|| / ||reference||; infinite where there is NaN, or an error where all should be zero."""
-    whole, off = (float(np.linalg.norm(a.astype(np.float64))) for a in (reference, difference))
+    finite = np.isfinite(reference)
+    whole, off = (float(np.linalg.norm(a[finite].astype(np.float64))) for a in (reference, difference))
     return 0.0 if off == 0 else off / whole if whole and isfinite(off) else inf

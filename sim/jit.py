@@ -55,7 +55,7 @@ def content(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-class ContentLocator(UserProvidedCacheLocator):
+class ContentLocator(UserProvidedCacheLocator):  # type: ignore[misc]  # Numba's stubs are skipped
     """The cache entries of a file of this project, by its content; Numba's own locators serve every other file."""
 
     def __init__(self, py_func: Any, py_file: str) -> None:

@@ -21,12 +21,18 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class Array:
-    """A device pointer parameter to a dense row-major array. `storage` is the NumPy type that carries its bits."""
+    """A device pointer parameter to an array, dense and row-major where it has no strides (in elements).
+
+    `storage` is the NumPy type that carries its bits. The values of one that `indexes` say how much of the others is
+    meant.
+    """
 
     name: str
     role: Role
     shape: tuple[int, ...]
     format: str  # a format of sim.formats, or a NumPy type name such as "int32"
+    strides: tuple[int, ...] | None = None
+    indexes: bool = False
 
     @property
     def storage(self) -> np.dtype:

@@ -8,8 +8,9 @@ from typing import Any
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from lab.kernel import OPTIONS, Kernel
-from lab.problems import Linear
+from lab.kernel import Kernel
+from lab.problems import Problem
+from lab.verify import Check, compare
 from sim.errors import InputError, ScheduleError
 from sim.machine import H100
 
@@ -21,45 +22,53 @@ EXTENTS = st.one_of(
 DEPTHS = st.one_of(st.integers(1, 80), st.sampled_from([128, 192, 255, 256, 264, 320, 513, 1000, 1024]))
 
 
-def variants(kernel: Kernel) -> list[Linear]:
+def variants(kernel: Kernel) -> list[Any]:
     """A tiny problem for every combination of formats and options that a kernel takes, the usual ones first."""
     found = []
     solves = kernel.solves
-    for weights in solves.weights:
-        usual = Linear(1, 2, 1, weights, activations=weights if solves.alike else "")
-        values = [(getattr(usual, name), *solves.options.get(name, ())) for name in OPTIONS]
+    for form in solves.formats:
+        tiny = solves.problem.tiny(form, solves.alike)
+        values = [(getattr(tiny, name), *solves.options.get(name, ())) for name in tiny.OPTIONS]
         for chosen in product(*values):
             with suppress(InputError):  # not every combination means something
-                found.append(fitted(kernel, replace(usual, **dict(zip(OPTIONS, chosen, strict=True)))))
+                found.append(fitted(kernel, replace(tiny, **dict(zip(tiny.OPTIONS, chosen, strict=True)))))
     return found
 
 
-def plain_variants(kernel: Kernel) -> list[Linear]:
-    """Those variants that differ in at most one option from what their weights imply."""
+def plain_variants(kernel: Kernel) -> list[Any]:
+    """Those variants that differ in at most one option from what their format and activations imply."""
 
-    def unusual(form: Linear) -> int:
-        usual = Linear(form.m, form.n, form.k, form.weights, form.activations)
-        return sum(getattr(form, name) != getattr(usual, name) for name in OPTIONS)
+    def unusual(form: Any) -> int:
+        usual = replace(form.usual(), activations=form.activations)
+        return sum(getattr(form, name) != getattr(usual, name) for name in form.OPTIONS)
 
     return [form for form in variants(kernel) if unusual(form) <= 1]
 
 
-def fitted(kernel: Kernel, problem: Linear) -> Linear:
+def fitted(kernel: Kernel, problem: Any) -> Any:
     """The problem with its extents rounded up to what a kernel takes."""
     rounded = {name: -(-getattr(problem, name) // by) * by for name, by in kernel.solves.multiples(problem).items()}
     return replace(problem, **rounded)
 
 
 @st.composite
-def linear_problems(draw: st.DrawFn, kernel: Kernel) -> Linear:
+def problems(draw: st.DrawFn, kernel: Kernel) -> Any:
     """A ragged problem that the kernel takes."""
     form = draw(st.sampled_from(variants(kernel)))
-    n = draw(EXTENTS)
-    return fitted(kernel, replace(form, m=draw(EXTENTS), n=n + (form.swiglu and n % 2), k=draw(DEPTHS)))
+    extents = {name: draw(DEPTHS if name == "k" else EXTENTS) for name in form.EXTENTS}
+    try:
+        return fitted(kernel, replace(form, **extents))
+    except InputError:  # an extent that must be even
+        return fitted(kernel, replace(form, **{name: 2 * extent for name, extent in extents.items()}))
+
+
+def compare_y(problem: Problem, inputs: dict[str, Any], y: Any) -> Check:
+    """The one output of a problem beside its reference for these inputs."""
+    return compare(problem, problem.reference(inputs), {"y": y})
 
 
 @st.composite
-def schedules(draw: st.DrawFn, kernel: Kernel, problem: Linear) -> Any:
+def schedules(draw: st.DrawFn, kernel: Kernel, problem: Problem) -> Any:
     """A legal schedule: a candidate, with up to two fields exchanged for values of other candidates or near ones."""
     candidates = list(kernel.module.candidates(problem, H100))
     schedule = draw(st.sampled_from(candidates))

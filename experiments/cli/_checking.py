@@ -15,7 +15,7 @@ from lab import catalog
 from lab.choice import choose
 from lab.gpu import worker
 from lab.kernel import Kernel, parse_schedule, schedule_fields
-from lab.problems import Linear, Problem
+from lab.problems import QUESTIONS, Problem
 from sim.counts import Counts
 from sim.errors import EnvironmentFailure
 from sim.machine import Machine
@@ -47,10 +47,10 @@ def case_on(machine: Machine, kernel_name: str, words: Sequence[str], schedule: 
 
 
 def benched_on(machine: Machine, name: str, words: Sequence[str], schedule: str) -> Case:
-    """Likewise; "linear" names the kernel and the schedule that are chosen for a linear layer."""
-    if name != Linear.kind:
+    """Likewise; a kind of problem names the kernel and the schedule that are chosen for it."""
+    if name not in QUESTIONS:
         return case_on(machine, name, words, schedule)
-    problem = parse(Linear, words)
+    problem: Any = parse(QUESTIONS[name], words)
     require_room(problem, machine)
     kernel, chosen, _ = choose(problem, machine)
     return Case(kernel, problem, parse_schedule(kernel, schedule, problem, machine) if schedule else chosen, machine)
@@ -59,9 +59,7 @@ def benched_on(machine: Machine, name: str, words: Sequence[str], schedule: str)
 def problem_for(kernel: Kernel, words: Sequence[str]) -> Problem:
     """The kernel's kind of problem from words; its own first format where none is given."""
     cls = kernel.solves.problem
-    formats = {"weights": kernel.solves.weights[0]} if "weights" in cls.__dataclass_fields__ else {}
-    problem: Problem = parse(cls, words, formats)
-    return problem
+    return parse(cls, words, {cls.FORMAT: kernel.solves.formats[0]})
 
 
 def on_sim(case: Case) -> dict[str, Any]:

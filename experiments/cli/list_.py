@@ -14,7 +14,7 @@ def list_(as_json: Json = False) -> None:
         {
             "kernel": kernel.name,
             "solves": kernel.solves.problem.kind,
-            "formats": list(kernel.solves.weights),
+            "formats": list(kernel.solves.formats),
             "arch": kernel.solves.arch,
             "adds": kernel.adds,
             "after": kernel.solves.after,

@@ -22,26 +22,25 @@ from lab.gpu.parameters import pointers_of
 from lab.gpu.statistics import is_impossible
 from lab.gpu.timing import Call, Clock, Contestant, Pace, Timing, measure, rotation
 from lab.kernel import Kernel, schedule_fields
-from lab.problems import Linear
+from lab.problems import Estimate, Operand, Problem
 from lab.record import Checked, Record, Value, provenance
-from lab.verify import Check, compare_with
+from lab.verify import Check, compare_output, joined
 from sim.errors import EnvironmentFailure
-from sim.formats import FORMATS
 from sim.launch import Launch
 from sim.machine import Machine
 from sim.roofline import roofline
 
-REFERENCE_FLOPS = 2**33  # above it the reference covers evenly spaced rows of x: comparing them takes a host 20 ms
-BAND = 1024  # elements before and after y that nothing may touch; so many that y keeps the alignment of an allocation
+REFERENCE_FLOPS = 2**33  # above it the reference covers evenly spaced rows: comparing them takes a host 20 ms
+BAND = 1024  # elements around an output that nothing may touch; so many that it keeps an allocation's alignment
 
 Arrays = Mapping[str, Any]  # CuPy arrays by argument name, in storage types
-Peer = Callable[[Linear, Arrays], "Call | Loose"]  # makes a call that computes y on CuPy's current stream
+Peer = Callable[[Problem, Arrays], "Call | Loose"]  # makes a call that computes the outputs on CuPy's current stream
 READ = "read"  # the contestant that only reads as many bytes as the weights have
 
 
 @dataclass(frozen=True)
 class Loose:
-    """A peer's call that leaves its result, [m, columns], elsewhere, or rounds what our bound does not let it round.
+    """A peer's call that leaves its main result elsewhere, or rounds what our bound does not let it round.
 
     It is right where the relative error of what `result` gives, float32 on the host, is at most `tolerance`.
     """
@@ -66,62 +65,70 @@ class Entry:
 
 @dataclass(frozen=True)
 class Expectation:
-    """Fresh random inputs of a problem and what y must be on the rows `rows`."""
+    """Fresh random inputs of a problem and what the outputs must be on the rows `rows`."""
 
     inputs: dict[str, NDArray]
     rows: slice
-    expected: tuple[NDArray, NDArray]
+    expected: dict[str, Estimate]
 
     @classmethod
-    def of(cls, problem: Linear, seed: int | None) -> "Expectation":
+    def of(cls, problem: Problem, seed: int | None) -> "Expectation":
         inputs = problem.draw(np.random.default_rng(seed))
         step = max(1, -(-problem.flops // REFERENCE_FLOPS)) | 1  # odd, so that every row of a tile has its turn
         rows = slice(None, None, step)
         return cls(inputs, rows, problem.reference(inputs, rows))
 
-    def first(self, m: int) -> "Expectation":
-        """What the first m rows of x make."""
-        inputs = {name: array if name in ("w", "w_scale") else array[:m] for name, array in self.inputs.items()}
-        rows = len(range(m)[self.rows])
-        return Expectation(inputs, self.rows, (self.expected[0][:rows], self.expected[1][:rows]))
+    def narrowed(self, problem: Problem) -> "Expectation":
+        """What those rows of the inputs make that a narrower problem has."""
+        inputs = {name: self.inputs[name][_rows_of(operand)] for name, operand in problem.inputs.items()}
+        expected = {}
+        rows = len(range(problem.rows)[self.rows])
+        for name in problem.outputs:
+            expected[name] = Estimate(*(part[:rows] for part in self.expected[name]))
+        return Expectation(inputs, self.rows, expected)
 
-    def check(self, problem: Linear, y: Any, intact: bool = True) -> Check:
-        """Compare y [m, columns], which may lie on the device: only the expected rows of it come to the host."""
-        rows = y.reshape(problem.m, problem.columns)[self.rows]
-        found = compare_with(
-            self.expected, rows if isinstance(rows, np.ndarray) else rows.get(), problem.output, intact
-        )
-        if found.first_mismatch is None:
-            return found
-        row, column = found.first_mismatch
-        return replace(found, first_mismatch=(row * self.rows.step, column))
+    def check(self, problem: Problem, outputs: Arrays, intact: bool = True) -> Check:
+        """Compare outputs, which may lie on the device: only the expected rows of them come to the host."""
+        checks = []
+        for name, operand in problem.outputs.items():
+            rows = outputs[name].reshape(operand.shape)[: problem.rows][self.rows]
+            host = rows if isinstance(rows, np.ndarray) else rows.get()
+            checks.append(compare_output(self.expected[name], host, operand.format, name))
+        found = joined(checks)
+        if found.first_mismatch is not None:
+            row, *rest = found.first_mismatch
+            found = replace(found, first_mismatch=(row * (self.rows.step or 1), *rest))
+        return replace(found, guards_intact=intact)
 
 
 class Bench:
-    """A problem on this GPU: its arrays as often as a rotation needs them, and what y must be.
+    """A problem on this GPU: its arrays as often as a rotation needs them, and what the outputs must be.
 
     What was once made ready, and its check, serve every later race.
     """
 
     def __init__(
         self,
-        problem: Linear,
+        problem: Problem,
         machine: Machine,
         experiment: str | None = None,
         seed: int | None = None,
         wider: "Bench | None" = None,
     ):
-        """`wider`, a bench of the same layer for more rows of x, lends its inputs and what it expects of them."""
+        """`wider`, a bench of the same problem with more rows, lends its inputs and what it expects of them."""
         self.problem, self.machine = problem, machine
         self._experiment = experiment
-        self._expectation: Expectation = wider._expectation.first(problem.m) if wider else Expectation.of(problem, seed)
+        self._expectation: Expectation = (
+            wider._expectation.narrowed(problem) if wider else Expectation.of(problem, seed)
+        )
         self._stream = cupy.cuda.Stream(non_blocking=True)
         with self._stream:
             self._data: list[dict[str, Any]] = (
                 _narrowed(problem, wider._data) if wider else _copies(problem, self._expectation.inputs)
             )
-            self._guarded = _guarded(problem)
-            self._data[0]["y"] = self._guarded[BAND:-BAND].reshape(problem.m, problem.columns)
+            self._guarded = {name: _guarded(operand) for name, operand in problem.outputs.items()}
+            for name, operand in problem.outputs.items():
+                self._data[0][name] = self._guarded[name][BAND:-BAND].reshape(operand.shape)
         self._ready: dict[str, Contestant] = {}
         self._failures: dict[str, str] = {}
         self._checks: dict[str, Check] = {}
@@ -245,22 +252,28 @@ class Bench:
         if contestant.name in self._loose:
             return self._check_loosely(self._loose[contestant.name])
         for _ in range(2):
-            self._guarded.view(np.uint8)[...] = 0xFF
+            for whole in self._guarded.values():
+                whole.view(np.uint8)[...] = 0xFF
             contestant.calls[0]()
         driver.synchronize(cupy.cuda.get_current_stream().ptr)
-        y = self._data[0]["y"]
-        bands = (self._guarded[:BAND].get(), self._guarded[-BAND:].get())
+        bands = [band for whole in self._guarded.values() for band in (whole[:BAND].get(), whole[-BAND:].get())]
         intact = all(bool((band.view(np.uint8) == 0xFF).all()) for band in bands)
-        found = self._expectation.check(self.problem, y, intact)
-        bits = y.view(f"uint{8 * y.dtype.itemsize}")
-        unwritten = int((bits == np.iinfo(bits.dtype).max).sum())  # NaN in every format: no right result has these bits
+        found = self._expectation.check(self.problem, self._data[0], intact)
+        unwritten = sum(self._poisoned(name) for name in self.problem.outputs)
         return replace(found, error=float("inf"), mismatches=max(unwritten, found.mismatches)) if unwritten else found
+
+    def _poisoned(self, name: str) -> int:
+        """Elements of an output that were never written: no right result has these bits of NaN."""
+        bits = self._data[0][name][: self.problem.rows]
+        bits = bits.view(f"uint{8 * bits.dtype.itemsize}")
+        return int((bits == np.iinfo(bits.dtype).max).sum())
 
     def _check_loosely(self, peer: Loose) -> Check:
         peer.call()
         driver.synchronize(cupy.cuda.get_current_stream().ptr)
-        y = peer.result().reshape(self.problem.m, self.problem.columns)[self._expectation.rows]
-        expected = self._expectation.expected[0]
+        main, operand = next(iter(self.problem.outputs.items()))
+        expected = self._expectation.expected[main].value
+        y = peer.result().reshape(operand.shape)[: self.problem.rows][self._expectation.rows]
         off = float(np.linalg.norm(y - expected) / np.linalg.norm(expected))
         return Check(off / peer.tolerance, int(not off <= peer.tolerance), None, True, len(y), off)
 
@@ -302,9 +315,9 @@ def compile_ahead(launches: Sequence[Launch], machine: Machine) -> None:
         list(pool.map(compile_one, launches))
 
 
-def floor_us(problem: Linear, machine: Machine) -> float:
+def floor_us(problem: Problem, machine: Machine) -> float:
     """The larger of the two bills at data-sheet rates: a time below it is impossible."""
-    bills = roofline(problem.flops, problem.bytes["total"], problem.activations, machine)
+    bills = roofline(problem.flops, problem.bytes["total"], problem.unit, machine)
     return max(bills.compute_us, bills.memory_us)
 
 
@@ -313,27 +326,32 @@ def _bound_call(prepared: Prepared, pointers: Mapping[str, int], scratch: Mappin
     prepared.bind(pointers)()
 
 
-def _copies(problem: Linear, inputs: Mapping[str, NDArray]) -> list[dict[str, Any]]:
-    """The problem's arrays on the device, as often as a rotation needs them; y is storage of the output's format."""
+def _copies(problem: Problem, inputs: Mapping[str, NDArray]) -> list[dict[str, Any]]:
+    """The problem's arrays on the device, as often as a rotation needs them."""
     first = {name: cupy.asarray(array) for name, array in inputs.items()}
     count = rotation(problem.bytes["total"])
     copies = [first] + [{name: array.copy() for name, array in first.items()} for _ in range(count - 1)]
-    shape, storage = (problem.m, problem.columns), FORMATS[problem.output].storage
-    return [{**copy, "y": cupy.zeros(shape, storage)} for copy in copies]
+    return [
+        {**copy, **{name: cupy.zeros(o.shape, o.storage) for name, o in problem.outputs.items()}} for copy in copies
+    ]
 
 
-def _narrowed(problem: Linear, copies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The arrays of a wider problem as far as this one's rows of x reach."""
-    tokens = {"y": (problem.m,), **{name: shape for name, (shape, _) in problem.operands.items() if name[0] != "w"}}
-    return [{name: a[: tokens[name][0]] if name in tokens else a for name, a in copy.items()} for copy in copies]
+def _narrowed(problem: Problem, copies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The arrays of a wider problem as far as this one's rows reach."""
+    operands = {**problem.inputs, **problem.outputs}
+    return [{name: copy[name][_rows_of(operand)] for name, operand in operands.items()} for copy in copies]
 
 
-def _guarded(problem: Linear) -> Any:
-    """Room for y between two guard bands, flat."""
-    return cupy.zeros(prod((problem.m, problem.columns)) + 2 * BAND, FORMATS[problem.output].storage)
+def _rows_of(operand: Operand) -> slice:
+    return slice(operand.shape[0])
 
 
-def shared_fields(problem: Linear, machine: Machine, experiment: str | None) -> dict[str, Any]:
+def _guarded(operand: Operand) -> Any:
+    """Room for an output between two guard bands, flat."""
+    return cupy.zeros(prod(operand.shape) + 2 * BAND, operand.storage)
+
+
+def shared_fields(problem: Problem, machine: Machine, experiment: str | None) -> dict[str, Any]:
     """What all records of one race on this card say alike."""
     gpu = card()
     return {
@@ -348,7 +366,7 @@ def shared_fields(problem: Linear, machine: Machine, experiment: str | None) -> 
 
 
 def timed_record(
-    fields: dict[str, Any], facts: dict[str, Value], timing: Timing, problem: Linear, machine: Machine
+    fields: dict[str, Any], facts: dict[str, Value], timing: Timing, problem: Problem, machine: Machine
 ) -> Record:
     """A record of one contestant's timing, marked where its time lies below the problem's floor."""
     seen = timing.conditions

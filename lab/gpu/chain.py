@@ -13,9 +13,8 @@ from lab.gpu.ceilings import read_contestants
 from lab.gpu.launch import Prepared, device_workspaces
 from lab.gpu.timing import Clock, Contestant, Timing, measure
 from lab.kernel import Kernel
-from lab.problems import Linear
+from lab.problems import Problem
 from sim.errors import EnvironmentFailure, InputError
-from sim.formats import FORMATS
 from sim.machine import Machine
 
 DEPENDENT, PLAIN, READ = "dependent", "plain", "read"
@@ -25,7 +24,7 @@ DEPENDENT, PLAIN, READ = "dependent", "plain", "read"
 class Chain:
     """Arrays of a chain: weights of each layer, and activations before the first and behind each layer."""
 
-    problem: Linear
+    problem: Problem
     weights: tuple[dict[str, Any], ...]
     activations: tuple[Any, ...]
 
@@ -34,19 +33,21 @@ class Chain:
         return len(self.weights) * self.problem.bytes["weights"]
 
 
-def chain_of(problem: Linear, layers: int, seed: int = 0) -> Chain:
+def chain_of(problem: Problem, layers: int, seed: int = 0) -> Chain:
     """Random layers on the device; raises InputError where a layer's output is no input of the next."""
-    p = problem
-    if p.columns != p.k or p.output != p.activations:
-        takes, gives = f"{p.k:,} inputs in {p.activations}", f"{p.columns:,} outputs in {p.output}"
-        raise InputError(f"a chain's layers take what they give; these have {takes} and {gives}")
-    drawn = p.draw(np.random.default_rng(seed))
-    first = cupy.asarray(drawn.pop("x"))
+    (name, takes), gives = next(iter(problem.inputs.items())), next(iter(problem.outputs.values()))
+    if takes != gives:
+        raise InputError(
+            f"a chain's layers take what they give; these take {list(takes.shape)} in {takes.format} and give "
+            f"{list(gives.shape)} in {gives.format}"
+        )
+    drawn = problem.draw(np.random.default_rng(seed))
+    first = cupy.asarray(drawn.pop(name))
     weights = [{name: cupy.asarray(array) for name, array in drawn.items()}]
     for layer in range(1, layers):  # other weights at little cost: the first layer's rows, turned
         weights.append({name: cupy.roll(array, layer, axis=0) for name, array in weights[0].items()})
-    hidden = [cupy.zeros((p.m, p.columns), FORMATS[p.output].storage) for _ in range(layers)]
-    return Chain(p, tuple(weights), (first, *hidden))
+    hidden = [cupy.zeros(gives.shape, gives.storage) for _ in range(layers)]
+    return Chain(problem, tuple(weights), (first, *hidden))
 
 
 Peers = dict[str, Callable[[Chain], Callable[[], None]]]  # make a call that runs the whole chain
@@ -81,8 +82,9 @@ def _call(chain: Chain, kernel: Kernel, schedule: Any, machine: Machine, depende
     launches = tuple(replace(launch, dependent=launch.dependent and dependent) for launch in launches)
     scratch = device_workspaces(launches)
     layers = []
+    taken, given = next(iter(chain.problem.inputs)), next(iter(chain.problem.outputs))
     for i, weights in enumerate(chain.weights):
-        arrays = {**weights, **scratch, "x": chain.activations[i], "y": chain.activations[i + 1]}
+        arrays = {**weights, **scratch, taken: chain.activations[i], given: chain.activations[i + 1]}
         prepared = Prepared(launches, machine)
         layers.append(prepared.bind({name: array.data.ptr for name, array in arrays.items()}))
     return partial(_run, layers, scratch)

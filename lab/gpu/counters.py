@@ -117,7 +117,7 @@ def read(kernel: Kernel, problem: Any, schedule: Any, target: Machine, deadline_
         raise EnvironmentFailure(f"ncu saw grids of {grids} CTAs where the schedule has {expected}")
     metrics = {name: sum(row.get(name, 0.0) for row in rows) for row in rows for name in row}
     counts = counts_of(metrics)
-    if problem.activations == "fp8":  # no metric counts what the tensor cores do with fp8
+    if problem.unit == "fp8":  # no metric counts what the tensor cores do with fp8
         counts = replace(counts, mma_flops=None)
     return Reading(counts, metrics)
 

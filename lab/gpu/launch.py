@@ -98,7 +98,8 @@ def executor(machine: Machine) -> Execute:
 
 def device_workspaces(launches: tuple[Launch, ...]) -> dict[str, cupy.ndarray]:
     """Zeroed device arrays for every workspace of the launches, and for what one launch writes for the next."""
-    arrays = {a.name: a for launch in launches for a in launch.arrays if a.role is not Role.IN and a.name != "y"}
+    given = {name for launch in launches for name in (*launch.problem.inputs, *launch.problem.outputs)}
+    arrays = {a.name: a for launch in launches for a in launch.arrays if a.name not in given}
     if not arrays:
         return {}
     with driver.relaxed_capture(), cupy.cuda.Stream(non_blocking=True) as stream:

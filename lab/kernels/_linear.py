@@ -11,7 +11,7 @@ def arguments(problem: Linear) -> tuple[Argument, ...]:
     """x, w, y, m, n, k."""
     p = problem
     return (
-        *(Array(name, Role.IN, *p.operands[name]) for name in ("x", "w")),
+        *(Array(name, Role.IN, *p.inputs[name]) for name in ("x", "w")),
         Array("y", Role.OUT, (p.m, p.columns), p.output),
         *(Scalar(name, getattr(p, name)) for name in ("m", "n", "k")),
     )
@@ -20,7 +20,7 @@ def arguments(problem: Linear) -> tuple[Argument, ...]:
 def epilogue_arguments(problem: Linear) -> tuple[Argument, ...]:
     """The operands of an epilogue: residual, x_scale, w_scale, y_scale."""
     return tuple(
-        Array(name, Role.IN, *problem.operands[name]) if name in problem.operands else Scalar(name, 0, "int64")
+        Array(name, Role.IN, *problem.inputs[name]) if name in problem.inputs else Scalar(name, 0, "int64")
         for name in EPILOGUE
     )
 
@@ -29,8 +29,8 @@ def scaled_arguments(problem: Linear) -> tuple[Argument, ...]:
     """x, w, w_scale (null where there is none), y, m, n, k."""
     x, w, *rest = arguments(problem)
     scale: Argument = Scalar("w_scale", 0, "int64")
-    if "w_scale" in problem.operands:
-        scale = Array("w_scale", Role.IN, *problem.operands["w_scale"])
+    if "w_scale" in problem.inputs:
+        scale = Array("w_scale", Role.IN, *problem.inputs["w_scale"])
     return (x, w, scale, *rest)
 
 

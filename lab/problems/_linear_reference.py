@@ -6,19 +6,19 @@ Errors are carried along beside the values, first order and upper bounds through
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lab.problems.protocol import UNIT, Estimate
 from sim import int4
-from sim.formats import FORMATS, FP8_MAX, decode
+from sim.formats import FP8_MAX, decode
 
 if TYPE_CHECKING:
     from lab.problems.linear import Linear
 
 FLOAT64_FLOPS = 2**34  # up to here references are computed in float64, above in float32
-UNIT = 2.0**-24  # rounding unit of float32
 
 SLOPE = 1.1  # the largest derivative of silu(g) = g / (1 + exp(-g))
 FADED = 2.0**-118  # |silu(g)| is below it where exp(-g) overflows float32
@@ -32,22 +32,8 @@ GROUP_BIAS = 16  # at most, what integers are summed with, so that they are bf16
 TAIL = 8.0  # Hoeffding's deviation: exceeded with probability 2 exp(-TAIL^2 / 2) = 2.5e-14
 
 
-class Estimate(NamedTuple):
-    """Values and the errors that they may have."""
-
-    value: NDArray
-    error: NDArray
-
-    def rounded(self, times: float) -> Estimate:
-        """After so many roundings to float32."""
-        return Estimate(self.value, self.error + times * UNIT * (np.abs(self.value) + self.error))
-
-    def scaled(self, factor: NDArray) -> Estimate:
-        return Estimate(self.value * factor, self.error * np.abs(factor))
-
-
-def reference(problem: Linear, arrays: Mapping[str, NDArray], rows: slice) -> tuple[NDArray, NDArray]:
-    """(y, bound) for the chosen rows of x; y is clamped to 448 where it leaves in fp8."""
+def reference(problem: Linear, arrays: Mapping[str, NDArray], rows: slice) -> Estimate:
+    """y and its bound for the chosen rows of x; y is clamped to 448 where it leaves in fp8."""
     p = problem
     dtype: Any = np.float64 if p.flops <= FLOAT64_FLOPS else np.float32
     x = decode(arrays["x"][rows], p.activations).astype(dtype)
@@ -62,14 +48,13 @@ def reference(problem: Linear, arrays: Mapping[str, NDArray], rows: slice) -> tu
     if p.swiglu:
         y = _swiglu(Estimate(*(part[:, : p.columns] for part in y)), Estimate(*(part[:, p.columns :] for part in y)))
     if p.residual:
-        residual = decode(arrays["residual"][rows], p.operands["residual"][1]).astype(dtype)
+        residual = decode(arrays["residual"][rows], p.inputs["residual"].format).astype(dtype)
         y = Estimate(y.value + residual, y.error).rounded(1)
-    if "y_scale" in p.operands:
+    if "y_scale" in p.inputs:
         y = y.scaled(1 / arrays["y_scale"].astype(dtype)).rounded(3)  # a reciprocal to an ulp, and a product
     if p.output == "fp8":
         y = Estimate(np.clip(y.value, -FP8_MAX, FP8_MAX), y.error)
-    out = FORMATS[p.output]
-    return y.value, y.error + out.unit_roundoff * (np.abs(y.value) + y.error) + out.smallest / 2
+    return y.stored(p.output)
 
 
 def _sums(problem: Linear, x: NDArray, w: NDArray) -> Estimate:

@@ -1,28 +1,55 @@
-"""Attention: softmax(q @ k.T / sqrt(head_dim)) @ v for a batch of sequences that share one shape."""
+"""Attention: softmax(q @ k.T / sqrt(head_dim)) @ v for a batch of sequences, each with its own lengths."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.problems.linear import require_extents
+from lab.problems._attention_reference import reference
+from lab.problems.protocol import EVERY_ROW, Arrays, Estimate, Operand, Problem, require_extents, sprinkle
 from sim.errors import InputError
-from sim.formats import FORMATS, decode, encode, format_named
+from sim.formats import FORMATS, encode, format_named
+
+ORDERS = ("shuffled", "sequential")  # of the pages of a sequence in the pool
+NULL_PAGE = 0
+PART_TOKENS = 64  # a part keeps at least so many queries and keys
+ALWAYS = ("batch", "q_heads", "kv_heads", "head_dim", "q_len", "kv_len", "causal", "kv", "page", "latent")  # in JSON
+
+
+class Sequence(NamedTuple):
+    """One sequence of the batch: its queries and keys, and the row of q and of the contiguous cache it starts at."""
+
+    q_len: int
+    kv_len: int
+    q_start: int
+    kv_start: int
 
 
 @dataclass(frozen=True)
-class Attention:
-    """q [batch, q_len, q_heads, head_dim] against k, v [batch, kv_len, kv_heads, head_dim]; decode has q_len = 1.
+class Attention(Problem):
+    """`batch` sequences of at most `q_len` queries against at most `kv_len` keys each; decode has q_len = 1.
 
-    Causal masks are aligned to the bottom right: the last query sees every key. `kv` is the format of the cache. `page`
-    is the tokens of a cache page, 0 for a contiguous cache. `latent` above 0 is multi-head latent attention in its
-    absorbed form (DeepSeek-V2, arXiv 2405.04434, 2.1): one vector a token and head is cached, whose first `latent`
-    elements are also the value. Raises InputError for extents outside 1 to 2^31 - 1 and shapes that do not fit.
+    q is packed, [tokens, q_heads, head_dim]; query head h reads KV head h // (q_heads / kv_heads). A contiguous cache
+    is k and v [batch * kv_len, kv_heads, head_dim], a sequence every kv_len rows. With `page` tokens a page it is
+    cache [pages, 2, kv_heads, page, head_dim] (k, then v) behind a block table [batch, pages of kv_len], page 0 being
+    the null page; `order` is that of a sequence's pages in the pool. `latent` above 0 is multi-head latent attention in
+    its absorbed form (DeepSeek-V2, arXiv 2405.04434, 2.1): one KV head, k alone is cached, [pages, page, head_dim]
+    where paged, and its first `latent` elements are also the value.
+    `kv` is the format of the cache, `activations` that of q and y, by default kv's own or bf16. An fp8 cache has a
+    float32 scale for each KV head and for each of k and v. Causal masks are aligned to the bottom right: the last query
+    sees every key; `window` above 0 leaves a query only so many of the keys it would see. A query that sees no key
+    yields zeros. `q_lens` and `kv_lens` are each sequence's own lengths, from 0, where they are not all the maxima.
+    `lse` asks for the natural logarithm of each query's sum of exponentials too.
+    Raises InputError for extents outside 1 to 2^31 - 1 and shapes that do not fit.
     """
 
     kind: ClassVar[str] = "attention"
+    FORMAT: ClassVar[str] = "kv"
+    EXTENTS: ClassVar[tuple[str, ...]] = ("batch", "q_heads", "kv_heads", "q_len", "kv_len")
+    OPTIONS: ClassVar[tuple[str, ...]] = ("head_dim", "causal", "page", "latent", "activations", "window", "lse")
 
     batch: int
     q_heads: int
@@ -34,30 +61,51 @@ class Attention:
     kv: str = "bf16"
     page: int = 0
     latent: int = 0
+    activations: str = ""
+    q_lens: tuple[int, ...] = ()
+    kv_lens: tuple[int, ...] = ()
+    window: int = 0
+    lse: bool = False
+    order: str = "shuffled"  # shuffled, sequential
 
     def __post_init__(self) -> None:
         require_extents(self, ("batch", "q_heads", "kv_heads", "head_dim", "q_len", "kv_len"))
         format_named(self.kv)
+        if not self.activations:
+            object.__setattr__(self, "activations", self.kv if self.kv in ("fp32", "fp16") else "bf16")
+        if self.activations not in ("fp32", "fp16", "bf16"):
+            raise InputError(f"activations are in fp32, fp16 or bf16, not {self.activations}")
+        for name, most in (("q_lens", self.q_len), ("kv_lens", self.kv_len)):
+            lengths = tuple(getattr(self, name))  # JSON has lists
+            object.__setattr__(self, name, lengths)
+            if lengths and (len(lengths) != self.batch or not all(0 <= length <= most for length in lengths)):
+                raise InputError(f"{name} are {self.batch} lengths from 0 to {most:,}; got {list(lengths)}")
         if self.q_heads % self.kv_heads:
             raise InputError(
                 f"q_heads must be a multiple of kv_heads; q_heads = {self.q_heads}, kv_heads = {self.kv_heads}"
             )
-        if self.causal and self.kv_len < self.q_len:
-            raise InputError(f"causal attention needs kv_len >= q_len; kv_len = {self.kv_len}, q_len = {self.q_len}")
         if not 0 <= self.latent <= self.head_dim:
             raise InputError(f"latent must be from 0 to head_dim = {self.head_dim}; latent = {self.latent}")
+        if self.latent and self.kv_heads != 1:
+            raise InputError(f"a latent cache has one KV head; kv_heads = {self.kv_heads}")
         if self.page < 0:
             raise InputError(f"page must be 0 (contiguous) or the tokens of a page; page = {self.page}")
+        if self.window < 0 or (self.window and not self.causal):
+            raise InputError(f"window must be 0 (none) or the keys that a causal query sees; window = {self.window}")
+        if self.order not in ORDERS:
+            raise InputError(f"order is {', '.join(ORDERS)}; got {self.order!r}")
+
+    @classmethod
+    def tiny(cls, form: str, alike: bool = False) -> Self:  # noqa: ARG003 (activations follow from the cache)
+        return cls(1, 1, 1, 64, 1, 1, kv=form)
+
+    def usual(self, alike: bool = False) -> "Attention":  # noqa: ARG002
+        p = self
+        return Attention(p.batch, p.q_heads, p.kv_heads, 128, p.q_len, p.kv_len, kv=p.kv)
 
     @property
-    def weights(self) -> str:
-        """The format of the operand that is streamed from HBM: here the cache, whatever the model's weights are."""
-        return self.kv
-
-    @property
-    def activations(self) -> str:
-        """The format of q, whose unit does the arithmetic."""
-        return self.kv if self.kv in ("fp32", "fp16") else "bf16"
+    def unit(self) -> str:
+        return self.activations
 
     @property
     def output(self) -> str:
@@ -69,88 +117,215 @@ class Attention:
         return self.latent or self.head_dim
 
     @property
+    def group(self) -> int:
+        """Query heads that share a KV head."""
+        return self.q_heads // self.kv_heads
+
+    @property
+    def tokens(self) -> int:
+        """Rows of q that there is room for."""
+        return self.batch * self.q_len
+
+    @property
+    def pages_per_sequence(self) -> int:
+        """Columns of the block table; 0 where the cache is contiguous."""
+        return -(-self.kv_len // self.page) if self.page else 0
+
+    @property
+    def pool_pages(self) -> int:
+        """Pages of the pool: every sequence's at its greatest length, and the null page."""
+        return 1 + self.batch * self.pages_per_sequence
+
+    @property
+    def inputs(self) -> dict[str, Operand]:
+        found = {"q": Operand((self.tokens, self.q_heads, self.head_dim), self.activations)}
+        if self.page and self.latent:
+            found["cache"] = Operand((self.pool_pages, self.page, self.head_dim), self.kv)
+        elif self.page:
+            found["cache"] = Operand((self.pool_pages, 2, self.kv_heads, self.page, self.head_dim), self.kv)
+        else:
+            rows = Operand((self.batch * self.kv_len, self.kv_heads, self.head_dim), self.kv)
+            found |= {"k": rows} if self.latent else {"k": rows, "v": rows}
+        if self.kv == "fp8":
+            scale = Operand((self.kv_heads,), "fp32")
+            found |= {"k_scale": scale} if self.latent else {"k_scale": scale, "v_scale": scale}
+        found["q_starts"] = Operand((self.batch + 1,), "int32", indexes=True)
+        found["kv_lens"] = Operand((self.batch,), "int32", indexes=True)
+        if self.page:
+            found["block_table"] = Operand((self.batch, self.pages_per_sequence), "int32", indexes=True)
+        else:
+            found["kv_starts"] = Operand((self.batch,), "int32", indexes=True)
+        return found
+
+    @property
+    def outputs(self) -> dict[str, Operand]:
+        found = {"y": Operand((self.tokens, self.q_heads, self.value_dim), self.output)}
+        if self.lse:
+            found["lse"] = Operand((self.tokens, self.q_heads), "fp32")
+        return found
+
+    @cached_property
+    def sequences(self) -> tuple[Sequence, ...]:
+        """Every sequence, in the order of the batch."""
+        q_lens = self.q_lens or (self.q_len,) * self.batch
+        kv_lens = self.kv_lens or (self.kv_len,) * self.batch
+        starts = np.concatenate(([0], np.cumsum(q_lens)))
+        return tuple(
+            Sequence(q, kv, int(start), b * self.kv_len)
+            for b, (q, kv, start) in enumerate(zip(q_lens, kv_lens, starts, strict=False))
+        )
+
+    @property
+    def rows(self) -> int:
+        """Queries that are there."""
+        return sum(sequence.q_len for sequence in self.sequences)
+
+    def visible(self, sequence: Sequence) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(first, end): which keys each query of a sequence sees; none where end <= first."""
+        if not self.causal:
+            zeros = np.zeros(sequence.q_len, np.int64)
+            return zeros, zeros + sequence.kv_len
+        end = np.arange(sequence.q_len) + 1 + sequence.kv_len - sequence.q_len
+        return np.maximum(end - self.window, 0) if self.window else np.zeros_like(end), end
+
+    @property
     def pairs(self) -> int:
         """Unmasked (query, key) pairs of all heads."""
-        masked = self.q_len * (self.q_len - 1) // 2 if self.causal else 0
-        return self.batch * self.q_heads * (self.q_len * self.kv_len - masked)
+        alike: dict[tuple[int, int], int] = {}
+        for sequence in self.sequences:
+            key = sequence.q_len, sequence.kv_len
+            if key not in alike:
+                first, end = self.visible(sequence)
+                alike[key] = int(np.maximum(end - first, 0).sum())
+        return self.q_heads * sum(alike[s.q_len, s.kv_len] for s in self.sequences)
 
     @property
     def flops(self) -> int:
         """2 head_dim for the score and 2 value_dim for the weighted sum of each unmasked pair."""
         return 2 * (self.head_dim + self.value_dim) * self.pairs
 
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of the cache: key and value of each token, or the one latent vector that is both."""
-        vectors = 1 if self.latent else 2
-        return FORMATS[self.kv].nbytes(vectors * self.batch * self.kv_len * self.kv_heads, self.head_dim)
+    def _seen(self) -> Iterator[int]:
+        """Of each sequence, how many of its keys any query sees."""
+        for sequence in self.sequences:
+            first, end = self.visible(sequence)
+            yield max(0, int(end.max(initial=0)) - int(first.min(initial=sequence.kv_len)))
 
     @property
-    def bytes(self) -> dict[str, int]:
-        """Compulsory HBM bytes: cache, queries, outputs and block table, each once."""
-        activations = self.read_bytes - self.kv_bytes + self.write_bytes
-        return {"weights": 0, "kv": self.kv_bytes, "activations": activations, "total": self.kv_bytes + activations}
+    def kv_bytes(self) -> int:
+        """Bytes of the cache that some query sees: key and value of each token, or the one latent vector."""
+        vectors = 1 if self.latent else 2
+        return FORMATS[self.kv].nbytes(vectors * sum(self._seen()) * self.kv_heads, self.head_dim)
 
     @property
     def read_bytes(self) -> int:
-        queries = FORMATS[self.activations].nbytes(self.batch * self.q_len * self.q_heads, self.head_dim)
-        block_table = 4 * self.batch * -(-self.kv_len // self.page) if self.page else 0
-        return self.kv_bytes + queries + block_table
+        """What is seen of the cache, the queries that are there, and the entries of the block table in use, once."""
+        queries = FORMATS[self.activations].nbytes(self.rows * self.q_heads, self.head_dim)
+        pages = sum(-(-seen // self.page) for seen in self._seen()) if self.page else 0
+        return self.kv_bytes + queries + 4 * pages
 
     @property
     def write_bytes(self) -> int:
-        return FORMATS[self.output].nbytes(self.batch * self.q_len * self.q_heads, self.value_dim)
-
-    @property
-    def weight_intensity(self) -> None:
-        """There are no weights in attention."""
+        y = FORMATS[self.output].nbytes(self.rows * self.q_heads, self.value_dim)
+        return y + (4 * self.rows * self.q_heads if self.lse else 0)
 
     @property
     def details(self) -> dict[str, int]:
-        return {"pairs": self.pairs, "kv_bytes_per_token": self.kv_bytes // (self.batch * self.kv_len)}
+        per_token = FORMATS[self.kv].nbytes((1 if self.latent else 2) * self.kv_heads, self.head_dim)
+        return {"pairs": self.pairs, "kv_bytes_per_token": per_token}
+
+    def envelope(self) -> "Attention":
+        return replace(self, q_lens=(), kv_lens=(), order=ORDERS[0])
+
+    def part(self, flops: float) -> "Attention":
+        """Fewer sequences, then fewer heads, then fewer queries and keys: each query and head is computed by itself."""
+        p = self
+        if p.flops > flops and p.batch > 1:
+            batch = max(1, int(p.batch * flops // p.flops))
+            p = replace(p, batch=batch, q_lens=p.q_lens[:batch], kv_lens=p.kv_lens[:batch])
+        if p.flops > flops and p.kv_heads > 1:
+            kv_heads = max(1, int(p.kv_heads * flops // p.flops))
+            p = replace(p, kv_heads=kv_heads, q_heads=kv_heads * p.group)
+        while p.flops > flops and max(p.q_len, p.kv_len) > PART_TOKENS:
+            q_len, kv_len = (max(min(n, PART_TOKENS), n // 2) for n in (p.q_len, p.kv_len))
+            q_lens = tuple(min(n, q_len) for n in p.q_lens)
+            p = replace(p, q_len=q_len, kv_len=kv_len, q_lens=q_lens, kv_lens=tuple(min(n, kv_len) for n in p.kv_lens))
+        return p
+
+    def tuned_class(self) -> dict[str, Any]:
+        """The envelope with batch and lengths rounded up to powers of two."""
+        up = {name: 1 << (getattr(self, name) - 1).bit_length() for name in ("batch", "q_len", "kv_len")}
+        return {**self.envelope().as_dict(), **up}
 
     def as_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind, **asdict(self)}
+        """Extents and options, and every further field that is not as usual; lengths as lists."""
+        usual = Attention(*(getattr(self, name) for name in ALWAYS))
+        names = [f.name for f in fields(self) if f.name in ALWAYS or getattr(self, f.name) != getattr(usual, f.name)]
+        values = {name: getattr(self, name) for name in names}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {"kind": self.kind, **plain}
 
-    def draw(self, rng: np.random.Generator) -> dict[str, NDArray]:
-        """Random inputs as storage bits, from N(0, 1), with the cache contiguous; a latent cache is k alone."""
-        cache = (self.batch, self.kv_len, self.kv_heads, self.head_dim)
-        shapes = {"q": (self.batch, self.q_len, self.q_heads, self.head_dim), "k": cache}
-        if not self.latent:
-            shapes["v"] = cache
-        formats = {"q": self.activations, "k": self.kv, "v": self.kv}
-        return {name: encode(rng.standard_normal(shape, np.float32), formats[name]) for name, shape in shapes.items()}
+    def indices(self) -> dict[str, NDArray[np.int32]]:
+        """Where queries start, how long sequences are, and where their keys lie; the null page where none is."""
+        starts = [sequence.q_start for sequence in self.sequences]
+        found = {
+            "q_starts": np.array([*starts, self.rows], np.int32),
+            "kv_lens": np.array([sequence.kv_len for sequence in self.sequences], np.int32),
+        }
+        if not self.page:
+            return {**found, "kv_starts": np.array([sequence.kv_start for sequence in self.sequences], np.int32)}
+        pages = np.arange(1, self.pool_pages, dtype=np.int32)
+        if self.order == "shuffled":
+            pages = np.random.default_rng(0).permutation(pages)
+        table = pages.reshape(self.batch, self.pages_per_sequence)
+        used = -(-found["kv_lens"] // self.page)
+        return {**found, "block_table": np.where(np.arange(table.shape[1]) < used[:, None], table, NULL_PAGE)}
 
-    def reference(self, arrays: Mapping[str, NDArray]) -> tuple[NDArray, NDArray]:
-        """(y, bound): y [batch, q_len, q_heads, value_dim] in float64 and the error a right kernel may have.
+    def draw(self, rng: np.random.Generator, special: str = "") -> dict[str, NDArray]:
+        """N(0, 1), scales from 1/2 to 2; rows of q, slots and pages that are no sequence's are NaN.
 
-        With u = 2^-24 a score is off by at most e = (head_dim + 2) u sum |q||k| / sqrt(head_dim), so a weight by a
-        factor of exp(2 e); it is then rounded to the activations' format, and kv_len of them are added in any order:
-        bound = u_out |y| + (2 expm1(2 e) + u_activations + (2 kv_len + 8) u) sum p |v|.
+        Special values are among those of q.
         """
-        q, k = decode(arrays["q"], self.activations), decode(arrays["k"], self.kv)
-        v = k[..., : self.latent] if self.latent else decode(arrays["v"], self.kv)
-        group = self.q_heads // self.kv_heads
-        scale = 1 / np.sqrt(self.head_dim)
-        visible = self._visible()
-        y = np.empty((self.batch, self.q_len, self.q_heads, self.value_dim))
-        bound = np.empty_like(y)
-        for b in range(self.batch):
-            for head in range(self.q_heads):
-                query = q[b, :, head].astype(np.float64)
-                key, value = (a[b, :, head // group].astype(np.float64) for a in (k, v))
-                scores = np.where(visible, query @ key.T * scale, -np.inf)
-                weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-                weights /= weights.sum(axis=1, keepdims=True)
-                y[b, :, head] = weights @ value
-                e = (self.head_dim + 2) * 2.0**-24 * scale * (np.abs(query) @ np.abs(key).T).max(axis=1, keepdims=True)
-                relative = 2 * np.expm1(2 * e) + FORMATS[self.activations].unit_roundoff
-                bound[b, :, head] = (relative + (2 * self.kv_len + 8) * 2.0**-24) * (weights @ np.abs(value))
-        return y, bound + FORMATS[self.output].unit_roundoff * np.abs(y)
+        found: dict[str, NDArray] = {**self.indices()}
+        for name, operand in self.inputs.items():
+            if name.endswith("_scale"):
+                found[name] = np.exp2(rng.uniform(-1, 1, operand.shape)).astype(np.float32)
+            elif not operand.indexes:
+                values = rng.standard_normal(operand.shape, np.float32)
+                values[self._unused(name, found)] = np.nan
+                found[name] = encode(sprinkle(values, rng, special if name == "q" else ""), operand.format)
+        return found
 
-    def _visible(self) -> NDArray[np.bool_]:
-        """[q_len, kv_len]: whether a query sees a key."""
-        if not self.causal:
-            return np.ones((self.q_len, self.kv_len), np.bool_)
-        last = np.arange(self.q_len)[:, None] + self.kv_len - self.q_len
-        return np.arange(self.kv_len)[None, :] <= last
+    def _unused(self, name: str, indices: Arrays) -> Any:
+        """An index of the elements of an operand that belong to no sequence."""
+        if name == "q":
+            return slice(self.rows, None)
+        if name != "cache":
+            free = np.ones(self.batch * self.kv_len, np.bool_)
+            for sequence in self.sequences:
+                free[sequence.kv_start : sequence.kv_start + sequence.kv_len] = False
+            return free
+        free = np.ones((self.pool_pages, self.page), np.bool_)
+        for b, sequence in enumerate(self.sequences):
+            token = np.arange(sequence.kv_len)
+            free[indices["block_table"][b, token // self.page], token % self.page] = False
+        page, slot = np.nonzero(free)
+        return (page, slot) if self.latent else (page, slice(None), slice(None), slot)
+
+    def keys(self, arrays: Arrays, b: int) -> tuple[NDArray, NDArray]:
+        """(k, v) of one sequence as stored bits, [kv_len, kv_heads, head_dim] and [..., value_dim]."""
+        sequence = self.sequences[b]
+        if not self.page:
+            rows = slice(sequence.kv_start, sequence.kv_start + sequence.kv_len)
+            k = arrays["k"][rows]
+            return k, k[..., : self.latent] if self.latent else arrays["v"][rows]
+        token = np.arange(sequence.kv_len)
+        page, slot = arrays["block_table"][b, token // self.page], token % self.page
+        if self.latent:
+            k = arrays["cache"][page, slot][:, None]
+            return k, k[..., : self.latent]
+        both = arrays["cache"][page, :, :, slot]
+        return both[:, 0], both[:, 1]
+
+    def reference(self, arrays: Arrays, rows: slice = EVERY_ROW) -> dict[str, Estimate]:
+        """See _attention_reference: computed in float64, for the chosen ones of the queries that are there."""
+        return reference(self, arrays, rows)

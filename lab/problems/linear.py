@@ -1,35 +1,28 @@
 """Linear: y[m, n] = x[m, k] @ w[n, k].T, row-major, and what a transformer step does to y on its way out."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from math import prod
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields, replace
+from math import lcm
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lab.problems._linear_reference import reference
+from lab.problems.protocol import EVERY_ROW, Arrays, Estimate, Operand, Problem, require_extents, sprinkle
 from sim import int4
 from sim.errors import InputError
 from sim.formats import FORMATS, encode, format_named
 
-MAX_DIMENSION = 2**31 - 1  # extents are int32 parameters of every kernel
 SCALES = ("none", "tensor", "row")
 ACCUMULATIONS = ("float32", "fast")
 EPILOGUES = ("none", "residual", "swiglu")
 OFFSETS = ("min", "zero")
-
-
-def require_extents(problem: Any, names: tuple[str, ...]) -> None:
-    """Raise InputError where one of the named fields is outside 1 to 2^31 - 1."""
-    for name in names:
-        value = getattr(problem, name)
-        if not 1 <= value <= MAX_DIMENSION:
-            raise InputError(f"{name} must be from 1 to {MAX_DIMENSION:,}; {name} = {value:,}")
+PART_ELEMENTS = 2**26  # of each array of a part: it is drawn, decoded and multiplied in float64
+TILE = 128  # a part keeps the remainder by it, so that it has the same ragged edge
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Problem):
     """y[m, n] = x[m, k] @ w[n, k].T; m tokens, n rows of weights, k inputs.
 
     `weights` is the format of w. `activations`, that of x, and `output`, that of y, are by default the weights' own
@@ -42,6 +35,9 @@ class Linear:
     """
 
     kind: ClassVar[str] = "linear"
+    FORMAT: ClassVar[str] = "weights"
+    EXTENTS: ClassVar[tuple[str, ...]] = ("m", "n", "k")
+    OPTIONS: ClassVar[tuple[str, ...]] = ("activations", "output", "scales", "accumulate", "epilogue", "offset")
 
     m: int
     n: int
@@ -113,25 +109,37 @@ class Linear:
         """Columns of y."""
         return self.n // 2 if self.swiglu else self.n
 
+    @classmethod
+    def tiny(cls, form: str, alike: bool = False) -> Self:
+        return cls(1, 2, 1, form, activations=form if alike else "")
+
+    def usual(self, alike: bool = False) -> "Linear":
+        return Linear(self.m, self.n, self.k, self.weights, self.weights if alike else "")
+
     @property
-    def operands(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and format of every input array; int4 weights are packed as sim/int4.py says."""
-        found: dict[str, tuple[tuple[int, ...], str]] = {
-            "x": ((self.m, self.k), self.activations),
-            "w": ((self.n, self.k), self.weights),
-        }
+    def unit(self) -> str:
+        return self.activations
+
+    @property
+    def inputs(self) -> dict[str, Operand]:
+        """int4 weights are packed as sim/int4.py says."""
+        found = {"x": Operand((self.m, self.k), self.activations), "w": Operand((self.n, self.k), self.weights)}
         if self.group:
             packed, pairs = int4.shapes(self.n, self.k, self.group)
-            found |= {"w": (packed, self.weights), "w_scale": (pairs, "fp16")}
+            found |= {"w": Operand(packed, self.weights), "w_scale": Operand(pairs, "fp16")}
         if self.residual:
-            found["residual"] = ((self.m, self.columns), "bf16" if self.output == "fp8" else self.output)
+            found["residual"] = Operand((self.m, self.columns), "bf16" if self.output == "fp8" else self.output)
         if self.scaled:
-            found["w_scale"] = ((self.n if self.row_scales else 1,), "fp32")
+            found["w_scale"] = Operand((self.n if self.row_scales else 1,), "fp32")
             if self.activations == "fp8":
-                found["x_scale"] = ((self.m if self.row_scales else 1,), "fp32")
+                found["x_scale"] = Operand((self.m if self.row_scales else 1,), "fp32")
             if self.output == "fp8":
-                found["y_scale"] = ((1,), "fp32")
+                found["y_scale"] = Operand((1,), "fp32")
         return found
+
+    @property
+    def outputs(self) -> dict[str, Operand]:
+        return {"y": Operand((self.m, self.columns), self.output)}
 
     @property
     def flops(self) -> int:
@@ -139,32 +147,26 @@ class Linear:
         return 2 * self.m * self.n * self.k
 
     @property
-    def bytes(self) -> dict[str, int]:
-        """Compulsory HBM bytes: each weight, each activation and each scale once."""
-        weights = sum(self._nbytes(name) for name in ("w", *(("w_scale",) if self.group else ())))
-        activations = self.read_bytes - weights + self.write_bytes
-        return {"weights": weights, "kv": 0, "activations": activations, "total": weights + activations}
+    def weight_names(self) -> tuple[str, ...]:
+        return ("w", "w_scale") if self.group else ("w",)
 
-    @property
-    def read_bytes(self) -> int:
-        return sum(self._nbytes(name) for name in self.operands)
+    def part(self, flops: float) -> Self:
+        """The first rows and columns: every output element depends on one row of x and one of w alone."""
+        n = _shrink(self.n, PART_ELEMENTS // self.k)
+        m = _shrink(self.m, min(PART_ELEMENTS // max(self.k, n), int(flops // (2 * n * self.k))))
+        n = _shrink(n, int(flops // (2 * m * self.k)))
+        return replace(self, m=m, n=n)
 
-    def _nbytes(self, name: str) -> int:
-        shape, form = self.operands[name]
-        return prod(shape) * FORMATS[form].storage.itemsize
+    def tuned_class(self) -> dict[str, Any]:
+        """Extents, weights and unusual fields, m rounded up to a power of two."""
+        fields = {name: value for name, value in self.as_dict().items() if name != "kind"}
+        return {**fields, "m": 1 << (self.m - 1).bit_length()}
 
-    @property
-    def write_bytes(self) -> int:
-        return FORMATS[self.output].nbytes(self.m, self.columns)
-
-    @property
-    def weight_intensity(self) -> float:
-        """FLOP per weight byte, the article's estimate: m for 2-byte weights."""
-        return self.flops / self.bytes["weights"]
-
-    @property
-    def details(self) -> dict[str, int]:
-        return {}
+    def multiples(self, row_bytes: int) -> dict[str, int]:
+        per_row = {name: 8 * row_bytes // FORMATS[name].bits for name in FORMATS}
+        rows_of_w = 1 if self.group else per_row[self.weights]  # groups are packed in tiles
+        wide = per_row[self.output] * (2 if self.swiglu else 1)
+        return {"k": lcm(per_row[self.activations], rows_of_w), "n": wide}
 
     def as_dict(self) -> dict[str, Any]:
         """Extents, weights, and every other field that is not what the weights and activations imply."""
@@ -175,20 +177,21 @@ class Linear:
         names = [f.name for f in fields(self) if f.name in kept or getattr(self, f.name) != getattr(usual, f.name)]
         return {"kind": self.kind, **{name: getattr(self, name) for name in names}}
 
-    def draw(self, rng: np.random.Generator) -> dict[str, NDArray]:
-        """Random inputs as storage bits: scales from 1/2 to 2, everything else from N(0, 1).
+    def draw(self, rng: np.random.Generator, special: str = "") -> dict[str, NDArray]:
+        """Scales from 1/2 to 2, everything else from N(0, 1); int4 weights are uniform, their groups centred near zero.
 
-        int4 weights are uniform, their groups centred near zero.
+        Special values are among those of x and of the residual.
         """
 
-        def one(name: str, shape: tuple[int, ...], form: str) -> NDArray:
+        def one(name: str, operand: Operand) -> NDArray:
             if name.endswith("scale"):
-                return np.exp2(rng.uniform(-1, 1, shape)).astype(np.float32)
-            return encode(rng.standard_normal(shape, np.float32), form)
+                return np.exp2(rng.uniform(-1, 1, operand.shape)).astype(np.float32)
+            values = rng.standard_normal(operand.shape, np.float32)
+            return encode(sprinkle(values, rng, "" if name == "w" else special), operand.format)
 
         if not self.group:
-            return {name: one(name, shape, form) for name, (shape, form) in self.operands.items()}
-        own = {name: one(name, *self.operands[name]) for name in self.operands.keys() - {"w", "w_scale"}}
+            return {name: one(name, operand) for name, operand in self.inputs.items()}
+        own = {name: one(name, operand) for name, operand in self.inputs.items() if name not in ("w", "w_scale")}
         w, w_scale = int4.pack(self._draw_groups(rng))
         return {**own, "w": w, "w_scale": w_scale}
 
@@ -200,14 +203,21 @@ class Linear:
         offset = zero if self.zero_points else (scale * (rng.random(shape, np.float32) - zero)).astype(np.float16)
         return int4.Groups(q, scale, offset, self.group, self.zero_points)
 
-    def reference(self, arrays: Mapping[str, NDArray], rows: slice = slice(None)) -> tuple[NDArray, NDArray]:
-        """(y, bound) for the chosen rows of x: the result and the error a right kernel may have.
+    def reference(self, arrays: Arrays, rows: slice = EVERY_ROW) -> dict[str, Estimate]:
+        """y is computed in float64, above 2^34 FLOPs in float32.
 
-        y is computed in float64, above 2^34 FLOPs in float32. bound = e + u_out (|y| + e) + half the output's smallest
-        value, where e starts as k 2^-24 sum |x||w|, k float32 additions in any order (Higham, "Accuracy and Stability
-        of Numerical Algorithms", 3.1), and grows with every rounding of scales and epilogue. Products of fp8 with fp8
-        add what the tensor cores cut off: in partial sums of 128 along k where `accumulate` is float32, all the way
-        where it is fast; that part is probabilistic, for inputs of random sign (see _linear_reference).
-        An output that overflows fp16 or bf16 is outside this bound's promise.
+        bound = e + u_out (|y| + e) + half the output's smallest value, where e starts as k 2^-24 sum |x||w|, k float32
+        additions in any order (Higham, "Accuracy and Stability of Numerical Algorithms", 3.1), and grows with every
+        rounding of scales and epilogue. Products of fp8 with fp8 add what the tensor cores cut off: in partial sums of
+        128 along k where `accumulate` is float32, all the way where it is fast; that part is probabilistic, for inputs
+        of random sign (see _linear_reference). An output that overflows fp16 or bf16 is outside this bound's promise.
         """
-        return reference(self, arrays, rows)
+        return {"y": reference(self, arrays, rows)}
+
+
+def _shrink(extent: int, most: int) -> int:
+    """At most `most`, with the remainder of `extent` by a tile; but no less than one tile and that remainder."""
+    if extent <= most:
+        return extent
+    remainder = extent % TILE
+    return min(extent, max(1, (most - remainder) // TILE) * TILE + remainder)

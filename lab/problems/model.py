@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from lab.problems.attention import Attention
-from lab.problems.linear import require_extents
+from lab.problems.protocol import require_extents
 from sim.errors import InputError
 from sim.formats import FORMATS, format_named
 
@@ -46,8 +46,8 @@ class Model:
         self.attention  # noqa: B018  (its own checks of heads and format)
 
     @property
-    def activations(self) -> str:
-        """The format of the activations, whose unit does the arithmetic."""
+    def unit(self) -> str:
+        """The format of the activations, whose arithmetic unit does the work."""
         return self.weights if self.weights in ("fp32", "fp16") else "bf16"
 
     @property
@@ -88,10 +88,10 @@ class Model:
         """Each weight, KV element and activation once; activations are what enters (rows) and leaves (logits)."""
         weights = self.layers * sum(FORMATS[self.weights].nbytes(n, k) for n, k in self.layer_matrices.values())
         tables = (1 if self.tied else 2) * FORMATS[self.weights].nbytes(self.vocab, self.d)
-        weights += tables + FORMATS[self.activations].nbytes(1, self._norms)
+        weights += tables + FORMATS[self.unit].nbytes(1, self._norms)
         tokens = self.batch * (self.context if self.phase == PREFILL else 1)
-        activations = FORMATS[self.activations].nbytes(tokens, self.d)
-        activations += FORMATS[self.activations].nbytes(self.batch, self.vocab)
+        activations = FORMATS[self.unit].nbytes(tokens, self.d)
+        activations += FORMATS[self.unit].nbytes(self.batch, self.vocab)
         kv = self.layers * self.attention.kv_bytes
         return {"weights": weights, "kv": kv, "activations": activations, "total": weights + kv + activations}
 

@@ -81,10 +81,13 @@ def _forms(kernel: Kernel) -> list[Problem]:
     """Some problem for each variant that the kernel takes."""
     if kernel.solves.problem is Linear:
         return [fitted(kernel, replace(form, m=FEW, n=200, k=1208)) for form in plain_variants(kernel)]
+    if kernel.solves.problem is not Attention:
+        extents = dict.fromkeys(kernel.solves.problem.EXTENTS, 200)
+        return [fitted(kernel, replace(form, **{**extents, "m": FEW})) for form in plain_variants(kernel)]
     shapes = product((64, 128, 576), (37, 1), (0, 16, 64), (0, 512))
     tried = [
         Attention(2, 4, 2, dim, q, 437, kv=kv, page=page, latent=min(dim, latent))
-        for kv in kernel.solves.weights
+        for kv in kernel.solves.formats
         for dim, q, page, latent in shapes
     ]
     return [next(problem for problem in tried if kernel.solves.refusal(problem) is None)]

@@ -16,13 +16,13 @@ from lab import catalog, ops
 from lab.gpu import device, worker
 from lab.kernel import Kernel
 from lab.problems import Linear
-from lab.verify import compare, guarded_array, guards_intact, verify
+from lab.verify import guarded_array, guards_intact, verify
 from sim import int4
 from sim.errors import EnvironmentFailure, InputError, NoDeviceError
 from sim.formats import decode, encode
 from sim.launch import Array, Role
 from sim.machine import Machine
-from tests.strategies import fitted, variants
+from tests.strategies import compare_y, fitted, variants
 
 pytestmark = pytest.mark.gpu
 
@@ -106,7 +106,7 @@ def test_offsets_beyond_2_31_elements(name: str, shape: tuple[int, int, int], ch
     from lab.gpu.launch import prepare
 
     kernel = runnable(name, chip)
-    if "bf16" not in kernel.solves.weights:
+    if "bf16" not in kernel.solves.formats:
         pytest.skip("the pattern is bf16")
     m, n, k = shape
     problem = fitted(kernel, Linear(m, n, k))
@@ -120,7 +120,7 @@ def test_offsets_beyond_2_31_elements(name: str, shape: tuple[int, int, int], ch
         for columns in (slice(0, min(n, 32)), slice(max(0, n - 32), n)):
             inputs = {"x": x[rows].get(), "w": w[columns].get()}
             part = Linear(inputs["x"].shape[0], inputs["w"].shape[0], k)
-            assert compare(part, inputs, y[rows, columns].get()).passed
+            assert compare_y(part, inputs, y[rows, columns].get()).passed
     assert not bool((y == 0xFFFF).any())
     cupy.get_default_memory_pool().free_all_blocks()
 
@@ -142,7 +142,7 @@ def test_streams_of_the_callers_own(cupy: Any) -> None:
     assert ops.linear(x, w, out=named, stream=other.ptr) is named
     other.synchronize()
     for y in (on_current, named):
-        assert compare(problem, inputs, y.get()).passed
+        assert compare_y(problem, inputs, y.get()).passed
 
 
 def test_a_captured_graph_replays_on_new_data(cupy: Any) -> None:
@@ -160,7 +160,7 @@ def test_a_captured_graph_replays_on_new_data(cupy: Any) -> None:
             w[...] = cupy.asarray(inputs["w"])
             graph.launch(stream)
             stream.synchronize()
-            assert compare(problem, inputs, y.get()).passed
+            assert compare_y(problem, inputs, y.get()).passed
 
 
 @pytest.mark.parametrize("m", [1, 5, 200])
@@ -178,7 +178,7 @@ def test_pytorch_tensors_are_taken_without_a_copy(m: int, torch: Any) -> None:
     side.synchronize()
     torch.cuda.synchronize()
     for y in (out, fresh):
-        assert compare(problem, inputs, bits(torch, y)).passed
+        assert compare_y(problem, inputs, bits(torch, y)).passed
 
 
 def test_a_pytorch_graph_captures_a_call(torch: Any) -> None:
@@ -191,7 +191,7 @@ def test_a_pytorch_graph_captures_a_call(torch: Any) -> None:
     x.copy_(torch.randn_like(x))
     graph.replay()
     torch.cuda.synchronize()
-    assert compare(problem, {"x": bits(torch, x), "w": bits(torch, w)}, bits(torch, y)).passed
+    assert compare_y(problem, {"x": bits(torch, x), "w": bits(torch, w)}, bits(torch, y)).passed
 
 
 def bits(torch: Any, tensor: Any) -> Any:
@@ -364,7 +364,7 @@ def test_a_models_linear_layers_round_as_the_formats_do(chip: Machine, cupy: Any
         x, w = rng.standard_normal((m, 576), np.float32), rng.standard_normal((192, 576), np.float32)
         y = unit(cupy.asarray(x), unit.load(w)).get()
         inputs = {"x": encode(x, "bf16"), "w": encode(w, "bf16")}
-        assert compare(Linear(m, 192, 576), inputs, encode(y, "bf16")).passed
+        assert compare_y(Linear(m, 192, 576), inputs, encode(y, "bf16")).passed
     assert [d.problem.m for d in unit.settle()] == [1, 7]
 
 

@@ -10,7 +10,7 @@ from lab import catalog, choice, tuned
 from lab.choice import ancestors, best_guesses, choose, contenders, legal_candidates, outgrown, schedule_words
 from lab.kernel import parse_schedule, schedule_fields
 from lab.problems import Linear
-from lab.tuned import Entry, class_of, put
+from lab.tuned import Entry, put
 from sim.machine import A100, H100
 
 PROBLEM = Linear(300, 4096, 4096)
@@ -23,7 +23,7 @@ def _no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def tabled(kernel: str, schedule: dict[str, Any]) -> None:
     where = {"us": 1.0, "run": "one", "commit": "abc", "card": "a card"}
-    put([Entry(machine="h100", problem_class=class_of(PROBLEM), kernel=kernel, schedule=schedule, **where)])
+    put([Entry(machine="h100", problem_class=PROBLEM.tuned_class(), kernel=kernel, schedule=schedule, **where)])
 
 
 @pytest.mark.parametrize("m", [1, 300, 4096])

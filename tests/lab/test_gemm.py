@@ -64,10 +64,10 @@ class TestWgmma:
         kernel, problem = self.kernel(name), Linear(300, 520, 136)
         schedule = kernel.best_guess(problem, H100)
         (launch,) = kernel.launches(problem, schedule, H100)
-        counts = kernel.module.simulate(launch, None, H100)
+        counts = kernel.module.simulate(launch, {}, H100)
         wrong = replace(schedule, block_n=64 if schedule.block_n != 64 else 128)
         perturbed = replace(launch, schedule=wrong)  # the same grid, another box
-        assert kernel.module.simulate(perturbed, None, H100).tma_load_bytes != counts.tma_load_bytes
+        assert kernel.module.simulate(perturbed, {}, H100).tma_load_bytes != counts.tma_load_bytes
 
     def test_counts_and_result_do_not_depend_on_the_number_of_threads(self, name: str) -> None:
         kernel, problem = self.kernel(name), Linear(300, 520, 136)
@@ -78,7 +78,7 @@ class TestWgmma:
             numba.set_num_threads(threads)
             y = np.zeros((problem.m, problem.n), np.uint16)
             counts = kernel.module.simulate(launch, {**inputs, "y": y}, H100)
-            assert kernel.module.simulate(launch, None, H100) == counts
+            assert kernel.module.simulate(launch, {}, H100) == counts
             results.append((counts, y))
         assert results[0][0] == results[1][0]
         assert np.array_equal(results[0][1], results[1][1])
@@ -100,7 +100,7 @@ class TestWgmma:
         schedule = kernel.best_guess(problem, H100)
         (launch,) = kernel.launches(problem, schedule, H100)
         assert schedule.block_m <= 128
-        assert kernel.module.simulate(launch, None, H100).flops == problem.flops
+        assert kernel.module.simulate(launch, {}, H100).flops == problem.flops
 
 
 def test_4096_cubed_loads_what_a_128_by_256_tile_loads() -> None:
@@ -130,10 +130,10 @@ class TestMmaSync:
         problem = Linear(300, 520, 136)
         schedule = self.kernel.best_guess(problem, H100)
         (launch,) = self.kernel.launches(problem, schedule, H100)
-        counts = self.kernel.module.simulate(launch, None, H100)
+        counts = self.kernel.module.simulate(launch, {}, H100)
         wrong = replace(schedule, block_k=96 - schedule.block_k)
         perturbed = replace(launch, schedule=wrong)  # the same grid, another k-step
-        assert self.kernel.module.simulate(perturbed, None, H100).global_load_sectors != counts.global_load_sectors
+        assert self.kernel.module.simulate(perturbed, {}, H100).global_load_sectors != counts.global_load_sectors
 
     @pytest.mark.parametrize(
         ("change", "sides"),

@@ -69,9 +69,9 @@ def test_x_is_read_once_by_every_block_of_rows_whatever_the_split() -> None:
 def test_a_perturbed_tile_changes_what_is_counted() -> None:
     problem, schedule = Linear(5, 200, 1000, "int4_g64"), Schedule(8, 2, 2, 2, 1, 2, 1)
     (launch,) = KERNEL.launches(problem, schedule, H100)
-    counts = _int4_counts.simulate(launch, None, H100)
+    counts = _int4_counts.simulate(launch, {}, H100)
     wrong = replace(launch, schedule=replace(schedule, rows=4))  # the same grid, taller blocks
-    assert _int4_counts.simulate(wrong, None, H100).tma_load_bytes != counts.tma_load_bytes
+    assert _int4_counts.simulate(wrong, {}, H100).tma_load_bytes != counts.tma_load_bytes
 
 
 def test_illegal_schedules_are_refused_with_both_sides() -> None:

@@ -52,7 +52,7 @@ def test_every_fp8_weight_becomes_its_bf16() -> None:
     inputs = {"x": encode(np.ones((1, 16), np.float32), "bf16"), "w": w}
     y = np.zeros((1, 256), np.uint16)
     emulator(CHIP)(KERNEL.launches(problem, Schedule(8, 1, 2, 1, 1, 1, 1), CHIP), {**inputs, "y": y})
-    expected, _ = problem.reference(inputs)
+    expected, _ = problem.reference(inputs)["y"]
     assert np.array_equal(y, encode(expected, "bf16"))
 
 
@@ -87,9 +87,9 @@ def test_x_is_requested_by_every_team_and_w_by_every_block_of_tokens() -> None:
 def test_a_perturbed_tile_changes_what_is_counted() -> None:
     problem, schedule = Linear(5, 200, 1000), Schedule(8, 2, 2, 2, 1, 1, 1)
     (launch,) = KERNEL.launches(problem, schedule, H100)
-    counts = _mma_counts.simulate(launch, None, H100)
+    counts = _mma_counts.simulate(launch, {}, H100)
     wrong = replace(launch, schedule=replace(schedule, rows=4))
-    assert _mma_counts.simulate(wrong, None, H100).global_load_sectors != counts.global_load_sectors
+    assert _mma_counts.simulate(wrong, {}, H100).global_load_sectors != counts.global_load_sectors
 
 
 def test_illegal_schedules_are_refused_with_both_sides() -> None:

@@ -17,7 +17,7 @@ from sim.errors import InputError, ScheduleError
 from sim.formats import FORMATS
 from sim.launch import Array, Scalar, TensorMap
 from sim.machine import H100
-from tests.strategies import fitted, linear_problems, schedules, variants
+from tests.strategies import fitted, problems, schedules, variants
 
 KERNELS = [pytest.param(kernel, id=kernel.name) for kernel in catalog.kernels()]
 
@@ -30,7 +30,7 @@ def small_problem(kernel: Kernel) -> Linear:
 @settings(max_examples=200)
 @given(data=st.data())
 def test_simulation_solves_the_problem_and_counts_what_theory_says(kernel: Kernel, data: st.DataObject) -> None:
-    problem = data.draw(linear_problems(kernel))
+    problem = data.draw(problems(kernel))
     schedule = data.draw(schedules(kernel, problem))
     found = verify(kernel, problem, schedule, H100, simulator(kernel, H100), seed=data.draw(st.integers(0, 99)))
     assert found.check.passed, found.check
@@ -43,11 +43,11 @@ def test_simulation_solves_the_problem_and_counts_what_theory_says(kernel: Kerne
 @settings(max_examples=25)
 @given(data=st.data())
 def test_counting_alone_counts_the_same(kernel: Kernel, data: st.DataObject) -> None:
-    problem = data.draw(linear_problems(kernel))
+    problem = data.draw(problems(kernel))
     schedule = data.draw(schedules(kernel, problem))
     launches = kernel.launches(problem, schedule, H100)
     assert len({launch.entry for launch in launches}) == len(launches)
-    counted = [kernel.module.simulate(launch, None, H100) for launch in launches]
+    counted = [kernel.module.simulate(launch, {}, H100) for launch in launches]
     total = counted[0]
     for one in counted[1:]:
         total = total + one
@@ -98,7 +98,7 @@ def test_what_the_kernel_cannot_take_is_refused_in_one_sentence(kernel: Kernel) 
         ):
             kernel.require(problem)
     with pytest.raises(InputError, match="takes weights in"):
-        kernel.require(Linear(8, 8, 8, next(name for name in FORMATS if name not in kernel.solves.weights)))
+        kernel.require(Linear(8, 8, 8, next(name for name in FORMATS if name not in kernel.solves.formats)))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

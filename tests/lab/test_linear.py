@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lab.problems import Linear
-from lab.verify import compare
 from sim import int4
 from sim.errors import InputError
 from sim.formats import FORMATS, decode, encode
+from tests.strategies import compare_y
 
 FORMS = ("fp32", "bf16", "fp16", "fp8")
 SCALED = {"fp8": ("none", "tensor", "row")}
@@ -44,7 +44,7 @@ def problems(draw: st.DrawFn) -> Linear:
 def by_loops(p: Linear, arrays: Mapping[str, NDArray]) -> NDArray[np.float64]:
     """y in Python floats, one element after the other, from the definition."""
     values = {
-        n: decode(arrays[n], form).astype(np.float64) for n, (_, form) in p.operands.items() if "int4" not in form
+        n: decode(arrays[n], form).astype(np.float64) for n, (_, form, *_) in p.inputs.items() if "int4" not in form
     }
     if p.group:
         del values["w_scale"]
@@ -74,17 +74,20 @@ def by_loops(p: Linear, arrays: Mapping[str, NDArray]) -> NDArray[np.float64]:
 def test_the_reference_is_the_definition_and_its_rounding_passes(problem: Linear, seed: int) -> None:
     arrays = problem.draw(np.random.default_rng(seed))
     y = by_loops(problem, arrays)
-    reference, bound = problem.reference(arrays)
+    reference, bound = problem.reference(arrays)["y"]
     assert np.allclose(reference, y, rtol=1e-9, atol=1e-12)
     assert (bound > 0).all()
-    assert compare(problem, arrays, encode(y, problem.output)).passed
+    assert compare_y(problem, arrays, encode(y, problem.output)).passed
 
 
 @given(problem=problems(), seed=st.integers(0, 99), data=st.data())
 def test_rows_are_those_of_the_whole(problem: Linear, seed: int, data: st.DataObject) -> None:
     arrays = problem.draw(np.random.default_rng(seed))
     step = data.draw(st.integers(1, problem.m))
-    (part, bound), (whole, its_bound) = problem.reference(arrays, slice(None, None, step)), problem.reference(arrays)
+    (part, bound), (whole, its_bound) = (
+        problem.reference(arrays, slice(None, None, step))["y"],
+        problem.reference(arrays)["y"],
+    )
     assert np.allclose(part, whole[::step], rtol=1e-12, atol=1e-12)
     assert np.allclose(bound, its_bound[::step], rtol=1e-5, atol=0)
 
@@ -94,11 +97,11 @@ def test_the_bound_rejects_one_element_that_is_off_by_a_little_more(
     problem: Linear, seed: int, data: st.DataObject
 ) -> None:
     arrays = problem.draw(np.random.default_rng(seed))
-    reference, bound = problem.reference(arrays)
+    reference, bound = problem.reference(arrays)["y"]
     at = data.draw(st.integers(0, problem.m - 1)), data.draw(st.integers(0, problem.columns - 1))
     wrong = reference.copy()
     wrong[at] -= np.copysign(2.5 * bound[at] + FORMATS[problem.output].smallest, reference[at])
-    found = compare(problem, arrays, encode(wrong, problem.output))
+    found = compare_y(problem, arrays, encode(wrong, problem.output))
     assert not found.passed
     assert found.first_mismatch == at
 
@@ -111,7 +114,7 @@ def test_a_k_step_that_is_left_out_shows_in_fp8(accumulate: str, k: int) -> None
     x = decode(arrays["x"], "fp8")
     x[:, 128:256] = 0
     y = x @ decode(arrays["w"], "fp8").T
-    assert compare(problem, arrays, encode(y, "bf16")).mismatches > 0.1 * y.size
+    assert compare_y(problem, arrays, encode(y, "bf16")).mismatches > 0.1 * y.size
 
 
 @pytest.mark.parametrize("k", [128, 1024, 4096])
@@ -125,11 +128,11 @@ def test_sums_cut_as_the_tensor_cores_cut_them_keep_the_bound(k: int, promotion:
         partial = cut_sum(partial, x[:, None, at : at + 32] * w[None, :, at : at + 32])
         if (at + 32) % (promotion or k) == 0:
             total, partial = total + partial.astype(np.float32), np.zeros((16, 16))
-    found = compare(problem, arrays, total)
+    found = compare_y(problem, arrays, total)
     assert found.passed
     assert found.error > 0.01, "the bound is not out of all proportion"
     if promotion is None and k > 128:
-        float32 = compare(replace(problem, accumulate="float32"), arrays, total)
+        float32 = compare_y(replace(problem, accumulate="float32"), arrays, total)
         assert float32.error > 2 * found.error
 
 
@@ -147,13 +150,13 @@ def cut_sum(partial: NDArray[np.float64], products: NDArray[np.float64]) -> NDAr
 def test_fp8_outputs_saturate_and_tiny_ones_have_an_absolute_error() -> None:
     problem = Linear(1, 2, 1, "fp8", "fp8", "fp8")
     large = {"x": encode(np.array([[64.0]]), "fp8"), "w": encode(np.array([[64.0], [-64.0]]), "fp8")}
-    y, bound = problem.reference(large)
+    y, bound = problem.reference(large)["y"]
     assert y.tolist() == [[448, -448]]
-    assert compare(problem, large, encode(y, "fp8")).passed
+    assert compare_y(problem, large, encode(y, "fp8")).passed
     tiny = {"x": encode(np.array([[2.0**-9]]), "fp8"), "w": encode(np.array([[2.0**-2], [0.5]]), "fp8")}
-    y, bound = problem.reference(tiny)
+    y, bound = problem.reference(tiny)["y"]
     assert (bound >= 2.0**-10).all()
-    assert compare(problem, tiny, encode(y, "fp8")).passed
+    assert compare_y(problem, tiny, encode(y, "fp8")).passed
 
 
 @given(problem=problems())

@@ -72,7 +72,7 @@ def test_a_tile_of_multiply_adds_counts_what_lies_inside(
 def test_each_rung_stands_on_the_one_below() -> None:
     below = dict(zip(LADDER[1:], LADDER, strict=False))
     assert {name: catalog.get(name).solves.after for name in below} == below
-    assert all("fp32" in catalog.get(name).solves.weights for name in LADDER)
+    assert all("fp32" in catalog.get(name).solves.formats for name in LADDER)
 
 
 def test_each_rung_asks_l2_for_no_more_and_is_predicted_to_be_faster_than_the_one_below() -> None:
@@ -103,7 +103,7 @@ def test_a_perturbed_tile_changes_what_is_counted(name: str) -> None:
     kernel, problem = catalog.get(name), Linear(256, 256, 128, "fp32")
     schedule = kernel.best_guess(BIG, H100)
     (launch,) = kernel.launches(problem, schedule, H100)
-    counts = kernel.module.simulate(launch, None, H100)
+    counts = kernel.module.simulate(launch, {}, H100)
     wrong = replace(schedule, block_m=schedule.block_m // 2)
     assert kernel.module.simulate(replace(launch, schedule=wrong), None, H100) != counts
 

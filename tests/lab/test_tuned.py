@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lab import catalog, tuned
 from lab.problems import Linear
 from lab.record import Record, provenance
-from lab.tuned import Entry, class_of, load, lookup, put, winner
+from lab.tuned import Entry, load, lookup, put, winner
 from sim.errors import EnvironmentFailure, InputError
 from sim.machine import H100, H200
 
@@ -27,7 +27,7 @@ def entry(problem: Linear, kernel: str = "gemm_wgmma", us: float = 9.0, **schedu
     where = {"run": "one", "commit": "abc", "card": "a card"}
     return Entry(
         machine="h100",
-        problem_class=class_of(problem),
+        problem_class=problem.tuned_class(),
         kernel=kernel,
         schedule=schedule or {"stages": 3},
         us=us,
@@ -43,7 +43,7 @@ def test_the_committed_table_is_sorted_and_names_known_kernels() -> None:
 
 @given(st.integers(1, 2**31 - 1))
 def test_a_class_holds_the_m_up_to_a_power_of_two(m: int) -> None:
-    most = class_of(Linear(m, 8, 16))["m"]
+    most = Linear(m, 8, 16).tuned_class()["m"]
     assert isinstance(most, int)
     assert most & (most - 1) == 0
     assert most / 2 < m <= most
@@ -118,6 +118,6 @@ def test_the_winner_is_the_fastest_of_ours_in_the_last_race() -> None:
         "gemm_cluster",
         9.0,
         fast.run,
-        class_of(problem),
+        problem.tuned_class(),
     )
     assert winner(others, problem) is None

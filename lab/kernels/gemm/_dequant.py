@@ -23,13 +23,13 @@ ROWS = 16  # of w in a packed tile and in a warp
 FLOAT = 4  # bytes
 
 
-def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     """Every cluster a tile; its CTAs share the k-steps, then the tokens."""
     p, s = launch.problem, launch.schedule
     chip = Chip(launch, machine)
     given = dict(arrays) if arrays else {}
     x, w, y = (given.get(a.name, np.zeros((0, 0), a.storage)) for a in launch.arrays[:3])
-    marks = [chip.marks(name) if name in p.operands or name == "y" else np.zeros(0, np.uint8) for name in MARKED]
+    marks = [chip.marks(name) if name in p.inputs or name == "y" else np.zeros(0, np.uint8) for name in MARKED]
     q, scale, offset = _groups(p, given)
     row_scales = np.broadcast_to(given.get("w_scale", np.ones(1)) if p.scaled else np.ones(1), p.n)
     _grid(

@@ -40,19 +40,19 @@ class Operands(NamedTuple):
     has_residual: bool
 
 
-def operands(problem: Linear, chip: Chip, arrays: Mapping[str, NDArray] | None) -> Operands:
+def operands(problem: Linear, chip: Chip, arrays: Mapping[str, NDArray]) -> Operands:
     """Scales for every row, and the residual as floats, for the simulation."""
     p = problem
     given = dict(arrays) if arrays else {}
     one, empty = np.ones(1, np.float32), np.zeros((0, 0), np.float32)
 
     def marks(name: str) -> NDArray[np.uint8]:
-        return chip.marks(name) if name in p.operands else np.zeros(0, np.uint8)
+        return chip.marks(name) if name in p.inputs else np.zeros(0, np.uint8)
 
     return Operands(
         x_scale=np.broadcast_to(given.get("x_scale", one), p.m).copy(),
         w_scale=np.broadcast_to(given.get("w_scale", one), p.n).copy(),
-        residual=decode(given["residual"], p.operands["residual"][1]) if p.residual and given else empty,
+        residual=decode(given["residual"], p.inputs["residual"].format) if p.residual and given else empty,
         inverse_y_scale=(1 / given.get("y_scale", one))[0],
         x_scale_marks=marks("x_scale"),
         w_scale_marks=marks("w_scale"),
@@ -78,7 +78,7 @@ def theory(problem: Linear, mainloop: Counts, rows: int, columns: int, box: int,
         loads += columns // box * -(-p.m // GROUP) + rows // 16 * (p.n // GROUP)
     elif p.scaled:
         loads += 2 * WARPS * ctas
-    if "y_scale" in p.operands:
+    if "y_scale" in p.inputs:
         loads += WARPS * ctas
     if p.residual:
         if p.columns > GROUP:
@@ -104,7 +104,7 @@ def _residual_bytes(problem: Linear) -> int:
 def count_tensor_scales(problem: Linear, chip: Chip, ctas: int) -> None:
     """Every warp reads the scales of whole tensors once."""
     names = [n for n in ("x_scale", "w_scale") if problem.scaled and not problem.row_scales]
-    for name in [*names, *(["y_scale"] if "y_scale" in problem.operands else [])]:
+    for name in [*names, *(["y_scale"] if "y_scale" in problem.inputs else [])]:
         for cta in range(ctas):
             for _ in range(WARPS):
                 load_lanes(chip.count[cta], chip.marks(name), 0, 0, FLOAT, 32, 0, 1)

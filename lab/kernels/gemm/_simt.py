@@ -219,7 +219,7 @@ def predicted_us(
 
 def simulate_tiles(
     launch: Launch,
-    arrays: Mapping[str, NDArray] | None,
+    arrays: Mapping[str, NDArray],
     machine: Machine,
     load: Request,
     store: Request,

@@ -186,7 +186,7 @@ def theory(problem: Linear, block_m: int, block_n: int, tiles_m: int) -> Counts:
     )
 
 
-def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     """Any of the wgmma GEMMs: workers, each a CTA or a cluster, walk tiles; a tile walks its k-steps, then leaves."""
     p, s = launch.problem, launch.schedule
     chip = Chip(launch, machine)

@@ -18,7 +18,7 @@ from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import Chip, count_fma, dot, store_vector
 
-SOLVES = Solves(Linear, weights=("fp32",), arch="sm_80", after="gemm_naive")
+SOLVES = Solves(Linear, formats=("fp32",), arch="sm_80", after="gemm_naive")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
     return _simt.predicted_us(problem, schedule, counts, machine, 1, 1, 1)
 
 
-def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
     chip = Chip(launch, machine)
     nothing = np.zeros((0, 0), np.float32)

@@ -20,7 +20,7 @@ from sim.machine import Machine
 
 SOLVES = Solves(
     Linear,
-    weights=("fp8", "int4_g128", "int4_g64", "int4_g32"),
+    formats=("fp8", "int4_g128", "int4_g64", "int4_g32"),
     arch="sm_90a",
     row_bytes=16,
     why_multiple="TMA needs rows that are multiples of 16 bytes",
@@ -301,7 +301,7 @@ def _arguments(p: Linear, s: Layout) -> tuple[Argument, ...]:
     w_map = TensorMap("w_map", "w", (p.n, p.k), (p.k, 1), (s.block_n, BLOCK_K), SWIZZLE)
     pairs_map = TensorMap("pairs_map", "w", (p.n, p.k), (p.k, 1), (s.block_n, BLOCK_K), SWIZZLE)
     if s.group:
-        (tiles, columns, nbytes), (_, groups, rows, pair) = (p.operands[name][0] for name in ("w", "w_scale"))
+        (tiles, columns, nbytes), (_, groups, rows, pair) = (p.inputs[name].shape for name in ("w", "w_scale"))
         boxes, runs, halves = s.block_n // ROWS, columns * nbytes // RUN, rows * pair
         w_map = TensorMap("w_map", "w", (tiles, runs, RUN), (columns * nbytes, RUN, 1), (boxes, s.runs, RUN))
         pairs_map = TensorMap(
@@ -329,7 +329,7 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
         widths = ((at, min(box, columns - at)) for at in range(0, columns, box))
         return sum(row_sectors(rows, itemsize * columns, itemsize * at, itemsize * width) for at, width in widths)
 
-    operands = [Array(name, Role.IN, *p.operands[name]) for name in p.operands]
+    operands = [Array(name, Role.IN, *p.inputs[name]) for name in p.inputs]
     w = sum(a.nbytes for a in operands if a.name != "x") // SECTOR if s.group else boxes(p.n, p.k, 1, BLOCK_K)
     loads = 0  # a warp asks for the scales of eight rows at once, or for that of all
     if p.row_scales:
@@ -351,5 +351,5 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     )
 
 
-def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     return _dequant.simulate(launch, arrays, machine)

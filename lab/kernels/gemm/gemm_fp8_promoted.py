@@ -19,7 +19,7 @@ from sim.machine import Machine
 
 SOLVES = Solves(
     Linear,
-    weights=("fp8",),
+    formats=("fp8",),
     arch="sm_90a",
     row_bytes=16,
     why_multiple="TMA needs rows that are multiples of 16 bytes",
@@ -109,6 +109,6 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
     return turns * gemm_cluster.predicted_us(problem, s, machine) + 1e6 * waves * s.part_columns / machine.clock_hz
 
 
-def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     """Simulated tensor cores sum in float32, so there is nothing to promote."""
     return _tiles.simulate(launch, arrays, machine)

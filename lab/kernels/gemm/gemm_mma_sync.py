@@ -22,7 +22,7 @@ from sim.tiles import Chip, load_patch, mma, store_patch
 
 SOLVES = Solves(
     Linear,
-    weights=("bf16", "fp16"),
+    formats=("bf16", "fp16"),
     arch="sm_80",
     row_bytes=16,
     why_multiple="rows are copied in 16-byte vectors",
@@ -217,7 +217,7 @@ def _column_sectors(rows: int, columns: int, width: int) -> int:
     return sum(row_sectors(rows, SIZE * columns, SIZE * at, SIZE * min(width, columns - at)) for at in starts)
 
 
-def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
     chip = Chip(launch, machine)
     nothing = np.zeros((0, 0), np.float32)

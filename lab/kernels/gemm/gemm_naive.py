@@ -18,7 +18,7 @@ from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import Chip
 
-SOLVES = Solves(Linear, weights=("bf16", "fp32"), arch="sm_80")
+SOLVES = Solves(Linear, formats=("bf16", "fp32"), arch="sm_80")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     return _naive.theory(problem)
 
 
-def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
     chip = Chip(launch, machine)
     x_array, w_array, y_array = launch.arrays

@@ -65,5 +65,5 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
     return _model.tiled_us(problem, theory(problem, s, machine), s.block_m, s.block_n, s.cluster, between, machine)
 
 
-def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     return _tiles.simulate(launch, arrays, machine)

@@ -13,7 +13,7 @@ from sim.counts import Counts
 from sim.launch import Launch
 from sim.machine import Machine
 
-SOLVES = Solves(Linear, weights=("fp32",), arch="sm_80", after="gemm_register_tile_1d")
+SOLVES = Solves(Linear, formats=("fp32",), arch="sm_80", after="gemm_register_tile_1d")
 
 
 @dataclass(frozen=True)
@@ -48,5 +48,5 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
     return _simt.predicted_us(problem, s, counts, machine, s.thread_m, s.thread_n, 1, other)
 
 
-def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     return _simt.simulate_tiles(launch, arrays, machine, ROW, launch.schedule.store())

@@ -22,7 +22,7 @@ from sim.tiles import ELEMENT, Chip, load_tile, mma, store_tile
 
 SOLVES = Solves(
     Linear,
-    weights=("bf16", "fp16"),
+    formats=("bf16", "fp16"),
     arch="sm_90a",
     row_bytes=16,
     why_multiple="TMA needs rows that are multiples of 16 bytes",
@@ -185,7 +185,7 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     return replace(whole, sm_to_l2_bytes=_tiles.theory(problem, s.block_m, s.part, 1).sm_to_l2_bytes)
 
 
-def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
     chip = Chip(launch, machine)
     x, w, y = (arrays[a.name] if arrays else np.zeros((0, 0), a.storage) for a in launch.arrays)

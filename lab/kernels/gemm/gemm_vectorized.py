@@ -15,7 +15,7 @@ from sim.machine import Machine
 
 SOLVES = Solves(
     Linear,
-    weights=("fp32",),
+    formats=("fp32",),
     arch="sm_80",
     multiple_of={"k": 4},
     why_multiple="rows are read in 16-byte vectors",
@@ -64,5 +64,5 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
     return _simt.predicted_us(problem, s, counts, machine, s.thread_m, s.thread_n, VECTOR, other)
 
 
-def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     return _simt.simulate_tiles(launch, arrays, machine, vectors(BLOCK_K), launch.schedule.store())

@@ -15,7 +15,7 @@ from sim.machine import Machine
 
 SOLVES = Solves(
     Linear,
-    weights=("bf16", "fp16"),
+    formats=("bf16", "fp16"),
     arch="sm_90a",
     row_bytes=16,
     why_multiple="TMA needs rows that are multiples of 16 bytes",
@@ -93,5 +93,5 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
     return _model.tiled_us(problem, theory(problem, s, machine), s.block_m, s.block_n, 1, between, machine)
 
 
-def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     return _tiles.simulate(launch, arrays, machine)

@@ -78,7 +78,7 @@ def theory(problem: Linear, schedule: Any) -> Counts:
 
 
 def _inputs(problem: Linear) -> list[Array]:
-    return [Array(name, Role.IN, *operand) for name, operand in problem.operands.items()]
+    return [Array(name, Role.IN, *operand) for name, operand in problem.inputs.items()]
 
 
 def _out_sectors(problem: Linear, schedule: Any) -> int:
@@ -106,7 +106,7 @@ def _widths(n: int, schedule: Any) -> Iterator[tuple[int, int]]:
                 yield column, min(out.width, end - column)
 
 
-def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     """Clusters walk their blocks; each CTA its parts of x and its warps' steps along k."""
     p, s = launch.problem, launch.schedule
     chip = Chip(launch, machine)

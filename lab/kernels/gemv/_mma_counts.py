@@ -12,7 +12,7 @@ from sim import int4
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.formats import FORMATS, decode, encode
 from sim.jit import njit, prange
-from sim.launch import Array, Launch, Role
+from sim.launch import Launch, Role
 from sim.machine import Machine
 from sim.tiles import Chip, dot, load_groups, load_lanes, load_patch, load_vector, mma, store_patch
 
@@ -54,7 +54,7 @@ def theory(problem: Linear, schedule: Any) -> Counts:
         tma_load_bytes=0,
         l2_to_sm_bytes=SECTOR * loads,
         sm_to_l2_bytes=SECTOR * y,
-        hbm_read_bytes=SECTOR * sum(sectors(0, Array(n, Role.IN, *o).nbytes) for n, o in p.operands.items()),
+        hbm_read_bytes=SECTOR * sum(sectors(0, o.nbytes) for o in p.inputs.values()),
         hbm_write_bytes=SECTOR * sectors(0, p.write_bytes),
     )
 
@@ -129,7 +129,7 @@ def _out_sectors(problem: Linear, schedule: Any) -> tuple[int, int]:
     return (scales if p.row_scales else 0), y
 
 
-def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     """Warps walk the chunks of their teams' rows."""
     p, s = launch.problem, launch.schedule
     chip = Chip(launch, machine)

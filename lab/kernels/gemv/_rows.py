@@ -1,7 +1,6 @@
 """What the GEMVs share: their launch, their counts, their operands as the tile simulator's dot product takes them."""
 
 from collections.abc import Mapping
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from lab.kernels import _linear
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, sectors
 from sim.errors import ScheduleError
-from sim.formats import FORMATS, decode
+from sim.formats import decode
 from sim.launch import Launch
 
 LANES = 32
@@ -43,7 +42,7 @@ def launch(kernel: str, problem: Linear, schedule: Any, ctas: int, **how: Any) -
 
 def counts(problem: Linear, loads: int, stores: int, copied: int = 0, copied_sectors: int = 0) -> Counts:
     """Counts from the sectors of ordinary loads and stores, and from the bytes and sectors of bulk copies."""
-    p, inputs = problem, problem.operands.values()
+    p, inputs = problem, problem.inputs.values()
     return Counts(
         flops=p.flops,
         mma_flops=0,
@@ -53,14 +52,14 @@ def counts(problem: Linear, loads: int, stores: int, copied: int = 0, copied_sec
         tma_load_bytes=copied,
         l2_to_sm_bytes=SECTOR * (loads + copied_sectors),
         sm_to_l2_bytes=SECTOR * stores,
-        hbm_read_bytes=SECTOR * sum(sectors(0, FORMATS[form].storage.itemsize * prod(shape)) for shape, form in inputs),
+        hbm_read_bytes=SECTOR * sum(sectors(0, operand.nbytes) for operand in inputs),
         hbm_write_bytes=SECTOR * sectors(0, ELEMENT * p.m * p.n),
     )
 
 
-def operands(problem: Linear, arrays: Mapping[str, NDArray] | None) -> tuple[NDArray, NDArray]:
+def operands(problem: Linear, arrays: Mapping[str, NDArray]) -> tuple[NDArray, NDArray]:
     """x and w as bf16 bits or as floats, which is what `dot` takes; both empty where there are no arrays."""
-    if arrays is None:
+    if not arrays:
         nothing = np.zeros((0, 0), np.uint16)
         return nothing, nothing
     if problem.weights == "bf16":

@@ -100,7 +100,7 @@ def predicted_us(problem: Linear, schedule: Streaming, split_k: int, machine: Ma
 
 
 def simulate(
-    launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine, split_k: int, owned: int, stored: int
+    launch: Launch, arrays: Mapping[str, NDArray], machine: Machine, split_k: int, owned: int, stored: int
 ) -> Counts:
     """Of a block's rows a CTA stores `owned` neighbouring ones, each request `stored` of them."""
     p, s = launch.problem, launch.schedule

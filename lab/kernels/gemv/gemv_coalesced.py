@@ -18,7 +18,7 @@ from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import Chip, count_fma, dot, store_vector
 
-SOLVES = Solves(Linear, weights=("bf16", "fp16"), arch="sm_80", after="gemv_naive")
+SOLVES = Solves(Linear, formats=("bf16", "fp16"), arch="sm_80", after="gemv_naive")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     return _rows.counts(p, loads=w + x, stores=p.m * p.n)
 
 
-def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
     chip = Chip(launch, machine)
     x, w = _rows.operands(p, arrays)

@@ -20,7 +20,7 @@ from sim.machine import Machine
 
 SOLVES = Solves(
     Linear,
-    weights=("int4_g32", "int4_g64", "int4_g128"),
+    formats=("int4_g32", "int4_g64", "int4_g128"),
     arch="sm_90",
     row_bytes=16,
     why_multiple="rows are copied in 16-byte vectors",
@@ -246,5 +246,5 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     return _int4_counts.theory(problem, schedule)
 
 
-def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     return _int4_counts.simulate(launch, arrays, machine)

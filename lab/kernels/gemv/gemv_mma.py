@@ -20,7 +20,7 @@ from sim.machine import Machine
 
 SOLVES = Solves(
     Linear,
-    weights=("bf16", "fp16", "fp8", "int4_g32", "int4_g64", "int4_g128"),
+    formats=("bf16", "fp16", "fp8", "int4_g32", "int4_g64", "int4_g128"),
     arch="sm_90",
     row_bytes=16,
     why_multiple="a lane loads 16 bytes of a row",
@@ -212,5 +212,5 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     return _mma_counts.theory(problem, schedule)
 
 
-def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     return _mma_counts.simulate(launch, arrays, machine)

@@ -18,7 +18,7 @@ from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import Chip
 
-SOLVES = Solves(Linear, weights=("bf16",), arch="sm_80")
+SOLVES = Solves(Linear, formats=("bf16",), arch="sm_80")
 
 BF16 = 2  # bytes
 
@@ -49,7 +49,7 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     return _naive.theory(problem)
 
 
-def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
     chip = Chip(launch, machine)
     nothing = np.zeros((0, 0), np.uint16)

@@ -18,7 +18,7 @@ from sim.machine import Machine
 
 SOLVES = Solves(
     Linear,
-    weights=("bf16", "fp16"),
+    formats=("bf16", "fp16"),
     arch="sm_90a",
     multiple_of={"k": 8},
     why_multiple="bulk copies need rows that are multiples of 16 bytes",
@@ -113,7 +113,7 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     return _stream.theory(p, s, s.split_k, stores)
 
 
-def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     s = launch.schedule
     stored = LANES if s.split_k > 1 else 1
     return _stream.simulate(launch, arrays, machine, s.split_k, owned=s.part, stored=stored)

@@ -15,7 +15,7 @@ from sim.machine import Machine
 
 SOLVES = Solves(
     Linear,
-    weights=("bf16", "fp16"),
+    formats=("bf16", "fp16"),
     arch="sm_90a",
     multiple_of={"k": 8},
     why_multiple="bulk copies need rows that are multiples of 16 bytes",
@@ -49,5 +49,5 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     return _stream.theory(problem, schedule, split_k=1, stores=problem.m * problem.n)
 
 
-def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     return _stream.simulate(launch, arrays, machine, split_k=1, owned=launch.schedule.block_n, stored=1)

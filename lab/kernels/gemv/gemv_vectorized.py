@@ -22,7 +22,7 @@ from sim.tiles import Chip, count_fma, dot, load_vector, store_patch
 
 SOLVES = Solves(
     Linear,
-    weights=("bf16", "fp16", "fp8"),
+    formats=("bf16", "fp16", "fp8"),
     arch="sm_80",
     multiple_of={"k": 8},
     why_multiple="rows are read in vectors of eight elements",
@@ -198,7 +198,7 @@ def _shared_sectors(problem: Linear, schedule: Schedule, chunks: list[tuple[int,
     )
 
 
-def simulate(launch: Launch, arrays: Mapping[str, NDArray] | None, machine: Machine) -> Counts:
+def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
     chip = Chip(launch, machine)
     x, w = _rows.operands(p, arrays)

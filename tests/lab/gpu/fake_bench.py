@@ -96,7 +96,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Device:
 
     def expect(problem: Linear, seed: int | None) -> Expectation:
         expectation = of(problem, seed)
-        found.right = encode(problem.reference(expectation.inputs)[0], problem.output)
+        found.right = encode(problem.reference(expectation.inputs)["y"].value, problem.output)
         return expectation
 
     stream = SimpleNamespace(Stream=lambda **_: nullcontext(), get_current_stream=lambda: SimpleNamespace(ptr=9))

@@ -10,9 +10,9 @@ from sim.errors import InputError
 @pytest.mark.parametrize(
     ("layer", "sentence"),
     [
-        (Linear(1, 64, 128), "have 128 inputs in bf16 and 64 outputs in bf16"),
-        (Linear(1, 64, 64, "fp8", "fp8"), "have 64 inputs in fp8 and 64 outputs in bf16"),
-        (Linear(1, 128, 128, epilogue="swiglu"), "have 128 inputs in bf16 and 64 outputs in bf16"),
+        (Linear(1, 64, 128), "take \\[1, 128\\] in bf16 and give \\[1, 64\\] in bf16"),
+        (Linear(1, 64, 64, "fp8", "fp8"), "take \\[1, 64\\] in fp8 and give \\[1, 64\\] in bf16"),
+        (Linear(1, 128, 128, epilogue="swiglu"), "take \\[1, 128\\] in bf16 and give \\[1, 64\\] in bf16"),
     ],
 )
 def test_layers_must_take_what_they_give(layer: Linear, sentence: str) -> None:

@@ -11,13 +11,14 @@ from lab import catalog
 from lab.gpu import driver
 from lab.gpu.launch import Prepared, executor
 from lab.problems import Linear
-from lab.verify import compare, guarded_array, guards_intact, verify
+from lab.verify import guarded_array, guards_intact, verify
 from sim.counts import Counts
 from sim.errors import EnvironmentFailure, NoDeviceError
 from sim.formats import encode
 from sim.launch import Role
 from sim.machine import A100, H100
 from tests.lab.gpu.fake_driver import FakeLibrary, index_of
+from tests.strategies import compare_y
 
 KERNEL = catalog.get("gemv_vectorized")
 PROBLEM = Linear(3, 20, 64)
@@ -34,7 +35,7 @@ def host(pointer: int, shape: tuple[int, ...]) -> Any:
 def right_kernel(library: FakeLibrary) -> None:
     x, w, y = (library.pointer(index_of(LAUNCHES[0], name)) for name in ("x", "w", "y"))
     arrays = {"x": host(x, (3, 64)), "w": host(w, (20, 64))}
-    host(y, (3, 20))[...] = encode(PROBLEM.reference(arrays)[0], PROBLEM.output)
+    host(y, (3, 20))[...] = encode(PROBLEM.reference(arrays)["y"].value, PROBLEM.output)
 
 
 def test_the_executor_brings_results_back(fake: Any) -> None:
@@ -70,7 +71,7 @@ def test_an_element_that_no_one_writes_fails(fake: Any) -> None:
     arrays = {**inputs, "y": outputs["y"][1]}
     executor(H100)(LAUNCHES, arrays)
     assert guards_intact(outputs["y"][0])
-    assert compare(PROBLEM, inputs, arrays["y"]).first_mismatch == (0, 7)
+    assert compare_y(PROBLEM, inputs, arrays["y"]).first_mismatch == (0, 7)
 
 
 def test_clusters_dependent_launches_and_shared_memory_reach_the_driver(fake: Any) -> None:

@@ -1,0 +1,72 @@
+"""The right result of attention, and how far from it a right kernel's may be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lab.problems.protocol import UNIT, Arrays, Estimate
+from sim.formats import FORMATS, decode
+
+if TYPE_CHECKING:
+    from lab.problems.attention import Attention
+
+SCORE_ROUNDINGS = 8  # of a score beside its dot product: scaled, its maximum subtracted (two scores' size), dequantised
+WEIGHT_ROUNDINGS = 8  # of a weight: ex2.approx has 2 ulp (PTX ISA, ex2), an ulp being up to two rounding units
+SPLITS = 64  # partial results that may be joined, each with a factor and a sum of its own
+
+
+def reference(problem: Attention, arrays: Arrays, rows: slice) -> dict[str, Estimate]:
+    """y [rows, q_heads, value_dim] and, where asked for, lse [rows, q_heads].
+
+    With u = 2^-24 a score is off by at most e = (head_dim + 8) u scale sum |q||k|, its largest over the keys seen, so a
+    weight by a factor of exp(2 e) (its own score and the maximum); it is then rounded to the activations' format, and
+    all of them are added in any order: bound = u_out |y| + (2 expm1(2 e) + u_activations + (2 keys + 8 + 64) u) sum
+    p |v|. The logarithm of their sum is off by 2 e + (keys + 8) u, and rounded.
+    """
+    p = problem
+    chosen = np.arange(p.rows)[rows]
+    y = Estimate(*np.zeros((2, len(chosen), p.q_heads, p.value_dim)))
+    lse = Estimate(np.full((len(chosen), p.q_heads), -np.inf), np.zeros((len(chosen), p.q_heads)))
+    for b, sequence in enumerate(p.sequences):
+        at = np.nonzero((chosen >= sequence.q_start) & (chosen < sequence.q_start + sequence.q_len))[0]
+        if at.size == 0 or sequence.kv_len == 0:
+            continue
+        first, end = (ends[chosen[at] - sequence.q_start] for ends in p.visible(sequence))
+        key = np.arange(sequence.kv_len)
+        seen = (key >= first[:, None]) & (key < end[:, None])
+        q = decode(arrays["q"][chosen[at]], p.activations).astype(np.float64)
+        k, v = (decode(bits, p.kv).astype(np.float64) for bits in p.keys(arrays, b))
+        if p.kv == "fp8":
+            k = k * arrays["k_scale"][:, None]
+            v = v * arrays["k_scale" if p.latent else "v_scale"][:, None]
+        for head in range(p.q_heads):
+            of = head // p.group
+            y.value[at, head], y.error[at, head], lse.value[at, head], lse.error[at, head] = _head(
+                q[:, head], k[:, of], v[:, of], seen, FORMATS[p.activations].unit_roundoff
+            )
+    found = {"y": y.stored(p.output)}
+    return {**found, "lse": lse.stored("fp32")} if p.lse else found
+
+
+def _head(
+    q: NDArray, k: NDArray, v: NDArray, seen: NDArray[np.bool_], rounding: float
+) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """(y, error, lse, error) of one head's queries [m, head_dim] against keys of which each sees some."""
+    scale = 1 / np.sqrt(q.shape[1])
+    scores = np.where(seen, scale * (q @ k.T), -np.inf)
+    largest = scores.max(axis=1, keepdims=True)
+    shifted = np.where(np.isneginf(largest), 0.0, largest)  # a row that sees nothing
+    weights = np.exp(scores - shifted)
+    total = weights.sum(axis=1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        lse = shifted + np.log(total)
+    weights = np.divide(weights, total, out=np.zeros_like(weights), where=total != 0)
+    sizes = np.where(seen, np.abs(q) @ np.abs(k).T, 0.0).max(axis=1, keepdims=True)
+    e = (q.shape[1] + SCORE_ROUNDINGS) * UNIT * scale * sizes
+    keys = seen.sum(axis=1, keepdims=True)
+    relative = 2 * np.expm1(2 * e) + rounding + (2 * keys + WEIGHT_ROUNDINGS + SPLITS) * UNIT
+    lse_error = np.where(np.isneginf(lse), 0.0, 2 * e + (keys + WEIGHT_ROUNDINGS) * UNIT)
+    return weights @ v, relative * (weights @ np.abs(v)), lse[:, 0], lse_error[:, 0]

@@ -1,0 +1,116 @@
+"""RMSNorm with the residual stream: total = x + residual, y = total / sqrt(mean(total^2) + eps) * weight."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lab.problems.protocol import EVERY_ROW, UNIT, Arrays, Estimate, Operand, Problem, require_extents, sprinkle
+from sim.errors import InputError
+from sim.formats import FORMATS, decode, encode
+
+FLOPS = 5  # an element: added, squared, summed, scaled twice
+RSQRT_ROUNDINGS = 4  # of a root: rsqrt.approx has 2 ulp (PTX ISA, rsqrt), an ulp being up to two rounding units
+
+
+@dataclass(frozen=True)
+class RMSNorm(Problem):
+    """y[m, n] for m tokens of n elements (Zhang and Sennrich, arXiv 1910.07467), all in the format `activations`.
+
+    With `residual`, x is first added to the residual stream, rounded to the format, and that sum, `total`, is a second
+    output; else y is of x alone. Raises InputError for extents outside 1 to 2^31 - 1 and other formats.
+    """
+
+    kind: ClassVar[str] = "rmsnorm"
+    FORMAT: ClassVar[str] = "activations"
+    EXTENTS: ClassVar[tuple[str, ...]] = ("m", "n")
+    OPTIONS: ClassVar[tuple[str, ...]] = ("residual",)
+
+    m: int
+    n: int
+    activations: str = "bf16"
+    residual: bool = True
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        require_extents(self, ("m", "n"))
+        if self.activations not in ("fp32", "fp16", "bf16"):
+            raise InputError(f"activations are in fp32, fp16 or bf16, not {self.activations}")
+        if not 0 < self.eps < 1:
+            raise InputError(f"eps must be between 0 and 1; eps = {self.eps}")
+
+    @classmethod
+    def tiny(cls, form: str, alike: bool = False) -> Self:  # noqa: ARG003 (there is one format)
+        return cls(1, 1, form)
+
+    def usual(self, alike: bool = False) -> "RMSNorm":  # noqa: ARG002
+        return RMSNorm(self.m, self.n, self.activations, eps=self.eps)
+
+    @property
+    def unit(self) -> str:
+        return "fp32"
+
+    @property
+    def inputs(self) -> dict[str, Operand]:
+        rows = Operand((self.m, self.n), self.activations)
+        added = {"residual": rows} if self.residual else {}
+        return {"x": rows, **added, "weight": Operand((self.n,), self.activations)}
+
+    @property
+    def outputs(self) -> dict[str, Operand]:
+        rows = Operand((self.m, self.n), self.activations)
+        return {"y": rows, "total": rows} if self.residual else {"y": rows}
+
+    @property
+    def weight_names(self) -> tuple[str, ...]:
+        return ("weight",)
+
+    @property
+    def flops(self) -> int:
+        return FLOPS * self.m * self.n
+
+    def part(self, flops: float) -> Self:
+        return replace(self, m=max(1, min(self.m, int(flops // (FLOPS * self.n)))))
+
+    def tuned_class(self) -> dict[str, Any]:
+        """m rounded up to a power of two."""
+        return {**self.as_dict(), "m": 1 << (self.m - 1).bit_length()}
+
+    def multiples(self, row_bytes: int) -> dict[str, int]:
+        return {"n": 8 * row_bytes // FORMATS[self.activations].bits}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Extents, and every other field that is not as usual."""
+        usual = RMSNorm(self.m, self.n)
+        names = [f.name for f in fields(self) if f.name in self.EXTENTS or getattr(self, f.name) != f.default]
+        return {"kind": usual.kind, **{name: getattr(self, name) for name in names}}
+
+    def draw(self, rng: np.random.Generator, special: str = "") -> dict[str, NDArray]:
+        """N(0, 1); special values are among those of x."""
+
+        def one(name: str, operand: Operand) -> NDArray:
+            values = rng.standard_normal(operand.shape, np.float32)
+            return encode(sprinkle(values, rng, special if name == "x" else ""), operand.format)
+
+        return {name: one(name, operand) for name, operand in self.inputs.items()}
+
+    def reference(self, arrays: Arrays, rows: slice = EVERY_ROW) -> dict[str, Estimate]:
+        """`total` has one right value, the float32 sum rounded once; y is in float64.
+
+        n squares are added in any order, each rounded, so their sum is off by n u of itself and its root by half as
+        much; the root is then approximate, and two products are rounded: |y| (n / 2 + 1 + 4 + 2) u, u = 2^-24.
+        """
+        total, found = arrays["x"][rows], {}
+        if self.residual:
+            both = (decode(arrays[name][rows], self.activations) for name in ("x", "residual"))
+            with np.errstate(invalid="ignore", over="ignore"):
+                total = encode(np.add(*both), self.activations)
+            value = decode(total, self.activations).astype(np.float64)
+            found["total"] = Estimate(value, np.zeros_like(value))
+        h = decode(total, self.activations).astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            root = 1 / np.sqrt((h * h).mean(axis=1, keepdims=True) + self.eps)
+            y = h * root * decode(arrays["weight"], self.activations)
+        error = np.abs(y) * (self.n / 2 + 1 + RSQRT_ROUNDINGS + 2) * UNIT
+        return {"y": Estimate(y, error).stored(self.activations), **found}
