@@ -1,4 +1,4 @@
-"""The attention problem: its reference is the definition, its counts are those of the pairs, unused slots do not matter."""
+"""The attention problem: its reference is the definition, its FLOPs are those of the pairs, unused slots are NaN."""
 
 from dataclasses import replace
 from math import inf
