@@ -1,0 +1,185 @@
+"""RMSNorm fused with the residual add: a row is read once and stays in registers."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lab.kernel import Solves, require_choice
+from lab.problems.rmsnorm import RMSNorm
+from sim.counts import SECTOR, Counts, row_sectors, sectors
+from sim.errors import ScheduleError
+from sim.formats import decode, encode
+from sim.jit import njit, prange
+from sim.launch import Array, Launch, Role, Scalar
+from sim.machine import Machine
+from sim.tiles import Chip, count_fma, load_vector, store_vector
+
+SOLVES = Solves(
+    RMSNorm,
+    formats=("bf16", "fp16"),
+    arch="sm_90",
+    row_bytes=16,
+    why_multiple="rows are read 16 bytes at a time",
+    options={"residual": (False,)},
+    facts=("activations", "residual"),
+)
+
+LANES = 32
+VECTOR_BYTES = 16  # of a lane's load
+SIZE = 2  # bytes of an element
+REQUEST = LANES * VECTOR_BYTES // SIZE  # elements of a warp's load
+MOST_THREADS = 1024
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a row is shared and how many rows a CTA has."""
+
+    warps: int  # that share a row
+    vectors: int  # 16-byte loads of a lane that cover its part of a row
+    rows: int = 1  # of a CTA
+
+    def __post_init__(self) -> None:
+        require_choice(self, "warps", (1, 2, 4, 8, 16, 32))
+        require_choice(self, "vectors", (1, 2, 3, 4, 6, 8))
+        require_choice(self, "rows", (1, 2, 4, 8))
+        if self.threads > MOST_THREADS:
+            raise ScheduleError(
+                f"{self.rows} rows of {self.warps} warps are {self.threads:,} threads; a CTA has at most {MOST_THREADS}"
+            )
+
+    @property
+    def threads(self) -> int:
+        return LANES * self.warps * self.rows
+
+    def fits(self, problem: RMSNorm, machine: Machine) -> None:
+        room = self.warps * self.vectors * REQUEST
+        if problem.n > room:
+            raise ScheduleError(
+                f"{self.warps} warps of {self.vectors} vectors hold a row of {room:,} elements; n = {problem.n:,}"
+            )
+
+
+def candidates(problem: RMSNorm, machine: Machine) -> Iterator[Schedule]:
+    """Few rows: a row over as many warps as it fills; many: fewer warps with more loads in flight each."""
+    needed = -(-problem.n // REQUEST)  # requests of a warp that cover a row
+    found = []
+    for warps in (1, 2, 4, 8, 16, 32):
+        vectors = next((v for v in (1, 2, 3, 4, 6, 8) if v * warps >= needed), None)
+        if vectors is not None and (warps - 1) * vectors < needed:
+            found += [Schedule(warps, vectors, rows) for rows in (1, 2, 4) if warps * rows * LANES <= MOST_THREADS]
+    few = problem.m <= machine.sms
+    yield from sorted(found, key=lambda s: (s.rows > 1, s.vectors) if few else (abs(s.threads - 256), -s.vectors))
+
+
+def launch(problem: RMSNorm, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
+    p = problem
+    arrays = [(name, Role.IN, p.inputs.get(name)) for name in ("x", "residual", "weight")]
+    arrays += [(name, Role.OUT, p.outputs.get(name)) for name in ("y", "total")]
+    return (
+        Launch(
+            kernel="rmsnorm",
+            entry="rmsnorm",
+            problem=p,
+            schedule=schedule,
+            grid=(-(-p.m // schedule.rows), 1, 1),
+            block=(schedule.threads, 1, 1),
+            arguments=(
+                *(Array(name, role, *of) if of else Scalar(name, 0, "int64") for name, role, of in arrays),
+                Scalar("m", p.m),
+                Scalar("n", p.n),
+                Scalar("eps", p.eps, "float32"),
+            ),
+            dependent=True,
+        ),
+    )
+
+
+def theory(problem: RMSNorm, schedule: Schedule, machine: Machine) -> Counts:
+    p = problem
+    requests = [(SIZE * at, SIZE * min(REQUEST, p.n - at)) for at in range(0, p.n, REQUEST)]
+    of_rows = sum(row_sectors(p.m, SIZE * p.n, start, nbytes) for start, nbytes in requests)
+    of_weight = p.m * sum(sectors(start, nbytes) for start, nbytes in requests)
+    loads, stores = of_rows * (1 + p.residual) + of_weight, of_rows * (1 + p.residual)
+    return Counts(
+        flops=p.flops,
+        mma_flops=0,
+        exp_count=0,
+        global_load_sectors=loads,
+        global_store_sectors=stores,
+        tma_load_bytes=0,
+        l2_to_sm_bytes=SECTOR * loads,
+        sm_to_l2_bytes=SECTOR * stores,
+        hbm_read_bytes=SECTOR * sum(sectors(0, operand.nbytes) for operand in p.inputs.values()),
+        hbm_write_bytes=SECTOR * sum(sectors(0, operand.nbytes) for operand in p.outputs.values()),
+    )
+
+
+def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
+    p, s = launch.problem, launch.schedule
+    chip, nothing = Chip(launch, machine), np.zeros((0, 0), np.float32)
+    marks = {name: chip.marks(name) for name in (*p.inputs, *p.outputs)}
+    unused = np.zeros(0, np.uint8)
+    total, y = (np.empty((p.m, p.n), np.float32) if arrays else nothing for _ in range(2))
+    weight = nothing[0:0].reshape(0)
+    if arrays:
+        added = [decode(arrays[name], p.activations) for name in ("x", "residual") if name in p.inputs]
+        with np.errstate(invalid="ignore", over="ignore"):
+            bits = encode(sum(added[1:], added[0]), p.activations)
+        total[:], weight = decode(bits, p.activations), decode(arrays["weight"], p.activations)
+    _grid(
+        chip.count,
+        marks["x"], marks.get("residual", unused), marks["weight"], marks["y"], marks.get("total", unused),
+        total, weight, y, p.m, p.n, np.float32(p.eps), s.warps, s.vectors, s.rows, launch.grid[0],
+    )  # fmt: skip
+    if arrays:
+        arrays["y"][...] = encode(y, p.activations)
+        if p.residual:
+            arrays["total"][...] = bits
+    return chip.counts()
+
+
+@njit(cache=True, parallel=True)
+def _grid(count, x, residual, weight, y, out, total, weights, result, m, n, eps, warps, vectors, rows, ctas):
+    """Marks of the arrays; the sums of a row and its results where `total` holds numbers."""
+    sms = count.shape[0]
+    for sm in prange(sms):
+        for row in range(sm * rows, ctas * rows, sms * rows):
+            for token in range(row, min(row + rows, m)):
+                _row(count[sm], x, residual, weight, y, out, n, token, warps, vectors)
+                if total.size > 0:
+                    _normalise(total[token], weights, result[token], eps, warps)
+
+
+@njit(cache=True)
+def _row(count, x, residual, weight, y, out, n, token, warps, vectors):
+    for vector in range(vectors):
+        for warp in range(warps):
+            at = (vector * warps + warp) * REQUEST
+            nbytes = SIZE * min(REQUEST, n - at)
+            load_vector(count, weight, SIZE * at, nbytes)
+            load_vector(count, x, SIZE * (token * n + at), nbytes)
+            store_vector(count, y, SIZE * (token * n + at), nbytes)
+            if residual.size > 0:
+                load_vector(count, residual, SIZE * (token * n + at), nbytes)
+                store_vector(count, out, SIZE * (token * n + at), nbytes)
+    count_fma(count, 2 * n)
+    if residual.size > 0:
+        count_fma(count, n // 2)  # an addition is half of one
+
+
+@njit(cache=True)
+def _normalise(total, weight, y, eps, warps):
+    """Each warp sums its requests' squares, then all of them their sums."""
+    partial = np.zeros(warps, np.float32)
+    for at in range(0, total.size, REQUEST):
+        part = np.float32(0)
+        for value in total[at : at + REQUEST]:
+            part += value * value
+        partial[at // REQUEST % warps] += part
+    mean = partial.sum() / np.float32(total.size)
+    root = np.float32(1) / np.sqrt(mean + eps)
+    for i in range(total.size):
+        y[i] = total[i] * root * weight[i]
