@@ -72,7 +72,7 @@ class GpuLinears:
         self._done.append(plan.done)
         return _from_bf16(y)
 
-    def settle(self) -> list[Done]:
+    def drain(self) -> list[Done]:
         done, self._done = self._done, []
         return done
 

@@ -131,7 +131,7 @@ class Generation:
     def _step(self, tokens: Sequence[int]) -> Any:
         """Logits [vocab] after some new tokens, whose cost joins the bill."""
         llama = self.model.llama
-        llama.unit.settle()  # what the unit did for others is not on this bill
+        llama.unit.drain()  # what the unit did for others is not on this bill
         started = time.perf_counter()
         logits = llama.logits(llama.forward(tokens, self._cache)[-1:])[0]
         finite = bool(llama.unit.xp.isfinite(logits).all())  # waits for the chip, so the wall clock has it all
@@ -142,7 +142,7 @@ class Generation:
         attention = Attention(
             1, c.q_heads, c.kv_heads, c.head_dim, len(tokens), self._cache.length, kv=llama.unit.format
         )
-        self._steps.append(Step(tuple(llama.unit.settle()), attention, c.layers, wall_us))
+        self._steps.append(Step(tuple(llama.unit.drain()), attention, c.layers, wall_us))
         return logits
 
     def _draw(self, logits: Any) -> int:

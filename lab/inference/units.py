@@ -86,7 +86,7 @@ class LinearUnit(Protocol):
     def __call__(self, x: Any, weights: Any) -> Any:
         """y[m, n] = x[m, k] @ weights[n, k].T"""
 
-    def settle(self) -> list[Done]:
+    def drain(self) -> list[Done]:
         """The layers that ran since the last call, in order."""
 
 
@@ -111,7 +111,7 @@ class Reference:
         self._done.append(Done("numpy", 1, problem, Counts(flops=problem.flops), None))
         return x @ weights.T
 
-    def settle(self) -> list[Done]:
+    def drain(self) -> list[Done]:
         done, self._done = self._done, []
         return done
 
@@ -153,7 +153,7 @@ class SimulatedChip:
         self._done.append(done)
         return decode(y, self.format)
 
-    def settle(self) -> list[Done]:
+    def drain(self) -> list[Done]:
         done, self._done = self._done, []
         return done
 

@@ -1,4 +1,4 @@
-"""Linear: y[m, n] = x[m, k] @ w[n, k].T, row-major, and what a transformer step does to y on its way out."""
+"""Linear: y[m, n] = x[m, k] @ w[n, k].T, row-major, and the epilogues of a transformer step."""
 
 from dataclasses import dataclass, fields, replace
 from math import lcm

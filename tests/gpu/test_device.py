@@ -365,7 +365,7 @@ def test_a_models_linear_layers_round_as_the_formats_do(chip: Machine, cupy: Any
         y = unit(cupy.asarray(x), unit.load(w)).get()
         inputs = {"x": encode(x, "bf16"), "w": encode(w, "bf16")}
         assert compare_y(Linear(m, 192, 576), inputs, encode(y, "bf16")).passed
-    assert [d.problem.m for d in unit.settle()] == [1, 7]
+    assert [d.problem.m for d in unit.drain()] == [1, 7]
 
 
 @pytest.mark.usefixtures("cupy")

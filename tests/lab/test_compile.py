@@ -53,7 +53,7 @@ def test_another_schedule_is_another_module() -> None:
 
 
 def test_an_edited_header_is_another_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for folder in ("ptx", "lab/kernels", "lab/kernels/gemv"):
+    for folder in ("ptx", "lab/kernels/common", "lab/kernels/gemv"):
         (tmp_path / folder).mkdir(parents=True)
         for file in (nvrtc.ROOT / folder).glob("*.cu*"):
             (tmp_path / folder / file.name).write_text(file.read_text())

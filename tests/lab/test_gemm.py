@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from lab import catalog
 from lab.compile import compile_launch
 from lab.kernel import Kernel
-from lab.kernels.gemm import _tiles
+from lab.kernels.common import raster
+from lab.kernels.gemm import wgmma_mainloop
 from lab.problems import Linear
 from sim.errors import InputError, ScheduleError
 from sim.launch import TensorMap
@@ -29,14 +30,14 @@ WGMMA = ("gemm_wgmma", "gemm_warp_specialized")
     group_m=st.integers(1, 20),
 )
 def test_the_raster_visits_every_tile_once(m: int, n: int, block_m: int, block_n: int, group_m: int) -> None:
-    tiles = _tiles.tile_count(Linear(m, n, 8), block_m, block_n)
-    visited = [_tiles.tile_at(i, m, n, block_m, block_n, group_m) for i in range(tiles)]
+    tiles = wgmma_mainloop.tile_count(Linear(m, n, 8), block_m, block_n)
+    visited = [raster.tile_at(i, m, n, block_m, block_n, group_m) for i in range(tiles)]
     assert set(visited) == set(product(range(0, m, block_m), range(0, n, block_n)))
     assert len(visited) == len(set(visited))
 
 
 def test_the_raster_walks_groups_of_tile_rows_column_by_column() -> None:
-    visited = [_tiles.tile_at(i, 5 * 64, 2 * 64, 64, 64, 2) for i in range(10)]
+    visited = [raster.tile_at(i, 5 * 64, 2 * 64, 64, 64, 2) for i in range(10)]
     rows_and_columns = [(row // 64, column // 64) for row, column in visited]
     assert rows_and_columns == [(0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (3, 0), (2, 1), (3, 1), (4, 0), (4, 1)]
 

@@ -10,7 +10,7 @@ from lab import catalog
 from lab.check_ptx import check_ptx
 from lab.kernel import Kernel
 from lab.kernels.gemv import gemv_split_k, gemv_streamed, gemv_vectorized
-from lab.kernels.gemv._stream import LINE, segments
+from lab.kernels.gemv.bulk_ring import LINE, segments
 from lab.problems import Linear
 from sim.errors import ScheduleError
 from sim.machine import H100

@@ -6,8 +6,8 @@ import pytest
 
 from lab import catalog
 from lab.check_ptx import check_ptx
-from lab.kernels import _clusters
-from lab.kernels.gemv import _int4_counts
+from lab.kernels.common import clusters
+from lab.kernels.gemv import gemv_int4_counts
 from lab.kernels.gemv.gemv_int4 import Schedule, predicted_us, shared_bytes
 from lab.problems import Linear
 from sim.errors import ScheduleError
@@ -52,7 +52,7 @@ def test_best_guesses_are_one_wave_with_enough_in_flight(weights: str, m: int, s
     best = schedules[0]
     (launch,) = KERNEL.launches(problem, best, H100)
     waves = 1 if m == 1 else 2  # x of many tokens does not leave room for all
-    assert launch.ctas // best.cluster <= waves * _clusters.at_once(best.cluster, best.ctas_per_sm, H100)
+    assert launch.ctas // best.cluster <= waves * clusters.at_once(best.cluster, best.ctas_per_sm, H100)
     whole = problem.bytes["weights"] / H100.sms
     ring = best.warps * best.stages * best.rows * 1024
     assert min(whole, best.ctas_per_sm * ring) >= 48 * 1024
@@ -69,9 +69,9 @@ def test_x_is_read_once_by_every_block_of_rows_whatever_the_split() -> None:
 def test_a_perturbed_tile_changes_what_is_counted() -> None:
     problem, schedule = Linear(5, 200, 1000, "int4_g64"), Schedule(8, 2, 2, 2, 1, 2, 1)
     (launch,) = KERNEL.launches(problem, schedule, H100)
-    counts = _int4_counts.simulate(launch, {}, H100)
+    counts = gemv_int4_counts.simulate(launch, {}, H100)
     wrong = replace(launch, schedule=replace(schedule, rows=4))  # the same grid, taller blocks
-    assert _int4_counts.simulate(wrong, {}, H100).tma_load_bytes != counts.tma_load_bytes
+    assert gemv_int4_counts.simulate(wrong, {}, H100).tma_load_bytes != counts.tma_load_bytes
 
 
 def test_illegal_schedules_are_refused_with_both_sides() -> None:

@@ -8,7 +8,7 @@ import pytest
 from lab import catalog
 from lab.check_ptx import check_ptx
 from lab.emulate import emulator
-from lab.kernels.gemv import _mma_counts
+from lab.kernels.gemv import gemv_mma_counts
 from lab.kernels.gemv.gemv_mma import Schedule, predicted_us
 from lab.problems import Linear
 from sim.errors import ScheduleError
@@ -87,9 +87,9 @@ def test_x_is_requested_by_every_team_and_w_by_every_block_of_tokens() -> None:
 def test_a_perturbed_tile_changes_what_is_counted() -> None:
     problem, schedule = Linear(5, 200, 1000), Schedule(8, 2, 2, 2, 1, 1, 1)
     (launch,) = KERNEL.launches(problem, schedule, H100)
-    counts = _mma_counts.simulate(launch, {}, H100)
+    counts = gemv_mma_counts.simulate(launch, {}, H100)
     wrong = replace(launch, schedule=replace(schedule, rows=4))
-    assert _mma_counts.simulate(wrong, {}, H100).global_load_sectors != counts.global_load_sectors
+    assert gemv_mma_counts.simulate(wrong, {}, H100).global_load_sectors != counts.global_load_sectors
 
 
 def test_illegal_schedules_are_refused_with_both_sides() -> None:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -24,6 +25,13 @@ KERNELS = [pytest.param(kernel, id=kernel.name) for kernel in catalog.kernels()]
 
 def small_problem(kernel: Kernel) -> Linear:
     return fitted(kernel, replace(variants(kernel)[0], m=200, n=136, k=264))
+
+
+def test_what_families_share_is_no_kernel() -> None:
+    shared = Path(catalog.__file__).parent / "kernels" / "common"
+    assert list(shared.glob("*.cuh"))
+    assert not list(shared.glob("*.cu"))
+    assert "common" not in {kernel.family for kernel in catalog.kernels()}
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lab import catalog
 from lab.compile import compile_launch
 from lab.emulate import emulator
-from lab.kernels.gemm._simt import ROW, Request, patch_sectors, vectors
+from lab.kernels.gemm.simt_tile import ROW, Request, patch_sectors, vectors
 from lab.problems import Linear
 from lab.verify import verify
 from sim.counts import SECTOR

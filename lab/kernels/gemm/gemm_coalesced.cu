@@ -11,8 +11,8 @@
 //   w[column]   one request  |     one request     |      of 128 useful bytes each
 //
 // Bytes expected: 2 m n k elements requested of L1, and no more than that is moved.
-#include "lab/kernels/_warp.cuh"
-#include "lab/kernels/gemm/_simt.cuh"
+#include "lab/kernels/common/warp_sum.cuh"
+#include "lab/kernels/gemm/simt_tile.cuh"
 
 static_assert(schedule::threads == LANES * schedule::block_m * schedule::block_n, "a warp an output");
 

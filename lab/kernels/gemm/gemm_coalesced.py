@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice
-from lab.kernels._coalesced import load_row
-from lab.kernels.gemm import _simt
-from lab.kernels.gemm._simt import FLOAT, LANES, ROW, RowByRow
-from lab.kernels.gemm._tiles import tile_at
+from lab.kernels.common.raster import tile_at
+from lab.kernels.common.warp_per_output import load_row
+from lab.kernels.gemm import simt_tile
+from lab.kernels.gemm.simt_tile import FLOAT, LANES, ROW, RowByRow
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.jit import njit, prange
@@ -31,7 +31,7 @@ class Schedule(RowByRow):
     def __post_init__(self) -> None:
         require_choice(self, "block_m", (1, 2, 4, 8, 16, 32))
         require_choice(self, "block_n", (1, 2, 4, 8, 16, 32))
-        _simt.require_threads(self)
+        simt_tile.require_threads(self)
 
     @property
     def threads(self) -> int:
@@ -45,19 +45,19 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
-    return _simt.launch("gemm_coalesced", problem, schedule)
+    return simt_tile.launch("gemm_coalesced", problem, schedule)
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     """Each output requests a row of x and a row of w, and stores one sector. Loads lean on L1."""
     p = problem
-    x, w = p.n * _simt.patch_sectors(p.m, p.k, ROW), p.m * _simt.patch_sectors(p.n, p.k, ROW)
-    return _simt.theory(p, x, w, p.m * p.n)
+    x, w = p.n * simt_tile.patch_sectors(p.m, p.k, ROW), p.m * simt_tile.patch_sectors(p.n, p.k, ROW)
+    return simt_tile.theory(p, x, w, p.m * p.n)
 
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
     counts = theory(problem, schedule, machine)
-    return _simt.predicted_us(problem, schedule, counts, machine, 1, 1, 1)
+    return simt_tile.predicted_us(problem, schedule, counts, machine, 1, 1, 1)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:

@@ -6,7 +6,7 @@
 // groups are multiplied as integers with a bias, from 16 to 31, each group into a fresh partial sum P; then
 // total += (min - 16 scale) X + scale P in float32, where X, the sum of the group's x, is made once for all warps of the
 // CTA. The first term is a product of the tensor cores too: min and scale are tf32, X is the sum of three, exactly.
-// Adds to gemm_split_k: operand A from registers, narrow weights, group scales; y^T in registers leaves as y.
+// Adds to gemm_split_k: operand A from registers, narrow weights, group scales; y^T in registers is stored as y.
 //
 // Warp roles: warpgroup g owns rows 64 g .. 64 g + 63 of w in the tile; one more warp loads; for int4 more sum x.
 //
@@ -18,8 +18,8 @@
 // The CTAs of a cluster share the k-steps of a tile, then its tokens, as those of gemm_split_k do. Weights
 // and their scales are constants: the first stages of w are asked for before the launch before has ended, x after it.
 // Bytes expected through TMA: every row of tiles loads w, narrow; every column of tiles loads x.
-#include "lab/kernels/gemm/_dequant.cuh"
-#include "lab/kernels/gemm/_split.cuh"
+#include "lab/kernels/gemm/gemm_dequant_stage.cuh"
+#include "lab/kernels/gemm/split_reduce.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/bulk.cuh"
 #include "ptx/cluster.cuh"
@@ -33,7 +33,7 @@ constexpr bool GROUPED = schedule::group > 0;
 constexpr int WARPGROUP_ROWS = 64;  // of w
 constexpr int CONSUMERS = schedule::block_n / WARPGROUP_ROWS;
 constexpr int PRODUCER = CONSUMERS * WARPGROUP;  // the thread that loads; those before it multiply
-constexpr int SUMMERS = schedule::beside * 4 - 1;  // warps that sum x for int4, after the one that loads
+constexpr int SUMMERS = schedule::helper_warpgroups * 4 - 1;  // warps that sum x for int4, after the one that loads
 constexpr int PART = schedule::block_m / SPLIT;  // tokens that each CTA sums and stores
 constexpr int PART_REGISTERS = PART / 2;         // of a consumer's thread
 constexpr bool MOVES_REGISTERS = schedule::consumer_registers > schedule::registers;
@@ -61,7 +61,7 @@ struct alignas(ALIGNMENT) Shared {
 static_assert(sizeof(Stage) == schedule::stage_span, "x, w and what is summed, aligned");
 static_assert(sizeof(Shared) + (SPLIT - 1) * sizeof(Inbox) + ALIGNMENT == schedule::shared_bytes, "as launched");
 static_assert(box::y_map::rows == PART && box::y_map::columns == WARPGROUP_ROWS, "a consumer's part of y");
-static_assert(schedule::threads == PRODUCER + WARP * (1 + SUMMERS), "warpgroups beside the consumers");
+static_assert(schedule::threads == PRODUCER + WARP * (1 + SUMMERS), "helper warpgroups after the consumers");
 static_assert(PART % 8 == 0, "a CTA's tokens are whole 8 x 8 matrices");
 
 __device__ __forceinline__ void load_weights(Stage& stage, uint64_t& full, const Maps& maps, int step, int row) {
@@ -254,7 +254,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
         if constexpr (MOVES_REGISTERS) ptx::setmaxnreg::inc<schedule::consumer_registers>();
         consumer(shared, y_map, static_cast<const float*>(w_scale), n, tile, rank, end - first);
     } else {
-        if constexpr (MOVES_REGISTERS) ptx::setmaxnreg::dec<schedule::other_registers>();
+        if constexpr (MOVES_REGISTERS) ptx::setmaxnreg::dec<schedule::helper_registers>();
         if (threadIdx.x == PRODUCER) producer(shared, Maps{x_map, w_map, pairs_map}, tile, first, end);
         if (GROUPED && warp > PRODUCER / WARP)
             summer(shared, warp - PRODUCER / WARP - 1, end - first);

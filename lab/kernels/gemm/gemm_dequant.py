@@ -9,9 +9,11 @@ from math import sqrt
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice, require_resident, require_shared
-from lab.kernels import _clusters, _linear
-from lab.kernels.gemm import _dequant, _model
-from lab.kernels.gemm._tiles import ALIGNMENT, MBARRIER, MMA_M, SWIZZLE, require_group, tiles_of
+from lab.kernels.common import clusters, linear
+from lab.kernels.common.raster import require_group, tiles_of
+from lab.kernels.gemm import gemm_dequant_simulation, wgmma_model
+from lab.kernels.gemm.gemm_dequant_simulation import BLOCK_K, BOX_K, FLOAT, ROWS, SCALE_ROWS, SUM_COLUMNS
+from lab.kernels.gemm.wgmma_mainloop import ALIGNMENT, MBARRIER, MMA_M, SWIZZLE
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.errors import ScheduleError
@@ -29,15 +31,13 @@ SOLVES = Solves(
     facts=("scaled", "row_scales", "zero_points"),
 )
 
-BLOCK_K = _dequant.BLOCK_K
-BOX_K = 64  # of a box of x: 128 bytes in bf16
-HALF, FLOAT = 2, 4  # bytes
-ROWS = 16  # of w in a packed tile and in a warp
-MATRIX = 8  # tokens of an 8 x 8 matrix, of which a CTA stores whole ones
+HALF = 2  # bytes
+MATRIX = 8  # tokens of an 8 x 8 matrix of stmatrix, of which a CTA stores whole ones
 WARPGROUP, LANES = 128, 32  # threads of a warpgroup, of a warp
 RUN = 256  # elements: the longest edge of a box of TMA
-OTHER_REGISTERS, FEW_OTHER_REGISTERS = 48, 40  # of a thread that does not multiply; where that is enough for it
-BESIDE, BESIDE_ONE_GROUP = 40, 32  # a consumer's thread's beside accumulators and fragments; where a step is one group
+HELPER_REGISTERS, FEW_HELPER_REGISTERS = 48, 40  # of a thread that does not multiply; where fewer are enough for it
+# A consumer's thread's beside its accumulators and fragments, at most; where a step is one group.
+OVERHEAD, ONE_GROUP_OVERHEAD = 40, 32
 MOST_REGISTERS = 232  # of a consumer's thread: 40 of the others and 2 x 232 are the 168 of three warpgroups
 MOST_ACCUMULATORS = 128  # of a consumer's thread
 HEIGHTS = (32, 64, 96, 128, 192, 256)
@@ -85,7 +85,7 @@ class Schedule:
             raise ScheduleError(
                 f"{self.block_m} tokens are {s.accumulators} accumulators a thread; {MOST_ACCUMULATORS} is the most"
             )
-        needed = s.accumulators + s.fragments + (BESIDE_ONE_GROUP if s.groups == 1 else BESIDE)
+        needed = s.accumulators + s.fragments + (ONE_GROUP_OVERHEAD if s.groups == 1 else OVERHEAD)
         if needed > s.consumer_registers:
             raise ScheduleError(
                 f"{s.accumulators} accumulators and {s.fragments} fragments need {needed} registers a thread; "
@@ -112,8 +112,8 @@ class Layout(Schedule):
         return ROWS * BLOCK_K // 2 // RUN
 
     @property
-    def beside(self) -> int:
-        """Warpgroups beside those that multiply: a warp loads, for int4 the others sum x.
+    def helper_warpgroups(self) -> int:
+        """Warpgroups that do not multiply: a warp loads, for int4 the others sum x.
 
         A second one where there is much to sum and the consumers can spare the registers.
         """
@@ -121,8 +121,8 @@ class Layout(Schedule):
 
     @property
     def threads(self) -> int:
-        """A warpgroup for every 64 rows of w, and those beside."""
-        return WARPGROUP * (self.block_n // MMA_M + self.beside)
+        """A warpgroup for every 64 rows of w, and the helpers."""
+        return WARPGROUP * (self.block_n // MMA_M + self.helper_warpgroups)
 
     @property
     def registers(self) -> int:
@@ -130,19 +130,19 @@ class Layout(Schedule):
         return min(248, 65536 // (self.threads * self.ctas_per_sm) // 8 * 8)
 
     @property
-    def other_registers(self) -> int:
+    def helper_registers(self) -> int:
         """Those that a thread that does not multiply keeps, where its warpgroup can give some away.
 
         Few where two CTAs share an SM; without a split ptxas spilled some of them.
         """
-        return FEW_OTHER_REGISTERS if self.ctas_per_sm > 1 and self.split_k > 1 else OTHER_REGISTERS
+        return FEW_HELPER_REGISTERS if self.ctas_per_sm > 1 and self.split_k > 1 else HELPER_REGISTERS
 
     @property
     def consumer_registers(self) -> int:
         """Those of a thread that multiplies."""
-        others = WARPGROUP * self.beside
-        consumers = self.threads - others
-        given = (self.registers * self.threads - self.other_registers * others) // consumers // 8 * 8
+        helpers = WARPGROUP * self.helper_warpgroups
+        consumers = self.threads - helpers
+        given = (self.registers * self.threads - self.helper_registers * helpers) // consumers // 8 * 8
         return max(self.registers, min(MOST_REGISTERS, given))
 
     @property
@@ -153,8 +153,8 @@ class Layout(Schedule):
     @property
     def unit_steps(self) -> int:
         """k16-steps that are widened together: four; two where groups are short or registers few, or one."""
-        roomy = self.accumulators + 32 + BESIDE <= self.consumer_registers
-        tight = self.accumulators + 16 + BESIDE > self.consumer_registers
+        roomy = self.accumulators + 32 + OVERHEAD <= self.consumer_registers
+        tight = self.accumulators + 16 + OVERHEAD > self.consumer_registers
         return 1 if tight else 4 if roomy and self.group != 32 else 2
 
     @property
@@ -179,7 +179,7 @@ class Layout(Schedule):
     @property
     def stage_span(self) -> int:
         """A stage with the sums of x over each group, aligned."""
-        return tiles_of(self.stage_bytes + FLOAT * MATRIX * self.groups * self.block_m, ALIGNMENT) * ALIGNMENT
+        return tiles_of(self.stage_bytes + FLOAT * SUM_COLUMNS * self.groups * self.block_m, ALIGNMENT) * ALIGNMENT
 
     @property
     def inbox_bytes(self) -> int:
@@ -234,7 +234,7 @@ def _weight_bytes(problem: Linear) -> float:
     return problem.bytes["weights"] / problem.n
 
 
-# What the estimate is made of beside the constants of _model and gemm_split_k: to be fitted to times on an H100.
+# What the estimate is made of beside the constants of wgmma_model and gemm_split_k: to be fitted to times on an H100.
 START_US = 3.0  # of a launch whose data is cold
 HBM_SHARE = 0.9  # of the data sheet's bandwidth
 L2_BYTES_PER_CLOCK = 24  # to each SM when all ask
@@ -248,14 +248,14 @@ STEP_BLEND, HBM_BLEND = 3, 4  # exponents of the norms that join what is waited 
 
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
-    """Microseconds of a cold launch: a start, little more than the larger of HBM's time and all k-steps', the way out.
+    """Microseconds of a cold launch: a start, little more than the larger of HBM's time and all k-steps', the epilogue.
 
     A k-step takes little more than the longest of what the tensor cores, the instructions that widen and promote,
     shared memory, L2, or a turn of the ring need.
     """
     p, s = problem, layout(problem, schedule)
     tiles_m, tiles_n = tiles_of(p.m, s.block_m), tiles_of(p.n, s.block_n)
-    tiles, at_once = tiles_m * tiles_n, _clusters.at_once(s.split_k, s.ctas_per_sm, machine)
+    tiles, at_once = tiles_m * tiles_n, clusters.at_once(s.split_k, s.ctas_per_sm, machine)
     waves, steps = tiles_of(tiles, at_once), tiles_of(tiles_of(p.k, BLOCK_K), s.split_k)
     resident = min(s.ctas_per_sm, tiles_of(s.split_k * tiles, machine.sms))  # CTAs that share an SM
     consumers = s.block_n // MMA_M
@@ -266,15 +266,15 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
     warps = WARPGROUP // LANES * consumers
     ipc = min(SM_IPC, WARP_IPC * warps * resident)
     issue = warps * (WIDEN[bool(s.group)] * BLOCK_K // ROWS + promoting) / ipc
-    operands = (consumers * s.x_bytes + 2 * s.w_bytes) / _model.SHARED_BYTES_PER_CLOCK
+    operands = (consumers * s.x_bytes + 2 * s.w_bytes) / wgmma_model.SHARED_BYTES_PER_CLOCK
     loads = s.stage_bytes / L2_BYTES_PER_CLOCK
     turn = (LATENCY_CLOCKS / resident + loads) / (s.stages - 1)  # of a ring: one stage is read while the rest fill
-    step = resident * _model.joined(STEP_BLEND, mma, issue, operands, loads, turn)
+    step = resident * wgmma_model.joined(STEP_BLEND, mma, issue, operands, loads, turn)
 
-    way_out = resident * (s.inbox_bytes / REDUCE_BYTES_PER_CLOCK + _model.ROUND_CLOCKS * s.part / MMA_M)
-    stream = waves * steps * step + (waves - 1) * (WAVE_CLOCKS + way_out) / resident
+    epilogue = resident * (s.inbox_bytes / REDUCE_BYTES_PER_CLOCK + wgmma_model.ROUND_CLOCKS * s.part / MMA_M)
+    stream = waves * steps * step + (waves - 1) * (WAVE_CLOCKS + epilogue) / resident
     hbm = (p.read_bytes + p.write_bytes) / (HBM_SHARE * machine.hbm_bandwidth) * machine.clock_hz
-    return START_US + 1e6 * (_model.joined(HBM_BLEND, stream, hbm) + way_out) / machine.clock_hz
+    return START_US + 1e6 * (wgmma_model.joined(HBM_BLEND, stream, hbm) + epilogue) / machine.clock_hz
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
@@ -296,8 +296,8 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
 
 
 def _arguments(p: Linear, s: Layout) -> tuple[Argument, ...]:
-    """Without groups the map of scales is that of w, which nobody uses."""
-    x, w, y, *extents = _linear.arguments(p)
+    """Without groups the map of scales is that of w, which is not used."""
+    x, w, y, *extents = linear.arguments(p)
     w_map = TensorMap("w_map", "w", (p.n, p.k), (p.k, 1), (s.block_n, BLOCK_K), SWIZZLE)
     pairs_map = TensorMap("pairs_map", "w", (p.n, p.k), (p.k, 1), (s.block_n, BLOCK_K), SWIZZLE)
     if s.group:
@@ -307,7 +307,7 @@ def _arguments(p: Linear, s: Layout) -> tuple[Argument, ...]:
         pairs_map = TensorMap(
             "pairs_map", "w_scale", (tiles, groups, halves), (groups * halves, halves, 1), (boxes, s.groups, halves)
         )
-    scales = [a for a in _linear.epilogue_arguments(p) if a.name == "w_scale"]
+    scales = [a for a in linear.epilogue_arguments(p) if a.name == "w_scale"]
     return (
         TensorMap("x_map", "x", (p.m, p.k), (p.k, 1), (s.block_m, BOX_K), SWIZZLE),
         w_map,
@@ -318,7 +318,7 @@ def _arguments(p: Linear, s: Layout) -> tuple[Argument, ...]:
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
-    """Each column of tiles loads x, each row of tiles loads w; y leaves in boxes; the sums of x are eight rows of w.
+    """Each column of tiles loads x, each row of tiles loads w; y is stored in boxes; the sums of x are eight rows of w.
 
     Those of a group are eight more along k, where offsets are their weights.
     """
@@ -333,10 +333,10 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     w = sum(a.nbytes for a in operands if a.name != "x") // SECTOR if s.group else boxes(p.n, p.k, 1, BLOCK_K)
     loads = 0  # a warp asks for the scales of eight rows at once, or for that of all
     if p.row_scales:
-        loads = tiles_m * s.split_k * (p.n // MATRIX)
+        loads = tiles_m * s.split_k * (p.n // SCALE_ROWS)
     elif p.scaled:
         loads = tiles_m * s.split_k * tiles_n * (s.block_n // ROWS)
-    sums = MATRIX * (BLOCK_K + s.groups * s.block_n) if s.group else 0  # products for each token and step
+    sums = SUM_COLUMNS * (BLOCK_K + s.groups * s.block_n) if s.group else 0  # products for each token and step
     return Counts(
         flops=p.flops,
         mma_flops=2 * tiles_m * s.block_m * tiles_n * steps * (s.block_n * BLOCK_K + sums),
@@ -352,4 +352,4 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
-    return _dequant.simulate(launch, arrays, machine)
+    return gemm_dequant_simulation.simulate(launch, arrays, machine)

@@ -14,13 +14,13 @@
 //   in turn            1              | mma part 0 | add        | mma part 1 | ...
 //
 // Bytes expected through TMA: as gemm_cluster.
-#include "lab/kernels/gemm/_cluster.cuh"
+#include "lab/kernels/gemm/cluster_ring.cuh"
 
 constexpr int MMA_TILES = schedule::block_m / CONSUMERS / MMA_M;    // of 64 rows, in each consumer
 constexpr int ACROSS = schedule::block_n / schedule::part_columns;  // parts side by side
 constexpr int PARTS = MMA_TILES * ACROSS;                           // of a consumer's tile
 constexpr int REGISTERS = schedule::part_columns / 2;               // of a part
-constexpr int TURN = 1 + CONSUMERS;  // a named barrier of each consumer from here on; before are those of the way out
+constexpr int TURN = 1 + CONSUMERS;  // a named barrier of each consumer from here on; before are the epilogue's
 
 using Sums = float[PARTS][REGISTERS];
 
@@ -141,20 +141,5 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
                       const __grid_constant__ TensorMap y_map, const Element*, const Element*, Output*,
                       const Residual* residual, const float* x_scale, const float* w_scale, const float* y_scale, int m,
                       int n, int k) {
-    extern __shared__ uint8_t dynamic[];
-    Shared& shared = aligned<Shared>(dynamic);
-    const int rank = schedule::cluster == 1 ? 0 : int(ptx::cluster::rank());
-    const int columns = n / W_HALVES, steps = tiles_of(k, BLOCK_K), warpgroup = threadIdx.x / WARPGROUP;
-    const Walk walk = walk_of_cluster(m, columns);
-
-    start(shared, x_map, w_map, y_map, CONSUMERS);
-    if (warpgroup == 0) {
-        ptx::setmaxnreg::dec<PRODUCER_REGISTERS>();
-        if (threadIdx.x == 0) producer(shared, x_map, w_map, walk, rank, columns, steps);
-    } else {
-        ptx::setmaxnreg::inc<CONSUMER_REGISTERS>();
-        const Epilogue epilogue(residual, x_scale, w_scale, y_scale, m, columns);
-        consumer(shared, y_map, epilogue, warpgroup - 1, walk, rank, steps);
-    }
-    finish();
+    run_cluster<CONSUMERS>(x_map, w_map, y_map, {residual, x_scale, w_scale, y_scale}, m, n, k, consumer);
 }

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice
-from lab.kernels.gemm import _model, _tiles, gemm_cluster
-from lab.kernels.gemm._tiles import FACTS, MMA_M, tiles_of
-from lab.kernels.gemm.gemm_cluster import CONSUMERS
+from lab.kernels.common.raster import tiles_of
+from lab.kernels.gemm import cluster_ring, wgmma_mainloop, wgmma_model
+from lab.kernels.gemm.cluster_ring import ClusterTiling
+from lab.kernels.gemm.warp_roles import CONSUMERS
+from lab.kernels.gemm.wgmma_mainloop import FACTS, MMA_M
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.errors import ScheduleError
@@ -34,7 +36,7 @@ NARROWEST = 96  # columns of a part of a wider tile: narrower ones read x more o
 
 
 @dataclass(frozen=True)
-class Schedule(gemm_cluster.Schedule):
+class Schedule(ClusterTiling):
     """As gemm_cluster's, with room for partial sums of 64 rows beside each consumer's own."""
 
     hand_over: int  # quarters of a part after which it is the other consumer's turn to multiply; 0: there are no turns
@@ -84,31 +86,30 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """Tile shapes, clusters and turns by predicted time, each with the raster that shares most in a wave."""
     schedules = []
     for shape, cluster, hand_over in product(SHAPES, (2, 1), (2, 1, 0)):
-        group_m = _model.best_group(machine.sms // cluster, cluster * shape[0], shape[1])
+        group_m = wgmma_model.best_group(machine.sms // cluster, cluster * shape[0], shape[1])
         with suppress(ScheduleError):  # two partial sums have no room in every tile
             schedules.append(Schedule(*shape, cluster, group_m, hand_over))
     yield from sorted(schedules, key=lambda s: predicted_us(problem, s, machine))
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
-    (same,) = gemm_cluster.launch(problem, schedule, machine)
-    return (replace(same, kernel="gemm_fp8_promoted", entry="gemm_fp8_promoted"),)
+    return cluster_ring.launch("gemm_fp8_promoted", problem, schedule, machine)
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     """Promotion moves nothing and adds no useful work."""
-    return gemm_cluster.theory(problem, schedule, machine)
+    return cluster_ring.theory(problem, schedule, machine)
 
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
     """gemm_cluster's, longer where the consumers multiply in turn, and the last part's additions of each tile."""
     s = schedule
     tiles = tiles_of(problem.m, s.cluster * s.block_m) * tiles_of(problem.n, s.block_n)
-    waves = tiles_of(tiles, _tiles.clusters_at_once(s.cluster, machine))
+    waves = tiles_of(tiles, wgmma_mainloop.clusters_at_once(s.cluster, machine))
     turns = IN_TURN if s.hand_over else 1.0
-    return turns * gemm_cluster.predicted_us(problem, s, machine) + 1e6 * waves * s.part_columns / machine.clock_hz
+    return turns * cluster_ring.predicted_us(problem, s, machine) + 1e6 * waves * s.part_columns / machine.clock_hz
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     """Simulated tensor cores sum in float32, so there is nothing to promote."""
-    return _tiles.simulate(launch, arrays, machine)
+    return wgmma_mainloop.simulate(launch, arrays, machine)

@@ -13,11 +13,11 @@
 //   barrier                                   ^           ^             ^                a stage is full, one is free
 //
 // Rows of a tile are 64 or 128 bytes in 16-byte chunks, permuted so that eight rows of one chunk lie in all 32 banks:
-// neither cp.async, ldmatrix nor the way out for y meets a bank conflict.
+// neither cp.async, ldmatrix nor the epilogue meets a bank conflict.
 //
 // Bytes expected past L1: x once for every column of tiles, w once for every row of tiles. From HBM: x, w and y once,
 // while the tiles in flight share their operands in L2.
-#include "lab/kernels/gemm/_raster.cuh"
+#include "lab/kernels/common/raster.cuh"
 #include "ptx/convert.cuh"
 #include "ptx/cp_async.cuh"
 #include "ptx/ldmatrix.cuh"
@@ -145,7 +145,7 @@ __device__ __forceinline__ void await_stage() {
     __syncthreads();
 }
 
-// Every k-step. The ring is filled `stages - 1` steps ahead; those past the last are zeros that nobody multiplies.
+// Every k-step. The ring is filled `stages - 1` steps ahead; those past the last are zeros that are not multiplied.
 __device__ __forceinline__ void accumulate(Sum& sum, Shared& shared, Sources& sources, int steps) {
 #pragma unroll
     for (int stage = 0; stage < schedule::stages - 1; ++stage) {
@@ -178,7 +178,7 @@ __device__ __forceinline__ void epilogue(const Sum& sum, Shared& shared, problem
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     auto* staged = reinterpret_cast<Vector16*>(shared.y[warp]);
     ptx::cp_async::wait_group<0>();
-    __syncthreads();  // nobody reads or fills the ring any more, whose place y takes
+    __syncthreads();  // no warp reads or fills the ring any more, whose place y takes
 #pragma unroll
     for (int t = 0; t < M_TILES; ++t)
 #pragma unroll

@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice, require_shared
-from lab.kernels import _linear
-from lab.kernels.gemm import _tiles
-from lab.kernels.gemm._model import FILL_CLOCKS, L2_BYTES_PER_CLOCK, ROUND_CLOCKS, SHARED_BYTES_PER_CLOCK, START_US
-from lab.kernels.gemm._tiles import require_group, tile_at, tiles_of
+from lab.kernels.common import linear
+from lab.kernels.common.raster import require_group, tile_at, tiles_of
+from lab.kernels.gemm import wgmma_mainloop
+from lab.kernels.gemm.wgmma_model import FILL_CLOCKS, L2_BYTES_PER_CLOCK, ROUND_CLOCKS, SHARED_BYTES_PER_CLOCK, START_US
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.errors import ScheduleError
@@ -152,7 +152,7 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
     """Waves of tiles, each bound by the largest of an SM's three bills, or HBM.
 
     Tensor cores; L2; shared memory, which takes each operand once from cp.async and gives it to every warp that shares
-    it. The CTAs of an SM compute side by side, and their tiles leave side by side.
+    it. The CTAs of an SM compute side by side, and so do their epilogues.
     """
     s = schedule
     share = 1.0 if machine.arch == "sm_80" else HOPPER_SHARE
@@ -161,10 +161,10 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
     loads = SIZE * (s.block_m + s.block_n) / L2_BYTES_PER_CLOCK
     shared = SIZE * (s.block_m * (1 + s.warps_n) + s.block_n * (1 + s.warps_m)) / SHARED_BYTES_PER_CLOCK
     tile = tiles_of(problem.k, s.block_k) * s.block_k * max(mma_clocks, loads, shared)
-    way_out = ROUND_CLOCKS * s.warp_m * s.warp_n / (64 * 64) * 4  # four times the rows of a warp are a warpgroup's
-    tiles = _tiles.tile_count(problem, s.block_m, s.block_n)
-    beside = min(s.ctas_per_sm, tiles_of(tiles, machine.sms))  # CTAs of an SM
-    clocks = FILL_CLOCKS + tiles_of(tiles, machine.sms * beside) * (beside * tile + way_out)
+    epilogue = ROUND_CLOCKS * s.warp_m * s.warp_n / (64 * 64) * 4  # four times the rows of a warp are a warpgroup's
+    tiles = wgmma_mainloop.tile_count(problem, s.block_m, s.block_n)
+    resident = min(s.ctas_per_sm, tiles_of(tiles, machine.sms))  # CTAs of an SM
+    clocks = FILL_CLOCKS + tiles_of(tiles, machine.sms * resident) * (resident * tile + epilogue)
     counts = theory(problem, s, machine)
     moved = ((counts.hbm_read_bytes or 0) + (counts.hbm_write_bytes or 0)) / machine.hbm_bandwidth
     return START_US + 1e6 * max(clocks / machine.clock_hz, moved)
@@ -177,16 +177,16 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
             entry="gemm_mma_sync",
             problem=problem,
             schedule=schedule,
-            grid=(_tiles.tile_count(problem, schedule.block_m, schedule.block_n), 1, 1),
+            grid=(wgmma_mainloop.tile_count(problem, schedule.block_m, schedule.block_n), 1, 1),
             block=(schedule.threads, 1, 1),
-            arguments=_linear.arguments(problem),
+            arguments=linear.arguments(problem),
             shared_bytes=schedule.shared_bytes,
         ),
     )
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
-    """Each column of tiles loads x, each row of tiles loads w, block_k columns a request; y leaves by warp tiles."""
+    """Each column of tiles loads x, each row of tiles loads w, block_k columns a request; y is stored by warp tiles."""
     p, s = problem, schedule
     tiles_m, tiles_n, steps = tiles_of(p.m, s.block_m), tiles_of(p.n, s.block_n), tiles_of(p.k, s.block_k)
     loads = tiles_n * _column_sectors(p.m, p.k, s.block_k) + tiles_m * _column_sectors(p.n, p.k, s.block_k)

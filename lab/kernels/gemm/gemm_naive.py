@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice
-from lab.kernels import _linear, _naive
-from lab.kernels._naive import LANES, warp
+from lab.kernels.common import linear, thread_per_output
+from lab.kernels.common.thread_per_output import LANES, warp
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.errors import ScheduleError
@@ -60,13 +60,13 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
             schedule=schedule,
             grid=(-(-p.n // schedule.block_n), -(-p.m // schedule.block_m), 1),
             block=(schedule.block_n, schedule.block_m, 1),
-            arguments=_linear.arguments(p),
+            arguments=linear.arguments(p),
         ),
     )
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
-    return _naive.theory(problem)
+    return thread_per_output.theory(problem)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:

@@ -1,6 +1,6 @@
 // gemm_persistent: y[m, n] = x[m, k] @ w[n, k].T by as many CTAs as there are SMs, each taking tile after tile.
 //
-// Idea: while the consumers round a tile and its stores leave, the producer already fills the ring for the next one, and
+// Idea: while the consumers round a tile and its stores are issued, the producer already fills the ring for the next one, and
 // a tile's stores end during the next tile's k-steps. Nothing but the first fill and the last store is exposed.
 // Adds to gemm_warp_specialized: persistence, loads and stores that overlap the neighbouring tiles.
 //
@@ -9,23 +9,14 @@
 //   stores                                       | tile 0: box by box |
 //
 // Bytes expected through TMA: as gemm_wgmma.
-#include "lab/kernels/gemm/_roles.cuh"
+#include "lab/kernels/gemm/warp_roles.cuh"
 
 constexpr int MMA_TILES = schedule::block_m / CONSUMERS / MMA_M;  // of 64 rows, in each consumer
 
 // One thread keeps the ring full, from tile to tile without a pause.
 __device__ __forceinline__ void producer(Shared& shared, const TensorMap& x, const TensorMap& w, Walk walk, int steps) {
     Position at;
-    for (Tile tile; walk.next(tile);) {
-        for (int step = 0; step < steps; ++step, at.advance()) {
-            Stage& stage = shared.ring[at.stage];
-            uint64_t& full = shared.full[at.stage];
-            ptx::mbarrier::wait(shared.empty[at.stage], at.parity ^ 1);  // on the first lap every stage is empty
-            ptx::mbarrier::arrive_expect_tx(full, schedule::stage_bytes);
-            ptx::tma::load_2d(stage.x, x, step * BLOCK_K, tile.row, full);
-            ptx::tma::load_2d(stage.w, w, step * BLOCK_K, tile.column, full);
-        }
-    }
+    for (Tile tile; walk.next(tile);) load_tile(shared, x, w, tile, steps, at);
 }
 
 __device__ __forceinline__ void consumer(Shared& shared, const TensorMap& y, const Epilogue& epilogue, int consumer,

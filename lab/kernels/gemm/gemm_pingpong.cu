@@ -1,17 +1,17 @@
 // gemm_pingpong: y[m, n] = x[m, k] @ w[n, k].T, where one consumer multiplies while the other rounds and stores.
 //
-// Idea: the two consumers take whole tiles in turn. The tensor cores go on with the next tile while the last one leaves,
-// which pays where k is short and a tile's way out is a large part of its time. The ring needs no change: the producer
+// Idea: the two consumers take whole tiles in turn. The tensor cores go on with the next tile during the last one's epilogue,
+// which pays where k is short and a tile's epilogue is a large part of its time. The ring needs no change: the producer
 // fills it tile by tile, and a consumer skips the steps of the other's tiles. It starts a tile only when the other has
 // issued all of its own: the parity of a barrier cannot tell a stage's next lap from the one after.
-// Adds to gemm_cluster: overlap of a tile's way out with the next tile's mma.
+// Adds to gemm_cluster: overlap of a tile's epilogue with the next tile's mma.
 //
 //   producer    | tile 0: fill fill | tile 1: fill fill | tile 2: fill fill | ...
 //   consumer 0      | tile 0: mma mma | round, store     | tile 2: mma mma | ...
 //   consumer 1                        | tile 1: mma mma  | round, store     | ...
 //
 // Bytes expected through TMA: as gemm_cluster, for its own smaller tiles.
-#include "lab/kernels/gemm/_cluster.cuh"
+#include "lab/kernels/gemm/cluster_ring.cuh"
 
 constexpr int MMA_TILES = schedule::block_m / MMA_M;  // of 64 rows, in a tile
 constexpr int TURN = 1 + CONSUMERS;                   // named barrier of consumer 0's turn; consumer 1's is the next
@@ -42,20 +42,5 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
                   const __grid_constant__ TensorMap y_map, const Element*, const Element*, Output*,
                   const Residual* residual, const float* x_scale, const float* w_scale, const float* y_scale, int m,
                   int n, int k) {
-    extern __shared__ uint8_t dynamic[];
-    Shared& shared = aligned<Shared>(dynamic);
-    const int rank = schedule::cluster == 1 ? 0 : int(ptx::cluster::rank());
-    const int columns = n / W_HALVES, steps = tiles_of(k, BLOCK_K), warpgroup = threadIdx.x / WARPGROUP;
-    const Walk walk = walk_of_cluster(m, columns);
-
-    start(shared, x_map, w_map, y_map, 1);
-    if (warpgroup == 0) {
-        ptx::setmaxnreg::dec<PRODUCER_REGISTERS>();
-        if (threadIdx.x == 0) producer(shared, x_map, w_map, walk, rank, columns, steps);
-    } else {
-        ptx::setmaxnreg::inc<CONSUMER_REGISTERS>();
-        const Epilogue epilogue(residual, x_scale, w_scale, y_scale, m, columns);
-        consumer(shared, y_map, epilogue, warpgroup - 1, walk, rank, steps);
-    }
-    finish();
+    run_cluster<1>(x_map, w_map, y_map, {residual, x_scale, w_scale, y_scale}, m, n, k, consumer);
 }

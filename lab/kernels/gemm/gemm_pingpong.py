@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from numpy.typing import NDArray
 
 from lab.kernel import require_choice
-from lab.kernels.gemm import _model, _tiles, gemm_cluster
+from lab.kernels.common.raster import tiles_of
+from lab.kernels.gemm import cluster_ring, gemm_cluster, wgmma_mainloop, wgmma_model
+from lab.kernels.gemm.cluster_ring import ClusterTiling
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.launch import Launch
@@ -16,7 +18,7 @@ SOLVES = replace(gemm_cluster.SOLVES, after="gemm_cluster")
 
 
 @dataclass(frozen=True)
-class Schedule(gemm_cluster.Schedule):
+class Schedule(ClusterTiling):
     """As gemm_cluster's, but each consumer takes a whole tile."""
 
     def require_rows(self) -> None:
@@ -43,27 +45,26 @@ SHAPES = (  # m, n, stages, boxes of y
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """Tile shapes and clusters by predicted time, each with the raster that shares most in a wave and half of it."""
-    schedules = gemm_cluster.spread(Schedule, SHAPES, problem, machine)
+    schedules = cluster_ring.spread(Schedule, SHAPES, problem, machine)
     yield from sorted(schedules, key=lambda s: predicted_us(problem, s, machine))
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
-    (same,) = gemm_cluster.launch(problem, schedule, machine)
-    return (replace(same, kernel="gemm_pingpong", entry="gemm_pingpong"),)
+    return cluster_ring.launch("gemm_pingpong", problem, schedule, machine)
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
-    return gemm_cluster.theory(problem, schedule, machine)
+    return cluster_ring.theory(problem, schedule, machine)
 
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
-    """A tile's way out hides behind the next tile's k-steps, as far as those last."""
+    """A tile's epilogue hides behind the next tile's k-steps, as far as those last."""
     s = schedule
-    steps = _tiles.tiles_of(problem.k, _tiles.step_of(problem))
-    tile = steps * _model.step_clocks(problem, s.block_m, s.block_n, s.cluster, machine)
-    between = _model.TILE_CLOCKS + max(0.0, _model.way_out(problem, s.block_m, s.block_n) - tile)
-    return _model.tiled_us(problem, theory(problem, s, machine), s.block_m, s.block_n, s.cluster, between, machine)
+    steps = tiles_of(problem.k, wgmma_mainloop.step_of(problem))
+    tile = steps * wgmma_model.step_clocks(problem, s.block_m, s.block_n, s.cluster, machine)
+    between = wgmma_model.TILE_CLOCKS + max(0.0, wgmma_model.epilogue_clocks(problem, s.block_m, s.block_n) - tile)
+    return wgmma_model.tiled_us(problem, theory(problem, s, machine), s.block_m, s.block_n, s.cluster, between, machine)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
-    return _tiles.simulate(launch, arrays, machine)
+    return wgmma_mainloop.simulate(launch, arrays, machine)

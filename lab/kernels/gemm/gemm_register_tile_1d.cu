@@ -12,7 +12,7 @@
 //          ...           y      thread_m sums
 //
 // Bytes expected: as gemm_shared_tile.
-#include "lab/kernels/gemm/_simt.cuh"
+#include "lab/kernels/gemm/simt_tile.cuh"
 
 constexpr int SPREAD = schedule::block_m / schedule::thread_m;  // rows between two outputs of a thread
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice
-from lab.kernels.gemm import _simt
-from lab.kernels.gemm._simt import BLOCK_K, ROW, RowByRow
+from lab.kernels.gemm import simt_tile
+from lab.kernels.gemm.simt_tile import BLOCK_K, ROW, RowByRow
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.launch import Launch
@@ -28,8 +28,8 @@ class Schedule(RowByRow):
         require_choice(self, "block_m", (32, 64, 128))
         require_choice(self, "block_n", (32, 64, 128))
         require_choice(self, "thread_m", (2, 4, 8, 16, 32))
-        _simt.require_threads(self)
-        _simt.require_rows(self, ROW)
+        simt_tile.require_threads(self)
+        simt_tile.require_rows(self, ROW)
 
     @property
     def pitch(self) -> int:
@@ -51,17 +51,17 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
-    return _simt.launch("gemm_register_tile_1d", problem, schedule)
+    return simt_tile.launch("gemm_register_tile_1d", problem, schedule)
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
-    return _simt.tiled_theory(problem, schedule, ROW, ROW)
+    return simt_tile.tiled_theory(problem, schedule, ROW, ROW)
 
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
     counts = theory(problem, schedule, machine)
-    return _simt.predicted_us(problem, schedule, counts, machine, schedule.thread_m, 1, 1)
+    return simt_tile.predicted_us(problem, schedule, counts, machine, schedule.thread_m, 1, 1)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
-    return _simt.simulate_tiles(launch, arrays, machine, ROW, ROW)
+    return simt_tile.simulate_tiles(launch, arrays, machine, ROW, ROW)

@@ -13,7 +13,7 @@
 //          ...
 //
 // Bytes expected: as gemm_shared_tile, with tiles of 128 x 128 a quarter of what 32 x 32 take.
-#include "lab/kernels/gemm/_patch.cuh"
+#include "lab/kernels/gemm/simt_thread_tile.cuh"
 
 struct Shared {
     float x[schedule::block_m][schedule::pitch];

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from numpy.typing import NDArray
 
 from lab.kernel import Solves
-from lab.kernels.gemm import _simt
-from lab.kernels.gemm._simt import BLOCK_K, PATCHES, ROW, PatchSchedule
+from lab.kernels.gemm import simt_tile
+from lab.kernels.gemm.simt_tile import BLOCK_K, PATCHES, ROW, PatchSchedule
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.launch import Launch
@@ -33,20 +33,20 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
-    return _simt.launch("gemm_register_tile_2d", problem, schedule)
+    return simt_tile.launch("gemm_register_tile_2d", problem, schedule)
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
-    return _simt.tiled_theory(problem, schedule, ROW, schedule.store())
+    return simt_tile.tiled_theory(problem, schedule, ROW, schedule.store())
 
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
-    """Microseconds: as _simt.predicted_us; an element on its way to shared memory is nine instructions."""
+    """Microseconds: as simt_tile.predicted_us; an element on its way to shared memory is nine instructions."""
     s = schedule
     other = 9 * (s.block_m + s.block_n) / s.threads
     counts = theory(problem, s, machine)
-    return _simt.predicted_us(problem, s, counts, machine, s.thread_m, s.thread_n, 1, other)
+    return simt_tile.predicted_us(problem, s, counts, machine, s.thread_m, s.thread_n, 1, other)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
-    return _simt.simulate_tiles(launch, arrays, machine, ROW, launch.schedule.store())
+    return simt_tile.simulate_tiles(launch, arrays, machine, ROW, launch.schedule.store())

@@ -12,7 +12,7 @@
 //                         -- y y y y     its x is a broadcast, its w lie a pitch apart
 //
 // Bytes expected: 4 (m n k / block_n + m n k / block_m), and from shared memory 8 for each multiply-add.
-#include "lab/kernels/gemm/_simt.cuh"
+#include "lab/kernels/gemm/simt_tile.cuh"
 
 static_assert(schedule::threads == schedule::block_m * schedule::block_n, "one thread an output");
 static_assert(schedule::block_n % LANES == 0, "a warp lies in one row");

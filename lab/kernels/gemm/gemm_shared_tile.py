@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice
-from lab.kernels.gemm import _simt
-from lab.kernels.gemm._simt import BLOCK_K, LANES, ROW, RowByRow
+from lab.kernels.gemm import simt_tile
+from lab.kernels.gemm.simt_tile import BLOCK_K, LANES, ROW, RowByRow
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.launch import Launch
@@ -45,17 +45,17 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
-    return _simt.launch("gemm_shared_tile", problem, schedule)
+    return simt_tile.launch("gemm_shared_tile", problem, schedule)
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
-    return _simt.tiled_theory(problem, schedule, ROW, ROW)
+    return simt_tile.tiled_theory(problem, schedule, ROW, ROW)
 
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
     counts = theory(problem, schedule, machine)
-    return _simt.predicted_us(problem, schedule, counts, machine, 1, 1, 1)
+    return simt_tile.predicted_us(problem, schedule, counts, machine, 1, 1, 1)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
-    return _simt.simulate_tiles(launch, arrays, machine, ROW, ROW)
+    return simt_tile.simulate_tiles(launch, arrays, machine, ROW, ROW)

@@ -14,8 +14,8 @@
 //   CTA 1   steps 16 .. 31   | send columns  0 .. 31 | sum and store columns 32 .. 63          split_k = 2
 //
 // Bytes expected through TMA: as gemm_wgmma; between the CTAs of a cluster, (split_k - 1) tiles in float32.
-#include "lab/kernels/gemm/_epilogue.cuh"
-#include "lab/kernels/gemm/_split.cuh"
+#include "lab/kernels/gemm/wgmma_epilogue.cuh"
+#include "lab/kernels/gemm/split_reduce.cuh"
 #include "ptx/cluster.cuh"
 #include "ptx/griddepcontrol.cuh"
 

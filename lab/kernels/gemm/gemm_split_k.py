@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice, require_resident, require_shared
-from lab.kernels import _clusters
-from lab.kernels.gemm import _model, _tiles
-from lab.kernels.gemm._tiles import FACTS, MMA_M, STEP_BYTES, Tiling, box_columns, step_of, tile_at, tiles_of
+from lab.kernels.common import clusters
+from lab.kernels.common.raster import tile_at, tiles_of
+from lab.kernels.gemm import wgmma_mainloop, wgmma_model
+from lab.kernels.gemm.wgmma_mainloop import FACTS, MMA_M, STEP_BYTES, Tiling, box_columns, step_of
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.errors import ScheduleError
@@ -31,7 +32,7 @@ SOLVES = Solves(
 )
 
 FLOAT = 4  # bytes of an accumulator
-BOX_COLUMNS = 16  # of y: the least that leaves in whole sectors
+BOX_COLUMNS = 16  # of y: the least that is stored in whole sectors
 OTHER_REGISTERS = 32  # a thread's registers beside its accumulators, at most
 
 
@@ -98,7 +99,7 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     heights = [block_m for block_m in (64, 128, 192, 256) if block_m < problem.m + MMA_M]
     found = [
         deepest
-        for block_m, block_n, split_k, ctas in product(heights, _tiles.WIDTHS, (1, 2, 4, 8), (1, 2))
+        for block_m, block_n, split_k, ctas in product(heights, wgmma_mainloop.WIDTHS, (1, 2, 4, 8), (1, 2))
         for deepest in _deepest(problem, block_m, block_n, split_k, ctas, machine)
     ]
     yield from sorted(found, key=lambda s: predicted_us(problem, s, machine))[:TRIED]
@@ -133,31 +134,31 @@ HBM_BLEND = 4  # the same of all k-steps with HBM
 
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
-    """Microseconds of a cold launch: a start, little more than the larger of HBM's time and all k-steps', the way out.
+    """Microseconds of a cold launch: a start, little more than the larger of HBM's time and all k-steps', the epilogue.
 
     A k-step takes little more than the longest of what the tensor cores, shared memory, L2, or a turn of the ring need.
     """
     p, s = problem, schedule
     tiles_m, tiles_n = tiles_of(p.m, s.block_m), tiles_of(p.n, s.block_n)
-    tiles, at_once = tiles_m * tiles_n, _clusters.at_once(s.split_k, s.ctas_per_sm, machine)
+    tiles, at_once = tiles_m * tiles_n, clusters.at_once(s.split_k, s.ctas_per_sm, machine)
     waves, steps = tiles_of(tiles, at_once), tiles_of(tiles_of(p.k, step_of(p)), s.split_k)
     resident = min(s.ctas_per_sm, tiles_of(s.split_k * tiles, machine.sms))  # CTAs that share an SM
     busy = min(1.0, s.split_k * min(tiles, at_once) / machine.sms)
 
     mma = 2 * s.block_m * s.block_n * step_of(p) * machine.sms * machine.clock_hz / machine.peak(p.activations)
-    operands = s.block_m // MMA_M * (MMA_M + s.block_n) * STEP_BYTES / _model.SHARED_BYTES_PER_CLOCK
+    operands = s.block_m // MMA_M * (MMA_M + s.block_n) * STEP_BYTES / wgmma_model.SHARED_BYTES_PER_CLOCK
     beyond = -p.m % s.block_m + -p.n % s.block_n
-    row = STEP_BYTES / L2_BYTES_PER_CLOCK * busy * (_model.CROSSING_ROWS if _model.crosses_lines(p) else 1)
+    row = STEP_BYTES / L2_BYTES_PER_CLOCK * busy * (wgmma_model.CROSSING_ROWS if wgmma_model.crosses_lines(p) else 1)
     loads = (s.block_m + s.block_n - beyond) * row + beyond * BEYOND_CLOCKS
     turn = (LATENCY_CLOCKS / resident + loads) / (s.stages - 1)  # of a ring: one stage is read while the rest fill
-    step = resident * _model.joined(STEP_BLEND, mma, operands, loads, turn)
+    step = resident * wgmma_model.joined(STEP_BLEND, mma, operands, loads, turn)
 
     inboxes = s.inbox_bytes / REDUCE_BYTES_PER_CLOCK
-    way_out = resident * (inboxes + _model.ROUND_CLOCKS * s.part / MMA_M)
-    stream = waves * steps * step + (waves - 1) * (WAVE_CLOCKS + way_out) / resident
+    epilogue = resident * (inboxes + wgmma_model.ROUND_CLOCKS * s.part / MMA_M)
+    stream = waves * steps * step + (waves - 1) * (WAVE_CLOCKS + epilogue) / resident
     again = READ_AGAIN * (tiles_m - 1) * p.bytes["weights"]
     hbm = (p.read_bytes + p.write_bytes + again) / (HBM_SHARE * machine.hbm_bandwidth) * machine.clock_hz
-    return START_US + 1e6 * (_model.joined(HBM_BLEND, stream, hbm) + way_out) / machine.clock_hz
+    return START_US + 1e6 * (wgmma_model.joined(HBM_BLEND, stream, hbm) + epilogue) / machine.clock_hz
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
@@ -168,9 +169,9 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
             entry="gemm_split_k",
             problem=problem,
             schedule=s,
-            grid=(s.split_k * _tiles.tile_count(problem, s.block_m, s.block_n), 1, 1),
+            grid=(s.split_k * wgmma_mainloop.tile_count(problem, s.block_m, s.block_n), 1, 1),
             block=(s.threads, 1, 1),
-            arguments=_tiles.arguments(problem, s.part, s.block_m, s.block_n),
+            arguments=wgmma_mainloop.arguments(problem, s.part, s.block_m, s.block_n),
             cluster=(s.split_k, 1, 1),
             shared_bytes=s.shared_bytes,
             dependent=True,
@@ -179,10 +180,10 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
-    """As without a split, but for y, which leaves in the boxes of each CTA's own columns."""
+    """As without a split, but for y, which is stored in the boxes of each CTA's own columns."""
     s = schedule
-    whole = _tiles.theory(problem, s.block_m, s.block_n, tiles_of(problem.m, s.block_m))
-    return replace(whole, sm_to_l2_bytes=_tiles.theory(problem, s.block_m, s.part, 1).sm_to_l2_bytes)
+    whole = wgmma_mainloop.theory(problem, s)
+    return replace(whole, sm_to_l2_bytes=wgmma_mainloop.tiled_theory(problem, s.block_m, s.part, 1).sm_to_l2_bytes)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:

@@ -10,7 +10,7 @@
 //   shared   row r starts at bank 4 r (a pitch of 36 floats), so that eight lanes read eight rows without conflict
 //
 // Bytes expected: as gemm_register_tile_2d.
-#include "lab/kernels/gemm/_patch.cuh"
+#include "lab/kernels/gemm/simt_thread_tile.cuh"
 #include "ptx/load.cuh"
 
 constexpr int ROW_VECTORS = schedule::block_k / VECTOR;  // lanes that share a row

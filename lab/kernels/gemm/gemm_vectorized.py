@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from numpy.typing import NDArray
 
 from lab.kernel import Solves
-from lab.kernels.gemm import _simt
-from lab.kernels.gemm._simt import BLOCK_K, PATCHES, VECTOR, PatchSchedule, vectors
+from lab.kernels.gemm import simt_tile
+from lab.kernels.gemm.simt_tile import BLOCK_K, PATCHES, VECTOR, PatchSchedule, vectors
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.launch import Launch
@@ -29,7 +29,7 @@ class Schedule(PatchSchedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _simt.require_rows(self, vectors(BLOCK_K))
+        simt_tile.require_rows(self, vectors(BLOCK_K))
 
     @property
     def pitch(self) -> int:
@@ -44,15 +44,15 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
-    return _simt.launch("gemm_vectorized", problem, schedule)
+    return simt_tile.launch("gemm_vectorized", problem, schedule)
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
-    return _simt.tiled_theory(problem, schedule, vectors(BLOCK_K), schedule.store())
+    return simt_tile.tiled_theory(problem, schedule, vectors(BLOCK_K), schedule.store())
 
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
-    """Microseconds: as _simt.predicted_us; a vector on its way to shared memory is nine instructions.
+    """Microseconds: as simt_tile.predicted_us; a vector on its way to shared memory is nine instructions.
 
     x and w of one k lie in the same bank of registers, which costs a fifth of a clock for each multiply-add: from its
     machine code at 8 x 8, where each bank serves a read a clock and an instruction's reads have three clocks (Huerta et
@@ -61,8 +61,8 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
     s = schedule
     other = 9 / VECTOR * (s.block_m + s.block_n) / s.threads + s.thread_m * s.thread_n / 5
     counts = theory(problem, s, machine)
-    return _simt.predicted_us(problem, s, counts, machine, s.thread_m, s.thread_n, VECTOR, other)
+    return simt_tile.predicted_us(problem, s, counts, machine, s.thread_m, s.thread_n, VECTOR, other)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
-    return _simt.simulate_tiles(launch, arrays, machine, vectors(BLOCK_K), launch.schedule.store())
+    return simt_tile.simulate_tiles(launch, arrays, machine, vectors(BLOCK_K), launch.schedule.store())

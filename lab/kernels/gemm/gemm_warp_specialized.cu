@@ -9,22 +9,9 @@
 //   consumer 1           | step 0 | step 1 | step 2 | step 3 ...              the other half of the rows
 //
 // Bytes expected through TMA: as gemm_wgmma.
-#include "lab/kernels/gemm/_roles.cuh"
+#include "lab/kernels/gemm/warp_roles.cuh"
 
 constexpr int MMA_TILES = schedule::block_m / CONSUMERS / MMA_M;  // of 64 rows, in each consumer
-
-// One thread keeps the ring full.
-__device__ __forceinline__ void producer(Shared& shared, const TensorMap& x, const TensorMap& w, Tile tile, int steps) {
-    Position at;
-    for (int step = 0; step < steps; ++step, at.advance()) {
-        Stage& stage = shared.ring[at.stage];
-        uint64_t& full = shared.full[at.stage];
-        ptx::mbarrier::wait(shared.empty[at.stage], at.parity ^ 1);  // on the first lap every stage is empty
-        ptx::mbarrier::arrive_expect_tx(full, schedule::stage_bytes);
-        ptx::tma::load_2d(stage.x, x, step * BLOCK_K, tile.row, full);
-        ptx::tma::load_2d(stage.w, w, step * BLOCK_K, tile.column, full);
-    }
-}
 
 __device__ __forceinline__ void consumer(Shared& shared, const TensorMap& y, const Epilogue& epilogue, int consumer,
                                          Tile tile, int steps) {
@@ -54,7 +41,8 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
 
     if (warpgroup == 0) {
         ptx::setmaxnreg::dec<PRODUCER_REGISTERS>();
-        if (threadIdx.x == 0) producer(shared, x_map, w_map, tile, steps);
+        Position at;
+        if (threadIdx.x == 0) load_tile(shared, x_map, w_map, tile, steps, at);
     } else {
         ptx::setmaxnreg::inc<CONSUMER_REGISTERS>();
         consumer(shared, y_map, {nullptr, nullptr, nullptr, nullptr, m, n}, warpgroup - 1, tile, steps);

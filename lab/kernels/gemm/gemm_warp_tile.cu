@@ -19,7 +19,7 @@
 //   a lane's rows: 4 neighbours, again 16 on; its columns: 4 neighbours, again 32 on
 //
 // Bytes expected: 4 (m n k / block_n + m n k / block_m) through L2.
-#include "lab/kernels/gemm/_simt.cuh"
+#include "lab/kernels/gemm/simt_tile.cuh"
 #include "ptx/cp_async.cuh"
 
 constexpr int LANES_M = 4, LANES_N = 8;  // lanes of a warp, down and across its tile

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice, require_shared
-from lab.kernels.gemm import _simt
-from lab.kernels.gemm._simt import FLOAT, ROW, VECTOR, Request
+from lab.kernels.gemm import simt_tile
+from lab.kernels.gemm.simt_tile import FLOAT, ROW, VECTOR, Request
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.errors import ScheduleError
@@ -63,8 +63,8 @@ class Schedule:
             warp, block = lanes * getattr(self, f"thread_{name}"), getattr(self, f"block_{name}")
             if block % warp:
                 raise ScheduleError(f"block_{name} is a multiple of a warp's {warp}; block_{name} = {block}")
-        _simt.require_threads(self)
-        _simt.require_rows(self, LOAD)
+        simt_tile.require_threads(self)
+        simt_tile.require_rows(self, LOAD)
 
     @property
     def threads(self) -> int:
@@ -115,20 +115,20 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
-    return _simt.launch("gemm_warp_tile", problem, schedule, schedule.shared_bytes)
+    return simt_tile.launch("gemm_warp_tile", problem, schedule, schedule.shared_bytes)
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
-    return _simt.tiled_theory(problem, schedule, LOAD, STORE)
+    return simt_tile.tiled_theory(problem, schedule, LOAD, STORE)
 
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
-    """Microseconds: as _simt.predicted_us; a copy is three instructions, those of a row share four for its address."""
+    """Microseconds: as simt_tile.predicted_us; a copy is three instructions, and a row's share four for its address."""
     s = schedule
     copies = (s.block_m + s.block_n) / s.threads * (3 + 4 * LOAD.columns / s.block_k)
     counts = theory(problem, s, machine)
-    return _simt.predicted_us(problem, s, counts, machine, s.thread_m, s.thread_n, VECTOR, copies)
+    return simt_tile.predicted_us(problem, s, counts, machine, s.thread_m, s.thread_n, VECTOR, copies)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
-    return _simt.simulate_tiles(launch, arrays, machine, LOAD, STORE)
+    return simt_tile.simulate_tiles(launch, arrays, machine, LOAD, STORE)

@@ -13,7 +13,7 @@
 //
 // Bytes expected through TMA: x once for every column of tiles, w once for every row of tiles. From HBM: x, w and y
 // once, while the tiles in flight share their operands in L2.
-#include "lab/kernels/gemm/_epilogue.cuh"
+#include "lab/kernels/gemm/wgmma_epilogue.cuh"
 
 constexpr int WARPGROUPS = schedule::block_m / MMA_M;
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice, require_resident, require_shared
-from lab.kernels.gemm import _model, _tiles
-from lab.kernels.gemm._tiles import FACTS, MMA_M, Tiling
+from lab.kernels.common.raster import require_group
+from lab.kernels.gemm import wgmma_mainloop, wgmma_model
+from lab.kernels.gemm.wgmma_mainloop import FACTS, MMA_M, Tiling
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.launch import Launch
@@ -36,7 +37,7 @@ class Schedule(Tiling):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice(self, "ctas_per_sm", (1, 2))
-        _tiles.require_group(self.group_m)
+        require_group(self.group_m)
 
     @property
     def threads(self) -> int:
@@ -74,38 +75,26 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """Tile shapes by predicted time, each with the raster that shares most in a wave and half of it."""
     schedules = []
     for block_m, block_n, stages, ctas in SHAPES:
-        best = _model.best_group(ctas * machine.sms, block_m, block_n)
+        best = wgmma_model.best_group(ctas * machine.sms, block_m, block_n)
         schedules += [Schedule(block_m, block_n, stages, ctas, group_m) for group_m in (best, max(1, best // 2))]
     yield from sorted(schedules, key=lambda s: predicted_us(problem, s, machine))
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
-    s = schedule
-    return (
-        Launch(
-            kernel="gemm_wgmma",
-            entry="gemm_wgmma",
-            problem=problem,
-            schedule=s,
-            grid=(_tiles.tile_count(problem, s.block_m, s.block_n), 1, 1),
-            block=(s.threads, 1, 1),
-            arguments=_tiles.arguments(problem, s.block_n, s.block_m, s.block_n),
-            shared_bytes=s.shared_bytes,
-        ),
-    )
+    tiles = wgmma_mainloop.tile_count(problem, schedule.block_m, schedule.block_n)
+    return wgmma_mainloop.launch("gemm_wgmma", problem, schedule, tiles)
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
-    s = schedule
-    return _tiles.theory(problem, s.block_m, s.block_n, _tiles.tiles_of(problem.m, s.block_m))
+    return wgmma_mainloop.theory(problem, schedule)
 
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
-    """A second CTA on an SM works while the first one starts and its tile leaves."""
+    """A second CTA on an SM works while the first one starts and during its epilogue."""
     s = schedule
-    between = (_model.RESTART_CLOCKS + _model.way_out(problem, s.block_m, s.block_n)) / s.ctas_per_sm
-    return _model.tiled_us(problem, theory(problem, s, machine), s.block_m, s.block_n, 1, between, machine)
+    between = (wgmma_model.RESTART_CLOCKS + wgmma_model.epilogue_clocks(problem, s.block_m, s.block_n)) / s.ctas_per_sm
+    return wgmma_model.tiled_us(problem, theory(problem, s, machine), s.block_m, s.block_n, 1, between, machine)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
-    return _tiles.simulate(launch, arrays, machine)
+    return wgmma_mainloop.simulate(launch, arrays, machine)

@@ -11,7 +11,7 @@
 //   warp 1  |0 1 2 ... 31|0 1 2 ... 31|    two sectors a request
 //
 // Bytes expected from HBM and from L2: w, x and y once; every warp reads x again, from L1.
-#include "lab/kernels/_warp.cuh"
+#include "lab/kernels/common/warp_sum.cuh"
 #include "ptx/convert.cuh"
 #include "schedule.cuh"
 

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice
-from lab.kernels._coalesced import load_row, request_sectors
-from lab.kernels.gemv import _rows
-from lab.kernels.gemv._rows import ELEMENT, LANES
+from lab.kernels.common.warp_per_output import load_row, request_sectors
+from lab.kernels.gemv import dot_product
+from lab.kernels.gemv.dot_product import ELEMENT, LANES
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.formats import encode
@@ -35,7 +35,7 @@ class Schedule:
         return LANES * self.warps
 
     def fits(self, problem: Linear, machine: Machine) -> None:
-        _rows.require_tokens(problem)
+        dot_product.require_tokens(problem)
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
@@ -44,20 +44,20 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
-    return _rows.launch("gemv_coalesced", problem, schedule, -(-problem.n // schedule.warps))
+    return dot_product.launch("gemv_coalesced", problem, schedule, -(-problem.n // schedule.warps))
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     """A warp requests a row of x and a row of w, and stores one sector. x leans on L1."""
     p = problem
     w, x = p.m * request_sectors(p.n, p.k, ELEMENT), p.n * request_sectors(p.m, p.k, ELEMENT)
-    return _rows.counts(p, loads=w + x, stores=p.m * p.n)
+    return dot_product.counts(p, loads=w + x, stores=p.m * p.n)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
     chip = Chip(launch, machine)
-    x, w = _rows.operands(p, arrays)
+    x, w = dot_product.operands(p, arrays)
     sums = np.zeros((p.m, p.n) if arrays else (0, 0), np.float32)
     marks = [chip.marks(name) for name in ("x", "w", "y")]
     _grid(chip.count, *marks, x, w, sums, p.n, p.k, launch.grid[0], p.m, s.warps)

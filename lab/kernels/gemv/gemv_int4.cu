@@ -19,15 +19,14 @@
 // Launches overlap: w never changes, so its first steps are asked for before the launch before has ended; x is not.
 //
 // Bytes expected from HBM: w once, x once, y once; x from L2 once for every block of rows.
-#include "lab/kernels/_dequantise.cuh"
-#include "lab/kernels/gemv/_int4_out.cuh"
+#include "lab/kernels/common/dequantise.cuh"
+#include "lab/kernels/gemv/gemv_int4_epilogue.cuh"
 #include "ptx/bulk.cuh"
 #include "ptx/fence.cuh"
 #include "ptx/griddepcontrol.cuh"
 #include "ptx/ldmatrix.cuh"
-#include "ptx/mma.cuh"
 
-constexpr int STEPS = PACKED_COLUMNS / DEPTH;  // of an mma along a packed tile
+constexpr int STEPS = PACKED_COLUMNS / MMA_K;  // of an mma along a packed tile
 constexpr uint32_t ONES[4] = {0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80};  // an A fragment of bf16
 
 // `constant`, in a register throughout: the compiler would bring what it knows to be one to a register at each use, but
@@ -45,7 +44,7 @@ struct TokenRows {
         const int lane = threadIdx.x % LANES;
 #pragma unroll
         for (int j = 0; j < TOKEN_TILES; ++j)
-            at[j] = x + min(j * EIGHT + lane % EIGHT, tokens - 1) * pitch + lane / EIGHT * VECTOR;
+            at[j] = x + min(j * MMA_N + lane % MMA_N, tokens - 1) * pitch + lane / MMA_N * VECTOR;
     }
 
     __device__ __forceinline__ void advance(int columns) {
@@ -64,7 +63,7 @@ struct Tokens {
 #pragma unroll
             for (int s = 0; s < STEPS; s += 2) {
                 uint32_t four[4];
-                ptx::ldmatrix::x4(four, ptx::address::shared(rows.at[j] + (column + s * DEPTH) * sizeof(bf16)));
+                ptx::ldmatrix::x4(four, ptx::address::shared(rows.at[j] + (column + s * MMA_K) * sizeof(bf16)));
                 b[s][j][0] = four[0], b[s][j][1] = four[1];
                 b[s + 1][j][0] = four[2], b[s + 1][j][1] = four[3];
             }
@@ -87,19 +86,10 @@ struct Pairs {
     }
 };
 
-// d += a b, or d = a b where this is the first of a sum.
-__device__ __forceinline__ void multiply_tile(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                                              bool first) {
-    if (first)
-        ptx::mma::m16n8k16_first<bf16>(d, a, b);
-    else
-        ptx::mma::m16n8k16<bf16>(d, a, b);
-}
-
 // sum += the products of a step. Each group is summed by itself, as q + bias times x; scale and offset come after. An A
 // fragment of ones sums x, in the lanes that need it. `mask` is INT4_SIGNIFICANDS.
 __device__ __forceinline__ void multiply(Sum& sum, const TokenRows& rows, const uint8_t* stage, uint32_t mask) {
-    constexpr int GROUP_STEPS = problem::group / DEPTH;
+    constexpr int GROUP_STEPS = problem::group / MMA_K;
     constexpr int UNROLL = GROUPS > 1 ? 1 : PACKED_TILES;  // more groups at once would take more registers
     float partial[schedule::rows][TOKEN_TILES][4], x_sum[TOKEN_TILES][4];
 #pragma unroll UNROLL
@@ -115,14 +105,14 @@ __device__ __forceinline__ void multiply(Sum& sum, const TokenRows& rows, const 
             const int step = tile * STEPS + s;
             const bool first = step % GROUP_STEPS == 0, last = step % GROUP_STEPS == GROUP_STEPS - 1;
 #pragma unroll
-            for (int j = 0; j < TOKEN_TILES; ++j) multiply_tile(x_sum[j], ONES, x.b[s][j], first);
+            for (int j = 0; j < TOKEN_TILES; ++j) multiply_tile<bf16>(x_sum[j], ONES, x.b[s][j], first);
 #pragma unroll
             for (int r = 0; r < schedule::rows; ++r) {
                 uint32_t a[4];
 #pragma unroll
                 for (int i = 0; i < 4; ++i) a[i] = biased_bf16_of_int4(packed[r].words[s], i, mask);
 #pragma unroll
-                for (int j = 0; j < TOKEN_TILES; ++j) multiply_tile(partial[r][j], a, x.b[s][j], first);
+                for (int j = 0; j < TOKEN_TILES; ++j) multiply_tile<bf16>(partial[r][j], a, x.b[s][j], first);
                 if (!last) continue;
                 const Pairs pairs(stage + WEIGHTS + (r * GROUPS + step / GROUP_STEPS) * PAIRS_BYTES);
 #pragma unroll
@@ -226,7 +216,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     load_x(shared, x, work, k);
     Sum sum = {};
     accumulate(sum, shared, stream, work, warp % SPLIT, own.ring);
-    leave(sum, own);
+    stage_sums(sum, own);
     __syncthreads();
     if constexpr (CLUSTER > 1) exchange(shared, work);
     store(shared, y, work, n);

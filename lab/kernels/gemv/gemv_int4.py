@@ -8,10 +8,11 @@ from itertools import product
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice, require_resident, require_shared
-from lab.kernels import _clusters, _linear
-from lab.kernels.gemv import _int4_counts
-from lab.kernels.gemv._int4_counts import BLOCK_K, FLOAT, LANES, SIZE, TILE, scale_bytes
-from lab.kernels.gemv._mma_counts import tiles_of
+from lab.kernels.common import clusters, linear
+from lab.kernels.common.raster import tiles_of
+from lab.kernels.gemv import gemv_int4_counts
+from lab.kernels.gemv.gemv_int4_counts import BLOCK_K, scale_bytes
+from lab.kernels.gemv.mma_tiles import FLOAT, LANES, MMA_K, MMA_M, MMA_N, SIZE
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.errors import ScheduleError
@@ -29,14 +30,12 @@ SOLVES = Solves(
     facts=("group", "zero_points"),
 )
 
-WEIGHTS_BYTES = TILE * BLOCK_K // 2  # of a row tile in a step: what a warp copies of it in two requests
+WEIGHTS_BYTES = MMA_M * BLOCK_K // 2  # of a row tile in a step: what a warp copies of it in two requests
 PARTS = 15  # in which x comes, at most: each is twice the one before
 BARRIERS_BYTES = 128  # of them, and of one for the cluster
 ALIGNED = 128  # bytes: where a ring begins
 X_PAD = 16  # bytes between rows of x, modulo 128, for the banks of fragments
 SUMS_PAD = 4  # floats between the sums of two tokens, for their banks
-EIGHT = 8  # tokens of an mma
-DEPTH = 16  # of an mma along k
 MAX_GRID_Y = 65535
 
 
@@ -75,7 +74,7 @@ class Schedule:
     @property
     def block_n(self) -> int:
         """Rows of w of a CTA."""
-        return TILE * self.rows * self.teams
+        return MMA_M * self.rows * self.teams
 
     @property
     def block_k(self) -> int:
@@ -100,7 +99,7 @@ class Schedule:
 
 def registers(problem: Linear, schedule: Schedule) -> int:
     """Of a thread: sums, a group's too, fragments, and the rest; fitted to what compiles without spilling."""
-    tokens, rows = schedule.block_m // EIGHT, schedule.rows
+    tokens, rows = schedule.block_m // MMA_N, schedule.rows
     if problem.group < BLOCK_K:  # two groups at once
         return max(44, 18 * rows * tokens + 12 * tokens + 12)
     return 8 * rows * tokens + 10 * tokens + 6 * rows + 20
@@ -110,7 +109,7 @@ def warp_bytes(problem: Linear, schedule: Schedule) -> int:
     """Shared memory of a warp: its ring, or in its place its sums."""
     s = schedule
     stage = s.rows * (WEIGHTS_BYTES + scale_bytes(problem))
-    return tiles_of(max(s.stages * stage, s.block_m * (s.rows * TILE + SUMS_PAD) * FLOAT), ALIGNED) * ALIGNED
+    return tiles_of(max(s.stages * stage, s.block_m * (s.rows * MMA_M + SUMS_PAD) * FLOAT), ALIGNED) * ALIGNED
 
 
 def shared_bytes(problem: Linear, schedule: Schedule) -> int:
@@ -199,7 +198,7 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
     ctas = s.cluster * blocks * token_blocks
     reserved = machine.shared_bytes_per_sm - machine.shared_bytes_per_block  # by the system, for each CTA
     resident = max(1, min(s.ctas_per_sm, machine.shared_bytes_per_sm // (shared_bytes(p, s) + reserved)))
-    waves = tiles_of(blocks * token_blocks, _clusters.at_once(s.cluster, resident, machine))
+    waves = tiles_of(blocks * token_blocks, clusters.at_once(s.cluster, resident, machine))
     full = waves * min(resident, tiles_of(ctas, machine.sms))  # CTAs of the fullest SM, one after another too
     steps = tiles_of(tiles_of(p.k, BLOCK_K), s.cluster * s.split_k)  # of a warp
     row_tiles = steps * s.warps * s.rows  # of a CTA, in all its steps
@@ -218,7 +217,7 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
 
 def _instructions(problem: Linear, schedule: Schedule) -> float:
     """That a warp issues for a row tile of a step: fragments, their mma, its share of those of x and of the rest."""
-    steps, tokens = BLOCK_K / DEPTH, schedule.block_m / EIGHT
+    steps, tokens = BLOCK_K / MMA_K, schedule.block_m / MMA_N
     groups = (8 * tokens + 10) * BLOCK_K / problem.group
     return steps * (8 + tokens) + groups + (1.5 * steps * tokens + 45) / schedule.rows
 
@@ -233,7 +232,7 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
             schedule=s,
             grid=(s.cluster * tiles_of(p.n, s.block_n), tiles_of(p.m, s.block_m), 1),
             block=(s.threads, 1, 1),
-            arguments=_linear.scaled_arguments(p),
+            arguments=linear.scaled_arguments(p),
             cluster=(s.cluster, 1, 1),
             shared_bytes=shared_bytes(p, s),
             dependent=True,
@@ -243,8 +242,8 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     """Every block of tokens reads w, every block of rows x; the CTAs of a cluster store parts of a block's rows."""
-    return _int4_counts.theory(problem, schedule)
+    return gemv_int4_counts.theory(problem, schedule)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
-    return _int4_counts.simulate(launch, arrays, machine)
+    return gemv_int4_counts.simulate(launch, arrays, machine)

@@ -22,21 +22,18 @@
 //
 // Bytes expected from HBM: w once, x once, y once. blockIdx.y is the block of tokens: further ones read w again. From L1:
 // x once for every team.
-#include "lab/kernels/_dequantise.cuh"
+#include "lab/kernels/common/dequantise.cuh"
+#include "lab/kernels/gemv/mma_tiles.cuh"
 #include "ptx/convert.cuh"
 #include "ptx/griddepcontrol.cuh"
 #include "ptx/load.cuh"
-#include "ptx/mma.cuh"
 #include "schedule.cuh"
 
 using Element = problem::activations;  // of x, and what the tensor cores multiply
 using Weight = problem::weights;
 using Output = problem::output;
 
-constexpr int LANES = 32;
-constexpr int EIGHT = 8;  // tokens of an mma
-constexpr int TOKEN_TILES = schedule::block_m / EIGHT;
-constexpr int VECTOR = sizeof(Vector16);
+constexpr int TOKEN_TILES = schedule::block_m / MMA_N;
 constexpr int REQUEST = LANES * VECTOR;  // bytes
 constexpr int PAIRS_BYTES = 64;          // scale and offset of 16 rows and a group
 constexpr int FOLD = schedule::fold, SPLIT = schedule::split_k, ROWS = schedule::rows, UNROLL = schedule::unroll;
@@ -44,11 +41,11 @@ constexpr bool GROUPED = problem::group > 0;
 
 // A run is what a row tile takes of two requests: of row-major weights, the upper and the lower half of its rows; of
 // packed ones, two neighbouring tiles (sim/int4.py).
-constexpr int TILE_ROWS = 16 / FOLD;
+constexpr int TILE_ROWS = MMA_M / FOLD;
 constexpr int HALF_ROWS = TILE_ROWS / 2;
 constexpr int PART_COLUMNS = GROUPED ? 128 : 4 * VECTOR / int(sizeof(Weight));  // of a run: those of a part of k
 constexpr int RUN_COLUMNS = FOLD * PART_COLUMNS;
-constexpr int STEPS = PART_COLUMNS / 16;  // mma along a part
+constexpr int STEPS = PART_COLUMNS / MMA_K;  // mma along a part
 constexpr int GROUP = GROUPED ? problem::group : PART_COLUMNS;
 constexpr int GROUPS = PART_COLUMNS / GROUP;  // of a run
 constexpr int CHUNK = UNROLL * RUN_COLUMNS;  // columns that a warp takes at once
@@ -98,7 +95,7 @@ struct Team {
         }
 #pragma unroll
         for (int j = 0; j < TOKEN_TILES; ++j) {
-            const int64_t token = min(j * EIGHT + g, tokens - 1);  // beyond the last, that one again, for nobody
+            const int64_t token = min(j * MMA_N + g, tokens - 1);  // clamped; what it then sums is discarded
             this->x[j] = reinterpret_cast<const uint8_t*>(x + token * k + t * (GROUPED ? 2 : PART_COLUMNS / 4));
         }
     }
@@ -150,7 +147,7 @@ struct Team {
 #pragma unroll
                     for (int i = 0; i < 2 * STEPS; ++i)
                         b[f][j][i / 2][i % 2] = whole ? ptx::load::cached_4(from + i * VECTOR)
-                                                      : ptx::load::cached_4_if(from + i * VECTOR, first + i * EIGHT < k);
+                                                      : ptx::load::cached_4_if(from + i * VECTOR, first + i * (VECTOR / int(sizeof(Element))) < k);
                 } else {
 #pragma unroll
                     for (int i = 0; i < VECTORS; ++i) {
@@ -188,28 +185,19 @@ __device__ __forceinline__ void multiply(Sums& sum, const Runs<count>& runs, con
         }
 }
 
-// d += a b, or d = a b where this is the first of a sum.
-__device__ __forceinline__ void multiply_tile(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                                              bool first) {
-    if (first)
-        ptx::mma::m16n8k16_first<Element>(d, a, b);
-    else
-        ptx::mma::m16n8k16<Element>(d, a, b);
-}
-
 // sum += the products of a run of int4 weights. Each group is summed by itself, as q + INT4_BIAS times x; scale and
 // offset come after. An A fragment of ones sums x, in the lanes that need it.
 template <int count>
 __device__ __forceinline__ void multiply_groups(Sums& sum, const Runs<count>& runs, const Fragments& b, int u,
                                                 uint32_t significands) {
-    constexpr int GROUP_STEPS = GROUP / 16;
+    constexpr int GROUP_STEPS = GROUP / MMA_K;
     constexpr uint32_t ONES[4] = {0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80};  // of bf16
     float partial[ROWS][TOKEN_TILES][4], x_sum[TOKEN_TILES][4];
 #pragma unroll
     for (int s = 0; s < STEPS; ++s) {
         const bool first = s % GROUP_STEPS == 0, last = s % GROUP_STEPS == GROUP_STEPS - 1;
 #pragma unroll
-        for (int j = 0; j < TOKEN_TILES; ++j) multiply_tile(x_sum[j], ONES, b[0][j][s], first);
+        for (int j = 0; j < TOKEN_TILES; ++j) multiply_tile<Element>(x_sum[j], ONES, b[0][j][s], first);
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
             uint32_t a[4];
@@ -217,7 +205,7 @@ __device__ __forceinline__ void multiply_groups(Sums& sum, const Runs<count>& ru
             for (int i = 0; i < 4; ++i)
                 a[i] = biased_bf16_of_int4(runs.w[u][r][s / 4].words[s % 4], i, significands);
 #pragma unroll
-            for (int j = 0; j < TOKEN_TILES; ++j) multiply_tile(partial[r][j], a, b[0][j][s], first);
+            for (int j = 0; j < TOKEN_TILES; ++j) multiply_tile<Element>(partial[r][j], a, b[0][j][s], first);
             if (!last) continue;
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
@@ -256,8 +244,8 @@ __device__ __forceinline__ void step(Sums& sum, const Team& team, int at, uint32
     }
 }
 
-// The sums of a warp: of each part of k, those that belong to it.
-__device__ __forceinline__ void leave(const Sums& sum, Shared& shared, int team, int warp) {
+// The sums of a warp to shared memory: of each part of k, those that belong to it.
+__device__ __forceinline__ void stage_sums(const Sums& sum, Shared& shared, int team, int warp) {
     const int g = threadIdx.x % LANES / 4, t = threadIdx.x % 4, fold = g % FOLD;
 #pragma unroll
     for (int r = 0; r < ROWS; ++r)
@@ -270,7 +258,7 @@ __device__ __forceinline__ void leave(const Sums& sum, Shared& shared, int team,
                 for (int f = 1; f < FOLD; ++f)
                     if (fold == f) own = sum[r][f][j][i];
                 const int row = r * TILE_ROWS + i / 2 * HALF_ROWS + g / FOLD;
-                shared.sums[team][warp * FOLD + fold][j * EIGHT + t * 2 + i % 2][row] = own;
+                shared.sums[team][warp * FOLD + fold][j * MMA_N + t * 2 + i % 2][row] = own;
             }
 }
 
@@ -298,7 +286,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
 #pragma unroll 1
             for (int run = at; run < min(at + CHUNK, k); run += RUN_COLUMNS)
                 step<false, 1>(sum, part, run, significands);
-    leave(sum, shared, team, warp);
+    stage_sums(sum, shared, team, warp);
     __syncthreads();
 
     const auto* scales = static_cast<const float*>(w_scale);

@@ -8,9 +8,10 @@ from itertools import product
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice, require_resident
-from lab.kernels import _linear
-from lab.kernels.gemv import _mma_counts
-from lab.kernels.gemv._mma_counts import tiles_of
+from lab.kernels.common import linear
+from lab.kernels.common.raster import tiles_of
+from lab.kernels.gemv import gemv_mma_counts
+from lab.kernels.gemv.mma_tiles import FLOAT, LANES, MMA_K, MMA_M, MMA_N
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.errors import ScheduleError
@@ -29,8 +30,6 @@ SOLVES = Solves(
     facts=("weights", "activations", "output", "scaled", "row_scales", "group", "zero_points"),
 )
 
-LANES, TILE, EIGHT, DEPTH = 32, 16, 8, 16  # of a warp; rows of an mma's A, tokens of its B, columns of both
-FLOAT = 4  # bytes of a sum
 STATIC_SHARED = 48 * 1024  # bytes, at most
 MAX_GRID_Y = 65535
 
@@ -75,7 +74,7 @@ class Schedule:
     @property
     def tile_rows(self) -> int:
         """Rows of w of a row tile."""
-        return TILE // self.fold
+        return MMA_M // self.fold
 
     @property
     def team_rows(self) -> int:
@@ -95,22 +94,22 @@ class Schedule:
         p = problem
         if p.m > MAX_GRID_Y * self.block_m:
             raise ScheduleError(f"blocks of {self.block_m} tokens are grid.y, at most {MAX_GRID_Y:,}; m = {p.m:,}")
-        if p.group and (self.fold, self.block_m) != (1, EIGHT):
+        if p.group and (self.fold, self.block_m) != (1, MMA_N):
             have = f"fold = {self.fold}, block_m = {self.block_m}"
-            raise ScheduleError(f"packed weights take fold = 1 and block_m = {EIGHT}; {have}")
+            raise ScheduleError(f"packed weights take fold = 1 and block_m = {MMA_N}; {have}")
         require_resident(self.ctas_per_sm, self.sums_bytes, self.threads, registers(p, self), machine)
 
 
 def registers(problem: Linear, schedule: Schedule) -> int:
     """Of a thread: weights and x in flight, sums, a group's too, and the rest; fitted to what does not spill."""
     p, s = problem, schedule
-    tokens = s.block_m // EIGHT
-    x = 2 * s.fold * tokens * _mma_counts.part_columns(p) // DEPTH
+    tokens = s.block_m // MMA_N
+    x = 2 * s.fold * tokens * gemv_mma_counts.part_columns(p) // MMA_K
     loads = s.unroll * (8 * s.rows + x)
     sums = 4 * s.rows * s.fold * tokens
     if not p.group:
         return loads + sums + 20
-    groups = _mma_counts.part_columns(p) // p.group
+    groups = gemv_mma_counts.part_columns(p) // p.group
     more = 14 + 5 * s.rows if groups > 1 else 0  # ptxas works at two groups at once
     return loads + 2 * s.unroll * s.rows * groups + 2 * sums + 4 * tokens + 8 + more
 
@@ -170,7 +169,7 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
     again = ctas if x > L1_BYTES else min(ctas, machine.sms * residents)  # x stays in L1 for the CTAs that follow
     l2 = (weights + again * x) / L2_BANDWIDTH
 
-    rounds = tiles_of(tiles_of(p.k, s.unroll * s.fold * _mma_counts.part_columns(p)), s.split_k)
+    rounds = tiles_of(tiles_of(p.k, s.unroll * s.fold * gemv_mma_counts.part_columns(p)), s.split_k)
     cta = (rounds * LATENCY_US + CTA_US) * 1e-6
     turns = max(1.0, ctas / (machine.sms * s.ctas_per_sm)) * cta
     run = 2 * LANES * 16  # bytes, of a row tile
@@ -182,9 +181,9 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
 def _instructions(problem: Linear, schedule: Schedule) -> float:
     """That a warp issues for a run: loads, fragments, mma, its share of x and of the loop."""
     p, s = problem, schedule
-    tokens, steps = s.block_m / EIGHT, _mma_counts.part_columns(p) / DEPTH
+    tokens, steps = s.block_m / MMA_N, gemv_mma_counts.part_columns(p) / MMA_K
     if p.group:
-        groups = (8 * tokens + 10) * _mma_counts.part_columns(p) / p.group
+        groups = (8 * tokens + 10) * gemv_mma_counts.part_columns(p) / p.group
         return 2 + steps * (8 + tokens) + groups + (3 * steps * tokens + 16 / s.unroll) / s.rows
     widen = 18 * steps if FORMATS[p.weights].bits == 8 else 0
     x = s.fold * tokens * (2 if widen else 1)
@@ -201,7 +200,7 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
             schedule=s,
             grid=(tiles_of(p.n, s.block_n), tiles_of(p.m, s.block_m), 1),
             block=(s.threads, 1, 1),
-            arguments=_linear.scaled_arguments(p),
+            arguments=linear.scaled_arguments(p),
             dependent=True,
         ),
     )
@@ -209,8 +208,8 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     """Every block of tokens requests w, every team of warps x, which leans on L1."""
-    return _mma_counts.theory(problem, schedule)
+    return gemv_mma_counts.theory(problem, schedule)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
-    return _mma_counts.simulate(launch, arrays, machine)
+    return gemv_mma_counts.simulate(launch, arrays, machine)

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice
-from lab.kernels import _naive
-from lab.kernels._naive import LANES, warp
-from lab.kernels.gemv import _rows
+from lab.kernels.common import thread_per_output
+from lab.kernels.common.thread_per_output import LANES, warp
+from lab.kernels.gemv import dot_product
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.formats import encode
@@ -33,7 +33,7 @@ class Schedule:
         require_choice(self, "threads", (32, 64, 128, 256, 512, 1024))
 
     def fits(self, problem: Linear, machine: Machine) -> None:
-        _rows.require_tokens(problem)
+        dot_product.require_tokens(problem)
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
@@ -42,11 +42,11 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
-    return _rows.launch("gemv_naive", problem, schedule, -(-problem.n // schedule.threads))
+    return dot_product.launch("gemv_naive", problem, schedule, -(-problem.n // schedule.threads))
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
-    return _naive.theory(problem)
+    return thread_per_output.theory(problem)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:

@@ -14,7 +14,7 @@
 //   rows of CTA 1's   |  CTA 0 -----> CTA 1    |    CTA 1 sums and stores
 //
 // Bytes expected from HBM and from L2: as gemv_streamed; between the CTAs of a cluster, four a row.
-#include "lab/kernels/gemv/_stream.cuh"
+#include "lab/kernels/gemv/bulk_ring.cuh"
 #include "ptx/cluster.cuh"
 #include "ptx/store.cuh"
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice
-from lab.kernels import _clusters
-from lab.kernels.gemv import _rows, _stream
-from lab.kernels.gemv._rows import ELEMENT, LANES
-from lab.kernels.gemv._stream import LINE, MBARRIER, RINGS, Streaming
+from lab.kernels.common import clusters
+from lab.kernels.gemv import bulk_ring, dot_product
+from lab.kernels.gemv.bulk_ring import LINE, MBARRIER, RINGS, Streaming
+from lab.kernels.gemv.dot_product import ELEMENT, LANES
 from lab.problems import Linear
 from sim.counts import Counts, row_sectors
 from sim.errors import ScheduleError
@@ -73,7 +73,7 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """One wave of clusters, each with as many rows; first the least split that gives a cluster enough of them."""
 
     def rows(split_k: int, ctas_per_sm: int) -> int:
-        return -(-problem.n // _clusters.at_once(split_k, ctas_per_sm, machine))
+        return -(-problem.n // clusters.at_once(split_k, ctas_per_sm, machine))
 
     def too_little(split_k: int) -> tuple[bool, int]:
         return problem.k < split_k * ENOUGH_COLUMNS, -min(rows(split_k, 2), ENOUGH_ROWS)
@@ -88,21 +88,21 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
     """Microseconds of a launch."""
-    return _stream.predicted_us(problem, schedule, schedule.split_k, machine)
+    return bulk_ring.predicted_us(problem, schedule, schedule.split_k, machine)
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
     s = schedule
     ctas = s.split_k * -(-problem.n // s.block_n)
     how = {"cluster": (s.split_k, 1, 1), "shared_bytes": s.shared_bytes, "dependent": True}
-    return _rows.launch("gemv_split_k", problem, s, ctas, **how)
+    return dot_product.launch("gemv_split_k", problem, s, ctas, **how)
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     """As without a split; a warp stores 32 of the rows that a CTA owns at once, or a row alone where none are sent."""
     p, s = problem, schedule
     if s.split_k == 1:
-        return _stream.theory(p, s, s.split_k, stores=p.m * p.n)
+        return bulk_ring.theory(p, s, s.split_k, stores=p.m * p.n)
     blocks = (min(s.part, p.n - first) for first in range(0, p.n, s.part))
     runs = (
         (s.part * at + row, min(LANES, owned - row))
@@ -110,10 +110,10 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
         for row in range(0, owned, LANES)
     )
     stores = sum(row_sectors(p.m, ELEMENT * p.n, ELEMENT * row, ELEMENT * rows) for row, rows in runs)
-    return _stream.theory(p, s, s.split_k, stores)
+    return bulk_ring.theory(p, s, s.split_k, stores)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     s = launch.schedule
     stored = LANES if s.split_k > 1 else 1
-    return _stream.simulate(launch, arrays, machine, s.split_k, owned=s.part, stored=stored)
+    return bulk_ring.simulate(launch, arrays, machine, s.split_k, owned=s.part, stored=stored)

@@ -17,7 +17,7 @@
 //
 // Bytes expected from HBM: w once, x once, y once; from L2 x once for every `warps` rows. blockIdx.y is the row of x:
 // m > 1 reads w again for each.
-#include "lab/kernels/gemv/_stream.cuh"
+#include "lab/kernels/gemv/bulk_ring.cuh"
 
 extern "C" __global__ void __launch_bounds__(schedule::threads)
     gemv_streamed(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int m, int n,

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from numpy.typing import NDArray
 
 from lab.kernel import Solves
-from lab.kernels.gemv import _rows, _stream
-from lab.kernels.gemv._stream import RINGS, Streaming
+from lab.kernels.gemv import bulk_ring, dot_product
+from lab.kernels.gemv.bulk_ring import RINGS, Streaming
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.launch import Launch
@@ -36,18 +36,18 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
 
 def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
     """Microseconds of a launch."""
-    return _stream.predicted_us(problem, schedule, split_k=1, machine=machine)
+    return bulk_ring.predicted_us(problem, schedule, split_k=1, machine=machine)
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
     ctas = -(-problem.n // schedule.block_n)
-    return _rows.launch("gemv_streamed", problem, schedule, ctas, shared_bytes=schedule.shared_bytes)
+    return dot_product.launch("gemv_streamed", problem, schedule, ctas, shared_bytes=schedule.shared_bytes)
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     """Each row of y is stored by itself."""
-    return _stream.theory(problem, schedule, split_k=1, stores=problem.m * problem.n)
+    return bulk_ring.theory(problem, schedule, split_k=1, stores=problem.m * problem.n)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
-    return _stream.simulate(launch, arrays, machine, split_k=1, owned=launch.schedule.block_n, stored=1)
+    return bulk_ring.simulate(launch, arrays, machine, split_k=1, owned=launch.schedule.block_n, stored=1)

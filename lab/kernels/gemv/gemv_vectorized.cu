@@ -19,7 +19,7 @@
 //
 // Bytes expected from HBM: w once, x once, y once. blockIdx.y is the block of tokens: further ones read w again. From L1:
 // x once for every `rows` rows, so that many tokens want many rows.
-#include "lab/kernels/_warp.cuh"
+#include "lab/kernels/common/warp_sum.cuh"
 #include "ptx/convert.cuh"
 #include "ptx/griddepcontrol.cuh"
 #include "ptx/load.cuh"
@@ -114,7 +114,7 @@ __device__ __forceinline__ void step(float (&sum)[SUMS], const Part& part, int k
             if constexpr (TOKENS > 1) {
                 if (t % 2 == 0) __syncwarp();  // nor does it then hold more than two tokens in registers
                 x_part[u] = load_x<whole>(part, from, k0 + u * STRIDE);
-                if (t + 1 < part.tokens) from += part.k;  // beyond the last, that one again, for nobody
+                if (t + 1 < part.tokens) from += part.k;  // clamped; what the last token then sums again is discarded
             }
             widen<Activation>(x, x_part[u]);
 #pragma unroll

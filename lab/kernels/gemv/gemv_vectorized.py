@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice
-from lab.kernels import _linear
-from lab.kernels.gemv import _rows
-from lab.kernels.gemv._rows import ELEMENT, LANES
+from lab.kernels.common import linear
+from lab.kernels.gemv import dot_product
+from lab.kernels.gemv.dot_product import ELEMENT, LANES, MOST_TOKENS
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.errors import ScheduleError
@@ -75,9 +75,9 @@ class Schedule:
 
     def fits(self, problem: Linear, machine: Machine) -> None:
         blocks = _blocks(problem, self)
-        if blocks > _rows.MOST_TOKENS:
+        if blocks > MOST_TOKENS:
             raise ScheduleError(
-                f"{blocks} blocks of {self.block_m} tokens are grid.y; a grid has at most {_rows.MOST_TOKENS:,} there"
+                f"{blocks} blocks of {self.block_m} tokens are grid.y; a grid has at most {MOST_TOKENS:,} there"
             )
 
 
@@ -158,8 +158,8 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
             schedule=s,
             grid=(-(-p.n // (s.rows * s.teams)), _blocks(p, s), 1),
             block=(s.threads, 1, 1),
-            arguments=_linear.scaled_arguments(p),
-            dependent=_linear.overlaps(machine),
+            arguments=linear.scaled_arguments(p),
+            dependent=linear.overlaps(machine),
         ),
     )
 
@@ -181,7 +181,7 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     if p.scaled:
         scales = blocks * sum(sectors(FLOAT * row, FLOAT * rows) if p.row_scales else 1 for row, rows in chunks)
     y = sum(row_sectors(p.m, ELEMENT * p.n, ELEMENT * row, ELEMENT * rows) for row, rows in chunks)
-    return _rows.counts(p, loads=w + len(chunks) * x + scales, stores=y - _shared_sectors(p, s, chunks))
+    return dot_product.counts(p, loads=w + len(chunks) * x + scales, stores=y - _shared_sectors(p, s, chunks))
 
 
 def _shared_sectors(problem: Linear, schedule: Schedule, chunks: list[tuple[int, int]]) -> int:
@@ -201,7 +201,7 @@ def _shared_sectors(problem: Linear, schedule: Schedule, chunks: list[tuple[int,
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
     chip = Chip(launch, machine)
-    x, w = _rows.operands(p, arrays)
+    x, w = dot_product.operands(p, arrays)
     sums = np.zeros((p.m, p.n) if arrays else (0, 0), np.float32)
     marks = [chip.marks(name) for name in ("x", "w", "y")]
     scale_marks = chip.marks("w_scale") if p.scaled else np.zeros(0, np.uint8)

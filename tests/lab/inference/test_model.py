@@ -151,12 +151,12 @@ def test_every_layer_on_the_simulated_chip(tiny_config: LlamaConfig, tiny_file: 
     llama = Llama(tiny_config, tiny_file, chip)
     cache = llama.new_cache(len(tokens) + 1)
     llama.logits(llama.forward(tokens, cache)[-1:])
-    prefill = chip.settle()
+    prefill = chip.drain()
     llama.logits(llama.forward([7], cache))
-    decode = chip.settle()
+    decode = chip.drain()
     assert len(prefill) == len(decode) == 7 * tiny_config.layers + 1
     assert {"bf16", "int4_g32"} == {d.problem.weights for d in decode}
-    assert chip.settle() == []
+    assert chip.drain() == []
     for done in prefill + decode:
         kernel, schedule, _ = choose(done.problem, H100)
         assert done.kernel == kernel.name
@@ -170,7 +170,7 @@ def test_a_chip_without_a_kernel_for_groups_dequantises_them(tiny_config: LlamaC
     chip = SimulatedChip(A100)
     llama = Llama(tiny_config, tiny_file, chip)
     llama.forward([1, 2, 3], llama.new_cache(3))
-    done = chip.settle()
+    done = chip.drain()
     assert {d.problem.weights for d in done} == {"bf16"}
     assert all(catalog.get(d.kernel).solves.runs_on(A100.arch) for d in done)
 

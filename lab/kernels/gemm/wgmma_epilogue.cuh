@@ -1,6 +1,6 @@
-// The way out of the wgmma GEMMs: accumulators become y, box by box, through shared memory.
+// The epilogue of the wgmma GEMMs: accumulators become y, box by box, through shared memory.
 #pragma once
-#include "lab/kernels/gemm/_tile.cuh"
+#include "lab/kernels/gemm/wgmma_mainloop.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/bulk.cuh"
 #include "ptx/convert.cuh"
@@ -152,7 +152,7 @@ __device__ __forceinline__ void round_to(Box& box, const float* sum, const float
     }
 }
 
-// Rows of MMA_M x `tiles` leave box by box: each is rounded into the next of a warpgroup's buffers, from where one
+// Rows of MMA_M x `tiles` are stored box by box: each is rounded into the next of a warpgroup's buffers, from where one
 // thread stores it, clipped to y, while the next is rounded; what is added is read a box ahead. `barrier` is the
 // warpgroup's own named barrier.
 template <int tiles, int registers>

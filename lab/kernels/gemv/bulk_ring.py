@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import require_choice, require_shared
-from lab.kernels.gemv import _rows
-from lab.kernels.gemv._rows import ELEMENT, LANES
+from lab.kernels.gemv import dot_product
+from lab.kernels.gemv.dot_product import ELEMENT, LANES
 from lab.problems import Linear
 from sim.counts import Counts, row_sectors
 from sim.errors import ScheduleError
@@ -64,7 +64,7 @@ class Streaming:
         return self.ring_bytes
 
     def fits(self, problem: Linear, machine: Machine) -> None:
-        _rows.require_tokens(problem)
+        dot_product.require_tokens(problem)
         require_shared(self.shared_bytes, f"{self.stages} stages of {self.warps} rows", machine)
 
 
@@ -83,7 +83,9 @@ def theory(problem: Linear, schedule: Streaming, split_k: int, stores: int) -> C
     turns = full * -(-s.block_n // s.warps) + -(-rest // s.warps)  # round all CTAs' rows
     w = p.m * sum(row_sectors(p.n, ELEMENT * p.k, ELEMENT * at, ELEMENT * width) for at, width in steps)
     x = turns * sum(row_sectors(p.m, ELEMENT * p.k, ELEMENT * at, ELEMENT * width) for at, width in steps)
-    return _rows.counts(p, loads=0, stores=stores, copied=ELEMENT * p.m * p.k * (p.n + turns), copied_sectors=w + x)
+    return dot_product.counts(
+        p, loads=0, stores=stores, copied=ELEMENT * p.m * p.k * (p.n + turns), copied_sectors=w + x
+    )
 
 
 START_US = 2.2  # of a launch: barriers, and the first copies before the first product (fitted to an H100)

@@ -1,4 +1,4 @@
-"""The way out of the wgmma GEMMs: sums become y, with scales, a residual or swiglu; counted and computed.
+"""The epilogue of the wgmma GEMMs: sums become y, with scales, a residual or swiglu; counted and computed.
 
 Scales and residual are ordinary loads of the accumulators' owners: a thread holds two neighbouring columns of a row and
 of the row eight below, a warp sixteen rows. Warps ask for the same scales again and again and lean on L1.
@@ -23,7 +23,7 @@ WARPS = 8  # that multiply and store, in a CTA
 
 
 class Operands(NamedTuple):
-    """What the way out reads besides the sums; empty arrays where a problem has no such operand."""
+    """What the epilogue reads besides the sums; empty arrays where a problem has no such operand."""
 
     x_scale: NDArray[np.float32]
     w_scale: NDArray[np.float32]
@@ -67,7 +67,7 @@ def operands(problem: Linear, chip: Chip, arrays: Mapping[str, NDArray]) -> Oper
 
 
 def theory(problem: Linear, mainloop: Counts, rows: int, columns: int, box: int, ctas: int) -> Counts:
-    """A kernel's counts with those of its way out; `rows` x `columns` are y's, rounded up to whole tiles.
+    """A kernel's counts with those of its epilogue; `rows` x `columns` are y's, rounded up to whole tiles.
 
     A warp asks for a sector of x_scale for every eight rows of a box, of w_scale for every eight columns of its sixteen
     rows, of the residual for every row of eight columns; for the scales of whole tensors once.

@@ -1,4 +1,4 @@
-// The order in which the GEMMs of the tensor cores walk over output tiles, the same as `tile_at` in _tiles.py.
+// The order in which CTAs or clusters walk over output tiles, the same as `tile_at` in raster.py.
 #pragma once
 #include "schedule.cuh"
 

@@ -1,7 +1,7 @@
 // A ring of stages that TMA fills: its barriers, where it starts.
 #pragma once
-#include "lab/kernels/_ring.cuh"
-#include "lab/kernels/gemm/_raster.cuh"
+#include "lab/kernels/common/ring_position.cuh"
+#include "lab/kernels/common/raster.cuh"
 #include "ptx/address.cuh"
 #include "ptx/fence.cuh"
 #include "ptx/mbarrier.cuh"

@@ -1,6 +1,6 @@
 // What the fp32 GEMMs on CUDA cores share: lanes, and the way of a k-step into shared memory.
 #pragma once
-#include "lab/kernels/gemm/_raster.cuh"
+#include "lab/kernels/common/raster.cuh"
 
 constexpr int LANES = 32;
 constexpr int VECTOR = 4;  // floats in 16 bytes

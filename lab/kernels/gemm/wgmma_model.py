@@ -6,7 +6,8 @@ experiments/records); on few or ragged rows it can be off by a third.
 
 from math import sqrt
 
-from lab.kernels.gemm._tiles import MMA_M, STEP_BYTES, clusters_at_once, columns_of, step_of, tiles_of
+from lab.kernels.common.raster import tiles_of
+from lab.kernels.gemm.wgmma_mainloop import MMA_M, STEP_BYTES, clusters_at_once, columns_of, step_of
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.formats import FORMATS
@@ -19,8 +20,8 @@ CROSSING_ROWS = 2.5  # times the clocks of a row of 128 bytes that crosses a 128
 LOAD_POWER = 0.08  # more time for each further row loaded per column: at the power cap a byte moved costs clocks
 MULTICAST = 1.25  # the time of a step of clusters, whose CTAs wait for one another: 1.01 at best, 1.4 where m is ragged
 FILL_CLOCKS = 2000  # launch to first mma: barriers, tensor maps, one trip to HBM
-TILE_CLOCKS = 300  # from a tile's last mma to the next one's first, the way out apart
-ROUND_CLOCKS = 220  # of 64 x 64 outputs on their way out
+TILE_CLOCKS = 300  # from a tile's last mma to the next one's first, the epilogue apart
+ROUND_CLOCKS = 220  # of the epilogue of 64 x 64 outputs
 NARROW_ROUND_CLOCKS = 300  # the same in boxes of 32 columns
 RESTART_CLOCKS = 1500  # of a CTA that follows another on its SM
 START_US = 3.0  # of a launch whose data is cold
@@ -62,7 +63,7 @@ def tiled_us(
     return cool + (HOT - 1) * max(0.0, cool - HOT_US)
 
 
-def way_out(problem: Linear, block_m: int, block_n: int) -> float:
+def epilogue_clocks(problem: Linear, block_m: int, block_n: int) -> float:
     """Clocks in which a tile of accumulators is rounded and handed to the stores."""
     row = columns_of(problem, block_n) * FORMATS[problem.output].storage.itemsize
     clocks = ROUND_CLOCKS if row % 128 == 0 else NARROW_ROUND_CLOCKS

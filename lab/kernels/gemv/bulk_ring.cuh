@@ -4,8 +4,8 @@
 // bulk copy; of the other warps each multiplies one row. So the bytes in flight need no registers and no warp waits to ask
 // for more.
 #pragma once
-#include "lab/kernels/_ring.cuh"
-#include "lab/kernels/gemv/_dot.cuh"
+#include "lab/kernels/common/ring_position.cuh"
+#include "lab/kernels/gemv/dot_product.cuh"
 #include "ptx/bulk.cuh"
 #include "ptx/createpolicy.cuh"
 #include "ptx/fence.cuh"

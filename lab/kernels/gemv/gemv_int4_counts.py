@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.kernels.gemv._mma_counts import PAIRS_BYTES, multiply, packed_sectors, request, tiles_of
+from lab.kernels.common.raster import tiles_of
+from lab.kernels.gemv.mma_tiles import LANES, MMA_M, PAIRS_BYTES, SIZE, add_products, packed_sectors, request_sectors
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.formats import encode
@@ -15,11 +16,7 @@ from sim.launch import Array, Launch, Role
 from sim.machine import Machine
 from sim.tiles import BF16, Chip, load_groups, load_tile, mma, store_patch
 
-LANES = 32
-TILE = 16  # rows of w of an mma
 BLOCK_K = 128  # columns of w in a step of a warp
-FLOAT = 4  # bytes of a sum
-SIZE = 2  # bytes of an element of x and of y
 
 
 def scale_bytes(problem: Linear) -> int:
@@ -28,7 +25,7 @@ def scale_bytes(problem: Linear) -> int:
 
 
 class Out(NamedTuple):
-    """How a CTA's part of y leaves: a warp stores `width` columns of `at_once` tokens in one request."""
+    """How a CTA's part of y is stored: a warp stores `width` columns of `at_once` tokens in one request."""
 
     part: int  # columns of y that a CTA of a cluster sums
     width: int
@@ -62,7 +59,7 @@ def theory(problem: Linear, schedule: Any) -> Counts:
     row_bytes = SIZE * p.k
     x = blocks * sum(row_sectors(p.m, row_bytes, SIZE * at, SIZE * width) for at, width in parts_of_x(p, s))
     depth = tiles_of(p.k, BLOCK_K) * BLOCK_K
-    rows = blocks * (s.block_n + s.teams * TILE)  # a tile of ones sums x for each warp
+    rows = blocks * (s.block_n + s.teams * MMA_M)  # a tile of ones sums x for each warp
     return Counts(
         flops=p.flops,
         mma_flops=2 * token_blocks * s.block_m * rows * depth,
@@ -88,7 +85,7 @@ def _out_sectors(problem: Linear, schedule: Any) -> int:
     whole, rest = divmod(p.m, schedule.block_m)
     blocks = [(schedule.block_m, whole), (rest, 1)]  # a block's bytes are whole sectors, so all alike
     return sum(
-        times * request(p.n, top, min(out.at_once, tokens - top), column, columns)
+        times * request_sectors(p.n, top, min(out.at_once, tokens - top), column, columns)
         for column, columns in _widths(p.n, schedule)
         for tokens, times in blocks
         for top in tops
@@ -126,13 +123,13 @@ def _grid(
     group, zero_points, part, width, at_once,
 ):  # fmt: skip
     workers = count.shape[0]
-    block_n = TILE * rows * teams
+    block_n = MMA_M * rows * teams
     steps, blocks = -(-k // BLOCK_K), -(-n // block_n)
     ctas = blocks * -(-m // block_m)
     for worker in prange(min(workers, ctas)):  # the others would only fill their tiles with zeros
         counter = count[worker]
         x_slice = np.zeros((block_m, (-(-steps // cluster)) * BLOCK_K), np.float32)
-        w_tile = np.empty((TILE * rows, BLOCK_K), np.float32)
+        w_tile = np.empty((MMA_M * rows, BLOCK_K), np.float32)
         total = np.empty((block_n, block_m), np.float32)
         for index in range(worker, ctas, workers):
             row, token = index % blocks * block_n, index // blocks * block_m
@@ -147,17 +144,17 @@ def _grid(
                     load_tile(counter, x_marks, x, m, k, token, at, to, BF16)
                     at, jump = at + jump, 2 * jump
                 for team in range(teams):
-                    top = team * rows * TILE
+                    top = team * rows * MMA_M
                     for at in range(first, end, BLOCK_K):
                         load_groups(
                             counter, w_marks, scale_marks, w, pairs, n, k, row + top, at, w_tile, group, zero_points
                         )
                         x_part = x_slice[:, at - first : at - first + BLOCK_K]
-                        out = total[top : top + TILE * rows]
+                        out = total[top : top + MMA_M * rows]
                         mma(counter, out, w_tile, x_part.T, n - row - top, m - token, k - at, False)
-                        mma(counter, out[:TILE], w_tile[:TILE], x_part.T, 0, 0, 0, False)  # ones, which sum x
+                        mma(counter, out[:MMA_M], w_tile[:MMA_M], x_part.T, 0, 0, 0, False)  # ones, which sum x
                         if x.size > 0:
-                            multiply(out, w_tile, x_part[:tokens])
+                            add_products(out, w_tile, x_part[:tokens])
             for rank in range(cluster):
                 stop = min((rank + 1) * part, block_n)
                 for c in range(rank * part, stop, width):

@@ -1,6 +1,6 @@
-// The way out of gemv_int4: sums meet in shared memory, then in that of the cluster's CTAs, and become y.
+// The epilogue of gemv_int4: sums meet in shared memory, then in that of the cluster's CTAs, and become y.
 #pragma once
-#include "lab/kernels/gemv/_int4_stream.cuh"
+#include "lab/kernels/gemv/gemv_int4_stream.cuh"
 #include "ptx/cluster.cuh"
 #include "ptx/convert.cuh"
 #include "ptx/mbarrier.cuh"
@@ -8,8 +8,8 @@
 
 using Sum = float[schedule::rows][TOKEN_TILES][4];
 
-// A warp's sums, in the place of its ring.
-__device__ __forceinline__ void leave(const Sum& sum, Warp& own) {
+// A warp's sums to shared memory, in the place of its ring.
+__device__ __forceinline__ void stage_sums(const Sum& sum, Warp& own) {
     const int lane = threadIdx.x % LANES;
     __syncwarp();
 #pragma unroll
@@ -18,7 +18,7 @@ __device__ __forceinline__ void leave(const Sum& sum, Warp& own) {
         for (int j = 0; j < TOKEN_TILES; ++j)
 #pragma unroll
             for (int i = 0; i < 4; ++i)
-                own.sums[j * EIGHT + lane % 4 * 2 + i % 2][r * TILE + i / 2 * EIGHT + lane / 4] = sum[r][j][i];
+                own.sums[j * MMA_N + lane % 4 * 2 + i % 2][r * MMA_M + i / 2 * MMA_N + lane / 4] = sum[r][j][i];
 }
 
 // The sum of a team's warps for a token and a row of this CTA.

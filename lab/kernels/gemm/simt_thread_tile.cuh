@@ -1,6 +1,6 @@
 // What the fp32 GEMMs with a patch of outputs a thread share. The patch's rows lie spread_m apart, its columns spread_n.
 #pragma once
-#include "lab/kernels/gemm/_simt.cuh"
+#include "lab/kernels/gemm/simt_tile.cuh"
 
 static_assert(schedule::threads * schedule::thread_m * schedule::thread_n == schedule::block_m * schedule::block_n,
               "a patch a thread");

@@ -1,6 +1,7 @@
-// What the GEMMs of persistent clusters share: the CTA's shared memory, its producer, how stages go back and forth.
+// Persistent clusters whose CTAs load their common rows of w once, by multicast: the producer, how stages are released
+// across the cluster, and a CTA's whole run.
 #pragma once
-#include "lab/kernels/gemm/_roles.cuh"
+#include "lab/kernels/gemm/warp_roles.cuh"
 #include "ptx/cluster.cuh"
 
 constexpr int W_PART = box::w_map::rows;  // rows of each half of w that this CTA loads
@@ -62,7 +63,7 @@ __device__ __forceinline__ void producer(Shared& shared, const TensorMap& x, con
     }
 }
 
-// A warp needs a stage no more: the producer of every CTA that writes to it hears so.
+// A warp has read a stage: it arrives at the stage's empty barrier in every CTA whose producer writes to it.
 __device__ __forceinline__ void release(Shared& shared, int stage) {
     const int lane = threadIdx.x % WARP;
     if constexpr (schedule::cluster == 1) {
@@ -70,4 +71,33 @@ __device__ __forceinline__ void release(Shared& shared, int stage) {
     } else {
         if (lane < schedule::cluster) ptx::mbarrier::arrive_cluster(shared.empty[stage], lane);
     }
+}
+
+// What the epilogue adds or scales with, null where the problem has no such operand.
+struct Operands {
+    const Residual* residual;
+    const float *x_scale, *w_scale, *y_scale;
+};
+
+// All that a CTA does; `readers` consumers read every stage.
+template <int readers, typename Consumer>
+__device__ __forceinline__ void run_cluster(const TensorMap& x, const TensorMap& w, const TensorMap& y,
+                                            const Operands& operands, int m, int n, int k, Consumer consumer) {
+    extern __shared__ uint8_t dynamic[];
+    Shared& shared = aligned<Shared>(dynamic);
+    const int rank = schedule::cluster == 1 ? 0 : int(ptx::cluster::rank());
+    const int columns = n / W_HALVES, steps = tiles_of(k, BLOCK_K), warpgroup = threadIdx.x / WARPGROUP;
+    const Walk walk = walk_of_cluster(m, columns);
+
+    start(shared, x, w, y, readers);
+    if (warpgroup == 0) {
+        ptx::setmaxnreg::dec<PRODUCER_REGISTERS>();
+        if (threadIdx.x == 0) producer(shared, x, w, walk, rank, columns, steps);
+    } else {
+        ptx::setmaxnreg::inc<CONSUMER_REGISTERS>();
+        const auto& [residual, x_scale, w_scale, y_scale] = operands;
+        const Epilogue epilogue(residual, x_scale, w_scale, y_scale, m, columns);
+        consumer(shared, y, epilogue, warpgroup - 1, walk, rank, steps);
+    }
+    finish();
 }

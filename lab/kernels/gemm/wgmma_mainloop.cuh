@@ -1,6 +1,6 @@
 // What the wgmma GEMMs with both operands in shared memory share: the walk over tiles, the k-steps of a tile.
 #pragma once
-#include "lab/kernels/gemm/_ring.cuh"
+#include "lab/kernels/gemm/tma_ring.cuh"
 #include "ptx/wgmma.cuh"
 #include "schedule.cuh"
 

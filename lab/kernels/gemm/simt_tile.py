@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import require_choice
-from lab.kernels import _linear
-from lab.kernels.gemm._tiles import tile_at, tiles_of
+from lab.kernels.common import linear
+from lab.kernels.common.raster import tile_at, tiles_of
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, sectors
 from sim.errors import ScheduleError
@@ -130,7 +130,7 @@ def launch(kernel: str, problem: Linear, schedule: Any, shared_bytes: int = 0) -
             schedule=schedule,
             grid=(tiles, 1, 1),
             block=(schedule.threads, 1, 1),
-            arguments=_linear.arguments(problem),
+            arguments=linear.arguments(problem),
             shared_bytes=shared_bytes,
         ),
     )

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.kernels import _linear
+from lab.kernels.common import linear
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, sectors
 from sim.errors import ScheduleError
@@ -34,7 +34,7 @@ def launch(kernel: str, problem: Linear, schedule: Any, ctas: int, **how: Any) -
             schedule=schedule,
             grid=(ctas, problem.m, 1),
             block=(schedule.threads, 1, 1),
-            arguments=_linear.arguments(problem),
+            arguments=linear.arguments(problem),
             **how,
         ),
     )

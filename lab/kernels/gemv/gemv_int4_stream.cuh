@@ -1,15 +1,11 @@
 // The shared memory of gemv_int4, the work of a CTA, and the stream of weights of each of its warps.
 #pragma once
+#include "lab/kernels/gemv/mma_tiles.cuh"
 #include "ptx/address.cuh"
 #include "ptx/cp_async.cuh"
 #include "schedule.cuh"
 
-constexpr int LANES = 32;
-constexpr int TILE = 16;   // rows of w in an mma
-constexpr int DEPTH = 16;  // of an mma along k
-constexpr int EIGHT = 8;   // tokens of an mma
-constexpr int TOKEN_TILES = schedule::block_m / EIGHT;
-constexpr int VECTOR = sizeof(Vector16);
+constexpr int TOKEN_TILES = schedule::block_m / MMA_N;
 
 constexpr int CLUSTER = schedule::cluster, SPLIT = schedule::split_k, WARPS = schedule::warps;
 constexpr int STEP = schedule::block_k;  // columns of w that a warp takes at once
@@ -23,7 +19,7 @@ constexpr int WEIGHTS = schedule::rows * PACKED_TILES * PACKED_BYTES;  // bytes 
 
 // Scales of the row tiles of a step: 64 bytes for each tile and group, along k. Each lane copies as much of them.
 constexpr int GROUPS = STEP / problem::group;
-constexpr int PAIRS_BYTES = 2 * TILE * sizeof(fp16);  // scale and offset of 16 rows
+constexpr int PAIRS_BYTES = 2 * MMA_M * sizeof(fp16);  // scale and offset of 16 rows
 constexpr int TILE_SCALES = GROUPS * PAIRS_BYTES;     // bytes of a row tile
 constexpr int SCALES = schedule::rows * TILE_SCALES;
 constexpr int SCALES_VECTOR = SCALES / LANES < 4 ? 4 : SCALES / LANES < VECTOR ? SCALES / LANES : VECTOR;
@@ -32,7 +28,7 @@ constexpr int STAGE_BYTES = WEIGHTS + SCALES;  // the scales lie behind the weig
 constexpr int X_PAD = 16;                      // bytes between rows of x, modulo 128, for its banks
 
 // A row of sums starts at another bank, so that a warp writes its fragments without conflicts.
-constexpr int TEAM_ROWS = schedule::rows * TILE;
+constexpr int TEAM_ROWS = schedule::rows * MMA_M;
 constexpr int SUMS = TEAM_ROWS + 4;
 
 // What a warp streams, and then its sums.
@@ -92,10 +88,10 @@ struct Stream {
         whole = row_left < TEAM_ROWS ? 0 : min(end, k / STEP * STEP);
         to = ptx::address::shared(ring) + lane * VECTOR;
         pitch = (k + PACKED_COLUMNS - 1) / PACKED_COLUMNS * PACKED_BYTES;
-        from = w + int64_t(row / TILE) * pitch + column * (TILE / 2) + lane * VECTOR;
+        from = w + int64_t(row / MMA_M) * pitch + column * (MMA_M / 2) + lane * VECTOR;
         scales_pitch = (k + problem::group - 1) / problem::group * PAIRS_BYTES;
         const int own = lane * SCALES_VECTOR;
-        scales = w_scale + int64_t(row / TILE + own / TILE_SCALES) * scales_pitch +
+        scales = w_scale + int64_t(row / MMA_M + own / TILE_SCALES) * scales_pitch +
                  column / problem::group * PAIRS_BYTES + own % TILE_SCALES;
     }
 
@@ -107,7 +103,7 @@ struct Stream {
             copy<false>(to + stage);
         ptx::cp_async::commit_group();
         column += ROUND;
-        from += ROUND * TILE / 2;
+        from += ROUND * MMA_M / 2;
         scales += SPLIT * TILE_SCALES;
     }
 
@@ -117,7 +113,7 @@ struct Stream {
         for (int r = 0; r < schedule::rows; ++r)
 #pragma unroll
             for (int tile = 0; tile < PACKED_TILES; ++tile) {
-                const bool inside = whole || (column + tile * PACKED_COLUMNS < k && r * TILE < row_left);
+                const bool inside = whole || (column + tile * PACKED_COLUMNS < k && r * MMA_M < row_left);
                 ptx::cp_async::stream_16(stage + (r * PACKED_TILES + tile) * PACKED_BYTES,
                                          from + int64_t(r) * pitch + tile * PACKED_BYTES, inside ? VECTOR : 0);
             }
@@ -130,7 +126,7 @@ struct Stream {
         stage -= threadIdx.x % LANES * (VECTOR - SCALES_VECTOR);
 #pragma unroll
         for (int first = 0; first < SCALES; first += LANES * SCALES_VECTOR) {
-            const int row = (first / TILE_SCALES + own / TILE_SCALES) * TILE;
+            const int row = (first / TILE_SCALES + own / TILE_SCALES) * MMA_M;
             const int group = (first % TILE_SCALES + own % TILE_SCALES) / PAIRS_BYTES;
             const bool inside = whole || (column + group * problem::group < k && row < row_left);
             const uint8_t* at = scales + int64_t(first / TILE_SCALES) * scales_pitch + first % TILE_SCALES;

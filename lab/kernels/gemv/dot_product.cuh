@@ -1,6 +1,6 @@
 // What the GEMVs share that read 16 bytes at a time: products of vectors.
 #pragma once
-#include "lab/kernels/_warp.cuh"
+#include "lab/kernels/common/warp_sum.cuh"
 #include "ptx/convert.cuh"
 #include "schedule.cuh"
 

@@ -1,14 +1,16 @@
-"""What the wgmma GEMMs share: tile arithmetic, the order of tiles, tensor maps, closed-form counts, the simulation."""
+"""The mainloop of the wgmma GEMMs, fed by TMA: tiles and rings, tensor maps, launches, counts, the simulation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import require_choice
-from lab.kernels import _linear
-from lab.kernels.gemm import _epilogue
+from lab.kernels.common import linear
+from lab.kernels.common.raster import tile_at, tiles_of
+from lab.kernels.gemm import wgmma_epilogue
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.errors import ScheduleError
@@ -65,32 +67,24 @@ def require_accumulators(accumulators: int) -> None:
         raise ScheduleError(f"a tile of {accumulators} accumulators a thread; a consumer has room for {ACCUMULATORS}")
 
 
-def require_group(group_m: int) -> None:
-    if not 1 <= group_m <= 1024:
-        raise ScheduleError(f"group_m is from 1 to 1,024 rows of tiles; group_m = {group_m}")
-
-
-def accumulators_beside(problem: Linear) -> int:
-    """How many accumulators a thread can hold beside what its way out needs: operands of an epilogue take registers."""
+def accumulator_room(problem: Linear) -> int:
+    """How many accumulators a thread has registers for: the operands of an epilogue take some."""
     needs = problem.row_scales + (problem.epilogue != "none") + (problem.output == "fp8")
     return (ACCUMULATORS, 128, 128, 96)[needs]
 
 
 def is_whole(problem: Linear, block_n: int) -> bool:
-    """Whether y can leave a tile in rows of 64 bytes; half of a swiglu tile may not."""
+    """Whether a tile of y is stored in whole rows of 64 bytes; half of a swiglu tile may not be."""
     return columns_of(problem, block_n) * FORMATS[problem.output].storage.itemsize % 64 == 0
 
 
 def require_whole(problem: Linear, block_n: int) -> None:
-    """Raise ScheduleError where y cannot leave a tile in rows of 64 bytes."""
+    """Raise ScheduleError where a tile of y is not stored in whole rows of 64 bytes."""
     if not is_whole(problem, block_n):
         columns = columns_of(problem, block_n)
-        raise ScheduleError(f"y leaves in rows of 64 bytes; {columns} columns in {problem.output} are not whole rows")
-
-
-def tiles_of(extent: int, block: int) -> int:
-    """How many tiles of `block` cover `extent`."""
-    return -(-extent // block)
+        raise ScheduleError(
+            f"y is stored in rows of 64 bytes; {columns} columns in {problem.output} are not whole rows"
+        )
 
 
 def step_of(problem: Linear) -> int:
@@ -117,16 +111,6 @@ def tile_count(problem: Linear, block_m: int, block_n: int) -> int:
     return tiles_of(problem.m, block_m) * tiles_of(problem.columns, columns_of(problem, block_n))
 
 
-@njit(cache=True)
-def tile_at(index, m, n, block_m, block_n, group_m):
-    """The first row and column of a tile: groups of `group_m` tile rows are walked column by column."""
-    tiles_m, tiles_n = -(-m // block_m), -(-n // block_n)
-    first = index // (group_m * tiles_n) * group_m
-    rows = min(group_m, tiles_m - first)
-    inside = index - first * tiles_n
-    return (first + inside % rows) * block_m, inside // rows * block_n
-
-
 def box_columns(problem: Linear, block_n: int) -> int:
     """Columns of a box of y: rows of 128, 64 or 32 bytes, the most of which a tile's are whole numbers."""
     size = FORMATS[problem.output].storage.itemsize
@@ -135,7 +119,7 @@ def box_columns(problem: Linear, block_n: int) -> int:
 
 
 def arguments(problem: Linear, block_n: int, x_box: int, w_box: int) -> tuple[Argument, ...]:
-    """The parameters of the wgmma GEMMs: x and w come in boxes of x_box and w_box rows, y leaves in 64 rows."""
+    """The parameters of the wgmma GEMMs: boxes of x and w have x_box and w_box rows, those of y have 64."""
     p = problem
     step, columns = step_of(p), box_columns(p, block_n)
     row_bytes = columns * FORMATS[p.output].storage.itemsize
@@ -143,12 +127,35 @@ def arguments(problem: Linear, block_n: int, x_box: int, w_box: int) -> tuple[Ar
         TensorMap("x_map", "x", (p.m, p.k), (p.k, 1), (x_box, step), SWIZZLE),
         TensorMap("w_map", "w", (p.n, p.k), (p.k, 1), (w_box, step), SWIZZLE),
         TensorMap("y_map", "y", (p.m, p.columns), (p.columns, 1), (MMA_M, columns), row_bytes),
-        *_linear.arguments(p),
+        *linear.arguments(p),
     )
 
 
-def theory(problem: Linear, block_m: int, block_n: int, tiles_m: int) -> Counts:
-    """Each column of tiles loads x, each of the `tiles_m` rows of tiles loads w; y leaves in boxes.
+def launch(kernel: str, problem: Linear, schedule: Any, ctas: int) -> tuple[Launch, ...]:
+    """`ctas` CTAs of a kernel without clusters or epilogue operands: each loads whole tiles of x and w."""
+    s = schedule
+    return (
+        Launch(
+            kernel=kernel,
+            entry=kernel,
+            problem=problem,
+            schedule=s,
+            grid=(ctas, 1, 1),
+            block=(s.threads, 1, 1),
+            arguments=arguments(problem, s.block_n, s.block_m, s.block_n),
+            shared_bytes=s.shared_bytes,
+        ),
+    )
+
+
+def theory(problem: Linear, schedule: Any) -> Counts:
+    """Counts of a launch in which every tile of y is one CTA's."""
+    s = schedule
+    return tiled_theory(problem, s.block_m, s.block_n, tiles_of(problem.m, s.block_m))
+
+
+def tiled_theory(problem: Linear, block_m: int, block_n: int, tiles_m: int) -> Counts:
+    """Each column of tiles loads x, each of the `tiles_m` rows of tiles loads w; y is stored in boxes.
 
     Where a tile's rows of w are half gate, half up, the last tile's gate rows reach into up's.
     """
@@ -179,7 +186,7 @@ def theory(problem: Linear, block_m: int, block_n: int, tiles_m: int) -> Counts:
         hbm_read_bytes=SECTOR
         * sum(
             sectors(0, a.nbytes)
-            for a in (*_linear.arguments(p), *_linear.epilogue_arguments(p))
+            for a in (*linear.arguments(p), *linear.epilogue_arguments(p))
             if isinstance(a, Array) and a.role is Role.IN
         ),
         hbm_write_bytes=SECTOR * sectors(0, p.write_bytes),
@@ -187,15 +194,15 @@ def theory(problem: Linear, block_m: int, block_n: int, tiles_m: int) -> Counts:
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
-    """Any of the wgmma GEMMs: workers, each a CTA or a cluster, walk tiles; a tile walks its k-steps, then leaves."""
+    """Any of the wgmma GEMMs: each CTA or cluster walks its tiles, for each the k-steps, then the epilogue."""
     p, s = launch.problem, launch.schedule
     chip = Chip(launch, machine)
     x, w, y = (arrays[a.name] if arrays else np.zeros((0, 0), a.storage) for a in launch.arrays[:3])
     marks = [chip.marks(name) for name in ("x", "w", "y")]
     cluster = launch.cluster[0]
     workers = min(launch.ctas // cluster, clusters_at_once(cluster, machine))
-    epilogue = _epilogue.operands(p, chip, arrays)
-    _epilogue.count_tensor_scales(p, chip, workers * cluster)
+    epilogue = wgmma_epilogue.operands(p, chip, arrays)
+    wgmma_epilogue.count_tensor_scales(p, chip, workers * cluster)
     _grid(
         chip.count, *marks, x, w, y, p.m, p.n, p.k, workers, s.block_m, columns_of(p, s.block_n), cluster, s.group_m,
         step_of(p), box_columns(p, s.block_n), epilogue, ELEMENT[p.activations], ELEMENT[p.output],
@@ -233,5 +240,5 @@ def _grid(
                 mma(counter, total, x_tile, w_tile, m - row, inside, k - at, x.size > 0)
             for r in range(0, block_m, MMA_M):
                 for c in range(0, columns, box):
-                    out = _epilogue.finish(counter, epilogue, total, r, c, box, row, column, x.size > 0)
+                    out = wgmma_epilogue.finish(counter, epilogue, total, r, c, box, row, column, x.size > 0)
                     store_tile(counter, y_marks, y, m, width, row + r, column + c, out, output)

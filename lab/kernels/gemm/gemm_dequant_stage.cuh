@@ -1,7 +1,7 @@
 // Narrow weights in a stage of shared memory, and how a warp reads its 16 rows as bf16 fragments of A in m64nNk16.
 #pragma once
-#include "lab/kernels/_dequantise.cuh"
-#include "lab/kernels/gemm/_ring.cuh"
+#include "lab/kernels/common/dequantise.cuh"
+#include "lab/kernels/gemm/tma_ring.cuh"
 #include "ptx/convert.cuh"
 #include "ptx/ldmatrix.cuh"
 #include "ptx/mma.cuh"

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.kernels.gemm._tiles import MMA_M, tile_at
+from lab.kernels.common.raster import tile_at
+from lab.kernels.gemm.wgmma_mainloop import MMA_M
 from lab.problems import Linear
 from sim import int4
 from sim.counts import Counts
@@ -16,9 +17,8 @@ from sim.tiles import BF16, FP8, FP16, Chip, load_lanes, load_tile, mma, store_t
 
 BLOCK_K = 128  # of a step
 BOX_K = 64  # of a box of x
-MATRIX = (
-    8  # rows of w whose scales a warp asks for at once; columns of the mma that sums x, depth of that with the sums
-)
+SUM_COLUMNS = 8  # of a token's sum of x: N of the mma that makes it, K of the tf32 mma that multiplies it
+SCALE_ROWS = 8  # of w, whose scales a warp asks for at once
 ROWS = 16  # of w in a packed tile and in a warp
 FLOAT = 4  # bytes
 
@@ -109,11 +109,11 @@ def _grid(
 @njit(cache=True)
 def _load_scales(count, marks, column, block_n, n, scales):
     """A CTA's scales of fp8: `scales` is 0 for none, 1 for one, which every warp reads, 2 for one of each row."""
-    for r in range(column, column + block_n, MATRIX):
+    for r in range(column, column + block_n, SCALE_ROWS):
         if scales == 2 and r < n:
-            load_lanes(count, marks, FLOAT * r, FLOAT, FLOAT, MATRIX, 0, 1)
+            load_lanes(count, marks, FLOAT * r, FLOAT, FLOAT, SCALE_ROWS, 0, 1)
         if scales == 1 and r % ROWS == 0:
-            load_lanes(count, marks, 0, 0, FLOAT, MATRIX, 0, 1)
+            load_lanes(count, marks, 0, 0, FLOAT, SCALE_ROWS, 0, 1)
 
 
 @njit(cache=True)
@@ -143,11 +143,11 @@ def _load_groups(
 def _add_group(count, total, x, w, scale, offset, rows, columns, depth, first, index, numerics):
     """total += scale (x w) + offset (sum of x), of a group; all products but scale's are the tensor cores'."""
     x = np.ascontiguousarray(x)
-    partial, sums = np.zeros(total.shape, np.float32), np.zeros((total.shape[0], MATRIX), np.float32)
+    partial, sums = np.zeros(total.shape, np.float32), np.zeros((total.shape[0], SUM_COLUMNS), np.float32)
     mma(count, partial, x, w, rows, columns, depth, numerics)
-    mma(count, sums, x, np.ones((x.shape[1], MATRIX), np.float32), 0, 0, 0, numerics)
+    mma(count, sums, x, np.ones((x.shape[1], SUM_COLUMNS), np.float32), 0, 0, 0, numerics)
     sums[:, 1:] = 0  # a sum in one column: the parts that it has on the chip are exact
-    offsets = np.zeros((MATRIX, total.shape[1]), np.float32)
+    offsets = np.zeros((SUM_COLUMNS, total.shape[1]), np.float32)
     if numerics and index < scale.shape[1]:
         for j in range(min(total.shape[1], columns)):
             offsets[0, j] = offset[first + j, index]

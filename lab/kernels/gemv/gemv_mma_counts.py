@@ -1,12 +1,12 @@
 """What gemv_mma moves and computes: in closed form, and walked in the tile simulator."""
 
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lab.kernels.gemv.mma_tiles import FLOAT, LANES, MMA_M, MMA_N, SIZE, add_products, packed_sectors, request_sectors
 from lab.problems import Linear
 from sim import int4
 from sim.counts import SECTOR, Counts, row_sectors, sectors
@@ -14,20 +14,10 @@ from sim.formats import FORMATS, decode, encode
 from sim.jit import njit, prange
 from sim.launch import Launch, Role
 from sim.machine import Machine
-from sim.tiles import Chip, dot, load_groups, load_lanes, load_patch, load_vector, mma, store_patch
+from sim.tiles import Chip, load_groups, load_lanes, load_patch, load_vector, mma, store_patch
 
-LANES = 32
-TILE, EIGHT, DEPTH = 16, 8, 16  # of an mma: rows of w, tokens, columns
-FLOAT = 4  # bytes of a scale
-SIZE = 2  # bytes of an element of x and of y
 PART_BYTES = 64  # of each row of row-major w in a part of k
 PIECE = 16  # bytes of x that four lanes load at once beside packed weights, and one lane beside others
-PAIRS_BYTES = 64  # scale and offset of a row tile and group
-
-
-def tiles_of(extent: int, block: int) -> int:
-    """How many blocks cover an extent."""
-    return -(-extent // block)
 
 
 def part_columns(problem: Linear) -> int:
@@ -47,7 +37,7 @@ def theory(problem: Linear, schedule: Any) -> Counts:
     tiles = s.rows * s.fold + (1 if p.group else 0)  # a tile of ones sums x
     return Counts(
         flops=p.flops,
-        mma_flops=2 * runs * tiles * TILE * s.block_m * part_columns(p),
+        mma_flops=2 * runs * tiles * MMA_M * s.block_m * part_columns(p),
         exp_count=0,
         global_load_sectors=loads,
         global_store_sectors=y,
@@ -57,13 +47,6 @@ def theory(problem: Linear, schedule: Any) -> Counts:
         hbm_read_bytes=SECTOR * sum(sectors(0, o.nbytes) for o in p.inputs.values()),
         hbm_write_bytes=SECTOR * sectors(0, p.write_bytes),
     )
-
-
-def packed_sectors(problem: Linear) -> int:
-    """Of packed weights with the scales and offsets of their groups, read once."""
-    p = problem
-    row_tile = int4.TILE_BYTES * tiles_of(p.k, int4.TILE_COLUMNS) + PAIRS_BYTES * tiles_of(p.k, p.group)
-    return tiles_of(p.n, TILE) * row_tile // SECTOR
 
 
 def _weight_sectors(problem: Linear, schedule: Any) -> int:
@@ -82,7 +65,7 @@ def _x_sectors(problem: Linear, schedule: Any) -> int:
     total = 0
     for top, tokens in _token_tiles(problem.m, schedule.block_m):
         for start, nbytes, times in _pieces(problem):
-            total += times * request(problem.k, top, tokens, start, nbytes)
+            total += times * request_sectors(problem.k, top, tokens, start, nbytes)
     return total
 
 
@@ -90,27 +73,20 @@ def _token_tiles(m: int, block_m: int) -> Iterator[tuple[int, int]]:
     """(first, tokens) of the eights of all blocks."""
     for block in range(0, m, block_m):
         tokens = min(block_m, m - block)
-        for first in range(0, block_m, EIGHT):
+        for first in range(0, block_m, MMA_N):
             top = min(first, tokens - 1)
-            yield block + top, min(EIGHT, tokens - top)
+            yield block + top, min(MMA_N, tokens - top)
 
 
 def _pieces(problem: Linear) -> Iterator[tuple[int, int, int]]:
     """(first column, columns of a row of x in a request, requests of them)."""
     p = problem
     if p.group:
-        yield from ((at, EIGHT, 1) for at in range(0, p.k, EIGHT))
+        yield from ((at, PIECE // SIZE, 1) for at in range(0, p.k, PIECE // SIZE))
     elif FORMATS[p.weights].bits == 8:  # a lane loads its 16 columns by two requests, each of half a sector
         yield from ((at, min(part_columns(p), p.k - at), 2) for at in range(0, p.k, part_columns(p)))
     else:
         yield from ((at, min(part_columns(p), p.k - at), 1) for at in range(0, p.k, part_columns(p)))
-
-
-def request(columns: int, top: int, rows: int, column: int, width: int) -> int:
-    """Unique sectors of some columns of neighbouring rows of x or y, rows of `columns` 2-byte elements."""
-    starts = [SIZE * ((top + r) * columns + column) for r in range(rows)]
-    spans = [(start // SECTOR, (start + SIZE * width - 1) // SECTOR) for start in starts]
-    return sum(b - a + 1 for a, b in spans) - sum(a[1] == b[0] for a, b in pairwise(spans))
 
 
 def _out_sectors(problem: Linear, schedule: Any) -> tuple[int, int]:
@@ -124,7 +100,7 @@ def _out_sectors(problem: Linear, schedule: Any) -> tuple[int, int]:
         columns = min(width, p.n - column)
         for tokens, times in ((s.block_m, whole), (rest, 1)):  # a block's bytes are whole sectors, so all alike
             for top in range(0, tokens, at_once):
-                y += times * request(p.n, top, min(at_once, tokens - top), column, columns)
+                y += times * request_sectors(p.n, top, min(at_once, tokens - top), column, columns)
                 scales += times * sectors(FLOAT * column, FLOAT * columns)
     return (scales if p.row_scales else 0), y
 
@@ -159,7 +135,7 @@ def _grid(
     split_k, unroll, fold, part, group, zero_points, row_scales, tensor_scale,
 ):  # fmt: skip
     workers = count.shape[0]
-    tile_rows, run = TILE // fold, fold * part
+    tile_rows, run = MMA_M // fold, fold * part
     team_rows = rows * tile_rows
     block_n, chunk = teams * team_rows, unroll * run
     blocks = -(-n // block_n)
@@ -194,9 +170,9 @@ def _grid(
                             for _ in range(fold - 1):  # with the parts of k that are not theirs
                                 mma(counter, out, w_tile, x_tile.T, 0, 0, 0, False)
                             if group > 0:
-                                mma(counter, out[:TILE], w_tile[:TILE], x_tile.T, 0, 0, 0, False)  # ones, which sum x
+                                mma(counter, out[:MMA_M], w_tile[:MMA_M], x_tile.T, 0, 0, 0, False)  # ones, which sum x
                             if x.size > 0:
-                                multiply(out, w_tile, x_tile[:tokens])
+                                add_products(out, w_tile, x_tile[:tokens])
             if tensor_scale:
                 for _ in range(min(teams * split_k, block_m * block_n // LANES)):
                     load_vector(counter, scale_marks, 0, FLOAT)
@@ -209,22 +185,15 @@ def _grid(
 
 
 @njit(cache=True)
-def multiply(total, w, x):
-    """total[row, token] += w x^T: for few tokens, dot products are quicker than the tiles of `mma`."""
-    for r in range(w.shape[0]):
-        for t in range(x.shape[0]):
-            total[r, t] += dot(x, w, t, r, 0, w.shape[1])
-
-
-@njit(cache=True)
 def _load_x(count, marks, x, m, k, token, tokens, column, tile, size, part, group):
     """The columns of a run of a block's tokens, in requests of eight tokens; tokens beyond the last are that one."""
     tile[:] = 0
-    for first in range(0, tile.shape[0], EIGHT):
+    for first in range(0, tile.shape[0], MMA_N):
         top = min(first, tokens - 1)
-        height = min(EIGHT, tokens - top)
-        for at in range(column, min(column + tile.shape[1], k), EIGHT if group > 0 else part):
-            to = tile[first : first + height, at - column : at - column + (EIGHT if group > 0 else part)]
+        height = min(MMA_N, tokens - top)
+        columns = PIECE // SIZE if group > 0 else part  # of a request
+        for at in range(column, min(column + tile.shape[1], k), columns):
+            to = tile[first : first + height, at - column : at - column + columns]
             if size == 1 and group == 0:
                 lanes = min(part, k - at) * SIZE // (2 * PIECE)
                 for t in range(top, top + height):
@@ -233,4 +202,4 @@ def _load_x(count, marks, x, m, k, token, tokens, column, tile, size, part, grou
                     width = min(part, k - at)
                     to[:, :width] = x[token + top : token + top + height, at : at + width]
             else:
-                load_patch(count, marks, SIZE, x, token + tokens, k, token + top, at, to, EIGHT)
+                load_patch(count, marks, SIZE, x, token + tokens, k, token + top, at, to, MMA_N)
