@@ -5,22 +5,25 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol, cast
 
-from experiments._catalog import names
-from experiments._chips import Chip, chip_on
-from experiments._rows import Row, Verdict
-from experiments._words import parse
+from experiments.catalog import module_of, names
+from experiments.rows import Row, Verdict
+from experiments.running.backends import Backend, backend_on
+from experiments.words import parse
 from lab.record import Archive, Record, append, archive, folder, provenance
 from sim.errors import InputError
 
 
 class Experiment(Protocol):
-    """What experiments/<name>.py defines: one question of the article and how it is answered."""
+    """What a module of experiments/questions or experiments/bars defines: one question and how it is answered.
+
+    `rows` and `verdict` are also its table in README, unless the module has a `table(past: Archive) -> str`.
+    """
 
     QUESTION: str
     Options: type
 
-    def measure(self, options: Any, chip: Chip) -> Iterator[Record]:
-        """Run on the chip, one record as soon as each result is there."""
+    def measure(self, options: Any, backend: Backend) -> Iterator[Record]:
+        """Run on the backend, one record as soon as each result is there."""
 
     def rows(self, records: Sequence[Record], past: Archive) -> Iterator[Row]:
         """The table: the records of one run beside what was measured before."""
@@ -49,7 +52,7 @@ def get(name: str) -> Experiment:
     """The experiment of that name; raises InputError and lists the known ones otherwise."""
     if name not in names():
         raise InputError(f"unknown experiment {name!r}; known experiments: {', '.join(names())}")
-    return cast(Experiment, import_module(f"experiments.{name}"))
+    return cast(Experiment, import_module(module_of(name)))
 
 
 def run(
@@ -70,11 +73,11 @@ def answer(
     """
     experiment = get(name)
     options: Any = parse(experiment.Options, words)
-    chip = chip_on(on, machine, name, provenance())
+    backend = backend_on(on, machine, name, provenance())
     past = archive()
-    keep = chip.on == "gpu" if record is None else record
+    keep = backend.on == "gpu" if record is None else record
     records = []
-    for result in experiment.measure(options, chip):
+    for result in experiment.measure(options, backend):
         if keep:
             append(result, folder() / f"{name}.jsonl")
         records.append(result)

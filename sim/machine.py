@@ -43,7 +43,7 @@ class Machine:
 
 
 _TERA = 1e12
-_LAUNCH_MEASURED = "launch time: an empty kernel inside a CUDA graph on an H100 (experiments/ceilings.py measures it)"
+_LAUNCH_MEASURED = "launch time: an empty kernel inside a CUDA graph on an H100 (lab run ceilings measures it)"
 _LAUNCH_ASSUMED = "launch time: not measured on this chip, the H100's is taken"
 _HOPPER_L2 = "L2 bandwidth: RRZE gpu-benches, gpu-l2-cache on an H200 (9.7 TB/s while the data fits)"
 _HOPPER_TUNING = "shared memory, registers: CUDA C++ Programming Guide, compute capability 9.0"

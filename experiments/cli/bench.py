@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.cli._options import Deadline, Json, Kernel, Schedule, Words
-from experiments.cli._output import emit, number, say, table, working
+from experiments.cli.options import Deadline, Json, Kernel, Schedule, Words
+from experiments.cli.output import emit, number, say, table, working
 from sim.errors import InputError
 
 CLOCKS = ("cold", "graph")
@@ -45,8 +45,9 @@ def bench(
 
     KERNEL may be "linear": the kernel that lab.linear chooses, or with --tune all kernels.
     """
-    from experiments import _chips, _device
-    from experiments.cli import _checking
+    from experiments.cli import checking
+    from experiments.running import backends, on_device
+    from experiments.running.jobs import Job, Search
     from lab.choice import schedule_words
     from lab.kernel import schedule_fields
     from lab.record import append, folder, provenance
@@ -56,24 +57,24 @@ def bench(
         raise InputError(f"unknown clock {sorted(unknown)[0]!r}; clocks: {', '.join(CLOCKS)}")
     if tune and (len(chosen) > 1 or sweep or schedule):
         raise InputError("--tune tries every schedule by one clock; no --schedule, no --sweep, no second clock")
-    case = _checking.benched_on(_chips.real_machine(), kernel, words or [], schedule)
-    problem = case.problem.as_dict()
+    subject = checking.benched_on(backends.real_machine(), kernel, words or [], schedule)
+    problem = subject.problem.as_dict()
     if tune:
-        name = case.kernel.name if kernel == case.kernel.name else ""
-        search = _device.Search(problem=problem, kernel=name, clock=chosen[0], rounds=rounds, experiment="bench")
-        found = _chips.tune([search], provenance(), deadline, deadline)
+        name = subject.kernel.name if kernel == subject.kernel.name else ""
+        search = Search(problem=problem, kernel=name, clock=chosen[0], rounds=rounds, experiment="bench")
+        found = backends.tune([search], provenance(), deadline, deadline)
     else:
-        job = _device.Job(
-            kernel=case.kernel.name,
+        job = Job(
+            kernel=subject.kernel.name,
             problem=problem,
-            schedules=(schedule_words(schedule_fields(case.schedule)),),
+            schedules=(schedule_words(schedule_fields(subject.schedule)),),
             sweep=sweep,
             peers=peers,
             clocks=chosen,
             rounds=rounds,
             experiment="bench",
         )
-        found = _chips.in_worker(_device.bench, [job], provenance(), deadline, deadline)
+        found = backends.in_worker(on_device.bench, [job], provenance(), deadline, deadline)
     records = []
     with working(f"timing {kernel}"):
         for one in found:
@@ -85,8 +86,8 @@ def bench(
 
 
 def _render(document: dict[str, Any]) -> None:
-    from experiments._rows import best_peer, question_of
-    from experiments._words import spell
+    from experiments.rows import best_peer, question_of
+    from experiments.words import spell
     from lab.explain import explain
     from sim.machine import MACHINES
 

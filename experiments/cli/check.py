@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.cli._options import Chip, Deadline, Json, Kernel, Machine, On, Schedule, Words
-from experiments.cli._output import emit, number, say, table, working
+from experiments.cli.options import Deadline, Json, Kernel, Machine, On, Schedule, Where, Words
+from experiments.cli.output import emit, number, say, table, working
 
 Ptx = Annotated[bool, typer.Option("--ptx", help="Also execute the compiled PTX in the emulator, looking for hazards.")]
 Seeds = Annotated[int, typer.Option(min=1, max=1000, help="Interleavings that the emulator tries.")]
@@ -25,7 +25,7 @@ def check(
     words: Words = None,
     schedule: Schedule = "",
     machine: Machine = "h100",
-    on: Chip = On.SIM,
+    on: On = Where.SIM,
     ptx: Ptx = False,
     seeds: Seeds = 1,
     mutants: Mutants = False,
@@ -34,31 +34,31 @@ def check(
     as_json: Json = False,
 ) -> int:
     """Check a kernel: its result against the reference, its counts against theory. Exit code 1 where one is wrong."""
-    from experiments import _chips
-    from experiments.cli import _checking
+    from experiments.cli import checking
+    from experiments.running import backends
 
     words = words or []
-    if on is On.GPU:
-        case = _checking.case_on(_chips.real_machine(), kernel, words, schedule)
+    if on is Where.GPU:
+        subject = checking.subject_on(backends.real_machine(), kernel, words, schedule)
     else:
-        case = _checking.case(kernel, words, schedule, machine)
+        subject = checking.subject(kernel, words, schedule, machine)
     with working(f"checking {kernel}"):
-        document = _checking.on_gpu(case, schedule, deadline) if on is On.GPU else _checking.on_sim(case)
+        document = checking.on_gpu(subject, schedule, deadline) if on is Where.GPU else checking.on_sim(subject)
         if ptx or trace or mutants:
-            document |= _checking.on_ptx(case, seeds)
+            document |= checking.on_ptx(subject, seeds)
             document["passed"] = document["passed"] and document["ptx_passed"]
         if trace:
-            _checking.write_trace(case, trace)
+            checking.write_trace(subject, trace)
         if mutants and document["passed"]:  # a kernel that is wrong itself proves nothing
-            document |= _checking.mutants(case, seeds)
+            document |= checking.mutants(subject, seeds)
             document["passed"] = document["passed"] and not document["mutants_missed"]
     emit(document, as_json, _render)
     return 0 if document["passed"] else 1
 
 
 def _render(document: dict[str, Any]) -> None:
-    from experiments._words import spell
-    from experiments.cli._checking import counts_rows
+    from experiments.cli.checking import counts_rows
+    from experiments.words import spell
     from sim.machine import MACHINES
 
     say(f"{document['kernel']}: {spell(document['problem'])}")

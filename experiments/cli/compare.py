@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.cli._options import Json
-from experiments.cli._output import emit, number, say, table
+from experiments.cli.options import Json
+from experiments.cli.output import emit, number, say, table
 
 Before = Annotated[str, typer.Argument(metavar="BEFORE", help="A records file, or the run id of kept records.")]
 After = Annotated[str, typer.Argument(metavar="AFTER", help="Likewise.")]
@@ -14,9 +14,10 @@ Threshold = Annotated[float, typer.Option(min=0, help="How much slower counts as
 
 def compare(before: Before, after: After, threshold: Threshold = 0.05, as_json: Json = False) -> int:
     """Compare timings, relative to the best peer of their run where both have one. Exit code 1 on a regression."""
-    from experiments import _comparison
+    from experiments.comparison import compare as changes
+    from experiments.comparison import load
 
-    rows = _comparison.compare(_comparison.load(before), _comparison.load(after), threshold)
+    rows = changes(load(before), load(after), threshold)
     regressed = any(row.regression for row in rows)
     emit({"threshold": threshold, "regressed": regressed, "rows": rows}, as_json, _render)
     return 1 if regressed else 0

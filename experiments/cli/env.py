@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from experiments.cli._options import Json
-from experiments.cli._output import emit, table
+from experiments.cli.options import Json
+from experiments.cli.output import emit, table
 
 
 def env(as_json: Json = False) -> None:
     """Python, versions, driver, card, folders, and what works here."""
     import shutil
 
-    from experiments import _chips
+    from experiments.running import backends
     from lab import catalog
     from lab.compile import compile_launch
     from lab.gpu import device
@@ -36,7 +36,7 @@ def env(as_json: Json = False) -> None:
     except LabError as error:
         works["compiler"] = str(error)
     try:
-        machine = _chips.real_machine()
+        machine = backends.real_machine()
         document |= {"card": device.card().name, "driver": device.card().driver, "machine": machine.name}
         works["gpu"] = "yes"
     except LabError as error:

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.cli._options import Json, Machine, Words
-from experiments.cli._output import emit, number, say, table
+from experiments.cli.options import Json, Machine, Words
+from experiments.cli.output import emit, number, say, table
 from sim.errors import InputError
 
 Kind = Annotated[str, typer.Argument(metavar="KIND", help="linear, attention or model.", show_default=False)]
@@ -22,7 +22,7 @@ def explain(kind: Kind, words: Words = None, machine: Machine = "h100", as_json:
 
 def question(kind: str, words: Sequence[str]) -> Any:
     """The problem of that kind which the words describe; a model may start with the name of a known one."""
-    from experiments._words import parse
+    from experiments.words import parse
     from lab.problems import MODELS, QUESTIONS, model_named
 
     if kind not in QUESTIONS:
@@ -39,7 +39,7 @@ def question(kind: str, words: Sequence[str]) -> Any:
 
 
 def _render(document: dict[str, Any]) -> None:
-    from experiments._words import spell
+    from experiments.words import spell
     from sim.machine import MACHINES
 
     title = MACHINES[document["machine"]].title

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.cli._options import Json, Keep, Machine
-from experiments.cli._output import emit, number, say, table
+from experiments.cli.options import Json, Keep, Machine
+from experiments.cli.output import emit, number, say, table
 
 
 class Unit(StrEnum):
@@ -45,13 +45,14 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Generate text with a model made of these kernels, then print what prefill and decode cost."""
-    from experiments import _chips, _generation
+    from experiments.running import backends
+    from experiments.running.generation import records
     from lab.inference import Sampling
     from lab.inference import generate as start
     from lab.record import append, folder, provenance
     from sim.machine import machine as machine_named
 
-    chip = _chips.real_machine() if on is Unit.GPU else machine_named(machine)
+    chip = backends.real_machine() if on is Unit.GPU else machine_named(machine)
     generation = start(prompt, model, max_tokens, chat, on.value, chip, Sampling(temperature, top_k, seed))
     if not as_json and not chat:
         print(printable(prompt), end="", flush=True)
@@ -59,7 +60,7 @@ def generate(
         if not as_json:
             print(printable(piece), end="", flush=True)
     if record or (record is None and on is Unit.GPU):
-        for kept in _generation.records(generation, provenance()):
+        for kept in records(generation, provenance()):
             append(kept, folder() / "generate.jsonl")
     document = generation.as_dict()
     emit(document, as_json, lambda d: _render(d, chip.title))

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from experiments.cli._options import Json
-from experiments.cli._output import emit, say, table
+from experiments.cli.options import Json
+from experiments.cli.output import emit, say, table
 
 
 def list_(as_json: Json = False) -> None:
@@ -25,7 +25,7 @@ def list_(as_json: Json = False) -> None:
 
 
 def _render(document: list[dict[str, Any]]) -> None:
-    from experiments._catalog import questions
+    from experiments.catalog import questions
 
     rows = (
         [k["kernel"], k["solves"], ", ".join(k["formats"]), k["arch"], k["after"] or "-", k["adds"]] for k in document

@@ -4,15 +4,15 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.cli._options import Json
-from experiments.cli._output import emit, say
+from experiments.cli.options import Json
+from experiments.cli.output import emit, say
 
 Check = Annotated[bool, typer.Option("--check", help="Write nothing; exit code 1 where a file is not current.")]
 
 
 def report(check: Check = False, as_json: Json = False) -> int:
     """Write README's tables and the rooflines anew from the committed records."""
-    from experiments.report import report as make
+    from experiments.tables.report import report as make
     from lab.record import archive
 
     past = archive()

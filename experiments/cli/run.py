@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.cli._options import Chip, Json, Keep, Machine, On
-from experiments.cli._output import emit, number, say, table, working
+from experiments.cli.options import Json, Keep, Machine, On, Where
+from experiments.cli.output import emit, number, say, table, working
 
 Name = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A name from lab list.", show_default=False)]
 Options = Annotated[list[str] | None, typer.Argument(metavar="NAME=VALUE...", help="Options of the experiment.")]
@@ -14,7 +14,7 @@ Options = Annotated[list[str] | None, typer.Argument(metavar="NAME=VALUE...", he
 def run(
     experiment: Name,
     words: Options = None,
-    on: Chip = On.SIM,
+    on: On = Where.SIM,
     machine: Machine = "h100",
     record: Keep = None,
     as_json: Json = False,

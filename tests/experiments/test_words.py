@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments._words import parse, spell
+from experiments.words import parse, spell
 from lab.problems import Attention, Linear
 from sim.errors import InputError
 

@@ -301,7 +301,7 @@ FORMS = [
 @pytest.mark.usefixtures("torch")
 @pytest.mark.parametrize("problem", FORMS, ids=str)
 def test_what_is_chosen_and_its_peers_are_right_in_one_race(problem: Linear, chip: Machine) -> None:
-    from experiments.peers import linear_peers
+    from experiments.peers.linear import linear_peers
     from lab.choice import choose
     from lab.gpu.bench import Bench, Entry
     from lab.gpu.timing import Clock

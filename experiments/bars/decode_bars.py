@@ -1,0 +1,225 @@
+"""Decode's linear layers against the memory floor: a plain read of the same bytes, and other libraries, in one run."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from experiments import markdown
+from experiments.rows import READ, Row, Verdict, best_peer, is_peer, layer_of, read_of
+from experiments.running.backends import Backend
+from experiments.running.formats import chosen_job, in_format
+from experiments.running.jobs import Search
+from lab.explain import explain
+from lab.problems import Linear
+from lab.record import Archive, Record
+from sim.errors import InputError
+from sim.machine import machine
+
+QUESTION = "How far are the linear layers of decode from the time it takes to read their weights?"
+
+SHAPES = ((4096, 4096), (8192, 8192), (13824, 5120), (14336, 4096), (4096, 14336))  # n, k
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+PARTS = ("bf16", "fp8", "int4_g128", "int4_g32")
+LARGE = Linear(1, 16384, 16384)
+
+FEW = 16  # tokens up to which a layer is to stand at the read's time
+BEYOND_READ_US = 2.0
+READ_RATE = 0.95  # of the plain read's, on the large matrix
+CLIFF = 1.05  # times what more tokens take
+# Of the best peer's time, by format, and by batch or shape where these have a bar of their own.
+SHARES = {
+    "bf16": {32: 0.97, 64: 0.97, 128: 0.97},
+    "int4_g128": {32: 0.90, 64: 0.90, 128: 0.95},
+}
+SMALLEST_SHARE = 0.90  # bf16 at 4096 x 4096
+
+_HEADINGS = ["format", "n x k", "plain read, us", *(f"m = {m}" for m in BATCHES)]
+
+
+@dataclass(frozen=True)
+class Options:
+    """`part` is bf16, fp8, int4_g128, int4_g32 or large; `tune` searches its layers first.
+
+    `most` is the largest batch, `shape` the number of one shape or -1 for all. What has not begun after `seconds` is
+    skipped.
+    """
+
+    part: str = "bf16"
+    most: int = 128
+    shape: int = -1
+    rounds: int = 20
+    seconds: int = 500
+    tune: bool = False
+
+    def __post_init__(self) -> None:
+        if self.part not in (*PARTS, "large"):
+            raise InputError(f"part is {', '.join(PARTS)} or large; got {self.part!r}")
+        if not -1 <= self.shape < len(SHAPES):
+            raise InputError(f"shape is -1 to {len(SHAPES) - 1}; got {self.shape}")
+        if min(self.most, self.rounds, self.seconds) < 1:
+            given = f"{self.most}, {self.rounds}, {self.seconds}"
+            raise InputError(f"most, rounds and seconds are at least 1; got {given}")
+
+    @property
+    def problems(self) -> list[Linear]:
+        """Shape by shape, the most tokens first: fewer are their first rows."""
+        if self.part == "large":
+            return [LARGE]
+        chosen = SHAPES if self.shape < 0 else SHAPES[self.shape : self.shape + 1]
+        batches = [m for m in reversed(BATCHES) if m <= self.most]
+        return [in_format(self.part, Linear(m, n, k)) for n, k in chosen for m in batches]
+
+
+def measure(options: Options, backend: Backend) -> Iterator[Record]:
+    """What the lab chooses for each layer beside its peers and the plain read: plain launches inside a graph."""
+    facts = {"bar": options.part}
+    if options.tune:
+        searches = [
+            Search(problem=p.as_dict(), clock="graph", plain=True, experiment="decode_bars", rounds=options.rounds)
+            for p in options.problems
+        ]
+        yield from backend.tuned(searches, options.seconds)
+    how = {"clocks": ("graph",), "plain": True, "reads": True, "rounds": options.rounds, "experiment": "decode_bars"}
+    jobs = [chosen_job(problem, backend.machine, facts, **how) for problem in options.problems]
+    yield from backend.timed(jobs, options.seconds)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A layer's time beside the plain read's and the best peer's in its run, in microseconds; None where not timed."""
+
+    record: Record
+    problem: Linear
+    read: float | None
+    peer: Record | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.problem.weights}, m = {self.problem.m}, {self.problem.n} x {self.problem.k}"
+
+    @property
+    def limits(self) -> dict[str, float | None]:
+        """What its time must not exceed, by what sets the limit."""
+        p, peer_us = self.problem, self.peer.us if self.peer else None
+        if (p.n, p.k) == (LARGE.n, LARGE.k):
+            return {"the read": self.read / READ_RATE if self.read else None}
+        if p.m <= FEW:
+            own: dict[str, float | None] = {"the read": self.read + BEYOND_READ_US if self.read else None}
+            return own | ({self.peer.kernel or "": peer_us} if self.peer else {})
+        share = SHARES.get(p.weights, {}).get(p.m)
+        if share is None or self.peer is None or peer_us is None:
+            return {}
+        if p.weights == "bf16" and (p.n, p.k) == SHAPES[0]:
+            share = SMALLEST_SHARE
+        return {self.peer.kernel or "": share * peer_us}
+
+    @property
+    def missed(self) -> dict[str, float]:
+        """Its time over each limit that it exceeds."""
+        us = self.record.us
+        return {name: us / limit for name, limit in self.limits.items() if us and limit and us > limit}
+
+
+def cells(records: Sequence[Record]) -> list[Cell]:
+    """The layers among the records of a run, searches left out."""
+    found = []
+    for record in records:
+        if "bar" in record.metrics and not is_peer(record) and record.schedule is not None:
+            found.append(Cell(record, layer_of(record), read_of(records, record), best_peer(records, record)))
+    return sorted(found, key=lambda cell: (cell.problem.weights, -cell.problem.n, cell.problem.k, cell.problem.m))
+
+
+def cliffs(found: Sequence[Cell]) -> dict[str, float]:
+    """Cells that take longer than one with more tokens, by how many times, where that is beyond the bar."""
+    over = {}
+    for cell in found:
+        p = cell.problem
+        later = [
+            c.record.us
+            for c in found
+            if c.record.us
+            and (c.problem.weights, c.problem.n, c.problem.k) == (p.weights, p.n, p.k)
+            and c.problem.m > p.m
+        ]
+        if cell.record.us and later and cell.record.us > CLIFF * min(later):
+            over[cell.name] = cell.record.us / min(later)
+    return over
+
+
+def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: ARG001 (all is of one run)
+    """Each layer: its time, the read's, the best peer's."""
+    for cell in cells(records):
+        record = cell.record
+        floor = explain(cell.problem, machine(record.machine)).roofline.floor_us
+        source = record.source if record.us else ""
+        yield Row(cell.name, f"{record.kernel}, us", floor, record.predicted_us, record.us, source)
+        if cell.read:
+            yield Row(cell.name, f"{READ}, us", None, None, cell.read, source)
+        if cell.peer:
+            yield Row(cell.name, f"{cell.peer.kernel}, us", None, None, cell.peer.us, source)
+
+
+def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG001
+    """How many layers stand within their limits, the worst of the others, and cliffs."""
+    found = cells(records)
+    timed = [cell for cell in found if cell.record.us]
+    if not timed:
+        on_gpu = any(cell.record.on == "gpu" for cell in found)
+        return Verdict(bool(found) and not on_gpu, f"{len(found)} layers were predicted, none was timed.")
+    judged = [cell for cell in timed if cell.limits]
+    bad = [cell for cell in judged if cell.missed]
+    over = cliffs(timed)
+    parts = [f"{len(judged) - len(bad)} of {len(judged)} layers stand within their limits"]
+    if bad:
+        worst = max(bad, key=lambda cell: max(cell.missed.values()))
+        limit, times = max(worst.missed.items(), key=lambda item: item[1])
+        parts.append(f"the farthest, {worst.name}, takes {times:.3f} times what {limit} allows")
+    parts.append(
+        f"{len(over)} take longer than with more tokens" if over else "no layer takes longer than with more tokens"
+    )
+    if len(timed) < len(found):
+        parts.append(f"{len(found) - len(timed)} have no time")
+    return Verdict(not bad and not over and len(timed) == len(found), "; ".join(parts) + ".")
+
+
+def table(past: Archive) -> str:
+    """Decode's layers against the plain read and their peers, and what the bars say."""
+    records = _newest(past)
+    lines = list(_lines(records))
+    if not lines:
+        return "No records yet: `lab run decode_bars --on gpu` makes them."
+    said = "\n".join(f"- {sentence}" for sentence in _sentences(records))
+    return f"{said}\n\n{markdown.table(_HEADINGS, lines)}\n\n{markdown.measured_on(r.source for r in records if r.us)}"
+
+
+def _newest(past: Archive) -> list[Record]:
+    """The newest time of each layer, with what was timed beside it; `large` has a line of its own."""
+    timed = past.where(experiment="decode_bars", on="gpu").records
+    runs = {str(r.problem): r.run for r in timed if r.schedule is not None and "bar" in r.metrics}
+    return [r for r in timed if runs.get(str(r.problem)) == r.run and "stage" not in r.metrics]
+
+
+def _lines(records: Sequence[Record]) -> Iterator[list[str]]:
+    """A row for each format and shape: ours, in brackets the best peer's time; * marks a bar that is missed."""
+    every = cells(records)
+    for part in PARTS:
+        of_part = [cell for cell in every if cell.record.metrics["bar"] == part]
+        for n, k in dict.fromkeys((cell.problem.n, cell.problem.k) for cell in of_part):
+            by_batch = {cell.problem.m: cell for cell in of_part if (cell.problem.n, cell.problem.k) == (n, k)}
+            reads = [cell.read for cell in by_batch.values() if cell.read]
+            read = f"{min(reads):.2f}" if reads else "-"
+            yield [part, f"{n:,} x {k:,}", read, *(_figures(by_batch.get(m)) for m in BATCHES)]
+
+
+def _sentences(records: Sequence[Record]) -> Iterator[str]:
+    """What decode_bars says of each part."""
+    for part in (*PARTS, "large"):
+        own = [r for r in records if r.metrics.get("bar") == part]
+        if own:
+            yield f"{part}: {verdict(own, Archive(())).sentence}"
+
+
+def _figures(cell: Cell | None) -> str:
+    if cell is None or cell.record.us is None:
+        return "-"
+    peer = f" ({cell.peer.us:.1f})" if cell.peer and cell.peer.us else ""
+    return f"{cell.record.us:.2f}{'*' if cell.missed else ''}{peer}"

@@ -1,0 +1,126 @@
+"""Decode is a chain of layers: what is lost between them, and what launches that overlap win back."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from msgspec.structs import replace
+
+from experiments.rows import Row, Verdict, is_peer, layer_of
+from experiments.running.backends import Backend
+from experiments.running.formats import chosen_job
+from lab.choice import best_guesses, legal_candidates, schedule_words
+from lab.explain import explain
+from lab.kernel import schedule_fields
+from lab.problems import Linear
+from lab.record import Archive, Record
+from sim.errors import InputError
+from sim.machine import Machine, machine
+
+QUESTION = "How close does a chain of dependent layers at batch 1 come to reading all its weights at full rate?"
+
+FORMATS = ("bf16", "int4_g128")
+READ_RATE = 3.18e12  # B/s of a plain read of a large array on an H100 (experiment ceilings)
+BAR = 1.06  # times the bytes at that rate
+
+
+@dataclass(frozen=True)
+class Options:
+    """`layers` square layers of width `d` for m tokens, in bf16 and int4; `d` 0 takes 4096 for bf16, 8192 for int4.
+
+    On a GPU the first `tried` schedules of each kernel whose launches can overlap compete, beside what the lab chooses.
+    """
+
+    d: int = 0
+    m: int = 1
+    layers: int = 8
+    tried: int = 6
+    rounds: int = 15
+    seconds: int = 120
+
+    def __post_init__(self) -> None:
+        if min(self.d, self.tried) < 0 or min(self.m, self.layers, self.rounds, self.seconds) < 1:
+            given = f"{self.d}, {self.tried}, {self.m}, {self.layers}, {self.rounds}, {self.seconds}"
+            raise InputError(f"d and tried are at least 0, m, layers, rounds and seconds at least 1; got {given}")
+
+    @property
+    def problems(self) -> list[Linear]:
+        widths = {name: self.d or (4096 if name == "bf16" else 8192) for name in FORMATS}
+        return [Linear(self.m, d, d, name) for name, d in widths.items()]
+
+
+def measure(options: Options, backend: Backend) -> Iterator[Record]:
+    """The chosen kernel of each format, all layers in one graph."""
+    facts = {"layers": options.layers}
+    how = {"rounds": options.rounds, "experiment": "decode_chain"}
+    jobs = []
+    for problem in options.problems:
+        chosen = chosen_job(problem, backend.machine, facts, **how)
+        jobs.append(chosen)
+        if backend.on == "gpu":
+            others = _overlapping(problem, backend.machine, options.tried)
+            jobs += [replace(chosen, kernel=name, schedules=(words,), peers=False) for name, words in others]
+    yield from backend.chained(jobs, options.seconds)
+
+
+def _overlapping(problem: Linear, target: Machine, most: int) -> Iterator[tuple[str, str]]:
+    """Kernels of decode whose launches can overlap, each with its first schedules as words."""
+    for guess in best_guesses(problem, target):
+        if guess.kernel.family == "gemv" and guess.launches[0].dependent:
+            for schedule in islice(legal_candidates(guess.kernel, problem, target), most):
+                yield guess.kernel.name, schedule_words(schedule_fields(schedule))
+
+
+def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
+    """Each chain's fastest ways: all its layers' time by floor, prediction and measurement."""
+    for record in fastest(_measured(records, past)):
+        layers = int(record.metrics["layers"] or 0)
+        problem = layer_of(record)
+        floor = layers * explain(problem, machine(record.machine)).roofline.floor_us
+        case = f"{problem.weights}, {layers} layers of {problem.n:,} x {problem.k:,}, m = {problem.m}"
+        predicted = layers * record.predicted_us if record.predicted_us else None
+        what = (
+            record.kernel if is_peer(record) else f"{record.kernel}, {record.metrics.get('launches', 'plain')} launches"
+        )
+        yield Row(case, f"{what}, us", floor, predicted, record.us, record.source if record.us else "")
+
+
+def fastest(records: Sequence[Record]) -> list[Record]:
+    """Of each chain the fastest overlapping launches, the fastest plain ones and each peer; all that are untimed."""
+    best: dict[str, Record] = {}
+    for record in records:
+        way = record.metrics.get("launches") or record.kernel
+        key = f"{record.problem} {way if record.us else record.kernel}"
+        if key not in best or (record.us or 0.0) < (best[key].us or 0.0):
+            best[key] = record
+    return list(best.values())
+
+
+def _measured(records: Sequence[Record], past: Archive) -> Sequence[Record]:
+    """The records where one has a time, else those that a GPU gave last."""
+    timed = past.where(experiment="decode_chain", on="gpu").records
+    if any(record.us for record in records) or not timed:
+        return records
+    return [record for record in timed if record.commit == timed[-1].commit]
+
+
+def verdict(records: Sequence[Record], past: Archive) -> Verdict:
+    """The chains with launches that overlap, against their bytes at the read rate."""
+    judged = {
+        f"{layer_of(r).weights}": times_the_read(r)
+        for r in fastest(_measured(records, past))
+        if r.us and r.metrics.get("launches") == "dependent"
+    }
+    if not judged:
+        return Verdict(all(r.on == "sim" for r in records), f"{len(records)} chains were predicted, none was timed.")
+    sentences = [
+        f"{name} takes {times:.3f} times its bytes at {READ_RATE / 1e12:.2f} TB/s" for name, times in judged.items()
+    ]
+    return Verdict(max(judged.values()) <= BAR, f"{'; '.join(sentences)} (bar {BAR}).")
+
+
+def times_the_read(record: Record) -> float:
+    """A chain's time over that of its weights at the rate of a plain read of a large array."""
+    problem = layer_of(record)
+    nbytes = int(record.metrics["layers"] or 0) * problem.bytes["weights"]
+    return (record.us or 0.0) / (nbytes / READ_RATE * 1e6)

@@ -1,0 +1,269 @@
+"""The top of the GEMM ladder: the chosen kernels on the shapes of prefill, each beside cuBLAS in one run."""
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import exp, log
+from typing import Any
+
+from experiments import markdown
+from experiments.markdown import figure
+from experiments.rows import Row, Verdict, best_peer, is_peer, question_of
+from experiments.running.backends import Backend
+from experiments.running.formats import chosen_job
+from experiments.running.jobs import Search
+from lab import tuned
+from lab.choice import schedule_words
+from lab.explain import explain
+from lab.problems import Linear
+from lab.record import Archive, Record
+from sim.errors import InputError
+from sim.machine import Machine, machine
+
+QUESTION = "How close do the kernels that the lab chooses come to cuBLAS, shape by shape?"
+
+LARGE = (
+    (2048, 4096, 4096),
+    (4096, 4096, 4096),
+    (8192, 8192, 8192),
+    (2048, 13824, 5120),
+    (2048, 5120, 13824),
+    (16384, 4096, 4096),
+)
+LAYERS = ((4096, 4096), (14336, 4096), (4096, 14336))  # n, k
+RAGGED = ((1999, 5008, 4104), (1001, 4104, 4104), (3001, 11000, 4040), (777, 14344, 4104))
+BURST_ROUNDS = 8
+
+# The picked schedule is judged on shapes that nobody chose: their work and their weights are bounded, the search's time
+# with them.
+PICK_FLOPS, PICK_WEIGHTS = 2**39, 2**27
+PICK_ROUNDS = 15
+NEAR = 1.03  # times the best: a pick within it is as good
+MOST_FAR = 0.1  # share of picks that may be farther
+
+
+@dataclass(frozen=True)
+class Case:
+    """A problem and how it is timed, counted under the bar of that name."""
+
+    bar: str
+    problem: Linear
+    clock: str = "cold"
+    pace: str = "sustained"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What cuBLAS's time over ours must be: its geometric mean over the cases, and its least."""
+
+    mean: float
+    least: float = 0.0
+
+
+BARS = {
+    "burst": Bar(1.02),
+    "sustained": Bar(1.00, 0.97),
+    "small": Bar(1.05, 0.95),
+    "ragged": Bar(0.95, 0.95),
+    "fp8 fast": Bar(1.00),
+    "fp8 float32": Bar(1.00),
+    "short k": Bar(1.00, 1.00),
+    "fp32": Bar(0.93),
+}
+
+
+def cases_of(part: str) -> list[Case]:
+    """The cases of a part; raises InputError and lists the parts for an unknown one."""
+    large = [Linear(*shape) for shape in LARGE]
+    small = [Linear(m, n, k) for n, k in LAYERS for m in (64, 128, 256, 512, 1024)]
+    fp8 = {mode: [_fp8(*shape, mode) for shape in LARGE] for mode in ("fast", "float32")}
+    parts = {
+        "large": [Case(pace, p, pace=pace) for p in large for pace in ("burst", "sustained")],  # while the card is cool
+        "small": [Case("small", p, "graph" if p.m <= 256 else "cold") for p in small],
+        "ragged": [Case("ragged", Linear(*shape)) for shape in RAGGED],
+        "fp8": [Case(f"fp8 {mode}", p) for mode, problems in fp8.items() for p in problems],
+        "short_k": [Case("short k", Linear(8192, 8192, k)) for k in (128, 256, 512, 1024)],
+        "fp32": [Case("fp32", Linear(4096, 4096, 4096, "fp32"))],
+    }
+    if part not in parts:
+        raise InputError(f"part is {', '.join(parts)} or pick; got {part!r}")
+    return parts[part]
+
+
+def _fp8(m: int, n: int, k: int, accumulate: str) -> Linear:
+    return Linear(m, n, k, "fp8", "fp8", scales="tensor", accumulate=accumulate)
+
+
+@dataclass(frozen=True)
+class Options:
+    """`part` is large, small, ragged, fp8, short_k, fp32 or pick; `tune` searches its shapes first.
+
+    What has not begun after `seconds` is skipped. `seed` and `count` draw the shapes of pick.
+    """
+
+    part: str = "large"
+    rounds: int = 30
+    seconds: int = 540
+    tune: bool = False
+    seed: int = 4
+    count: int = 20
+
+    def __post_init__(self) -> None:
+        if self.part != "pick":
+            cases_of(self.part)
+        elif self.tune:
+            raise InputError("pick judges what is chosen for shapes outside the table; tune=true would put them there")
+        if min(self.rounds, self.seconds, self.count) < 1:
+            given = f"{self.rounds}, {self.seconds}, {self.count}"
+            raise InputError(f"rounds, seconds and count are at least 1; got {given}")
+
+
+def measure(options: Options, backend: Backend) -> Iterator[Record]:
+    """The chosen kernel of each case beside its peers; for pick, beside the best of all contenders."""
+    end = time.monotonic() + options.seconds
+    if options.part == "pick":
+        drawn = draw(options.count, options.seed, backend.machine)
+        facts = {"part": "pick", "bar": "pick"}
+        how: dict[str, Any] = {"clocks": ("cold",), "rounds": PICK_ROUNDS, "experiment": "gemm_bars"}
+        jobs = [chosen_job(p, backend.machine, facts, **how) for p in drawn]
+        yield from backend.picked(jobs, options.seconds)
+        return
+    cases = cases_of(options.part)
+    if options.tune:
+        clocks = {case.problem: case.clock for case in cases}
+        searches = [Search(problem=p.as_dict(), clock=clock, experiment="gemm_bars") for p, clock in clocks.items()]
+        yield from backend.tuned(searches, options.seconds)
+    jobs = [
+        chosen_job(
+            case.problem,
+            backend.machine,
+            {"part": options.part, "bar": case.bar},
+            clocks=(case.clock,),
+            paces=(case.pace,),
+            rounds=BURST_ROUNDS if case.pace == "burst" else options.rounds,
+            experiment="gemm_bars",
+        )
+        for case in cases
+    ]
+    yield from backend.timed(jobs, max(0.0, end - time.monotonic()))
+
+
+def draw(count: int, seed: int, target: Machine) -> list[Linear]:
+    """Problems outside the tuned table: m from 64 to 8192, n and k multiples of 64 from 1024 to 16384."""
+    rng = random.Random(seed)
+    found: list[Linear] = []
+    while len(found) < count:
+        m = round(2 ** rng.uniform(6, 13))
+        n, k = (64 * rng.randint(16, 256) for _ in "nk")
+        problem = Linear(m, n, k)
+        affordable = problem.flops <= PICK_FLOPS and n * k <= PICK_WEIGHTS
+        if affordable and problem not in found and tuned.lookup(problem, target) is None:
+            found.append(problem)
+    return found
+
+
+def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: ARG001 (all is of one run)
+    """Each case: ours, the peer, and the peer's time over ours."""
+    for record in own(records):
+        problem = question_of(record)
+        floor = explain(problem, machine(record.machine)).roofline.floor_us
+        case = f"{name_of(record)}, {record.metrics['bar']}"
+        yield Row(
+            case, f"{record.kernel}, us", floor, record.predicted_us, record.us, record.source if record.us else ""
+        )
+        other = rival(records, record)
+        if other:
+            what = other.kernel if is_peer(other) else f"the best, {other.kernel}"
+            yield Row(case, f"{what}, us", floor, other.predicted_us, other.us, other.source)
+            yield Row(case, "its time over ours", None, None, ratio(records, record), other.source)
+
+
+def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG001
+    """Each bar beside its figure."""
+    judged = [judge(name, group, records) for name, group in by_bar(records).items()]
+    if not judged:
+        return Verdict(False, "Nothing was run.")
+    return Verdict(all(j.passed for j in judged), " ".join(j.sentence for j in judged))
+
+
+def judge(bar: str, group: Sequence[Record], records: Sequence[Record]) -> Verdict:
+    """One bar and the records that count under it, out of all records of their runs."""
+    ratios = {name_of(r): found for r in group if (found := ratio(records, r)) is not None}
+    missing = [r for r in group if ratio(records, r) is None]
+    why = ", ".join(sorted({str(r.metrics.get("failure", "no peer")) for r in missing}))
+    lacking = f"; {len(missing)} of {len(group)} have no figure ({why})" if missing else ""
+    if not ratios:
+        return Verdict(all(r.on == "sim" for r in group), f"{bar}: predicted, not measured, for {len(group)} shapes.")
+    lowest = min(ratios, key=lambda name: ratios[name])
+    if bar == "pick":
+        near = sum(1 / found <= NEAR for found in ratios.values())
+        return Verdict(
+            not missing and near >= (1 - MOST_FAR) * len(group),
+            f"pick: {near} of {len(group)} picked schedules lie within {NEAR - 1:.0%} of the best of an exhaustive "
+            f"search; the farthest takes {1 / ratios[lowest]:.3f} times as long ({lowest}){lacking}.",
+        )
+    goal = BARS[bar]
+    mean = exp(sum(map(log, ratios.values())) / len(ratios))
+    held = mean >= goal.mean and ratios[lowest] >= goal.least and not missing
+    return Verdict(
+        held,
+        f"{bar}: {mean:.3f} of cuBLAS (geometric mean of {len(ratios)}, bar {goal.mean:.2f}), least "
+        f"{ratios[lowest]:.3f} at {lowest}" + (f" (bar {goal.least:.2f})" if goal.least else "") + f"{lacking}.",
+    )
+
+
+def by_bar(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Our records under each bar, in the order of the run."""
+    found: dict[str, list[Record]] = {}
+    for record in own(records):
+        found.setdefault(str(record.metrics["bar"]), []).append(record)
+    return found
+
+
+def own(records: Sequence[Record]) -> list[Record]:
+    """The records of what was chosen, searches left out."""
+    chosen = [r for r in records if "bar" in r.metrics and not is_peer(r)]
+    return [r for r in chosen if r.metrics.get("picked", True)]
+
+
+def ratio(records: Sequence[Record], record: Record) -> float | None:
+    """The rival's time over ours, in the run of the record; None where either has no time."""
+    other = rival(records, record)
+    return other.us / record.us if other and other.us and record.us else None
+
+
+def rival(records: Sequence[Record], record: Record) -> Record | None:
+    """The best peer of a record's run; for a pick the fastest schedule of it, which may be the pick."""
+    if record.metrics["bar"] != "pick":
+        return best_peer(records, record)
+    timed = [r for r in records if r.run == record.run and r.us is not None]
+    return min(timed, key=lambda r: r.us or 0.0) if timed and record.us is not None else None
+
+
+def name_of(record: Record) -> str:
+    """The shape, and how it was summed where that is not the usual."""
+    problem = record.problem or {}
+    return f"{problem['m']} x {problem['n']} x {problem['k']}"
+
+
+def table(past: Archive) -> str:
+    """Every case of the newest measurement of each bar, and what the bars say."""
+    measured = past.where(experiment="gemm_bars", on="gpu")
+    rows, sentences, sources = [], [], set()
+    for name, group in by_bar(measured.records).items():
+        newest = list({str(record.problem): record for record in group}.values())
+        for record in newest:
+            other = rival(measured.records, record)
+            over = ratio(measured.records, record)
+            words = schedule_words(record.schedule or {})
+            times = [figure(record.us), figure(other.us if other else None)]
+            case = [name, name_of(record), record.clock or "-", f"`{record.kernel}` {words}"]
+            rows.append([*case, *times, f"{over:.3f}" if over else "-"])
+            sources.add(record.source)
+        sentences.append(judge(name, newest, measured.records).sentence)
+    if not rows:
+        return "No records yet: `lab run gemm_bars --on gpu` makes them."
+    headings = ["bar", "m x n x k", "clock", "chosen", "ours, us", "rival, us", "rival over ours"]
+    said = "\n".join(f"- {sentence}" for sentence in sentences)
+    return f"{said}\n\n{markdown.table(headings, rows)}\n\n{markdown.measured_on(sources)}"

@@ -1,0 +1,161 @@
+"""The documents of `lab check`, one function a chip."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from experiments.running import on_device
+from experiments.running.jobs import Job
+from experiments.running.simulation import count, require_arch, require_room, simulate
+from experiments.words import parse
+from lab import catalog
+from lab.choice import choose
+from lab.gpu import worker
+from lab.kernel import Kernel, parse_schedule, schedule_fields
+from lab.problems import QUESTIONS, Problem
+from sim.counts import Counts
+from sim.errors import EnvironmentFailure
+from sim.machine import Machine
+from sim.machine import machine as machine_named
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is to be checked: a kernel, a problem that it takes, a legal schedule, the machine."""
+
+    kernel: Kernel
+    problem: Problem
+    schedule: Any
+    machine: Machine
+
+
+def subject(kernel_name: str, words: Sequence[str], schedule: str, machine_name: str) -> Subject:
+    """The subject that the words describe; raises InputError or ScheduleError for anything illegal in it."""
+    return subject_on(machine_named(machine_name), kernel_name, words, schedule)
+
+
+def subject_on(machine: Machine, kernel_name: str, words: Sequence[str], schedule: str) -> Subject:
+    """Likewise, on a machine that is known already."""
+    kernel = catalog.get(kernel_name)
+    require_arch(kernel, machine)
+    problem = problem_for(kernel, words)
+    require_room(problem, machine)
+    return Subject(kernel, problem, parse_schedule(kernel, schedule, problem, machine), machine)
+
+
+def benched_on(machine: Machine, name: str, words: Sequence[str], schedule: str) -> Subject:
+    """Likewise; a kind of problem names the kernel and the schedule that are chosen for it."""
+    if name not in QUESTIONS:
+        return subject_on(machine, name, words, schedule)
+    problem: Any = parse(QUESTIONS[name], words)
+    require_room(problem, machine)
+    kernel, chosen, _ = choose(problem, machine)
+    return Subject(kernel, problem, parse_schedule(kernel, schedule, problem, machine) if schedule else chosen, machine)
+
+
+def problem_for(kernel: Kernel, words: Sequence[str]) -> Problem:
+    """The kernel's kind of problem from words; its own first format where none is given."""
+    cls = kernel.solves.problem
+    return parse(cls, words, {cls.FORMAT: kernel.solves.formats[0]})
+
+
+def on_sim(subject: Subject) -> dict[str, Any]:
+    """Run the tile simulation."""
+    found = simulate(subject.kernel, subject.problem, subject.schedule, subject.machine)
+    return {
+        **_head(subject, "sim"),
+        "passed": found.passed,
+        "error": found.check.error,
+        "mismatches": found.check.mismatches,
+        "first_mismatch": found.check.first_mismatch,
+        "guards_intact": found.check.guards_intact,
+        "checked": found.part.as_dict(),
+        "note": found.note,
+        "theory": found.theory.as_dict(),
+        "simulated": found.simulated.as_dict(),
+        "ptx": None,
+        "hazards": [],
+        "disagreements": _pairs(found.disagreements),
+        "predicted_us": found.predicted_us,
+    }
+
+
+def on_gpu(subject: Subject, words: str, deadline_s: float) -> dict[str, Any]:
+    """Run it on this machine's GPU, in a worker process; `words` are the schedule's as they were given."""
+    job = Job(kernel=subject.kernel.name, problem=subject.problem.as_dict(), schedules=(words,))
+    found = worker.run(on_device.check, msgspec.to_builtins(job), deadline_s)
+    counted, predicted = count(subject.kernel, subject.problem, subject.schedule, subject.machine)
+    return {
+        **_head(subject, "gpu"),
+        **found,
+        "note": "",
+        "theory": subject.kernel.module.theory(subject.problem, subject.schedule, subject.machine).as_dict(),
+        "simulated": counted.as_dict(),
+        "ptx": None,
+        "hazards": [],
+        "disagreements": {},
+        "predicted_us": predicted,
+    }
+
+
+def on_ptx(subject: Subject, seeds: int) -> dict[str, Any]:
+    """Execute the compiled PTX in the emulator, in `seeds` interleavings: all must be right and free of hazards."""
+    check_ptx = _emulator("lab.check_ptx").check_ptx
+    found = check_ptx(subject.kernel, subject.problem, subject.schedule, subject.machine, seeds)
+    differing = {name: pair for v in found.verifications for name, pair in v.disagreements.items()}
+    return {
+        **found.as_dict(),
+        "seeds": seeds,
+        "ptx_passed": found.passed,
+        "ptx_error": found.error,
+        "ptx_disagreements": _pairs(differing),
+    }
+
+
+def write_trace(subject: Subject, path: Path) -> None:
+    """Write one interleaving as a Chrome trace, which Perfetto opens."""
+    trace = _emulator("lab.check_ptx").trace_ptx(subject.kernel, subject.problem, subject.schedule, subject.machine)
+    try:
+        path.write_bytes(msgspec.json.encode(trace))
+    except OSError as error:
+        raise EnvironmentFailure(f"the trace cannot be written to {path}: {error.strerror}") from error
+
+
+def mutants(subject: Subject, seeds: int) -> dict[str, Any]:
+    """Break the compiled PTX in every systematic way: each break must be caught, or be shown to be harmless."""
+    judge = _emulator("lab.mutants").judge_mutants
+    judged = [asdict(one) for one in judge(subject.kernel, subject.problem, subject.schedule, subject.machine, seeds)]
+    return {"mutants": judged, "mutants_missed": sum(one["verdict"] == "missed" for one in judged)}
+
+
+def _emulator(module: str) -> Any:
+    try:
+        return import_module(module)  # the emulator takes a while to load, and most checks do without
+    except ImportError as error:
+        raise EnvironmentFailure(f"the PTX emulator cannot be loaded: {error}") from error
+
+
+def _head(subject: Subject, on: str) -> dict[str, Any]:
+    return {
+        "kernel": subject.kernel.name,
+        "problem": subject.problem.as_dict(),
+        "schedule": schedule_fields(subject.schedule),
+        "machine": subject.machine.name,
+        "on": on,
+    }
+
+
+def _pairs(found: Mapping[str, tuple[int, int]]) -> dict[str, dict[str, int]]:
+    return {name: {"theory": a, "counted": b} for name, (a, b) in found.items()}
+
+
+def counts_rows(columns: Mapping[str, Mapping[str, int | None] | None]) -> list[tuple[str, list[int | None]]]:
+    """(field, its value in each column) of every field that some column counts."""
+    rows = [
+        (name, [column.get(name) if column else None for column in columns.values()]) for name in Counts().as_dict()
+    ]
+    return [(name, values) for name, values in rows if any(v is not None for v in values)]

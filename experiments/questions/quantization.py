@@ -1,0 +1,124 @@
+"""Fewer bytes a weight: how linear the win is for one token, and how far each format is from its own floor."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from experiments.rows import READ, Row, Verdict, cases, layer_of, measured, read_of
+from experiments.running.backends import Backend
+from experiments.running.formats import chosen_job, formats_of, in_format
+from lab.explain import explain
+from lab.problems import Linear
+from lab.record import Archive, Record
+from sim.errors import InputError
+from sim.machine import machine
+
+QUESTION = "Is decode as many times faster as its weights have fewer bytes?"
+
+CLOCK = "graph"
+LINEAR = 0.85  # of the ratio of bytes that the ratio of times must reach on the largest layer
+SHAPES = ((4096, 4096), (8192, 8192), (16384, 16384))  # n, k
+
+
+@dataclass(frozen=True)
+class Options:
+    """Square layers of three widths for m tokens, in `formats` joined by +, all compared with the first of them."""
+
+    m: int = 1
+    formats: str = "bf16+fp8+int4_g128+int4_g32"
+    widest: int = 16384
+    rounds: int = 20
+    seconds: int = 200
+
+    def __post_init__(self) -> None:
+        formats_of(self.formats)
+        if min(self.m, self.rounds, self.seconds, self.widest) < 1:
+            given = f"{self.m}, {self.widest}, {self.rounds}, {self.seconds}"
+            raise InputError(f"quantization needs m, widest, rounds and seconds of at least 1; got {given}")
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        return [shape for shape in SHAPES if max(shape) <= self.widest] or [(self.widest, self.widest)]
+
+
+def measure(options: Options, backend: Backend) -> Iterator[Record]:
+    """What the lab chooses for each layer and format, beside a plain read of as many bytes."""
+    jobs = [
+        chosen_job(
+            in_format(name, Linear(options.m, n, k)),
+            backend.machine,
+            {"format": name},
+            clocks=(CLOCK,),
+            plain=True,
+            reads=True,
+            rounds=options.rounds,
+            experiment="quantization",
+        )
+        for n, k in options.shapes
+        for name in formats_of(options.formats)
+    ]
+    yield from backend.timed(jobs, options.seconds)
+
+
+def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
+    """Each layer's bytes and time, the plain read's time, and both ratios to the first format."""
+    for name, by_format in _layers(records).items():
+        first = next(iter(by_format.values()))
+        for form, record in by_format.items():
+            case, layer = f"{name}, {form}", layer_of(record)
+            floor = explain(layer, machine(record.machine)).roofline.floor_us
+            found, base = (measured(past, one, CLOCK) for one in (record, first))
+            source = found.source if found else ""
+            yield Row(case, f"{record.kernel}, us", floor, record.predicted_us, found.us if found else None, source)
+            if found and (read := read_of(past.records, found)):
+                yield Row(case, f"{READ}, us", None, None, read, source)
+            if record is not first:
+                fewer = layer_of(first).bytes["weights"] / layer.bytes["weights"]
+                predicted = (first.predicted_us or 0) / (record.predicted_us or 1)
+                faster = (base.us or 0) / (found.us or 1) if base and found else None
+                yield Row(case, "times faster; theory: times fewer bytes", fewer, predicted, faster, source)
+
+
+def verdict(records: Sequence[Record], past: Archive) -> Verdict:
+    """On the largest layer: the speed-up of each format over the ratio of bytes; and the line through all times.
+
+    Layers that were timed in every format count where there are any, else predictions.
+    """
+    found = _layers(records)
+    timed = {name: each for name, each in found.items() if all(_us(r, past)[1] == "measured" for r in each.values())}
+    layers = timed or found
+    if not layers:
+        return Verdict(False, "Nothing was run.")
+    name, by_format = list(layers.items())[-1]
+    first = next(iter(by_format.values()))
+    base = _us(first, past)
+    shares = {}
+    for form, record in by_format.items():
+        if record is not first:
+            fewer = layer_of(first).bytes["weights"] / layer_of(record).bytes["weights"]
+            shares[form] = base[0] / _us(record, past)[0] / fewer
+    said = ", ".join(f"{form} {share:.2f}" for form, share in shares.items())
+    points = [(layer_of(r).bytes["weights"], *_us(r, past)) for each in layers.values() for r in each.values()]
+    slope, start = np.polyfit([nbytes for nbytes, *_ in points], [us for _, us, _ in points], 1)
+    source = "measured" if all(kind == "measured" for *_, kind in points) else "predicted"
+    line = f"about {start:.1f} us + bytes at {1e-6 / slope:.2f} TB/s" if slope > 0 else "on no line"
+    return Verdict(
+        min(shares.values(), default=1.0) >= LINEAR,
+        f"On {name} the speed-up is this share of the ratio of bytes: {said or 'only one format'}; "
+        f"all times lie {line} ({source}).",
+    )
+
+
+def _us(record: Record, past: Archive) -> tuple[float, str]:
+    found = measured(past, record, CLOCK)
+    return (found.us or 0.0, "measured") if found else (record.predicted_us or 0.0, "predicted")
+
+
+def _layers(records: Sequence[Record]) -> dict[str, dict[str, Record]]:
+    """By shape and format, in the order of the run."""
+    found: dict[str, dict[str, Record]] = {}
+    for record in cases(records):
+        layer = layer_of(record)
+        found.setdefault(f"{layer.n:,} x {layer.k:,}", {})[str(record.metrics["format"])] = record
+    return found

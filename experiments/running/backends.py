@@ -1,0 +1,283 @@
+"""The two chips as backends of experiments: give a kernel a problem, get records."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, ClassVar, Literal, Protocol
+
+import msgspec
+from msgspec import structs
+
+from experiments.running import on_device
+from experiments.running.jobs import Job, Search, batch, problem_of
+from experiments.running.simulation import BUDGET, count, require_room, simulate
+from lab import catalog, tuned
+from lab.choice import schedule_words
+from lab.gpu import device, worker
+from lab.kernel import Kernel, parse_schedule, schedule_fields
+from lab.problems import Problem, Question
+from lab.record import Checked, Provenance, Record
+from sim.errors import InputError
+from sim.machine import Machine
+from sim.machine import machine as machine_named
+
+DEADLINE_S = 300.0  # one kernel and its peers on one problem, compiling included
+
+Pairing = tuple[str, Problem]  # a kernel's name and what it shall solve
+
+
+class Backend(Protocol):
+    """Where an experiment runs."""
+
+    @property
+    def on(self) -> Literal["sim", "gpu"]:
+        """Its name on the command line."""
+
+    @property
+    def machine(self) -> Machine:
+        """What describes it."""
+
+    def kernels(self, pairings: Sequence[Pairing], budget_s: float = BUDGET) -> Iterator[Record]:
+        """Records of kernels with their best guess of a schedule; on a GPU also of peers on the same problems.
+
+        `budget_s` is what one simulated check may cost.
+        """
+
+    def timed(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
+        """Records of jobs beside their peers, while the seconds last; on the simulated chip counts and predictions."""
+
+    def picked(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
+        """Likewise, each job's schedule against all that a search would try; the simulated chip has nothing to try."""
+
+    def tuned(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:
+        """Records of searches, whose winners enter the tuned table; nothing on the simulated chip."""
+
+    def chained(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
+        """Records of chains of layers, each job's problem as often as its fact `layers` says, beside their peers."""
+
+    def counted(self, jobs: Sequence[Job]) -> Iterator[Record]:
+        """Hardware counters of each job's first schedule; nothing on the simulated chip."""
+
+    def closed_form(
+        self, metrics: Mapping[str, Any], problem: Question | None = None, machine: Machine | None = None
+    ) -> Record:
+        """A record of figures that follow from formulas alone, for this chip's machine or another."""
+
+    def ceilings(self) -> Iterator[Record]:
+        """What the chip itself does at best; one record without figures where nothing can be measured."""
+
+
+@dataclass(frozen=True)
+class _Common:
+    machine: Machine
+    experiment: str
+    origin: Provenance
+
+    def closed_form(
+        self, metrics: Mapping[str, Any], problem: Question | None = None, machine: Machine | None = None
+    ) -> Record:
+        return Record(
+            **self.origin,
+            on="sim",
+            machine=(machine or self.machine).name,
+            experiment=self.experiment,
+            problem=problem.as_dict() if problem else None,
+            metrics=dict(metrics),
+        )
+
+
+@dataclass(frozen=True)
+class SimulatedBackend(_Common):
+    """The simulated chip: counts, checks, predictions."""
+
+    on: ClassVar[Literal["sim"]] = "sim"
+
+    def kernels(self, pairings: Sequence[Pairing], budget_s: float = BUDGET) -> Iterator[Record]:
+        for name, problem in pairings:
+            kernel = catalog.get(name)
+            schedule = kernel.best_guess(problem, self.machine)
+            found = simulate(kernel, problem, schedule, self.machine, budget_s)
+            yield Record(
+                **self.origin,
+                on="sim",
+                machine=self.machine.name,
+                experiment=self.experiment,
+                kernel=name,
+                problem=problem.as_dict(),
+                schedule=schedule_fields(schedule),
+                predicted_us=found.predicted_us,
+                check=Checked(found.passed, finite(found.check.error)),
+                theory=found.theory.as_dict(),
+                simulated=found.simulated.as_dict(),
+                metrics={"checked": found.note or "whole", "relative_error": finite(found.check.relative_error)},
+            )
+
+    def timed(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:  # noqa: ARG002 (counting is quick)
+        for job in jobs:
+            kernel, problem = job.parts()
+            for schedule in (parse_schedule(kernel, words, problem, self.machine) for words in job.schedules):
+                counted, predicted = count(kernel, problem, schedule, self.machine)
+                yield Record(
+                    **self.origin,
+                    on="sim",
+                    machine=self.machine.name,
+                    experiment=self.experiment,
+                    kernel=job.kernel,
+                    problem=job.problem,
+                    schedule=schedule_fields(schedule),
+                    predicted_us=predicted,
+                    theory=kernel.module.theory(problem, schedule, self.machine).as_dict(),
+                    simulated=counted.as_dict(),
+                    metrics=dict(job.facts),
+                )
+
+    picked = timed
+    chained = timed
+
+    def tuned(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:  # noqa: ARG002
+        yield from ()
+
+    def counted(self, jobs: Sequence[Job]) -> Iterator[Record]:  # noqa: ARG002
+        yield from ()
+
+    def ceilings(self) -> Iterator[Record]:
+        yield self.closed_form({})
+
+
+@dataclass(frozen=True)
+class GpuBackend(_Common):
+    """This machine's GPU, reached through a worker process with a deadline."""
+
+    on: ClassVar[Literal["gpu"]] = "gpu"
+
+    def kernels(self, pairings: Sequence[Pairing], budget_s: float = BUDGET) -> Iterator[Record]:  # noqa: ARG002
+        # budget_s bounds simulated arithmetic; this chip's is free
+        jobs, simulated = [], {}
+        for name, problem in pairings:
+            require_room(problem, self.machine)
+            jobs.append(Job(kernel=name, problem=problem.as_dict(), experiment=self.experiment))
+            kernel = catalog.get(name)
+            counted, _ = count(kernel, problem, kernel.best_guess(problem, self.machine), self.machine)
+            simulated[f"{name} {problem.as_dict()}"] = counted.as_dict()
+        for record in self.timed(jobs, DEADLINE_S * len(jobs)):
+            counts = simulated.get(f"{record.kernel} {record.problem}")
+            yield structs.replace(record, simulated=counts) if counts else record
+
+    def timed(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
+        return in_worker(on_device.bench, jobs, self.origin, seconds)
+
+    def picked(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
+        return in_worker(on_device.pick, jobs, self.origin, seconds)
+
+    def chained(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
+        return in_worker(on_device.chains, jobs, self.origin, seconds)
+
+    def tuned(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:
+        return tune(searches, self.origin, seconds)
+
+    def counted(self, jobs: Sequence[Job]) -> Iterator[Record]:
+        for job in jobs:
+            kernel, problem = job.parts()
+            schedule = parse_schedule(kernel, job.schedules[0], problem, self.machine)
+            yield read_counters(kernel, problem, schedule, self.machine, self.origin)
+
+    def ceilings(self) -> Iterator[Record]:
+        for found in worker.stream(on_device.ceilings, {"experiment": self.experiment}, DEADLINE_S):
+            yield _placed(msgspec.convert(found, Record), self.origin)
+
+
+def in_worker(
+    function: Callable[[Any], Iterator[Record]],
+    jobs: Sequence[Job | Search],
+    origin: Provenance,
+    seconds: float,
+    deadline_s: float | None = None,
+) -> Iterator[Record]:
+    """The records that a function of experiments/running/on_device.py makes of jobs, in one worker process.
+
+    Jobs that have not begun after `seconds` are skipped. Raises EnvironmentFailure where all has not ended by the
+    deadline, by default a job's own time later.
+    """
+    deadline = seconds + DEADLINE_S if deadline_s is None else deadline_s
+    for found in worker.stream(function, batch(jobs, seconds), deadline):
+        yield _placed(msgspec.convert(found, Record), origin)
+
+
+def tune(
+    searches: Sequence[Search], origin: Provenance, seconds: float, deadline_s: float | None = None
+) -> Iterator[Record]:
+    """The records of searches as `in_worker` yields them; each search's winner enters the tuned table when it ends.
+
+    The table's present entry races along.
+    """
+    machine = real_machine()
+    contested = [_with_incumbent(search, machine) for search in searches]
+    found: list[Record] = []
+    for record in in_worker(on_device.search, contested, origin, seconds, deadline_s):
+        if found and found[-1].problem != record.problem:
+            _settle(found)
+            found.clear()
+        found.append(record)
+        yield record
+    if found:
+        _settle(found)
+
+
+def _with_incumbent(search: Search, machine: Machine) -> Search:
+    held = tuned.lookup(problem_of(search.problem), machine)
+    return structs.replace(search, incumbents=((held[0], schedule_words(held[1])),)) if held else search
+
+
+def _settle(records: Sequence[Record]) -> None:
+    entry = tuned.winner(records, problem_of(dict(records[0].problem or {})))
+    if entry:
+        tuned.put([entry])
+
+
+def read_counters(kernel: Kernel, problem: Any, schedule: Any, machine: Machine, origin: Provenance) -> Record:
+    """A record of a kernel's hardware counters; raises EnvironmentFailure where they cannot be read."""
+    from lab.gpu import counters  # loads a GPU library: only where there is a GPU
+
+    reading = counters.read(kernel, problem, schedule, machine)
+    simulated, predicted = count(kernel, problem, schedule, machine)
+    return Record(
+        **origin,
+        on="gpu",
+        machine=machine.name,
+        card=device.card().name,
+        driver=device.card().driver,
+        experiment="counters",
+        kernel=kernel.name,
+        problem=problem.as_dict(),
+        schedule=schedule_fields(schedule),
+        predicted_us=predicted,
+        theory=kernel.module.theory(problem, schedule, machine).as_dict(),
+        simulated=simulated.as_dict(),
+        counters={name: float(value) for name, value in reading.counts.as_dict().items() if value is not None},
+        metrics=dict(reading.metrics),
+    )
+
+
+def finite(number: float) -> float | None:
+    """The number, or None where JSON has no word for it."""
+    return number if isfinite(number) else None
+
+
+def _placed(record: Record, origin: Provenance) -> Record:
+    """The record of a worker with the command that its user typed."""
+    return structs.replace(record, command=origin["command"])
+
+
+def backend_on(on: str, machine_name: str, experiment: str, origin: Provenance) -> Backend:
+    """The backend that "sim" or "gpu" names; raises InputError for other words, NoDeviceError where there is no GPU."""
+    if on == "sim":
+        return SimulatedBackend(machine_named(machine_name), experiment, origin)
+    if on != "gpu":
+        raise InputError(f"on takes sim or gpu; got {on!r}")
+    return GpuBackend(real_machine(), experiment, origin)
+
+
+def real_machine() -> Machine:
+    """The machine that this computer's GPU is; raises NoDeviceError where there is none."""
+    device.require_device()
+    return device.machine()

@@ -1,0 +1,65 @@
+"""Work for the GPU as plain data, which travels to a worker process as JSON."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from lab import catalog
+from lab.kernel import Kernel
+from lab.problems import QUESTIONS
+from lab.record import Value
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """A kernel on a problem. `schedules` are words as --schedule takes them; `sweep` adds every candidate.
+
+    `peers` asks for the libraries that experiments/peers/ knows, in the same run; `clocks` are "cold" and "graph",
+    `paces` "burst" and "sustained". `plain` launches wait for the one before; `reads` adds the plain read of as many
+    bytes as the weights have. `facts` join the metrics of every record.
+    """
+
+    kernel: str
+    problem: dict[str, Any]
+    schedules: tuple[str, ...] = ("",)
+    sweep: bool = False
+    peers: bool = True
+    clocks: tuple[str, ...] = ("cold", "graph")
+    paces: tuple[str, ...] = ("sustained",)
+    plain: bool = False
+    reads: bool = False
+    rounds: int = 30
+    experiment: str | None = None
+    facts: dict[str, Value] = {}
+    seed: int | None = None
+
+    def parts(self) -> tuple[Kernel, Any]:
+        """(kernel, problem)."""
+        return catalog.get(self.kernel), problem_of(self.problem)
+
+
+class Search(msgspec.Struct, frozen=True, kw_only=True):
+    """A problem whose best schedule is sought among one kernel's candidates or, where it names none, all contenders."""
+
+    problem: dict[str, Any]
+    kernel: str = ""
+    incumbents: tuple[tuple[str, str], ...] = ()  # kernels and schedule words that race along
+    clock: str = "cold"
+    plain: bool = False
+    rounds: int = 30
+    experiment: str | None = None
+    facts: dict[str, Value] = {}
+
+
+def problem_of(fields: Mapping[str, Any]) -> Any:
+    """The problem that a record or a job describes."""
+    own = dict(fields)
+    return QUESTIONS[own.pop("kind")](**own)
+
+
+def batch(jobs: Sequence[Job | Search], seconds: float) -> dict[str, Any]:
+    """What the generators of on_device take: work in its order.
+
+    What has not begun when the seconds are over is skipped, and a record says so.
+    """
+    return {"jobs": msgspec.to_builtins(jobs), "seconds": seconds}

@@ -1,0 +1,286 @@
+"""What the worker process runs on the GPU: plain data in, plain data out. Only functions here load a GPU library."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from experiments.running.jobs import Job, Search, problem_of
+from lab import catalog
+from lab.choice import contenders, legal_candidates
+from lab.kernel import parse_schedule, schedule_fields
+from lab.problems import Linear
+from lab.record import Record, provenance
+from sim.errors import InputError
+
+PICK_ROUNDS = 3  # of an exhaustive search, whose best are raced again
+RIVALS = 3  # of them, beside the pick
+OVER = "skipped: the time box was over"
+
+
+def bench(argument: Any) -> Iterator[Record]:
+    """Check and time the kernel and the peers of each job of a batch; a record a contestant, clock and pace."""
+    from lab.gpu.bench import Bench, Entry
+    from lab.gpu.timing import Clock, Pace
+
+    last: Bench | None = None
+    for job in _in_time(argument, Job):
+        if isinstance(job, Record):
+            yield job
+            continue
+        kernel, problem = job.parts()
+        last = _arena(problem, job, last)
+        schedules = [parse_schedule(kernel, words, problem, last.machine) for words in job.schedules]
+        if job.sweep:
+            schedules += [s for s in legal_candidates(kernel, problem, last.machine) if s not in schedules]
+        yield from last.race(
+            [Entry(kernel, schedule, job.plain) for schedule in schedules],
+            _peers(problem) if job.peers else {},
+            clocks=tuple(Clock(clock) for clock in job.clocks),
+            rounds=job.rounds,
+            paces=tuple(Pace(pace) for pace in job.paces),
+            facts={**job.facts, "plain": True} if job.plain else job.facts,
+            reads=job.reads,
+        )
+
+
+def search(argument: Any) -> Iterator[Record]:
+    """The records of each search of a batch, from both of its stages."""
+    from lab.gpu.bench import Bench, Entry
+    from lab.gpu.search import search as gpu_search
+    from lab.gpu.timing import Clock
+
+    last: Bench | None = None
+    for job in _in_time(argument, Search):
+        if isinstance(job, Record):
+            yield job
+            continue
+        problem = problem_of(job.problem)
+        arena = last = _arena(problem, job, last)
+        if job.kernel:
+            kernel = catalog.get(job.kernel)
+            found = [(kernel, schedule) for schedule in legal_candidates(kernel, problem, arena.machine)]
+        else:
+            found = list(contenders(problem, arena.machine))
+        for name, words in job.incumbents:
+            with suppress(InputError):  # it may have been found by an older lab
+                kernel = catalog.get(name)
+                schedule = parse_schedule(kernel, words, problem, arena.machine)
+                kernel.launches(problem, schedule, arena.machine)
+                found.append((kernel, schedule))
+        entries = [Entry(*pair, job.plain) for pair in dict.fromkeys(found)]
+        for record in gpu_search(arena, entries, _peers(problem), Clock(job.clock), job.rounds):
+            yield msgspec.structs.replace(record, metrics={**job.facts, **record.metrics})
+
+
+def pick(argument: Any) -> Iterator[Record]:
+    """Each job's one schedule against all contenders: searched unchecked, then it and the best checked and raced.
+
+    A record of the pick says `picked`; all say how many `candidates` there were.
+    """
+    from lab.gpu.bench import Entry
+    from lab.gpu.search import best
+    from lab.gpu.timing import Clock
+
+    for job in _in_time(argument, Job):
+        if isinstance(job, Record):
+            yield job
+            continue
+        kernel, problem = job.parts()
+        arena = _arena(problem, job)
+        picked = Entry(kernel, parse_schedule(kernel, job.schedules[0], problem, arena.machine))
+        entries = list(dict.fromkeys([picked, *(Entry(*pair) for pair in contenders(problem, arena.machine))]))
+        (clock,) = job.clocks
+        times = arena.times(entries, Clock(clock), PICK_ROUNDS)
+        rivals = [entry for entry in best(times, RIVALS) if entry != picked]
+        chosen = schedule_fields(picked.schedule)
+        facts = {**job.facts, "candidates": len(entries)}
+        for record in arena.race([picked, *rivals], {}, (Clock(clock),), job.rounds, facts=facts):
+            is_pick = (record.kernel, record.schedule) == (kernel.name, chosen)
+            yield msgspec.structs.replace(record, metrics={**record.metrics, "picked": is_pick})
+
+
+def chains(argument: Any) -> Iterator[Record]:
+    """A record for each way in which each job's chain of layers ran; `launches` says which."""
+    from lab.gpu import chain as gpu
+    from lab.gpu import device
+    from lab.gpu.bench import shared_fields, timed_record
+
+    last: gpu.Chain | None = None
+    for job in _in_time(argument, Job):
+        if isinstance(job, Record):
+            yield job
+            continue
+        kernel, problem = job.parts()
+        machine = device.machine()
+        schedule = parse_schedule(kernel, job.schedules[0], problem, machine)
+        if last is None or last.problem != problem:
+            last = gpu.chain_of(problem, int(job.facts["layers"] or 1))
+        steps = kernel.launches(problem, schedule, machine)
+        own = {
+            "kernel": kernel.name,
+            "schedule": schedule_fields(schedule),
+            "predicted_us": kernel.predicted_us(problem, schedule, steps, machine),
+        }
+        shared = shared_fields(problem, machine, job.experiment)
+        rivals = _chain_peers(problem) if job.peers else {}
+        for name, timing in gpu.race(last, kernel, schedule, machine, rivals, job.rounds).items():
+            ours = name in (gpu.DEPENDENT, gpu.PLAIN)
+            fields = {**shared, **(own if ours else {"kernel": f"peer:{name}"})}
+            facts = {**job.facts, "launches": name} if ours else dict(job.facts)
+            yield timed_record(fields, facts, timing, problem, machine)
+
+
+def _chain_peers(problem: Any) -> dict[str, Any]:
+    from experiments.peers.linear import chain_peers
+
+    return chain_peers(problem)
+
+
+def check(argument: Any) -> dict[str, Any]:
+    """Run a job's first schedule and compare with the reference; the fields of a Check."""
+    from lab.gpu.bench import Entry
+
+    job = msgspec.convert(argument, Job)
+    kernel, problem = job.parts()
+    arena = _arena(problem, job)
+    found = arena.check(Entry(kernel, parse_schedule(kernel, job.schedules[0], problem, arena.machine)))
+    return {
+        "passed": found.passed,
+        "error": found.error,
+        "mismatches": found.mismatches,
+        "first_mismatch": found.first_mismatch,
+        "guards_intact": found.guards_intact,
+        "rows_checked": found.rows_checked,
+    }
+
+
+def _in_time(argument: Any, kind: type[Any]) -> Iterator[Any]:
+    """The jobs of a batch as long as its time lasts, then for each other one a record that says it was skipped."""
+    jobs = msgspec.convert(argument["jobs"], list[kind])  # type: ignore[valid-type]
+    end = time.monotonic() + argument["seconds"]
+    for job in jobs:
+        if time.monotonic() < end:
+            yield job
+        else:
+            yield _skipped(job)
+
+
+def _skipped(job: Job | Search) -> Record:
+    from lab.gpu import device
+
+    return Record(
+        **provenance(),
+        on="gpu",
+        machine=device.machine().name,
+        card=device.card().name,
+        experiment=job.experiment,
+        kernel=job.kernel or None,
+        problem=job.problem,
+        metrics={**job.facts, "failure": OVER},
+    )
+
+
+def _arena(problem: Any, job: Job | Search, last: Any = None) -> Any:
+    """The arena of a job: the last one where it serves, else a new one, with the inputs of a wider last one."""
+    from lab.gpu import device
+    from lab.gpu.bench import Bench
+
+    seed = job.seed if isinstance(job, Job) else None
+    wider = None
+    if last and seed is None:
+        if last.problem == problem:
+            return last
+        if last.problem.m > problem.m and replace(last.problem, m=problem.m) == problem:
+            wider = last
+    return Bench(problem, device.machine(), job.experiment, seed, wider)
+
+
+def ceilings(argument: Any) -> Iterator[Record]:
+    """What this card launches, reads and copies at best: a record a figure. `argument` names the experiment."""
+    from lab.gpu import ceilings as gpu
+    from lab.gpu import device
+    from lab.gpu.timing import Clock
+
+    card = device.card()
+    shared: dict[str, Any] = {
+        **provenance(),
+        "on": "gpu",
+        "machine": device.machine().name,
+        "card": card.name,
+        "driver": card.driver,
+        "experiment": argument["experiment"],
+    }
+    for clock in (Clock.COLD, Clock.GRAPH):
+        timed = {**shared, "clock": clock.value}
+        empty = gpu.empty_launch(clock)
+        yield Record(**timed, us=empty.us, samples_us=list(empty.samples_us), metrics={"what": "empty kernel"})
+        for found in [*gpu.read_ceilings(clock), *([gpu.copy_ceiling()] if clock is Clock.COLD else [])]:
+            seen = found.conditions
+            yield Record(
+                **timed,
+                clocks=None if seen.sm_clock is None else {"sm": seen.sm_clock},
+                throttle=None if seen.throttle is None else list(seen.throttle),
+                power_w=seen.power_w,
+                us=found.us,
+                samples_us=list(found.samples_us),
+                metrics={
+                    "what": found.what,
+                    "nbytes": found.nbytes,
+                    "bytes_per_s": found.bandwidth,
+                    "launch_shape": found.launch_shape,
+                },
+            )
+
+    for what, us in {"CuPy launch": gpu.host_launch_us(), **_host_costs()}.items():
+        yield Record(**shared, us=us, samples_us=[us], metrics={"what": what})
+
+
+def _host_costs(calls: int = 200) -> dict[str, float]:
+    """Host microseconds of a small linear layer, the GPU keeping up: the lab's front door beside PyTorch's."""
+    try:
+        import torch
+    except ImportError:
+        return {}
+    import time
+
+    import cupy
+
+    from lab import ops
+
+    x, w = (torch.randn(rows, 256, device="cuda", dtype=torch.bfloat16) for rows in (1, 256))
+    out = torch.empty(1, 256, device="cuda", dtype=torch.bfloat16)
+    a, b, y = (cupy.from_dlpack(t.view(torch.int16)).view(cupy.uint16) for t in (x, w, out))
+
+    def host_us(call: Callable[[], Any]) -> float:
+        best = float("inf")
+        for _ in range(5):
+            call()
+            torch.cuda.synchronize()
+            began = time.perf_counter()
+            for _ in range(calls):
+                call()
+            best = min(best, (time.perf_counter() - began) / calls * 1e6)
+        return best
+
+    return {
+        "lab.linear, CuPy": host_us(lambda: ops.linear(a, b, out=y)),
+        "lab.linear, torch": host_us(lambda: ops.linear(x, w, out=out)),
+        "torch linear": host_us(lambda: torch.nn.functional.linear(x, w)),
+    }
+
+
+def _peers(problem: Any) -> dict[str, Any]:
+    """What our kernels are measured against; none, saying so, where PyTorch is not installed."""
+    try:
+        from experiments.peers.linear import linear_peers
+        from experiments.peers.quantised import quantised_peers
+    except ImportError as error:
+        print(f"lab: no peers are timed beside it: {error}", flush=True)
+        return {}
+    if not isinstance(problem, Linear):
+        return {}
+    return linear_peers(problem) | quantised_peers(problem)

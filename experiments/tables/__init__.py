@@ -1,0 +1,1 @@
+"""README's tables and pictures, made of records."""

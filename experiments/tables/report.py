@@ -1,0 +1,68 @@
+"""README's tables and the rooflines, made of records, so that no figure is typed by hand."""
+
+import re
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from experiments import runner
+from experiments.catalog import module_of, names, tables
+from experiments.markdown import three_columns
+from experiments.tables import roofline
+from lab.record import COMMITTED, ROOT, Archive
+from sim.errors import InputError
+
+README = ROOT / "README.md"
+_BLOCK = re.compile(r"(<!-- lab report: (\w+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the report's files should hold, by path."""
+
+    files: dict[Path, str]
+
+    @property
+    def stale(self) -> list[Path]:
+        """The files that hold something else."""
+        return [path for path, text in self.files.items() if not path.exists() or path.read_text() != text]
+
+    def write(self) -> list[Path]:
+        """Write the stale files and name them."""
+        written = self.stale
+        for path in written:
+            path.write_text(self.files[path])
+        return written
+
+
+def report(past: Archive) -> Report:
+    """README with every block between its markers made anew, and a roofline for each machine that has records.
+
+    Raises InputError outside a checkout and for a block of an unknown name.
+    """
+    if not README.exists():
+        raise InputError(f"{README} does not exist; lab report works in a checkout of the lab")
+    charts = {COMMITTED / f"roofline-{name}.svg": chart for name, chart in roofline.charts(past)}
+    text = _BLOCK.sub(lambda m: f"{m[1]}{block(m[2], past)}\n{m[3]}", README.read_text())
+    return Report({README: text, **charts})
+
+
+def block(name: str, past: Archive) -> str:
+    """The Markdown of one block: a table of experiments/tables, or an experiment's; raises InputError for no such."""
+    if name in tables():
+        module = f"experiments.tables.{name}"
+    elif name in names():
+        module = module_of(name)
+    else:
+        raise InputError(f"README has a block {name!r}; blocks: {', '.join((*tables(), *names()))}")
+    own = getattr(import_module(module), "table", None)
+    return own(past) if own else experiment(name, past)
+
+
+def experiment(name: str, past: Archive) -> str:
+    """The table of an experiment's newest simulated run, its measured column from the newest records of a card."""
+    records = past.newest_run(experiment=name, on="sim")
+    if not records:
+        return f"No records yet: `lab run {name} --record` makes them."
+    answer = runner.conclude(name, records, past)
+    return three_columns(answer.rows, answer.verdict.sentence)

@@ -1,0 +1,78 @@
+"""The bars of decode: layer by layer against the read, the peers and more tokens, and a chain against its bytes."""
+
+import msgspec
+
+import experiments
+from experiments.bars import decode_bars, decode_chain
+from experiments.rows import layer_of
+from experiments.running.formats import in_format
+from lab.problems import Linear
+from lab.record import Archive, Record, provenance
+from tests.experiments.examples import NOTHING, measured, timed
+
+
+def cell(m: int, us: float, read: float, peer: float, part: str = "bf16") -> list[Record]:
+    """A timed layer with its plain read and a peer, all of one run."""
+    problem = in_format(part, Linear(m, 8192, 8192)).as_dict()
+    like = Record(
+        **{**provenance(), "run": f"{part} {m}"},
+        on="gpu",
+        machine="h100",
+        problem=problem,
+        clock="graph",
+        metrics={"bar": part},
+    )
+    schedule: dict[str, int | str] = {"rows": 1}
+    return [
+        msgspec.structs.replace(like, kernel="gemv_mma", schedule=schedule, us=us, samples_us=[us]),
+        msgspec.structs.replace(like, kernel="peer:read", us=read, samples_us=[read]),
+        msgspec.structs.replace(like, kernel="peer:cublas", us=peer, samples_us=[peer]),
+    ]
+
+
+def test_decode_is_held_to_the_read_the_peers_and_more_tokens() -> None:
+    good = [*cell(1, 45.0, 43.3, 47.0), *cell(16, 45.2, 43.3, 47.5), *cell(64, 47.0, 43.3, 48.7)]
+    assert decode_bars.verdict(good, NOTHING).passed
+    for bad, says in (
+        (cell(8, 45.4, 43.3, 47.0), "takes 1.002 times what the read allows"),
+        (cell(8, 45.0, 43.3, 44.0), "takes 1.023 times what peer:cublas allows"),
+        (cell(128, 50.0, 43.3, 50.4), "takes 1.023 times what peer:cublas allows"),
+    ):
+        found = decode_bars.verdict(good + bad, NOTHING)
+        assert not found.passed
+        assert (
+            f"3 of 4 layers stand within their limits; the farthest, bf16, m = {layer_of(bad[0]).m}" in found.sentence
+        )
+        assert says in found.sentence
+    cliff = decode_bars.verdict([*cell(32, 46.0, 43.3, 60.0), *cell(64, 43.0, 43.3, 60.0)], NOTHING)
+    assert not cliff.passed
+    assert "1 take longer than with more tokens" in cliff.sentence
+
+
+def test_a_chain_is_held_to_its_bytes_at_the_read_rate() -> None:
+    record = experiments.run("decode_chain", d=256)[0]
+    floor = 8 * 2 * 256 * 256 / decode_chain.READ_RATE * 1e6
+    for times, passed in ((1.05, True), (1.07, False)):
+        timed = msgspec.structs.replace(measured(record, times * floor), metrics={"layers": 8, "launches": "dependent"})
+        plain = msgspec.structs.replace(timed, us=9 * floor, metrics={"layers": 8, "launches": "plain"})
+        found = decode_chain.verdict([timed, plain], NOTHING)
+        assert found.passed == passed
+        assert f"bf16 takes {times:.3f} times its bytes at 3.18 TB/s" in found.sentence
+
+
+def test_decode_shows_each_layer_beside_the_read_and_the_best_peer() -> None:
+    def layer(m: int, us: float, run: str) -> list[Record]:
+        problem = Linear(m, 8192, 8192, "int4_g128").as_dict()
+        shared = {"problem": problem, "experiment": "decode_bars", "run": run, "clock": "graph"}
+        shared["metrics"] = {"bar": "int4_g128"}
+        return [
+            timed("gemv_int4", us, **shared),
+            timed("peer:read", 12.4, schedule=None, **shared),
+            timed("peer:humming", 18.2, schedule=None, **shared),
+        ]
+
+    past = Archive((*layer(1, 20.0, "old"), *layer(1, 14.0, "new"), *layer(16, 15.0, "other")))
+    text = decode_bars.table(past)
+    assert "| int4_g128 | 8,192 x 8,192 | 12.40 | 14.00 (18.2) | - | - | - | 15.00* (18.2) |" in text
+    assert "- int4_g128: 1 of 2 layers stand within their limits" in text
+    assert "No records yet" in decode_bars.table(Archive(()))

@@ -1,0 +1,75 @@
+"""The bars of prefill: by mean, by least, by what a search of all schedules finds."""
+
+import re
+
+import msgspec
+import pytest
+
+from experiments.bars import gemm_bars
+from lab import tuned
+from lab.record import Archive, Record
+from sim.machine import H100
+from tests.experiments.examples import linear, timed
+
+
+def barred(m: int, ours: float | None, peer: float, bar: str = "ragged") -> list[Record]:
+    facts = {"part": "ragged", "bar": bar}
+    shared = {"problem": linear(m), "experiment": "gemm_bars", "run": f"{bar} {m}", "metrics": facts}
+    return [timed("gemm_wgmma", ours, **shared), timed("peer:cublas", peer, schedule=None, **shared)]
+
+
+def test_the_bars_show_the_newest_measurement_of_each_case() -> None:
+    past = Archive((*barred(8, 20.0, 10.0), *barred(16, 10.0, 9.9), *barred(8, 10.0, 10.0)))
+    text = gemm_bars.table(past)
+    assert "- ragged: 0.995 of cuBLAS (geometric mean of 2, bar 0.95), least 0.990 at 16 x 4096 x 4096" in text
+    assert len([line for line in text.splitlines() if line.startswith("| ragged |")]) == 2
+    assert "No records yet" in gemm_bars.table(Archive(()))
+
+
+@pytest.mark.parametrize(
+    ("cases", "passed", "says"),
+    [
+        ([(8, 10.0, 10.0), (16, 10.0, 9.4)], False, r"0.970 of cuBLAS .*least 0.940 at 16 x 4096 x 4096 \(bar 0.95\)"),
+        ([(8, 10.0, 9.6), (16, 10.0, 9.5)], True, "0.955 of cuBLAS"),
+        ([(8, 10.0, 10.0), (16, None, 9.0)], False, r"1 of 2 have no figure \(it spills\)"),
+    ],
+)
+def test_a_bar_holds_by_its_mean_and_by_its_least(
+    cases: list[tuple[int, float, float]], passed: bool, says: str
+) -> None:
+    records = [record for case in cases for record in barred(*case)]
+    records = [
+        r if r.us else msgspec.structs.replace(r, metrics={**r.metrics, "failure": "it spills"}, check=None)
+        for r in records
+    ]
+    judged = gemm_bars.verdict(records, Archive(()))
+    assert judged.passed is passed
+    assert re.search(says, judged.sentence)
+
+
+def test_a_pick_is_near_where_the_search_finds_little_better() -> None:
+    def duel(m: int, picked: float, best: float) -> list[Record]:
+        shared = {"problem": linear(m), "run": f"pick {m}"}
+        facts = {"part": "pick", "bar": "pick"}
+        mine = timed("gemm_wgmma", picked, metrics={**facts, "picked": True}, **shared)
+        return [mine, timed("gemm_cluster", best, metrics={**facts, "picked": False}, **shared)]
+
+    near = [record for m in range(1, 10) for record in duel(m, 1.02, 1.0)]
+    far = duel(10, 1.10, 1.0)
+    assert gemm_bars.verdict(near + duel(10, 1.0, 2.0), Archive(())).passed
+    judged = gemm_bars.verdict(near + far, Archive(()))
+    assert judged.passed
+    assert "9 of 10 picked schedules lie within 3%" in judged.sentence
+    assert "the farthest takes 1.100 times as long (10 x 4096 x 4096)" in judged.sentence
+    assert not gemm_bars.verdict(near[:16] + far + duel(11, 1.2, 1.0), Archive(())).passed
+
+
+def test_drawn_shapes_are_affordable_and_outside_the_table() -> None:
+    drawn = gemm_bars.draw(20, 4, H100)
+    assert drawn == gemm_bars.draw(20, 4, H100) != gemm_bars.draw(20, 5, H100)
+    assert len(set(drawn)) == 20
+    for problem in drawn:
+        assert 64 <= problem.m <= 8192
+        assert all(1024 <= extent <= 16384 and extent % 64 == 0 for extent in (problem.n, problem.k))
+        assert problem.flops <= gemm_bars.PICK_FLOPS
+        assert tuned.lookup(problem, H100) is None

@@ -1,0 +1,291 @@
+"""The verbs for a GPU, with the worker process replaced: what they ask of it and what they make of its answers."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+import experiments
+from experiments import runner
+from experiments.bars import gemm_bars
+from experiments.cli import run_command
+from experiments.running import backends, on_device
+from experiments.running.jobs import Job, Search
+from lab import record, tuned
+from lab.choice import choose, schedule_words
+from lab.gpu import worker
+from lab.kernel import schedule_fields
+from lab.problems import Linear
+from lab.record import Checked, Record, provenance
+from sim.errors import EnvironmentFailure
+from sim.machine import H100
+
+GEMV = ["gemv_vectorized", "m=1", "n=64", "k=64"]
+SCHEDULE = {"rows": 1, "split_k": 1, "teams": 4, "unroll": 1}
+
+
+class Worker:
+    """Remembers the jobs it was given and answers each with a kernel's and a peer's record on two clocks."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+        self.searches: list[Search] = []
+        self.seconds = 0.0
+        self.passed = True
+
+    def stream(self, function: Callable[..., Any], argument: Any, deadline_s: float) -> Iterator[Any]:
+        assert deadline_s > 0
+        if function is on_device.ceilings:
+            metrics = {"what": "read", "nbytes": 2**31, "bytes_per_s": 3.07e12}
+            yield msgspec.to_builtins(self._record(None, 1.0, experiment="ceilings", metrics=metrics))
+            return
+        self.seconds = argument["seconds"]
+        assert deadline_s >= self.seconds
+        if function is on_device.search:
+            yield from self._searched(msgspec.convert(argument["jobs"], list[Search]))
+            return
+        assert function in (on_device.bench, on_device.pick)
+        for job in msgspec.convert(argument["jobs"], list[Job]):
+            self.jobs.append(job)
+            if function is on_device.pick:
+                yield from self._picked(job)
+                continue
+            for clock in job.clocks:
+                shared = {"problem": job.problem, "clock": clock, "experiment": job.experiment, "metrics": job.facts}
+                check = Checked(self.passed, 0.5 if self.passed else None)
+                us = 4.0 if self.passed else None
+                yield msgspec.to_builtins(self._record(job.kernel, us, schedule=SCHEDULE, check=check, **shared))
+                yield msgspec.to_builtins(self._record("peer:cublas", 8.0, check=Checked(True, 0.5), **shared))
+
+    def _searched(self, searches: list[Search]) -> Iterator[Any]:
+        """Two schedules in a short race, the second of them and a peer in the last one."""
+        for search in searches:
+            self.searches.append(search)
+            shared = {"problem": search.problem, "clock": search.clock, "check": Checked(True, 0.5)}
+            for number, us in enumerate((9.0, 8.0)):
+                schedule = {**SCHEDULE, "unroll": number + 1}
+                found = self._record("gemv_vectorized", us, schedule=schedule, metrics={"stage": "search"}, **shared)
+                yield msgspec.to_builtins(found)
+            final = {"metrics": {"stage": "final"}, **shared}
+            yield msgspec.to_builtins(self._record("gemv_vectorized", 8.5, schedule=schedule, **final))
+            yield msgspec.to_builtins(self._record("peer:cublas", 9.5, **final))
+
+    def _picked(self, job: Job) -> Iterator[Any]:
+        """The pick and one that is 2% faster."""
+        for us, picked in ((1.02, True), (1.0, False)):
+            metrics = {**job.facts, "picked": picked, "candidates": 7}
+            found = self._record(job.kernel, us, problem=job.problem, schedule={"number": int(picked)}, metrics=metrics)
+            yield msgspec.to_builtins(found)
+
+    def run(self, function: Callable[..., Any], argument: Any, deadline_s: float) -> Any:
+        assert function is on_device.check
+        assert deadline_s > 0
+        self.jobs.append(msgspec.convert(argument, Job))
+        right = {"passed": True, "error": 0.5, "mismatches": 0, "first_mismatch": None}
+        return right | {"guards_intact": True, "rows_checked": 1}
+
+    def _record(self, kernel: str | None, us: float | None, **fields: Any) -> Record:
+        origin = provenance() | {"command": "python -m lab.gpu.worker 5", "run": f"run {len(self.jobs)}"}
+        shared = {"on": "gpu", "machine": "h100", "card": "a card", "kernel": kernel, "us": us, **fields}
+        return Record(**origin, **shared)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Worker:
+    fake = Worker()
+    monkeypatch.setattr(worker, "stream", fake.stream)
+    monkeypatch.setattr(worker, "run", fake.run)
+    monkeypatch.setattr(backends, "real_machine", lambda: H100)
+    monkeypatch.setattr(record, "folder", lambda: tmp_path)
+    monkeypatch.setattr(runner, "folder", lambda: tmp_path)
+    monkeypatch.setattr("sys.argv", ["lab", "typed", "by a person"])
+    return fake
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty tuned table."""
+    path = tmp_path / "lab" / "tuned.jsonl"
+    path.parent.mkdir()
+    monkeypatch.setattr(tuned, "TABLE", path)
+    return path
+
+
+def test_bench(gpu: Worker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--schedule", "unroll=1", "--clocks", "graph", "--rounds", "7", "--sweep"]
+    assert run_command(["bench", *GEMV, *words, "--json"]) == 0
+    document = msgspec.json.decode(capsys.readouterr().out)
+    assert [r["kernel"] for r in document["records"]] == ["gemv_vectorized", "peer:cublas"]
+    (job,) = gpu.jobs
+    kernel, problem = job.parts()
+    guess = replace(kernel.best_guess(problem, H100), unroll=1)  # what is not given stays at the best guess
+    assert job.schedules == (schedule_words(schedule_fields(guess)),)
+    assert (job.sweep, job.peers, job.clocks, job.rounds) == (True, True, ("graph",), 7)
+    kept = record.read([tmp_path / "bench.jsonl"]).records
+    assert [r.us for r in kept] == [4.0, 8.0]
+    assert {r.command for r in kept} == {"lab typed 'by a person'"}
+
+
+@pytest.mark.usefixtures("gpu")
+def test_bench_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["bench", *GEMV, "--no-record"]) == 0
+    out = capsys.readouterr().out
+    (line, _) = [line for line in out.splitlines() if line.lstrip().startswith("gemv_vectorized  ")]
+    assert line.split()[-5:] == ["cold", "4", "30%", "2", "right"]
+    assert "measured on a card, " in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bench_of_a_wrong_kernel_is_exit_code_1(gpu: Worker, capsys: pytest.CaptureFixture[str]) -> None:
+    gpu.passed = False
+    assert run_command(["bench", *GEMV]) == 1
+    assert "wrong" in capsys.readouterr().out
+
+
+def test_tuning_keeps_every_record_and_the_winner(
+    gpu: Worker, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["bench", "linear", "m=3", "n=64", "k=64", "--tune", "--json"]) == 0
+    (search,) = gpu.searches
+    assert (search.kernel, search.clock, search.incumbents) == ("", "cold", ())
+    document = msgspec.json.decode(capsys.readouterr().out)
+    assert [r["us"] for r in document["records"]] == [9.0, 8.0, 8.5, 9.5]
+    assert len(record.read([tmp_path / "bench.jsonl"]).records) == 4
+    (entry,) = tuned.load(table)
+    assert (entry.kernel, entry.schedule["unroll"], entry.us, entry.problem_class["m"]) == (
+        "gemv_vectorized",
+        2,
+        8.5,
+        4,
+    )
+    assert run_command(["bench", "gemm_wgmma", "m=3", "n=64", "k=64", "--tune", "--clocks", "graph"]) == 0
+    again = gpu.searches[1]
+    assert (again.kernel, again.clock) == ("gemm_wgmma", "graph")
+    assert again.incumbents == (("gemv_vectorized", "rows=1,split_k=1,teams=4,unroll=2"),)
+
+
+def test_the_winner_of_each_problem_is_kept_when_its_search_ends(gpu: Worker, table: Path) -> None:
+    searches = [Search(problem=Linear(1, 64, k).as_dict()) for k in (64, 128)]
+    chip = backends.GpuBackend(H100, "gemm_bars", provenance())
+    found = chip.tuned(searches, 60)
+    kept = [(next(found).us, len(tuned.load(table))) for _ in range(8)]
+    assert [count for _, count in kept] == [0] * 4 + [1] * 4
+    assert list(found) == []
+    assert len(tuned.load(table)) == 2
+    assert len(gpu.searches) == 2
+
+
+def test_bench_of_what_lab_linear_chooses(gpu: Worker) -> None:
+    assert run_command(["bench", "linear", "m=1", "n=64", "k=64", "--no-record"]) == 0
+    (job,) = gpu.jobs
+    assert job.kernel == choose(Linear(1, 64, 64), H100)[0].name
+
+
+def test_the_bars_of_a_part(gpu: Worker, table: Path, tmp_path: Path) -> None:
+    answer = runner.answer("gemm_bars", ["part=short_k", "seconds=100", "tune=true"], on="gpu")
+    assert [s.problem["k"] for s in gpu.searches] == [128, 256, 512, 1024]
+    assert len(tuned.load(table)) == 4
+    assert [(j.kernel, j.clocks, j.paces) for j in gpu.jobs] == [("gemv_vectorized", ("cold",), ("sustained",))] * 4
+    assert 0 < gpu.seconds <= 100
+    assert answer.passed
+    assert answer.verdict.sentence == (
+        "short k: 2.000 of cuBLAS (geometric mean of 4, bar 1.00), least 2.000 at 8192 x 8192 x 128 (bar 1.00)."
+    )
+    assert len(record.read([tmp_path / "gemm_bars.jsonl"]).records) == 4 * 4 + 4 * 2
+    rows = {(row.case, row.quantity): row.measured for row in answer.rows}
+    assert rows["8192 x 8192 x 128, short k", "gemv_vectorized, us"] == 4.0
+    assert rows["8192 x 8192 x 128, short k", "its time over ours"] == 2.0
+
+
+@pytest.mark.usefixtures("table")
+def test_the_bar_of_what_is_picked(gpu: Worker) -> None:
+    answer = runner.answer("gemm_bars", ["part=pick", "count=5"], on="gpu")
+    assert [(j.clocks, j.rounds) for j in gpu.jobs] == [(("cold",), gemm_bars.PICK_ROUNDS)] * 5
+    assert answer.passed
+    assert "pick: 5 of 5 picked schedules lie within 3% of the best" in answer.verdict.sentence
+
+
+@pytest.mark.usefixtures("table")
+def test_the_ladder_on_gpu(gpu: Worker) -> None:
+    answer = runner.answer("gemm_ladder", ["m=256", "n=256", "k=256", "only=bf16"], on="gpu")
+    assert answer.passed
+    assert {(j.clocks, j.facts["ladder"]) for j in gpu.jobs} == {(("cold",), "bf16")}
+    assert answer.verdict.sentence.startswith("bf16 climbs from 200.0% of cuBLAS (gemm_naive) to ")
+
+
+def test_the_gemv_ladder_times_each_rung_in_a_graph(gpu: Worker) -> None:
+    answer = runner.answer("gemv_ladder", ["only=4096x4096"], on="gpu")
+    assert answer.passed
+    assert [j.kernel for j in gpu.jobs][:2] == ["gemv_naive", "gemv_coalesced"]
+    assert {j.clocks for j in gpu.jobs} == {("graph",)}
+    assert "4096x4096 climbs from 4 us (gemv_naive) to 4 us (gemv_naive), " in answer.verdict.sentence
+    assert "and 200.0% of cuBLAS (measured)" in answer.verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--tune", "--sweep"], "--tune tries every schedule by one clock"),
+        (["--tune", "--clocks", "cold,graph"], "no second clock"),
+        (["--clocks", "warm"], "unknown clock 'warm'; clocks: cold, graph"),
+        (["--schedule", "rows=3"], "rows must be one of 1, 2, 4, 8"),
+        (["--rounds", "0"], "--rounds"),
+        (["--deadline", "0"], "--deadline"),
+    ],
+)
+def test_bad_input_reaches_no_worker(
+    gpu: Worker, words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["bench", *GEMV, *words]) == 2
+    assert says in capsys.readouterr().err
+    assert gpu.jobs == []
+
+
+def test_a_deadline_keeps_what_was_measured_before(
+    gpu: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = gpu.stream
+
+    def half(*arguments: Any) -> Iterator[Any]:
+        yield next(whole(*arguments))
+        raise EnvironmentFailure("the worker was killed at its deadline of 300 s")
+
+    monkeypatch.setattr(worker, "stream", half)
+    assert run_command(["bench", *GEMV]) == 4
+    assert capsys.readouterr().err == "lab: the worker was killed at its deadline of 300 s\n"
+    assert len(record.read([tmp_path / "bench.jsonl"]).records) == 1
+
+
+def test_check_on_gpu(gpu: Worker, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["check", *GEMV, "--on", "gpu", "--schedule", "rows=2", "--json"]) == 0
+    document = msgspec.json.decode(capsys.readouterr().out)
+    assert (document["on"], document["passed"], document["ptx"]) == ("gpu", True, None)
+    assert document["theory"]["flops"] == document["simulated"]["flops"] == 2 * 64 * 64
+    assert gpu.jobs[0].schedules == ("rows=2",)
+    assert run_command(["check", *GEMV, "--on", "gpu"]) == 0
+
+
+def test_an_experiment_on_gpu_keeps_its_records_and_shows_them(gpu: Worker, tmp_path: Path) -> None:
+    records = experiments.run("two_machines", on="gpu", d=256, m=64)
+    assert len(gpu.jobs) == 4
+    assert record.read([tmp_path / "two_machines.jsonl"]).records == tuple(records)
+    own = [r for r in records if r.kernel == "gemv_vectorized"]
+    assert all(r.simulated and r.simulated["flops"] for r in own)
+    past = record.read([tmp_path / "two_machines.jsonl"])
+    answer = runner.conclude("two_machines", records, past)
+    rows = {(row.case, row.quantity): row for row in answer.rows}
+    assert rows["gemv_vectorized, m = 1 (overhead-bound)", "time in a graph, us"].measured == 4.0
+    assert rows["gemv_vectorized, m = 1 (overhead-bound)", "peer:cublas cold L2, us"].measured == 8.0
+    assert "(measured)" in answer.verdict.sentence
+
+
+@pytest.mark.usefixtures("gpu")
+def test_ceilings_on_gpu() -> None:
+    records = experiments.run("ceilings", on="gpu")
+    past = record.Archive(tuple(records))
+    answer = runner.conclude("ceilings", records, past)
+    assert "A read kernel gets 3.07 TB/s on a card, " in answer.verdict.sentence
+    assert "91.6% of the data sheet's 3.35 TB/s" in answer.verdict.sentence

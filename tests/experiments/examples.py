@@ -1,0 +1,47 @@
+"""Small runs of experiments, and records as a GPU would make them."""
+
+import msgspec
+
+from lab.record import Archive, Checked, Record, provenance
+
+SMALL = {
+    "two_machines": {"d": 256, "m": 64},
+    "batching": {"d": 256, "most": 8},
+    "quantization": {"widest": 256},
+    "fp8_error": {"n": 128, "most": 1024},
+    "gemm_ladder": {"m": 256, "n": 256, "k": 256},
+    "gemm_bars": {"part": "ragged"},
+    "gemv_ladder": {"only": "1024x1024"},
+    "wrong_machine": {"n": 256, "k": 256, "m": 64},
+    "decode_chain": {"d": 256},
+    "decode_bars": {"shape": 0, "most": 2},
+}
+NOTHING = Archive(())
+
+
+def measured(like: Record, us: float, clock: str = "graph") -> Record:
+    """A GPU's record of the same kernel and problem."""
+    changes = {"on": "gpu", "card": "a card", "us": us, "clock": clock, "samples_us": [us], "time": "2099"}
+    return msgspec.structs.replace(like, **changes)
+
+
+def timed(kernel: str = "gemv_vectorized", us: float = 12.0, **changes: object) -> Record:
+    """A GPU's record of a kernel."""
+    base = Record(
+        **provenance(),
+        on="gpu",
+        machine="h100",
+        card="a | card",
+        kernel=kernel,
+        problem={"kind": "linear", "m": 1, "n": 4096, "k": 4096, "weights": "bf16"},
+        schedule={"rows": 1},
+        clock="graph",
+        us=us,
+        predicted_us=10.0,
+        check=Checked(True, 0.5),
+    )
+    return msgspec.structs.replace(base, **{"run": "one", **changes})
+
+
+def linear(m: int, **fields: object) -> dict[str, object]:
+    return {"kind": "linear", "m": m, "n": 4096, "k": 4096, "weights": "bf16", **fields}

@@ -1,0 +1,118 @@
+"""What the worker process does with the jobs it is sent, on a device that is replaced."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from experiments.running import on_device
+from experiments.running.jobs import Job, Search, batch
+from lab.choice import best_guesses, choose, contenders, schedule_words
+from lab.gpu import bench as gpu_bench
+from lab.gpu import device as gpu_device
+from lab.kernel import schedule_fields
+from lab.problems import Linear
+from lab.record import Record
+from sim.machine import H100
+from tests.lab.gpu.fake_bench import Device, install
+
+PROBLEM = Linear(70, 256, 256)
+KERNEL, SCHEDULE, _ = choose(PROBLEM, H100)
+WORDS = schedule_words(schedule_fields(SCHEDULE))
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    found = install(monkeypatch)
+    monkeypatch.setattr(gpu_device, "machine", lambda: H100)
+    monkeypatch.setattr(gpu_device, "card", gpu_bench.card)
+    monkeypatch.setattr(on_device, "_peers", lambda _: {"cublas": found.peer})
+    return found
+
+
+def sent(jobs: list[Any], seconds: float = 60.0) -> Any:
+    """What arrives in the worker: JSON."""
+    return msgspec.json.decode(msgspec.json.encode(batch(jobs, seconds)))
+
+
+def names(records: list[Record]) -> list[str | None]:
+    return [record.kernel for record in records]
+
+
+def test_a_batch_is_timed_job_by_job(device: Device) -> None:
+    jobs = [
+        Job(
+            kernel=KERNEL.name, problem=PROBLEM.as_dict(), schedules=(WORDS,), clocks=("cold",), paces=(pace,), rounds=2
+        )
+        for pace in ("burst", "sustained")
+    ]
+    found = list(on_device.bench(sent(jobs)))
+    assert names(found) == [KERNEL.name, "peer:cublas"] * 2
+    assert [r.metrics["pace"] for r in found] == ["burst", "burst", "sustained", "sustained"]
+    assert [len(r.samples_us) for r in found] == [2] * 4
+    assert len({r.run for r in found}) == len(device.measured) == 2
+    assert all(r.check and r.check.passed for r in found)
+
+
+@pytest.mark.usefixtures("device")
+def test_a_sweep_adds_every_candidate_once() -> None:
+    job = Job(kernel=KERNEL.name, problem=PROBLEM.as_dict(), sweep=True, peers=False, clocks=("cold",), rounds=1)
+    found = list(on_device.bench(sent([job])))
+    schedules = [r.schedule for r in found]
+    assert schedules[0] == schedule_fields(KERNEL.best_guess(PROBLEM, H100))
+    assert len({str(s) for s in schedules}) == len(schedules) > 1
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("function", [on_device.bench, on_device.pick, on_device.search])
+def test_what_has_not_begun_in_time_is_skipped_and_says_so(function: Any) -> None:
+    fields = {"problem": PROBLEM.as_dict(), "facts": {"part": "large"}, "experiment": "x"}
+    jobs = [Search(**fields)] if function is on_device.search else [Job(kernel=KERNEL.name, **fields)]
+    (found,) = function(sent(jobs, seconds=0.0))
+    assert (found.us, found.check, found.problem, found.experiment) == (None, None, PROBLEM.as_dict(), "x")
+    assert found.metrics == {"part": "large", "failure": on_device.OVER}
+
+
+@pytest.mark.usefixtures("device")
+def test_a_search_of_all_contenders_ends_with_the_best_beside_the_peers() -> None:
+    held = (("gemm_removed", ""), (KERNEL.name, WORDS))
+    job = Search(problem=PROBLEM.as_dict(), incumbents=held, rounds=3, facts={"part": "large"})
+    found = list(on_device.search(sent([job])))
+    assert {r.metrics["part"] for r in found} == {"large"}
+    tried = [(r.kernel, str(r.schedule)) for r in found if r.metrics["stage"] == "search"]
+    wanted = {(kernel.name, str(schedule_fields(schedule))) for kernel, schedule in contenders(PROBLEM, H100)}
+    assert len(tried) == len(set(tried))
+    assert set(tried) == wanted | {(KERNEL.name, str(schedule_fields(SCHEDULE)))}
+    final = [r for r in found if r.metrics["stage"] == "final"]
+    assert len(final) == 6
+    assert names(final)[-1] == "peer:cublas"
+
+
+@pytest.mark.usefixtures("device")
+def test_a_search_of_one_kernel_stays_with_it() -> None:
+    job = Search(problem=PROBLEM.as_dict(), kernel="gemm_wgmma", rounds=3)
+    found = list(on_device.search(sent([job])))
+    assert {r.kernel for r in found} == {"gemm_wgmma", "peer:cublas"}
+
+
+def test_a_pick_is_raced_with_the_best_of_all(device: Device) -> None:
+    other = next(guess for guess in best_guesses(PROBLEM, H100) if guess.kernel.name == "gemm_wgmma")
+    name = f"{other.kernel.name}({schedule_words(schedule_fields(other.schedule))})"
+    device.us = {name: 9.0}
+    device.usual_us = 10.0
+    job = Job(kernel=KERNEL.name, problem=PROBLEM.as_dict(), schedules=(WORDS,), clocks=("cold",), rounds=4)
+    found = list(on_device.pick(sent([job])))
+    assert [r.metrics["picked"] for r in found] == [True] + [False] * (len(found) - 1)
+    assert found[0].schedule == schedule_fields(SCHEDULE)
+    assert (found[1].kernel, found[1].us) == ("gemm_wgmma", 10.5)
+    assert all(r.check and r.check.passed for r in found)
+    searched, raced = device.measured
+    assert len(searched[0]) == found[0].metrics["candidates"] >= len(list(contenders(PROBLEM, H100)))
+    assert (searched[2], raced[2]) == (on_device.PICK_ROUNDS, 4)
+
+
+@pytest.mark.usefixtures("device")
+def test_a_check() -> None:
+    job = Job(kernel=KERNEL.name, problem=PROBLEM.as_dict(), schedules=(WORDS,))
+    found = on_device.check(msgspec.to_builtins(job))
+    assert (found["passed"], found["rows_checked"]) == (True, PROBLEM.m)

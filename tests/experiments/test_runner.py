@@ -1,0 +1,125 @@
+"""The runner: experiments are found, run on the simulated chip, and leave whole records even when interrupted."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import experiments
+from experiments import runner
+from experiments.catalog import module_of, names, questions
+from experiments.rows import Row, Verdict
+from experiments.running.backends import Backend
+from lab import record
+from lab.record import Checked, Record, provenance
+from sim.errors import InputError
+from tests.experiments.examples import NOTHING, SMALL
+
+
+def test_they_are_found_by_the_question_they_ask() -> None:
+    assert names() == (
+        "batching",
+        "ceilings",
+        "decode_bars",
+        "decode_chain",
+        "decode_floor",
+        "fp8_error",
+        "gemm_bars",
+        "gemm_ladder",
+        "gemv_ladder",
+        "kv_cache",
+        "machines",
+        "quantization",
+        "two_machines",
+        "wrong_machine",
+    )
+    assert all(question == runner.get(name).QUESTION for name, question in questions().items())
+    assert module_of("kv_cache") == "experiments.questions.kv_cache"
+    assert module_of("gemm_bars") == "experiments.bars.gemm_bars"
+    with pytest.raises(InputError, match="unknown experiment 'peers'; known experiments: batching"):
+        runner.get("peers")
+
+
+@pytest.mark.parametrize("name", ["ceilings", "kv_cache", "machines", *SMALL])
+def test_from_a_script(name: str) -> None:
+    records = experiments.run(name, on="sim", **SMALL.get(name, {}))
+    assert records
+    assert len({r.run for r in records}) == 1
+    assert all(r.experiment == name and r.on == "sim" and r.us is None for r in records)
+    assert all(r.check.passed for r in records if r.check)
+    answer = runner.conclude(name, records, NOTHING)
+    assert answer.rows
+    assert answer.verdict.sentence.endswith(".")
+    assert answer.verdict.sentence.count("\n") == 0
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Options of the experiment below."""
+
+
+def slow_experiment(seconds: float) -> ModuleType:
+    """An experiment that takes its time after two records."""
+    module = ModuleType("slow")
+
+    def measure(_: Slow, backend: Backend) -> Iterator[Record]:
+        yield backend.closed_form({"n": 1})
+        yield backend.closed_form({"n": 2})
+        print("ready", flush=True)
+        time.sleep(seconds)
+        yield backend.closed_form({"n": 3})
+
+    vars(module).update(
+        QUESTION="How long?",
+        Options=Slow,
+        measure=measure,
+        rows=lambda *_: iter([Row("case", "n", None, None, None)]),
+        verdict=lambda *_: Verdict(True, "Long."),
+    )
+    return module
+
+
+def test_an_interrupted_run_leaves_whole_records(tmp_path: Path) -> None:
+    script = f"""
+import sys
+from pathlib import Path
+from experiments import runner
+from experiments.cli import run_command
+from tests.experiments.test_runner import slow_experiment
+runner.get = lambda name: slow_experiment(60)
+runner.folder = lambda: Path({str(tmp_path)!r})
+sys.exit(run_command(["run", "slow", "--record"]))
+"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=record.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=30)
+    assert (child.returncode, err) == (130, "lab: interrupted\n")
+    found = record.read([tmp_path / "slow.jsonl"])
+    assert [r.metrics["n"] for r in found.records] == [1, 2]
+    assert found.complaints == ()
+
+
+def test_a_simulated_run_keeps_no_records_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "folder", lambda: tmp_path)
+    experiments.run("kv_cache")
+    assert list(tmp_path.iterdir()) == []
+    written = experiments.run("kv_cache", record=True)
+    lines = (tmp_path / "kv_cache.jsonl").read_text().splitlines()
+    assert [json.loads(line)["metrics"] for line in lines] == [r.metrics for r in written]
+
+
+def test_a_failed_check_fails_the_run() -> None:
+    failed = Record(**provenance(), on="sim", machine="h100", metrics={"variant": "MHA"}, check=Checked(False, 2.0))
+    answer = runner.Answer("x", "?", (failed,), (), Verdict(True, "Yes."))
+    assert not answer.passed
