@@ -11,7 +11,7 @@
 // Launches overlap: the weight never changes, so its loads are issued before the launch before has ended.
 //
 // Bytes expected from HBM: x, residual, y and total once, the weight once; from L2 the weight once a row at most.
-#include "lab/kernels/common/warp.cuh"
+#include "lab/kernels/common/warp_sum.cuh"
 #include "ptx/convert.cuh"
 #include "ptx/griddepcontrol.cuh"
 #include "ptx/load.cuh"
