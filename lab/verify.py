@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import Kernel
-from lab.problems import Problem
+from lab.problems import Problem, operands
 from sim.counts import Counts, disagreements
 from sim.formats import decode
 from sim.launch import Array, Launch, Role
@@ -87,9 +87,16 @@ def verify(
     return Verification(kernel.name, problem, schedule, check, theory, counted, disagreements(theory, counted))
 
 
+def scratch(launches: tuple[Launch, ...]) -> dict[str, Array]:
+    """The array arguments that are not the problem's own: workspaces, and what one launch writes for the next."""
+    problem = launches[0].problem
+    own = operands.inputs(problem).keys() | operands.outputs(problem).keys()
+    return {a.name: a for launch in launches for a in launch.arrays if a.name not in own}
+
+
 def workspaces(launches: tuple[Launch, ...]) -> dict[str, NDArray]:
-    """Zeroed workspace arrays of all launches."""
-    return {a.name: np.zeros(a.shape, a.storage) for lau in launches for a in lau.arrays if a.role is Role.WORKSPACE}
+    """Zeroed arrays for all that the launches take beside the problem's own."""
+    return {name: np.zeros(array.shape, array.storage) for name, array in scratch(launches).items()}
 
 
 def guarded_array(array: Array) -> tuple[NDArray, NDArray]:
