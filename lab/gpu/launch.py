@@ -51,7 +51,7 @@ class Prepared:
     def __call__(self, stream: int | None = None) -> None:
         """Enqueue the launches on a stream (a CUstream address; CuPy's current one by default)."""
         if stream is None:
-            stream = cupy.cuda.get_current_stream(self.device).ptr
+            stream = current_stream(self.device)
         for ready in self._ready:
             ready(stream)
 
@@ -88,6 +88,11 @@ def executor(machine: Machine) -> Execute:
         return Counts()
 
     return execute
+
+
+def current_stream(device: int = 0) -> int:
+    """The CUstream address of CuPy's current stream on a GPU."""
+    return int(cupy.cuda.get_current_stream(device).ptr)
 
 
 def device_workspaces(launches: tuple[Launch, ...], device: int = 0) -> dict[str, cupy.ndarray]:

@@ -4,6 +4,7 @@ import ctypes
 from collections.abc import Mapping
 from ctypes import c_uint64, c_void_p
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -139,10 +140,12 @@ class Parameters:
 
 def pointer_of(array: DeviceArray, described: Array) -> int:
     """The address of a device array; raises InputError where it is not the dense, aligned array described."""
-    interface = array.__cuda_array_interface__
+    interface = getattr(array, "__cuda_array_interface__", None)
+    if interface is None:
+        raise InputError(f"{described.name} must be an array on a GPU; it is {type(array).__qualname__}")
     pointer = int(interface["data"][0])
     shape, itemsize = tuple(interface["shape"]), int(interface["typestr"][2:])
-    nbytes = int(np.prod(shape, dtype=np.int64)) * itemsize
+    nbytes = prod(shape) * itemsize
     if nbytes != described.nbytes:
         raise InputError(f"{described.name} must hold {described.nbytes:,} B; it holds {nbytes:,} B")
     strides = interface.get("strides")
@@ -151,6 +154,14 @@ def pointer_of(array: DeviceArray, described: Array) -> int:
     if pointer % ALIGNMENT:
         raise InputError(f"{described.name} must start at a multiple of {ALIGNMENT} B; it starts at {pointer:#x}")
     return pointer
+
+
+def require_on(device: int, pointer: int, name: str) -> None:
+    """Raise InputError where an array's memory is not that of the GPU with this number."""
+    ordinal = driver.api().CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    found = int(driver.call("cuPointerGetAttribute", ordinal, pointer))
+    if found != device:
+        raise InputError(f"{name} is on GPU {found}; it must be on GPU {device}")
 
 
 def dense_strides(shape: tuple[int, ...], itemsize: int = 1) -> tuple[int, ...]:
