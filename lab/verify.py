@@ -88,9 +88,15 @@ def verify(
     return Verification(kernel.name, problem, schedule, check, theory, counted, disagreements(theory, counted))
 
 
+def scratch(launches: tuple[Launch, ...]) -> dict[str, Array]:
+    """The array arguments that are not the problem's own: workspaces, and what one launch writes for the next."""
+    own = {*launches[0].problem.inputs, *launches[0].problem.outputs}
+    return {a.name: a for launch in launches for a in launch.arrays if a.name not in own}
+
+
 def workspaces(launches: tuple[Launch, ...]) -> dict[str, NDArray]:
-    """Zeroed workspace arrays of all launches."""
-    return {a.name: np.zeros(a.shape, a.storage) for lau in launches for a in lau.arrays if a.role is Role.WORKSPACE}
+    """Zeroed arrays for all that the launches take beside the problem's own."""
+    return {name: np.zeros(array.shape, array.storage) for name, array in scratch(launches).items()}
 
 
 def guarded_outputs(launches: tuple[Launch, ...]) -> dict[str, tuple[NDArray, NDArray]]:

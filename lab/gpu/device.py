@@ -3,7 +3,7 @@
 import ctypes
 import re
 from collections.abc import Callable
-from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
+from ctypes import byref, c_char_p, c_uint, c_ulonglong, c_void_p
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
@@ -12,10 +12,6 @@ from typing import Any
 from lab.gpu import driver
 from sim.errors import NoDeviceError
 from sim.machine import MACHINES, Machine
-
-# CUdevice_attribute
-_CLOCK_KHZ, _SMS, _MEMORY_CLOCK_KHZ, _BUS_BITS, _L2, _THREADS_PER_SM = 13, 16, 36, 37, 38, 39
-_MAJOR, _MINOR, _SHARED_PER_SM, _REGISTERS_PER_SM, _SHARED_PER_BLOCK = 75, 76, 81, 82, 97
 
 # nvmlClocksEventReasons, NVML API reference
 _THROTTLE = {
@@ -68,44 +64,42 @@ class Conditions:
 
 
 def require_device() -> None:
-    """Raise NoDeviceError, in one sentence, where no GPU can be used. Loads libcuda only, once."""
-    driver.library()
+    """Raise NoDeviceError, in one sentence, where no GPU can be used. Loads libcuda and its binding only, once."""
+    driver.api()
 
 
 @cache
-def card() -> Card:
-    """The first GPU this process can see; raises NoDeviceError where there is none."""
-    lib = driver.library()
-    name = ctypes.create_string_buffer(256)
-    driver.check(lib.cuDeviceGetName(name, 256, 0), "cuDeviceGetName", lib)
-    total = c_size_t()
-    driver.check(lib.cuDeviceTotalMem_v2(byref(total), 0), "cuDeviceTotalMem", lib)
+def card(device: int = 0) -> Card:
+    """A GPU that this process can see, by its number; raises NoDeviceError where there is none."""
+    attributes = driver.api().CUdevice_attribute
+    count = driver.call("cuDeviceGetCount")
+    if not 0 <= device < count:
+        raise NoDeviceError(f"this process can see {count} GPUs, numbered from 0; there is no GPU {device}")
 
-    def attribute(number: int) -> int:
-        value = c_int()
-        driver.check(lib.cuDeviceGetAttribute(byref(value), number, 0), "cuDeviceGetAttribute", lib)
-        return value.value
+    def attribute(name: str) -> int:
+        return int(driver.call("cuDeviceGetAttribute", getattr(attributes, f"CU_DEVICE_ATTRIBUTE_{name}"), device))
 
     return Card(
-        name=name.value.decode(),
-        driver=_driver_version(lib),
-        capability=(attribute(_MAJOR), attribute(_MINOR)),
-        sms=attribute(_SMS),
-        hbm_bytes=total.value,
-        hbm_bandwidth=2e3 * attribute(_MEMORY_CLOCK_KHZ) * attribute(_BUS_BITS) / 8,  # two transfers a clock
-        l2_bytes=attribute(_L2),
-        sm_clock_max=attribute(_CLOCK_KHZ) / 1e3,
-        memory_clock_max=attribute(_MEMORY_CLOCK_KHZ) / 1e3,
-        shared_bytes_per_block=attribute(_SHARED_PER_BLOCK),
-        shared_bytes_per_sm=attribute(_SHARED_PER_SM),
-        registers_per_sm=attribute(_REGISTERS_PER_SM),
-        threads_per_sm=attribute(_THREADS_PER_SM),
+        name=driver.call("cuDeviceGetName", 256, device).rstrip(b"\0").decode(),
+        driver=_driver_version(),
+        capability=(attribute("COMPUTE_CAPABILITY_MAJOR"), attribute("COMPUTE_CAPABILITY_MINOR")),
+        sms=attribute("MULTIPROCESSOR_COUNT"),
+        hbm_bytes=int(driver.call("cuDeviceTotalMem", device)),
+        # two transfers a clock
+        hbm_bandwidth=2e3 * attribute("MEMORY_CLOCK_RATE") * attribute("GLOBAL_MEMORY_BUS_WIDTH") / 8,
+        l2_bytes=attribute("L2_CACHE_SIZE"),
+        sm_clock_max=attribute("CLOCK_RATE") / 1e3,
+        memory_clock_max=attribute("MEMORY_CLOCK_RATE") / 1e3,
+        shared_bytes_per_block=attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN"),
+        shared_bytes_per_sm=attribute("MAX_SHARED_MEMORY_PER_MULTIPROCESSOR"),
+        registers_per_sm=attribute("MAX_REGISTERS_PER_MULTIPROCESSOR"),
+        threads_per_sm=attribute("MAX_THREADS_PER_MULTIPROCESSOR"),
     )
 
 
-def machine() -> Machine:
-    """The machine that this process's GPU is; raises NoDeviceError where there is none."""
-    return machine_of(card())
+def machine(device: int = 0) -> Machine:
+    """The machine that a GPU of this process is; raises NoDeviceError where there is none."""
+    return machine_of(card(device))
 
 
 def machine_of(gpu: Card) -> Machine:
@@ -140,9 +134,9 @@ def machine_of(gpu: Card) -> Machine:
     )
 
 
-def require_kernel(name: str, runs_on: Callable[[str], bool], needs: str, target: Machine) -> None:
-    """Raise NoDeviceError where this GPU is not `target` or cannot run a kernel that needs architecture `needs`."""
-    gpu = card()
+def require_kernel(name: str, runs_on: Callable[[str], bool], needs: str, target: Machine, device: int = 0) -> None:
+    """Raise NoDeviceError where the GPU is not `target` or cannot run a kernel that needs architecture `needs`."""
+    gpu = card(device)
     if target.arch != gpu.arch:
         raise NoDeviceError(f"code for the {target.title} ({target.arch}) does not run on this {gpu.name} ({gpu.arch})")
     if not runs_on(gpu.arch):
@@ -184,10 +178,9 @@ def _nvml() -> tuple[Any, c_void_p] | None:
     lib = _nvml_library()
     if lib is None:
         return None
-    bus = ctypes.create_string_buffer(32)
     gpu = c_void_p()
-    driver.call("cuDeviceGetPCIBusId", bus, 32, 0)
-    if lib.nvmlDeviceGetHandleByPciBusId_v2(c_char_p(bus.value), byref(gpu)):
+    bus = driver.call("cuDeviceGetPCIBusId", 32, 0)
+    if lib.nvmlDeviceGetHandleByPciBusId_v2(c_char_p(bus), byref(gpu)):
         return None
     return lib, gpu
 
@@ -201,11 +194,10 @@ def _nvml_library() -> Any:
     return lib if lib.nvmlInit_v2() == 0 else None
 
 
-def _driver_version(cuda: Any) -> str:
+def _driver_version() -> str:
     nvml = _nvml_library()
     text = ctypes.create_string_buffer(80)
     if nvml and nvml.nvmlSystemGetDriverVersion(text, 80) == 0:
         return text.value.decode()
-    number = c_int()
-    driver.check(cuda.cuDriverGetVersion(byref(number)), "cuDriverGetVersion", cuda)
-    return f"for CUDA {number.value // 1000}.{number.value % 1000 // 10}"
+    number = driver.call("cuDriverGetVersion")
+    return f"for CUDA {number // 1000}.{number % 1000 // 10}"

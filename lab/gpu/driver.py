@@ -1,22 +1,12 @@
-"""libcuda, called directly: no library to import before it is known that there is a device, and microseconds a call.
-
-The structures are those of cuda.h (CUDA Driver API, "Data types used by CUDA driver").
-"""
+"""The CUDA driver through cuda.bindings, loaded when a GPU is first asked for; a failed call is one sentence."""
 
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ctypes import POINTER, Structure, Union, c_char_p, c_int, c_uint, c_void_p
 from functools import cache
 from typing import Any
 
 from sim.errors import EnvironmentFailure, NoDeviceError
-
-CLUSTER_DIMENSION = 4  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-PROGRAMMATIC_STREAM_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-MAX_DYNAMIC_SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-NON_PORTABLE_CLUSTER = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
-CAPTURE_RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
 
 # What a user can understand of the codes that a wrong or slow kernel causes.
 _MEANING = {
@@ -27,83 +17,79 @@ _MEANING = {
     716: "a kernel accessed a misaligned address",
     719: "a kernel failed",
 }
-
-
-class _Dimensions(Structure):
-    _fields_ = (("x", c_uint), ("y", c_uint), ("z", c_uint))
-
-
-class _AttributeValue(Union):
-    _fields_ = (("cluster", _Dimensions), ("flag", c_int), ("bytes", ctypes.c_char * 64))
-
-
-class LaunchAttribute(Structure):
-    """CUlaunchAttribute."""
-
-    _fields_ = (("id", c_int), ("pad", ctypes.c_char * 4), ("value", _AttributeValue))
-
-
-class LaunchConfig(Structure):
-    """CUlaunchConfig."""
-
-    _fields_ = (
-        ("grid", c_uint * 3),
-        ("block", c_uint * 3),
-        ("shared_bytes", c_uint),
-        ("stream", c_void_p),
-        ("attributes", POINTER(LaunchAttribute)),
-        ("attribute_count", c_uint),
-    )
+_NO_DEVICE = 100
 
 
 @cache
-def library() -> ctypes.CDLL:
-    """libcuda, initialised; raises NoDeviceError in one sentence where there is no driver or no device."""
+def api() -> Any:
+    """`cuda.bindings.driver`, initialised; raises NoDeviceError in one sentence where there is no driver or no device.
+
+    libcuda is looked for before anything of cuda-python is touched: without it some of that raises pages, some hangs.
+    """
     try:
-        lib = ctypes.CDLL("libcuda.so.1")
+        ctypes.CDLL("libcuda.so.1")
     except OSError:
         raise NoDeviceError("there is no NVIDIA driver here (libcuda.so.1 was not found)") from None
-    status = lib.cuInit(0)
-    count = c_int(0)
-    if status == 0:
-        status = lib.cuDeviceGetCount(ctypes.byref(count))
-    if status == 100 or (status == 0 and count.value == 0):
+    from cuda.bindings import driver  # loaded on first use: listing and explaining kernels load no GPU library
+
+    (status,), count = driver.cuInit(0), 0
+    if not status:
+        status, count = driver.cuDeviceGetCount()
+    if status == _NO_DEVICE or (not status and not count):
         raise NoDeviceError("there is an NVIDIA driver here but no GPU that this process can see")
     if status:
-        raise NoDeviceError(f"the NVIDIA driver cannot start ({_name(lib, status)})")
-    return lib
+        raise NoDeviceError(f"the NVIDIA driver cannot start ({_name(status)})")
+    return driver
 
 
-def call(function: str, *arguments: Any) -> None:
-    """Call a driver function; raises EnvironmentFailure in one sentence where it fails."""
-    lib = library()
-    check(getattr(lib, function)(*arguments), function, lib)
-
-
-def check(status: int, function: str, lib: Any) -> None:
-    """Raise EnvironmentFailure for a status other than success."""
+def call(function: str, *arguments: Any) -> Any:
+    """What a driver function gives, if anything; raises EnvironmentFailure in one sentence where it fails."""
+    status, *given = getattr(api(), function)(*arguments)
     if status:
-        name = _name(lib, status)
-        raise EnvironmentFailure(f"{_MEANING.get(status, 'the CUDA driver refused a call')} ({name} in {function})")
+        raise failure(status, function)
+    return given[0] if given else None
+
+
+def failure(status: Any, function: str) -> EnvironmentFailure:
+    """The error that a status other than success is."""
+    meaning = _MEANING.get(int(status), "the CUDA driver refused a call")
+    return EnvironmentFailure(f"{meaning} ({_name(status)} in {function})")
 
 
 def synchronize(stream: int) -> None:
     """Wait for a stream; raises EnvironmentFailure for whatever its work did wrong."""
-    call("cuStreamSynchronize", c_void_p(stream))
+    call("cuStreamSynchronize", stream)
+
+
+@contextmanager
+def current(device: int) -> Iterator[None]:
+    """Make a GPU's primary context, which CuPy and PyTorch share, this thread's own for a while.
+
+    A thread that has no context keeps this one.
+    """
+    before = call("cuCtxGetCurrent")
+    call("cuCtxSetCurrent", _primary_context(device))
+    try:
+        yield
+    finally:
+        if int(before):
+            call("cuCtxSetCurrent", before)
 
 
 @contextmanager
 def relaxed_capture() -> Iterator[None]:
     """Let this thread load modules and allocate although some stream is being captured."""
-    mode = c_int(CAPTURE_RELAXED)
-    call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+    mode = call("cuThreadExchangeStreamCaptureMode", api().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
     try:
         yield
     finally:
-        call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+        call("cuThreadExchangeStreamCaptureMode", mode)
 
 
-def _name(lib: Any, status: int) -> str:
-    name = c_char_p()
-    lib.cuGetErrorName(status, ctypes.byref(name))
-    return name.value.decode() if name.value else f"CUDA error {status}"
+@cache
+def _primary_context(device: int) -> Any:
+    return call("cuDevicePrimaryCtxRetain", device)
+
+
+def _name(status: Any) -> str:
+    return str(getattr(status, "name", f"CUDA error {status}"))

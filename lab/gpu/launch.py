@@ -1,10 +1,10 @@
 """Launches on the GPU: compiled, loaded, parameters packed once, then run in microseconds on any stream."""
 
-import ctypes
 from collections.abc import Mapping
-from ctypes import c_void_p
 from functools import cache
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import cupy
 import numpy as np
@@ -12,34 +12,32 @@ from numpy.typing import NDArray
 
 from lab import catalog
 from lab.compile import compile_launch
-from lab.gpu import device, driver
+from lab.gpu import driver
+from lab.gpu.device import require_kernel
 from lab.gpu.parameters import DeviceArray, Parameters, pointers_of
-from lab.verify import Execute
+from lab.verify import Execute, scratch
 from sim.counts import Counts
-from sim.errors import EnvironmentFailure
 from sim.launch import Launch, Role
 from sim.machine import Machine
 
-_INVALID_CONTEXT = 201  # this thread has not used the GPU yet
+_OTHER_CONTEXT = (201, 400)  # invalid context, invalid handle: this thread uses no GPU, or another one
 _PORTABLE_CLUSTER = 8  # CTAs; more need an opt-in (CUDA C++ Programming Guide, "Thread block clusters")
 
 
 class Prepared:
-    """Launches that are ready to run in order: `bind` the arrays, then call it, also while a graph is captured.
+    """Launches ready to run in order on a GPU: `bind` the arrays, then call it, also while a graph is captured.
 
     Not for two threads at once: binding patches the parameters in place.
     """
 
-    def __init__(self, launches: tuple[Launch, ...], machine: Machine) -> None:
+    def __init__(self, launches: tuple[Launch, ...], machine: Machine, device: int = 0) -> None:
         for launch in launches:
             solves = catalog.get(launch.kernel).solves
-            device.require_kernel(launch.kernel, solves.runs_on, solves.arch, machine)
-        use_context()
-        with driver.relaxed_capture():
-            self._ready = [Ready(launch, compile_launch(launch, machine).path) for launch in launches]
+            require_kernel(launch.kernel, solves.runs_on, solves.arch, machine, device)
+        self.device = device
+        with driver.current(device), driver.relaxed_capture():
+            self._ready = [Ready(launch, compile_launch(launch, machine).path, device) for launch in launches]
         self._pointers: dict[str, int] = {}
-        self._launch = driver.library().cuLaunchKernelEx
-        self._launch.argtypes = (c_void_p, c_void_p, c_void_p, c_void_p)
 
     def bind(self, pointers: Mapping[str, int]) -> "Prepared":
         """Let the named arrays lie at these addresses from the next call on."""
@@ -53,24 +51,20 @@ class Prepared:
     def __call__(self, stream: int | None = None) -> None:
         """Enqueue the launches on a stream (a CUstream address; CuPy's current one by default)."""
         if stream is None:
-            stream = cupy.cuda.get_current_stream().ptr
+            stream = current_stream(self.device)
         for ready in self._ready:
-            ready.config.stream = stream
-            status = self._launch(ready.config_address, ready.function, ready.parameters.address, None)
-            if status == _INVALID_CONTEXT:
-                use_context()
-                status = self._launch(ready.config_address, ready.function, ready.parameters.address, None)
-            if status:
-                driver.check(status, f"cuLaunchKernelEx of {ready.entry}", driver.library())
+            ready(stream)
 
 
-def prepare(launches: tuple[Launch, ...], arrays: Mapping[str, DeviceArray], machine: Machine) -> Prepared:
+def prepare(
+    launches: tuple[Launch, ...], arrays: Mapping[str, DeviceArray], machine: Machine, device: int = 0
+) -> Prepared:
     """Compile and load launches and bind arrays on the device to them.
 
     Raises InputError for an array that is not what its launch describes, NoDeviceError where this GPU cannot run them,
     EnvironmentFailure where they do not compile.
     """
-    return Prepared(launches, machine).bind(pointers_of(arrays, launches))
+    return Prepared(launches, machine, device).bind(pointers_of(arrays, launches))
 
 
 def executor(machine: Machine) -> Execute:
@@ -96,83 +90,89 @@ def executor(machine: Machine) -> Execute:
     return execute
 
 
-def device_workspaces(launches: tuple[Launch, ...]) -> dict[str, cupy.ndarray]:
-    """Zeroed device arrays for every workspace of the launches, and for what one launch writes for the next."""
-    given = {name for launch in launches for name in (*launch.problem.inputs, *launch.problem.outputs)}
-    arrays = {a.name: a for launch in launches for a in launch.arrays if a.name not in given}
-    if not arrays:
+def current_stream(device: int = 0) -> int:
+    """The CUstream address of CuPy's current stream on a GPU."""
+    return int(cupy.cuda.get_current_stream(device).ptr)
+
+
+def device_workspaces(launches: tuple[Launch, ...], device: int = 0) -> dict[str, cupy.ndarray]:
+    """Zeroed arrays on a GPU for all that the launches take beside the problem's own arrays."""
+    described = scratch(launches)
+    if not described:
         return {}
-    with driver.relaxed_capture(), cupy.cuda.Stream(non_blocking=True) as stream:
-        zeroed = {name: cupy.zeros(array.shape, array.storage) for name, array in arrays.items()}
+    with cupy.cuda.Device(device), driver.relaxed_capture(), cupy.cuda.Stream(non_blocking=True) as stream:
+        zeroed = {name: cupy.zeros(array.shape, array.storage) for name, array in described.items()}
         driver.synchronize(stream.ptr)
     return zeroed
 
 
-def use_context() -> None:
-    """Make the GPU's primary context, which CuPy and PyTorch share, this thread's own."""
-    driver.call("cuCtxSetCurrent", _context())
-
-
-@cache
-def _context() -> c_void_p:
-    context = c_void_p()
-    driver.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), 0)
-    return context
-
-
 class Ready:
-    """One launch: its function, its geometry as the driver's structure, its parameters."""
+    """One launch: its function, its geometry as the driver's structure, its parameters.
 
-    def __init__(self, launch: Launch, cubin: Path) -> None:
-        self.entry = launch.entry
+    A call costs the host half a microsecond, as much as through ctypes.
+    """
+
+    def __init__(self, launch: Launch, cubin: Path, device: int = 0) -> None:
         self.parameters = Parameters(launch)
-        self.function = function(cubin, launch)
-        self._attributes = (driver.LaunchAttribute * 2)(*launch_attributes(launch))
-        self.config = driver.LaunchConfig(
-            grid=launch.grid,
-            block=launch.block,
-            shared_bytes=launch.shared_bytes,
-            attributes=self._attributes,
-            attribute_count=len(launch_attributes(launch)),
-        )
-        self.config_address = ctypes.addressof(self.config)
+        self._entry = launch.entry
+        self._device = device
+        self._function = function(cubin, launch, device)
+        self._config = launch_config(launch)
+        self._stream = 0
+        self._launch = driver.api().cuLaunchKernelEx
+
+    def __call__(self, stream: int) -> None:
+        """Enqueue it; raises EnvironmentFailure where the driver refuses."""
+        if stream != self._stream:
+            self._config.hStream = self._stream = stream
+        (status,) = self._launch(self._config, self._function, self.parameters.address, 0)
+        if status in _OTHER_CONTEXT:
+            with driver.current(self._device):
+                (status,) = self._launch(self._config, self._function, self.parameters.address, 0)
+        if status:
+            raise driver.failure(status, f"cuLaunchKernelEx of {self._entry}")
 
 
-def launch_attributes(launch: Launch) -> list[driver.LaunchAttribute]:
-    """The cluster and the programmatic stream serialization that a launch asks for."""
-    attributes = []
+def launch_config(launch: Launch) -> Any:
+    """A launch's geometry as CUlaunchConfig, with the cluster and the stream serialization that it asks for."""
+    cuda = driver.api()
+    config, attributes = cuda.CUlaunchConfig(), []
+    config.gridDimX, config.gridDimY, config.gridDimZ = launch.grid
+    config.blockDimX, config.blockDimY, config.blockDimZ = launch.block
+    config.sharedMemBytes = launch.shared_bytes
     if launch.cluster != (1, 1, 1):
-        cluster = driver.LaunchAttribute(id=driver.CLUSTER_DIMENSION)
-        cluster.value.cluster.x, cluster.value.cluster.y, cluster.value.cluster.z = launch.cluster
+        cluster = cuda.CUlaunchAttribute()
+        cluster.id = cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        extent = cluster.value.clusterDim
+        extent.x, extent.y, extent.z = launch.cluster
         attributes.append(cluster)
     if launch.dependent:
-        dependent = driver.LaunchAttribute(id=driver.PROGRAMMATIC_STREAM_SERIALIZATION)
-        dependent.value.flag = 1
+        dependent = cuda.CUlaunchAttribute()
+        dependent.id = cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        dependent.value.programmaticStreamSerializationAllowed = 1
         attributes.append(dependent)
-    return attributes
+    config.attrs, config.numAttrs = attributes, len(attributes)
+    return config
 
 
-def function(cubin: Path, launch: Launch) -> int:
+def function(cubin: Path, launch: Launch, device: int = 0) -> Any:
     """The CUfunction of a launch's entry, allowed the shared memory and the cluster that the launch asks for."""
-    handle = c_void_p()
-    driver.call("cuModuleGetFunction", ctypes.byref(handle), load(cubin), launch.entry.encode())
-    allowed = ctypes.c_int()  # launches of one function may differ in their shared memory: none takes from another's
-    driver.call("cuFuncGetAttribute", ctypes.byref(allowed), driver.MAX_DYNAMIC_SHARED_BYTES, handle)
-    if launch.shared_bytes > allowed.value:
-        driver.call("cuFuncSetAttribute", handle, driver.MAX_DYNAMIC_SHARED_BYTES, launch.shared_bytes)
-    if int(np.prod(launch.cluster)) > _PORTABLE_CLUSTER:
-        driver.call("cuFuncSetAttribute", handle, driver.NON_PORTABLE_CLUSTER, 1)
-    if handle.value is None:
-        raise EnvironmentFailure(f"{cubin.name} has no entry {launch.entry}")
-    return handle.value
+    attributes = driver.api().CUfunction_attribute
+    found = driver.call("cuModuleGetFunction", load(cubin, device), launch.entry.encode())
+    # Launches of one function may differ in their shared memory: none takes from another's.
+    shared = attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    if launch.shared_bytes > driver.call("cuFuncGetAttribute", shared, found):
+        driver.call("cuFuncSetAttribute", found, shared, launch.shared_bytes)
+    if prod(launch.cluster) > _PORTABLE_CLUSTER:
+        driver.call("cuFuncSetAttribute", found, attributes.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)
+    return found
 
 
 @cache
-def load(cubin: Path) -> c_void_p:
-    """The CUmodule of a cubin, loaded once into the current context."""
-    module = c_void_p()
-    driver.call("cuModuleLoadData", ctypes.byref(module), cubin.read_bytes())
-    return module
+def load(cubin: Path, device: int) -> Any:
+    """The CUmodule of a cubin in a GPU's primary context, loaded once."""
+    with driver.current(device):
+        return driver.call("cuModuleLoadData", cubin.read_bytes())
 
 
 def _whole(array: NDArray) -> NDArray:

@@ -2,8 +2,9 @@
 
 import ctypes
 from collections.abc import Mapping
-from ctypes import c_uint32, c_uint64, c_void_p
+from ctypes import c_uint64, c_void_p
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,25 +16,20 @@ from sim.launch import Array, Launch, Scalar, TensorMap
 ALIGNMENT = 16  # bytes: what vector loads and TMA ask of a global address (PTX ISA, "Tensor memory access")
 MAP_BYTES, MAP_ALIGNMENT = 128, 64  # CUtensorMap
 
-# CUtensorMapDataType by format or NumPy type name; packed formats travel as bytes.
+# CU_TENSOR_MAP_DATA_TYPE_ by format or NumPy type name; packed formats travel as bytes.
 _ELEMENT = {
-    "uint8": 0,
-    "fp8": 0,
-    "uint16": 1,
-    "uint32": 2,
-    "int32": 3,
-    "int64": 5,
-    "fp16": 6,
-    "fp32": 7,
-    "float32": 7,
-    "bf16": 9,
+    "uint16": "UINT16",
+    "uint32": "UINT32",
+    "int32": "INT32",
+    "int64": "INT64",
+    "fp16": "FLOAT16",
+    "fp32": "FLOAT32",
+    "float32": "FLOAT32",
+    "bf16": "BFLOAT16",
 }
-_BYTES = 0  # CU_TENSOR_MAP_DATA_TYPE_UINT8
-_SWIZZLE = {0: 0, 32: 1, 64: 2, 128: 3}  # CUtensorMapSwizzle by its bytes
-_L2_PROMOTION_NONE, _L2_PROMOTION_256B = 0, 3
+_BYTES = "UINT8"
+_SWIZZLE = {0: "NONE", 32: "32B", 64: "64B", 128: "128B"}  # CU_TENSOR_MAP_SWIZZLE_ by its bytes
 _LINE = 128  # bytes of L2
-_FILL_ZERO = 0
-_INTERLEAVE_NONE = 0
 
 
 class DeviceArray(Protocol):
@@ -47,11 +43,11 @@ class DeviceArray(Protocol):
 class TiledMap:
     """The arguments of cuTensorMapEncodeTiled: innermost dimension first, strides in bytes without the innermost."""
 
-    element: int
+    element: str  # the end of a CUtensorMapDataType's name
     dimensions: tuple[int, ...]
     strides: tuple[int, ...]
     box: tuple[int, ...]
-    swizzle: int
+    swizzle: str  # the end of a CUtensorMapSwizzle's name
 
 
 def tiled_map(tensor_map: TensorMap, array: Array) -> TiledMap:
@@ -68,26 +64,37 @@ def tiled_map(tensor_map: TensorMap, array: Array) -> TiledMap:
     )
 
 
-def encode_map(tiled: TiledMap, pointer: int, destination: int) -> None:
-    """Write the 128 bytes of a tensor map over the array at `pointer` to `destination`, 64-byte aligned."""
-    rank = len(tiled.dimensions)
-    # Rows that start anywhere in a line: fetching more than was asked for made a GEMM of such rows 10% slower.
-    promotion = _L2_PROMOTION_NONE if any(stride % _LINE for stride in tiled.strides) else _L2_PROMOTION_256B
-    driver.call(
-        "cuTensorMapEncodeTiled",
-        c_void_p(destination),
-        tiled.element,
-        c_uint32(rank),
-        c_void_p(pointer),
-        (c_uint64 * rank)(*tiled.dimensions),
-        (c_uint64 * rank)(*tiled.strides),
-        (c_uint32 * rank)(*tiled.box),
-        (c_uint32 * rank)(*[1] * rank),
-        _INTERLEAVE_NONE,
-        tiled.swizzle,
-        promotion,
-        _FILL_ZERO,
-    )
+class EncodedMap:
+    """The 128 bytes of a tensor map, which lie at `address`, 64-byte aligned; blank until `point` names an array."""
+
+    def __init__(self, tiled: TiledMap, address: int) -> None:
+        cuda = driver.api()
+        # Rows that start anywhere in a line: fetching more than was asked for made a GEMM of such rows 10% slower.
+        promotion = "NONE" if any(stride % _LINE for stride in tiled.strides) else "L2_256B"
+        self._element = getattr(cuda.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{tiled.element}")
+        self._rank = len(tiled.dimensions)
+        self._layout = (
+            [cuda.cuuint64_t(extent) for extent in tiled.dimensions],
+            [cuda.cuuint64_t(stride) for stride in tiled.strides],
+            [cuda.cuuint32_t(extent) for extent in tiled.box],
+            [cuda.cuuint32_t(1)] * self._rank,
+            cuda.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+            getattr(cuda.CUtensorMapSwizzle, f"CU_TENSOR_MAP_SWIZZLE_{tiled.swizzle}"),
+            getattr(cuda.CUtensorMapL2promotion, f"CU_TENSOR_MAP_L2_PROMOTION_{promotion}"),
+            cuda.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+        self._address = address
+        self._in_place = cuda.CUtensorMap(_ptr=address)
+        self._encoded = False
+
+    def point(self, pointer: int) -> None:
+        """Let the array lie at `pointer`. Only the first time is the whole map encoded, which costs the host more."""
+        if self._encoded:
+            driver.call("cuTensorMapReplaceAddress", self._in_place, pointer)
+            return
+        encoded = driver.call("cuTensorMapEncodeTiled", self._element, self._rank, pointer, *self._layout)
+        ctypes.memmove(self._address, encoded.getPtr(), MAP_BYTES)
+        self._encoded = True
 
 
 class Parameters:
@@ -109,7 +116,7 @@ class Parameters:
         self._table = (c_void_p * max(1, len(offsets)))(*[base + offset for offset in offsets])
         self.address = ctypes.addressof(self._table)
         self._pointers: dict[str, list[c_uint64]] = {}
-        self._maps: dict[str, list[tuple[TiledMap, int]]] = {}
+        self._maps: dict[str, list[EncodedMap]] = {}
         for argument, offset in zip(launch.arguments, offsets, strict=True):
             at = base + offset
             if isinstance(argument, Array):
@@ -118,7 +125,7 @@ class Parameters:
                 if argument.array not in arrays:
                     raise ValueError(f"tensor map {argument.name} is over {argument.array}, which is no argument")
                 tiled = tiled_map(argument, arrays[argument.array])
-                self._maps.setdefault(argument.array, []).append((tiled, at))
+                self._maps.setdefault(argument.array, []).append(EncodedMap(tiled, at))
             else:
                 value = np.dtype(argument.type).type(argument.value).tobytes()
                 ctypes.memmove(at, value, len(value))
@@ -127,16 +134,18 @@ class Parameters:
         """Let the array argument called `name` lie at `pointer`."""
         for slot in self._pointers.get(name, ()):
             slot.value = pointer
-        for tiled, at in self._maps.get(name, ()):
-            encode_map(tiled, pointer, at)
+        for encoded in self._maps.get(name, ()):
+            encoded.point(pointer)
 
 
 def pointer_of(array: DeviceArray, described: Array) -> int:
     """The address of a device array; raises InputError where it is not the dense, aligned array described."""
-    interface = array.__cuda_array_interface__
+    interface = getattr(array, "__cuda_array_interface__", None)
+    if interface is None:
+        raise InputError(f"{described.name} must be an array on a GPU; it is {type(array).__qualname__}")
     pointer = int(interface["data"][0])
     shape, itemsize = tuple(interface["shape"]), int(interface["typestr"][2:])
-    nbytes = int(np.prod(shape, dtype=np.int64)) * itemsize
+    nbytes = prod(shape) * itemsize
     if nbytes != described.nbytes:
         raise InputError(f"{described.name} must hold {described.nbytes:,} B; it holds {nbytes:,} B")
     strides = interface.get("strides")
@@ -145,6 +154,14 @@ def pointer_of(array: DeviceArray, described: Array) -> int:
     if pointer % ALIGNMENT:
         raise InputError(f"{described.name} must start at a multiple of {ALIGNMENT} B; it starts at {pointer:#x}")
     return pointer
+
+
+def require_on(device: int, pointer: int, name: str) -> None:
+    """Raise InputError where an array's memory is not that of the GPU with this number."""
+    ordinal = driver.api().CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    found = int(driver.call("cuPointerGetAttribute", ordinal, pointer))
+    if found != device:
+        raise InputError(f"{name} is on GPU {found}; it must be on GPU {device}")
 
 
 def dense_strides(shape: tuple[int, ...], itemsize: int = 1) -> tuple[int, ...]:

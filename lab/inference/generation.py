@@ -194,7 +194,7 @@ def _unit(on: On, machine: Machine) -> LinearUnit:
         return Reference()
     if on == "gpu":
         device.require_device()
-        from lab.gpu.linear_unit import GpuLinears  # loads CuPy; only here is it needed
+        from lab.inference.units.gpu import GpuLinears  # loads CuPy; only here is it needed
 
         return GpuLinears(machine)
     raise InputError(f"unknown chip {on!r}; known: {', '.join(ON)}")

@@ -352,7 +352,7 @@ def test_pytorch_tensors_with_what_follows_a_layer(form: str, torch: Any) -> Non
 
 
 def test_a_models_linear_layers_round_as_the_formats_do(chip: Machine, cupy: Any) -> None:
-    from lab.gpu.linear_unit import GpuLinears
+    from lab.inference.units.gpu import GpuLinears
 
     unit = GpuLinears(chip)
     patterns = np.random.default_rng(0).integers(0, 2**32, 2**16, np.uint32).view(np.float32)

@@ -8,14 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from ctypes import c_void_p
 from functools import partial
 
 import cupy
 
 from lab import catalog
-from lab.gpu import device, driver
-from lab.gpu.launch import Ready, executor, use_context
+from lab.gpu import device
+from lab.gpu.launch import Ready, executor
 from lab.record import Record, append, folder, provenance
 from lab.verify import verify
 from sim.machine import H100
@@ -30,14 +29,11 @@ _COMPLAINT = re.compile(r"========= (?:Error: |Warning: )?(?!COMPUTE)(\S.*)")
 
 
 def launch_wrong(kernel: WrongKernel) -> None:
-    use_context()
     ready = Ready(kernel.launch, kernel.compile(False, H100, "cubin"))
     arrays = {name: cupy.asarray(array) for name, array in kernel.draw(0).items()}
     for name, array in arrays.items():
         ready.parameters.point(name, array.data.ptr)
-    ready.config.stream = cupy.cuda.get_current_stream().ptr
-    call = (ready.config_address, ready.function, ready.parameters.address, None)
-    driver.call("cuLaunchKernelEx", *(c_void_p(pointer) for pointer in call))
+    ready(cupy.cuda.get_current_stream().ptr)
     cupy.cuda.get_current_stream().synchronize()
 
 

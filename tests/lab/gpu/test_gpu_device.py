@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from lab.gpu import device, driver
 from lab.gpu.device import Card, machine_of, throttle_names
-from sim.errors import InputError
+from sim.errors import InputError, NoDeviceError
 from sim.machine import A100, B200, H100, H200, Machine
+from tests.lab.gpu.fake_driver import FakeDriver
 
 CARD = Card(
     name="NVIDIA H100 80GB HBM3",
@@ -62,3 +64,14 @@ def test_a_consumer_card_is_a_machine_of_its_own() -> None:
 def test_throttle_reasons_have_names() -> None:
     assert throttle_names(0x1) == ()  # idle
     assert throttle_names(0x4 | 0x20) == ("power cap", "software thermal")
+
+
+def test_each_gpu_is_described_by_its_own_driver_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "api", lambda: FakeDriver(devices=2))
+    card = device.card.__wrapped__  # what the driver says of this test is not kept
+    assert [card(number).name for number in (0, 1)] == ["NVIDIA H100 80GB HBM3", "NVIDIA H100 80GB HBM4"]
+    assert card(0).capability == (75, 76)  # the fake's attributes are their numbers
+    assert card(0).hbm_bytes == 80 * 2**30
+    for number in (-1, 2):
+        with pytest.raises(NoDeviceError, match=f"can see 2 GPUs, numbered from 0; there is no GPU {number}"):
+            card(number)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from lab import catalog
-from lab.gpu import driver
 from lab.gpu.launch import Prepared, executor
 from lab.problems import Linear
 from lab.verify import guarded_array, guards_intact, verify
@@ -17,7 +16,7 @@ from sim.errors import EnvironmentFailure, NoDeviceError
 from sim.formats import encode
 from sim.launch import Role
 from sim.machine import A100, H100
-from tests.lab.gpu.fake_driver import FakeLibrary, index_of
+from tests.lab.gpu.fake_driver import FakeDriver, index_of
 from tests.strategies import compare_y
 
 KERNEL = catalog.get("gemv_vectorized")
@@ -32,8 +31,8 @@ def host(pointer: int, shape: tuple[int, ...]) -> Any:
     return np.ctypeslib.as_array((ctypes.c_uint16 * count).from_address(pointer)).reshape(shape)
 
 
-def right_kernel(library: FakeLibrary) -> None:
-    x, w, y = (library.pointer(index_of(LAUNCHES[0], name)) for name in ("x", "w", "y"))
+def right_kernel(device: FakeDriver) -> None:
+    x, w, y = (device.pointer(index_of(LAUNCHES[0], name)) for name in ("x", "w", "y"))
     arrays = {"x": host(x, (3, 64)), "w": host(w, (20, 64))}
     host(y, (3, 20))[...] = encode(PROBLEM.reference(arrays)["y"].value, PROBLEM.output)
 
@@ -49,9 +48,9 @@ def test_the_executor_brings_results_back(fake: Any) -> None:
 
 @pytest.mark.parametrize("beyond", [-1, 60])
 def test_the_executor_shows_writes_outside_an_output(fake: Any, beyond: int) -> None:
-    def kernel(library: FakeLibrary) -> None:
-        right_kernel(library)
-        y = library.pointer(index_of(LAUNCHES[0], "y"))
+    def kernel(device: FakeDriver) -> None:
+        right_kernel(device)
+        y = device.pointer(index_of(LAUNCHES[0], "y"))
         ctypes.c_uint16.from_address(y + 2 * beyond).value = 1
 
     fake.kernel = kernel
@@ -60,9 +59,9 @@ def test_the_executor_shows_writes_outside_an_output(fake: Any, beyond: int) -> 
 
 
 def test_an_element_that_no_one_writes_fails(fake: Any) -> None:
-    def kernel(library: FakeLibrary) -> None:
-        right_kernel(library)
-        y = library.pointer(index_of(LAUNCHES[0], "y"))
+    def kernel(device: FakeDriver) -> None:
+        right_kernel(device)
+        y = device.pointer(index_of(LAUNCHES[0], "y"))
         ctypes.c_uint16.from_address(y + 2 * 7).value = 0xFFFF
 
     fake.kernel = kernel
@@ -74,28 +73,51 @@ def test_an_element_that_no_one_writes_fails(fake: Any) -> None:
     assert compare_y(PROBLEM, inputs, arrays["y"]).first_mismatch == (0, 7)
 
 
-def test_clusters_dependent_launches_and_shared_memory_reach_the_driver(fake: Any) -> None:
-    launch = replace(LAUNCHES[0], cluster=(16, 1, 1), dependent=True, shared_bytes=100_000)
+def test_clusters_dependent_launches_and_shared_memory_reach_the_driver(fake: FakeDriver) -> None:
+    launch = replace(LAUNCHES[0], cluster=(16, 2, 1), dependent=True, shared_bytes=100_000)
     Prepared((launch,), H100)(stream=3)
     (config,) = fake.configs
-    assert config["attributes"] == [driver.CLUSTER_DIMENSION, driver.PROGRAMMATIC_STREAM_SERIALIZATION]
-    assert config["cluster"] == [(16, 1, 1)]
+    assert (config["CLUSTER_DIMENSION"], config["PROGRAMMATIC_STREAM_SERIALIZATION"]) == ((16, 2, 1), 1)
     assert (config["shared_bytes"], config["stream"]) == (100_000, 3)
-    assert (driver.MAX_DYNAMIC_SHARED_BYTES, 100_000) in fake.attributes_set
-    assert (driver.NON_PORTABLE_CLUSTER, 1) in fake.attributes_set
+    attributes = fake.CUfunction_attribute
+    assert (attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, 100_000) in fake.attributes_set
+    assert (attributes.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1) in fake.attributes_set
 
 
-def test_rebinding_moves_only_what_moved(fake: Any) -> None:
+def test_a_plain_launch_has_no_attributes(fake: FakeDriver) -> None:
+    Prepared((replace(LAUNCHES[0], dependent=False),), H100)(stream=3)
+    (config,) = fake.configs
+    assert not config.keys() & {"CLUSTER_DIMENSION", "PROGRAMMATIC_STREAM_SERIALIZATION"}
+
+
+def test_streams_take_turns(fake: FakeDriver) -> None:
+    prepared = Prepared(LAUNCHES, H100)
+    for stream in (0, 3, 3, 4, 0):
+        prepared(stream)
+    assert [config["stream"] for config in fake.configs] == [0, 3, 3, 4, 0]
+
+
+def test_rebinding_moves_only_what_moved(fake: FakeDriver) -> None:
     prepared = Prepared(LAUNCHES, H100).bind({"x": 16, "w": 32, "y": 48})
     prepared(1)
     prepared.bind({"x": 64})(1)
     assert [fake.pointer(index_of(LAUNCHES[0], name)) for name in ("x", "w", "y")] == [64, 32, 48]
 
 
-def test_a_refused_launch_is_one_sentence(fake: Any) -> None:
-    fake.status = 700
+def test_a_refused_launch_is_one_sentence(fake: FakeDriver) -> None:
+    fake.status = fake.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
     with pytest.raises(EnvironmentFailure, match=r"illegal address \(.* in cuLaunchKernelEx of gemv_vectorized\)"):
         Prepared(LAUNCHES, H100)(1)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 101), (100, 100), (101, 101)])
+def test_launches_on_another_gpu_leave_the_callers_context(fake: FakeDriver, before: int, after: int) -> None:
+    fake.devices, fake.context = 2, before
+    prepared = Prepared(LAUNCHES, H100, device=1)
+    fake.context = before
+    prepared(1)
+    assert [config["context"] for config in fake.configs] == [101]
+    assert fake.context == after
 
 
 @pytest.mark.usefixtures("fake")

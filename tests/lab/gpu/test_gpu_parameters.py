@@ -1,6 +1,7 @@
 """Parameters in memory, tensor maps in the hardware's terms, and what arrays are refused."""
 
 import ctypes
+import itertools
 import struct
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from lab.gpu.parameters import MAP_ALIGNMENT, Parameters, dense_strides, pointer_of, tiled_map
 from sim.errors import InputError
+from sim.formats import FORMATS
 from sim.launch import Array, Launch, Role, Scalar, TensorMap
 
 X = Array("x", Role.IN, (5, 24), "bf16")
@@ -38,18 +40,36 @@ def test_scalars_pointers_and_maps_lie_where_the_table_says(fake: Any) -> None:
     assert ctypes.string_at(at(parameters, 4), 4) == struct.pack("<f", 0.5)
     assert ctypes.c_uint64.from_address(at(parameters, 5)).value == 0x2000
     (encoded,) = fake.encoded
-    assert encoded["at"] == at(parameters, 1)
+    assert ctypes.string_at(at(parameters, 1), 128) == bytes([7] * 128)  # what the fake encodes
     assert encoded["pointer"] == 0x1000
     assert (encoded["dimensions"], encoded["strides"], encoded["box"]) == ([24, 5], [48], [8, 2])
-    assert (encoded["element"], encoded["rank"], encoded["steps"]) == (9, 2, [1, 1])
-    assert encoded["modes"] == [0, 3, 0, 0]  # no interleave, 128-byte swizzle, rows of 48 B not promoted, zeros outside
+    assert (encoded["element"].name, encoded["rank"]) == ("CU_TENSOR_MAP_DATA_TYPE_BFLOAT16", 2)
+    assert encoded["steps"] == [1, 1]
+    assert [mode.name.removeprefix("CU_TENSOR_MAP_") for mode in encoded["modes"]] == [
+        "INTERLEAVE_NONE",
+        "SWIZZLE_128B",
+        "L2_PROMOTION_NONE",  # rows of 48 B
+        "FLOAT_OOB_FILL_NONE",
+    ]
 
 
-def test_moving_an_array_encodes_its_map_again(fake: Any) -> None:
+def test_moving_an_array_changes_its_map_in_place(fake: Any) -> None:
     parameters = Parameters(launch_with(MAP, X))
-    parameters.point("x", 0x1000)
-    parameters.point("x", 0x3000)
-    assert [e["pointer"] for e in fake.encoded] == [0x1000, 0x3000]
+    for pointer in (0x1000, 0x3000, 0x5000):
+        parameters.point("x", pointer)
+    assert [e["pointer"] for e in fake.encoded] == [0x1000]
+    assert fake.replaced == [(at(parameters, 0), 0x3000), (at(parameters, 0), 0x5000)]
+
+
+def test_every_format_and_swizzle_has_a_map(fake: Any) -> None:
+    forms = [*FORMATS, "int32", "int64", "uint32", "uint8"]
+    for form, swizzle in itertools.product(forms, (0, 32, 64, 128)):
+        array, tensor_map = Array("x", Role.IN, (5, 64), form), TensorMap("m", "x", (5, 64), (64, 1), (2, 8), swizzle)
+        Parameters(launch_with(tensor_map, array)).point("x", 0x1000)
+        sizes = {"UINT8": 1, "UINT16": 2, "FLOAT16": 2, "BFLOAT16": 2, "FLOAT32": 4, "INT32": 4, "UINT32": 4}
+        element = fake.encoded[-1]["element"].name.removeprefix("CU_TENSOR_MAP_DATA_TYPE_")
+        assert sizes.get(element, 8) == array.storage.itemsize
+        assert fake.encoded[-1]["modes"][2].name.endswith("L2_256B" if array.storage.itemsize > 1 else "NONE")
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.sampled_from(["bf16", "fp32", "fp8", "int32"]))

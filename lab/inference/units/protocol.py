@@ -1,22 +1,18 @@
-"""Where the linear layers of a model run: the interface, the float32 reference and the simulated chip."""
+"""Where the linear layers of a model run: what every chip answers, and weights as its kernels read them."""
 
 from dataclasses import dataclass, replace
-from functools import reduce
-from operator import add
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.choice import choose, is_solvable
-from lab.kernel import Kernel
+from lab.choice import is_solvable
+from lab.execute import Bound, Plan, plan
 from lab.problems import Linear
-from lab.verify import workspaces
 from sim import int4
 from sim.counts import Counts
 from sim.errors import InputError
 from sim.formats import decode, encode
-from sim.launch import Launch
 from sim.machine import Machine
 
 
@@ -90,76 +86,30 @@ class LinearUnit(Protocol):
         """The layers that ran since the last call, in order."""
 
 
-class Reference:
-    """float32 NumPy: the oracle."""
-
-    xp = np
-    format = "fp32"
+class Ledger:
+    """The layers that ran, kept until they are asked for."""
 
     def __init__(self) -> None:
         self._done: list[Done] = []
 
-    def load(self, weights: Weights) -> NDArray[np.float32]:
-        return weights.values if isinstance(weights, int4.Groups) else weights
-
-    def round(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        return x
-
-    def __call__(self, x: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
-        n, k = weights.shape
-        problem = Linear(x.shape[0], n, k, self.format)
-        self._done.append(Done("numpy", 1, problem, Counts(flops=problem.flops), None))
-        return x @ weights.T
-
     def drain(self) -> list[Done]:
         done, self._done = self._done, []
         return done
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """How one shape runs, worked out once."""
+class KernelUnit(Ledger):
+    """The lab's kernels on a machine, simulated where `device` is None: each shape is planned and bound once."""
 
-    kernel: Kernel
-    launches: tuple[Launch, ...]
-    workspaces: dict[str, NDArray]
-    predicted_us: float
-
-
-class SimulatedChip:
-    """The lab's own kernels on the simulated machine: activations in bf16, weights too unless they are int4 groups."""
-
-    xp = np
     format = "bf16"
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, device: int | None) -> None:
+        super().__init__()
         self.machine = machine
-        self._plans: dict[Linear, _Plan] = {}
-        self._done: list[Done] = []
+        self._device = device
+        self._bound: dict[Linear, tuple[Plan, Bound]] = {}
 
-    def load(self, weights: Weights) -> Matrix:
-        return matrix_of(weights, self.machine)
-
-    def round(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        return decode(encode(x, self.format), self.format)
-
-    def __call__(self, x: NDArray[np.float32], weights: Matrix) -> NDArray[np.float32]:
-        problem = weights.problem(x.shape[0])
-        plan = self._plan(problem)
-        y = np.empty((problem.m, problem.n), np.uint16)
-        arrays = {"x": encode(x, self.format), **weights.arrays, "y": y, **plan.workspaces}
-        counts = [plan.kernel.module.simulate(launch, arrays, self.machine) for launch in plan.launches]
-        done = Done(plan.kernel.name, len(counts), problem, reduce(add, counts), plan.predicted_us)
-        self._done.append(done)
-        return decode(y, self.format)
-
-    def drain(self) -> list[Done]:
-        done, self._done = self._done, []
-        return done
-
-    def _plan(self, problem: Linear) -> _Plan:
-        if problem not in self._plans:
-            kernel, schedule, launches = choose(problem, self.machine)
-            predicted = kernel.predicted_us(problem, schedule, launches, self.machine)
-            self._plans[problem] = _Plan(kernel, launches, workspaces(launches), predicted)
-        return self._plans[problem]
+    def _ready(self, problem: Linear) -> tuple[Plan, Bound]:
+        if problem not in self._bound:
+            found = plan(problem, self.machine)
+            self._bound[problem] = found, found.bind({}, self._device)
+        return self._bound[problem]

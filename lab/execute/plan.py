@@ -1,0 +1,65 @@
+"""How a problem runs on a machine, worked out once: its kernel, its schedule, its launches."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from lab.choice import choose
+from lab.execute.bound import Bound, SimulatedBound
+from lab.kernel import Kernel
+from lab.problems import Problem
+from sim.counts import Counts
+from sim.errors import InputError
+from sim.launch import Launch
+from sim.machine import Machine
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A problem with the kernel and schedule that solve it on a machine, and the launches that these make."""
+
+    problem: Problem
+    machine: Machine
+    kernel: Kernel
+    schedule: Any
+    launches: tuple[Launch, ...]
+
+    @cached_property
+    def theory(self) -> Counts:
+        """Closed-form counts of all launches together."""
+        counts: Counts = self.kernel.module.theory(self.problem, self.schedule, self.machine)
+        return counts
+
+    @cached_property
+    def predicted_us(self) -> float:
+        """Microseconds of all launches together, as the kernel's model has them."""
+        return self.kernel.predicted_us(self.problem, self.schedule, self.launches, self.machine)
+
+    def bind(self, arrays: Mapping[str, Any], device: int | None = 0) -> Bound:
+        """The launches with arrays by name, on a GPU by its number, or on the simulated chip where `device` is None.
+
+        Arrays lie where they are used: in NumPy for the simulated chip, else on that GPU, dense, with the bits that the
+        problem's formats ask for. Some may be bound later; workspaces are made here. Raises InputError for an array
+        that is not what its launch describes, NoDeviceError where the GPU cannot run the kernel, EnvironmentFailure
+        where it does not compile.
+        """
+        if device is None:
+            return SimulatedBound(self.kernel, self.launches, self.machine).bind(arrays)
+        from lab.execute.device import DeviceBound  # loaded on first use: the simulated chip needs no GPU library
+
+        return DeviceBound(self.launches, self.machine, device).bind(arrays)
+
+
+def plan(problem: Problem, machine: Machine, schedule: Any = None, kernel: Kernel | None = None) -> Plan:
+    """The plan of the kernel and schedule that `lab.choice` takes, of a kernel's best guess, or of its `schedule`.
+
+    Raises InputError or ScheduleError where nothing runs so.
+    """
+    if kernel is None:
+        if schedule is not None:
+            raise InputError("a schedule is one kernel's: name the kernel too")
+        return Plan(problem, machine, *choose(problem, machine))
+    if schedule is None:
+        schedule = kernel.best_guess(problem, machine)
+    return Plan(problem, machine, kernel, schedule, kernel.launches(problem, schedule, machine))
