@@ -11,7 +11,7 @@ from typing import Any
 
 from lab.gpu import driver
 from sim.errors import NoDeviceError
-from sim.machine import MACHINES, Machine
+from sim.machine import MACHINES, Machine, assumed_gpcs
 
 # CUdevice_attribute
 _CLOCK_KHZ, _SMS, _MEMORY_CLOCK_KHZ, _BUS_BITS, _L2, _THREADS_PER_SM = 13, 16, 36, 37, 38, 39
@@ -125,6 +125,7 @@ def machine_of(gpu: Card) -> Machine:
         title=gpu.name,
         arch=gpu.arch,
         sms=gpu.sms,
+        gpcs=assumed_gpcs(gpu.sms),
         clock_hz=clock,
         peaks=MappingProxyType({"fp32": 2 * lanes * gpu.sms * clock}),
         hbm_bytes=gpu.hbm_bytes,
