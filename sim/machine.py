@@ -1,10 +1,16 @@
 """What a chip is: sizes, peaks and bandwidths as data, each with its source."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields
+from math import isfinite
+from pathlib import Path
+from types import MappingProxyType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from sim.errors import InputError
+from sim.folders import config_path
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Machine:
     shared_bytes_per_sm: int
     registers_per_sm: int  # 32-bit
     threads_per_sm: int
-    launch_us: float  # one empty kernel inside a CUDA graph
+    launch_us: float  # one empty kernel inside a CUDA graph; lab.cards has what a card was measured to take
     sources: tuple[str, ...]
     # Defaults: the same for compute capabilities 8.0, 9.0 and 10.0 (CUDA C++ Programming Guide, "Technical
     # Specifications per Compute Capability"; shared memory has 32 banks of 4 bytes).
@@ -45,10 +51,26 @@ class Machine:
     peer_bandwidth: float | None = None  # B/s in one direction over all links to other GPUs, data sheet
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", self.name):
+            raise InputError(f"a machine's name is of small letters, digits and hyphens; got {self.name!r}")
+        if not re.fullmatch(r"sm_\d{2,3}a?", self.arch):
+            raise InputError(f'arch is a compile target such as "sm_90a"; got {self.arch!r}')
+        if "fp32" not in self.peaks:
+            raise InputError("peaks needs fp32, the rate of the CUDA cores")
+        for name, value in self._sizes():
+            if not (isfinite(value) and value > 0):
+                raise InputError(f"{name} must be positive; it is {value}")
         if sum(self.gpcs) != self.sms or list(self.gpcs) != sorted(self.gpcs, reverse=True):
             raise InputError(
                 f"gpcs lists the SMs of each GPC, the largest first; {list(self.gpcs)} does not for {self.sms} SMs"
             )
+
+    def _sizes(self) -> Iterator[tuple[str, float]]:
+        """(name, number) of every figure but those that are None."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            numbers = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else (value,)
+            yield from ((field.name, number) for number in numbers if isinstance(number, int | float))
 
     def peak(self, format_name: str) -> float:
         """FLOP/s for operands of one format; raises InputError where this chip has no such unit."""
@@ -202,9 +224,94 @@ B200 = Machine(
 
 MACHINES: Mapping[str, Machine] = MappingProxyType({m.name: m for m in (A100, H100, H200, B200)})
 
+_MAX_FILE = 2**16  # bytes
+_met: dict[str, Machine] = {}  # from files, and this process's GPU: records and tables name them
 
-def machine(name: str) -> Machine:
-    """The machine of that name; raises InputError and lists the known ones otherwise."""
-    if name not in MACHINES:
-        raise InputError(f"unknown machine {name!r}; known machines: {', '.join(MACHINES)}")
-    return MACHINES[name]
+
+def machine(word: str) -> Machine:
+    """The machine of that name in any case, or the one that a JSON file at that path describes.
+
+    A name may also be of a file in the user folder `machines`. Raises InputError and lists the known names otherwise.
+    """
+    name = word.lower()
+    if name in MACHINES or name in _met:
+        return MACHINES.get(name) or _met[name]
+    if word.endswith(".json"):
+        return meet(machine_in(Path(word)))
+    filed = machine_filed(name)
+    if filed:
+        return filed
+    names = [*MACHINES, *sorted(path.stem for path in _folder().glob("*.json"))]
+    raise InputError(f"unknown machine {word!r}; known machines: {', '.join(names)}")
+
+
+def machine_filed(name: str) -> Machine | None:
+    """The machine in the file of that name in the user folder `machines`; raises InputError where it has another."""
+    path = _folder() / f"{name}.json"
+    if not path.is_file():
+        return None
+    found = machine_in(path)
+    if found.name != name:
+        raise InputError(f"{path} describes {found.name!r}; name it {name!r}, as its file")
+    return meet(found)
+
+
+def _folder() -> Path:
+    return config_path() / "machines"
+
+
+def machine_in(path: Path) -> Machine:
+    """The machine that a JSON file describes, field by field; raises InputError, naming the file, for anything else.
+
+    Lists stand for tuples; fields that have defaults may be left out.
+    """
+    try:
+        if path.stat().st_size > _MAX_FILE:
+            raise InputError(f"it has more than {_MAX_FILE:,} bytes, too many for a machine")
+        given = json.loads(path.read_bytes())
+        if not isinstance(given, dict):
+            raise InputError("it is no JSON object of a machine's fields")
+        found = _from_fields(given)
+        if found.name in MACHINES:
+            raise InputError(f"{found.name} is the {MACHINES[found.name].title}; choose a name of its own")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no JSON: {error}") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return found
+
+
+def _from_fields(given: Mapping[str, Any]) -> Machine:
+    kinds = get_type_hints(Machine)
+    required = [field.name for field in fields(Machine) if field.default is MISSING]
+    if unknown := [name for name in given if name not in kinds]:
+        raise InputError(f"a machine has no {unknown[0]}; it has {', '.join(kinds)}")
+    if missing := [name for name in required if name not in given]:
+        raise InputError(f"{', '.join(missing)} must be given")
+    return Machine(**{name: _converted(name, value, kinds[name]) for name, value in given.items()})
+
+
+def _converted(name: str, value: Any, kind: Any) -> Any:
+    """A value of JSON as the type of a field; raises InputError where it is none."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return None if value is None else _converted(name, value, inner[0])
+    if origin is tuple and isinstance(value, list):
+        kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        if len(kinds) == len(value):
+            return tuple(_converted(name, one, kind) for one, kind in zip(value, kinds, strict=True))
+    if origin is Mapping and isinstance(value, dict):
+        return MappingProxyType({key: _converted(name, one, inner[1]) for key, one in value.items()})
+    if kind is float and type(value) in (int, float):
+        return float(value)
+    if kind in (int, str) and type(value) is kind:
+        return value
+    raise InputError(f"{name} must be {getattr(kind, '__name__', kind)}; got {value!r:.100}")
+
+
+def meet(found: Machine) -> Machine:
+    """Let `machine` know a machine that is none of MACHINES by its name from now on, in this process."""
+    _met[found.name] = found
+    return found
