@@ -3,21 +3,24 @@
 import ctypes
 import re
 from collections.abc import Callable
-from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
-from dataclasses import dataclass
+from ctypes import byref, c_int, c_size_t
+from dataclasses import dataclass, replace
 from functools import cache
 from types import MappingProxyType
 from typing import Any
 
+from lab.cards import calibration
 from lab.gpu import driver
 from sim.errors import NoDeviceError
-from sim.machine import MACHINES, Machine, assumed_gpcs
+from sim.machine import MACHINES, Machine, assumed_gpcs, machine_filed, meet
 
 # CUdevice_attribute
+_BLOCK_THREADS, _GRID_X, _GRID_Y, _GRID_Z = 1, 5, 6, 7
 _CLOCK_KHZ, _SMS, _MEMORY_CLOCK_KHZ, _BUS_BITS, _L2, _THREADS_PER_SM = 13, 16, 36, 37, 38, 39
 _MAJOR, _MINOR, _SHARED_PER_SM, _REGISTERS_PER_SM, _SHARED_PER_BLOCK = 75, 76, 81, 82, 97
+_CTAS_PER_SM, _RESERVED_SHARED, _CLUSTERS = 106, 111, 120
 
-# nvmlClocksEventReasons, NVML API reference
+# nvmlClocksEventReasons, NVML API reference; bindings name some by an old word
 _THROTTLE = {
     0x2: "application clocks",
     0x4: "power cap",
@@ -28,7 +31,10 @@ _THROTTLE = {
     0x80: "power brake",
     0x100: "display clocks",
 }
-_NVML_SM, _NVML_MEMORY = 1, 2  # nvmlClockType_t
+
+
+_OPT_IN_CLUSTER = 16  # CTAs (CUDA C++ Programming Guide, "Thread Block Clusters"; fewer where an SM is short of them)
+_LAUNCH_OF_H100, _LAUNCH_CALIBRATED = "launch time: the H100's is taken", "launch time, L2 rate: lab calibrate"
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,11 @@ class Card:
     shared_bytes_per_sm: int
     registers_per_sm: int
     threads_per_sm: int
+    ctas_per_sm: int
+    max_grid: tuple[int, int, int]
+    max_block_threads: int
+    reserved_shared_bytes: int
+    clusters: bool
 
     @property
     def arch(self) -> str:
@@ -100,28 +111,39 @@ def card() -> Card:
         shared_bytes_per_sm=attribute(_SHARED_PER_SM),
         registers_per_sm=attribute(_REGISTERS_PER_SM),
         threads_per_sm=attribute(_THREADS_PER_SM),
+        ctas_per_sm=attribute(_CTAS_PER_SM),
+        max_grid=(attribute(_GRID_X), attribute(_GRID_Y), attribute(_GRID_Z)),
+        max_block_threads=attribute(_BLOCK_THREADS),
+        reserved_shared_bytes=attribute(_RESERVED_SHARED),
+        clusters=bool(attribute(_CLUSTERS)),
     )
 
 
 def machine() -> Machine:
     """The machine that this process's GPU is; raises NoDeviceError where there is none."""
-    return machine_of(card())
+    return meet(machine_of(card()))
 
 
 def machine_of(gpu: Card) -> Machine:
-    """The known machine with that name, SM count and memory, else one made of what the driver says.
+    """The known machine with that name, SM count and memory, else the one that the user filed, else the driver's facts.
 
-    Such a machine has no tensor-core peaks: kernels run, rooflines of tensor formats refuse.
+    The user's file is named after the card as the driver names it, such as machines/nvidia-h100-pcie.json. A machine of
+    the driver's facts has no tensor-core peaks: kernels run, rooflines of tensor formats refuse. Its launch time and L2
+    rate are those of a calibration where there is one.
     """
     words = re.split(r"[^a-z0-9]+", gpu.name.lower())
     for known in MACHINES.values():
         same_memory = 0.95 < gpu.hbm_bytes / known.hbm_bytes < 1.15  # data sheets round, drivers count in powers of two
         if known.name in words and known.sms == gpu.sms and same_memory:
             return known
+    name = "-".join(word for word in words if word)
+    filed = machine_filed(name)
+    if filed:
+        return filed
     lanes = 64 if gpu.capability == (8, 0) else 128  # FP32 units an SM: CUDA C++ Programming Guide
     clock = gpu.sm_clock_max * 1e6
-    return Machine(
-        name=re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-"),
+    told = Machine(
+        name=name,
         title=gpu.name,
         arch=gpu.arch,
         sms=gpu.sms,
@@ -137,7 +159,20 @@ def machine_of(gpu: Card) -> Machine:
         registers_per_sm=gpu.registers_per_sm,
         threads_per_sm=gpu.threads_per_sm,
         launch_us=MACHINES["h100"].launch_us,
-        sources=("attributes that the driver of this GPU reports; launch time: the H100's is taken",),
+        sources=("attributes that the driver of this GPU reports", "GPCs: assumed", _LAUNCH_OF_H100),
+        ctas_per_sm=gpu.ctas_per_sm,
+        max_grid=gpu.max_grid,
+        max_block_threads=gpu.max_block_threads,
+        max_cluster=_OPT_IN_CLUSTER if gpu.clusters else 1,
+        reserved_shared_bytes=gpu.reserved_shared_bytes,
+    )
+    found = calibration(told)
+    launch = found.launch("graph")
+    return replace(
+        told,
+        l2_bandwidth=found.l2_rate,
+        launch_us=launch or told.launch_us,
+        sources=(*told.sources[:2], _LAUNCH_CALIBRATED if launch else _LAUNCH_OF_H100),
     )
 
 
@@ -151,26 +186,25 @@ def require_kernel(name: str, runs_on: Callable[[str], bool], needs: str, target
 
 
 def conditions() -> Conditions:
-    """Clocks, throttle reasons, power and temperature now, from NVML; every field None where there is no NVML."""
-    handle = _nvml()
-    if handle is None:
+    """Clocks, throttle reasons, power and temperature now, from NVML; a field is None where it does not say."""
+    found = _nvml()
+    if found is None:
         return Conditions()
-    lib, gpu = handle
+    nvml, gpu = found
 
-    def reading(function: str, kind: type[Any], *selectors: int) -> int | None:
-        value = kind()
-        known = getattr(lib, function, None)
-        return int(value.value) if known and known(gpu, *selectors, byref(value)) == 0 else None
+    def reading(ask: Callable[..., int], *selectors: int) -> int | None:
+        try:
+            return int(ask(gpu, *selectors))
+        except (nvml.NvmlError, RuntimeError):  # a card without that sensor, a driver without that function
+            return None
 
-    reasons = reading("nvmlDeviceGetCurrentClocksEventReasons", c_ulonglong)
-    if reasons is None:  # its name before driver 535
-        reasons = reading("nvmlDeviceGetCurrentClocksThrottleReasons", c_ulonglong)
-    milliwatts = reading("nvmlDeviceGetPowerUsage", c_uint)
+    reasons = reading(nvml.device_get_current_clocks_event_reasons)
+    milliwatts = reading(nvml.device_get_power_usage)
     return Conditions(
-        sm_clock=reading("nvmlDeviceGetClockInfo", c_uint, _NVML_SM),
-        memory_clock=reading("nvmlDeviceGetClockInfo", c_uint, _NVML_MEMORY),
+        sm_clock=reading(nvml.device_get_clock_info, nvml.ClockType.CLOCK_SM),
+        memory_clock=reading(nvml.device_get_clock_info, nvml.ClockType.CLOCK_MEM),
         power_w=None if milliwatts is None else milliwatts / 1e3,
-        temperature_c=reading("nvmlDeviceGetTemperature", c_uint, 0),
+        temperature_c=reading(nvml.device_get_temperature_v, nvml.TemperatureSensors.TEMPERATURE_GPU),
         throttle=None if reasons is None else throttle_names(reasons),
     )
 
@@ -181,32 +215,37 @@ def throttle_names(reasons: int) -> tuple[str, ...]:
 
 
 @cache
-def _nvml() -> tuple[Any, c_void_p] | None:
-    lib = _nvml_library()
-    if lib is None:
+def _nvml() -> tuple[Any, int] | None:
+    """NVML and its handle of this GPU; None where NVML or its bindings are missing."""
+    nvml = _nvml_library()
+    if nvml is None:
         return None
     bus = ctypes.create_string_buffer(32)
-    gpu = c_void_p()
     driver.call("cuDeviceGetPCIBusId", bus, 32, 0)
-    if lib.nvmlDeviceGetHandleByPciBusId_v2(c_char_p(bus.value), byref(gpu)):
+    try:
+        return nvml, nvml.device_get_handle_by_pci_bus_id_v2(bus.value.decode())
+    except nvml.NvmlError:
         return None
-    return lib, gpu
 
 
 @cache
 def _nvml_library() -> Any:
+    """The bindings, initialised; a GPU library is loaded only where there is a GPU."""
     try:
-        lib = ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
+        from cuda.bindings import nvml
+    except ImportError:  # before cuda-bindings 13.2
         return None
-    return lib if lib.nvmlInit_v2() == 0 else None
+    try:
+        nvml.init_v2()
+    except (RuntimeError, nvml.NvmlError):  # no libnvidia-ml, no driver behind it
+        return None
+    return nvml
 
 
 def _driver_version(cuda: Any) -> str:
     nvml = _nvml_library()
-    text = ctypes.create_string_buffer(80)
-    if nvml and nvml.nvmlSystemGetDriverVersion(text, 80) == 0:
-        return text.value.decode()
+    if nvml is not None:
+        return str(nvml.system_get_driver_version())
     number = c_int()
     driver.check(cuda.cuDriverGetVersion(byref(number)), "cuDriverGetVersion", cuda)
     return f"for CUDA {number.value // 1000}.{number.value % 1000 // 10}"
