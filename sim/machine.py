@@ -93,6 +93,7 @@ def assumed_gpcs(sms: int, most: int = 18) -> tuple[int, ...]:
 
 _TERA = 1e12
 _LAUNCH_MEASURED = "launch time: an empty kernel inside a CUDA graph on an H100 (experiments/ceilings.py measures it)"
+_LAUNCH_OF_H200 = "launch time: an empty kernel inside a CUDA graph on an H200"
 _LAUNCH_ASSUMED = "launch time: not measured on this chip, the H100's is taken"
 _HOPPER_L2 = "L2 bandwidth: RRZE gpu-benches, gpu-l2-cache on an H200 (9.7 TB/s while the data fits)"
 _HOPPER_TUNING = "shared memory, registers, clusters: CUDA C++ Programming Guide, compute capability 9.0"
@@ -177,7 +178,7 @@ H200 = Machine(
     shared_bytes_per_sm=228 * 1024,
     registers_per_sm=65536,
     threads_per_sm=2048,
-    launch_us=1.2,
+    launch_us=0.86,
     sources=(
         "peaks, memory: NVIDIA H200 data sheet, SXM, dense",
         "L2: device properties of an H200",
@@ -186,7 +187,7 @@ H200 = Machine(
         _HOPPER_TUNING,
         _HOPPER_SEEN,
         _NVLINK,
-        _LAUNCH_ASSUMED,
+        _LAUNCH_OF_H200,
     ),
     max_cluster=16,
     l2_bytes_per_clock_per_sm=64,

@@ -86,7 +86,7 @@ def on_device(argument: Any) -> Iterator[Any]:
     from lab.gpu import device
     from lab.gpu.calibrate import calibrate as steps
 
-    yield from steps(device.machine(), argument["origin"], _gemm())
+    yield from steps(device.machine(), argument["origin"], _gemm)
 
 
 def _gemm() -> Any:

@@ -19,8 +19,8 @@ SIZES = tuple(2**20 * mib for mib in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 204
 L2_SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)  # of L2: each half of it can keep a copy of what the other's SMs read
 CLUSTERS = (2, 4, 8, 16)  # CTAs
 ROUNDS = 9
-MMA_ROUNDS = 1000  # of a millisecond or two: NVML's power is the mean of the last second
 
+Prepare = Callable[[], Call | None]  # makes a call that enqueues a large GEMM on CuPy's current stream, if it can
 Step = Callable[[Calibration], Calibration]
 
 
@@ -37,14 +37,14 @@ class Progress:
 def calibrate(
     machine: Machine,
     origin: Provenance,
-    gemm: Call | None,
+    gemm: Prepare,
     sizes: Sequence[int] = SIZES,
     rounds: int = ROUNDS,
 ) -> Iterator[Progress]:
     """A calibration that grows by a figure at each step; the last is whole.
 
-    `gemm` enqueues a large GEMM on CuPy's current stream; without one the clock that the card holds under it stays
-    null, as do dependent launches and clusters where the architecture has none, and the peer where there is one GPU.
+    Without a GEMM the clock that the card holds under it stays null, as do dependent launches and clusters where the
+    architecture has none, and the peer where there is one GPU.
     """
     gpu, run = card(), origin["run"]
     source = Run(
@@ -62,7 +62,7 @@ def calibrate(
         yield Progress(what, done, len(steps), found)
 
 
-def _steps(run: str, gemm: Call | None, sizes: Sequence[int], rounds: int) -> Iterator[tuple[str, Step]]:
+def _steps(run: str, gemm: Prepare, sizes: Sequence[int], rounds: int) -> Iterator[tuple[str, Step]]:
     """The steps in their order: the idle clock first, the peer and the GEMM, which heat the card, last."""
     gpu = card()
     clocks = CLOCKS if gpu.clusters else [clock for clock in CLOCKS if clock != Clock.CHAIN]  # both came with sm_90
@@ -78,8 +78,7 @@ def _steps(run: str, gemm: Call | None, sizes: Sequence[int], rounds: int) -> It
     if gpu.clusters:
         yield "clusters at once", partial(_clusters, run)
     yield "copy to a peer", partial(_peer, run, rounds)
-    if gemm:
-        yield "SM clock, GEMM", partial(_gemm_clock, run, gemm)
+    yield "SM clock, GEMM", partial(_gemm_clock, run, gemm)
 
 
 def _idle_clock(run: str, so_far: Calibration) -> Calibration:
@@ -121,8 +120,9 @@ def _peer(run: str, rounds: int, so_far: Calibration) -> Calibration:
     return structs.replace(so_far, peer_bytes_per_s=Measured(found.bandwidth, run)) if found else so_far
 
 
-def _gemm_clock(run: str, gemm: Call, so_far: Calibration) -> Calibration:
-    return _with_clock(so_far, "mma", ceilings.held(gemm, MMA_ROUNDS).sm_clock, run)
+def _gemm_clock(run: str, gemm: Prepare, so_far: Calibration) -> Calibration:
+    call = gemm()
+    return _with_clock(so_far, "mma", ceilings.held(call).sm_clock, run) if call else so_far
 
 
 def _with_clock(so_far: Calibration, load: str, mhz: float | None, run: str) -> Calibration:

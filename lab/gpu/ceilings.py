@@ -102,10 +102,18 @@ def empty_launch(clock: Clock) -> Timing:
         return measure([Contestant("empty", (_call("empty", 1, 32, (), clock),))], clock)["empty"]
 
 
-def held(work: Call, rounds: int) -> Conditions:
-    """How the card is after a second of work that never rests, and during so many rounds of it."""
+def held(work: Call, calls: int = 16, rounds: int = 100) -> Conditions:
+    """How the card is after a second of work that never rests, and during so many rounds of so many calls of it.
+
+    A round outlasts the reading of the conditions, so that the card has work all the while.
+    """
+
+    def many() -> None:
+        for _ in range(calls):
+            work()
+
     with cupy.cuda.Stream(non_blocking=True):
-        return measure([Contestant("work", (work,))], Clock.COLD, rounds)["work"].conditions
+        return measure([Contestant("work", (many,))], Clock.COLD, rounds)["work"].conditions
 
 
 def host_launch_us(calls: int = 2000) -> float:

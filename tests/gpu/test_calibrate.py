@@ -17,7 +17,7 @@ def test_a_short_calibration_is_possible() -> None:
     from lab.gpu.calibrate import calibrate
 
     machine = device.machine()
-    (*_, last) = calibrate(machine, provenance(), None, sizes=(2**22, 2**28), rounds=3)
+    (*_, last) = calibrate(machine, provenance(), lambda: None, sizes=(2**22, 2**28), rounds=3)
     found = last.calibration
     found.require_sound("it")
     if machine.max_cluster > 1:

@@ -10,7 +10,7 @@ import pytest
 
 from lab.cards import CLOCKS
 from lab.gpu import calibrate, ceilings, probes
-from lab.gpu.calibrate import CLUSTERS, L2_SHARES, Progress
+from lab.gpu.calibrate import L2_SHARES, Progress
 from lab.gpu.device import Conditions
 from lab.gpu.timing import Clock, Contestant, Timing
 from lab.record import Provenance
@@ -34,13 +34,20 @@ class FakeCard:
             name="NVIDIA H200", driver="580", sms=132, l2_bytes=H200.l2_bytes, clusters=True, shared_bytes_per_block=1
         )
         self.largest_cluster = 8
+        self.gemms = 0
+        self.busy_mhz = 1980.0
+
+    def gemm(self) -> None:
+        """The clock falls under it."""
+        self.gemms += 1
+        self.busy_mhz = 1300.0
 
     def measure(self, contestants: list[Contestant], clock: Clock, rounds: int = 30) -> dict[str, Timing]:
         assert len({c.name for c in contestants}) == len(contestants)
         found = {}
         for contestant in contestants:
             for call in contestant.calls:
-                us, mhz = call()
+                us, mhz = call() or (0.0, self.busy_mhz)
             samples = tuple(us + LAUNCH_US[clock] + 0.01 * (i - (rounds - 1) / 2) for i in range(rounds))
             found[contestant.name] = Timing(contestant.name, clock, "sustained", samples, Conditions(mhz))
         return found
@@ -115,14 +122,13 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeCard:
     return found
 
 
-def steps(gemm: bool = True) -> list[Progress]:
-    """All steps of a calibration; under a GEMM the clock falls."""
-    return list(calibrate.calibrate(H200, ORIGIN, (lambda: (1400.0, 1300.0)) if gemm else None, SIZES, rounds=5))
+def steps(gemm: Callable[[], None] | None) -> list[Progress]:
+    """All steps of a calibration."""
+    return list(calibrate.calibrate(H200, ORIGIN, lambda: gemm, SIZES, rounds=5))
 
 
-@pytest.mark.usefixtures("gpu")
-def test_it_measures_everything() -> None:
-    done = steps()
+def test_it_measures_everything(gpu: FakeCard) -> None:
+    done = steps(gpu.gemm)
     found = done[-1].calibration
     found.require_sound("it")
     assert found.not_measured == ()
@@ -163,7 +169,7 @@ def test_it_measures_everything() -> None:
 def test_what_the_card_has_not_stays_null(gpu: FakeCard) -> None:
     gpu.gpus = 1
     gpu.facts.clusters = False  # and no dependent launches
-    found = steps(gemm=False)[-1].calibration
+    found = steps(None)[-1].calibration
     assert {*found.not_measured} == {
         "launch_us.chain",
         "reads.chain",
@@ -173,11 +179,6 @@ def test_what_the_card_has_not_stays_null(gpu: FakeCard) -> None:
     }
 
 
-@pytest.mark.usefixtures("gpu")
-def test_nobody_reads_clocks_where_nvml_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_reads_clocks_where_nvml_is_silent(gpu: FakeCard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "conditions", Conditions)
-    assert steps()[-1].calibration.sm_clock_mhz["idle"] is None
-
-
-def test_sizes_of_clusters_ascend() -> None:
-    assert list(CLUSTERS) == sorted(CLUSTERS)
+    assert steps(gpu.gemm)[-1].calibration.sm_clock_mhz["idle"] is None
