@@ -229,8 +229,7 @@ def require_shared(nbytes: int, what: str, machine: Machine) -> None:
 
 def require_resident(ctas: int, shared_bytes: int, threads: int, registers: int, machine: Machine) -> None:
     """Raise ScheduleError where an SM cannot hold so many CTAs of so many threads, `registers` each, at once."""
-    reserved = machine.shared_bytes_per_sm - machine.shared_bytes_per_block  # by the system, for each CTA
-    shared = ctas * (shared_bytes + reserved)
+    shared = ctas * (shared_bytes + machine.reserved_shared_bytes)
     if shared > machine.shared_bytes_per_sm:
         raise ScheduleError(
             f"{ctas} CTAs need {shared:,} B of shared memory; an SM of the {machine.title} has "

@@ -59,7 +59,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     kernel: str | None = None
     problem: dict[str, Value | list[Value]] | None = None
     schedule: dict[str, int | str] | None = None
-    clock: Literal["cold", "graph"] | None = None
+    clock: Literal["cold", "graph", "chain"] | None = None
     us: float | None = None
     samples_us: list[float] = []
     predicted_us: float | None = None
@@ -113,7 +113,7 @@ def versions() -> dict[str, str]:
 
 def folder() -> Path:
     """Where new records go: experiments/records inside a checkout, ./lab-records elsewhere."""
-    return COMMITTED if _in_checkout() else Path.cwd() / "lab-records"
+    return COMMITTED if in_checkout() else Path.cwd() / "lab-records"
 
 
 def append(record: Record, path: Path) -> None:
@@ -225,7 +225,8 @@ def _ends_mid_line(path: Path) -> bool:
         return file.read(1) != b"\n"
 
 
-def _in_checkout() -> bool:
+def in_checkout() -> bool:
+    """Whether the lab runs from a checkout rather than an installed package."""
     return (ROOT / "pyproject.toml").exists()
 
 
@@ -234,7 +235,7 @@ def _commit() -> tuple[str, bool]:
     given = os.environ.get("LAB_COMMIT")
     if given:
         return given.removesuffix("-dirty"), given.endswith("-dirty")
-    commit = _git("rev-parse", "HEAD") if _in_checkout() else None
+    commit = _git("rev-parse", "HEAD") if in_checkout() else None
     if commit is None:
         return "unknown", False
     # Records and the tables made of them do not change what a run does.

@@ -1,4 +1,4 @@
-"""Where the lab keeps what it can make or fetch again."""
+"""Where the lab keeps what it can make or fetch again, and what belongs to its user."""
 
 import os
 from pathlib import Path
@@ -10,6 +10,12 @@ def cache_path() -> Path:
     """$LAB_CACHE_DIR, else $XDG_CACHE_HOME/kernel-lab, else ~/.cache/kernel-lab; it may not exist yet."""
     chosen = os.environ.get("LAB_CACHE_DIR")
     return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kernel-lab"
+
+
+def config_path() -> Path:
+    """$LAB_CONFIG_DIR, else $XDG_CONFIG_HOME/kernel-lab, else ~/.config/kernel-lab; it may not exist yet."""
+    chosen = os.environ.get("LAB_CONFIG_DIR")
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "kernel-lab"
 
 
 def cache_dir() -> Path:

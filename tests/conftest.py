@@ -1,12 +1,21 @@
 """Settings that every test shares."""
 
 import signal
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
 settings.register_profile("lab", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("lab")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Machines and calibrations of the user who runs the tests are none of theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAB_CONFIG_DIR", str(tmp_path_factory.mktemp("config")))
+        yield
 
 
 def pytest_configure() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from experiments.cli import bench, check, compare, counters, env, explain, generate, list_, report, run
+from experiments.cli import bench, calibrate, check, compare, counters, env, explain, generate, list_, report, run
 from sim.errors import InputError, LabError
 
 OUR_BUG, INTERRUPTED = 70, 130
@@ -40,6 +40,7 @@ app.command("explain")(explain.explain)
 app.command("check")(check.check)
 app.command("run")(run.run)
 app.command("bench")(bench.bench)
+app.command("calibrate")(calibrate.calibrate)
 app.command("counters")(counters.counters)
 app.command("report")(report.report)
 app.command("compare")(compare.compare)

@@ -59,10 +59,10 @@ def check(
 def _render(document: dict[str, Any]) -> None:
     from experiments.cli.checking import counts_rows
     from experiments.words import spell
-    from sim.machine import MACHINES
+    from sim.machine import machine
 
     say(f"{document['kernel']}: {spell(document['problem'])}")
-    say(f"schedule {spell(document['schedule'])}; {MACHINES[document['machine']].title}; on {document['on']}")
+    say(f"schedule {spell(document['schedule'])}; {machine(document['machine']).title}; on {document['on']}")
     columns = {name: document[name] for name in ("theory", "simulated", "ptx") if document[name]}
     rows = ([name, *map(number, values)] for name, values in counts_rows(columns))
     table(["", *columns], rows)

@@ -40,9 +40,9 @@ def question(kind: str, words: Sequence[str]) -> Any:
 
 def _render(document: dict[str, Any]) -> None:
     from experiments.words import spell
-    from sim.machine import MACHINES
+    from sim.machine import machine
 
-    title = MACHINES[document["machine"]].title
+    title = machine(document["machine"]).title
     say(f"{spell(document['problem'])} on the {title}, data-sheet rates")
     size = document["bytes"]
     rows = [

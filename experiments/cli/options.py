@@ -20,7 +20,10 @@ Words = Annotated[
     list[str] | None, typer.Argument(metavar="NAME=VALUE...", help="Problem dimensions, such as m=1 n=4096 k=4096.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else there.")]
-Machine = Annotated[str, typer.Option(help=f"The chip that theory and simulation describe: {', '.join(MACHINES)}.")]
+Machine = Annotated[
+    str,
+    typer.Option(help=f"The chip that theory and simulation describe: {', '.join(MACHINES)}, or a JSON file of one."),
+]
 Schedule = Annotated[
     str, typer.Option(metavar="NAME=VALUE,...", help="Schedule fields; the rest stay at the kernel's best guess.")
 ]

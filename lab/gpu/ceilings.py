@@ -1,21 +1,29 @@
-"""What this card gives at best: read and copy bandwidth, and the launch time of a kernel that does nothing."""
+"""What this card gives at best: reads of HBM and L2, copies here and to a peer, empty launches, the clocks it holds."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from typing import Any
 
 import cupy
 
 from lab.gpu import driver
 from lab.gpu.device import Conditions, card
-from lab.gpu.probes import WORD, kernel, random_words
-from lab.gpu.timing import Clock, Contestant, Timing, measure, rotation
+from lab.gpu.probes import WORD, dependent_call, kernel, random_words
+from lab.gpu.statistics import median_us
+from lab.gpu.timing import Call, Clock, Contestant, Timing, measure, rotation
 
 SIZES = tuple(2**20 * mib for mib in (2, 8, 32, 128, 512, 2048))  # bytes
 _THREADS = (256, 512)
 _WAVES = (1, 2, 4, 8)  # CTAs an SM
+_L2_SHAPES = ((256, 4), (512, 2), (512, 4), (1024, 2))  # threads, CTAs an SM
+_L2_BYTES = 2**30  # that the short one of two reads of L2 moves; the long one three times as many
+_PEER = 1  # the other GPU
+
+Shape = tuple[str, int, int | None]  # probe, threads, CTAs an SM (None gives every CTA one step of the loop)
 
 
 @dataclass(frozen=True)
@@ -46,11 +54,66 @@ def copy_ceiling(clock: Clock = Clock.COLD, nbytes: int = 2**31, rounds: int = 1
     return _best("copy", nbytes, clock, rounds)
 
 
+def l2_ceiling(nbytes: int, rounds: int = 15) -> Ceiling:
+    """The fastest read by all SMs of data that stay in L2.
+
+    Its time is what a pass adds: reads of many and of few passes differ by passes alone, neither by a launch nor by
+    the first pass, which comes from HBM.
+    """
+    few = ceil(_L2_BYTES / nbytes)
+    many = 3 * few
+    with cupy.cuda.Stream(non_blocking=True):
+        data, out, words = random_words(nbytes), cupy.zeros(1, cupy.uint32), cupy.uint64(nbytes // WORD)
+        contestants = []
+        for threads, waves in _L2_SHAPES:
+            for passes in (few, many):
+                arguments = (data, words, cupy.uint32(passes), out)
+                call = _call("read_l2", waves * card().sms, threads, arguments, Clock.COLD)
+                contestants.append(Contestant(f"read_l2 {waves * card().sms} x {threads}, {passes} passes", (call,)))
+        timings = list(measure(contestants, Clock.COLD, rounds).values())
+    found = []
+    for short, long in zip(timings[::2], timings[1::2], strict=True):
+        samples = [(b - a) / (many - few) for a, b in zip(short.samples_us, long.samples_us, strict=True)]
+        shape = short.name.split(",")[0]
+        found.append(Ceiling("l2", nbytes, Clock.COLD, median_us(samples), tuple(samples), long.conditions, shape))
+    return min(found, key=lambda ceiling: ceiling.us)
+
+
+def peer_ceiling(nbytes: int = 2**30, rounds: int = 15) -> Ceiling | None:
+    """A copy to the memory of another GPU that this process can see; None where there is none to be reached."""
+    runtime = cupy.cuda.runtime
+    if runtime.getDeviceCount() <= _PEER or not runtime.deviceCanAccessPeer(0, _PEER):
+        return None
+    with suppress(runtime.CUDARuntimeError):  # the two know each other already
+        runtime.deviceEnablePeerAccess(_PEER)
+    with cupy.cuda.Device(_PEER):
+        there = cupy.zeros(nbytes // 4, cupy.uint32)
+        runtime.deviceSynchronize()
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        here = random_words(nbytes)
+        copy = partial(runtime.memcpyPeerAsync, there.data.ptr, _PEER, here.data.ptr, 0, nbytes, stream.ptr)
+        timing = measure([Contestant("peer", (copy,))], Clock.COLD, rounds)["peer"]
+    return Ceiling("peer", nbytes, Clock.COLD, timing.us, timing.samples_us, timing.conditions, "copy engine")
+
+
 def empty_launch(clock: Clock) -> Timing:
     """The time of an empty kernel: inside a graph, what a launch costs; cold, what the clock adds to every time."""
-    empty = kernel("empty")
     with cupy.cuda.Stream(non_blocking=True):
-        return measure([Contestant("empty", (partial(empty, (1,), (32,), ()),))], clock)["empty"]
+        return measure([Contestant("empty", (_call("empty", 1, 32, (), clock),))], clock)["empty"]
+
+
+def held(work: Call, calls: int = 16, rounds: int = 100) -> Conditions:
+    """How the card is after a second of work that never rests, and during so many rounds of so many calls of it.
+
+    A round outlasts the reading of the conditions, so that the card has work all the while.
+    """
+
+    def many() -> None:
+        for _ in range(calls):
+            work()
+
+    with cupy.cuda.Stream(non_blocking=True):
+        return measure([Contestant("work", (many,))], Clock.COLD, rounds)["work"].conditions
 
 
 def host_launch_us(calls: int = 2000) -> float:
@@ -70,7 +133,7 @@ def host_launch_us(calls: int = 2000) -> float:
 def read_contestants(nbytes: int, copies: int) -> list[Contestant]:
     """Plain reads of so many bytes, in the launch shapes that win on an H100, over data of their own."""
     shapes = (("read4", 512, None), ("read8", 256, 8), ("read8", 512, 4))
-    return _contestants(nbytes, random_words(nbytes * copies), copies, shapes)
+    return _contestants(nbytes, random_words(nbytes * copies), copies, shapes, Clock.GRAPH)
 
 
 def _best(what: str, nbytes: int, clock: Clock, rounds: int) -> Ceiling:
@@ -78,23 +141,32 @@ def _best(what: str, nbytes: int, clock: Clock, rounds: int) -> Ceiling:
     names = ("copy",) if what == "copy" else ("read4", "read8")
     shapes = [(name, threads, waves) for name in names for threads in _THREADS for waves in (*_WAVES, None)]
     with cupy.cuda.Stream(non_blocking=True):
-        copies = rotation(nbytes) if clock is Clock.GRAPH else 1
+        copies = 1 if clock is Clock.COLD else rotation(nbytes)
         out = cupy.empty(nbytes // 4, cupy.uint32) if what == "copy" else None
-        timings = measure(_contestants(nbytes, random_words(nbytes * copies), copies, shapes, out), clock, rounds)
+        timings = measure(
+            _contestants(nbytes, random_words(nbytes * copies), copies, shapes, clock, out), clock, rounds
+        )
     best = min(timings.values(), key=lambda timing: timing.us)
     return Ceiling(what, nbytes, clock, best.us, best.samples_us, best.conditions, best.name)
 
 
 def _contestants(
-    nbytes: int, data: cupy.ndarray, copies: int, shapes: Sequence[tuple[str, int, int | None]], out: Any = None
+    nbytes: int, data: cupy.ndarray, copies: int, shapes: Sequence[Shape], clock: Clock, out: Any = None
 ) -> list[Contestant]:
-    """A contestant for each (probe, threads, CTAs an SM); None gives every CTA one step of the loop."""
+    """A contestant for each shape, with a call for each copy of the data."""
     out = cupy.zeros(1, cupy.uint32) if out is None else out
     words = cupy.uint64(nbytes // WORD)
     parts = [data[i * nbytes // 4 : (i + 1) * nbytes // 4] for i in range(copies)]
     found = {}
     for name, threads, waves in shapes:
         blocks = waves * card().sms if waves else -(-nbytes // (WORD * threads * (8 if name == "read8" else 4)))
-        calls = tuple(partial(kernel(name), (blocks,), (threads,), (part, words, out)) for part in parts)
+        calls = tuple(_call(name, blocks, threads, (part, words, out), clock) for part in parts)
         found[blocks, name, threads] = Contestant(f"{name} {blocks} x {threads}", calls)
     return list(found.values())
+
+
+def _call(name: str, blocks: int, threads: int, arguments: tuple[Any, ...], clock: Clock) -> Callable[[], None]:
+    """A launch of a probe; in a chain a dependent one of its twin."""
+    if clock is Clock.CHAIN:
+        return dependent_call(f"{name}_dependent", blocks, threads, arguments)
+    return partial(kernel(name), (blocks,), (threads,), arguments)

@@ -1,19 +1,18 @@
 """The GPU of this process: whether there is one, which machine it is, and how it is doing."""
 
-import ctypes
 import re
 from collections.abc import Callable
-from ctypes import byref, c_char_p, c_uint, c_ulonglong, c_void_p
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import MappingProxyType
 from typing import Any
 
+from lab.cards import calibration
 from lab.gpu import driver
 from sim.errors import NoDeviceError
-from sim.machine import MACHINES, Machine
+from sim.machine import MACHINES, Machine, assumed_gpcs, machine_filed, meet
 
-# nvmlClocksEventReasons, NVML API reference
+# nvmlClocksEventReasons, NVML API reference; bindings name some by an old word
 _THROTTLE = {
     0x2: "application clocks",
     0x4: "power cap",
@@ -24,7 +23,10 @@ _THROTTLE = {
     0x80: "power brake",
     0x100: "display clocks",
 }
-_NVML_SM, _NVML_MEMORY = 1, 2  # nvmlClockType_t
+
+
+_OPT_IN_CLUSTER = 16  # CTAs (CUDA C++ Programming Guide, "Thread Block Clusters"; fewer where an SM is short of them)
+_LAUNCH_OF_H100, _LAUNCH_CALIBRATED = "launch time: the H100's is taken", "launch time, L2 rate: lab calibrate"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class Card:
     shared_bytes_per_sm: int
     registers_per_sm: int
     threads_per_sm: int
+    ctas_per_sm: int
+    max_grid: tuple[int, int, int]
+    max_block_threads: int
+    reserved_shared_bytes: int
+    clusters: bool
 
     @property
     def arch(self) -> str:
@@ -94,31 +101,43 @@ def card(device: int = 0) -> Card:
         shared_bytes_per_sm=attribute("MAX_SHARED_MEMORY_PER_MULTIPROCESSOR"),
         registers_per_sm=attribute("MAX_REGISTERS_PER_MULTIPROCESSOR"),
         threads_per_sm=attribute("MAX_THREADS_PER_MULTIPROCESSOR"),
+        ctas_per_sm=attribute("MAX_BLOCKS_PER_MULTIPROCESSOR"),
+        max_grid=(attribute("MAX_GRID_DIM_X"), attribute("MAX_GRID_DIM_Y"), attribute("MAX_GRID_DIM_Z")),
+        max_block_threads=attribute("MAX_THREADS_PER_BLOCK"),
+        reserved_shared_bytes=attribute("RESERVED_SHARED_MEMORY_PER_BLOCK"),
+        clusters=bool(attribute("CLUSTER_LAUNCH")),
     )
 
 
 def machine(device: int = 0) -> Machine:
     """The machine that a GPU of this process is; raises NoDeviceError where there is none."""
-    return machine_of(card(device))
+    return meet(machine_of(card(device)))
 
 
 def machine_of(gpu: Card) -> Machine:
-    """The known machine with that name, SM count and memory, else one made of what the driver says.
+    """The known machine with that name, SM count and memory, else the one that the user filed, else the driver's facts.
 
-    Such a machine has no tensor-core peaks: kernels run, rooflines of tensor formats refuse.
+    The user's file is named after the card as the driver names it, such as machines/nvidia-h100-pcie.json. A machine of
+    the driver's facts has no tensor-core peaks: kernels run, rooflines of tensor formats refuse. Its launch time and L2
+    rate are those of a calibration where there is one.
     """
     words = re.split(r"[^a-z0-9]+", gpu.name.lower())
     for known in MACHINES.values():
         same_memory = 0.95 < gpu.hbm_bytes / known.hbm_bytes < 1.15  # data sheets round, drivers count in powers of two
         if known.name in words and known.sms == gpu.sms and same_memory:
             return known
+    name = "-".join(word for word in words if word)
+    filed = machine_filed(name)
+    if filed:
+        return filed
     lanes = 64 if gpu.capability == (8, 0) else 128  # FP32 units an SM: CUDA C++ Programming Guide
     clock = gpu.sm_clock_max * 1e6
-    return Machine(
-        name=re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-"),
+    told = Machine(
+        name=name,
         title=gpu.name,
         arch=gpu.arch,
         sms=gpu.sms,
+        gpcs=assumed_gpcs(gpu.sms),
         clock_hz=clock,
         peaks=MappingProxyType({"fp32": 2 * lanes * gpu.sms * clock}),
         hbm_bytes=gpu.hbm_bytes,
@@ -130,7 +149,20 @@ def machine_of(gpu: Card) -> Machine:
         registers_per_sm=gpu.registers_per_sm,
         threads_per_sm=gpu.threads_per_sm,
         launch_us=MACHINES["h100"].launch_us,
-        sources=("attributes that the driver of this GPU reports; launch time: the H100's is taken",),
+        sources=("attributes that the driver of this GPU reports", "GPCs: assumed", _LAUNCH_OF_H100),
+        ctas_per_sm=gpu.ctas_per_sm,
+        max_grid=gpu.max_grid,
+        max_block_threads=gpu.max_block_threads,
+        max_cluster=_OPT_IN_CLUSTER if gpu.clusters else 1,
+        reserved_shared_bytes=gpu.reserved_shared_bytes,
+    )
+    found = calibration(told)
+    launch = found.launch("graph")
+    return replace(
+        told,
+        l2_bandwidth=found.l2_rate,
+        launch_us=launch or told.launch_us,
+        sources=(*told.sources[:2], _LAUNCH_CALIBRATED if launch else _LAUNCH_OF_H100),
     )
 
 
@@ -144,26 +176,25 @@ def require_kernel(name: str, runs_on: Callable[[str], bool], needs: str, target
 
 
 def conditions() -> Conditions:
-    """Clocks, throttle reasons, power and temperature now, from NVML; every field None where there is no NVML."""
-    handle = _nvml()
-    if handle is None:
+    """Clocks, throttle reasons, power and temperature now, from NVML; a field is None where it does not say."""
+    found = _nvml()
+    if found is None:
         return Conditions()
-    lib, gpu = handle
+    nvml, gpu = found
 
-    def reading(function: str, kind: type[Any], *selectors: int) -> int | None:
-        value = kind()
-        known = getattr(lib, function, None)
-        return int(value.value) if known and known(gpu, *selectors, byref(value)) == 0 else None
+    def reading(ask: Callable[..., int], *selectors: int) -> int | None:
+        try:
+            return int(ask(gpu, *selectors))
+        except (nvml.NvmlError, RuntimeError):  # a card without that sensor, a driver without that function
+            return None
 
-    reasons = reading("nvmlDeviceGetCurrentClocksEventReasons", c_ulonglong)
-    if reasons is None:  # its name before driver 535
-        reasons = reading("nvmlDeviceGetCurrentClocksThrottleReasons", c_ulonglong)
-    milliwatts = reading("nvmlDeviceGetPowerUsage", c_uint)
+    reasons = reading(nvml.device_get_current_clocks_event_reasons)
+    milliwatts = reading(nvml.device_get_power_usage)
     return Conditions(
-        sm_clock=reading("nvmlDeviceGetClockInfo", c_uint, _NVML_SM),
-        memory_clock=reading("nvmlDeviceGetClockInfo", c_uint, _NVML_MEMORY),
+        sm_clock=reading(nvml.device_get_clock_info, nvml.ClockType.CLOCK_SM),
+        memory_clock=reading(nvml.device_get_clock_info, nvml.ClockType.CLOCK_MEM),
         power_w=None if milliwatts is None else milliwatts / 1e3,
-        temperature_c=reading("nvmlDeviceGetTemperature", c_uint, 0),
+        temperature_c=reading(nvml.device_get_temperature_v, nvml.TemperatureSensors.TEMPERATURE_GPU),
         throttle=None if reasons is None else throttle_names(reasons),
     )
 
@@ -174,30 +205,35 @@ def throttle_names(reasons: int) -> tuple[str, ...]:
 
 
 @cache
-def _nvml() -> tuple[Any, c_void_p] | None:
-    lib = _nvml_library()
-    if lib is None:
+def _nvml() -> tuple[Any, int] | None:
+    """NVML and its handle of this GPU; None where NVML or its bindings are missing."""
+    nvml = _nvml_library()
+    if nvml is None:
         return None
-    gpu = c_void_p()
-    bus = driver.call("cuDeviceGetPCIBusId", 32, 0)
-    if lib.nvmlDeviceGetHandleByPciBusId_v2(c_char_p(bus), byref(gpu)):
+    bus = driver.call("cuDeviceGetPCIBusId", 32, 0).rstrip(b"\0").decode()
+    try:
+        return nvml, nvml.device_get_handle_by_pci_bus_id_v2(bus)
+    except nvml.NvmlError:
         return None
-    return lib, gpu
 
 
 @cache
 def _nvml_library() -> Any:
+    """The bindings, initialised; a GPU library is loaded only where there is a GPU."""
     try:
-        lib = ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
+        from cuda.bindings import nvml
+    except ImportError:  # before cuda-bindings 13.2
         return None
-    return lib if lib.nvmlInit_v2() == 0 else None
+    try:
+        nvml.init_v2()
+    except (RuntimeError, nvml.NvmlError):  # no libnvidia-ml, no driver behind it
+        return None
+    return nvml
 
 
 def _driver_version() -> str:
     nvml = _nvml_library()
-    text = ctypes.create_string_buffer(80)
-    if nvml and nvml.nvmlSystemGetDriverVersion(text, 80) == 0:
-        return text.value.decode()
+    if nvml is not None:
+        return str(nvml.system_get_driver_version())
     number = driver.call("cuDriverGetVersion")
     return f"for CUDA {number // 1000}.{number % 1000 // 10}"

@@ -1,11 +1,16 @@
 """The small kernels of probes.cu, compiled by CuPy on first use: they include nothing, so its cache key is right."""
 
+from collections.abc import Callable
+from ctypes import c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import cupy
+from cuda.bindings import driver as cuda
 
 from lab.gpu.device import card
+from sim.errors import EnvironmentFailure
 
 WORD = 16  # bytes that a thread moves at once
 
@@ -19,6 +24,55 @@ def _module() -> cupy.RawModule:
 def kernel(name: str) -> cupy.RawKernel:
     """The kernel of that name in probes.cu."""
     return _module().get_function(name)
+
+
+def dependent_call(name: str, blocks: int, threads: int, arguments: tuple[Any, ...] = ()) -> Callable[[], None]:
+    """A launch of a probe that may start before the launch ahead of it ends (programmatic stream serialization).
+
+    `arguments` are CuPy arrays and 64-bit integers.
+    """
+    function = kernel(name).kernel.ptr
+    values = tuple(a.data.ptr if isinstance(a, cupy.ndarray) else int(a) for a in arguments)
+    types = tuple(c_void_p if isinstance(a, cupy.ndarray) else c_uint64 for a in arguments)
+    attribute = cuda.CUlaunchAttribute()
+    attribute.id = cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    attribute.value.programmaticStreamSerializationAllowed = 1
+    config = _config((blocks, 1, 1), threads, 0, attribute)
+
+    def call() -> None:
+        config.hStream = cupy.cuda.get_current_stream().ptr
+        _checked("cuLaunchKernelEx", config, function, (values, types), 0)
+
+    return call
+
+
+def clusters_at_once(ctas: int) -> int:
+    """How many clusters of so many CTAs are resident at once, one CTA an SM, as the driver reckons."""
+    empty = kernel("empty")
+    shared = empty.max_dynamic_shared_size_bytes = card().shared_bytes_per_block - empty.shared_size_bytes
+    allowed = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+    _checked("cuFuncSetAttribute", empty.kernel.ptr, allowed, 1)
+    attribute = cuda.CUlaunchAttribute()
+    attribute.id = cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+    attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z = ctas, 1, 1
+    return int(_checked("cuOccupancyMaxActiveClusters", empty.kernel.ptr, _config((ctas, 1, 1), 32, shared, attribute)))
+
+
+def _config(grid: tuple[int, int, int], threads: int, shared_bytes: int, attribute: Any) -> Any:
+    config = cuda.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = grid
+    config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+    config.sharedMemBytes = shared_bytes
+    config.attrs, config.numAttrs = [attribute], 1
+    return config
+
+
+def _checked(function: str, *arguments: Any) -> Any:
+    """What a driver function gives, if anything; raises EnvironmentFailure where it fails."""
+    status, *given = getattr(cuda, function)(*arguments)
+    if status != cuda.CUresult.CUDA_SUCCESS:
+        raise EnvironmentFailure(f"the CUDA driver refused a call ({status.name} in {function})")
+    return given[0] if given else None
 
 
 class Flush:

@@ -1,7 +1,8 @@
 """Times on the GPU: CUDA events around work that finds its data in HBM, contestants interleaved in one run.
 
-Two clocks. Cold: single calls, L2 flushed before each by reads outside the window. Graph: per call inside a CUDA graph
-that rotates over more data than L2 holds, as a step of a model sees it.
+Three clocks. Cold: single calls, L2 flushed before each by reads outside the window. Graph: per call inside a CUDA
+graph that rotates over more data than L2 holds. Chain: likewise, of calls that are dependent launches, as a step of a
+model pays them; the calls bring the dependence along.
 """
 
 import time
@@ -19,7 +20,7 @@ from lab.gpu.device import Conditions, conditions
 from lab.gpu.probes import Flush
 from lab.gpu.statistics import median_us, summary
 
-ROTATION_BYTES = 220_000_000  # four times the L2 of an H100: no call of a rotation finds its data there
+ROTATION_BYTES = 260_000_000  # four times the L2 of an H200: no call of a rotation finds its data there
 GRAPH_SAMPLE_US = 2000.0  # a replay lasts at least this, so that its start costs under a percent
 MAX_GRAPH_CALLS = 2048
 WARM_UP_ROUNDS = 3
@@ -36,6 +37,7 @@ class Clock(StrEnum):
 
     COLD = "cold"
     GRAPH = "graph"
+    CHAIN = "chain"
 
 
 class Pace(StrEnum):

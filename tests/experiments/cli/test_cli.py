@@ -208,6 +208,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
         ["run", "ceilings", "--on", "gpu"],
         ["bench", "gemv_vectorized", "m=1", "n=8", "k=8"],
         ["counters", "gemv_vectorized", "m=1", "n=8", "k=8"],
+        ["calibrate"],
     ],
     ids=lambda a: a[0],
 )

@@ -1,0 +1,78 @@
+"""Files of calibrations: where they lie, read with care, written whole."""
+
+import os
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import msgspec
+
+from lab.cards.figures import Calibration
+from sim.errors import EnvironmentFailure, InputError
+from sim.folders import config_path
+from sim.machine import Machine
+
+COMMITTED = Path(__file__).parent  # ships with the package
+MAX_FILE = 2**20  # bytes; a larger file is none of ours
+
+
+def user_path(machine_name: str) -> Path:
+    """The user's own file of a machine."""
+    return config_path() / "cards" / f"{machine_name}.json"
+
+
+def committed_path(machine_name: str) -> Path:
+    """The file of a machine that comes with the lab."""
+    return COMMITTED / f"{machine_name}.json"
+
+
+def calibration(machine: Machine) -> Calibration:
+    """What was measured on such a card: by the user, else by the lab's authors, else nothing.
+
+    Raises InputError for a file that is no calibration of that machine.
+    """
+    return _calibration(machine.name, user_path(machine.name))
+
+
+@cache  # a search asks thousands of times
+def _calibration(machine_name: str, own: Path) -> Calibration:
+    for path in (own, committed_path(machine_name)):
+        if path.exists():
+            return _read(path, machine_name)
+    return Calibration(machine=machine_name)
+
+
+def _read(path: Path, machine_name: str) -> Calibration:
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE:
+            raise InputError(f"{path} has {size:,} bytes; a calibration has at most {MAX_FILE:,}")
+        found = msgspec.json.decode(path.read_bytes(), type=Calibration)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no calibration: {error}") from error
+    found.require_sound(str(path))
+    if found.machine != machine_name:
+        raise InputError(f"{path} calibrates {found.machine!r}, not {machine_name!r}")
+    return found
+
+
+def write(calibration: Calibration, path: Path) -> None:
+    """Write a calibration, whole or not at all; raises EnvironmentFailure where that fails."""
+    calibration.require_sound(str(path))
+    text = msgspec.json.format(msgspec.json.encode(calibration), indent=1) + b"\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(text)
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise EnvironmentFailure(f"the calibration cannot be written to {path}: {error.strerror}") from error
+    forget()
+
+
+def forget() -> None:
+    """Read files anew from now on."""
+    _calibration.cache_clear()
