@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import cupy
-from cuda.bindings import driver as cuda
 
+from lab.gpu import driver
 from lab.gpu.device import card
-from sim.errors import EnvironmentFailure
 
 WORD = 16  # bytes that a thread moves at once
 
@@ -34,6 +33,7 @@ def dependent_call(name: str, blocks: int, threads: int, arguments: tuple[Any, .
     function = kernel(name).kernel.ptr
     values = tuple(a.data.ptr if isinstance(a, cupy.ndarray) else int(a) for a in arguments)
     types = tuple(c_void_p if isinstance(a, cupy.ndarray) else c_uint64 for a in arguments)
+    cuda = driver.api()
     attribute = cuda.CUlaunchAttribute()
     attribute.id = cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
     attribute.value.programmaticStreamSerializationAllowed = 1
@@ -41,38 +41,32 @@ def dependent_call(name: str, blocks: int, threads: int, arguments: tuple[Any, .
 
     def call() -> None:
         config.hStream = cupy.cuda.get_current_stream().ptr
-        _checked("cuLaunchKernelEx", config, function, (values, types), 0)
+        driver.call("cuLaunchKernelEx", config, function, (values, types), 0)
 
     return call
 
 
 def clusters_at_once(ctas: int) -> int:
     """How many clusters of so many CTAs are resident at once, one CTA an SM, as the driver reckons."""
-    empty = kernel("empty")
+    cuda, empty = driver.api(), kernel("empty")
     shared = empty.max_dynamic_shared_size_bytes = card().shared_bytes_per_block - empty.shared_size_bytes
     allowed = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
-    _checked("cuFuncSetAttribute", empty.kernel.ptr, allowed, 1)
+    driver.call("cuFuncSetAttribute", empty.kernel.ptr, allowed, 1)
     attribute = cuda.CUlaunchAttribute()
     attribute.id = cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
     attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z = ctas, 1, 1
-    return int(_checked("cuOccupancyMaxActiveClusters", empty.kernel.ptr, _config((ctas, 1, 1), 32, shared, attribute)))
+    return int(
+        driver.call("cuOccupancyMaxActiveClusters", empty.kernel.ptr, _config((ctas, 1, 1), 32, shared, attribute))
+    )
 
 
 def _config(grid: tuple[int, int, int], threads: int, shared_bytes: int, attribute: Any) -> Any:
-    config = cuda.CUlaunchConfig()
+    config = driver.api().CUlaunchConfig()
     config.gridDimX, config.gridDimY, config.gridDimZ = grid
     config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
     config.sharedMemBytes = shared_bytes
     config.attrs, config.numAttrs = [attribute], 1
     return config
-
-
-def _checked(function: str, *arguments: Any) -> Any:
-    """What a driver function gives, if anything; raises EnvironmentFailure where it fails."""
-    status, *given = getattr(cuda, function)(*arguments)
-    if status != cuda.CUresult.CUDA_SUCCESS:
-        raise EnvironmentFailure(f"the CUDA driver refused a call ({status.name} in {function})")
-    return given[0] if given else None
 
 
 class Flush:

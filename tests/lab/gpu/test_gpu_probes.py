@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lab.gpu import probes
+from lab.gpu import driver, probes
 from sim.errors import EnvironmentFailure
 from sim.machine import H100
 
@@ -43,7 +43,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     found = FakeCuda()
     stream = SimpleNamespace(get_current_stream=lambda: SimpleNamespace(ptr=9))
     kernel = SimpleNamespace(kernel=SimpleNamespace(ptr=77), shared_size_bytes=0)
-    monkeypatch.setattr(probes, "cuda", found)
+    monkeypatch.setattr(driver, "api", lambda: found)
     monkeypatch.setattr(probes, "cupy", SimpleNamespace(ndarray=FakeArray, cuda=stream))
     monkeypatch.setattr(probes, "kernel", lambda _: kernel)
     monkeypatch.setattr(probes, "card", lambda: SimpleNamespace(shared_bytes_per_block=H100.shared_bytes_per_block))
