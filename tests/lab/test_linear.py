@@ -201,3 +201,15 @@ def test_compulsory_bytes_are_each_array_once(problem: Linear) -> None:
 def test_what_means_nothing_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Linear(**({"m": 2, "n": 4, "k": 8} | fields))
+
+
+@pytest.mark.parametrize("m", [1, 100, 3000])
+def test_a_part_is_affordable_and_keeps_the_ragged_edge(m: int) -> None:
+    problem = Linear(m, 20_011, 8192)
+    part = problem.part(1e9)
+    assert part.k == problem.k
+    assert part.flops <= 1e9 or (part.m <= 256 and part.n <= 256)
+    assert (part.n - problem.n) % 128 == 0
+    assert part.m == problem.m or (part.m - problem.m) % 128 == 0
+    small = Linear(3, 5, 8)
+    assert small.part(1e9) == small
