@@ -104,7 +104,7 @@ def test_check_with_ptx(
         counts = catalog.get(launch.kernel).module.simulate(launch, arrays, machine)
         return SimpleNamespace(counts=counts, hazards=hazards)
 
-    monkeypatch.setattr("lab.emulate.run", run)
+    monkeypatch.setattr("lab.ptx_executor.run", run)
     checked = document([*CHECK, "--ptx", "--seeds", "3"], capsys, code=1 if hazards else 0)
     assert seeds == [0, 1, 2]
     assert [(h["kind"], h["access"]["line"], h["seed"]) for h in checked["hazards"]] == [
