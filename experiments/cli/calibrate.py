@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.cli._options import Deadline, Json
-from experiments.cli._output import emit, number, say, table
+from experiments.cli.options import Deadline, Json
+from experiments.cli.output import emit, number, say, table
 from sim.errors import InputError
 
 GEMM = 8192  # rows and columns of the matrices under whose product the SM clock is read

@@ -14,6 +14,7 @@ import pytest
 from experiments import cli
 from experiments.cli import run_command
 from lab import catalog
+from lab.problems import QUESTIONS
 from lab.record import ROOT
 from sim.counts import Counts
 from sim.emulator import Access, Hazard
@@ -37,7 +38,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert [k["kernel"] for k in listed] == list(catalog.names())
     for kernel in listed:
         assert {"kernel", "solves", "formats", "arch", "adds", "after"} <= kernel.keys()
-        assert kernel["solves"] in ("linear", "attention")
+        assert kernel["solves"] in QUESTIONS
 
 
 def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,7 +221,7 @@ def test_tables_for_people(arguments: list[str], capsys: pytest.CaptureFixture[s
         ([*CHECK, "--on", "tpu"], "'tpu' is not one of"),
         ([*CHECK, "--nonsense"], "No such option: --nonsense"),
         (["check", "gemm_wgmma", "m=8", "n=8", "k=8", "--machine", "a100"], "needs architecture sm_90a; the A100"),
-        (["explain", "conv", "m=1"], "unknown kind 'conv'; kinds: linear, attention, model"),
+        (["explain", "conv", "m=1"], f"unknown kind 'conv'; kinds: {', '.join(QUESTIONS)}"),
         (["explain", "model"], "known models: llama-2-7b"),
         (["explain", "model", "gpt-5"], "unknown model 'gpt-5'; known models: llama-2-7b"),
         (["run", "nothing"], "unknown experiment 'nothing'; known experiments: batching"),
