@@ -3,9 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lab.emulate import emulator
 from lab.kernel import Kernel
 from lab.problems import Problem
+from lab.ptx_executor import Emulator
 from lab.verify import Verification, verify
 from sim.counts import Counts
 from sim.emulator import Hazard, to_chrome_trace
@@ -49,7 +49,7 @@ def check_ptx(kernel: Kernel, problem: Problem, schedule: Any, machine: Machine,
     hazards: dict[tuple[str, str, str], tuple[int, Hazard]] = {}
     verifications = []
     for seed in range(seeds):
-        execute = emulator(machine, seed=seed)
+        execute = Emulator(machine, seed=seed)
         verifications.append(verify(kernel, problem, schedule, machine, execute, seed))
         for hazard in execute.hazards:
             other = hazard.other.line if hazard.other else ""
@@ -62,7 +62,7 @@ def trace_ptx(kernel: Kernel, problem: Problem, schedule: Any, machine: Machine,
 
     Launches are processes, agents their threads. Raises what `check_ptx` raises.
     """
-    execute = emulator(machine, seed=seed, trace=True)
+    execute = Emulator(machine, seed=seed, trace=True)
     verify(kernel, problem, schedule, machine, execute, seed)
     events = [
         {**event, "pid": process}

@@ -9,25 +9,28 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from lab import catalog
+from lab.errors import shown
 from lab.kernel import generated_header
-from sim.errors import EnvironmentFailure
-from sim.folders import cache_dir
+from sim.errors import EnvironmentFailure, KernelError
+from sim.folders import ROOT, cache_dir
 from sim.launch import Launch
 from sim.machine import Machine
 
 Target = Literal["cubin", "ptx"]
 
-ROOT = Path(__file__).resolve().parent.parent  # device code includes "ptx/..." and "lab/kernels/..." from here
 HEADER = "schedule.cuh"
 _OPTIONS = ("--std=c++17", "-lineinfo", "--ptxas-options=-v")
-_INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)
+_INCLUDE = re.compile(rb'^\s*#\s*include\s*[<"]([^>"\n]+)[>"]', re.MULTILINE)
+_PTX_LINE = re.compile(r"ptx input, line (\d+)")
+_FILE = re.compile(r'^\s*\.file\s+(\d+) "(.*?)"', re.MULTILINE)
+_LOCATION = re.compile(r"^\s*\.loc\s+(\d+) (\d+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -49,19 +52,22 @@ class Compiled:
     resources: dict[str, Resources]
 
 
-def compile_launch(launch: Launch, machine: Machine, target: Target = "cubin", allow_spills: bool = False) -> Compiled:
+def compile_launch(launch: Launch, machine: Machine, target: Target = "cubin") -> Compiled:
     """Compile the module of one launch for the machine's architecture, or take it from the cache.
 
-    Raises EnvironmentFailure where NVRTC fails, and where ptxas spills registers, warns or ignores setmaxnreg.
+    Raises KernelError where the code does not compile or lacks the launch's entry, and where ptxas spills registers,
+    warns or ignores setmaxnreg; EnvironmentFailure where NVRTC cannot be had or refuses the request.
     """
     kernel = catalog.get(launch.kernel)
     header = generated_header(launch, kernel.solves.facts)
-    return compile_source(kernel.source, header, machine, target, allow_spills)
+    compiled = compile_source(kernel.source, header, machine, target)
+    if target == "cubin" and launch.entry not in compiled.resources:
+        there = ", ".join(compiled.resources) or "none"
+        raise KernelError(f'{shown(kernel.source)} has no extern "C" entry {launch.entry}; its entries: {there}')
+    return compiled
 
 
-def compile_source(
-    source: Path, header: str, machine: Machine, target: Target = "cubin", allow_spills: bool = False
-) -> Compiled:
+def compile_source(source: Path, header: str, machine: Machine, target: Target = "cubin") -> Compiled:
     """Compile one .cu file of the checkout, with `header` as its "schedule.cuh"; raises as `compile_launch` does."""
     options = (*_OPTIONS, f"--gpu-architecture={machine.arch}")
     key = _key(source, header, (*options, target, str(_nvrtc_version())))
@@ -77,8 +83,8 @@ def compile_source(
             pass  # a corrupt entry is compiled again
     image, log = _nvrtc(source, header, options, target)
     resources = _resources(log) if target == "cubin" else {}
-    if target == "cubin" and not allow_spills:
-        _refuse_bad_code(source.stem, log, resources)
+    if target == "cubin":
+        _refuse_bad_code(source, log, resources)
     folder.mkdir(exist_ok=True)
     _write_whole(path, image)
     stored = {"sha256": hashlib.sha256(image).hexdigest(), "resources": {n: asdict(r) for n, r in resources.items()}}
@@ -90,19 +96,19 @@ def _key(source: Path, header: str, options: tuple[str, ...]) -> str:
     digest = hashlib.sha256("\0".join((header, *options)).encode())
     seen: set[Path] = set()
 
-    def add(text: str) -> None:
-        for name in _INCLUDE.findall(text):
+    def add(text: bytes) -> None:
+        for name in map(os.fsdecode, _INCLUDE.findall(text)):
             path = ROOT / name
-            if name != HEADER and path not in seen and path.exists():
+            if name != HEADER and path not in seen and path.is_file():
                 seen.add(path)
-                included = path.read_text()
-                digest.update(f"\0{name}\0{included}".encode())
+                included = path.read_bytes()
+                digest.update(b"\0".join((b"", os.fsencode(name), included)))
                 add(included)
 
-    text = source.read_text()
-    digest.update(text.encode())
+    text = source.read_bytes()
+    digest.update(text)
     add(text)
-    add(header)
+    add(header.encode())
     return digest.hexdigest()[:24]
 
 
@@ -133,19 +139,35 @@ def _load_nvrtc() -> Any:
 
 def _nvrtc(source: Path, header: str, options: tuple[str, ...], target: Target) -> tuple[bytes, str]:
     nvrtc = _load_nvrtc()
-    name = source.relative_to(ROOT).as_posix()
-    _, program = nvrtc.nvrtcCreateProgram(source.read_bytes(), name.encode(), 1, [header.encode()], [HEADER.encode()])
-    arguments = [o.encode() for o in (*options, f"--include-path={ROOT}")]
-    (status,) = nvrtc.nvrtcCompileProgram(program, len(arguments), arguments)
-    log = _fetch(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).decode(errors="replace")
-    if int(status):
-        raise EnvironmentFailure(f"{name} does not compile for these options:\n{log.strip(chr(0)).strip()}")
-    if target == "ptx":
-        image = _fetch(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program).rstrip(b"\0")
-    else:
-        image = _fetch(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program)
-    nvrtc.nvrtcDestroyProgram(program)
-    return image, log
+    name = shown(source)
+    code = source.read_bytes(), os.fsencode(name), 1, [header.encode()], [HEADER.encode()]
+    _, program = nvrtc.nvrtcCreateProgram(*code)
+    try:
+        arguments = [os.fsencode(o) for o in (*options, f"--include-path={ROOT}")]
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(arguments), arguments)
+        log = _fetch(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).decode(errors="replace")
+        log = log.strip("\0").strip()
+        if status == nvrtc.nvrtcResult.NVRTC_ERROR_COMPILATION:
+            ptx = _fetch(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program).decode(errors="replace")
+            raise KernelError("\n".join([f"{name} does not compile:", log, *_sources_of(log, ptx, name)]))
+        if int(status):  # the request is refused, not the code
+            raise EnvironmentFailure(f"NVRTC refuses {name} with {' '.join(options)}: {log or status.name}")
+        if target == "ptx":
+            return _fetch(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program).rstrip(b"\0"), log
+        return _fetch(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program), log
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+
+
+def _sources_of(log: str, ptx: str, name: str) -> Iterator[str]:
+    """The source line of each line of the PTX that ptxas complains of: what inline PTX did wrong, it alone finds."""
+    files = dict(_FILE.findall(ptx))
+    for line in dict.fromkeys(_PTX_LINE.findall(log)):
+        above = _LOCATION.findall("\n".join(ptx.splitlines()[: int(line)]))
+        if above:
+            file, number = above[-1]
+            path = files.get(file, "")
+            yield f"ptx input, line {line} is {name if path.endswith(f'/{name}') else shown(path)}({number})"
 
 
 def _fetch(size_of: Callable[..., Any], get: Callable[..., Any], program: Any) -> bytes:
@@ -173,13 +195,13 @@ def _resources(log: str) -> dict[str, Resources]:
     return found
 
 
-def _refuse_bad_code(name: str, log: str, resources: dict[str, Resources]) -> None:
+def _refuse_bad_code(source: Path, log: str, resources: dict[str, Resources]) -> None:
     for entry, used in resources.items():
         if used.spill_bytes:
-            raise EnvironmentFailure(
-                f"{entry} spills {used.spill_bytes} B a thread; the schedule needs fewer registers"
+            raise KernelError(
+                f"{shown(source)}: {entry} spills {used.spill_bytes} B a thread; the schedule needs fewer registers"
             )
     bad = ("warning", "potential performance loss")  # the second is said of wgmma that is serialised
     warnings = [line for line in log.splitlines() if any(words in line.lower() for words in bad)]
     if warnings:
-        raise EnvironmentFailure(f"{name} compiles with warnings: {'; '.join(warnings)}")
+        raise KernelError("\n".join([f"{shown(source)} compiles with warnings:", *warnings]))

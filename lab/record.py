@@ -15,9 +15,9 @@ from typing import Any, Literal, TypedDict
 import msgspec
 
 from sim.errors import EnvironmentFailure, InputError
+from sim.folders import ROOT
 
 SCHEMA = 1
-ROOT = Path(__file__).resolve().parent.parent
 COMMITTED = ROOT / "experiments" / "records"  # ships with the package
 MAX_FILE = 64 * 2**20  # bytes; a larger file is not one of ours
 MAX_LINE = 4 * 2**20

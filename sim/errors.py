@@ -17,6 +17,12 @@ class ScheduleError(InputError):
     """The schedule is illegal, alone or for this problem and machine; the message shows both sides."""
 
 
+class KernelError(LabError):
+    """A kernel's own files are wrong: the message names file and line, and keeps the compiler's lines as they are."""
+
+    exit_code = 2
+
+
 class NoDeviceError(LabError):
     """A GPU was asked for and there is none that can be used."""
 

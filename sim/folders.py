@@ -1,9 +1,11 @@
-"""Where the lab keeps what it can make or fetch again, and what belongs to its user."""
+"""Where the lab lies, where it keeps what it can make or fetch again, and what belongs to its user."""
 
 import os
 from pathlib import Path
 
 from sim.errors import EnvironmentFailure
+
+ROOT = Path(__file__).resolve().parent.parent  # holds sim, lab, ptx and experiments
 
 
 def cache_path() -> Path:

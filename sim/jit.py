@@ -17,7 +17,7 @@ import numba
 from numba import njit, prange
 from numba.core.caching import CacheImpl, UserProvidedCacheLocator
 
-from sim.folders import cache_path
+from sim.folders import ROOT, cache_path
 
 __all__ = ["njit", "prange"]
 
@@ -25,7 +25,6 @@ __all__ = ["njit", "prange"]
 # busy. GNU OpenMP, under Numba, reads this when the first parallel function runs.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-_ROOT = Path(__file__).resolve().parent.parent
 _IMPORTS = re.compile(r"^from ((?:sim|lab\.kernels)[\w.]*) import \(?([\w, \n]+)", re.MULTILINE)
 
 
@@ -35,7 +34,7 @@ def _own(path: Path) -> tuple[bytes, frozenset[Path]]:
     text = path.read_text()
     found = set()
     for module, names in _IMPORTS.findall(text):
-        stem = _ROOT / module.replace(".", "/")
+        stem = ROOT / module.replace(".", "/")
         inside = [stem / f"{name.strip().split(' ')[0]}.py" for name in names.split(",")]
         found |= {file for file in (stem.with_suffix(".py"), stem / "__init__.py", *inside) if file.exists()}
     return text.encode(), frozenset(found)
@@ -50,7 +49,7 @@ def content(path: Path) -> str:
         seen |= new
         left += new
     digest = hashlib.sha256()
-    for file in sorted(seen, key=lambda file: os.path.relpath(file, _ROOT)):
+    for file in sorted(seen, key=lambda file: os.path.relpath(file, ROOT)):
         digest.update(_own(file)[0])
     return digest.hexdigest()[:16]
 
@@ -68,7 +67,7 @@ class ContentLocator(UserProvidedCacheLocator):  # type: ignore[misc]  # Numba's
 
     @classmethod
     def from_function(cls, py_func: Any, py_file: str) -> Any:
-        ours = _ROOT in Path(py_file).resolve().parents and not numba.config.CACHE_DIR  # NUMBA_CACHE_DIR
+        ours = ROOT in Path(py_file).resolve().parents and not numba.config.CACHE_DIR  # NUMBA_CACHE_DIR
         return super(UserProvidedCacheLocator, cls).from_function(py_func, py_file) if ours else None
 
 

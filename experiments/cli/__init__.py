@@ -10,9 +10,10 @@ import typer
 from typer.core import TyperGroup
 
 from experiments.cli import bench, calibrate, check, compare, counters, env, explain, generate, list_, report, run
+from experiments.cli.output import complain
 from sim.errors import InputError, LabError
 
-OUR_BUG, INTERRUPTED = 70, 130
+INTERRUPTED = 130
 _USAGE_ERROR: Any = typer.BadParameter.__base__  # the parser's own complaints; typer has moved its class about
 
 
@@ -49,7 +50,10 @@ app.command("env")(env.env)
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Run one command line; failures become one line on standard error and the documented exit code."""
+    """Run one command line; failures become one line on standard error and the documented exit code.
+
+    What a kernel's own files did wrong is its author's: file and line, with the compiler's lines as they are.
+    """
     try:
         result = app(args=list(arguments) or ["--help"], prog_name="lab", standalone_mode=False)
         sys.stdout.flush()
@@ -57,20 +61,23 @@ def run_command(arguments: Sequence[str]) -> int:
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except LabError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(error)
     except _USAGE_ERROR as error:
-        return _fail(f"{error.format_message()} See lab --help.", InputError.exit_code)
+        return _fail(InputError(f"{error.format_message()} See lab --help."))
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", INTERRUPTED)
+        return _fail(LabError("interrupted"), INTERRUPTED)
     except (BrokenPipeError, SystemExit):  # the reader of our output has left, which the parser turns into an exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
         if os.environ.get("LAB_DEBUG"):
             traceback.print_exc()
-        return _fail(f"this is a bug in the lab ({type(error).__name__}: {error}); LAB_DEBUG=1 shows where", OUR_BUG)
+        from lab.errors import kernel_error  # the parser and its help do without lab
+
+        ours = LabError(f"this is a bug in the lab ({type(error).__name__}: {error}); LAB_DEBUG=1 shows where")
+        return _fail(kernel_error(error) or ours)
 
 
-def _fail(sentence: str, code: int) -> int:
-    print(f"lab: {' '.join(sentence.split())}", file=sys.stderr)
-    return code
+def _fail(error: LabError, code: int | None = None) -> int:
+    complain(error)
+    return error.exit_code if code is None else code

@@ -64,6 +64,8 @@ def bench(
         search = Search(problem=problem, kernel=name, clock=chosen[0], rounds=rounds, experiment="bench")
         found = backends.tune([search], provenance(), deadline, deadline)
     else:
+        if not sweep:  # which leaves out what does not compile
+            checking.compiled(subject)
         job = Job(
             kernel=subject.kernel.name,
             problem=problem,

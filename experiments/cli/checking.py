@@ -14,6 +14,7 @@ from experiments.running.simulation import count, require_arch, require_room, si
 from experiments.words import parse
 from lab import catalog
 from lab.choice import choose
+from lab.compile import compile_launch
 from lab.gpu import worker
 from lab.kernel import Kernel, parse_schedule, schedule_fields
 from lab.problems import QUESTIONS, Problem
@@ -63,16 +64,24 @@ def problem_for(kernel: Kernel, words: Sequence[str]) -> Problem:
     return parse(cls, words, {cls.FORMAT: kernel.solves.formats[0]})
 
 
+def compiled(subject: Subject) -> dict[str, Any]:
+    """Compile the device code of every launch, by NVRTC alone: the architecture, and what ptxas says of each entry.
+
+    Raises KernelError, with the compiler's own lines, where it does not compile.
+    """
+    machine = subject.machine
+    launches = subject.kernel.launches(subject.problem, subject.schedule, machine)
+    found = {launch.entry: compile_launch(launch, machine).resources[launch.entry] for launch in launches}
+    return {"arch": machine.arch, "entries": {entry: asdict(used) for entry, used in found.items()}}
+
+
 def on_sim(subject: Subject) -> dict[str, Any]:
     """Run the tile simulation."""
     found = simulate(subject.kernel, subject.problem, subject.schedule, subject.machine)
     return {
         **_head(subject, "sim"),
+        **asdict(found.check),
         "passed": found.passed,
-        "error": found.check.error,
-        "mismatches": found.check.mismatches,
-        "first_mismatch": found.check.first_mismatch,
-        "guards_intact": found.check.guards_intact,
         "checked": found.part.as_dict(),
         "note": found.note,
         "theory": found.theory.as_dict(),
@@ -107,11 +116,13 @@ def on_ptx(subject: Subject, seeds: int) -> dict[str, Any]:
     check_ptx = _emulator("lab.check_ptx").check_ptx
     found = check_ptx(subject.kernel, subject.problem, subject.schedule, subject.machine, seeds)
     differing = {name: pair for v in found.verifications for name, pair in v.disagreements.items()}
+    wrong = [{"seed": seed, **asdict(v.check)} for seed, v in enumerate(found.verifications) if not v.check.passed]
     return {
         **found.as_dict(),
         "seeds": seeds,
         "ptx_passed": found.passed,
         "ptx_error": found.error,
+        "ptx_wrong": wrong,
         "ptx_disagreements": _pairs(differing),
     }
 

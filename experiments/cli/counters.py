@@ -19,6 +19,7 @@ def counters(
     from lab.record import append, folder, provenance
 
     subject = checking.subject_on(backends.real_machine(), kernel, words or [], schedule)
+    checking.compiled(subject)
     with working(f"counting {kernel}"):
         found = backends.read_counters(subject.kernel, subject.problem, subject.schedule, subject.machine, provenance())
     if record:

@@ -3,11 +3,15 @@
 from typing import Any
 
 from experiments.cli.options import Json
-from experiments.cli.output import emit, say, table
+from experiments.cli.output import complain, emit, say, table
+from sim.errors import KernelError
 
 
-def list_(as_json: Json = False) -> None:
-    """Every kernel: what it solves, in which formats, what it adds to which predecessor; and every experiment."""
+def list_(as_json: Json = False) -> int:
+    """Every kernel: what it solves, in which formats, what it adds to which predecessor; and every experiment.
+
+    Exit code 2 where the files of a kernel are broken: they are named, and the others are listed.
+    """
     from lab import catalog
 
     document = [
@@ -22,6 +26,9 @@ def list_(as_json: Json = False) -> None:
         for kernel in catalog.kernels()
     ]
     emit(document, as_json, _render)
+    for error in catalog.broken().values():
+        complain(error)
+    return KernelError.exit_code if catalog.broken() else 0
 
 
 def _render(document: list[dict[str, Any]]) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from sim.errors import KernelError, LabError
+
 WIDE = 140  # columns where standard output is no terminal
 
 
@@ -21,6 +23,12 @@ def emit(document: Any, as_json: bool, render: Callable[[Any], None]) -> None:
 def say(text: str = "") -> None:
     """Print one line of text for people."""
     print(text)
+
+
+def complain(error: LabError) -> None:
+    """Say on standard error what failed: on one line, but the lines of a compiler stay as they are."""
+    text = str(error) if isinstance(error, KernelError) else " ".join(str(error).split())
+    print(f"lab: {text}", file=sys.stderr)
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int = 1) -> None:

@@ -25,7 +25,7 @@ from lab.kernel import Kernel, schedule_fields
 from lab.problems import Estimate, Operand, Problem
 from lab.record import Checked, Record, Value, provenance
 from lab.verify import Check, compare_output, joined
-from sim.errors import EnvironmentFailure
+from sim.errors import EnvironmentFailure, KernelError
 from sim.launch import Launch
 from sim.machine import Machine
 from sim.roofline import roofline
@@ -186,7 +186,7 @@ class Bench:
         return {able[name]: timing.us for name, timing in timings.items()}
 
     def check(self, entry: Entry) -> Check:
-        """Run one kernel on fresh inputs; raises EnvironmentFailure where it does not compile."""
+        """Run one kernel on fresh inputs; raises EnvironmentFailure where it cannot be made ready."""
         with self._stream:
             self._make_ready([entry], {})
             if entry.name in self._failures:
@@ -206,7 +206,7 @@ class Bench:
         for entry, steps in zip(new, launches, strict=True):
             try:
                 prepared = Prepared(steps, self.machine)
-            except EnvironmentFailure as failure:  # a schedule that spills is out of the race
+            except (EnvironmentFailure, KernelError) as failure:  # a schedule that spills is out of the race
                 self._failures[entry.name] = str(failure)
                 continue
             scratch = device_workspaces(steps)
@@ -308,7 +308,7 @@ def compile_ahead(launches: Sequence[Launch], machine: Machine) -> None:
     """Compile modules side by side into the cache; what does not compile says so when it is made ready."""
 
     def compile_one(launch: Launch) -> None:
-        with suppress(EnvironmentFailure):
+        with suppress(EnvironmentFailure, KernelError):
             compile_launch(launch, machine)
 
     with ThreadPoolExecutor() as pool:

@@ -62,7 +62,7 @@ def prepare(
     """Compile and load launches and bind arrays on the device to them.
 
     Raises InputError for an array that is not what its launch describes, NoDeviceError where this GPU cannot run them,
-    EnvironmentFailure where they do not compile.
+    KernelError where they do not compile.
     """
     return Prepared(launches, machine, device).bind(pointers_of(arrays, launches))
 

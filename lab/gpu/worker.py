@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from lab.errors import kernel_error
 from sim import errors
 from sim.errors import EnvironmentFailure, LabError
 
@@ -172,6 +173,8 @@ def serve(answering: int) -> None:
     except Exception as error:
         if _is_device_error(error):
             answer(Reply(error="EnvironmentFailure", message=f"the device failed: {_first_line(error)}"))
+        elif authors := kernel_error(error):
+            answer(Reply(error=type(authors).__name__, message=str(authors)))
         else:
             traceback.print_exc()
             answer(Reply(error="bug", message=f"{type(error).__name__}: {error}"))

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from lab.emulate import emulator
 from lab.kernel import Kernel
 from lab.problems import Attention, Linear, Problem
+from lab.ptx_executor import Emulator
 from sim.errors import ScheduleError
 from sim.formats import format_named
 from sim.machine import H100, Machine
@@ -32,7 +32,7 @@ def results(kernel: Kernel, problem: Linear, schedule: Any, seeds: int) -> set[b
     found = set()
     for seed in range(seeds):
         y = np.zeros((problem.m, problem.n), np.uint16)
-        emulator(CHIP, seed=seed)(launches, {**inputs, "y": y})
+        Emulator(CHIP, seed=seed)(launches, {**inputs, "y": y})
         found.add(y.tobytes())
     return found
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lab import catalog
-from lab.emulate import emulator
 from lab.problems import Linear
+from lab.ptx_executor import Emulator
 from lab.verify import verify
 from sim.formats import encode
 from sim.machine import H100
@@ -211,7 +211,7 @@ def test_cp_async_into_what_another_warp_still_reads_is_reported(between: str) -
 def test_the_swizzle_of_gemm_mma_sync_meets_no_bank_conflict(shape: tuple[int, ...]) -> None:
     kernel = catalog.get("gemm_mma_sync")
     schedule = kernel.module.Schedule(*shape, stages=3, ctas_per_sm=1, group_m=8)
-    execute = emulator(H100)
+    execute = Emulator(H100)
     problem = Linear(schedule.block_m + 37, schedule.block_n - 24, 2 * schedule.block_k + 24)
     assert verify(kernel, problem, schedule, H100, execute).passed
     (emulation,) = execute.emulations

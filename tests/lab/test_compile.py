@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from lab import catalog
 from lab.compile import compile_launch
 from lab.kernel import generated_header
 from lab.problems import Linear
-from sim.errors import EnvironmentFailure
+from sim.errors import EnvironmentFailure, KernelError
 from sim.launch import Launch
 from sim.machine import H100
 
@@ -96,7 +97,11 @@ def test_code_that_does_not_compile_shows_the_compilers_words(tmp_path: Path, mo
     source = tmp_path / "gemv_vectorized.cu"
     source.write_text('#include "schedule.cuh"\nextern "C" __global__ void gemv_vectorized() { nonsense(); }\n')
     broken = catalog.Kernel(KERNEL.name, KERNEL.family, source, KERNEL.module)
-    monkeypatch.setattr(nvrtc, "ROOT", tmp_path)
     monkeypatch.setattr(nvrtc.catalog, "get", lambda _: broken)
-    with pytest.raises(EnvironmentFailure, match="does not compile"):
+    with pytest.raises(KernelError, match=r'does not compile:\n.*cu\(2\): error: identifier "nonsense" is undefined\n'):
         compile_launch(a_launch(), H100)
+
+
+def test_an_architecture_that_nvrtc_does_not_know_is_not_the_kernels_fault() -> None:
+    with pytest.raises(EnvironmentFailure, match=r"^NVRTC refuses lab/kernels/gemv/gemv_vectorized\.cu with .*sm_999"):
+        compile_launch(a_launch(), replace(H100, arch="sm_999"))

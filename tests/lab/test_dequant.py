@@ -9,10 +9,10 @@ import pytest
 from lab import catalog
 from lab.check_ptx import check_ptx
 from lab.compile import compile_launch
-from lab.emulate import emulator
 from lab.kernels.gemm import gemm_dequant
 from lab.kernels.gemm.gemm_dequant import Schedule, layout, predicted_us
 from lab.problems import Linear
+from lab.ptx_executor import Emulator
 from sim import int4
 from sim.errors import ScheduleError
 from sim.formats import decode, encode
@@ -44,7 +44,7 @@ def test_the_ptx_is_right_however_warps_and_clusters_run(problem: Linear, schedu
 
 def run(problem: Linear, schedule: Schedule, arrays: dict[str, np.ndarray]) -> np.ndarray:
     y = np.zeros((problem.m, problem.n), np.uint16)
-    emulator(CHIP)(KERNEL.launches(problem, schedule, CHIP), {**arrays, "y": y})
+    Emulator(CHIP)(KERNEL.launches(problem, schedule, CHIP), {**arrays, "y": y})
     return decode(y, "bf16")
 
 

@@ -7,10 +7,10 @@ import pytest
 
 from lab import catalog
 from lab.check_ptx import check_ptx
-from lab.emulate import emulator
 from lab.kernels.gemv import gemv_mma_counts
 from lab.kernels.gemv.gemv_mma import Schedule, predicted_us
 from lab.problems import Linear
+from lab.ptx_executor import Emulator
 from sim.errors import ScheduleError
 from sim.formats import encode
 from sim.machine import H100
@@ -51,7 +51,7 @@ def test_every_fp8_weight_becomes_its_bf16() -> None:
     w[np.arange(256), np.arange(256) % 16] = np.where(np.arange(256) % 128 == 127, 0, np.arange(256))
     inputs = {"x": encode(np.ones((1, 16), np.float32), "bf16"), "w": w}
     y = np.zeros((1, 256), np.uint16)
-    emulator(CHIP)(KERNEL.launches(problem, Schedule(8, 1, 2, 1, 1, 1, 1), CHIP), {**inputs, "y": y})
+    Emulator(CHIP)(KERNEL.launches(problem, Schedule(8, 1, 2, 1, 1, 1, 1), CHIP), {**inputs, "y": y})
     expected, _ = problem.reference(inputs)["y"]
     assert np.array_equal(y, encode(expected, "bf16"))
 

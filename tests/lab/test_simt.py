@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from lab import catalog
 from lab.compile import compile_launch
-from lab.emulate import emulator
 from lab.kernels.gemm.simt_tile import ROW, Request, patch_sectors, vectors
 from lab.problems import Linear
+from lab.ptx_executor import Emulator
 from lab.verify import verify
 from sim.counts import SECTOR
 from sim.errors import ScheduleError
@@ -114,7 +114,7 @@ def test_shared_memory_meets_no_bank_conflict(name: str) -> None:
     for schedule in kernel.module.candidates(problem, H100):
         if schedule.group_m not in (1, 8):  # the raster changes nothing in shared memory
             continue
-        execute = emulator(H100, check=False)
+        execute = Emulator(H100, check=False)
         assert verify(kernel, problem, schedule, H100, execute).passed
         (found,) = execute.emulations
         assert found.statistics.shared_wavefronts == found.statistics.shared_ideal_wavefronts > 0, schedule

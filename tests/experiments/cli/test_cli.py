@@ -90,6 +90,16 @@ def test_a_failed_check_is_exit_code_1(capsys: pytest.CaptureFixture[str], monke
     assert checked["disagreements"]["flops"]["theory"] == checked["disagreements"]["flops"]["counted"] + 1
 
 
+def test_a_check_compiles_the_device_code_and_says_that_it_was_not_executed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checked = document([*CHECK, "--machine", "a100"], capsys)
+    assert (checked["compiled"]["arch"], checked["executed"]) == ("sm_80", False)
+    assert checked["compiled"]["entries"]["gemv_vectorized"]["registers"] > 0
+    assert run_command(CHECK) == 0
+    assert "compiled for sm_90a and not executed; --ptx executes it" in capsys.readouterr().out
+
+
 RACE = Hazard("race on shared memory", "warp 0 and warp 1 are not ordered", Access("warp 0", "k.cu:3", "st.shared"))
 
 
@@ -105,8 +115,9 @@ def test_check_with_ptx(
         counts = catalog.get(launch.kernel).module.simulate(launch, arrays, machine)
         return SimpleNamespace(counts=counts, hazards=hazards)
 
-    monkeypatch.setattr("lab.emulate.run", run)
-    checked = document([*CHECK, "--ptx", "--seeds", "3"], capsys, code=1 if hazards else 0)
+    monkeypatch.setattr("lab.ptx_executor.run", run)
+    checked = document([*CHECK, "--seeds", "3"], capsys, code=1 if hazards else 0)
+    assert checked["executed"]
     assert seeds == [0, 1, 2]
     assert [(h["kind"], h["access"]["line"], h["seed"]) for h in checked["hazards"]] == [
         ("race on shared memory", "k.cu:3", 0) for _ in hazards
@@ -116,7 +127,43 @@ def test_check_with_ptx(
     assert run_command([*CHECK, "--ptx"]) == (1 if hazards else 0)
     said = capsys.readouterr().out
     assert f"in 1 interleavings and met {len(hazards)} hazards" in said
+    assert "not executed" not in said
     assert ("hazard in interleaving 0: race on shared memory: warp 0" in said) == bool(hazards)
+
+
+def test_a_wrong_result_of_the_ptx_is_told_from_the_simulators(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(_: str, launch: Launch, arrays: Any, machine: Any, seed: int, **__: Any) -> Any:
+        counts = catalog.get(launch.kernel).module.simulate(launch, arrays, machine)
+        if seed:
+            arrays["y"][1, 7] ^= 0x4000  # a bit of the exponent
+        return SimpleNamespace(counts=counts + Counts(flops=1), hazards=())
+
+    monkeypatch.setattr("lab.ptx_executor.run", run)
+    checked = document([*CHECK, "--seeds", "2"], capsys, code=1)
+    assert checked["error"] <= 1 < checked["ptx_error"]
+    assert [(w["seed"], w["mismatches"], w["first_mismatch"]) for w in checked["ptx_wrong"]] == [(1, 1, [1, 7])]
+    assert run_command([*CHECK, "--seeds", "2"]) == 1
+    said = capsys.readouterr().out
+    assert "PTX in interleaving 1: 1 wrong elements, the first y[1, 7]; error " in said
+    assert "flops disagrees: theory 6,144, PTX " in said
+    assert (
+        f"FAILED: largest error {checked['error']:.3g} of the bound, {checked['ptx_error']:.3g} of the bound in PTX"
+        in said
+    )
+
+
+def test_mutants_imply_that_the_ptx_is_executed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(_: str, launch: Launch, arrays: Any, machine: Any, **__: Any) -> Any:
+        return SimpleNamespace(counts=catalog.get(launch.kernel).module.simulate(launch, arrays, machine), hazards=())
+
+    monkeypatch.setattr("lab.ptx_executor.run", run)
+    monkeypatch.setattr("lab.mutants.judge_mutants", lambda *_: iter(()))
+    checked = document([*CHECK, "--mutants"], capsys)
+    assert (checked["executed"], checked["seeds"], checked["mutants"]) == (True, 1, [])
 
 
 def test_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,7 +221,7 @@ def test_tables_for_people(arguments: list[str], capsys: pytest.CaptureFixture[s
         ([*CHECK, "--on", "tpu"], "'tpu' is not one of"),
         ([*CHECK, "--nonsense"], "No such option: --nonsense"),
         (["check", "gemm_wgmma", "m=8", "n=8", "k=8", "--machine", "a100"], "needs architecture sm_90a; the A100"),
-        (["explain", "conv", "m=1"], "unknown kind 'conv'; kinds: model, attention, linear"),
+        (["explain", "conv", "m=1"], f"unknown kind 'conv'; kinds: {', '.join(QUESTIONS)}"),
         (["explain", "model"], "known models: llama-2-7b"),
         (["explain", "model", "gpt-5"], "unknown model 'gpt-5'; known models: llama-2-7b"),
         (["run", "nothing"], "unknown experiment 'nothing'; known experiments: batching"),
@@ -252,12 +299,16 @@ from experiments.cli import run_command
 assert run_command(["--help"]) == 0
 heavy = [name for name in ("numpy", "numba", "rich", "msgspec", "lab") if name in sys.modules]
 assert run_command(["list", "--json"]) == 0
-assert run_command(["check", "gemv_vectorized", "m=1", "n=8", "k=8", "--json"]) == 0
+assert run_command(["explain", "linear", "m=1", "n=8", "k=8", "--json"]) == 0
 gpu = [name for name in ("cupy", "cuda", "torch") if name in sys.modules]
-print(heavy, gpu)
+assert run_command(["check", "gemv_vectorized", "m=1", "n=8", "k=8", "--json"]) == 0
+gpu += [name for name in ("cupy", "torch") if name in sys.modules]
+with open("/proc/self/maps") as maps:
+    driver = "libcuda.so" in maps.read()
+print(heavy, gpu, driver)
 """
     out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
-    assert out.splitlines()[-1] == "[] []"
+    assert out.splitlines()[-1] == "[] [] False"
 
 
 def test_the_command_itself() -> None:

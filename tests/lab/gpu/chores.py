@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lab.kernels.gemv import gemv_naive
 from sim.errors import InputError
 
 
@@ -31,6 +32,10 @@ def refuse(_: Any) -> None:
 
 def fail(_: Any) -> None:
     raise KeyError("oops")
+
+
+def plan_badly(problem: Any) -> Any:
+    return gemv_naive.launch(problem, None, None)
 
 
 class CUDARuntimeError(RuntimeError):

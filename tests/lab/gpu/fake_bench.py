@@ -14,7 +14,7 @@ from lab.gpu.bench import Expectation
 from lab.gpu.device import Conditions
 from lab.gpu.timing import Clock, Contestant, Pace, Timing
 from lab.problems import Linear
-from sim.errors import EnvironmentFailure
+from sim.errors import KernelError
 from sim.formats import encode
 from sim.machine import H100
 
@@ -65,7 +65,7 @@ class Device:
         self.dependent.append(launches[0].dependent)
         schedule = launches[0].schedule
         if schedule in self.spilling:
-            raise EnvironmentFailure("it spills 8 B a thread")
+            raise KernelError("it spills 8 B a thread")
         kernel = self.kernels.get(schedule, write)
 
         def bind(pointers: Mapping[str, int]) -> Callable[[], None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lab.gpu import worker
-from sim.errors import EnvironmentFailure, InputError
+from sim.errors import EnvironmentFailure, InputError, KernelError
 from tests.lab.gpu import chores
 
 PATIENCE_S = 60.0  # far above what any of these takes
@@ -49,6 +49,11 @@ def test_the_functions_own_refusal_is_raised_here() -> None:
 def test_a_bug_is_no_refusal() -> None:
     with pytest.raises(RuntimeError, match="KeyError: 'oops'"):
         worker.run(chores.fail, None, PATIENCE_S)
+
+
+def test_what_a_kernels_python_raises_names_its_line() -> None:
+    with pytest.raises(KernelError, match=r"^lab/kernels/gemv/gemv_naive\.py:\d+: AttributeError: 'str' object has no"):
+        worker.run(chores.plan_badly, "no problem", PATIENCE_S)
 
 
 def test_a_device_error_is_one_sentence() -> None:

@@ -35,8 +35,3 @@ class Emulator:
     def hazards(self) -> tuple[Hazard, ...]:
         """Every hazard of the last call."""
         return tuple(h for e in self.emulations for h in e.hazards)
-
-
-def emulator(machine: Machine, *, seed: int = 0, check: bool = True, trace: bool = False) -> Emulator:
-    """The executor that emulates a kernel's PTX; read `hazards` after `verify` has called it."""
-    return Emulator(machine, seed=seed, check=check, trace=trace)

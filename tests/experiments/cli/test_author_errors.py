@@ -1,0 +1,154 @@
+"""What a kernel's author did wrong is said with file and line, exit code 2; every other kernel goes on."""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import lab.kernels
+from experiments.cli import run_command
+from lab import catalog
+from lab.choice import is_solvable
+from lab.problems import Linear
+from sim.machine import H100
+
+FAMILY = "drafts"
+DESCRIPTION = """\"\"\"Nothing new.\"\"\"
+from dataclasses import replace
+from lab.kernels.gemv import gemv_naive
+from lab.kernels.gemv.gemv_naive import SOLVES, Schedule, candidates, simulate, theory
+def launch(*question):
+    return tuple(replace(one, kernel="draft", entry="draft") for one in gemv_naive.launch(*question))
+"""
+CODE = """#include "schedule.cuh"
+extern "C" __global__ void draft(const bf16* x, const bf16* w, bf16* y, int m, int n, int k) {}
+"""
+CHECK = ["check", "draft", "m=1", "n=8", "k=64"]
+
+Draft = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Draft]:
+    """Writes the two files of a kernel called draft, which the catalog finds beside all others."""
+    for family in filter(Path.is_dir, catalog._FOLDER.iterdir()):
+        (tmp_path / family.name).symlink_to(family)
+    folder = tmp_path / FAMILY
+    folder.mkdir()
+    others = catalog.names()
+    monkeypatch.setattr(catalog, "_FOLDER", tmp_path)
+    monkeypatch.setattr(lab.kernels, "__path__", [*lab.kernels.__path__, str(tmp_path)])
+    known = (catalog._sources, catalog.get, catalog.broken)
+
+    def forget() -> None:
+        for one in known:
+            one.cache_clear()
+        for name in [name for name in sys.modules if name.startswith(f"lab.kernels.{FAMILY}")]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+
+    def write(description: str = DESCRIPTION, code: str = CODE) -> Path:
+        (folder / "draft.py").write_text(description)
+        (folder / "draft.cu").write_text(code)
+        forget()
+        assert catalog.names() == ("draft", *others)
+        return folder
+
+    yield write
+    forget()
+
+
+def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command that fails for its author's sake says on standard error; all of it is about the draft."""
+    assert run_command(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("lab: ")
+    assert "bug in the lab" not in captured.err
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("description", "says"),
+    [
+        (
+            '"""Draft."""\n\nimport no_such_module\n',
+            "draft.py:3: ModuleNotFoundError: No module named 'no_such_module'",
+        ),
+        ('"""Draft."""\nx = (\n', "draft.py:2: SyntaxError: '(' was never closed"),
+        ('"""Draft."""\nfrom lab.problems import Linnear\n', "draft.py:2: ImportError: cannot import name 'Linnear'"),
+        ('"""Draft."""\nfrom lab.kernel import Solves\n\nSOLVES = Solves()\n', "draft.py:4: TypeError: "),
+        ('"""Draft."""\n', "draft.py does not define SOLVES, Schedule, candidates, launch, theory, simulate"),
+        (DESCRIPTION.partition("\n")[2], "draft.py has no docstring"),
+        (DESCRIPTION + "SOLVES = 1\n", "draft.py needs SOLVES to be a Solves"),
+        (DESCRIPTION + "Schedule = dict\n", "draft.py needs Schedule to be a dataclass"),
+    ],
+    ids=lambda text: text.rpartition(": ")[2][:30] if "draft.py" in text else "",
+)
+def test_a_kernel_that_does_not_import(
+    description: str, says: str, draft: Draft, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draft(description, CODE)
+    expected = f"lab: {catalog._FOLDER}/{FAMILY}/{says}"
+    assert said(CHECK, capsys).startswith(expected)
+    assert run_command(["list"]) == 2
+    listed = capsys.readouterr()
+    assert listed.err.startswith(expected)
+    assert all(kernel.name in listed.out for kernel in catalog.kernels())
+    assert [kernel.name for kernel in catalog.kernels()] == [name for name in catalog.names() if name != "draft"]
+    assert is_solvable(Linear(1, 8, 64), H100)
+
+
+def test_half_a_kernel_and_a_second_one_of_the_same_name(draft: Draft, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = draft(DESCRIPTION, CODE)
+    (folder / "draft.py").unlink()
+    assert "draft.cu has no description beside it: draft.py is missing" in said(["list"], capsys)
+    draft(DESCRIPTION, CODE)
+    again = folder.parent / "sketches"
+    again.mkdir()
+    (again / "draft.cu").write_text(CODE)
+    catalog._sources.cache_clear()
+    assert f"two kernels are called draft: {folder}/draft.cu and {again}/draft.cu" in said(["list"], capsys)
+
+
+@pytest.mark.parametrize("hook", ["candidates", "launch", "theory", "simulate"])
+def test_python_of_a_kernel_that_raises(hook: str, draft: Draft, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = f"{DESCRIPTION}def {hook}(*question):\n    return 1 // 0\n"
+    folder = draft(wrong, CODE)
+    place = f"{folder}/draft.py:{wrong.count(chr(10))}"
+    assert said(CHECK, capsys) == f"lab: {place}: ZeroDivisionError: integer division or modulo by zero\n"
+    assert run_command(["list", "--json"]) == 0
+
+
+def test_a_full_disk_is_no_authors_mistake(draft: Draft) -> None:
+    draft(f"{DESCRIPTION}def theory(*question):\n    raise OSError(28, 'No space left on device')\n", CODE)
+    assert run_command(CHECK) != 2
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (CODE.replace("{}", "{\n  nonsense();\n}"), 'draft.cu(3): error: identifier "nonsense" is undefined'),
+        (CODE.replace("{}", '{\n  asm("nonsense;");\n}'), "draft.cu(3)\n"),
+        (CODE.replace("{}", "{\n  int unused;\n}"), 'draft.cu(3): warning #177-D: variable "unused"'),
+        (CODE.replace('extern "C"', ""), 'draft.cu has no extern "C" entry draft; its entries: _Z5draft'),
+        ("// \xe9 is no UTF-8\n#include <ptx/nonsense.cuh>\n", "cannot open source file"),
+    ],
+    ids=["undefined", "ptxas", "warning", "mangled", "include"],
+)
+def test_device_code_that_does_not_compile(
+    code: str, says: str, draft: Draft, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = draft(DESCRIPTION, CODE)
+    (folder / "draft.cu").write_bytes(code.encode("latin-1"))
+    shown = said(CHECK, capsys)
+    assert shown.startswith(f"lab: {folder}/draft.cu ")
+    assert says in shown
+    if "nonsense();" in code:
+        assert "\n    nonsense();\n    ^\n" in shown, "the compiler's own lines are kept"
+    assert run_command(["list", "--json"]) == 0
+
+
+def test_no_kernel_of_the_catalog_is_broken() -> None:
+    assert catalog.broken() == {}
