@@ -139,7 +139,7 @@ def convert(x, f2, f3):
     return np.uint64(x) & low_mask(f2)
 
 
-@jit(error_model="numpy")
+@jit
 def rare(op, R, T, a, b, c, e, f0, f1, f2, f3):
     """The other integer operations; `e` is a fourth operand row."""
     mask = low_mask(f2)

@@ -64,7 +64,7 @@ def new_op(h, kind, w, pc):
         land(h, 0)
     op = cfg[t.OPS_COUNT]
     cfg[t.OPS_COUNT] = op + 1
-    ops[op, :] = 0
+    t.fill_rows(ops, op, op + 1, 0)
     ops[op, t.O_KIND], ops[op, t.O_WARP], ops[op, t.O_CTA], ops[op, t.O_PC] = kind, w, warps[w, t.CTA_SLOT], pc
     ops[op, t.O_SINCE] = cfg[t.STEPS]
     return op
@@ -103,7 +103,8 @@ def land(h, op):
     else:
         waits = warps[w, t.STATE] == t.W_BULK
     last = cfg[t.OPS_COUNT] - 1
-    ops[op, :] = ops[last, :]
+    for column in range(ops.shape[1]):
+        ops[op, column] = ops[last, column]
     cfg[t.OPS_COUNT] = last
     if barrier >= 0:
         bars[barrier, t.M_FLYING] -= nbytes

@@ -181,7 +181,7 @@ def round_f32(x, rounding):
     return bits32(near)
 
 
-@jit(error_model="numpy")
+@jit
 def single(op, R, T, a, b, c, saturate):
     """The common float32 operations; False where `op` is another."""
     if op == isa.FFMA:
@@ -205,7 +205,7 @@ def single(op, R, T, a, b, c, saturate):
     return True
 
 
-@jit(error_model="numpy")
+@jit
 def _one(op, x, y, z, nan_wins):
     """One operation in float64; the caller rounds."""
     if op == isa.FADD:
@@ -246,7 +246,7 @@ def _one(op, x, y, z, nan_wins):
     return np.tanh(x)
 
 
-@jit(error_model="numpy")
+@jit
 def general(op, R, T, a, b, c, fmt, ftz, saturate, f3):
     """Every float operation in any format; F3 = 1 for packed pairs, 2 where NaN wins in min and max."""
     packed = f3 & 1
@@ -278,7 +278,7 @@ def general(op, R, T, a, b, c, fmt, ftz, saturate, f3):
         T[i] = out
 
 
-@jit(error_model="numpy")
+@jit
 def _arithmetic(op, x, y, z, fmt, ftz, nan_wins):
     if ftz and fmt == isa.F32:
         x, y, z = (
@@ -291,7 +291,7 @@ def _arithmetic(op, x, y, z, fmt, ftz, nan_wins):
     return _one(op, x, y, z, nan_wins)
 
 
-@jit(error_model="numpy")
+@jit
 def convert(op, R, T, a, b, f0, f1, f2, f3):
     """cvt where a float is involved; flags in F3: 1 ftz, 2 sat, 4 satfinite, 8 relu, 16 to an integral value."""
     for i in range(LANES):

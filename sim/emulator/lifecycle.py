@@ -75,12 +75,12 @@ def _drain(h, cta):
 def start_cluster(h, slot):
     """Put the next cluster of the grid into a free slot."""
     cfg, clusters, ctas = t.i64_1(h, t.CFG), t.i64_2(h, t.CLUSTER), t.i64_2(h, t.CTA)
-    bars, at, ready = t.i64_2(h, t.BAR), t.i32_2(h, t.MBAR_AT), t.i64_1(h, t.READY)
+    at, ready = t.i32_2(h, t.MBAR_AT), t.i64_1(h, t.READY)
     index = cfg[t.NEXT_CLUSTER]
     cfg[t.NEXT_CLUSTER] += 1
     cfg[t.FREE_SLOTS] -= 1
     size = cfg[t.CLUSTER_SIZE]
-    clusters[slot, :] = 0
+    t.fill_rows(clusters, slot, slot + 1, 0)
     clusters[slot, t.K_ACTIVE], clusters[slot, t.K_INDEX] = 1, index
     clusters[slot, t.K_FIRST_CTA] = slot * size
     clusters[slot, t.K_ALIVE_WARPS] = size * cfg[t.WARPS]
@@ -91,15 +91,15 @@ def start_cluster(h, slot):
         old_bars = ctas[cta, t.C_MBARS]
         for k in range(old_bars):
             at[cta, t.i64_2(h, t.MBAR)[cta * t.MBARRIERS + k, t.M_ADDRESS] >> 3] = 0
-        ctas[cta, :] = 0
+        t.fill_rows(ctas, cta, cta + 1, 0)
         ctas[cta, t.C_CLUSTER_SLOT], ctas[cta, t.C_RANK], ctas[cta, t.C_ALIVE] = slot, rank, cfg[t.WARPS]
         rx, ry = rank % cfg[t.CLUSTER_X], rank // cfg[t.CLUSTER_X] % cfg[t.CLUSTER_Y]
         rz = rank // (cfg[t.CLUSTER_X] * cfg[t.CLUSTER_Y])
         x, y, z = cx * cfg[t.CLUSTER_X] + rx, cy * cfg[t.CLUSTER_Y] + ry, cz * cfg[t.CLUSTER_Z] + rz
         ctas[cta, t.C_X], ctas[cta, t.C_Y], ctas[cta, t.C_Z] = x, y, z
         ctas[cta, t.C_LINEAR] = index * size + rank
-        bars[cta * t.BARRIERS : (cta + 1) * t.BARRIERS, :] = 0
-        bars[cta * t.BARRIERS : (cta + 1) * t.BARRIERS, t.B_AND] = -1
+        for bar in range(cta * t.BARRIERS, (cta + 1) * t.BARRIERS):
+            sync.clear_barrier(h, bar)
         if cfg[t.CHECK]:
             _forget(h, cta)
         for i in range(cfg[t.WARPS]):
@@ -109,21 +109,22 @@ def start_cluster(h, slot):
             cfg[t.READY_COUNT] += 1
     if cfg[t.CHECK]:
         row = sync.cluster_clock(h, slot)
-        t.i32_2(h, t.CLOCK)[row, :] = 0
+        t.fill_rows(t.i32_2(h, t.CLOCK), row, row + 1, 0)
 
 
 @jit
 def _forget(h, cta):
     """New shared memory is poison, and nobody has touched it."""
     cfg = t.i64_1(h, t.CFG)
-    granules = cfg[t.SHARED_STRIDE] >> cfg[t.SHARED_SHIFT]
-    t.i64_1(h, t.SHARED_WRITE)[cta * granules : (cta + 1) * granules] = 0
-    t.i64_2(h, t.SHARED_READ)[cta * granules : (cta + 1) * granules, :] = 0
-    t.u8_1(h, t.SHARED_STATE)[cta * granules : (cta + 1) * granules] = 0
-    t.u8_1(h, t.S8)[cta * cfg[t.SHARED_STRIDE] : (cta + 1) * cfg[t.SHARED_STRIDE]] = 0xFF
+    first = cta * (cfg[t.SHARED_STRIDE] >> cfg[t.SHARED_SHIFT])
+    end = first + (cfg[t.SHARED_STRIDE] >> cfg[t.SHARED_SHIFT])
+    t.fill(t.i64_1(h, t.SHARED_WRITE), first, end, 0)
+    t.fill_rows(t.i64_2(h, t.SHARED_READ), first, end, 0)
+    t.fill(t.u8_1(h, t.SHARED_STATE), first, end, 0)
+    t.fill(t.u8_1(h, t.S8), cta * cfg[t.SHARED_STRIDE], (cta + 1) * cfg[t.SHARED_STRIDE], 0xFF)
     for number in range(t.BARRIERS):
         row = sync.barrier_clock(h, cta, number)
-        t.i32_2(h, t.CLOCK)[row, :] = 0
+        t.fill_rows(t.i32_2(h, t.CLOCK), row, row + 1, 0)
 
 
 @jit
@@ -135,7 +136,7 @@ def _fill(reg, row, value):
 @jit
 def _start_warp(h, w, cta, index, cluster, inside):
     cfg, ctas, warps, reg = t.i64_1(h, t.CFG), t.i64_2(h, t.CTA), t.i64_2(h, t.WARP), t.u64_2(h, t.REG)
-    warps[w, :] = 0
+    t.fill_rows(warps, w, w + 1, 0)
     warps[w, t.CTA_SLOT], warps[w, t.INDEX], warps[w, t.CLUSTER_PHASE] = cta, index, -1
     base = cfg[t.FIRST_ROW] + w * cfg[t.REGISTERS]
     warps[w, t.BASE] = base
@@ -177,16 +178,16 @@ def _start_warp(h, w, cta, index, cluster, inside):
     for k in range(40, 43):
         _fill(reg, base + k, cfg[t.STEPS])
     pred, pred_poison = t.u32_2(h, t.PRED), t.u32_2(h, t.PRED_POISON)
-    pred[w, :] = 0
+    t.fill_rows(pred, w, w + 1, 0)
     pred[w, 0] = _FULL
     if cfg[t.CHECK]:
-        pred_poison[w, :] = _FULL
+        t.fill_rows(pred_poison, w, w + 1, _FULL)
         pred_poison[w, 0] = pred_poison[w, 1] = 0
-        specials = len(isa.SPECIAL) + 1
-        t.u32_1(h, t.POISON)[base : base + specials] = 0
-        t.u32_1(h, t.POISON)[base + specials : base + cfg[t.REGISTERS]] = _FULL
-        t.i64_1(h, t.FLIGHT)[base : base + cfg[t.REGISTERS]] = 0
-        t.i64_1(h, t.WRITTEN_AT)[base : base + cfg[t.REGISTERS]] = 0
+        special, end = base + len(isa.SPECIAL) + 1, base + cfg[t.REGISTERS]
+        t.fill(t.u32_1(h, t.POISON), base, special, 0)
+        t.fill(t.u32_1(h, t.POISON), special, end, _FULL)
+        t.fill(t.i64_1(h, t.FLIGHT), base, end, 0)
+        t.fill(t.i64_1(h, t.WRITTEN_AT), base, end, 0)
         clock = t.i32_2(h, t.CLOCK)
-        clock[w, :] = 0
+        t.fill_rows(clock, w, w + 1, 0)
         clock[w, hazards.column_of(h, cta, index)] = 1

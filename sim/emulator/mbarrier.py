@@ -75,10 +75,10 @@ def initialise(h, w, address, count, pc):
         barrier = cta * t.MBARRIERS + ctas[cta, t.C_MBARS]
         ctas[cta, t.C_MBARS] += 1
         at[cta, offset >> 3] = barrier + 1
-        bars[barrier, :] = 0
+        t.fill_rows(bars, barrier, barrier + 1, 0)
         if cfg[t.CHECK]:
             row = pending_clock(h, barrier)
-            t.i32_2(h, t.CLOCK)[row : row + 2, :] = 0
+            t.fill_rows(t.i32_2(h, t.CLOCK), row, row + 2, 0)
     bars[barrier, t.M_ADDRESS] = offset
     bars[barrier, t.M_COUNT] = count
     bars[barrier, t.M_PENDING] = count

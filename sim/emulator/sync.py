@@ -12,6 +12,14 @@ _ASYNC, _MBARRIER, _SCOPE = isa.FENCE_ASYNC, isa.FENCE_MBARRIER, isa.FENCE_SCOPE
 
 
 @jit
+def clear_barrier(h, at):
+    """A named barrier that nobody has arrived at."""
+    bars = t.i64_2(h, t.BAR)
+    t.fill_rows(bars, at, at + 1, 0)
+    bars[at, t.B_AND] = -1
+
+
+@jit
 def wake(h, w):
     """Make a waiting warp runnable."""
     warps, cfg, ready = t.i64_2(h, t.WARP), t.i64_1(h, t.CFG), t.i64_1(h, t.READY)
@@ -88,8 +96,7 @@ def barrier_complete(h, cta, number):
             _give_result(h, w, at)
             warps[w, t.PC] += 1
             wake(h, w)
-    bars[at, :] = 0
-    bars[at, t.B_AND] = -1
+    clear_barrier(h, at)
 
 
 @jit

@@ -7,8 +7,9 @@ function takes views of the few tables it needs.
 from typing import Any
 
 import numpy as np
-from numba import carray, types
+from numba import types
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 from numpy.typing import NDArray
 
 from sim.emulator.jit import jit
@@ -98,80 +99,62 @@ MAX_EVENTS = 1 << 18
 # what of it a fence published, for a later atomic to release; what atomics have read, for a later fence to acquire.
 BEFORE, VISIBLE_ASYNC, PUBLISHED, ACQUIRABLE = range(4)
 MAX_PLACES = 1024  # memory locations through which warps synchronise by atomics
+_HANDLE_COLUMNS = 3  # address, rows, columns
 READERS = 4  # unordered readers of a granule that are remembered
 
 
-@intrinsic
-def _pointer(typingctx: Any, address: Any) -> Any:
-    """An integer as a pointer."""
-    del typingctx
+def _view(dtype: types.Number, ndim: int) -> Any:
+    """A compiled function (handle, table) -> array; an intrinsic, so that no array is counted or compiled for it."""
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+    @intrinsic
+    def view(typingctx: Any, handle: Any, table: Any) -> Any:
+        del typingctx, table
 
-    return types.voidptr(address), generate
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            rows = context.make_array(signature.args[0])(context, builder, args[0]).data
+            first = builder.mul(args[1], context.get_constant(types.intp, _HANDLE_COLUMNS))
+            places = [builder.add(first, context.get_constant(types.intp, i)) for i in range(1 + ndim)]
+            address, *shape = (builder.load(builder.gep(rows, [place])) for place in places)
+            array = context.make_array(signature.return_type)(context, builder)
+            itemsize = dtype.bitwidth // 8
+            strides = [context.get_constant(types.intp, itemsize)]
+            for extent in shape[:0:-1]:
+                strides.insert(0, builder.mul(strides[0], extent))
+            data = builder.inttoptr(address, array.data.type)
+            populate_array(array, data, shape, strides, itemsize, meminfo=None)
+            return array._getvalue()
 
+        return types.Array(dtype, ndim, "C")(handle, types.intp), generate
 
-@jit
-def u64_2(h, k):
-    return carray(_pointer(h[k, 0]), (h[k, 1], h[k, 2]), np.uint64)
-
-
-@jit
-def i64_2(h, k):
-    return carray(_pointer(h[k, 0]), (h[k, 1], h[k, 2]), np.int64)
-
-
-@jit
-def i32_2(h, k):
-    return carray(_pointer(h[k, 0]), (h[k, 1], h[k, 2]), np.int32)
-
-
-@jit
-def u32_2(h, k):
-    return carray(_pointer(h[k, 0]), (h[k, 1], h[k, 2]), np.uint32)
+    return view
 
 
-@jit
-def u8_2(h, k):
-    return carray(_pointer(h[k, 0]), (h[k, 1], h[k, 2]), np.uint8)
+i64_1, u64_1, u32_1 = _view(types.int64, 1), _view(types.uint64, 1), _view(types.uint32, 1)
+u16_1, u8_1 = _view(types.uint16, 1), _view(types.uint8, 1)
+i64_2, u64_2, u32_2 = _view(types.int64, 2), _view(types.uint64, 2), _view(types.uint32, 2)
+i32_2, f32_2 = _view(types.int32, 2), _view(types.float32, 2)
 
 
 @jit
-def f32_2(h, k):
-    return carray(_pointer(h[k, 0]), (h[k, 1], h[k, 2]), np.float32)
+def fill(array, first, end, value):
+    """array[first:end] = value; Numba compiles a loop faster than it does a slice."""
+    for i in range(first, end):
+        array[i] = value
 
 
 @jit
-def i64_1(h, k):
-    return carray(_pointer(h[k, 0]), (h[k, 1],), np.int64)
-
-
-@jit
-def u64_1(h, k):
-    return carray(_pointer(h[k, 0]), (h[k, 1],), np.uint64)
-
-
-@jit
-def u32_1(h, k):
-    return carray(_pointer(h[k, 0]), (h[k, 1],), np.uint32)
-
-
-@jit
-def u16_1(h, k):
-    return carray(_pointer(h[k, 0]), (h[k, 1],), np.uint16)
-
-
-@jit
-def u8_1(h, k):
-    return carray(_pointer(h[k, 0]), (h[k, 1],), np.uint8)
+def fill_rows(array, first, end, value):
+    """array[first:end, :] = value."""
+    for row in range(first, end):
+        for column in range(array.shape[1]):
+            array[row, column] = value
 
 
 class Tables:
     """Owns the arrays and the handle to them."""
 
     def __init__(self) -> None:
-        self.handle: NDArray[np.int64] = np.zeros((TABLES, 3), np.int64)
+        self.handle: NDArray[np.int64] = np.zeros((TABLES, _HANDLE_COLUMNS), np.int64)
         self._arrays: dict[int, NDArray[Any]] = {}
 
     def add(self, table: int, array: NDArray[Any]) -> NDArray[Any]:
