@@ -160,14 +160,18 @@ def _nvrtc(source: Path, header: str, options: tuple[str, ...], target: Target) 
 
 
 def _sources_of(log: str, ptx: str, name: str) -> Iterator[str]:
-    """The source line of each line of the PTX that ptxas complains of: what inline PTX did wrong, it alone finds."""
+    """The source lines of what ptxas complains of by its line in the PTX: what inline PTX did wrong, it alone finds."""
     files = dict(_FILE.findall(ptx))
+    text = ptx.splitlines()
+    found: dict[tuple[str, str], list[str]] = {}  # PTX lines by file and line
     for line in dict.fromkeys(_PTX_LINE.findall(log)):
-        above = _LOCATION.findall("\n".join(ptx.splitlines()[: int(line)]))
+        above = _LOCATION.findall("\n".join(text[: int(line)]))
         if above:
-            file, number = above[-1]
-            path = files.get(file, "")
-            yield f"ptx input, line {line} is {name if path.endswith(f'/{name}') else shown(path)}({number})"
+            found.setdefault(above[-1], []).append(line)
+    for (file, number), lines in found.items():
+        path = files.get(file, "")
+        more = f" and {len(lines) - 1} more" if len(lines) > 1 else ""
+        yield f"ptx input, line {lines[0]}{more}: {name if path.endswith(f'/{name}') else shown(path)}({number})"
 
 
 def _fetch(size_of: Callable[..., Any], get: Callable[..., Any], program: Any) -> bytes:
