@@ -11,7 +11,7 @@ from lab.record import Archive, Record
 from sim.machine import machine
 
 MEGA = 1e6
-READ = "peer:read"  # a plain read of as many bytes as the weights have: a floor, and no rival
+READ, COPY = "peer:read", "peer:copy"  # what only moves as many bytes: floors, and no rivals
 CLOCKS = {"cold": "cold L2", "graph": "in a graph"}
 
 # Counts fields that a kernel's table shows, in megabytes or in millions of operations.
@@ -100,15 +100,15 @@ def is_peer(record: Record) -> bool:
 
 def best_peer(records: Sequence[Record], record: Record) -> Record | None:
     """The fastest peer that was timed in a record's run, on its problem and by its clock."""
-    same = [r for r in records if is_peer(r) and r.kernel != READ and r.us is not None]
+    same = [r for r in records if is_peer(r) and r.kernel not in (READ, COPY) and r.us is not None]
     same = [r for r in same if (r.run, r.problem, r.clock) == (record.run, record.problem, record.clock)]
     return min(same, key=lambda r: r.us or 0.0) if same else None
 
 
-def read_of(records: Sequence[Record], record: Record) -> float | None:
-    """Microseconds of the plain read in a record's run, of its problem and by its clock."""
+def read_of(records: Sequence[Record], record: Record, movement: str = READ) -> float | None:
+    """Microseconds of the plain read, or copy, in a record's run, of its problem and by its clock."""
     same = (record.run, record.problem, record.clock)
-    return next((r.us for r in records if r.kernel == READ and (r.run, r.problem, r.clock) == same), None)
+    return next((r.us for r in records if r.kernel == movement and (r.run, r.problem, r.clock) == same), None)
 
 
 def cases(records: Sequence[Record]) -> list[Record]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from experiments.peers.linear import as_torch, on_this_stream
+from experiments.peers.arrays import as_torch, on_this_stream
 from lab.gpu.bench import Arrays, Loose, Peer
 from lab.problems import Linear
 from sim import int4

@@ -7,7 +7,7 @@ from typing import Any
 from experiments.running.jobs import Job
 from lab.choice import choose, schedule_words
 from lab.kernel import schedule_fields
-from lab.problems import Linear
+from lab.problems import Linear, Problem
 from lab.record import Value
 from sim.errors import InputError
 from sim.machine import Machine
@@ -34,7 +34,7 @@ def in_format(name: str, shape: Linear) -> Linear:
     return replace(shape, **FORMATS[name])
 
 
-def chosen_job(problem: Linear, target: Machine, facts: Mapping[str, Value], **how: Any) -> Job:
+def chosen_job(problem: Problem, target: Machine, facts: Mapping[str, Value], **how: Any) -> Job:
     """A job for the kernel and schedule that the lab chooses for a problem."""
     kernel, schedule, _ = choose(problem, target)
     words = schedule_words(schedule_fields(schedule))

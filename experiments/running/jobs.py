@@ -15,8 +15,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A kernel on a problem. `schedules` are words as --schedule takes them; `sweep` adds every candidate.
 
     `peers` asks for the libraries that experiments/peers/ knows, in the same run; `clocks` are "cold" and "graph",
-    `paces` "burst" and "sustained". `plain` launches wait for the one before; `reads` adds the plain read of as many
-    bytes as the weights have. `facts` join the metrics of every record.
+    `paces` "burst" and "sustained". `plain` launches wait for the one before; `reads` adds what only moves as many
+    bytes (`Bench.race`). `facts` join the metrics of every record.
     """
 
     kernel: str

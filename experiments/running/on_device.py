@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import msgspec
@@ -12,7 +14,6 @@ from experiments.running.jobs import Job, Search, problem_of
 from lab import catalog
 from lab.choice import contenders, legal_candidates
 from lab.kernel import parse_schedule, schedule_fields
-from lab.problems import Linear
 from lab.record import Record, provenance
 from sim.errors import InputError
 
@@ -267,13 +268,13 @@ def _host_costs(calls: int = 200) -> dict[str, float]:
 
 
 def _peers(problem: Any) -> dict[str, Any]:
-    """What our kernels are measured against; none, saying so, where PyTorch is not installed."""
+    """What our kernels are measured against, by the problem's kind; none, saying so, where PyTorch is not installed."""
+    name = f"experiments.peers.{problem.kind}"
+    if find_spec(name) is None:
+        return {}
     try:
-        from experiments.peers.linear import linear_peers
-        from experiments.peers.quantised import quantised_peers
+        found: dict[str, Any] = import_module(name).peers(problem)
     except ImportError as error:
         print(f"lab: no peers are timed beside it: {error}", flush=True)
         return {}
-    if not isinstance(problem, Linear):
-        return {}
-    return linear_peers(problem) | quantised_peers(problem)
+    return found

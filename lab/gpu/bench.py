@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lab.choice import schedule_words
 from lab.compile import compile_launch
 from lab.gpu import driver
-from lab.gpu.ceilings import read_contestants
+from lab.gpu.ceilings import copy_contestants, read_contestants
 from lab.gpu.device import card
 from lab.gpu.launch import Prepared, device_workspaces
 from lab.gpu.parameters import pointers_of
@@ -35,7 +35,7 @@ BAND = 1024  # elements around an output that nothing may touch; so many that it
 
 Arrays = Mapping[str, Any]  # CuPy arrays by argument name, in storage types
 Peer = Callable[[Problem, Arrays], "Call | Loose"]  # makes a call that computes the outputs on CuPy's current stream
-READ = "read"  # the contestant that only reads as many bytes as the weights have
+READ, COPY = "read", "copy"  # contestants that move as many bytes as the problem, and compute nothing
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,8 @@ class Bench:
         """Check, then time, kernels and peers: a record for each contestant, clock and pace, all of one run.
 
         A contestant whose check failed, or whose code does not compile, gets one record without a time. `facts` join
-        every record's metrics. `reads` adds the fastest plain read of as many bytes as the weights have. Raises
+        every record's metrics. `reads` adds the fastest plain read of as many bytes as the weights and the KV cache
+        have, or, where those are not most of the bytes, a plain copy that moves as many as the problem. Raises
         InputError or ScheduleError for what a kernel refuses, EnvironmentFailure where a kernel breaks the device.
         """
         described = self._descriptions(entries, peers)
@@ -157,8 +158,8 @@ class Bench:
                 if name in self._ready and name not in self._checks:
                     self._judge(name, is_peer=name in peers)
             right = [self._ready[name] for name in described if name in self._checks and self._checks[name].passed]
-            readers = read_contestants(self.problem.bytes["weights"], len(self._data)) if reads else []
-            timings = [measure([*right, *readers], c, rounds, p) for p in paces for c in clocks] if right else []
+            movement, movers = _plain(self.problem, len(self._data)) if reads else ("", [])
+            timings = [measure([*right, *movers], c, rounds, p) for p in paces for c in clocks] if right else []
         shared = shared_fields(self.problem, self.machine, self._experiment)
         found = [
             record
@@ -166,8 +167,8 @@ class Bench:
             for record in self._records(name, {**shared, **own}, dict(facts or {}), timings)
         ]
         for timing in timings if reads else []:
-            best = min((timing[reader.name] for reader in readers), key=lambda one: one.us)
-            fields = {**shared, "kernel": f"peer:{READ}"}
+            best = min((timing[mover.name] for mover in movers), key=lambda one: one.us)
+            fields = {**shared, "kernel": f"peer:{movement}"}
             found.append(
                 timed_record(fields, {**(facts or {}), "launch_shape": best.name}, best, self.problem, self.machine)
             )
@@ -313,6 +314,15 @@ def compile_ahead(launches: Sequence[Launch], machine: Machine) -> None:
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(compile_one, launches))
+
+
+def _plain(problem: Problem, copies: int) -> tuple[str, list[Contestant]]:
+    """What moves a problem's bytes and does nothing else: its name, and it in several launch shapes."""
+    size = problem.bytes
+    streamed = size["weights"] + size["kv"]
+    if 2 * streamed > size["total"]:
+        return READ, read_contestants(streamed, copies)
+    return COPY, copy_contestants(size["total"] // 2, copies)
 
 
 def floor_us(problem: Problem, machine: Machine) -> float:

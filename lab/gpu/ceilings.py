@@ -136,6 +136,13 @@ def read_contestants(nbytes: int, copies: int) -> list[Contestant]:
     return _contestants(nbytes, random_words(nbytes * copies), copies, shapes, Clock.GRAPH)
 
 
+def copy_contestants(nbytes: int, copies: int) -> list[Contestant]:
+    """Plain copies of so many bytes, over data of their own."""
+    shapes = tuple(("copy", threads, waves) for threads in _THREADS for waves in (8, None))
+    out = cupy.empty(nbytes // 4, cupy.uint32)
+    return _contestants(nbytes, random_words(nbytes * copies), copies, shapes, Clock.GRAPH, out)
+
+
 def _best(what: str, nbytes: int, clock: Clock, rounds: int) -> Ceiling:
     """All launch shapes of one size interleaved in one run; the fastest of them."""
     names = ("copy",) if what == "copy" else ("read4", "read8")

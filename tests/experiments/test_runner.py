@@ -37,6 +37,7 @@ def test_they_are_found_by_the_question_they_ask() -> None:
         "kv_cache",
         "machines",
         "quantization",
+        "rowwise_bars",
         "two_machines",
         "wrong_machine",
     )

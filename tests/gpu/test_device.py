@@ -301,13 +301,13 @@ FORMS = [
 @pytest.mark.usefixtures("torch")
 @pytest.mark.parametrize("problem", FORMS, ids=str)
 def test_what_is_chosen_and_its_peers_are_right_in_one_race(problem: Linear, chip: Machine) -> None:
-    from experiments.peers.linear import linear_peers
+    from experiments.peers.linear import peers
     from lab.choice import choose
     from lab.gpu.bench import Bench, Entry
     from lab.gpu.timing import Clock
 
     kernel, schedule, _ = choose(problem, chip)
-    records = Bench(problem, chip).race([Entry(kernel, schedule)], linear_peers(problem), (Clock.COLD, Clock.GRAPH), 3)
+    records = Bench(problem, chip).race([Entry(kernel, schedule)], peers(problem), (Clock.COLD, Clock.GRAPH), 3)
     assert {r.kernel for r in records} > {kernel.name}
     assert [(r.kernel, r.metrics) for r in records if r.us is None] == []
 

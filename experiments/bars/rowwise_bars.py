@@ -1,0 +1,94 @@
+"""The small kernels of a step, which move each byte once: beside a plain copy of as many, and PyTorch's, in one run."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from experiments.rows import COPY, Row, Verdict, best_peer, is_peer, question_of, read_of
+from experiments.running.backends import Backend
+from experiments.running.formats import chosen_job
+from experiments.running.jobs import Search
+from experiments.words import spell
+from lab.explain import explain
+from lab.problems.rmsnorm import RMSNorm
+from lab.record import Archive, Record
+from sim.errors import InputError
+from sim.machine import machine
+
+QUESTION = "How far are the small kernels of a step from a copy of their bytes, and from PyTorch's compiled ones?"
+
+LARGE = RMSNorm(8192, 8192)
+SMALL = (RMSNorm(1, 4096), RMSNorm(64, 4096))
+OF_COPY = 1.05  # times a copy of its bytes, where these are many
+OF_PEER = 1.0  # times the best peer, where they are few
+
+
+@dataclass(frozen=True)
+class Options:
+    """`tune` searches the best schedules first. What has not begun after `seconds` is skipped."""
+
+    rounds: int = 30
+    seconds: int = 120
+    tune: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.rounds, self.seconds) < 1:
+            raise InputError(f"rounds and seconds are at least 1; got {self.rounds}, {self.seconds}")
+
+
+def measure(options: Options, backend: Backend) -> Iterator[Record]:
+    """What the lab chooses, in a graph, plain launches."""
+    how = {"plain": True, "rounds": options.rounds, "experiment": "rowwise_bars"}
+    if options.tune:
+        searches = [Search(problem=p.as_dict(), clock="graph", **how) for p in (LARGE, *SMALL)]
+        yield from backend.tuned(searches, options.seconds)
+    jobs = [
+        chosen_job(problem, backend.machine, {"bar": "rmsnorm"}, clocks=("graph",), reads=True, **how)
+        for problem in (LARGE, *SMALL)
+    ]
+    yield from backend.timed(jobs, options.seconds)
+
+
+def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
+    """Each problem's floor, prediction and time; the copy's and the best peer's."""
+    every = [*past.records, *records]
+    for record in _ours(records, past):
+        problem = question_of(record)
+        case = _named(record)
+        floor = explain(problem, machine(record.machine)).roofline.floor_us
+        yield Row(case, "us in a graph", floor, record.predicted_us, record.us, record.source if record.us else "")
+        copy, peer = read_of(every, record, COPY), best_peer(every, record)
+        if copy:
+            yield Row(case, "copy of as many bytes, us", None, None, copy, record.source)
+        if peer:
+            yield Row(case, f"{peer.kernel}, us", None, None, peer.us, record.source)
+
+
+def verdict(records: Sequence[Record], past: Archive) -> Verdict:
+    """The large one against the copy, the small ones against the best peer."""
+    every, said, passed = [*past.records, *records], [], True
+    for record in _ours(records, past):
+        copy, peer = read_of(every, record, COPY), best_peer(every, record)
+        if record.us is None:
+            continue
+        case = _named(record)
+        if question_of(record) == LARGE and copy:
+            said.append(f"{case} takes {record.us / copy:.3f} of a copy (bar {OF_COPY})")
+            passed &= record.us <= OF_COPY * copy
+        elif peer and peer.us:
+            said.append(f"{case} takes {record.us / peer.us:.3f} of {peer.kernel} (bar {OF_PEER})")
+            passed &= record.us <= OF_PEER * peer.us
+    return Verdict(passed, "; ".join(said) + "." if said else "Not timed yet.")
+
+
+def _ours(records: Sequence[Record], past: Archive) -> list[Record]:
+    """The newest chosen one of each problem among these records, else among those measured before."""
+    found: dict[str, Record] = {}
+    for record in [*past.where(experiment="rowwise_bars", on="gpu").records, *records]:
+        chosen = record.kernel and not is_peer(record) and "stage" not in record.metrics
+        if chosen and (record.us is not None or str(record.problem) not in found):
+            found[str(record.problem)] = record
+    return list(found.values())
+
+
+def _named(record: Record) -> str:
+    return spell(record.problem or {}).removeprefix("kind=")
