@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from lab import catalog
 from lab.check_ptx import check_ptx
+from lab.kernels.common.clusters import at_once
 from lab.kernels.gemm import gemm_split_k
 from lab.kernels.gemm.gemm_split_k import Schedule, predicted_us
 from lab.problems import Linear
@@ -69,7 +70,7 @@ def test_what_ctas_send_each_other_is_neither_loaded_nor_stored() -> None:
 
 @pytest.mark.parametrize(("split_k", "clusters"), [(1, 132), (2, 66), (4, 31), (8, 15)])
 def test_clusters_lie_in_one_gpc(split_k: int, clusters: int) -> None:
-    assert clusters.at_once(split_k, 1, H100) == clusters
+    assert at_once(split_k, 1, H100) == clusters
 
 
 def test_deeper_rings_more_bytes_and_more_waves_move_the_estimate_their_way() -> None:
