@@ -99,7 +99,8 @@ class RMSNorm(Problem):
         """`total` has one right value, the float32 sum rounded once; y is in float64.
 
         n squares are added in any order, each rounded, so their sum is off by n u of itself and its root by half as
-        much; the root is then approximate, and two products are rounded: |y| (n / 2 + 1 + 4 + 2) u, u = 2^-24.
+        much; the root is then approximate, and two products are rounded: |y| (n / 2 + 1 + 4 + 2) u, u = 2^-24. A sum
+        that overflows float32 is infinite, and its row zero.
         """
         total, found = arrays["x"][rows], {}
         if self.residual:
@@ -110,7 +111,9 @@ class RMSNorm(Problem):
             found["total"] = Estimate(value, np.zeros_like(value))
         h = decode(total, self.activations).astype(np.float64)
         with np.errstate(invalid="ignore"):
-            root = 1 / np.sqrt((h * h).mean(axis=1, keepdims=True) + self.eps)
+            squares = (h * h).sum(axis=1, keepdims=True)
+            squares = np.where(squares > np.finfo(np.float32).max, np.inf, squares)
+            root = 1 / np.sqrt(squares / self.n + self.eps)
             y = h * root * decode(arrays["weight"], self.activations)
         error = np.abs(y) * (self.n / 2 + 1 + RSQRT_ROUNDINGS + 2) * UNIT
         return {"y": Estimate(y, error).stored(self.activations), **found}
