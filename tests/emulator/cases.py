@@ -19,7 +19,7 @@ from sim.formats import format_named
 from sim.machine import H100, Machine
 from tests.strategies import fitted, plain_variants
 
-CHIP = replace(H100, sms=4)  # few SMs, so that a persistent CTA has more than one tile
+CHIP = replace(H100, sms=4, gpcs=(4,))  # few SMs, so that a persistent CTA has more than one tile
 LAPS = 3  # of a ring
 DEPTH = 384  # of a step along k where no tile says so
 FEW, MANY = 3, 1027  # rows, for which kernels propose schedules: the few ask for splits, the many for clusters
