@@ -2,14 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test report clean
+.PHONY: demo test deep report clean
 
 demo: .venv/demo
 	$(BIN)/lab run two_machines
 	$(BIN)/lab generate "The capital of France is"
 
 test: .venv/test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The same tests with all their breadth: hours.
+deep: .venv/test
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu or deep"
 
 report: .venv/demo
 	$(BIN)/lab report

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 
 settings.register_profile("lab", deadline=None, derandomize=True, print_blob=True)
-settings.load_profile("lab")
+settings.register_profile("deep", settings.get_profile("lab"), max_examples=2000)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -18,17 +18,20 @@ def no_config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Programs that tests start and interrupt must hear it, also where this run is in the background of a shell."""
+    settings.load_profile("deep" if "or deep" in config.getoption("-m") else "lab")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that need a GPU run only when they are asked for by `-m gpu`."""
-    if "gpu" in config.getoption("-m"):
-        return
-    skip = pytest.mark.skip(reason="needs a GPU: run pytest -m gpu on a machine with one")
-    for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(skip)
+@pytest.fixture(params=[pytest.param(False, id="some"), pytest.param(True, id="every", marks=pytest.mark.deep)])
+def every(request: pytest.FixtureRequest) -> bool:
+    """Whether a test takes every schedule, mutant or case of a kernel."""
+    return bool(request.param)
+
+
+@pytest.fixture(params=[3, pytest.param(50, marks=pytest.mark.deep)], ids=lambda seeds: f"{seeds} seeds")
+def seeds(request: pytest.FixtureRequest) -> int:
+    """How many interleavings of a kernel's warps a test tries in the emulator."""
+    return int(request.param)

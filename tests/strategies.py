@@ -1,13 +1,35 @@
-"""Hypothesis strategies for problems and schedules, for any kernel of the catalog."""
+"""What tests of every kernel share: the kernels, how much of them a run takes, strategies for problems and schedules.
 
+A kernel's tests may take 12 s of a core in `make test`, its compilation included; breadth is for `make deep`, which
+runs the same tests and more of each. So a test of every kernel is written in one of these ways:
+
+    @each_kernel
+    @examples(20)  # drawn examples; twenty times as many in `make deep`
+    @given(data=st.data())
+    def test_what_holds_for_any_problem(kernel: Kernel, data: st.DataObject) -> None: ...
+
+    @each_kernel
+    def test_of_some_schedules(kernel: Kernel, every: bool) -> None:  # a fixture: False, in `make deep` also True
+        for schedule in some(kernel.module.candidates(problem, H100), every): ...  # the best guess and two drawn ones
+
+    @each_kernel
+    def test_in_the_emulator(kernel: Kernel, seeds: int) -> None: ...  # a fixture: 3, in `make deep` also 50
+
+A parameter that is for `make deep` alone is marked so: `pytest.param(value, marks=pytest.mark.deep)`.
+"""
+
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import fields, replace
 from itertools import product
+from random import Random
 from typing import Any
 
-from hypothesis import assume
+import pytest
+from hypothesis import assume, settings
 from hypothesis import strategies as st
 
+from lab import catalog
 from lab.kernel import Kernel
 from lab.problems import Problem
 from lab.verify import Check, compare
@@ -20,6 +42,19 @@ EXTENTS = st.one_of(
     st.sampled_from([63, 64, 65, 127, 128, 129, 191, 255, 256, 257, 300, 384]),
 )
 DEPTHS = st.one_of(st.integers(1, 80), st.sampled_from([128, 192, 255, 256, 264, 320, 513, 1000, 1024]))
+
+each_kernel = pytest.mark.parametrize("kernel", [pytest.param(kernel, id=kernel.name) for kernel in catalog.kernels()])
+
+
+def examples(few: int) -> settings:
+    """So many drawn examples of a test; more where the profile of settings is that of `make deep`."""
+    return settings(max_examples=few * settings.default.max_examples // 100)
+
+
+def some(values: Iterable[Any], every: bool, drawn: int = 2) -> list[Any]:
+    """The first value and so many drawn ones, the same in each run; or every value."""
+    first, *others = values
+    return [first, *(others if every else Random(0).sample(others, min(drawn, len(others))))]
 
 
 def variants(kernel: Kernel) -> list[Any]:

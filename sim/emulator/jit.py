@@ -18,15 +18,17 @@ from numba.core.typed_passes import NativeLowering
 from sim.jit import njit
 
 
-class _Part(JITCodeLibrary):
+class _Part(JITCodeLibrary):  # type: ignore[misc]  # Numba's stubs are skipped
     """The code of one function, for an entry to link."""
 
     def finalize(self) -> None:
         self._finalized = True
 
 
-class _Whole(JITCodeLibrary):
+class _Whole(JITCodeLibrary):  # type: ignore[misc]
     """The code of an entry and of all that it reaches."""
+
+    _linking_libraries: list[JITCodeLibrary]
 
     def finalize(self) -> None:
         reached = dict.fromkeys(self._linking_libraries)
@@ -40,7 +42,7 @@ class _Whole(JITCodeLibrary):
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
-class _LowerPart(NativeLowering):
+class _LowerPart(NativeLowering):  # type: ignore[misc]
     _name = "lower_part"
 
     def run_pass(self, state: Any) -> bool:
@@ -56,7 +58,7 @@ class _LowerPart(NativeLowering):
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
-class _LowerWhole(NativeLowering):
+class _LowerWhole(NativeLowering):  # type: ignore[misc]
     _name = "lower_whole"
 
     def run_pass(self, state: Any) -> bool:
@@ -65,7 +67,7 @@ class _LowerWhole(NativeLowering):
         return bool(super().run_pass(state))
 
 
-class _Compiler(CompilerBase):
+class _Compiler(CompilerBase):  # type: ignore[misc]
     """Numba's passes, with another one for the lowering."""
 
     lowering: type[NativeLowering]

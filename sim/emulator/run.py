@@ -1,8 +1,12 @@
 """Run a launch's PTX on the emulated chip: build its memory, interpret, collect counts and hazards."""
 
+import contextlib
+import fcntl
+from functools import cache
 from typing import Any
 
 import numpy as np
+from numba import types
 from numpy.typing import NDArray
 
 from sim.cache import replay
@@ -13,6 +17,8 @@ from sim.emulator.decode import decode
 from sim.emulator.program import Program
 from sim.emulator.ptx import EmulatorError
 from sim.emulator.report import Emulation, Hazard, hazards_of, stalled, statistics_of, trace_of
+from sim.errors import EnvironmentFailure
+from sim.folders import cache_dir
 from sim.launch import Array, Launch, Role, Scalar, TensorMap
 from sim.machine import Machine
 
@@ -45,9 +51,18 @@ def run(
     """
     program = decode(ptx, launch.entry, len(launch.arrays))
     chip = _Chip(program, launch, arrays, machine, seed, check, trace, max_steps)
-    outcome = int(interpret.run(chip.tables.handle))
+    outcome = int(_interpreter()(chip.tables.handle))
     chip.copy_back(arrays)
     return chip.emulation(outcome)
+
+
+@cache
+def _interpreter() -> Any:
+    """The compiled interpreter; where several processes need it at once, one compiles it and the others wait."""
+    with contextlib.suppress(EnvironmentFailure), (cache_dir() / "emulator.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        interpret.run.compile((types.Array(types.int64, 2, "C"),))
+    return interpret.run
 
 
 class _Chip:

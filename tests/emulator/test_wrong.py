@@ -9,7 +9,6 @@ from sim.emulator.mutants import mutants
 from sim.machine import H100
 from tests.wrong.kernels import FOLDER, WRONG, WrongKernel
 
-SEEDS = range(20)
 KERNELS = [pytest.param(kernel, id=kernel.name) for kernel in WRONG]
 
 
@@ -19,21 +18,21 @@ def hazards(kernel: WrongKernel, fixed: bool, seed: int) -> list[str]:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_a_wrong_kernel_is_caught_on_every_seed(kernel: WrongKernel) -> None:
-    missed = {seed: found for seed in SEEDS if kernel.hazard not in (found := hazards(kernel, False, seed))}
+def test_a_wrong_kernel_is_caught_on_every_seed(kernel: WrongKernel, seeds: int) -> None:
+    missed = {seed: found for seed in range(seeds) if kernel.hazard not in (found := hazards(kernel, False, seed))}
     assert not missed
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_its_mended_twin_is_clean_on_every_seed(kernel: WrongKernel) -> None:
-    alarms = {seed: found for seed in SEEDS if (found := hazards(kernel, True, seed))}
+def test_its_mended_twin_is_clean_on_every_seed(kernel: WrongKernel, seeds: int) -> None:
+    alarms = {seed: found for seed in range(seeds) if (found := hazards(kernel, True, seed))}
     assert not alarms
 
 
 @pytest.mark.parametrize("kernel", [k for k in KERNELS if "atomic" not in k.values[0].source.read_text()])
-def test_the_order_of_accesses_is_the_same_in_every_interleaving(kernel: WrongKernel) -> None:
+def test_the_order_of_accesses_is_the_same_in_every_interleaving(kernel: WrongKernel, seeds: int) -> None:
     ptx = kernel.compile(True, H100).read_text()
-    orders = {run(ptx, kernel.launch, kernel.draw(0), H100, seed=seed).order for seed in SEEDS}
+    orders = {run(ptx, kernel.launch, kernel.draw(0), H100, seed=seed).order for seed in range(seeds)}
     assert len(orders) == 1
 
 

@@ -5,7 +5,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lab import catalog
@@ -18,9 +18,7 @@ from sim.errors import InputError, ScheduleError
 from sim.formats import FORMATS
 from sim.launch import Array, Scalar, TensorMap
 from sim.machine import H100
-from tests.strategies import fitted, problems, schedules, variants
-
-KERNELS = [pytest.param(kernel, id=kernel.name) for kernel in catalog.kernels()]
+from tests.strategies import each_kernel, examples, fitted, problems, schedules, some, variants
 
 
 def small_problem(kernel: Kernel) -> Linear:
@@ -34,8 +32,8 @@ def test_what_families_share_is_no_kernel() -> None:
     assert "common" not in {kernel.family for kernel in catalog.kernels()}
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-@settings(max_examples=200)
+@each_kernel
+@examples(20)
 @given(data=st.data())
 def test_simulation_solves_the_problem_and_counts_what_theory_says(kernel: Kernel, data: st.DataObject) -> None:
     problem = data.draw(problems(kernel))
@@ -47,8 +45,8 @@ def test_simulation_solves_the_problem_and_counts_what_theory_says(kernel: Kerne
     assert None not in [getattr(found.counted, name) for name in EXACT], "the simulator counts every exact field"
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-@settings(max_examples=25)
+@each_kernel
+@examples(10)
 @given(data=st.data())
 def test_counting_alone_counts_the_same(kernel: Kernel, data: st.DataObject) -> None:
     problem = data.draw(problems(kernel))
@@ -62,10 +60,10 @@ def test_counting_alone_counts_the_same(kernel: Kernel, data: st.DataObject) -> 
     assert disagreements(total, kernel.module.theory(problem, schedule, H100)) == {}
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_candidates_compile_without_spills_and_take_the_launch_arguments(kernel: Kernel) -> None:
+@each_kernel
+def test_candidates_compile_without_spills_and_take_the_launch_arguments(kernel: Kernel, every: bool) -> None:
     problem = small_problem(kernel)
-    for schedule in kernel.module.candidates(problem, H100):
+    for schedule in some(kernel.module.candidates(problem, H100), every):
         for launch in kernel.launches(problem, schedule, H100):
             used = compile_launch(launch, H100).resources[launch.entry]
             assert used.spill_bytes == 0
@@ -73,7 +71,7 @@ def test_candidates_compile_without_spills_and_take_the_launch_arguments(kernel:
             assert used.static_shared_bytes + launch.shared_bytes <= H100.shared_bytes_per_block
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@each_kernel
 def test_parameters_of_the_entry_are_those_of_the_launch(kernel: Kernel) -> None:
     problem = small_problem(kernel)
     for launch in kernel.launches(problem, kernel.best_guess(problem, H100), H100):
@@ -97,7 +95,7 @@ def parameter_bytes(argument: Array | Scalar | TensorMap) -> int:
             return 4
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@each_kernel
 def test_what_the_kernel_cannot_take_is_refused_in_one_sentence(kernel: Kernel) -> None:
     for name, divisor in kernel.solves.multiples(small_problem(kernel)).items():
         problem = replace(small_problem(kernel), **{name: divisor + 1})
@@ -109,7 +107,7 @@ def test_what_the_kernel_cannot_take_is_refused_in_one_sentence(kernel: Kernel) 
         kernel.require(Linear(8, 8, 8, next(name for name in FORMATS if name not in kernel.solves.formats)))
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@each_kernel
 def test_a_schedule_is_at_most_ten_plain_values_and_illegal_ones_raise(kernel: Kernel) -> None:
     problem = small_problem(kernel)
     schedule = kernel.best_guess(problem, H100)
@@ -122,7 +120,7 @@ def test_a_schedule_is_at_most_ten_plain_values_and_illegal_ones_raise(kernel: K
                 replace(schedule, **{field.name: value}).fits(problem, H100)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@each_kernel
 def test_a_schedule_is_read_from_words(kernel: Kernel) -> None:
     problem = small_problem(kernel)
     for schedule in kernel.module.candidates(problem, H100):
