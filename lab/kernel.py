@@ -26,8 +26,9 @@ class Solves:
     """Which problems a kernel takes: kind, formats, divisibility, the GPU architecture it needs.
 
     `formats` are those of the problem's FORMAT field. Options have the value that the format implies, with activations
-    in that format itself where they must be `alike`; `options` are the unusual values it takes besides. `row_bytes`
-    divides the bytes of every row of the problem's arrays; `multiple_of` divides extents.
+    in that format itself where they must be `alike`; `options` are the unusual values it takes besides, `required` the
+    only ones it takes. `row_bytes` divides the bytes of every row of the problem's arrays; `multiple_of` divides
+    extents, which are `at_most` so large.
     `after` names the kernel it improves on. `facts` are the problem's properties that the device code is compiled
     for; a format name becomes a C++ type, an integer or a flag a constant.
     """
@@ -41,6 +42,8 @@ class Solves:
     after: str | None = None
     alike: bool = False
     options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    required: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    at_most: Mapping[str, int] = field(default_factory=dict)
     facts: tuple[str, ...] = ("weights", "activations", "output")
 
     def multiples(self, problem: Problem) -> dict[str, int]:
@@ -50,6 +53,14 @@ class Solves:
             found[name] = lcm(found.get(name, 1), divisor)
         return found
 
+    def values(self, problem: Problem) -> dict[str, tuple[Any, ...]]:
+        """The values that this kernel takes of each option, for the formats of a problem; the usual one first."""
+        usual = problem.usual(self.alike)
+        return {
+            name: tuple(self.required.get(name, (getattr(usual, name), *self.options.get(name, ()))))
+            for name in problem.OPTIONS
+        }
+
     def refusal(self, problem: Problem) -> str | None:
         """One sentence why this kernel cannot take the problem, or None."""
         if not isinstance(problem, self.problem):
@@ -57,11 +68,13 @@ class Solves:
         form = getattr(problem, problem.FORMAT)
         if form not in self.formats:
             return f"takes {problem.FORMAT} in {' or '.join(self.formats)}, not {form}"
-        usual = problem.usual(self.alike)
-        for name in problem.OPTIONS:
-            value, taken = getattr(problem, name), (getattr(usual, name), *self.options.get(name, ()))
+        for name, taken in self.values(problem).items():
+            value = getattr(problem, name)
             if value not in taken:
                 return f"takes {name} {' or '.join(map(str, taken))} with {problem.FORMAT} in {form}, not {value}"
+        for name, most in self.at_most.items():
+            if getattr(problem, name) > most:
+                return f"takes {name} up to {most:,}; {name} = {getattr(problem, name):,}"
         for name, divisor in self.multiples(problem).items():
             if getattr(problem, name) % divisor:
                 value = getattr(problem, name)

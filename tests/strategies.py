@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 
 from lab import catalog
 from lab.kernel import Kernel
-from lab.problems import Problem
+from lab.problems import Attention, Problem
 from lab.verify import Check, compare
 from sim.errors import InputError, ScheduleError
 from sim.machine import H100
@@ -63,10 +63,10 @@ def variants(kernel: Kernel) -> list[Any]:
     solves = kernel.solves
     for form in solves.formats:
         tiny = solves.problem.tiny(form, solves.alike)
-        values = [(getattr(tiny, name), *solves.options.get(name, ())) for name in tiny.OPTIONS]
-        for chosen in product(*values):
+        values = solves.values(tiny)
+        for chosen in product(*values.values()):
             with suppress(InputError):  # not every combination means something
-                found.append(fitted(kernel, replace(tiny, **dict(zip(tiny.OPTIONS, chosen, strict=True)))))
+                found.append(fitted(kernel, replace(tiny, **dict(zip(values, chosen, strict=True)))))
     return found
 
 
@@ -90,11 +90,46 @@ def fitted(kernel: Kernel, problem: Any) -> Any:
 def problems(draw: st.DrawFn, kernel: Kernel) -> Any:
     """A ragged problem that the kernel takes."""
     form = draw(st.sampled_from(variants(kernel)))
+    if isinstance(form, Attention):
+        return draw(_attentions(kernel, form))
     extents = {name: draw(DEPTHS if name == "k" else EXTENTS) for name in form.EXTENTS}
     try:
         return fitted(kernel, replace(form, **extents))
     except InputError:  # an extent that must be even
         return fitted(kernel, replace(form, **{name: 2 * extent for name, extent in extents.items()}))
+
+
+@st.composite
+def _attentions(draw: st.DrawFn, kernel: Kernel, form: Attention) -> Attention:
+    """Ragged batches: lengths from 0, groups of any size, fewer keys than queries among them."""
+    batch, kv_heads = draw(st.integers(1, 3)), 1 if form.latent else draw(st.sampled_from([1, 2]))
+    q_len = draw(st.integers(1, min(kernel.solves.at_most.get("q_len", 150), 150)))
+    kv_len = draw(st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 127, 128, 129, 300])))
+    group = draw(st.sampled_from([1, 3, 4, 8]))
+    q_lens, kv_lens = (
+        tuple(draw(st.integers(0, most)) for _ in range(batch)) if draw(st.booleans()) else ()
+        for most in (q_len, kv_len)
+    )
+    return replace(
+        form,
+        batch=batch,
+        kv_heads=kv_heads,
+        q_heads=kv_heads * group,
+        q_len=q_len,
+        kv_len=kv_len,
+        q_lens=q_lens,
+        kv_lens=kv_lens,
+        order=draw(st.sampled_from(["shuffled", "sequential"])),
+    )
+
+
+SMALL = {"m": 200, "n": 136, "k": 264, "batch": 2, "q_heads": 4, "kv_heads": 1, "q_len": 3, "kv_len": 100}
+
+
+def small(kernel: Kernel) -> Any:
+    """One problem of the usual kind that the kernel takes."""
+    form = variants(kernel)[0]
+    return fitted(kernel, replace(form, **{name: SMALL[name] for name in form.EXTENTS}))
 
 
 def compare_y(problem: Problem, inputs: dict[str, Any], y: Any) -> Check:

@@ -97,7 +97,7 @@ class Attention(Problem):
 
     @classmethod
     def tiny(cls, form: str, alike: bool = False) -> Self:  # noqa: ARG003 (activations follow from the cache)
-        return cls(1, 1, 1, 64, 1, 1, kv=form)
+        return cls(1, 1, 1, 128, 1, 1, kv=form)
 
     def usual(self, alike: bool = False) -> "Attention":  # noqa: ARG002
         p = self

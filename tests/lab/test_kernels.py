@@ -11,18 +11,13 @@ from hypothesis import strategies as st
 from lab import catalog
 from lab.compile import compile_launch
 from lab.kernel import Kernel, constants, parse_schedule
-from lab.problems import Linear
 from lab.verify import simulator, verify
 from sim.counts import EXACT, disagreements
 from sim.errors import InputError, ScheduleError
 from sim.formats import FORMATS
 from sim.launch import Array, Scalar, TensorMap
 from sim.machine import H100
-from tests.strategies import each_kernel, examples, fitted, problems, schedules, some, variants
-
-
-def small_problem(kernel: Kernel) -> Linear:
-    return fitted(kernel, replace(variants(kernel)[0], m=200, n=136, k=264))
+from tests.strategies import each_kernel, examples, problems, schedules, small, some
 
 
 def test_what_families_share_is_no_kernel() -> None:
@@ -53,7 +48,7 @@ def test_counting_alone_counts_the_same(kernel: Kernel, data: st.DataObject) -> 
     schedule = data.draw(schedules(kernel, problem))
     launches = kernel.launches(problem, schedule, H100)
     assert len({launch.entry for launch in launches}) == len(launches)
-    counted = [kernel.module.simulate(launch, {}, H100) for launch in launches]
+    counted = [kernel.module.simulate(launch, problem.indices(), H100) for launch in launches]
     total = counted[0]
     for one in counted[1:]:
         total = total + one
@@ -62,7 +57,7 @@ def test_counting_alone_counts_the_same(kernel: Kernel, data: st.DataObject) -> 
 
 @each_kernel
 def test_candidates_compile_without_spills_and_take_the_launch_arguments(kernel: Kernel, every: bool) -> None:
-    problem = small_problem(kernel)
+    problem = small(kernel)
     for schedule in some(kernel.module.candidates(problem, H100), every):
         for launch in kernel.launches(problem, schedule, H100):
             used = compile_launch(launch, H100).resources[launch.entry]
@@ -73,7 +68,7 @@ def test_candidates_compile_without_spills_and_take_the_launch_arguments(kernel:
 
 @each_kernel
 def test_parameters_of_the_entry_are_those_of_the_launch(kernel: Kernel) -> None:
-    problem = small_problem(kernel)
+    problem = small(kernel)
     for launch in kernel.launches(problem, kernel.best_guess(problem, H100), H100):
         ptx = compile_launch(launch, H100, "ptx").path.read_text()
         entry = re.search(rf"\.entry {launch.entry}\((.*?)\)", ptx, re.DOTALL)
@@ -97,19 +92,21 @@ def parameter_bytes(argument: Array | Scalar | TensorMap) -> int:
 
 @each_kernel
 def test_what_the_kernel_cannot_take_is_refused_in_one_sentence(kernel: Kernel) -> None:
-    for name, divisor in kernel.solves.multiples(small_problem(kernel)).items():
-        problem = replace(small_problem(kernel), **{name: divisor + 1})
+    for name, divisor in kernel.solves.multiples(small(kernel)).items():
+        problem = replace(small(kernel), **{name: divisor + 1})
         with pytest.raises(
             InputError, match=rf"^{kernel.name} needs {name} to be a multiple of {divisor} .*; {name} ="
         ):
             kernel.require(problem)
-    with pytest.raises(InputError, match="takes weights in"):
-        kernel.require(Linear(8, 8, 8, next(name for name in FORMATS if name not in kernel.solves.formats)))
+    kind = kernel.solves.problem
+    other = next(name for name in FORMATS if name not in kernel.solves.formats and name != "int4_g32")
+    with pytest.raises(InputError, match=f"takes {kind.FORMAT} in|are in fp32"):
+        kernel.require(kind.tiny(other))
 
 
 @each_kernel
 def test_a_schedule_is_at_most_ten_plain_values_and_illegal_ones_raise(kernel: Kernel) -> None:
-    problem = small_problem(kernel)
+    problem = small(kernel)
     schedule = kernel.best_guess(problem, H100)
     assert is_dataclass(schedule)
     assert len(fields(schedule)) <= 10
@@ -122,7 +119,7 @@ def test_a_schedule_is_at_most_ten_plain_values_and_illegal_ones_raise(kernel: K
 
 @each_kernel
 def test_a_schedule_is_read_from_words(kernel: Kernel) -> None:
-    problem = small_problem(kernel)
+    problem = small(kernel)
     for schedule in kernel.module.candidates(problem, H100):
         text = ",".join(f"{f.name}={getattr(schedule, f.name)}" for f in fields(schedule))
         assert parse_schedule(kernel, text, problem, H100) == schedule
