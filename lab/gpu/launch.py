@@ -1,6 +1,7 @@
 """Launches on the GPU: compiled, loaded, parameters packed once, then run in microseconds on any stream."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -17,10 +18,12 @@ from lab.gpu.device import require_kernel
 from lab.gpu.parameters import DeviceArray, Parameters, pointers_of
 from lab.verify import Execute, scratch
 from sim.counts import Counts
+from sim.errors import InputError
 from sim.launch import Launch, Role
 from sim.machine import Machine
 
 _OTHER_CONTEXT = (201, 400)  # invalid context, invalid handle: this thread uses no GPU, or another one
+MOST_CONSTANTS = 4096  # numbers that calls may have given in place of arrays
 _PORTABLE_CLUSTER = 8  # CTAs; more need an opt-in (CUDA C++ Programming Guide, "Thread block clusters")
 
 
@@ -100,10 +103,33 @@ def device_workspaces(launches: tuple[Launch, ...], device: int = 0) -> dict[str
     described = scratch(launches)
     if not described:
         return {}
+    with aside(device):
+        return {name: cupy.zeros(array.shape, array.storage) for name, array in described.items()}
+
+
+def constant(value: float, device: int | None) -> cupy.ndarray:
+    """One float32 on a GPU, by default the current one, kept for good: a graph may read it whenever it is replayed.
+
+    Raises InputError where too many different ones were asked for.
+    """
+    key = np.float32(value).tobytes(), device
+    if key not in _constants:
+        if len(_constants) >= MOST_CONSTANTS:
+            raise InputError(f"{MOST_CONSTANTS:,} different numbers were given; pass those that change as arrays")
+        with aside(device):
+            _constants[key] = cupy.full(1, value, np.float32)
+    return _constants[key]
+
+
+_constants: dict[tuple[bytes, int | None], cupy.ndarray] = {}
+
+
+@contextmanager
+def aside(device: int | None) -> Iterator[None]:
+    """Allocate and fill arrays on a GPU beside whatever runs or is captured; all is done when this ends."""
     with cupy.cuda.Device(device), driver.relaxed_capture(), cupy.cuda.Stream(non_blocking=True) as stream:
-        zeroed = {name: cupy.zeros(array.shape, array.storage) for name, array in described.items()}
+        yield
         driver.synchronize(stream.ptr)
-    return zeroed
 
 
 class Ready:
