@@ -11,12 +11,12 @@ from lab import catalog
 from lab.execute import capture, plan
 from lab.gpu.launch import MOST_CONSTANTS, constant
 from lab.problems import Linear
-from lab.verify import compare
 from sim.errors import EnvironmentFailure, InputError
 from sim.formats import encode
 from sim.launch import Array, Role
 from sim.machine import H100
 from tests.lab.gpu.fake_driver import DeviceArray, FakeDriver, index_of
+from tests.strategies import compare_y
 
 PROBLEM = Linear(3, 24, 64)
 KERNEL = catalog.get("gemv_vectorized")
@@ -32,8 +32,8 @@ def at(pointer: int, shape: tuple[int, ...]) -> Any:
 def compute(device: FakeDriver) -> None:
     """What the kernel does, wherever its arrays are."""
     x, w, y = (device.pointer(index_of(LAUNCH, name)) for name in ("x", "w", "y"))
-    found, _ = PROBLEM.reference({"x": at(x, (3, 64)), "w": at(w, (24, 64))})
-    at(y, (3, 24))[...] = encode(found, "bf16")
+    found = PROBLEM.reference({"x": at(x, (3, 64)), "w": at(w, (24, 64))})["y"]
+    at(y, (3, 24))[...] = encode(found.value, "bf16")
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def arrays_of(seed: int) -> dict[str, Any]:
 
 
 def right(arrays: dict[str, Any]) -> bool:
-    return compare(PROBLEM, {name: a.get() for name, a in arrays.items()}, arrays["y"].get()).passed
+    return compare_y(PROBLEM, {name: a.get() for name, a in arrays.items()}, arrays["y"].get()).passed
 
 
 def test_a_run_is_enqueued_on_the_stream_asked_for_or_the_current_one(gpus: FakeDriver) -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from lab import catalog
 from lab.choice import choose
 from lab.execute import capture, plan
-from lab.problems import Linear
+from lab.problems import Linear, Problem
+from lab.problems.rmsnorm import RMSNorm
 from lab.verify import compare
 from sim.counts import disagreements
 from sim.errors import InputError, ScheduleError
@@ -19,14 +20,15 @@ from sim.machine import H100
 PROBLEM = Linear(3, 40, 256)
 
 
-def arrays_of(problem: Linear, seed: int = 0) -> dict[str, Any]:
+def arrays_of(problem: Problem, seed: int = 0) -> dict[str, Any]:
     """Inputs, and outputs that nothing has been written to."""
     made = {name: np.full(operand.shape, 0xFFFF, operand.storage) for name, operand in problem.outputs.items()}
     return {**problem.draw(np.random.default_rng(seed)), **made}
 
 
-def right(problem: Linear, arrays: dict[str, Any]) -> bool:
-    return compare(problem, arrays, arrays["y"]).passed
+def right(problem: Problem, arrays: dict[str, Any]) -> bool:
+    expected = problem.reference({name: arrays[name] for name in problem.inputs})
+    return compare(problem, expected, {name: arrays[name] for name in problem.outputs}).passed
 
 
 @settings(max_examples=10)
@@ -37,6 +39,14 @@ def test_what_is_chosen_runs_and_counts_as_theory_says(m: int, n: int, k: int, s
     assert (found.kernel, found.schedule, found.launches) == choose(problem, H100)
     arrays = arrays_of(problem, seed)
     assert disagreements(found.bind(arrays, device=None).run(), found.theory) == {}
+    assert right(problem, arrays)
+
+
+def test_every_output_of_another_kind_of_problem_is_bound() -> None:
+    problem = RMSNorm(5, 264, residual=True)
+    arrays = arrays_of(problem)
+    assert len(problem.outputs) == 2
+    plan(problem, H100).bind(arrays, device=None).run()
     assert right(problem, arrays)
 
 
