@@ -15,7 +15,7 @@ from lab import catalog
 from lab.compile import compile_launch
 from lab.gpu import driver
 from lab.gpu.device import require_kernel
-from lab.gpu.parameters import DeviceArray, Parameters, pointers_of
+from lab.gpu.parameters import Parameters
 from lab.verify import Execute, scratch
 from sim.counts import Counts
 from sim.errors import InputError
@@ -30,7 +30,8 @@ _PORTABLE_CLUSTER = 8  # CTAs; more need an opt-in (CUDA C++ Programming Guide, 
 class Prepared:
     """Launches ready to run in order on a GPU: `bind` the arrays, then call it, also while a graph is captured.
 
-    Not for two threads at once: binding patches the parameters in place.
+    Raises NoDeviceError where the GPU cannot run them, KernelError where they do not compile. Not for two threads at
+    once: binding patches the parameters in place.
     """
 
     def __init__(self, launches: tuple[Launch, ...], machine: Machine, device: int = 0) -> None:
@@ -59,35 +60,26 @@ class Prepared:
             ready(stream)
 
 
-def prepare(
-    launches: tuple[Launch, ...], arrays: Mapping[str, DeviceArray], machine: Machine, device: int = 0
-) -> Prepared:
-    """Compile and load launches and bind arrays on the device to them.
-
-    Raises InputError for an array that is not what its launch describes, NoDeviceError where this GPU cannot run them,
-    KernelError where they do not compile.
-    """
-    return Prepared(launches, machine, device).bind(pointers_of(arrays, launches))
-
-
-def executor(machine: Machine) -> Execute:
+def executor(machine: Machine, device: int = 0) -> Execute:
     """The GPU as `lab.verify` takes a chip: NumPy arrays go to the device and come back, guard bands and all.
 
     It counts nothing. Raises EnvironmentFailure where a kernel fails.
     """
 
     def execute(launches: tuple[Launch, ...], arrays: dict[str, NDArray]) -> Counts:
-        prepared = Prepared(launches, machine)
+        prepared = Prepared(launches, machine, device)
         written = {a.name for launch in launches for a in launch.arrays if a.role is not Role.IN}
         named = {a.name for launch in launches for a in launch.arrays}
         whole = {name: _whole(arrays[name]) if name in written else arrays[name] for name in named}
-        there = {name: cupy.asarray(_bytes(array)) for name, array in whole.items()}
-        offset = {name: _address(arrays[name]) - _address(array) for name, array in whole.items()}
-        prepared.bind({name: there[name].data.ptr + offset[name] for name in named})
-        prepared()
-        driver.synchronize(cupy.cuda.get_current_stream().ptr)
-        for name in written:
-            _bytes(whole[name])[...] = there[name].get()
+        with cupy.cuda.Device(device):
+            there = {name: cupy.asarray(_bytes(array)) for name, array in whole.items()}
+            offset = {name: _address(arrays[name]) - _address(array) for name, array in whole.items()}
+            prepared.bind({name: there[name].data.ptr + offset[name] for name in named})
+            stream = current_stream(device)
+            prepared(stream)
+            driver.synchronize(stream)
+            for name in written:
+                _bytes(whole[name])[...] = there[name].get()
         return Counts()
 
     return execute

@@ -104,8 +104,6 @@ def pattern(cupy: Any, shape: tuple[int, int], seed: int) -> Any:
 @pytest.mark.parametrize("name", LINEAR)
 @pytest.mark.parametrize("shape", [(1, 70_000, 32_768), (65_535, 8, 32_784), (65_535, 32_784, 64)], ids=["w", "x", "y"])
 def test_offsets_beyond_2_31_elements(name: str, shape: tuple[int, int, int], chip: Machine, cupy: Any) -> None:
-    from lab.gpu.launch import prepare
-
     kernel = runnable(name, chip)
     if "bf16" not in kernel.solves.formats:
         pytest.skip("the pattern is bf16")
@@ -115,8 +113,7 @@ def test_offsets_beyond_2_31_elements(name: str, shape: tuple[int, int, int], ch
     assert max(m * k, n * k, m * n) > 2**31
     x, w = pattern(cupy, (m, k), 1), pattern(cupy, (n, k), 2)
     y = cupy.full((m, n), 0xFFFF, cupy.uint16)
-    launches = kernel.launches(problem, kernel.best_guess(problem, chip), chip)
-    prepare(launches, {"x": x, "w": w, "y": y}, chip)()
+    plan(problem, chip, kernel=kernel).bind({"x": x, "w": w, "y": y}).run()
     for rows in (slice(0, min(m, 8)), slice(max(0, m - 8), m)):
         for columns in (slice(0, min(n, 32)), slice(max(0, n - 32), n)):
             inputs = {"x": x[rows].get(), "w": w[columns].get()}
