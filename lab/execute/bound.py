@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from copy import copy
 from functools import reduce
 from operator import add
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -83,4 +84,13 @@ def host_bits(array: Any, described: Array) -> NDArray:
         raise InputError(f"{described.name} must be dense and row-major")
     if described.role is not Role.IN and not array.flags.writeable:
         raise InputError(f"{described.name} is read-only")
-    return array.view(described.storage).reshape(described.shape)
+    return _writable(array).view(described.storage).reshape(described.shape)
+
+
+def _writable(array: NDArray) -> NDArray:
+    """The same memory as an array that may be written, or Numba would compile each kernel anew: 10 to 30 seconds."""
+    if array.flags.writeable:
+        return array
+    interface = array.__array_interface__
+    pointer, _ = interface["data"]
+    return np.asarray(SimpleNamespace(owner=array, __array_interface__={**interface, "data": (pointer, False)}))

@@ -1,7 +1,9 @@
 """The runner on the simulated chip: a plan computes its problem, counts as theory says, and can be replayed."""
 
+import weakref
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from lab import catalog
 from lab.choice import choose
 from lab.execute import capture, plan
+from lab.execute.bound import host_bits
 from lab.problems import Linear, Problem
 from lab.problems.rmsnorm import RMSNorm
 from lab.verify import compare
@@ -115,6 +118,20 @@ def test_arrays_that_a_launch_does_not_describe_are_refused(changes: dict[str, A
         sentence = "y is read-only"
     with pytest.raises(InputError, match=sentence):
         plan(PROBLEM, H100).bind(arrays, device=None)
+
+
+def test_inputs_may_be_read_only() -> None:
+    described = plan(PROBLEM, H100).launches[0].arrays
+    (x,) = (array for array in described if array.name == "x")
+    for values in (np.arange(768, dtype=np.uint16), np.arange(768, dtype=np.uint16).view(ml_dtypes.bfloat16)):
+        values.flags.writeable = False
+        bits = host_bits(values, x)
+        expected, gone = values.view(np.uint16).copy(), weakref.ref(values)
+        assert np.shares_memory(bits, values)
+        del values
+        assert gone() is not None  # the bits keep it
+        assert bits.flags.writeable  # so that Numba sees one type of array
+        assert np.array_equal(bits.reshape(-1), expected)
 
 
 def test_what_was_never_bound_is_named() -> None:
