@@ -9,7 +9,7 @@ from lab.verify import verify
 
 __all__ = ["Int4Weights", "explain", "linear", "pack", "verify"]
 
-_LATE = {"linear": "lab.ops", "Int4Weights": "lab.weights", "pack": "lab.weights"}
+_LATE = {"linear": "lab.ops.linear", "Int4Weights": "lab.weights", "pack": "lab.weights"}
 
 
 def __getattr__(name: str) -> Any:
@@ -20,6 +20,6 @@ def __getattr__(name: str) -> Any:
     if name not in _LATE:
         raise AttributeError(f"module 'lab' has no attribute {name!r}")
     if "torch" in sys.modules:
-        import_module("lab.torch_ops")
+        import_module("lab.ops.torch_ops")
     found = globals()[name] = getattr(import_module(_LATE[name]), name)  # the next time this is not asked
     return found

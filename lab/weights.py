@@ -1,25 +1,20 @@
 """Weights that other programs pack once and pass to `lab.linear` for every m: int4 groups, where x lives."""
 
-import sys
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from lab.ops.arrays import beside, format_of, host_floats
 from sim import int4
 from sim.errors import InputError
-from sim.formats import FORMATS, decode
-
-_BITS = {"float16": "fp16", "bfloat16": "bf16", "uint16": "bf16"}  # element types whose bits `decode` reads
+from sim.formats import FORMATS
 
 
 @dataclass(frozen=True, eq=False)
 class Int4Weights:
     """An [n, k] matrix in int4 groups as kernels read it: `w` and `w_scale` as sim/int4.py lays them out.
 
-    Both are NumPy's, CuPy's, or PyTorch CUDA tensors: bytes, and 16-bit words of any type.
+    Both are NumPy's, CuPy's, or PyTorch CUDA tensors: bytes, and 16-bit words (float16, or integers with its bits).
     """
 
     w: Any
@@ -30,6 +25,8 @@ class Int4Weights:
 
     def __post_init__(self) -> None:
         require_group(self.group)
+        for name, array, form in (("w", self.w, self.format), ("w_scale", self.w_scale, "fp16")):
+            format_of(array, f"packed {name}", form)
         wanted = int4.shapes(*self.shape, self.group)
         have = tuple(self.w.shape), tuple(self.w_scale.shape)
         if have != wanted:
@@ -41,7 +38,7 @@ class Int4Weights:
     def of(cls, groups: int4.Groups, like: Any = None) -> "Int4Weights":
         """A quantised matrix, packed, in arrays of the library and on the device of `like`, by default NumPy's."""
         n, k = groups.q.shape
-        w, w_scale = (_beside(array, like) for array in int4.pack(groups))
+        w, w_scale = (beside(array, like) for array in int4.pack(groups))
         return cls(w, w_scale, (n, k), groups.group, groups.zero_points)
 
     @property
@@ -65,36 +62,13 @@ def pack(weights: Any, group: int = 128) -> Int4Weights:
     are not finite and for groups other than 32, 64 and 128.
     """
     require_group(group)
-    return Int4Weights.of(int4.quantise(_floats(weights), group), weights)
+    floats = host_floats(weights)
+    if floats.ndim != 2 or not floats.size:
+        raise InputError(f"weights to pack are [n, k], n and k at least 1; these are {list(floats.shape)}")
+    return Int4Weights.of(int4.quantise(floats, group), weights)
 
 
 def require_group(group: int) -> None:
     """Raise InputError where no format has groups of so many columns."""
     if f"int4_g{group}" not in FORMATS:
         raise InputError(f"int4 groups are of 32, 64 or 128 columns; got {group}")
-
-
-def _floats(weights: Any) -> NDArray[np.float32]:
-    if hasattr(weights, "data_ptr"):
-        found: Any = weights.detach().float().cpu().numpy()
-    else:
-        found = weights.get() if hasattr(weights, "get") else weights
-        kind = getattr(getattr(found, "dtype", None), "name", type(found).__name__)
-        if kind in _BITS:
-            found = decode(found.view(np.uint16), _BITS[kind])
-        elif kind != "float32":
-            raise InputError(f"weights to pack are in float32, float16 or bfloat16; these are in {kind}")
-    if found.ndim != 2:
-        raise InputError(f"weights to pack are [n, k]; these are {list(found.shape)}")
-    return np.ascontiguousarray(found, np.float32)
-
-
-def _beside(array: NDArray, like: Any) -> Any:
-    if like is None or isinstance(like, np.ndarray):
-        return array
-    if hasattr(like, "data_ptr"):
-        signed = array.view(np.int16) if array.dtype == np.uint16 else array  # PyTorch has few unsigned types
-        return sys.modules["torch"].from_numpy(signed).to(like.device)
-    import cupy  # loaded on first use: the simulated chip needs no GPU library
-
-    return cupy.asarray(array)

@@ -23,7 +23,19 @@ assert verify(kernel, problem, kernel.best_guess(problem, H100), H100, simulator
 """
 
 
-@pytest.mark.parametrize("body", ["import lab.catalog; lab.catalog.kernels()", CHECK])
-def test_listing_and_checking_load_no_gpu_library(body: str) -> None:
+SIMULATED = """
+import numpy as np
+import lab, lab.inference
+from lab.execute import capture, plan
+from lab.problems import Linear
+from sim.machine import H100
+x, w, y = (np.zeros(shape, np.uint16) for shape in ((1, 64), (16, 64), (1, 16)))
+assert lab.linear(x, w).shape == (1, 16)
+capture(plan(Linear(1, 16, 64), H100).bind({"x": x, "w": w, "y": y}, device=None)).replay()
+"""
+
+
+@pytest.mark.parametrize("body", ["import lab.catalog; lab.catalog.kernels()", CHECK, SIMULATED])
+def test_listing_checking_and_simulating_load_no_gpu_library(body: str) -> None:
     out = subprocess.run([sys.executable, "-c", PROBE.format(body=body)], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == ""

@@ -243,7 +243,7 @@ def _host_costs(calls: int = 200) -> dict[str, float]:
 
     import cupy
 
-    from lab import ops
+    import lab
 
     x, w = (torch.randn(rows, 256, device="cuda", dtype=torch.bfloat16) for rows in (1, 256))
     out = torch.empty(1, 256, device="cuda", dtype=torch.bfloat16)
@@ -261,8 +261,8 @@ def _host_costs(calls: int = 200) -> dict[str, float]:
         return best
 
     return {
-        "lab.linear, CuPy": host_us(lambda: ops.linear(a, b, out=y)),
-        "lab.linear, torch": host_us(lambda: ops.linear(x, w, out=out)),
+        "lab.linear, CuPy": host_us(lambda: lab.linear(a, b, out=y)),
+        "lab.linear, torch": host_us(lambda: lab.linear(x, w, out=out)),
         "torch linear": host_us(lambda: torch.nn.functional.linear(x, w)),
     }
 

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from copy import copy
 from functools import reduce
 from operator import add
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +14,7 @@ from lab.kernel import Kernel
 from lab.verify import workspaces
 from sim.counts import Counts
 from sim.errors import InputError
-from sim.launch import Array, Launch
+from sim.launch import Array, Launch, Role
 from sim.machine import Machine
 
 
@@ -38,7 +39,7 @@ def described_arrays(launches: tuple[Launch, ...]) -> dict[str, Array]:
 
 def require_all(described: Collection[str], bound: Collection[str]) -> None:
     """Raise InputError where some arrays were never bound."""
-    if missing := sorted(set(described) - set(bound)):
+    if missing := [name for name in described if name not in bound]:
         raise InputError(f"no array was bound for {', '.join(missing)}")
 
 
@@ -51,8 +52,9 @@ class SimulatedBound:
         self._arrays: dict[str, NDArray] = workspaces(launches)
 
     def bind(self, arrays: Mapping[str, Any]) -> "SimulatedBound":
-        for name in self._described.keys() & arrays.keys():
-            self._arrays[name] = host_bits(arrays[name], self._described[name])
+        for name, described in self._described.items():
+            if name in arrays:
+                self._arrays[name] = host_bits(arrays[name], described)
         return self
 
     def run(self, stream: int | None = None) -> Counts:  # noqa: ARG002 (the host has no streams)
@@ -80,4 +82,15 @@ def host_bits(array: Any, described: Array) -> NDArray:
         raise InputError(f"{described.name} must hold {wanted}; it holds {array.nbytes:,} B in {array.dtype}")
     if not array.flags.c_contiguous:
         raise InputError(f"{described.name} must be dense and row-major")
-    return array.view(described.storage).reshape(described.shape)
+    if described.role is not Role.IN and not array.flags.writeable:
+        raise InputError(f"{described.name} is read-only")
+    return _writable(array).view(described.storage).reshape(described.shape)
+
+
+def _writable(array: NDArray) -> NDArray:
+    """The same memory as an array that may be written, or Numba would compile each kernel anew: 10 to 30 seconds."""
+    if array.flags.writeable:
+        return array
+    interface = array.__array_interface__
+    pointer, _ = interface["data"]
+    return np.asarray(SimpleNamespace(owner=array, __array_interface__={**interface, "data": (pointer, False)}))

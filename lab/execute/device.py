@@ -1,6 +1,7 @@
 """Launches on a GPU: loaded, with workspaces in its memory and the arrays they work on; graphs of them."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -28,7 +29,7 @@ class DeviceBound:
         self._lock = Lock()
 
     def bind(self, arrays: Mapping[str, Any]) -> "DeviceBound":
-        given = {name: arrays[name] for name in self._described.keys() & arrays.keys()}
+        given = {name: arrays[name] for name in self._described if name in arrays}
         pointers = {name: pointer_of(array, self._described[name]) for name, array in given.items()}
         for name, pointer in pointers.items():
             require_on(self.device, pointer, name)
@@ -58,7 +59,7 @@ class DeviceGraph:
         if len(self._bound) < len(bound) or len(devices) > 1:
             raise InputError("a graph is of launches on one chip; these are bound on several")
         (self._device,) = devices
-        self._graph = CapturedGraph(self._enqueue, self._device)
+        self._graph = CapturedGraph(partial(_run_all, self._bound), self._device)
         self._arrays = [dict(one.arrays) for one in self._bound]  # the graph has their addresses
 
     def replay(self, stream: int | None = None) -> Counts:
@@ -69,6 +70,7 @@ class DeviceGraph:
         self._graph.update()
         self._arrays = [dict(one.arrays) for one in self._bound]
 
-    def _enqueue(self, stream: int) -> None:
-        for one in self._bound:
-            one.run(stream)
+
+def _run_all(bound: Sequence[DeviceBound], stream: int) -> None:
+    for one in bound:
+        one.run(stream)

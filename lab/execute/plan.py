@@ -41,8 +41,8 @@ class Plan:
 
         Arrays lie where they are used: in NumPy for the simulated chip, else on that GPU, dense, with the bits that the
         problem's formats ask for. Some may be bound later; workspaces are made here. Raises InputError for an array
-        that is not what its launch describes, NoDeviceError where the GPU cannot run the kernel, EnvironmentFailure
-        where it does not compile.
+        that is not what its launch describes, NoDeviceError where the GPU cannot run the kernel, KernelError where
+        it does not compile.
         """
         if device is None:
             return SimulatedBound(self.kernel, self.launches, self.machine).bind(arrays)

@@ -1,6 +1,7 @@
 """Launches on the GPU: compiled, loaded, parameters packed once, then run in microseconds on any stream."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -14,20 +15,23 @@ from lab import catalog
 from lab.compile import compile_launch
 from lab.gpu import driver
 from lab.gpu.device import require_kernel
-from lab.gpu.parameters import DeviceArray, Parameters, pointers_of
+from lab.gpu.parameters import Parameters
 from lab.verify import Execute, scratch
 from sim.counts import Counts
+from sim.errors import InputError
 from sim.launch import Launch, Role
 from sim.machine import Machine
 
 _OTHER_CONTEXT = (201, 400)  # invalid context, invalid handle: this thread uses no GPU, or another one
+MOST_CONSTANTS = 4096  # numbers that calls may have given in place of arrays
 _PORTABLE_CLUSTER = 8  # CTAs; more need an opt-in (CUDA C++ Programming Guide, "Thread block clusters")
 
 
 class Prepared:
     """Launches ready to run in order on a GPU: `bind` the arrays, then call it, also while a graph is captured.
 
-    Not for two threads at once: binding patches the parameters in place.
+    Raises NoDeviceError where the GPU cannot run them, KernelError where they do not compile. Not for two threads at
+    once: binding patches the parameters in place.
     """
 
     def __init__(self, launches: tuple[Launch, ...], machine: Machine, device: int = 0) -> None:
@@ -56,35 +60,26 @@ class Prepared:
             ready(stream)
 
 
-def prepare(
-    launches: tuple[Launch, ...], arrays: Mapping[str, DeviceArray], machine: Machine, device: int = 0
-) -> Prepared:
-    """Compile and load launches and bind arrays on the device to them.
-
-    Raises InputError for an array that is not what its launch describes, NoDeviceError where this GPU cannot run them,
-    KernelError where they do not compile.
-    """
-    return Prepared(launches, machine, device).bind(pointers_of(arrays, launches))
-
-
-def executor(machine: Machine) -> Execute:
+def executor(machine: Machine, device: int = 0) -> Execute:
     """The GPU as `lab.verify` takes a chip: NumPy arrays go to the device and come back, guard bands and all.
 
     It counts nothing. Raises EnvironmentFailure where a kernel fails.
     """
 
     def execute(launches: tuple[Launch, ...], arrays: dict[str, NDArray]) -> Counts:
-        prepared = Prepared(launches, machine)
+        prepared = Prepared(launches, machine, device)
         written = {a.name for launch in launches for a in launch.arrays if a.role is not Role.IN}
         named = {a.name for launch in launches for a in launch.arrays}
         whole = {name: _whole(arrays[name]) if name in written else arrays[name] for name in named}
-        there = {name: cupy.asarray(_bytes(array)) for name, array in whole.items()}
-        offset = {name: _address(arrays[name]) - _address(array) for name, array in whole.items()}
-        prepared.bind({name: there[name].data.ptr + offset[name] for name in named})
-        prepared()
-        driver.synchronize(cupy.cuda.get_current_stream().ptr)
-        for name in written:
-            _bytes(whole[name])[...] = there[name].get()
+        with cupy.cuda.Device(device):
+            there = {name: cupy.asarray(_bytes(array)) for name, array in whole.items()}
+            offset = {name: _address(arrays[name]) - _address(array) for name, array in whole.items()}
+            prepared.bind({name: there[name].data.ptr + offset[name] for name in named})
+            stream = current_stream(device)
+            prepared(stream)
+            driver.synchronize(stream)
+            for name in written:
+                _bytes(whole[name])[...] = there[name].get()
         return Counts()
 
     return execute
@@ -100,10 +95,33 @@ def device_workspaces(launches: tuple[Launch, ...], device: int = 0) -> dict[str
     described = scratch(launches)
     if not described:
         return {}
+    with aside(device):
+        return {name: cupy.zeros(array.shape, array.storage) for name, array in described.items()}
+
+
+def constant(value: float, device: int | None) -> cupy.ndarray:
+    """One float32 on a GPU, by default the current one, kept for good: a graph may read it whenever it is replayed.
+
+    Raises InputError where too many different ones were asked for.
+    """
+    key = np.float32(value).tobytes(), device
+    if key not in _constants:
+        if len(_constants) >= MOST_CONSTANTS:
+            raise InputError(f"{MOST_CONSTANTS:,} different numbers were given; pass those that change as arrays")
+        with aside(device):
+            _constants[key] = cupy.full(1, value, np.float32)
+    return _constants[key]
+
+
+_constants: dict[tuple[bytes, int | None], cupy.ndarray] = {}
+
+
+@contextmanager
+def aside(device: int | None) -> Iterator[None]:
+    """Allocate and fill arrays on a GPU beside whatever runs or is captured; all is done when this ends."""
     with cupy.cuda.Device(device), driver.relaxed_capture(), cupy.cuda.Stream(non_blocking=True) as stream:
-        zeroed = {name: cupy.zeros(array.shape, array.storage) for name, array in described.items()}
+        yield
         driver.synchronize(stream.ptr)
-    return zeroed
 
 
 class Ready:

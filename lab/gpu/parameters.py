@@ -156,10 +156,15 @@ def pointer_of(array: DeviceArray, described: Array) -> int:
     return pointer
 
 
+def device_of(pointer: int) -> int:
+    """The number of the GPU whose memory this is."""
+    ordinal = driver.api().CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    return int(driver.call("cuPointerGetAttribute", ordinal, pointer))
+
+
 def require_on(device: int, pointer: int, name: str) -> None:
     """Raise InputError where an array's memory is not that of the GPU with this number."""
-    ordinal = driver.api().CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-    found = int(driver.call("cuPointerGetAttribute", ordinal, pointer))
+    found = device_of(pointer)
     if found != device:
         raise InputError(f"{name} is on GPU {found}; it must be on GPU {device}")
 

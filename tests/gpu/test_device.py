@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import lab
-from lab import catalog, ops
+from lab import catalog
+from lab.execute import capture, plan
 from lab.gpu import device, worker
 from lab.kernel import Kernel
 from lab.problems import Linear
@@ -103,8 +104,6 @@ def pattern(cupy: Any, shape: tuple[int, int], seed: int) -> Any:
 @pytest.mark.parametrize("name", LINEAR)
 @pytest.mark.parametrize("shape", [(1, 70_000, 32_768), (65_535, 8, 32_784), (65_535, 32_784, 64)], ids=["w", "x", "y"])
 def test_offsets_beyond_2_31_elements(name: str, shape: tuple[int, int, int], chip: Machine, cupy: Any) -> None:
-    from lab.gpu.launch import prepare
-
     kernel = runnable(name, chip)
     if "bf16" not in kernel.solves.formats:
         pytest.skip("the pattern is bf16")
@@ -114,8 +113,7 @@ def test_offsets_beyond_2_31_elements(name: str, shape: tuple[int, int, int], ch
     assert max(m * k, n * k, m * n) > 2**31
     x, w = pattern(cupy, (m, k), 1), pattern(cupy, (n, k), 2)
     y = cupy.full((m, n), 0xFFFF, cupy.uint16)
-    launches = kernel.launches(problem, kernel.best_guess(problem, chip), chip)
-    prepare(launches, {"x": x, "w": w, "y": y}, chip)()
+    plan(problem, chip, kernel=kernel).bind({"x": x, "w": w, "y": y}).run()
     for rows in (slice(0, min(m, 8)), slice(max(0, m - 8), m)):
         for columns in (slice(0, min(n, 32)), slice(max(0, n - 32), n)):
             inputs = {"x": x[rows].get(), "w": w[columns].get()}
@@ -135,11 +133,11 @@ def test_streams_of_the_callers_own(cupy: Any) -> None:
     inputs, x, w = operands(cupy, problem)
     cupy.cuda.Device().synchronize()
     with cupy.cuda.Stream(non_blocking=True) as stream:
-        on_current = ops.linear(x, w)
+        on_current = lab.linear(x, w)
         stream.synchronize()
     named = cupy.empty_like(on_current)
     other = cupy.cuda.Stream(non_blocking=True)
-    assert ops.linear(x, w, out=named, stream=other.ptr) is named
+    assert lab.linear(x, w, out=named, stream=other.ptr) is named
     other.synchronize()
     for y in (on_current, named):
         assert compare_y(problem, inputs, y.get()).passed
@@ -152,7 +150,7 @@ def test_a_captured_graph_replays_on_new_data(cupy: Any) -> None:
     cupy.cuda.Device().synchronize()
     with cupy.cuda.Stream(non_blocking=True) as stream:
         stream.begin_capture()
-        ops.linear(x, w, out=y)
+        lab.linear(x, w, out=y)
         graph = stream.end_capture()
         for seed in (1, 2):
             inputs = problem.draw(np.random.default_rng(seed))
@@ -163,6 +161,86 @@ def test_a_captured_graph_replays_on_new_data(cupy: Any) -> None:
             assert compare_y(problem, inputs, y.get()).passed
 
 
+def second_gpu(cupy: Any) -> int:
+    if cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("there is one GPU")
+    return 1
+
+
+def test_arrays_on_another_gpu_leave_the_current_one_alone(cupy: Any) -> None:
+    other, problem = second_gpu(cupy), Linear(3, 512, 1024)
+    with cupy.cuda.Device(other):
+        inputs, x, w = operands(cupy, problem)
+        out = cupy.zeros((3, 512), cupy.uint16)
+        cupy.cuda.Device().synchronize()
+    for y in (None, out, out):  # made beside x, filled, filled by a repeated call
+        y = lab.linear(x, w, out=y)
+        assert cupy.cuda.runtime.getDevice() == 0
+        assert y.device.id == other
+        with cupy.cuda.Device(other):
+            cupy.cuda.Device().synchronize()
+        assert compare_y(problem, inputs, y.get()).passed
+    with pytest.raises(InputError, match="w is on GPU 0 and x on GPU 1"):
+        lab.linear(x, cupy.zeros((512, 1024), cupy.uint16))
+
+
+def test_pytorch_tensors_on_another_gpu(cupy: Any, torch: Any) -> None:
+    place = f"cuda:{second_gpu(cupy)}"
+    x, w = (torch.randn(rows, 768, device=place, dtype=torch.bfloat16) for rows in (2, 512))
+    out = torch.zeros(2, 512, device=place, dtype=torch.bfloat16)
+    for _ in range(2):
+        lab.linear(x, w, out=out)
+        torch.cuda.synchronize(place)
+        assert torch.cuda.current_device() == 0
+        assert compare_y(Linear(2, 512, 768), {"x": bits(torch, x), "w": bits(torch, w)}, bits(torch, out)).passed
+        out.zero_()
+
+
+def test_a_plan_runs_and_replays_on_the_gpu(chip: Machine, cupy: Any) -> None:
+    problem = Linear(4, 512, 1024)
+    bound = plan(problem, chip).bind({})
+    graph = None
+    for seed in (1, 2):
+        inputs = problem.draw(np.random.default_rng(seed))
+        arrays = {name: cupy.asarray(array) for name, array in inputs.items()}
+        arrays["y"] = cupy.full((4, 512), 0xFFFF, cupy.uint16)
+        bound.bind(arrays)
+        if graph is None:
+            graph = capture(bound)
+        else:
+            graph.update()
+        for run in (bound.run, graph.replay):
+            arrays["y"][...] = 0xFFFF
+            run()
+            assert compare_y(problem, inputs, arrays["y"].get()).passed
+
+
+def test_tensor_maps_follow_arrays_that_move(chip: Machine, cupy: Any) -> None:
+    """Maps are encoded once and then changed in place."""
+    kernel, problem = runnable("gemm_warp_specialized", chip), Linear(256, 256, 512)
+    bound = plan(problem, chip, kernel=kernel).bind({})
+    for seed in (1, 2, 3):
+        inputs = problem.draw(np.random.default_rng(seed))
+        arrays = {name: cupy.asarray(array) for name, array in inputs.items()}
+        y = cupy.full((256, 256), 0xFFFF, cupy.uint16)
+        bound.bind({**arrays, "y": y}).run()
+        assert compare_y(problem, inputs, y.get()).passed
+
+
+def test_numbers_are_scales_on_the_gpu(cupy: Any) -> None:
+    x, w = (cupy.asarray(encode(np.ones((rows, 128)), "fp8")) for rows in (4, 64))
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        y = lab.linear(x, w, x_scale=0.5, w_scale=2)
+        stream.synchronize()
+    assert (decode(y.get(), "bf16") == 128).all()
+
+
+def test_no_rows_of_x_make_no_rows_of_y(cupy: Any, torch: Any) -> None:
+    assert lab.linear(cupy.zeros((0, 128), cupy.uint16), cupy.zeros((64, 128), cupy.uint16)).shape == (0, 64)
+    x, w = (torch.zeros(rows, 128, device="cuda", dtype=torch.bfloat16) for rows in (0, 64))
+    assert lab.linear(x, w).shape == torch.nn.functional.linear(x, w).shape
+
+
 @pytest.mark.parametrize("m", [1, 5, 200])
 def test_pytorch_tensors_are_taken_without_a_copy(m: int, torch: Any) -> None:
     problem = Linear(m, 512, 768)
@@ -170,11 +248,11 @@ def test_pytorch_tensors_are_taken_without_a_copy(m: int, torch: Any) -> None:
     w = torch.randn(512, 768, device="cuda", dtype=torch.bfloat16)
     inputs = {"x": bits(torch, x), "w": bits(torch, w)}
     out = torch.empty(m, 512, device="cuda", dtype=torch.bfloat16)
-    assert ops.linear(x, w, out=out) is out
+    assert lab.linear(x, w, out=out) is out
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        fresh = ops.linear(x, w)
+        fresh = lab.linear(x, w)
     side.synchronize()
     torch.cuda.synchronize()
     for y in (out, fresh):
@@ -187,7 +265,7 @@ def test_a_pytorch_graph_captures_a_call(torch: Any) -> None:
     w = torch.randn(520, 792, device="cuda", dtype=torch.bfloat16)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        y = ops.linear(x, w)
+        y = lab.linear(x, w)
     x.copy_(torch.randn_like(x))
     graph.replay()
     torch.cuda.synchronize()
@@ -210,9 +288,9 @@ def test_arrays_that_no_kernel_can_take_are_refused(cupy: Any, torch: Any) -> No
         (torch.zeros(4, 128), "move it to the GPU"),
     ):
         with pytest.raises(InputError, match=sentence):
-            ops.linear(bad, w)
+            lab.linear(bad, w)
     with pytest.raises(InputError, match="out must not overlap w"):
-        ops.linear(w[:4], w, out=w[8:10].reshape(4, 64))
+        lab.linear(w[:4], w, out=w[8:10].reshape(4, 64))
 
 
 @pytest.mark.usefixtures("chip")
@@ -335,16 +413,16 @@ def test_pytorch_tensors_with_what_follows_a_layer(form: str, torch: Any) -> Non
     products = x.float() @ w.float().t()
     if form == "residual":
         residual = torch.randn(m, n, device="cuda", dtype=dtype)
-        y, expected = ops.linear(x, w, residual=residual), products + residual.float()
+        y, expected = lab.linear(x, w, residual=residual), products + residual.float()
     elif form == "swiglu":
         gate, up = products.chunk(2, dim=1)
-        y, expected = ops.linear(x, w, swiglu=True), torch.nn.functional.silu(gate) * up
+        y, expected = lab.linear(x, w, swiglu=True), torch.nn.functional.silu(gate) * up
     elif form == "row scales":
         x_scale, w_scale = (torch.rand(rows, device="cuda") + 0.5 for rows in (m, n))
-        y, expected = ops.linear(x, w, x_scale=x_scale, w_scale=w_scale), products * x_scale[:, None] * w_scale
+        y, expected = lab.linear(x, w, x_scale=x_scale, w_scale=w_scale), products * x_scale[:, None] * w_scale
     else:
         one, small = torch.ones(1, device="cuda"), torch.full((1,), 0.25, device="cuda")
-        y = ops.linear(x, w, x_scale=one, w_scale=small, y_scale=one, output="fp8")
+        y = lab.linear(x, w, x_scale=one, w_scale=small, y_scale=one, output="fp8")
         expected = products * 0.25
     assert y.dtype == (torch.float8_e4m3fn if form == "fp8 output" else torch.bfloat16)
     relative = 2.0**-3 if form == "fp8 output" else 2.0**-6

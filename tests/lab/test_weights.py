@@ -51,7 +51,7 @@ def test_what_cannot_be_taken_is_refused() -> None:
     w = lab.pack(values, 32)
     with pytest.raises(InputError, match="groups are of 32, 64 or 128 columns; got 48"):
         lab.pack(values, 48)
-    with pytest.raises(InputError, match=r"weights to pack are \[n, k\]; these are \[2048\]"):
+    with pytest.raises(InputError, match=r"weights to pack are \[n, k\], n and k at least 1; these are \[2048\]"):
         lab.pack(values.reshape(-1))
     with pytest.raises(InputError, match="float32, float16 or bfloat16; these are in float64"):
         lab.pack(values.astype(np.float64))

@@ -2,6 +2,8 @@
 
 import ctypes
 from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from cuda.bindings import driver as bindings
 from sim.launch import Launch
 
 SUCCESS = bindings.CUresult.CUDA_SUCCESS
-MODULE, FUNCTION, EXECUTABLE = 55, 77, 99  # handles
+MODULE, FUNCTION, CAPTURED_STREAM = 55, 77, 99  # handles
 
 
 class FakeDriver:
@@ -30,6 +32,11 @@ class FakeDriver:
         self.encoded: list[dict[str, Any]] = []
         self.replaced: list[tuple[int, int]] = []
         self.called: list[str] = []
+        self.homes: dict[int, int] = {}  # the GPU of an address, where it is not the first one
+        self.arguments = 0  # of each launch that is captured
+        self._values: dict[int, int] = {}  # parameters that a captured launch took with it
+        self._capturing: list[dict[int, int]] | None = None
+        self.graphs: list[list[dict[int, int]]] = []  # an executable graph is its place here
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith(("CU", "cuuint")):
@@ -114,12 +121,45 @@ class FakeDriver:
             }
         )
         self.parameters = list((ctypes.c_uint64 * 16).from_address(parameters)) if parameters else []
-        self.kernel(self)
+        if self._capturing is None:
+            self._values = {}
+            self.kernel(self)
+        else:
+            self._capturing.append({index: self.pointer(index) for index in range(self.arguments)})
         return (self.status,)
 
     def pointer(self, index: int) -> int:
         """The value of a pointer parameter of the last launch."""
-        return ctypes.c_uint64.from_address(self.parameters[index]).value
+        return self._values.get(index) or ctypes.c_uint64.from_address(self.parameters[index]).value
+
+    def cuPointerGetAttribute(self, _attribute: Any, pointer: int) -> Any:
+        return SUCCESS, self.homes.get(pointer, 0)
+
+    def cuStreamCreate(self, _flags: int) -> Any:
+        return SUCCESS, CAPTURED_STREAM
+
+    def cuStreamBeginCapture(self, _stream: int, _mode: Any) -> Any:
+        self._values, self._capturing = {}, []
+        return (SUCCESS,)
+
+    def cuStreamEndCapture(self, _stream: int) -> Any:
+        captured, self._capturing = self._capturing, None
+        return SUCCESS, captured
+
+    def cuGraphInstantiate(self, captured: list[dict[int, int]], _flags: int) -> Any:
+        self.graphs.append(captured)
+        return SUCCESS, len(self.graphs) - 1
+
+    def cuGraphExecUpdate(self, executable: int, captured: list[dict[int, int]]) -> Any:
+        self.graphs[executable] = captured
+        return SUCCESS, None
+
+    def cuGraphLaunch(self, executable: int, stream: int) -> Any:
+        self.called.append(f"cuGraphLaunch on {stream}")
+        for values in self.graphs[executable]:
+            self._values = values
+            self.kernel(self)
+        return (SUCCESS,)
 
 
 def _attribute(attribute: Any) -> tuple[str, Any]:
@@ -136,13 +176,19 @@ class _Memory:
         self.ptr = pointer
 
 
-class _DeviceArray:
+class DeviceArray:
+    """An array of the fake device: a copy of one of the host, aligned as device memory is."""
+
     def __init__(self, host: Any) -> None:
-        self._copy = np.array(host, copy=True)
-        self.data = _Memory(self._copy.__array_interface__["data"][0])
+        room = np.zeros(host.nbytes + 256, np.uint8)
+        start = -room.__array_interface__["data"][0] % 256
+        self.host = room[start : start + host.nbytes].view(host.dtype).reshape(host.shape)
+        self.host[...] = host
+        self.__cuda_array_interface__ = self.host.__array_interface__
+        self.data = _Memory(self.host.__array_interface__["data"][0])
 
     def get(self) -> Any:
-        return self._copy.copy()
+        return self.host.copy()
 
 
 class _Stream:
@@ -150,16 +196,21 @@ class _Stream:
 
 
 class _Cuda:
+    Device = staticmethod(lambda _: nullcontext())
+    Stream = staticmethod(lambda **_: nullcontext(_Stream()))
+
     @staticmethod
-    def get_current_stream(_device: int = -1) -> _Stream:
-        return _Stream()
+    def get_current_stream(device: int = -1) -> Any:
+        return SimpleNamespace(ptr=9 + max(device, 0))
 
 
 class FakeCupy:
-    """As much of CuPy as the executor uses."""
+    """As much of CuPy as launches use."""
 
     cuda = _Cuda
-    asarray = _DeviceArray
+    asarray = DeviceArray
+    zeros = staticmethod(lambda shape, dtype: DeviceArray(np.zeros(shape, dtype)))
+    full = staticmethod(lambda shape, value, dtype: DeviceArray(np.full(shape, value, dtype)))
 
 
 def index_of(launch: Launch, name: str) -> int:

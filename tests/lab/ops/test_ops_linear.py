@@ -1,6 +1,5 @@
-"""lab.linear on NumPy arrays runs the simulated chip; every array that cannot be taken is refused in one sentence."""
+"""lab.linear on NumPy arrays runs the simulated chip; arrays that do not belong together are one sentence."""
 
-from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lab
-from lab import catalog, ops
+from lab import catalog
+from lab.execute import plan
+from lab.ops import arrays, linear
+from lab.ops.arrays import TORCH, Operand, format_of
+from lab.ops.linear import Request, problem_of
 from lab.problems import Linear
 from sim.errors import InputError
 from sim.machine import H100
@@ -60,7 +63,8 @@ X, W = drawn(4, 32, 64)
         (X, W.T, None, "w must be dense and row-major"),
         (X, W[:, :32].copy(), None, "must share k"),
         (X, W[0], None, r"x must be \[..., k\] and w \[n, k\]"),
-        (X[:0], W, None, "m must be from 1"),
+        (X, W[:0], None, "n must be from 1"),
+        (X[:, :0].copy(), W[:, :0].copy(), None, "k must be from 1"),
         (X.astype(np.float32), W, None, "w in bf16 needs x in bf16; x is in fp32"),
         (X, W.astype(np.float64), None, "w must be in one of .*; it is in float64"),
         (X, W.tolist(), None, "w must be a NumPy array as x is, not builtins.list"),
@@ -72,60 +76,13 @@ X, W = drawn(4, 32, 64)
 )
 def test_other_arrays_are_refused(x: Any, w: Any, out: Any, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        ops.linear(x, w, out)
+        lab.linear(x, w, out)
 
 
 def test_a_problem_that_no_kernel_takes_names_each_kernels_reason() -> None:
     with pytest.raises(InputError, match="no kernel takes this problem on the H100 SXM 80 GB") as caught:
-        ops.choose(Linear(1, 8, 64, "fp8", activations="fp32"), H100)
+        plan(Linear(1, 8, 64, "fp8", activations="fp32"), H100)
     assert all(kernel.name in str(caught.value) for kernel in catalog.kernels())
-
-
-def device_array(pointer: int = 256, strides: Any = None, dtype: str = "uint16") -> Any:
-    interface = {"shape": (4, 64), "typestr": "<u2", "data": (pointer, False), "strides": strides, "version": 3}
-    return SimpleNamespace(__cuda_array_interface__=interface, dtype=dtype)
-
-
-@pytest.mark.parametrize(
-    ("array", "sentence"),
-    [
-        (device_array(258), "x must start at a multiple of 16 B; it starts at 0x102"),
-        (device_array(strides=(256, 2)), "x must be dense and row-major"),
-        (device_array(dtype="int64"), "x must be in one of"),
-    ],
-)
-def test_device_arrays_are_described_without_a_device(array: Any, sentence: str) -> None:
-    assert ops._describe_interface(device_array(strides=(128, 2)), "x") == ops.Operand(256, (4, 64), "bf16")
-    with pytest.raises(InputError, match=sentence):
-        ops._describe_interface(array, "x")
-
-
-def tensor(**changes: Any) -> Any:
-    facts = {"cuda": True, "device": 0, "dense": True, "pointer": 256, "dtype": "torch.bfloat16", **changes}
-    return SimpleNamespace(
-        is_cuda=facts["cuda"],
-        shape=(4, 64),
-        dtype=facts["dtype"],
-        get_device=lambda: facts["device"],
-        is_contiguous=lambda: facts["dense"],
-        data_ptr=lambda: facts["pointer"],
-    )
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"cuda": False}, "w is on the CPU"),
-        ({"device": 1}, "w is on GPU 1; only GPU 0 is used"),
-        ({"dense": False}, "w must be dense"),
-        ({"pointer": 8}, "w must start at a multiple of 16 B"),
-        ({"dtype": "torch.int32"}, "w must be in one of .*; it is in int32"),
-    ],
-)
-def test_tensors_are_described_without_pytorch(changes: dict[str, Any], sentence: str) -> None:
-    assert ops._describe_torch(tensor(), "w") == ops.Operand(256, (4, 64), "bf16")
-    with pytest.raises(InputError, match=sentence):
-        ops._describe_torch(tensor(**changes), "w")
 
 
 FP8 = ml_dtypes.float8_e4m3fn
@@ -134,8 +91,8 @@ ONE, ROWS, COLUMNS = np.full(1, 0.5, np.float32), np.full(4, 0.5, np.float32), n
 
 def request(*, output: str = "", swiglu: bool = False, accumulate: str = "", **arrays: Any) -> Linear:
     """The problem that a call with these arrays poses."""
-    kinds = tuple((name, array.shape, ops._FORMATS[array.dtype.name]) for name, array in arrays.items())
-    return ops._problem(ops.Request(kinds, output, swiglu, accumulate))
+    kinds = tuple((name, array.shape, format_of(array, name)) for name, array in arrays.items())
+    return problem_of(Request(kinds, output, swiglu, accumulate))
 
 
 def test_operands_say_what_the_problem_is() -> None:
@@ -186,21 +143,6 @@ def test_operands_that_do_not_belong_together_are_refused(changes: dict[str, Any
         request(**{"x": X, "w": W, **changes})
 
 
-@pytest.mark.parametrize(
-    ("x", "form", "dtype"),
-    [
-        (X, "bf16", BF16),
-        (X, "fp8", FP8),
-        (X.astype(FP8), "bf16", BF16),
-        (X.view(np.uint16), "fp8", np.uint8),
-        (X.astype(FP8).view(np.uint8), "bf16", np.uint16),
-        (X.astype(np.float32), "fp32", np.float32),
-    ],
-)
-def test_results_are_made_in_the_kind_of_types_that_x_has(x: Any, form: str, dtype: Any) -> None:
-    assert ops._empty(x, (2, 3), form).dtype == dtype
-
-
 def close(y: Any, expected: Any) -> bool:
     """Within a rounding of bf16, and for small sums of the sums' own."""
     return np.allclose(y.astype(np.float64), expected, rtol=2.0**-7, atol=2.0**-7)
@@ -225,53 +167,96 @@ def test_scales_on_the_simulated_chip() -> None:
     assert close(y, products * x_scale[:, None].astype(np.float64) * w_scale)
 
 
+@pytest.mark.parametrize(("x_scale", "w_scale"), [(0.5, 4), (np.float32(0.5), np.int64(4)), (BF16(0.5), np.float64(4))])
+def test_numbers_are_scales_of_whole_tensors(x_scale: Any, w_scale: Any) -> None:
+    x, w = (array.astype(FP8) for array in (X, W))
+    expected = lab.linear(x, w, x_scale=np.full(1, 0.5, np.float32), w_scale=np.full(1, 4, np.float32))
+    assert np.array_equal(lab.linear(x, w, x_scale=x_scale, w_scale=w_scale), expected)
+
+
+def test_a_number_stands_for_no_row_scales() -> None:
+    x, w = (array.astype(FP8) for array in (X, W))
+    with pytest.raises(InputError, match="one for each row; x_scale has 1 for 4 rows and w_scale has 32 for 32 rows"):
+        lab.linear(x, w, x_scale=1.0, w_scale=COLUMNS)
+
+
+@pytest.mark.parametrize("lead", [(0,), (2, 0), (0, 3)])
+@pytest.mark.parametrize("given", [False, True])
+def test_no_rows_of_x_make_no_rows_of_y(lead: tuple[int, ...], given: bool) -> None:
+    x = np.zeros((*lead, 64), BF16)
+    out = np.empty((*lead, 32), BF16) if given else None
+    y = lab.linear(x, W, out=out)
+    assert (y.shape, y.dtype) == ((*lead, 32), BF16)
+    assert out is None or y is out
+    assert lab.linear(x, W, swiglu=True).shape == (*lead, 16)
+    assert lab.linear(x, W, residual=np.zeros((*lead, 32), BF16)).shape == (*lead, 32)
+    fp8, scales = x.astype(FP8), np.ones(0, np.float32)
+    assert lab.linear(fp8, W.astype(FP8), x_scale=scales, w_scale=COLUMNS).shape == (*lead, 32)
+
+
+@pytest.mark.parametrize(
+    ("w", "out", "sentence"),
+    [
+        (W[:, :32].copy(), None, "must share k"),
+        (W.astype(np.float16), None, "w in fp16 needs x in fp16; x is in bf16"),
+        (W, np.empty((0, 31), BF16), r"out must be \[0, 32\] in bf16; it is \[0, 31\]"),
+        (W, np.empty((1, 32), BF16), r"out must be \[0, 32\] in bf16; it is \[1, 32\]"),
+    ],
+)
+def test_without_rows_the_rest_is_still_checked(w: Any, out: Any, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        lab.linear(X[:0], w, out=out)
+
+
+class Tensor:
+    """It looks like PyTorch's, on a GPU, as far as a repeated call looks."""
+
+    def __init__(self, shape: tuple[int, ...], pointer: int, dense: bool = True, device: int = 0) -> None:
+        self.shape, self.dtype = shape, "torch.bfloat16"
+        self.pointer, self.dense, self.device = pointer, dense, device
+
+    def data_ptr(self) -> int:
+        return self.pointer
+
+    def is_contiguous(self) -> bool:
+        return self.dense
+
+    def get_device(self) -> int:
+        return self.device
+
+
 def test_a_repeated_call_finds_its_plan_and_what_is_not_sure_goes_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On tensors that only look like PyTorch's: a second call binds addresses, and nothing else is taken for one."""
-
-    class Tensor:
-        def __init__(self, shape: tuple[int, ...], pointer: int, dense: bool = True, device: int = 0) -> None:
-            self.shape, self.dtype, self.pointer, self.dense, self.device = (
-                shape,
-                "torch.bfloat16",
-                pointer,
-                dense,
-                device,
-            )
-
-        def data_ptr(self) -> int:
-            return self.pointer
-
-        def is_contiguous(self) -> bool:
-            return self.dense
-
-        def get_device(self) -> int:
-            return self.device
-
-    bound: list[Any] = []
-
-    class Prepared:
-        def bind(self, pointers: dict[str, int]) -> Any:
-            bound.append(pointers)
-            return lambda stream: bound.append(stream)
-
+    """A second call runs at addresses, and nothing else is taken for one."""
+    ran: list[Any] = []
+    bound: Any = SimpleNamespace(run_at=lambda pointers, stream: ran.append((pointers, stream)))
     x, w, y = Tensor((4, 64), 1 << 12), Tensor((32, 64), 1 << 16), Tensor((4, 32), 1 << 20)
-    plan = ops.Plan(Linear(4, 32, 64), Prepared(), {}, Lock(), {"x": 512, "w": 4096, "y": 256})  # type: ignore[arg-type]
-    monkeypatch.setattr(ops, "_ready", {ops._key(x, w, y, 7): ops.Ready(plan, ops._torch_address)})
-    monkeypatch.setattr(ops, "_streams", {Tensor: lambda: 7})
-    assert ops.linear(x, w, out=y) is y
-    assert bound == [{"x": 1 << 12, "w": 1 << 16, "y": 1 << 20}, 7]
+    ready = linear.Ready(bound, {"x": 512, "w": 4096, "y": 256})
+    monkeypatch.setattr(linear, "_ready", {linear._key(x, w, y, 0, 7): ready})
+    monkeypatch.setattr(linear, "_libraries", {Tensor: TORCH})
+    monkeypatch.setattr(arrays, "_raw_stream", lambda: lambda device: 7 + device)
+    assert lab.linear(x, w, out=y) is y
+    assert ran == [({"x": 1 << 12, "w": 1 << 16, "y": 1 << 20}, 7)]
+    elsewhere = [Tensor(t.shape, t.pointer, device=1) for t in (x, w, y)]
     others = (
         (Tensor((5, 64), 1 << 12), w, y),
         (Tensor((4, 64), 1 << 12, dense=False), w, y),
         (x, Tensor((32, 64), 1 << 16, device=-1), y),
+        (x, elsewhere[1], y),
+        tuple(elsewhere),
         (Tensor((4, 64), (1 << 12) + 8), w, y),
         (x, w, Tensor((4, 32), (1 << 12) + 256)),
         (x, w, Tensor((4, 32), (1 << 16) - 128)),
         (np.zeros((4, 64)), w, y),
     )
-    assert not any(ops._repeated(*arrays, None) for arrays in others)
-    assert not ops._repeated(x, w, y, 8)
+    assert not any(linear._repeated(*other, None) for other in others)
+    assert not linear._repeated(x, w, y, 8)
     packed = lab.pack(np.zeros((32, 64), np.float32), 32)  # its arrays are NumPy's
-    ops._ready[ops._key(x, packed, y, 7)] = ops.Ready(plan, ops._torch_address)
-    assert not ops._repeated(x, packed, y, None)
-    assert len(bound) == 2
+    linear._ready[linear._key(x, packed, y, 0, 7)] = ready
+    assert not linear._repeated(x, packed, y, None)
+    assert len(ran) == 1
+
+
+def test_arrays_of_two_gpus_are_refused() -> None:
+    described = {"x": Operand(16, (4, 64), "bf16", 1), "w": Operand(16, (32, 64), "bf16", 0)}
+    with pytest.raises(InputError, match="w is on GPU 0 and x on GPU 1"):
+        linear._one_device(described)

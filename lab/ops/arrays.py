@@ -1,0 +1,307 @@
+"""Arrays of other programs: what NumPy, PyTorch and CuPy call an element type, and where an array lies.
+
+Element types are judged here and nowhere else: a name that is not in `FORMATS_OF`, or the wrong byte order, is refused.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from typing import Any, NamedTuple, Protocol
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from lab.gpu.parameters import ALIGNMENT, dense_strides, device_of
+from sim.errors import InputError
+from sim.formats import FORMATS, decode
+
+# Formats by the names that NumPy, ml_dtypes, CuPy and PyTorch give element types. Unsigned integers carry bits.
+FORMATS_OF = {
+    "float32": "fp32",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "float8_e4m3fn": "fp8",
+    "uint16": "bf16",
+    "uint8": "fp8",
+}
+_CARRIERS = {1: ("uint8", "int8"), 2: ("uint16", "int16", "float16")}  # element types of packed arrays, by their bytes
+_DTYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)} | {
+    "fp8": np.dtype(ml_dtypes.float8_e4m3fn)
+}
+
+_SWAPPED = ">" if sys.byteorder == "little" else "<"  # how the array interface marks the other byte order
+
+
+class Operand(NamedTuple):
+    """An array as a kernel sees it: its address, shape and format, and the number of its GPU, None on the host."""
+
+    pointer: int
+    shape: tuple[int, ...]
+    format: str
+    device: int | None = None
+
+
+class Library(Protocol):
+    """How one library's arrays are looked at."""
+
+    def describe(self, array: Any, name: str, packed: str = "", written: bool = False) -> Operand:
+        """An array as a kernel sees it; raises InputError where no kernel can take it, or write to it.
+
+        `packed` is the format of arrays whose element type only carries bits.
+        """
+
+    def empty(self, like: Any, shape: tuple[int, ...], form: str) -> Any:
+        """An array beside `like` for results in a format, of its element type where that has this format."""
+
+    def number(self, value: float, name: str, device: int | None) -> tuple[Any, Operand]:
+        """A float32 of one element with this value, where the library's arrays lie, and how a kernel sees it."""
+
+    def place(self, array: Any) -> tuple[int, int]:
+        """(the number of its GPU, the CUstream address of the library's current stream there), in few instructions."""
+
+    def address(self, array: Any, device: int) -> int:
+        """Where a dense array on that GPU lies; 0 for any other. Nothing else is looked at."""
+
+
+def library_of(array: Any) -> Library:
+    """The library whose array this is."""
+    return NUMPY if isinstance(array, np.ndarray) else TORCH if _is_torch(array) else CUDA
+
+
+def element_of(array: Any, name: str) -> str:
+    """NumPy's name of an array's element type; raises InputError for another byte order than this machine's."""
+    dtype = getattr(array, "dtype", None)
+    if dtype is None:
+        dtype = getattr(array, "__cuda_array_interface__", {}).get("typestr", _type_name(array))
+        with suppress(TypeError):  # it stays the text that NumPy does not understand
+            dtype = np.dtype(dtype)
+    if isinstance(dtype, np.dtype):
+        if not dtype.isnative:
+            raise InputError(f"{name} must be in this machine's byte order; its elements are {dtype.str}")
+        return dtype.name
+    return str(dtype).removeprefix("torch.")
+
+
+def format_of(array: Any, name: str, packed: str = "") -> str:
+    """The format of an array's elements; raises InputError for any that no kernel knows."""
+    element = element_of(array, name)
+    legal = _CARRIERS[FORMATS[packed].storage.itemsize] if packed else tuple(FORMATS_OF)
+    if element not in legal:
+        raise InputError(f"{name} must be in one of {', '.join(legal)}; it is in {element}")
+    return packed or FORMATS_OF[element]
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a real number: Python's, or a scalar of NumPy's or of ml_dtypes."""
+    if isinstance(value, np.generic) and value.dtype.name in FORMATS_OF:
+        return True
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def single(value: Any, name: str) -> np.float32:
+    """A number in float32; raises InputError where it becomes infinite or zero there."""
+    try:
+        with np.errstate(over="ignore", under="ignore"):
+            rounded, exact = np.float32(value), float(value)
+    except OverflowError:
+        rounded, exact = np.float32(np.inf), 1.0
+    if np.isinf(rounded) != np.isinf(exact) or (rounded == 0) != (exact == 0):
+        raise InputError(f"{name} must be a number that float32 has; it is {value!r:.40}")
+    return rounded
+
+
+def host_floats(array: Any) -> NDArray[np.float32]:
+    """A float matrix of any library as float32 on the host; uint16 bits count as bfloat16.
+
+    Raises InputError for element types other than float32, float16 and bfloat16.
+    """
+    element = element_of(array, "weights to pack")
+    if FORMATS_OF.get(element) not in ("fp32", "fp16", "bf16"):
+        raise InputError(f"weights to pack are in float32, float16 or bfloat16; these are in {element}")
+    if _is_torch(array):
+        _require_data(array, "the matrix to pack")
+        here = array.detach().cpu()
+        found: Any = here.numpy() if element == "uint16" else here.float().numpy()
+    elif isinstance(array, np.ndarray):
+        found = array
+    else:
+        with _on_gpu_of(array) as cupy:
+            found = cupy.asarray(array).get()
+    if found.dtype.name in ("bfloat16", "uint16"):
+        found = decode(found.view(np.uint16), "bf16")
+    return np.ascontiguousarray(found, np.float32)
+
+
+def beside(array: NDArray, like: Any) -> Any:
+    """A copy of a NumPy array in the library and on the device of `like`, itself where that is None or NumPy's."""
+    if like is None or isinstance(like, np.ndarray):
+        return array
+    if _is_torch(like):
+        signed = array.view(np.int16) if array.dtype == np.uint16 else array  # PyTorch has few unsigned types
+        return sys.modules["torch"].from_numpy(signed).to(like.device)
+    with _on_gpu_of(like) as cupy:
+        return cupy.asarray(array)
+
+
+class _NumPy:
+    """Arrays on the host, for the simulated chip."""
+
+    def describe(self, array: Any, name: str, packed: str = "", written: bool = False) -> Operand:
+        if not isinstance(array, np.ndarray):
+            raise InputError(f"{name} must be a NumPy array as x is, not {_type_name(array)}")
+        if isinstance(array, np.ma.MaskedArray):
+            raise InputError(f"{name} is masked; kernels take all of an array: fill it first")
+        form = format_of(array, name, packed)
+        _require_dense(array.flags.c_contiguous, name)
+        if written and not array.flags.writeable:
+            raise InputError(f"{name} is read-only")
+        return Operand(array.__array_interface__["data"][0], array.shape, form)
+
+    def empty(self, like: Any, shape: tuple[int, ...], form: str) -> Any:
+        if FORMATS_OF[like.dtype.name] == form:
+            return np.empty(shape, like.dtype)
+        return np.empty(shape, FORMATS[form].storage if like.dtype.name.startswith("uint") else _DTYPES[form])
+
+    def number(self, value: float, name: str, device: int | None) -> tuple[Any, Operand]:  # noqa: ARG002
+        array = np.full(1, single(value, name))
+        return array, self.describe(array, name)
+
+    def place(self, array: Any) -> tuple[int, int]:  # noqa: ARG002
+        raise TypeError("the host has no GPU and no stream")
+
+    def address(self, array: Any, device: int) -> int:  # noqa: ARG002
+        return 0
+
+
+class _OnDevice:
+    """What the libraries of GPU arrays share: numbers become constants that stay on the GPU for good."""
+
+    def number(self, value: float, name: str, device: int | None) -> tuple[Any, Operand]:
+        from lab.gpu.launch import constant  # loaded on first use: the simulated chip needs no GPU library
+
+        array = constant(float(single(value, name)), device)
+        return array, Operand(array.data.ptr, (1,), "fp32", device)
+
+
+class _Torch(_OnDevice):
+    """PyTorch tensors on a GPU."""
+
+    def describe(self, array: Any, name: str, packed: str = "", written: bool = False) -> Operand:  # noqa: ARG002
+        if not _is_torch(array):
+            raise InputError(f"{name} must be a PyTorch tensor as x is, not {_type_name(array)}")
+        form = format_of(array, name, packed)
+        if array.device.type == "cpu":
+            raise InputError(f"{name} is on the CPU; move it to the GPU, or pass NumPy arrays to the simulated chip")
+        pointer = _require_data(array, name)
+        if not array.is_cuda:
+            raise InputError(f"{name} is on {array.device}; kernels run on CUDA devices")
+        if str(array.layout) != "torch.strided":
+            raise InputError(f"{name} must be dense and row-major; its layout is {array.layout}")
+        _require_dense(array.is_contiguous(), name)
+        return _aligned(Operand(pointer, tuple(array.shape), form, array.get_device()), name)
+
+    def empty(self, like: Any, shape: tuple[int, ...], form: str) -> Any:
+        if FORMATS_OF[str(like.dtype).removeprefix("torch.")] == form:
+            return like.new_empty(shape)
+        return like.new_empty(shape, dtype=getattr(sys.modules["torch"], _DTYPES[form].name))
+
+    def place(self, array: Any) -> tuple[int, int]:
+        device = array.get_device()
+        return device, _raw_stream()(device)
+
+    def address(self, array: Any, device: int) -> int:
+        return int(array.data_ptr()) if array.get_device() == device and array.is_contiguous() else 0
+
+
+class _Cuda(_OnDevice):
+    """CuPy's arrays, and all others with `__cuda_array_interface__`."""
+
+    def describe(self, array: Any, name: str, packed: str = "", written: bool = False) -> Operand:
+        interface = getattr(array, "__cuda_array_interface__", None)
+        if interface is None or _is_torch(array):
+            raise InputError(f"{name} must be an array on the GPU, or all arrays NumPy's; it is {_type_name(array)}")
+        if interface["typestr"].startswith(_SWAPPED):
+            raise InputError(f"{name} must be in this machine's byte order; its elements are {interface['typestr']}")
+        form = format_of(array, name, packed)
+        (pointer, read_only), shape = interface["data"], tuple(interface["shape"])
+        strides = interface.get("strides")
+        itemsize = FORMATS[form].storage.itemsize
+        _require_dense(strides is None or tuple(strides) == dense_strides(shape, itemsize), name)
+        if written and read_only:
+            raise InputError(f"{name} is read-only")
+        return _aligned(Operand(pointer, shape, form, _gpu_of(array)), name)
+
+    def empty(self, like: Any, shape: tuple[int, ...], form: str) -> Any:
+        same = FORMATS_OF[element_of(like, "x")] == form
+        with _on_gpu_of(like) as cupy:
+            return cupy.empty(shape, like.dtype if same else FORMATS[form].storage)
+
+    def place(self, array: Any) -> tuple[int, int]:
+        device = array.data.device_id
+        return device, _cupy().cuda.get_current_stream(device).ptr
+
+    def address(self, array: Any, device: int) -> int:
+        return int(array.data.ptr) if array.flags.c_contiguous and array.data.device_id == device else 0
+
+
+NUMPY, TORCH, CUDA = _NumPy(), _Torch(), _Cuda()
+
+
+@cache
+def _cupy() -> Any:
+    import cupy  # loaded on first use: the simulated chip needs no GPU library
+
+    return cupy
+
+
+@cache
+def _raw_stream() -> Callable[[int], int]:
+    """The current CUstream of a GPU as PyTorch knows it; a Stream object would cost a microsecond."""
+    found: Callable[[int], int] = sys.modules["torch"]._C._cuda_getCurrentRawStream
+    return found
+
+
+def _gpu_of(array: Any) -> int | None:
+    """The number of the GPU that an array lies on; None where it has no elements, so lies nowhere."""
+    pointer = array.__cuda_array_interface__["data"][0]
+    return device_of(pointer) if pointer else None
+
+
+@contextmanager
+def _on_gpu_of(array: Any) -> Iterator[Any]:
+    """CuPy, with the GPU of an array as the current one."""
+    cupy = _cupy()
+    with cupy.cuda.Device(_gpu_of(array)):
+        yield cupy
+
+
+def _is_torch(array: Any) -> bool:
+    return hasattr(array, "data_ptr")
+
+
+def _type_name(array: Any) -> str:
+    return f"{type(array).__module__}.{type(array).__qualname__}"
+
+
+def _require_data(tensor: Any, name: str) -> int:
+    """The address of a tensor; raises InputError for one that only stands for a shape, as tracing makes them."""
+    try:
+        pointer = int(tensor.data_ptr())
+    except RuntimeError:
+        pointer = 0
+    if not pointer and tensor.numel():
+        raise InputError(f"{name} is a tensor without data; where only shapes are traced, call torch.ops.lab.linear")
+    return pointer
+
+
+def _require_dense(dense: bool, name: str) -> None:
+    if not dense:
+        raise InputError(f"{name} must be dense and row-major; it is strided (make a contiguous copy)")
+
+
+def _aligned(operand: Operand, name: str) -> Operand:
+    if operand.pointer % ALIGNMENT:
+        raise InputError(f"{name} must start at a multiple of {ALIGNMENT} B; it starts at {operand.pointer:#x}")
+    return operand

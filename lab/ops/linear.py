@@ -1,0 +1,267 @@
+"""`linear(x, w)` on the arrays that other programs have, where those arrays are.
+
+CuPy and PyTorch arrays stay on their GPU, are not copied, and the work is enqueued on the caller's current stream;
+NumPy arrays are computed on the simulated chip. The kernel and its schedule are chosen once for a shape: lab/choice.py.
+"""
+
+from functools import lru_cache
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from lab.execute import Plan, plan
+from lab.gpu.device import machine
+from lab.gpu.parameters import ALIGNMENT
+from lab.ops.arrays import Library, Operand, is_number, library_of
+from lab.problems import Linear
+from lab.weights import Int4Weights
+from sim.errors import InputError
+from sim.formats import FORMATS
+from sim.machine import H100
+
+if TYPE_CHECKING:
+    from lab.execute.device import DeviceBound
+
+MOST_READY = 4096  # plans that repeated calls find at once
+_SPOKEN = {"y": "out"}  # what a caller calls an operand, where that is not its name
+_SCALES = ("x_scale", "w_scale", "y_scale")
+
+
+class Request(NamedTuple):
+    """All that decides how a call runs. `kinds` are the name, shape and format of each array.
+
+    `matrix` and `offset` are the shape of int4 weights, which their packed arrays do not tell, and how they are offset.
+    """
+
+    kinds: tuple[tuple[str, tuple[int, ...], str], ...]
+    output: str = ""  # "" for that of out, or the usual one
+    swiglu: bool = False
+    accumulate: str = ""
+    matrix: tuple[int, int] | None = None
+    offset: str = "min"
+
+
+def linear(
+    x: Any,
+    w: Any,
+    out: Any = None,
+    stream: int | None = None,
+    *,
+    residual: Any = None,
+    swiglu: bool = False,
+    x_scale: Any = None,
+    w_scale: Any = None,
+    y_scale: Any = None,
+    output: str = "",
+    accumulate: str = "",
+) -> Any:
+    """y[..., n] = x[..., k] @ w[n, k].T, as `torch.nn.functional.linear` without a bias, and what may follow it.
+
+    Arrays are all CuPy's or PyTorch's on one GPU, or all NumPy's, dense and row-major. x and w are float32, float16 or
+    bfloat16 (uint16 bits count as bfloat16); beside bfloat16 x, w may be `lab.Int4Weights` or float8_e4m3fn (or uint8
+    bits), which may, with or without scales, also stand beside x of its own type. `residual`, in y's shape, is added;
+    `swiglu` takes w in two halves of its rows, gate and up, and makes y[..., n / 2] = silu(gate) * up. `x_scale` and
+    `w_scale` are float32, one element each or one for each row; `y_scale`, one element, divides an fp8 y; a number does
+    for one element. y has the type of `out`, else the format `output` (such as "fp8"), else x's type, or bfloat16 where
+    x is fp8. Products of fp8 are summed in the few bits that the tensor cores keep, with `accumulate="float32"` in
+    float32. Where x has no rows, nor has y.
+
+    On the GPU arrays start at multiples of 16 bytes, nothing is copied, and the work runs on `stream` (a CUstream
+    address) or on the current stream of PyTorch for its tensors, of CuPy otherwise, also while a graph is captured. No
+    gradient flows. Returns out, which is made where it is None. Raises InputError in one sentence for anything else,
+    NoDeviceError where the GPU cannot run a kernel for it.
+    """
+    plain = residual is x_scale is w_scale is y_scale is None and not (swiglu or output or accumulate)
+    if plain and out is not None and _repeated(x, w, out, stream):
+        return out
+    library = library_of(x)
+    given, described = _operands(library, x, w, residual, x_scale, w_scale, y_scale, out)
+    kinds = tuple([(name, operand.shape, operand.format) for name, operand in described.items()])
+    packing = (w.shape, w.offset) if isinstance(w, Int4Weights) else ()
+    request = Request(kinds, output, swiglu, accumulate, *packing)
+    problem = problem_of(request)
+    if out is None:
+        out = given["y"] = library.empty(x, (*described["x"].shape[:-1], problem.columns), problem.output)
+        described["y"] = library.describe(out, "out")
+    if not prod(described["y"].shape):  # no rows: there is nothing to compute
+        return out
+    device = _one_device(described)
+    _require_apart(described)
+    if device is None:
+        _simulated(problem).bind(given, device=None).run()
+        return out
+    if stream is None:
+        _, stream = library.place(x)
+    bound = _bound(problem, device, stream)
+    if plain:
+        if len(_ready) >= MOST_READY:
+            _ready.clear()
+        _libraries[type(x)] = library
+        _ready[_key(x, w, out, device, stream)] = Ready(bound, _sizes(problem))
+    bound.run_at({name: operand.pointer for name, operand in described.items()}, stream)
+    return out
+
+
+class Ready(NamedTuple):
+    """What plain calls on arrays of the same shapes and types find at once; `nbytes` are those of each operand."""
+
+    bound: "DeviceBound"
+    nbytes: dict[str, int]
+
+
+_ready: dict[Any, Ready] = {}  # by what `_key` says of the arrays
+_libraries: dict[type, Library] = {}  # by the type of x, for calls that are repeated
+
+
+def _key(x: Any, w: Any, out: Any, device: int, stream: int) -> Any:
+    return x.shape, x.dtype, w.shape, w.dtype, out.shape, out.dtype, device, stream
+
+
+def _repeated(x: Any, w: Any, out: Any, stream: int | None) -> bool:
+    """Run a call that differs from an earlier one in addresses alone; False where that is not so, or not sure.
+
+    What was checked of shapes and types is not checked again: a small layer's call is to cost the host little. Types of
+    elements tell the libraries apart.
+    """
+    try:
+        library = _libraries[type(x)]
+        device, current = library.place(x)
+        if stream is None:
+            stream = current
+        bound, nbytes = _ready[_key(x, w, out, device, stream)]
+        arrays = {"x": x, "w": w.w, "w_scale": w.w_scale} if type(w) is Int4Weights else {"x": x, "w": w}
+        address = library.address
+        pointers = {name: address(array, device) for name, array in arrays.items()}
+        start = pointers["y"] = address(out, device)
+    except (AttributeError, KeyError, TypeError):
+        return False
+    end = start + nbytes["y"]
+    for name, at in pointers.items():
+        if not at or at % ALIGNMENT or (name != "y" and at < end and start < at + nbytes[name]):
+            return False
+    bound.run_at(pointers, stream)
+    return True
+
+
+def _operands(
+    library: Library, x: Any, w: Any, residual: Any, x_scale: Any, w_scale: Any, y_scale: Any, out: Any
+) -> tuple[dict[str, Any], dict[str, Operand]]:
+    """The arrays by operand, and each as a kernel sees it; numbers among the scales become arrays beside x."""
+    known: dict[str, str] = {}
+    given = {"x": x, "w": w}
+    if isinstance(w, Int4Weights):
+        if w_scale is not None:
+            raise InputError("int4 weights have scales of their own; w_scale has no place beside them")
+        given, known = {"x": x, "w": w.w, "w_scale": w.w_scale}, {"w": w.format, "w_scale": "fp16"}
+    given |= {"residual": residual, "x_scale": x_scale, "y_scale": y_scale, "y": out}
+    if w_scale is not None:
+        given["w_scale"] = w_scale
+    given = {name: array for name, array in given.items() if array is not None}
+    described: dict[str, Operand] = {}
+    for name, array in given.items():
+        if name in _SCALES and is_number(array):
+            given[name], described[name] = library.number(array, name, described["x"].device)
+        else:
+            spoken = _SPOKEN.get(name, name)
+            described[name] = library.describe(array, spoken, known.get(name, ""), written=name == "y")
+    return given, described
+
+
+@lru_cache(maxsize=4096)
+def problem_of(request: Request) -> Linear:
+    """The problem of a request; raises InputError where its arrays do not belong together."""
+    kinds = {name: (shape, form) for name, shape, form in request.kinds}
+    (x_shape, x_format), (w_shape, w_format) = kinds["x"], kinds["w"]
+    w_shape = request.matrix or w_shape
+    if len(w_shape) != 2 or not x_shape:
+        raise InputError(f"x must be [..., k] and w [n, k]; x is {list(x_shape)} and w is {list(w_shape)}")
+    m, (n, k) = prod(x_shape[:-1]), w_shape  # m may be 0: what is left of the layer is then checked for one row
+    if x_shape[-1] != k:
+        raise InputError(f"x [..., k] and w [n, k] must share k; x is {list(x_shape)} and w is {list(w_shape)}")
+    if request.swiglu and "residual" in kinds:
+        raise InputError("a linear layer ends with a residual or with swiglu, not with both")
+    output = kinds["y"][1] if "y" in kinds else request.output
+    if request.output not in ("", output):
+        raise InputError(f"out is in {output} and output asks for {request.output}")
+    problem = Linear(
+        max(m, 1),
+        n,
+        k,
+        weights=w_format,
+        activations="fp8" if x_format == w_format == "fp8" else "",
+        output=output,
+        scales="none" if request.matrix else _scales({n: prod(shape) for n, (shape, _) in kinds.items()}, m, n),
+        accumulate=request.accumulate,
+        epilogue="swiglu" if request.swiglu else "residual" if "residual" in kinds else "none",
+        offset=request.offset,
+    )
+    if problem.activations != x_format:
+        raise InputError(f"w in {w_format} needs x in {problem.activations}; x is in {x_format}")
+    y_shape = (*x_shape[:-1], problem.columns)
+    wanted = {**{name: o[:2] for name, o in problem.inputs.items()}, "y": (y_shape, problem.output)}
+    if unwanted := [name for name in kinds if name not in wanted]:
+        raise InputError(f"{unwanted[0]} has no place here: x is in {x_format}, w in {w_format}, y in {problem.output}")
+    if missing := [name for name in problem.inputs if name not in kinds]:
+        raise InputError(f"{missing[0]} must be given where other scales are")
+    for name in kinds.keys() - {"x", "w"}:
+        have, (shape, form) = kinds[name], wanted[name]
+        if name == "residual":
+            shape = y_shape
+        if name == "x_scale" and problem.row_scales:
+            shape = (m,)
+        fits = prod(have[0]) == prod(shape) if name.endswith("scale") else have[0] == shape
+        if not fits or have[1] != form:
+            spoken = _SPOKEN.get(name, name)
+            raise InputError(f"{spoken} must be {list(shape)} in {form}; it is {list(have[0])} in {have[1]}")
+    return problem
+
+
+def _scales(sizes: dict[str, int], m: int, n: int) -> str:
+    """Whether the scales are of whole tensors or of rows; raises InputError where they are neither."""
+    given = {name: (sizes[name], rows) for name, rows in (("x_scale", m), ("w_scale", n)) if name in sizes}
+    if not given:
+        return "none"
+    if all(size == 1 for size, _ in given.values()):
+        return "tensor"
+    if all(size == rows for size, rows in given.values()):
+        return "row"
+    have = " and ".join(f"{name} has {size:,} for {rows:,} rows" for name, (size, rows) in given.items())
+    raise InputError(f"scales have one element each, or one for each row; {have}")
+
+
+def _one_device(described: dict[str, Operand]) -> int | None:
+    """The GPU that all arrays lie on, None for the host; raises InputError where they lie apart."""
+    device = described["x"].device
+    for name, operand in described.items():
+        if operand.device != device:
+            raise InputError(f"{_SPOKEN.get(name, name)} is on GPU {operand.device} and x on GPU {device}")
+    return device
+
+
+def _require_apart(described: dict[str, Operand]) -> None:
+    """Raise InputError where y overlaps what is still read while it is written."""
+    start = described["y"].pointer
+    end = start + _nbytes(described["y"].shape, described["y"].format)
+    for name, operand in described.items():
+        overlaps = operand.pointer < end and start < operand.pointer + _nbytes(operand.shape, operand.format)
+        if overlaps and name != "y":
+            raise InputError(f"out must not overlap {name}, which is still read while out is written")
+
+
+@lru_cache(maxsize=4096)
+def _nbytes(shape: tuple[int, ...], form: str) -> int:
+    return FORMATS[form].storage.itemsize * prod(shape)
+
+
+def _sizes(problem: Linear) -> dict[str, int]:
+    return {name: operand.nbytes for name, operand in (problem.inputs | problem.outputs).items()}
+
+
+@lru_cache(maxsize=1024)
+def _bound(problem: Linear, device: int, _stream: int) -> "DeviceBound":
+    """One a problem, GPU and stream: two streams must not share a workspace."""
+    return cast("DeviceBound", plan(problem, machine(device)).bind({}, device))
+
+
+@lru_cache(maxsize=1024)
+def _simulated(problem: Linear) -> Plan:
+    return plan(problem, H100)

@@ -1,0 +1,104 @@
+"""PyTorch's operators: what tracing is told of a result is what a call returns, and what a call refuses is refused."""
+
+import sys
+from typing import Any
+
+import pytest
+
+import lab
+from sim.errors import InputError
+
+torch = pytest.importorskip("torch")
+import lab.ops.torch_ops  # noqa: E402 (where there is PyTorch)
+
+BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
+
+
+def meta(*shape: int, dtype: Any = BF16) -> Any:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("given", "result"),
+    [
+        (BF16, BF16),
+        (torch.float16, torch.float16),
+        (torch.float32, torch.float32),
+        (torch.uint16, torch.uint16),
+        (FP8, BF16),
+        (torch.uint8, BF16),
+    ],
+)
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3), (0,)])
+def test_a_trace_is_told_the_shape_and_type_of_the_result(lead: tuple[int, ...], given: Any, result: Any) -> None:
+    y = torch.ops.lab.linear(meta(*lead, 64, dtype=given), meta(24, 64, dtype=given))
+    assert (tuple(y.shape), y.dtype) == ((*lead, 24), result)
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "sentence"),
+    [
+        (meta(3, 64), meta(24, 32), "must share k"),
+        (meta(3, 64), meta(24), r"x must be \[..., k\] and w \[n, k\]"),
+        (meta(), meta(24, 64), r"x must be \[..., k\] and w \[n, k\]"),
+        (meta(3, 64), meta(24, 64, dtype=torch.float32), "w in fp32 needs x in fp32; x is in bf16"),
+        (meta(3, 64), meta(24, 64, dtype=torch.int32), "w must be in one of .*; it is in int32"),
+        (meta(3, 64, dtype=torch.complex64), meta(24, 64), "x must be in one of .*; it is in complex64"),
+    ],
+)
+def test_a_trace_refuses_what_a_call_refuses(x: Any, w: Any, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        torch.ops.lab.linear(x, w)
+
+
+def test_packed_weights_are_traced_and_refused_alike() -> None:
+    packed = lab.pack(torch.ones(24, 64), 64)
+    w, w_scale = packed.w.to("meta"), packed.w_scale.to("meta")
+    y = torch.ops.lab.linear_int4(meta(2, 3, 64), w, w_scale, 24, 64)
+    assert (tuple(y.shape), y.dtype) == ((2, 3, 24), BF16)
+    for x, rows, sentence in (
+        (meta(3, 64, dtype=torch.float32), 24, "needs x in bf16; x is in fp32"),
+        (meta(3, 128), 24, "packed weights .* are "),
+        (meta(3, 64), 1000, "packed weights .* are "),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            torch.ops.lab.linear_int4(x, w, w_scale, rows, 64)
+
+
+def test_one_trace_serves_any_number_of_rows() -> None:
+    make_fx = pytest.importorskip("torch.fx.experimental.proxy_tensor").make_fx
+    traced = make_fx(lambda x, w: torch.ops.lab.linear(x, w) * 2, tracing_mode="symbolic")(meta(3, 64), meta(24, 64))
+    for m in (3, 5):
+        assert tuple(traced(meta(m, 64), meta(24, 64)).shape) == (m, 24)
+
+
+def test_tensors_without_data_are_refused_outside_a_trace() -> None:
+    with torch._subclasses.fake_tensor.FakeTensorMode():
+        fake = torch.empty(3, 64, dtype=BF16, device="cuda")
+    for x in (meta(3, 64), fake):
+        with pytest.raises(InputError, match=r"x is a tensor without data; .* call torch\.ops\.lab\.linear"):
+            lab.linear(x, x)
+    with pytest.raises(InputError, match="the matrix to pack is a tensor without data"):
+        lab.pack(meta(16, 64), 64)
+    with pytest.raises(InputError, match="x is on the CPU"):
+        lab.linear(torch.zeros(3, 64), torch.zeros(8, 64))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.bool, torch.complex64, torch.float64, FP8])
+def test_other_types_are_not_packed(dtype: Any) -> None:
+    with pytest.raises(InputError, match="weights to pack are in float32, float16 or bfloat16"):
+        lab.pack(torch.ones(16, 64).to(dtype), 64)
+
+
+def test_bits_and_values_are_packed_alike() -> None:
+    values = torch.randn(16, 64).to(BF16)
+    expected = lab.pack(values, 64)
+    for same in (values.view(torch.uint16), values.float(), values.clone().requires_grad_()):
+        packed = lab.pack(same, 64)
+        assert torch.equal(packed.w, expected.w)
+        assert torch.equal(packed.w_scale, expected.w_scale)
+
+
+def test_lab_linear_registers_the_operators_where_pytorch_is_loaded() -> None:
+    assert "lab.ops.torch_ops" in sys.modules
+    assert torch.ops.lab.linear_int4 is not None
