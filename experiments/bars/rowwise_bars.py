@@ -39,11 +39,11 @@ def measure(options: Options, backend: Backend) -> Iterator[Record]:
     """What the lab chooses, in a graph, plain launches."""
     how = {"plain": True, "rounds": options.rounds, "experiment": "rowwise_bars"}
     if options.tune:
-        searches = [Search(problem=p.as_dict(), clock="graph", **how) for p in (LARGE, *SMALL)]
+        searches = [Search(problem=p.as_dict(), clock="graph", **how) for p in (*SMALL, LARGE)]
         yield from backend.tuned(searches, options.seconds)
     jobs = [
         chosen_job(problem, backend.machine, {"bar": "rmsnorm"}, clocks=("graph",), reads=True, **how)
-        for problem in (LARGE, *SMALL)
+        for problem in (*SMALL, LARGE)
     ]
     yield from backend.timed(jobs, options.seconds)
 

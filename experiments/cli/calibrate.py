@@ -93,11 +93,11 @@ def _gemm() -> Any:
     """A call of a large fp16 GEMM of random numbers; None where no kernel of the lab runs on this card."""
     import cupy
 
-    from lab import ops
+    import lab
     from sim.errors import LabError
 
     x, w = (cupy.random.standard_normal((GEMM, GEMM), dtype=cupy.float32).astype(cupy.float16) for _ in range(2))
-    call = partial(ops.linear, x, w, out=cupy.empty_like(x))
+    call = partial(lab.linear, x, w, out=cupy.empty_like(x))
     try:
         call()
     except LabError:

@@ -87,7 +87,7 @@ def card(device: int = 0) -> Card:
         return int(driver.call("cuDeviceGetAttribute", getattr(attributes, f"CU_DEVICE_ATTRIBUTE_{name}"), device))
 
     return Card(
-        name=driver.call("cuDeviceGetName", 256, device).rstrip(b"\0").decode(),
+        name=_text(driver.call("cuDeviceGetName", 256, device)),
         driver=_driver_version(),
         capability=(attribute("COMPUTE_CAPABILITY_MAJOR"), attribute("COMPUTE_CAPABILITY_MINOR")),
         sms=attribute("MULTIPROCESSOR_COUNT"),
@@ -210,7 +210,7 @@ def _nvml() -> tuple[Any, int] | None:
     nvml = _nvml_library()
     if nvml is None:
         return None
-    bus = driver.call("cuDeviceGetPCIBusId", 32, 0).rstrip(b"\0").decode()
+    bus = _text(driver.call("cuDeviceGetPCIBusId", 32, 0))
     try:
         return nvml, nvml.device_get_handle_by_pci_bus_id_v2(bus)
     except nvml.NvmlError:
@@ -237,3 +237,8 @@ def _driver_version() -> str:
         return str(nvml.system_get_driver_version())
     number = driver.call("cuDriverGetVersion")
     return f"for CUDA {number // 1000}.{number % 1000 // 10}"
+
+
+def _text(buffer: bytes) -> str:
+    """A C string in a buffer that may hold anything behind it."""
+    return buffer.split(b"\0", 1)[0].decode()
