@@ -26,7 +26,8 @@ from sim.machine import Machine
 Target = Literal["cubin", "ptx"]
 
 HEADER = "schedule.cuh"
-_OPTIONS = ("--std=c++17", "-lineinfo", "--ptxas-options=-v")
+# Without a cache of its own: what NVRTC takes from it comes without what ptxas says.
+_OPTIONS = ("--std=c++17", "-lineinfo", "--ptxas-options=-v", "--no-cache")
 _INCLUDE = re.compile(rb'^\s*#\s*include\s*[<"]([^>"\n]+)[>"]', re.MULTILINE)
 _PTX_LINE = re.compile(r"ptx input, line (\d+)")
 _FILE = re.compile(r'^\s*\.file\s+(\d+) "(.*?)"', re.MULTILINE)

@@ -99,7 +99,7 @@ class RMSNorm(Problem):
         """`total` has one right value, the float32 sum rounded once; y is in float64.
 
         n squares are added in any order, each rounded, so their sum is off by n u of itself and its root by half as
-        much; the root is then approximate, and two products are rounded: |y| (n / 2 + 1 + 4 + 2) u, u = 2^-24. A sum
+        much, and by the mean's and eps's rounding; it is then approximate, and two products are rounded: |y| (n / 2 + 2 + 4 + 2) u, u = 2^-24. A sum
         that overflows float32 is infinite, and its row zero.
         """
         total, found = arrays["x"][rows], {}
@@ -115,5 +115,5 @@ class RMSNorm(Problem):
             squares = np.where(squares > np.finfo(np.float32).max, np.inf, squares)
             root = 1 / np.sqrt(squares / self.n + self.eps)
             y = h * root * decode(arrays["weight"], self.activations)
-        error = np.abs(y) * (self.n / 2 + 1 + RSQRT_ROUNDINGS + 2) * UNIT
+        error = np.abs(y) * (self.n / 2 + 2 + RSQRT_ROUNDINGS + 2) * UNIT
         return {"y": Estimate(y, error).stored(self.activations), **found}

@@ -83,6 +83,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
     const int64_t token = int64_t(blockIdx.x) * schedule::rows + row;
     const int first = (warp * LANES + threadIdx.x % LANES) * VECTOR;
     const bool there = token < m;
+    const float share = 1.0f / n;
 
     ptx::griddepcontrol::launch_dependents();
     Vector16 weights[VECTORS], sums[VECTORS], addends[VECTORS];
@@ -110,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
         }
         sum += squares(sums[v]);
     }
-    const float root = rsqrtf(row_sum(shared, sum, row, warp) / n + eps);
+    const float root = rsqrtf(row_sum(shared, sum, row, warp) * share + eps);
 #pragma unroll
     for (int v = 0; v < VECTORS; ++v) {
         const int at = first + v * STRIDE;
