@@ -16,6 +16,7 @@ from sim.errors import EnvironmentFailure
 from sim.machine import Machine
 
 SIZES = tuple(2**20 * mib for mib in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048))  # bytes of a read of HBM
+CHAIN_MOST = 2**29  # bytes of one in a chain, which needs many copies
 L2_SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)  # of L2: each half of it can keep a copy of what the other's SMs read
 CLUSTERS = (2, 4, 8, 16)  # CTAs
 ROUNDS = 9
@@ -69,7 +70,7 @@ def _steps(run: str, gemm: Prepare, sizes: Sequence[int], rounds: int) -> Iterat
     yield "SM clock, idle", partial(_idle_clock, run)
     for clock in clocks:
         yield f"empty launch, {clock}", partial(_launch, run, Clock(clock))
-        for nbytes in sizes:
+        for nbytes in (nbytes for nbytes in sizes if clock != Clock.CHAIN or nbytes <= CHAIN_MOST):
             yield f"read of {nbytes / 2**20:g} MiB, {clock}", partial(_read, run, Clock(clock), nbytes, rounds)
     yield "copy", partial(_copy, run, rounds)
     for share in L2_SHARES:

@@ -22,6 +22,7 @@ _WAVES = (1, 2, 4, 8)  # CTAs an SM
 _L2_SHAPES = ((256, 4), (512, 2), (512, 4), (1024, 2))  # threads, CTAs an SM
 _L2_BYTES = 2**30  # that the short one of two reads of L2 moves; the long one three times as many
 _PEER = 1  # the other GPU
+_CHAIN_COPIES = 16  # dependent launches run eight at a time: none may find its data in L2 because another reads it
 
 Shape = tuple[str, int, int | None]  # probe, threads, CTAs an SM (None gives every CTA one step of the loop)
 
@@ -149,6 +150,8 @@ def _best(what: str, nbytes: int, clock: Clock, rounds: int) -> Ceiling:
     shapes = [(name, threads, waves) for name in names for threads in _THREADS for waves in (*_WAVES, None)]
     with cupy.cuda.Stream(non_blocking=True):
         copies = 1 if clock is Clock.COLD else rotation(nbytes)
+        if clock is Clock.CHAIN:
+            copies = max(copies, _CHAIN_COPIES)
         out = cupy.empty(nbytes // 4, cupy.uint32) if what == "copy" else None
         timings = measure(
             _contestants(nbytes, random_words(nbytes * copies), copies, shapes, clock, out), clock, rounds

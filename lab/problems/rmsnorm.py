@@ -98,9 +98,9 @@ class RMSNorm(Problem):
     def reference(self, arrays: Arrays, rows: slice = EVERY_ROW) -> dict[str, Estimate]:
         """`total` has one right value, the float32 sum rounded once; y is in float64.
 
-        n squares are added in any order, each rounded, so their sum is off by n u of itself and its root by half as
-        much, and by the mean's and eps's rounding; it is then approximate, and two products are rounded: |y| (n / 2 + 2 + 4 + 2) u, u = 2^-24. A sum
-        that overflows float32 is infinite, and its row zero.
+        n squares are added in any order, each rounded, so their sum is off by n u of itself, u = 2^-24, and its mean
+        with eps by three roundings more; the root is off by half of that, and approximate, and two products are
+        rounded: |y| (n / 2 + 2 + 4 + 2) u. A sum that overflows float32 is infinite, and its row zero.
         """
         total, found = arrays["x"][rows], {}
         if self.residual:
