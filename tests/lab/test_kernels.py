@@ -28,7 +28,7 @@ def test_what_families_share_is_no_kernel() -> None:
 
 
 @each_kernel
-@examples(20)
+@examples(40)
 @given(data=st.data())
 def test_simulation_solves_the_problem_and_counts_what_theory_says(kernel: Kernel, data: st.DataObject) -> None:
     problem = data.draw(problems(kernel))
