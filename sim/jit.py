@@ -25,7 +25,7 @@ __all__ = ["njit", "prange"]
 # busy. GNU OpenMP, under Numba, reads this when the first parallel function runs.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-_IMPORTS = re.compile(r"^from ((?:sim|lab\.kernels)[\w.]*) import \(?([\w, \n]+)", re.MULTILINE)
+_IMPORTS = re.compile(r"^from ((?:sim|lab\.kernels)\b[\w.]*) import (?:\(([^)]*)\)|(.*))", re.MULTILINE)
 
 
 @cache
@@ -33,11 +33,16 @@ def _own(path: Path) -> tuple[bytes, frozenset[Path]]:
     """(text, files of compiled code that it imports)."""
     text = path.read_text()
     found = set()
-    for module, names in _IMPORTS.findall(text):
-        stem = ROOT / module.replace(".", "/")
-        inside = [stem / f"{name.strip().split(' ')[0]}.py" for name in names.split(",")]
-        found |= {file for file in (stem.with_suffix(".py"), stem / "__init__.py", *inside) if file.exists()}
+    for module, several, one in _IMPORTS.findall(text):
+        package = ROOT / module.replace(".", "/")
+        for name in re.findall(r"(\w+)(?: as \w+)?", re.sub("#.*", "", several or one)):
+            inside, own = _file(package / name), _file(package)  # a file of the package, or what its own file defines
+            found.add(inside if inside.exists() else own)
     return text.encode(), frozenset(found)
+
+
+def _file(module: Path) -> Path:
+    return module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
 
 
 @cache
