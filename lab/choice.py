@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from lab import catalog, tuned
-from lab.kernel import Kernel, parse_schedule
+from lab.kernel import RANKING_CLOCK, Kernel, parse_schedule
 from lab.problems import Problem
 from sim.errors import InputError, ScheduleError
 from sim.launch import Launch
@@ -62,7 +62,8 @@ def best_guesses(problem: Problem, machine: Machine) -> list[Guess]:
         except (InputError, ScheduleError) as refusal:
             reasons.append(str(refusal))
             continue
-        found.append(Guess(kernel.predicted_us(problem, schedule, launches, machine), kernel, schedule, launches))
+        us = kernel.predicted_us(problem, schedule, machine, RANKING_CLOCK)
+        found.append(Guess(us, kernel, schedule, launches))
     if not found:
         raise InputError(f"no kernel takes this problem on the {machine.title}: {'; '.join(reasons)}")
     return found

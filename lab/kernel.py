@@ -8,17 +8,18 @@ from inspect import getmembers
 from math import lcm
 from operator import add
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 from numpy.typing import NDArray
 
+from lab.cards.fits import launch_us
 from lab.problems import Problem
+from sim.bound import bills_us
 from sim.counts import Counts
 from sim.errors import InputError, ScheduleError
 from sim.formats import FORMATS
 from sim.launch import Launch, TensorMap
 from sim.machine import Machine
-from sim.predict import predict_us
 
 
 @dataclass(frozen=True)
@@ -118,12 +119,34 @@ class KernelModule(Protocol):
         """
 
 
+RANKING_CLOCK = "graph"  # by which schedules and kernels are compared: launches of a step follow one another
+
+
+class Bills(NamedTuple):
+    """What launches are predicted to take: microseconds in all, and of each part of them.
+
+    Parts are paid side by side or one after another, as their kernel's model says, so their sum is no time.
+    """
+
+    us: float
+    parts: Mapping[str, float]
+
+    @property
+    def binds(self) -> str:
+        """The part that takes longest."""
+        return max(self.parts, key=self.parts.__getitem__)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As `lab check --json` and `lab explain --json` have it."""
+        return {"us": self.us, "binds": self.binds, "parts": dict(self.parts)}
+
+
 @runtime_checkable
 class Predicts(Protocol):
     """A kernel's description that has a model of its own time, where the largest of its bills says too little."""
 
-    def predicted_us(self, problem: Any, schedule: Any, machine: Machine) -> float:
-        """Microseconds of all launches together."""
+    def bills(self, problem: Any, schedule: Any, machine: Machine, clock: str) -> Bills:
+        """Of all launches together, by a clock of `lab.cards.CLOCKS`."""
 
 
 @dataclass(frozen=True)
@@ -169,12 +192,19 @@ class Kernel:
         launches = self.launches(problem, schedule, machine)
         return reduce(add, (self.module.simulate(launch, problem.indices(), machine) for launch in launches))
 
-    def predicted_us(self, problem: Problem, schedule: Any, launches: tuple[Launch, ...], machine: Machine) -> float:
-        """Microseconds of all launches: the kernel's own model, else what their closed-form counts predict."""
+    def bills(self, problem: Problem, schedule: Any, machine: Machine, clock: str) -> Bills:
+        """By the kernel's own model; without one, an empty launch and the largest bill of its closed-form counts."""
         if isinstance(self.module, Predicts):
-            return self.module.predicted_us(problem, schedule, machine)
+            return self.module.bills(problem, schedule, machine, clock)
         theory = self.module.theory(problem, schedule, machine)
-        return predict_us(theory, problem.unit, machine, sum(launch.ctas for launch in launches))
+        ctas = sum(launch.ctas for launch in self.launches(problem, schedule, machine))
+        paid = bills_us(theory, problem.unit, machine, ctas)
+        launch = launch_us(machine, clock)
+        return Bills(launch + max(paid.values()), {"launch": launch, **paid})
+
+    def predicted_us(self, problem: Problem, schedule: Any, machine: Machine, clock: str) -> float:
+        """Microseconds of all launches by a clock: the only thing that is called a prediction."""
+        return self.bills(problem, schedule, machine, clock).us
 
 
 def parse_schedule(kernel: Kernel, text: str, problem: Problem, machine: Machine) -> Any:
@@ -254,6 +284,26 @@ def require_resident(ctas: int, shared_bytes: int, threads: int, registers: int,
             f"{warps} warps of {registers} registers a thread need {32 * warps * registers:,}; an SM of the "
             f"{machine.title} has {machine.registers_per_sm:,}"
         )
+
+
+def require_threads(ctas: int, threads: int, machine: Machine) -> None:
+    """Raise ScheduleError where a block cannot have so many threads, or an SM not hold `ctas` CTAs of them."""
+    if threads > machine.max_block_threads:
+        raise ScheduleError(
+            f"a CTA of {threads:,} threads; a block on the {machine.title} has at most {machine.max_block_threads:,}"
+        )
+    most = min(machine.ctas_per_sm, machine.threads_per_sm // threads)
+    if not 1 <= ctas <= most:
+        raise ScheduleError(
+            f"an SM of the {machine.title} holds 1 to {most} CTAs of {threads} threads; ctas_per_sm = {ctas}"
+        )
+
+
+def require_grid_y(ctas: int, what: str, machine: Machine) -> None:
+    """Raise ScheduleError where a grid has no room for so many CTAs along y; `what` says what they are."""
+    most = machine.max_grid[1]
+    if ctas > most:
+        raise ScheduleError(f"{what} are grid.y; a grid on the {machine.title} has at most {most:,} there")
 
 
 def require_choice(schedule: Any, name: str, legal: tuple[int, ...]) -> None:

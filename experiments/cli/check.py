@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from experiments.cli.options import Deadline, Json, Kernel, Machine, On, Schedule, Where, Words
-from experiments.cli.output import emit, number, say, table, working
+from experiments.cli.output import emit, number, predicted, say, table, working
 
 Ptx = Annotated[bool, typer.Option("--ptx", help="Also execute the compiled PTX in the emulator, looking for hazards.")]
 Seeds = Annotated[
@@ -77,6 +77,7 @@ def _render(document: dict[str, Any]) -> None:
     columns = {name: document[name] for name in ("theory", "simulated", "ptx") if document[name]}
     rows = ([name, *map(number, values)] for name, values in counts_rows(columns))
     table(["", *columns], rows)
+    say(predicted(document["predicted"]))
     if document["note"]:
         say(document["note"])
     if not document["executed"]:

@@ -10,13 +10,14 @@ import msgspec
 
 from experiments.running import on_device
 from experiments.running.jobs import Job
-from experiments.running.simulation import count, require_arch, require_room, simulate
+from experiments.running.simulation import require_arch, require_room, simulate
 from experiments.words import parse
 from lab import catalog
+from lab.cards import CLOCKS
 from lab.choice import choose
 from lab.compile import compile_launch
 from lab.gpu import worker
-from lab.kernel import Kernel, parse_schedule, schedule_fields
+from lab.kernel import RANKING_CLOCK, Kernel, parse_schedule, schedule_fields
 from lab.problems import QUESTIONS, Problem
 from sim.counts import Counts
 from sim.errors import EnvironmentFailure
@@ -89,7 +90,6 @@ def on_sim(subject: Subject) -> dict[str, Any]:
         "ptx": None,
         "hazards": [],
         "disagreements": _pairs(found.disagreements),
-        "predicted_us": found.predicted_us,
     }
 
 
@@ -97,17 +97,15 @@ def on_gpu(subject: Subject, words: str, deadline_s: float) -> dict[str, Any]:
     """Run it on this machine's GPU, in a worker process; `words` are the schedule's as they were given."""
     job = Job(kernel=subject.kernel.name, problem=subject.problem.as_dict(), schedules=(words,))
     found = worker.run(on_device.check, msgspec.to_builtins(job), deadline_s)
-    counted, predicted = count(subject.kernel, subject.problem, subject.schedule, subject.machine)
     return {
         **_head(subject, "gpu"),
         **found,
         "note": "",
         "theory": subject.kernel.module.theory(subject.problem, subject.schedule, subject.machine).as_dict(),
-        "simulated": counted.as_dict(),
+        "simulated": subject.kernel.count(subject.problem, subject.schedule, subject.machine).as_dict(),
         "ptx": None,
         "hazards": [],
         "disagreements": {},
-        "predicted_us": predicted,
     }
 
 
@@ -151,12 +149,16 @@ def _emulator(module: str) -> Any:
 
 
 def _head(subject: Subject, on: str) -> dict[str, Any]:
+    paid = {clock: subject.kernel.bills(subject.problem, subject.schedule, subject.machine, clock) for clock in CLOCKS}
+    predicted = {clock: bills.as_dict() for clock, bills in paid.items()}
     return {
         "kernel": subject.kernel.name,
         "problem": subject.problem.as_dict(),
         "schedule": schedule_fields(subject.schedule),
         "machine": subject.machine.name,
         "on": on,
+        "predicted_us": predicted[RANKING_CLOCK]["us"],
+        "predicted": predicted,
     }
 
 

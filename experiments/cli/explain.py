@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from experiments.cli.options import Json, Machine, Words
-from experiments.cli.output import emit, number, say, table
+from experiments.cli.output import emit, number, predicted, say, table
 from sim.errors import InputError
 
 Kind = Annotated[str, typer.Argument(metavar="KIND", help="linear, attention or model.", show_default=False)]
@@ -64,5 +64,8 @@ def _render(document: dict[str, Any]) -> None:
         "overhead": "launch less: both bills are below the launch time",
     }
     say(f"{document['regime']}-bound: {advice[document['regime']]}")
+    if document["predicted"]:
+        say(f"{document['kernel']} with {spell(document['schedule'])}")
+        say(predicted(document["predicted"]))
     if not document["fits"]:
         say(f"its {number(size['total'])} B do not fit into the HBM of one {title}")

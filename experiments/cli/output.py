@@ -1,7 +1,7 @@
 """What verbs print: one JSON document, or tables made of the same document."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,6 +57,14 @@ def working(what: str) -> Iterator[None]:
 
     with Console(stderr=True).status(what):
         yield
+
+
+def predicted(by_clock: Mapping[str, Any]) -> str:
+    """What launches are predicted to take by each clock, and what binds in a graph of them."""
+    times = ", ".join(f"{number(bills['us'])} us {clock}" for clock, bills in by_clock.items())
+    bills = by_clock["graph"]
+    parts = ", ".join(f"{what} {number(us)}" for what, us in bills["parts"].items() if us)
+    return f"predicted {times}; {bills['binds']} binds ({parts})"
 
 
 def number(value: float | None) -> str:

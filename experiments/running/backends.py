@@ -10,11 +10,11 @@ from msgspec import structs
 
 from experiments.running import on_device
 from experiments.running.jobs import Job, Search, batch, problem_of
-from experiments.running.simulation import BUDGET, count, require_room, simulate
+from experiments.running.simulation import BUDGET, require_room, simulate
 from lab import catalog, tuned
 from lab.choice import schedule_words
 from lab.gpu import device, worker
-from lab.kernel import Kernel, parse_schedule, schedule_fields
+from lab.kernel import RANKING_CLOCK, Kernel, parse_schedule, schedule_fields
 from lab.problems import Problem, Question
 from lab.record import Checked, Provenance, Record
 from sim.errors import InputError
@@ -105,7 +105,7 @@ class SimulatedBackend(_Common):
                 kernel=name,
                 problem=problem.as_dict(),
                 schedule=schedule_fields(schedule),
-                predicted_us=found.predicted_us,
+                predicted_us=kernel.predicted_us(problem, schedule, self.machine, RANKING_CLOCK),
                 check=Checked(found.passed, finite(found.check.error)),
                 theory=found.theory.as_dict(),
                 simulated=found.simulated.as_dict(),
@@ -113,10 +113,18 @@ class SimulatedBackend(_Common):
             )
 
     def timed(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:  # noqa: ARG002 (counting is quick)
+        return self._counted_out(jobs, RANKING_CLOCK)
+
+    picked = timed
+
+    def chained(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:  # noqa: ARG002
+        return self._counted_out(jobs, "chain")
+
+    def _counted_out(self, jobs: Sequence[Job], clock: str) -> Iterator[Record]:
+        """Counts of every schedule of the jobs, and what a launch is predicted to take by a clock."""
         for job in jobs:
             kernel, problem = job.parts()
             for schedule in (parse_schedule(kernel, words, problem, self.machine) for words in job.schedules):
-                counted, predicted = count(kernel, problem, schedule, self.machine)
                 yield Record(
                     **self.origin,
                     on="sim",
@@ -125,14 +133,11 @@ class SimulatedBackend(_Common):
                     kernel=job.kernel,
                     problem=job.problem,
                     schedule=schedule_fields(schedule),
-                    predicted_us=predicted,
+                    predicted_us=kernel.predicted_us(problem, schedule, self.machine, clock),
                     theory=kernel.module.theory(problem, schedule, self.machine).as_dict(),
-                    simulated=counted.as_dict(),
+                    simulated=kernel.count(problem, schedule, self.machine).as_dict(),
                     metrics=dict(job.facts),
                 )
-
-    picked = timed
-    chained = timed
 
     def tuned(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:  # noqa: ARG002
         yield from ()
@@ -157,7 +162,7 @@ class GpuBackend(_Common):
             require_room(problem, self.machine)
             jobs.append(Job(kernel=name, problem=problem.as_dict(), experiment=self.experiment))
             kernel = catalog.get(name)
-            counted, _ = count(kernel, problem, kernel.best_guess(problem, self.machine), self.machine)
+            counted = kernel.count(problem, kernel.best_guess(problem, self.machine), self.machine)
             simulated[f"{name} {problem.as_dict()}"] = counted.as_dict()
         for record in self.timed(jobs, DEADLINE_S * len(jobs)):
             counts = simulated.get(f"{record.kernel} {record.problem}")
@@ -239,7 +244,6 @@ def read_counters(kernel: Kernel, problem: Any, schedule: Any, machine: Machine,
     from lab.gpu import counters  # loads a GPU library: only where there is a GPU
 
     reading = counters.read(kernel, problem, schedule, machine)
-    simulated, predicted = count(kernel, problem, schedule, machine)
     return Record(
         **origin,
         on="gpu",
@@ -250,9 +254,9 @@ def read_counters(kernel: Kernel, problem: Any, schedule: Any, machine: Machine,
         kernel=kernel.name,
         problem=problem.as_dict(),
         schedule=schedule_fields(schedule),
-        predicted_us=predicted,
+        predicted_us=kernel.predicted_us(problem, schedule, machine, RANKING_CLOCK),
         theory=kernel.module.theory(problem, schedule, machine).as_dict(),
-        simulated=simulated.as_dict(),
+        simulated=kernel.count(problem, schedule, machine).as_dict(),
         counters={name: float(value) for name, value in reading.counts.as_dict().items() if value is not None},
         metrics=dict(reading.metrics),
     )

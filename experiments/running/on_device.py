@@ -120,17 +120,14 @@ def chains(argument: Any) -> Iterator[Record]:
         schedule = parse_schedule(kernel, job.schedules[0], problem, machine)
         if last is None or last.problem != problem:
             last = gpu.chain_of(problem, int(job.facts["layers"] or 1))
-        steps = kernel.launches(problem, schedule, machine)
-        own = {
-            "kernel": kernel.name,
-            "schedule": schedule_fields(schedule),
-            "predicted_us": kernel.predicted_us(problem, schedule, steps, machine),
-        }
+        own = {"kernel": kernel.name, "schedule": schedule_fields(schedule)}
+        clocks = {gpu.DEPENDENT: "chain", gpu.PLAIN: "graph"}  # a launch that waits for the one before hides nothing
+        predicted = {way: kernel.predicted_us(problem, schedule, machine, clock) for way, clock in clocks.items()}
         shared = shared_fields(problem, machine, job.experiment)
         rivals = _chain_peers(problem) if job.peers else {}
         for name, timing in gpu.race(last, kernel, schedule, machine, rivals, job.rounds).items():
-            ours = name in (gpu.DEPENDENT, gpu.PLAIN)
-            fields = {**shared, **(own if ours else {"kernel": f"peer:{name}"})}
+            ours = name in predicted
+            fields = {**shared, **({**own, "predicted_us": predicted[name]} if ours else {"kernel": f"peer:{name}"})}
             facts = {**job.facts, "launches": name} if ours else dict(job.facts)
             yield timed_record(fields, facts, timing, problem, machine)
 

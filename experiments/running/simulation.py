@@ -17,10 +17,7 @@ _TENSOR_RATE, _SCALAR_RATE = 5e10, 1e9  # FLOP/s of the simulated chip on two co
 
 @dataclass(frozen=True)
 class Simulation:
-    """A kernel on the simulated chip. `part` is the problem whose numbers were computed: the whole, or a corner of it.
-
-    `predicted_us` is the sum over the launches.
-    """
+    """A kernel on the simulated chip; `part` is the problem whose numbers were computed: the whole, or a corner."""
 
     kernel: str
     problem: Problem
@@ -29,7 +26,6 @@ class Simulation:
     check: Check
     theory: Counts
     simulated: Counts
-    predicted_us: float
     disagreements: dict[str, tuple[int, int]]
 
     @property
@@ -55,7 +51,7 @@ def simulate(
     theory = kernel.module.theory(problem, schedule, machine)
     part = problem.part(budget_s * (_TENSOR_RATE if theory.mma_flops else _SCALAR_RATE))
     verified = lab.verify(kernel, part, schedule, machine, simulator(kernel, machine), seed)
-    whole, predicted = count(kernel, problem, schedule, machine)
+    whole = kernel.count(problem, schedule, machine)
     return Simulation(
         kernel=kernel.name,
         problem=problem,
@@ -64,15 +60,8 @@ def simulate(
         check=verified.check,
         theory=theory,
         simulated=whole,
-        predicted_us=predicted,
         disagreements={**verified.disagreements, **disagreements(theory, whole)},
     )
-
-
-def count(kernel: Kernel, problem: Problem, schedule: Any, machine: Machine) -> tuple[Counts, float]:
-    """(counts, predicted microseconds) of all launches of a kernel, without numbers."""
-    launches = kernel.launches(problem, schedule, machine)
-    return kernel.count(problem, schedule, machine), kernel.predicted_us(problem, schedule, launches, machine)
 
 
 def require_arch(kernel: Kernel, machine: Machine) -> None:

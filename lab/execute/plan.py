@@ -7,7 +7,7 @@ from typing import Any
 
 from lab.choice import choose
 from lab.execute.bound import Bound, SimulatedBound
-from lab.kernel import Kernel
+from lab.kernel import Bills, Kernel
 from lab.problems import Problem
 from sim.counts import Counts
 from sim.errors import InputError
@@ -31,10 +31,13 @@ class Plan:
         counts: Counts = self.kernel.module.theory(self.problem, self.schedule, self.machine)
         return counts
 
-    @cached_property
-    def predicted_us(self) -> float:
-        """Microseconds of all launches together, as the kernel's model has them."""
-        return self.kernel.predicted_us(self.problem, self.schedule, self.launches, self.machine)
+    def bills(self, clock: str) -> Bills:
+        """What all launches together are predicted to take, by a clock of `lab.cards.CLOCKS`."""
+        return self.kernel.bills(self.problem, self.schedule, self.machine, clock)
+
+    def predicted_us(self, clock: str) -> float:
+        """Microseconds of all launches together by that clock."""
+        return self.bills(clock).us
 
     def bind(self, arrays: Mapping[str, Any], device: int | None = 0) -> Bound:
         """The launches with arrays by name, on a GPU by its number, or on the simulated chip where `device` is None.

@@ -10,6 +10,7 @@ from typing import Any
 
 import cupy
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from lab.choice import schedule_words
@@ -152,6 +153,7 @@ class Bench:
         InputError or ScheduleError for what a kernel refuses, EnvironmentFailure where a kernel breaks the device.
         """
         described = self._descriptions(entries, peers)
+        predicted = {e.name: partial(e.kernel.predicted_us, self.problem, e.schedule, self.machine) for e in entries}
         with self._stream:
             self._make_ready(entries, peers)
             for name in described:
@@ -164,7 +166,7 @@ class Bench:
         found = [
             record
             for name, own in described.items()
-            for record in self._records(name, {**shared, **own}, dict(facts or {}), timings)
+            for record in self._records(name, {**shared, **own}, dict(facts or {}), timings, predicted.get(name))
         ]
         for timing in timings if reads else []:
             best = min((timing[mover.name] for mover in movers), key=lambda one: one.us)
@@ -281,18 +283,21 @@ class Bench:
     def _descriptions(self, entries: Sequence[Entry], peers: Mapping[str, Peer]) -> dict[str, dict[str, Any]]:
         described: dict[str, dict[str, Any]] = {}
         for entry in entries:
-            steps = entry.kernel.launches(self.problem, entry.schedule, self.machine)
             theory = entry.kernel.module.theory(self.problem, entry.schedule, self.machine)
             described[entry.name] = {
                 "kernel": entry.kernel.name,
                 "schedule": schedule_fields(entry.schedule),
-                "predicted_us": entry.kernel.predicted_us(self.problem, entry.schedule, steps, self.machine),
                 "theory": theory.as_dict(),
             }
         return described | {name: {"kernel": f"peer:{name}"} for name in peers}
 
     def _records(
-        self, name: str, fields: dict[str, Any], facts: dict[str, Value], timings: Sequence[Mapping[str, Timing]]
+        self,
+        name: str,
+        fields: dict[str, Any],
+        facts: dict[str, Value],
+        timings: Sequence[Mapping[str, Timing]],
+        predicted: Callable[[str], float] | None,
     ) -> list[Record]:
         check = self._checks.get(name)
         if check is None:
@@ -302,7 +307,8 @@ class Bench:
         facts["relative_error"] = check.relative_error if isfinite(check.relative_error) else None
         if not check.passed:
             return [Record(**fields, metrics={**facts, "failure": _complaint(check)})]
-        return [timed_record(fields, facts, timing[name], self.problem, self.machine) for timing in timings]
+        found = [timed_record(fields, facts, timing[name], self.problem, self.machine) for timing in timings]
+        return [structs.replace(r, predicted_us=predicted(str(r.clock))) for r in found] if predicted else found
 
 
 def compile_ahead(launches: Sequence[Launch], machine: Machine) -> None:

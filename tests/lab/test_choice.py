@@ -34,7 +34,7 @@ def test_the_choice_has_the_smallest_predicted_time(m: int, machine: Any) -> Non
     gone = outgrown([guess.kernel for guess in guesses])
     kernel, schedule, launches = choose(problem, machine)
     assert launches == kernel.launches(problem, schedule, machine)
-    chosen = kernel.predicted_us(problem, schedule, launches, machine)
+    chosen = kernel.predicted_us(problem, schedule, machine, "graph")
     assert chosen == min(guess.us for guess in guesses if guess.kernel.name not in gone)
     assert kernel.solves.runs_on(machine.arch)
 

@@ -10,7 +10,7 @@ from lab import catalog
 from lab.check_ptx import check_ptx
 from lab.compile import compile_launch
 from lab.kernels.gemm import gemm_dequant
-from lab.kernels.gemm.gemm_dequant import Schedule, layout, predicted_us
+from lab.kernels.gemm.gemm_dequant import Schedule, bills, layout
 from lab.problems import Linear
 from lab.ptx_executor import Emulator
 from sim import int4
@@ -85,7 +85,7 @@ def test_candidates_are_few_legal_and_ordered_by_predicted_time(weights: str, m:
         problem = Linear(m, n, k, weights)
         schedules = list(gemm_dequant.candidates(problem, H100))
         assert 4 <= len(set(schedules)) == len(schedules) <= 16
-        times = [predicted_us(problem, schedule, H100) for schedule in schedules]
+        times = [bills(problem, schedule, H100, "graph").us for schedule in schedules]
         assert times == sorted(times)
         assert times[0] >= 1e6 * max(problem.bytes["total"] / H100.hbm_bandwidth, problem.flops / H100.peak("bf16"))
 
@@ -100,7 +100,7 @@ def test_large_tiles_compile_without_spills(weights: str) -> None:
 
 def test_a_layout_knows_its_format() -> None:
     schedule = Schedule(64, 128, 4, 2, 1, 1)
-    fp8, int4_g32 = (layout(Linear(64, 128, 1024, weights), schedule) for weights in ("fp8", "int4_g32"))
+    fp8, int4_g32 = (layout(Linear(64, 128, 1024, weights), schedule, H100) for weights in ("fp8", "int4_g32"))
     assert (fp8.w_bytes, int4_g32.w_bytes) == (128 * 128, 128 * (64 + 4 * 4))
     assert (fp8.unit_steps, int4_g32.unit_steps) == (4, 2)
     assert replace(fp8, group=32) == int4_g32

@@ -68,7 +68,8 @@ def test_a_tile_is_cut_into_parts_where_that_makes_room() -> None:
 def test_promotion_is_not_free() -> None:
     problem = replace(PROBLEM, accumulate="fast")
     schedule = gemm_fp8_promoted.Schedule(128, 128, 6, 2, 1, 1, 2)
-    assert gemm_fp8_promoted.predicted_us(problem, schedule, H100) > gemm_cluster.predicted_us(problem, schedule, H100)
+    promoted, plain = (of.bills(problem, schedule, H100, "graph") for of in (gemm_fp8_promoted, gemm_cluster))
+    assert promoted.us == plain.us + promoted.parts["promotion"] > plain.us
 
 
 def test_there_are_candidates_enough_to_choose_from() -> None:

@@ -8,7 +8,7 @@ from lab import catalog
 from lab.check_ptx import check_ptx
 from lab.kernels.common import clusters
 from lab.kernels.gemv import gemv_int4_counts
-from lab.kernels.gemv.gemv_int4 import Schedule, predicted_us, shared_bytes
+from lab.kernels.gemv.gemv_int4 import Schedule, bills, shared_bytes
 from lab.problems import Linear
 from sim.errors import ScheduleError
 from sim.machine import H100
@@ -46,7 +46,7 @@ def test_best_guesses_are_one_wave_with_enough_in_flight(weights: str, m: int, s
     problem = Linear(m, *shape, weights)
     schedules = list(KERNEL.module.candidates(problem, H100))
     assert 6 <= len(set(schedules)) == len(schedules) <= 16
-    times = [predicted_us(problem, schedule, H100) for schedule in schedules]
+    times = [bills(problem, schedule, H100, "graph").us for schedule in schedules]
     assert times == sorted(times)
     assert times[0] >= 1e6 * problem.bytes["total"] / H100.hbm_bandwidth
     best = schedules[0]
@@ -81,7 +81,7 @@ def test_illegal_schedules_are_refused_with_both_sides() -> None:
         Schedule(8, 1, 2, 2, 4, 2, 1).fits(Linear(1, 64, 384, "int4_g32"), H100)
     with pytest.raises(ScheduleError, match=r"2 stages of 8 warps, and x need [\d,]+ B .*; a block .* has 232,448 B"):
         Schedule(16, 1, 4, 2, 1, 2, 1).fits(Linear(16, 64, 8192, "int4_g32"), H100)
-    with pytest.raises(ScheduleError, match=r"blocks of 8 tokens are grid.y, at most 65,535"):
+    with pytest.raises(ScheduleError, match=r"131,072 blocks of 8 tokens are grid.y; a grid .* has at most 65,535"):
         Schedule(8, 1, 4, 2, 1, 2, 1).fits(Linear(2**20, 64, 64, "int4_g32"), H100)
 
 

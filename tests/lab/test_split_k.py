@@ -10,7 +10,7 @@ from lab import catalog
 from lab.check_ptx import check_ptx
 from lab.kernels.common.clusters import at_once
 from lab.kernels.gemm import gemm_split_k
-from lab.kernels.gemm.gemm_split_k import Schedule, predicted_us
+from lab.kernels.gemm.gemm_split_k import Schedule, bills
 from lab.problems import Linear
 from sim.errors import ScheduleError
 from sim.machine import H100
@@ -57,7 +57,7 @@ def test_candidates_are_many_legal_and_ordered_by_predicted_time(shape: tuple[in
     assert 30 <= len(set(schedules)) == len(schedules) <= 48
     for schedule in schedules:
         schedule.fits(problem, H100)
-    times = [predicted_us(problem, schedule, H100) for schedule in schedules]
+    times = [bills(problem, schedule, H100, "graph").us for schedule in schedules]
     assert times == sorted(times)
     assert times[0] >= 1e6 * max(problem.bytes["total"] / H100.hbm_bandwidth, problem.flops / H100.peak("bf16"))
 
@@ -75,18 +75,17 @@ def test_clusters_lie_in_one_gpc(split_k: int, clusters: int) -> None:
 
 def test_deeper_rings_more_bytes_and_more_waves_move_the_estimate_their_way() -> None:
     problem = Linear(256, 4096, 14336)
-    assert predicted_us(problem, Schedule(128, 128, 2, 4, 1), H100) > predicted_us(
-        problem, Schedule(128, 128, 5, 4, 1), H100
-    )
+    shallow, deep = (bills(problem, Schedule(128, 128, stages, 4, 1), H100, "graph").us for stages in (2, 5))
+    assert shallow > deep
     for m, split_k in product((64, 128), (1, 2)):
         schedule = Schedule(64, 128, 4, split_k, 1)
-        times = [predicted_us(Linear(m, 4096, k), schedule, H100) for k in (1024, 4096, 16384)]
+        times = [bills(Linear(m, 4096, k), schedule, H100, "graph").us for k in (1024, 4096, 16384)]
         assert times == sorted(times)
 
 
 def test_rows_beyond_an_edge_and_rows_that_cross_lines_cost_time() -> None:
     def us(m: int, n: int, k: int) -> float:
-        return predicted_us(Linear(m, n, k), Schedule(256, 128, 4, 1, 1), H100)
+        return bills(Linear(m, n, k), Schedule(256, 128, 4, 1, 1), H100, "graph").us
 
     assert us(1000, 4096, 4096) > us(1024, 4096, 4096)
     assert us(1024, 4088, 4096) > us(1024, 4096, 4096)

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.problems import Linear
+from sim.bound import bills_us
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.errors import InputError
 from sim.machine import MACHINES, machine
-from sim.predict import predict_us
 from sim.roofline import roofline
 
 
@@ -79,18 +79,12 @@ def test_a_field_that_one_launch_does_not_count_is_not_counted_in_the_sum() -> N
     assert total.mma_flops is None
 
 
-def test_the_prediction_is_the_largest_bill() -> None:
+def test_each_bill_is_paid_at_the_rate_of_the_sms_that_work() -> None:
     h100 = machine("h100")
     streamed = Counts(flops=10, mma_flops=0, hbm_read_bytes=3_350_000_000, hbm_write_bytes=0, l2_to_sm_bytes=0)
-    assert predict_us(streamed, "bf16", h100, ctas=132) == pytest.approx(1000)
-    assert predict_us(streamed, "bf16", h100, ctas=33) == pytest.approx(4000)
+    assert bills_us(streamed, "bf16", h100, ctas=132)["HBM"] == pytest.approx(1000)
+    assert bills_us(streamed, "bf16", h100, ctas=33)["HBM"] == pytest.approx(4000)
     dense = Counts(flops=1, mma_flops=989_400_000_000, hbm_read_bytes=0, hbm_write_bytes=0, l2_to_sm_bytes=0)
-    assert predict_us(dense, "bf16", h100, ctas=132) == pytest.approx(1000)
-    assert predict_us(dense, "bf16", h100, ctas=66) == pytest.approx(2000)
-    assert predict_us(Counts(flops=1), "bf16", h100, ctas=1) == pytest.approx(h100.launch_us)
-
-
-@pytest.mark.parametrize("extents", [(0, 1, 1), (1, -5, 1), (1, 1, 2**31)])
-def test_extents_outside_the_legal_range_are_refused(extents: tuple[int, int, int]) -> None:
-    with pytest.raises(InputError, match=r"must be from 1 to 2,147,483,647; . = "):
-        Linear(*extents)
+    assert bills_us(dense, "bf16", h100, ctas=132) == pytest.approx({"HBM": 0, "L2": 0, "tensor cores": 1000})
+    assert bills_us(dense, "bf16", h100, ctas=66)["tensor cores"] == pytest.approx(2000)
+    assert "L2" not in bills_us(streamed, "bf16", machine("b200"), ctas=132), "nobody says how fast it is"

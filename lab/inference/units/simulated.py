@@ -27,5 +27,5 @@ class SimulatedChip(KernelUnit):
         how, bound = self._ready(problem)
         y = np.empty((problem.m, problem.n), np.uint16)
         counts = bound.bind({"x": encode(x, self.format), **weights.arrays, "y": y}).run()
-        self._done.append(Done(how.kernel.name, len(how.launches), problem, counts, how.predicted_us))
+        self._done.append(Done(how.kernel.name, len(how.launches), problem, counts, how.predicted_us("chain")))
         return decode(y, self.format)

@@ -5,7 +5,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from lab.kernel import require_choice, require_shared
+from lab.kernel import Bills, require_choice, require_shared
+from lab.kernels.common import clusters
 from lab.kernels.common.linear import epilogue_arguments
 from lab.kernels.common.raster import tiles_of
 from lab.kernels.gemm import wgmma_epilogue, wgmma_mainloop, wgmma_model
@@ -83,7 +84,7 @@ def launch(kernel: str, problem: Linear, schedule: ClusterTiling, machine: Machi
 def _ctas(problem: Linear, schedule: ClusterTiling, machine: Machine) -> int:
     s = schedule
     tiles = wgmma_mainloop.tile_count(problem, s.cluster * s.block_m, s.block_n)
-    return s.cluster * min(tiles, wgmma_mainloop.clusters_at_once(s.cluster, machine))
+    return s.cluster * min(tiles, clusters.at_once(s.cluster, 1, machine))
 
 
 def theory(problem: Linear, schedule: ClusterTiling, machine: Machine) -> Counts:
@@ -96,9 +97,9 @@ def theory(problem: Linear, schedule: ClusterTiling, machine: Machine) -> Counts
     return wgmma_epilogue.theory(p, mainloop, tiles_m * s.block_m, columns, box, _ctas(p, s, machine))
 
 
-def predicted_us(problem: Linear, schedule: ClusterTiling, machine: Machine) -> float:
-    """Microseconds where the tensor cores wait for a tile's epilogue."""
-    s = schedule
-    between = wgmma_model.TILE_CLOCKS + wgmma_model.epilogue_clocks(problem, s.block_m, s.block_n)
+def bills(problem: Linear, schedule: ClusterTiling, machine: Machine, clock: str) -> Bills:
+    """Where the tensor cores wait for a tile's epilogue."""
+    s, model = schedule, wgmma_model.coefficients(machine, clock)
+    between = model.tile_clocks + wgmma_model.epilogue_clocks(problem, s.block_m, s.block_n, model)
     counts = theory(problem, s, machine)
-    return wgmma_model.tiled_us(problem, counts, s.block_m, s.block_n, s.cluster, between, machine)
+    return wgmma_model.tiled_bills(problem, counts, s.block_m, s.block_n, s.cluster, between, machine, model)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from numpy.typing import NDArray
 
-from lab.kernel import Solves
+from lab.kernel import RANKING_CLOCK, Bills, Solves
 from lab.kernels.gemm import cluster_ring, wgmma_mainloop
 from lab.kernels.gemm.cluster_ring import ClusterTiling
 from lab.kernels.gemm.wgmma_mainloop import FACTS
@@ -55,7 +55,7 @@ SHAPES = (  # m, n, stages, boxes of y
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """Tile shapes and clusters by predicted time, each with the raster that shares most in a wave and half of it."""
     schedules = cluster_ring.spread(Schedule, SHAPES, problem, machine)
-    yield from sorted(schedules, key=lambda s: predicted_us(problem, s, machine))
+    yield from sorted(schedules, key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us)
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
@@ -66,8 +66,8 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     return cluster_ring.theory(problem, schedule, machine)
 
 
-def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
-    return cluster_ring.predicted_us(problem, schedule, machine)
+def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
+    return cluster_ring.bills(problem, schedule, machine, clock)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:

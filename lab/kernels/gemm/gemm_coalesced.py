@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.kernel import Solves, require_choice
+from lab.kernel import Bills, Solves, require_choice
 from lab.kernels.common.raster import tile_at
 from lab.kernels.common.warp_per_output import load_row
 from lab.kernels.gemm import simt_tile
@@ -31,7 +31,7 @@ class Schedule(RowByRow):
     def __post_init__(self) -> None:
         require_choice(self, "block_m", (1, 2, 4, 8, 16, 32))
         require_choice(self, "block_n", (1, 2, 4, 8, 16, 32))
-        simt_tile.require_threads(self)
+        simt_tile.require_warps(self)
 
     @property
     def threads(self) -> int:
@@ -55,9 +55,9 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     return simt_tile.theory(p, x, w, p.m * p.n)
 
 
-def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
+def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
     counts = theory(problem, schedule, machine)
-    return simt_tile.predicted_us(problem, schedule, counts, machine, 1, 1, 1)
+    return simt_tile.bills(problem, schedule, counts, machine, clock, 1, 1, 1)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:

@@ -8,8 +8,10 @@ from math import sqrt
 
 from numpy.typing import NDArray
 
-from lab.kernel import Solves, require_choice, require_resident, require_shared
+from lab.cards import fits
+from lab.kernel import RANKING_CLOCK, Bills, Solves, require_choice, require_resident, require_shared
 from lab.kernels.common import clusters, linear
+from lab.kernels.common.norm import joined
 from lab.kernels.common.raster import require_group, tiles_of
 from lab.kernels.gemm import gemm_dequant_simulation, wgmma_model
 from lab.kernels.gemm.gemm_dequant_simulation import BLOCK_K, BOX_K, FLOAT, ROWS, SCALE_ROWS, SUM_COLUMNS
@@ -78,7 +80,7 @@ class Schedule:
         return self.block_m // self.split_k
 
     def fits(self, problem: Linear, machine: Machine) -> None:
-        s, steps = layout(problem, self), tiles_of(problem.k, BLOCK_K)
+        s, steps = layout(problem, self, machine), tiles_of(problem.k, BLOCK_K)
         if steps < self.split_k:
             raise ScheduleError(f"each of {self.split_k} CTAs takes a k-step or more; k = {problem.k} has {steps}")
         if s.accumulators > MOST_ACCUMULATORS:
@@ -97,9 +99,11 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Layout(Schedule):
-    """A schedule for weights of one format, and what follows from both."""
+    """A schedule for weights of one format and a chip's registers, and what follows from them."""
 
     group: int  # columns of w that share a scale; 0: fp8
+    sm_registers: int  # of an SM
+    thread_registers: int  # the most of a thread
 
     @property
     def groups(self) -> int:
@@ -127,7 +131,7 @@ class Layout(Schedule):
     @property
     def registers(self) -> int:
         """A thread's at launch, all that there are."""
-        return min(248, 65536 // (self.threads * self.ctas_per_sm) // 8 * 8)
+        return min(self.thread_registers, self.sm_registers // (self.threads * self.ctas_per_sm)) // 8 * 8
 
     @property
     def helper_registers(self) -> int:
@@ -192,8 +196,9 @@ class Layout(Schedule):
         return self.stages * self.stage_span + barriers + self.inbox_bytes + ALIGNMENT
 
 
-def layout(problem: Linear, schedule: Schedule) -> Layout:
-    return Layout(**asdict(schedule), group=problem.group)
+def layout(problem: Linear, schedule: Schedule, machine: Machine) -> Layout:
+    registers = {"sm_registers": machine.registers_per_sm, "thread_registers": machine.registers_per_thread}
+    return Layout(**asdict(schedule), group=problem.group, **registers)
 
 
 TRIED = 16  # schedules that are worth trying
@@ -208,7 +213,7 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
         for block_m, block_n, split_k, ctas in product(heights, (64, 128, 192, 256), (1, 2, 4, 8), (1, 2))
         for deepest in _deepest(problem, block_m, block_n, split_k, ctas, machine)
     ]
-    yield from sorted(found, key=lambda s: predicted_us(problem, s, machine))[:TRIED]
+    yield from sorted(found, key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us)[:TRIED]
 
 
 def _deepest(
@@ -234,26 +239,32 @@ def _weight_bytes(problem: Linear) -> float:
     return problem.bytes["weights"] / problem.n
 
 
-# What the estimate is made of beside the constants of wgmma_model and gemm_split_k: to be fitted to times on an H100.
-START_US = 3.0  # of a launch whose data is cold
-HBM_SHARE = 0.9  # of the data sheet's bandwidth
-L2_BYTES_PER_CLOCK = 24  # to each SM when all ask
-LATENCY_CLOCKS = 1570  # from asking for a stage to its bytes, HBM being busy
-REDUCE_BYTES_PER_CLOCK = 10.7  # of the inboxes, from the last mma to their sum
-WIDEN = {False: 32, True: 15}  # a warp's instructions for 16 x 16 weights, by whether they are int4
-PROMOTE = 0.5  # a warp's instructions for each token of a tile and group, and as many more as in 32 tokens
-WARP_IPC, SM_IPC = 0.2, 2.2  # instructions a clock: of one warp that multiplies, of all that an SM holds
-WAVE_CLOCKS = 3000  # of a CTA that follows another on its SM
-STEP_BLEND, HBM_BLEND = 3, 4  # exponents of the norms that join what is waited for
+class Coefficients(fits.Coefficients, frozen=True):
+    """What the estimate is made of, beside what all wgmma GEMMs share."""
+
+    start_us: float  # of a launch
+    hbm_share: float  # of the rate of a large read
+    l2_bytes_per_clock: float  # to each SM when all ask
+    latency_clocks: float  # from asking for a stage to its bytes, HBM being busy
+    reduce_bytes_per_clock: float  # of the inboxes, from the last mma to their sum
+    widen_fp8: float  # a warp's instructions for 16 x 16 weights
+    widen_int4: float
+    promote: float  # a warp's instructions for each token of a tile and group, and as many more as in 32 tokens
+    warp_ipc: float  # instructions a clock of one warp that multiplies
+    sm_ipc: float  # of all that an SM holds
+    wave_clocks: float  # of a CTA that follows another on its SM
+    step_blend: float  # exponent of the norm that joins what a k-step waits for
+    hbm_blend: float  # the same of all k-steps with HBM
 
 
-def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
-    """Microseconds of a cold launch: a start, little more than the larger of HBM's time and all k-steps', the epilogue.
+def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
+    """A start, little more than the larger of HBM's time and all k-steps', the epilogue.
 
     A k-step takes little more than the longest of what the tensor cores, the instructions that widen and promote,
     shared memory, L2, or a turn of the ring need.
     """
-    p, s = problem, layout(problem, schedule)
+    p, s = problem, layout(problem, schedule, machine)
+    model = fits.coefficients(Coefficients, "gemm_dequant", machine, clock)
     tiles_m, tiles_n = tiles_of(p.m, s.block_m), tiles_of(p.n, s.block_n)
     tiles, at_once = tiles_m * tiles_n, clusters.at_once(s.split_k, s.ctas_per_sm, machine)
     waves, steps = tiles_of(tiles, at_once), tiles_of(tiles_of(p.k, BLOCK_K), s.split_k)
@@ -262,23 +273,28 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
 
     depth = BLOCK_K + ROWS * s.groups  # 8 along k of tf32 take as long as 16 of bf16
     mma = 2 * s.block_m * s.block_n * depth * machine.sms * machine.clock_hz / machine.peak(p.activations)
-    promoting = PROMOTE * (s.block_m + 2 * ROWS) * s.groups
+    widening = (model.widen_int4 if s.group else model.widen_fp8) * BLOCK_K // ROWS
+    promoting = model.promote * (s.block_m + 2 * ROWS) * s.groups
     warps = WARPGROUP // LANES * consumers
-    ipc = min(SM_IPC, WARP_IPC * warps * resident)
-    issue = warps * (WIDEN[bool(s.group)] * BLOCK_K // ROWS + promoting) / ipc
-    operands = (consumers * s.x_bytes + 2 * s.w_bytes) / wgmma_model.SHARED_BYTES_PER_CLOCK
-    loads = s.stage_bytes / L2_BYTES_PER_CLOCK
-    turn = (LATENCY_CLOCKS / resident + loads) / (s.stages - 1)  # of a ring: one stage is read while the rest fill
-    step = resident * wgmma_model.joined(STEP_BLEND, mma, issue, operands, loads, turn)
+    issue = warps * (widening + promoting) / min(model.sm_ipc, model.warp_ipc * warps * resident)
+    operands = (consumers * s.x_bytes + 2 * s.w_bytes) / machine.shared_bytes_per_clock
+    loads = s.stage_bytes / model.l2_bytes_per_clock
+    turn = (model.latency_clocks / resident + loads) / (s.stages - 1)  # of a ring: one stage is read, the rest fill
+    step = {"tensor cores": mma, "instructions": issue, "shared memory": operands, "L2": loads, "latency": turn}
 
-    epilogue = resident * (s.inbox_bytes / REDUCE_BYTES_PER_CLOCK + wgmma_model.ROUND_CLOCKS * s.part / MMA_M)
-    stream = waves * steps * step + (waves - 1) * (WAVE_CLOCKS + epilogue) / resident
-    hbm = (p.read_bytes + p.write_bytes) / (HBM_SHARE * machine.hbm_bandwidth) * machine.clock_hz
-    return START_US + 1e6 * (wgmma_model.joined(HBM_BLEND, stream, hbm) + epilogue) / machine.clock_hz
+    round_clocks = wgmma_model.coefficients(machine, clock).round_clocks
+    epilogue = resident * (s.inbox_bytes / model.reduce_bytes_per_clock + round_clocks * s.part / MMA_M)
+    hbm = (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)) * machine.clock_hz
+    waiting = (waves - 1) * (model.wave_clocks + epilogue) / resident
+    stream = waves * steps * (resident * joined(model.step_blend, *step.values())) + waiting
+    us = model.start_us + 1e6 * (joined(model.hbm_blend, stream, hbm) + epilogue) / machine.clock_hz
+    clocks = {"HBM": hbm, **{what: waves * steps * resident * each for what, each in step.items()}}
+    clocks |= {"waves": waiting, "epilogue": epilogue}
+    return Bills(us, {"launch": model.start_us, **{w: 1e6 * c / machine.clock_hz for w, c in clocks.items()}})
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
-    p, s = problem, layout(problem, schedule)
+    p, s = problem, layout(problem, schedule, machine)
     return (
         Launch(
             kernel="gemm_dequant",
@@ -322,7 +338,7 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
 
     Those of a group are eight more along k, where offsets are their weights.
     """
-    p, s = problem, layout(problem, schedule)
+    p, s = problem, layout(problem, schedule, machine)
     tiles_m, tiles_n, steps = tiles_of(p.m, s.block_m), tiles_of(p.n, s.block_n), tiles_of(p.k, BLOCK_K)
 
     def boxes(rows: int, columns: int, itemsize: int, box: int) -> int:

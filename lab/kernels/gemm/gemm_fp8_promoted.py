@@ -7,7 +7,9 @@ from itertools import product
 
 from numpy.typing import NDArray
 
-from lab.kernel import Solves, require_choice
+from lab.cards import fits
+from lab.kernel import RANKING_CLOCK, Bills, Solves, require_choice
+from lab.kernels.common import clusters
 from lab.kernels.common.raster import tiles_of
 from lab.kernels.gemm import cluster_ring, wgmma_mainloop, wgmma_model
 from lab.kernels.gemm.cluster_ring import ClusterTiling
@@ -69,7 +71,6 @@ class Schedule(ClusterTiling):
         return self.block_n if whole or half % 32 or half < NARROWEST else half
 
 
-IN_TURN = 1.15  # the time of consumers that multiply in turn, over that of two partial sums each (measured)
 SHAPES = (  # m, n, stages, boxes of y
     (128, 256, 4, 2),
     (256, 128, 4, 2),
@@ -89,7 +90,7 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
         group_m = wgmma_model.best_group(machine.sms // cluster, cluster * shape[0], shape[1])
         with suppress(ScheduleError):  # two partial sums have no room in every tile
             schedules.append(Schedule(*shape, cluster, group_m, hand_over))
-    yield from sorted(schedules, key=lambda s: predicted_us(problem, s, machine))
+    yield from sorted(schedules, key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us)
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
@@ -101,13 +102,21 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     return cluster_ring.theory(problem, schedule, machine)
 
 
-def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
+class Coefficients(fits.Coefficients, frozen=True):
+    """What the estimate is made of, beside gemm_cluster's."""
+
+    in_turn: float  # the time of consumers that multiply in turn, over that of two partial sums each
+
+
+def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
     """gemm_cluster's, longer where the consumers multiply in turn, and the last part's additions of each tile."""
-    s = schedule
+    s, model = schedule, fits.coefficients(Coefficients, "gemm_fp8_promoted", machine, clock)
     tiles = tiles_of(problem.m, s.cluster * s.block_m) * tiles_of(problem.n, s.block_n)
-    waves = tiles_of(tiles, wgmma_mainloop.clusters_at_once(s.cluster, machine))
-    turns = IN_TURN if s.hand_over else 1.0
-    return turns * cluster_ring.predicted_us(problem, s, machine) + 1e6 * waves * s.part_columns / machine.clock_hz
+    waves = tiles_of(tiles, clusters.at_once(s.cluster, 1, machine))
+    whole = cluster_ring.bills(problem, s, machine, clock)
+    turns = model.in_turn if s.hand_over else 1.0
+    us = turns * whole.us + 1e6 * waves * s.part_columns / machine.clock_hz
+    return Bills(us, {**whole.parts, "promotion": us - whole.us})
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.kernel import Solves, require_choice, require_shared
+from lab.cards import fits
+from lab.kernel import RANKING_CLOCK, Bills, Solves, require_choice, require_shared
 from lab.kernels.common import linear
 from lab.kernels.common.raster import require_group, tile_at, tiles_of
-from lab.kernels.gemm import wgmma_mainloop
-from lab.kernels.gemm.wgmma_model import FILL_CLOCKS, L2_BYTES_PER_CLOCK, ROUND_CLOCKS, SHARED_BYTES_PER_CLOCK, START_US
+from lab.kernels.gemm import wgmma_mainloop, wgmma_model
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.errors import ScheduleError
@@ -33,9 +33,6 @@ LANES = 32
 SIZE = 2  # bytes of an element of x, w and y
 CHUNK = 8  # elements in 16 bytes
 OTHER_REGISTERS = 50  # a thread's registers beside its accumulators and fragments, at most
-# Of the tensor cores' peak, what mma.sync reaches: all of it on Ampere, half on an H100 (measured; the rest takes
-# wgmma).
-HOPPER_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ class Schedule:
 
     def fits(self, problem: Linear, machine: Machine) -> None:
         require_shared(self.shared_bytes, f"{self.stages} stages", machine)
-        shared = self.ctas_per_sm * (self.shared_bytes + _reserved(machine))
+        shared = self.ctas_per_sm * (self.shared_bytes + machine.reserved_shared_bytes)
         if shared > machine.shared_bytes_per_sm:
             raise ScheduleError(
                 f"{self.ctas_per_sm} CTAs need {shared:,} B of shared memory; "
@@ -132,42 +129,60 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """Tile shapes by predicted time, then by padding, with as deep a ring as an SM holds, up to four stages."""
 
     def rank(schedule: Schedule) -> tuple[float, int]:
-        return round(predicted_us(problem, schedule, machine), 2), theory(problem, schedule, machine).mma_flops or 0
+        us = bills(problem, schedule, machine, RANKING_CLOCK).us
+        return round(us, 2), theory(problem, schedule, machine).mma_flops or 0
 
     found = []
     for block_m, block_n, block_k, warps_m, warps_n, ctas in SHAPES:
-        room = min(machine.shared_bytes_per_sm // ctas - _reserved(machine), machine.shared_bytes_per_block)
+        room = min(machine.shared_bytes_per_sm // ctas - machine.reserved_shared_bytes, machine.shared_bytes_per_block)
         stages = min(MAX_STAGES, room // (SIZE * (block_m + block_n) * block_k))
         if stages >= 2:
             found.append(Schedule(block_m, block_n, block_k, warps_m, warps_n, stages, ctas, group_m=1024 // block_m))
     yield from sorted(found, key=rank)
 
 
-def _reserved(machine: Machine) -> int:
-    """Bytes of shared memory that the system takes for each CTA."""
-    return machine.shared_bytes_per_sm - machine.shared_bytes_per_block
+class Coefficients(fits.Coefficients, frozen=True):
+    """What the estimate is made of."""
+
+    start_us: float  # of a launch
+    fill_clocks: float  # launch to first mma
+    round_clocks: float  # of the epilogue of 64 x 64 outputs of a warpgroup
+    mma_share: float  # of the tensor cores' peak, what mma.sync reaches; the rest may take wgmma
 
 
-def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
+def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
     """Waves of tiles, each bound by the largest of an SM's three bills, or HBM.
 
     Tensor cores; L2; shared memory, which takes each operand once from cp.async and gives it to every warp that shares
     it. The CTAs of an SM compute side by side, and so do their epilogues.
     """
-    s = schedule
-    share = 1.0 if machine.arch == "sm_80" else HOPPER_SHARE
-    flops_per_clock = share * machine.peak(problem.weights) / machine.sms / machine.clock_hz
-    mma_clocks = 2 * s.block_m * s.block_n / flops_per_clock
-    loads = SIZE * (s.block_m + s.block_n) / L2_BYTES_PER_CLOCK
-    shared = SIZE * (s.block_m * (1 + s.warps_n) + s.block_n * (1 + s.warps_m)) / SHARED_BYTES_PER_CLOCK
-    tile = tiles_of(problem.k, s.block_k) * s.block_k * max(mma_clocks, loads, shared)
-    epilogue = ROUND_CLOCKS * s.warp_m * s.warp_n / (64 * 64) * 4  # four times the rows of a warp are a warpgroup's
+    s, model = schedule, fits.coefficients(Coefficients, "gemm_mma_sync", machine, clock)
+    flops_per_clock = model.mma_share * machine.peak(problem.weights) / machine.sms / machine.clock_hz
+    step = {
+        "tensor cores": 2 * s.block_m * s.block_n / flops_per_clock,
+        "L2": SIZE * (s.block_m + s.block_n) / wgmma_model.port(machine),
+        "shared memory": SIZE
+        * (s.block_m * (1 + s.warps_n) + s.block_n * (1 + s.warps_m))
+        / machine.shared_bytes_per_clock,
+    }
+    depth = tiles_of(problem.k, s.block_k) * s.block_k
+    epilogue = model.round_clocks * s.warp_m * s.warp_n / (64 * 64) * 4  # four times a warp's rows: a warpgroup's
     tiles = wgmma_mainloop.tile_count(problem, s.block_m, s.block_n)
     resident = min(s.ctas_per_sm, tiles_of(tiles, machine.sms))  # CTAs of an SM
-    clocks = FILL_CLOCKS + tiles_of(tiles, machine.sms * resident) * (resident * tile + epilogue)
+    waves = tiles_of(tiles, machine.sms * resident)
+    clocks = model.fill_clocks + waves * (resident * (depth * max(step.values())) + epilogue)
     counts = theory(problem, s, machine)
     moved = ((counts.hbm_read_bytes or 0) + (counts.hbm_write_bytes or 0)) / machine.hbm_bandwidth
-    return START_US + 1e6 * max(clocks / machine.clock_hz, moved)
+    us = 1e6 / machine.clock_hz
+    return Bills(
+        model.start_us + 1e6 * max(clocks / machine.clock_hz, moved),
+        {
+            "launch": model.start_us,
+            "HBM": 1e6 * moved,
+            **{what: waves * resident * depth * each * us for what, each in step.items()},
+            "fill and epilogue": (model.fill_clocks + waves * epilogue) * us,
+        },
+    )
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.kernel import Solves, require_choice
+from lab.kernel import Solves, require_choice, require_grid_y, require_threads
 from lab.kernels.common import linear, thread_per_output
 from lab.kernels.common.thread_per_output import LANES, warp
 from lab.problems import Linear
 from sim.counts import Counts
-from sim.errors import ScheduleError
 from sim.formats import encode
 from sim.jit import njit, prange
 from sim.launch import Launch
@@ -31,17 +30,15 @@ class Schedule:
     def __post_init__(self) -> None:
         require_choice(self, "block_m", (1, 2, 4, 8, 16, 32))
         require_choice(self, "block_n", (32, 64, 128, 256, 512, 1024))
-        if self.threads > 1024:
-            raise ScheduleError(f"{self.block_m} x {self.block_n} outputs are {self.threads} threads; a block has 1024")
 
     @property
     def threads(self) -> int:
         return self.block_m * self.block_n
 
     def fits(self, problem: Linear, machine: Machine) -> None:
+        require_threads(1, self.threads, machine)
         tiles = -(-problem.m // self.block_m)
-        if tiles > 65535:
-            raise ScheduleError(f"{tiles:,} tiles of {self.block_m} rows are grid.y; a grid has at most 65,535 there")
+        require_grid_y(tiles, f"{tiles:,} tiles of {self.block_m} rows", machine)
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from numpy.typing import NDArray
 
-from lab.kernel import require_choice
+from lab.kernel import RANKING_CLOCK, Bills, require_choice
 from lab.kernels.common.raster import tiles_of
 from lab.kernels.gemm import cluster_ring, gemm_cluster, wgmma_mainloop, wgmma_model
 from lab.kernels.gemm.cluster_ring import ClusterTiling
@@ -46,7 +46,7 @@ SHAPES = (  # m, n, stages, boxes of y
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """Tile shapes and clusters by predicted time, each with the raster that shares most in a wave and half of it."""
     schedules = cluster_ring.spread(Schedule, SHAPES, problem, machine)
-    yield from sorted(schedules, key=lambda s: predicted_us(problem, s, machine))
+    yield from sorted(schedules, key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us)
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
@@ -57,13 +57,14 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     return cluster_ring.theory(problem, schedule, machine)
 
 
-def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
+def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
     """A tile's epilogue hides behind the next tile's k-steps, as far as those last."""
-    s = schedule
-    steps = tiles_of(problem.k, wgmma_mainloop.step_of(problem))
-    tile = steps * wgmma_model.step_clocks(problem, s.block_m, s.block_n, s.cluster, machine)
-    between = wgmma_model.TILE_CLOCKS + max(0.0, wgmma_model.epilogue_clocks(problem, s.block_m, s.block_n) - tile)
-    return wgmma_model.tiled_us(problem, theory(problem, s, machine), s.block_m, s.block_n, s.cluster, between, machine)
+    s, model = schedule, wgmma_model.coefficients(machine, clock)
+    step = max(wgmma_model.step_clocks(problem, s.block_m, s.block_n, s.cluster, machine, model).values())
+    tile = tiles_of(problem.k, wgmma_mainloop.step_of(problem)) * step
+    between = model.tile_clocks + max(0.0, wgmma_model.epilogue_clocks(problem, s.block_m, s.block_n, model) - tile)
+    counts = theory(problem, s, machine)
+    return wgmma_model.tiled_bills(problem, counts, s.block_m, s.block_n, s.cluster, between, machine, model)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from numpy.typing import NDArray
 
-from lab.kernel import Solves, require_choice
+from lab.kernel import RANKING_CLOCK, Bills, Solves, require_choice
 from lab.kernels.gemm import simt_tile
 from lab.kernels.gemm.simt_tile import BLOCK_K, ROW, RowByRow
 from lab.problems import Linear
@@ -28,7 +28,7 @@ class Schedule(RowByRow):
         require_choice(self, "block_m", (32, 64, 128))
         require_choice(self, "block_n", (32, 64, 128))
         require_choice(self, "thread_m", (2, 4, 8, 16, 32))
-        simt_tile.require_threads(self)
+        simt_tile.require_warps(self)
         simt_tile.require_rows(self, ROW)
 
     @property
@@ -47,7 +47,7 @@ SHAPES = ((64, 64, 8), (128, 64, 16), (64, 64, 16), (128, 64, 8), (32, 64, 8), (
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """By predicted time."""
     schedules = (Schedule(*shape) for shape in SHAPES)
-    yield from sorted(schedules, key=lambda schedule: predicted_us(problem, schedule, machine))
+    yield from sorted(schedules, key=lambda schedule: bills(problem, schedule, machine, RANKING_CLOCK).us)
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
@@ -58,9 +58,9 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     return simt_tile.tiled_theory(problem, schedule, ROW, ROW)
 
 
-def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
+def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
     counts = theory(problem, schedule, machine)
-    return simt_tile.predicted_us(problem, schedule, counts, machine, schedule.thread_m, 1, 1)
+    return simt_tile.bills(problem, schedule, counts, machine, clock, schedule.thread_m, 1, 1)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from numpy.typing import NDArray
 
-from lab.kernel import Solves
+from lab.kernel import RANKING_CLOCK, Bills, Solves
 from lab.kernels.gemm import simt_tile
 from lab.kernels.gemm.simt_tile import BLOCK_K, PATCHES, ROW, PatchSchedule
 from lab.problems import Linear
@@ -29,7 +29,7 @@ class Schedule(PatchSchedule):
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """By predicted time."""
     schedules = (Schedule(*shape) for shape in PATCHES)
-    yield from sorted(schedules, key=lambda schedule: predicted_us(problem, schedule, machine))
+    yield from sorted(schedules, key=lambda schedule: bills(problem, schedule, machine, RANKING_CLOCK).us)
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
@@ -40,12 +40,12 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     return simt_tile.tiled_theory(problem, schedule, ROW, schedule.store())
 
 
-def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
-    """Microseconds: as simt_tile.predicted_us; an element on its way to shared memory is nine instructions."""
+def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
+    """As simt_tile.bills; an element on its way to shared memory is nine instructions."""
     s = schedule
     other = 9 * (s.block_m + s.block_n) / s.threads
     counts = theory(problem, s, machine)
-    return simt_tile.predicted_us(problem, s, counts, machine, s.thread_m, s.thread_n, 1, other)
+    return simt_tile.bills(problem, s, counts, machine, clock, s.thread_m, s.thread_n, 1, other)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:

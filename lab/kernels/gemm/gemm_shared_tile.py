@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from numpy.typing import NDArray
 
-from lab.kernel import Solves, require_choice
+from lab.kernel import Bills, Solves, require_choice
 from lab.kernels.gemm import simt_tile
 from lab.kernels.gemm.simt_tile import BLOCK_K, LANES, ROW, RowByRow
 from lab.problems import Linear
@@ -52,9 +52,9 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     return simt_tile.tiled_theory(problem, schedule, ROW, ROW)
 
 
-def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
+def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
     counts = theory(problem, schedule, machine)
-    return simt_tile.predicted_us(problem, schedule, counts, machine, 1, 1, 1)
+    return simt_tile.bills(problem, schedule, counts, machine, clock, 1, 1, 1)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:

@@ -8,8 +8,10 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.kernel import Solves, require_choice, require_resident, require_shared
+from lab.cards import fits
+from lab.kernel import RANKING_CLOCK, Bills, Solves, require_choice, require_resident, require_shared
 from lab.kernels.common import clusters
+from lab.kernels.common.norm import joined
 from lab.kernels.common.raster import tile_at, tiles_of
 from lab.kernels.gemm import wgmma_mainloop, wgmma_model
 from lab.kernels.gemm.wgmma_mainloop import FACTS, MMA_M, STEP_BYTES, Tiling, box_columns, step_of
@@ -102,7 +104,7 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
         for block_m, block_n, split_k, ctas in product(heights, wgmma_mainloop.WIDTHS, (1, 2, 4, 8), (1, 2))
         for deepest in _deepest(problem, block_m, block_n, split_k, ctas, machine)
     ]
-    yield from sorted(found, key=lambda s: predicted_us(problem, s, machine))[:TRIED]
+    yield from sorted(found, key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us)[:TRIED]
 
 
 def _deepest(
@@ -118,27 +120,29 @@ def _deepest(
             return
 
 
-# What the estimate is made of, beside what all wgmma GEMMs share: fitted to 232 times of eight shapes on an H100
-# (experiment gemm_sweep in experiments/records). Their logarithms scatter by 0.09; with the constants fitted to seven
-# shapes, the first schedule of the eighth takes at most 1.03 times the best one's time.
-START_US = 3.9  # of a launch whose data is cold; 2.4 less in a graph
-HBM_SHARE = 0.85  # of the data sheet's bandwidth
-READ_AGAIN = 0.06  # of w that each further row of tiles brings from HBM again
-L2_BYTES_PER_CLOCK = 100  # to each SM when all ask, if nothing else took time
-BEYOND_CLOCKS = 14  # of a row that a box asks for beyond x or w: 1 to 15 were seen
-LATENCY_CLOCKS = 1570  # from asking for a stage to its bytes, HBM being busy
-REDUCE_BYTES_PER_CLOCK = 10.7  # of the inboxes, from the last mma to their sum
-WAVE_CLOCKS = 7000  # of a CTA that follows another on its SM: it starts late, and alone
-STEP_BLEND = 3  # exponent of the norm that joins what a k-step waits for: near a tie, each delays the other
-HBM_BLEND = 4  # the same of all k-steps with HBM
+class Coefficients(fits.Coefficients, frozen=True):
+    """What the estimate is made of, beside what all wgmma GEMMs share."""
+
+    start_us: float  # of a launch
+    hbm_share: float  # of the rate of a large read
+    read_again: float  # of w that each further row of tiles brings from HBM again
+    l2_bytes_per_clock: float  # to each SM when all ask, if nothing else took time
+    beyond_clocks: float  # of a row that a box asks for beyond x or w: 1 to 15 were seen
+    latency_clocks: float  # from asking for a stage to its bytes, HBM being busy
+    reduce_bytes_per_clock: float  # of the inboxes, from the last mma to their sum
+    wave_clocks: float  # of a CTA that follows another on its SM: it starts late, and alone
+    step_blend: float  # exponent of the norm that joins what a k-step waits for: near a tie, each delays the other
+    hbm_blend: float  # the same of all k-steps with HBM
 
 
-def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
-    """Microseconds of a cold launch: a start, little more than the larger of HBM's time and all k-steps', the epilogue.
+def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
+    """A start, little more than the larger of HBM's time and all k-steps', the epilogue.
 
     A k-step takes little more than the longest of what the tensor cores, shared memory, L2, or a turn of the ring need.
     """
     p, s = problem, schedule
+    model = fits.coefficients(Coefficients, "gemm_split_k", machine, clock)
+    wgmma = wgmma_model.coefficients(machine, clock)
     tiles_m, tiles_n = tiles_of(p.m, s.block_m), tiles_of(p.n, s.block_n)
     tiles, at_once = tiles_m * tiles_n, clusters.at_once(s.split_k, s.ctas_per_sm, machine)
     waves, steps = tiles_of(tiles, at_once), tiles_of(tiles_of(p.k, step_of(p)), s.split_k)
@@ -146,19 +150,23 @@ def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float
     busy = min(1.0, s.split_k * min(tiles, at_once) / machine.sms)
 
     mma = 2 * s.block_m * s.block_n * step_of(p) * machine.sms * machine.clock_hz / machine.peak(p.activations)
-    operands = s.block_m // MMA_M * (MMA_M + s.block_n) * STEP_BYTES / wgmma_model.SHARED_BYTES_PER_CLOCK
+    operands = s.block_m // MMA_M * (MMA_M + s.block_n) * STEP_BYTES / machine.shared_bytes_per_clock
     beyond = -p.m % s.block_m + -p.n % s.block_n
-    row = STEP_BYTES / L2_BYTES_PER_CLOCK * busy * (wgmma_model.CROSSING_ROWS if wgmma_model.crosses_lines(p) else 1)
-    loads = (s.block_m + s.block_n - beyond) * row + beyond * BEYOND_CLOCKS
-    turn = (LATENCY_CLOCKS / resident + loads) / (s.stages - 1)  # of a ring: one stage is read while the rest fill
-    step = resident * wgmma_model.joined(STEP_BLEND, mma, operands, loads, turn)
+    row = STEP_BYTES / model.l2_bytes_per_clock * busy * (wgmma.crossing_rows if wgmma_model.crosses_lines(p) else 1)
+    loads = (s.block_m + s.block_n - beyond) * row + beyond * model.beyond_clocks
+    turn = (model.latency_clocks / resident + loads) / (s.stages - 1)  # of a ring: one stage is read, the rest fill
+    step = {"tensor cores": mma, "shared memory": operands, "L2": loads, "latency": turn}
 
-    inboxes = s.inbox_bytes / REDUCE_BYTES_PER_CLOCK
-    epilogue = resident * (inboxes + wgmma_model.ROUND_CLOCKS * s.part / MMA_M)
-    stream = waves * steps * step + (waves - 1) * (WAVE_CLOCKS + epilogue) / resident
-    again = READ_AGAIN * (tiles_m - 1) * p.bytes["weights"]
-    hbm = (p.read_bytes + p.write_bytes + again) / (HBM_SHARE * machine.hbm_bandwidth) * machine.clock_hz
-    return START_US + 1e6 * (wgmma_model.joined(HBM_BLEND, stream, hbm) + epilogue) / machine.clock_hz
+    inboxes = s.inbox_bytes / model.reduce_bytes_per_clock
+    epilogue = resident * (inboxes + wgmma.round_clocks * s.part / MMA_M)
+    again = model.read_again * (tiles_m - 1) * p.bytes["weights"]
+    hbm = (p.read_bytes + p.write_bytes + again) / (model.hbm_share * fits.read_rate(machine)) * machine.clock_hz
+    waiting = (waves - 1) * (model.wave_clocks + epilogue) / resident
+    stream = waves * steps * (resident * joined(model.step_blend, *step.values())) + waiting
+    us = model.start_us + 1e6 * (joined(model.hbm_blend, stream, hbm) + epilogue) / machine.clock_hz
+    clocks = {"HBM": hbm, **{what: waves * steps * resident * each for what, each in step.items()}}
+    clocks |= {"waves": waiting, "epilogue": epilogue}
+    return Bills(us, {"launch": model.start_us, **{w: 1e6 * c / machine.clock_hz for w, c in clocks.items()}})
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:

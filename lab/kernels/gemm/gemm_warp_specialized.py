@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from numpy.typing import NDArray
 
-from lab.kernel import Solves, require_shared
+from lab.kernel import RANKING_CLOCK, Bills, Solves, require_shared
 from lab.kernels.gemm import wgmma_mainloop, wgmma_model
 from lab.kernels.gemm.warp_roles import Y_BOX, RoleTiling
 from lab.kernels.gemm.wgmma_mainloop import FACTS
@@ -49,7 +49,7 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     for shape in SHAPES:
         best = wgmma_model.best_group(machine.sms, *shape[:2])
         schedules += [Schedule(*shape, group_m) for group_m in (best, 1)]
-    yield from sorted(schedules, key=lambda s: (s.group_m == 1, predicted_us(problem, s, machine)))
+    yield from sorted(schedules, key=lambda s: (s.group_m == 1, bills(problem, s, machine, RANKING_CLOCK).us))
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
@@ -61,10 +61,11 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     return wgmma_mainloop.theory(problem, schedule)
 
 
-def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
-    s = schedule
-    between = wgmma_model.RESTART_CLOCKS + wgmma_model.epilogue_clocks(problem, s.block_m, s.block_n)
-    return wgmma_model.tiled_us(problem, theory(problem, s, machine), s.block_m, s.block_n, 1, between, machine)
+def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
+    s, model = schedule, wgmma_model.coefficients(machine, clock)
+    between = model.restart_clocks + wgmma_model.epilogue_clocks(problem, s.block_m, s.block_n, model)
+    counts = theory(problem, s, machine)
+    return wgmma_model.tiled_bills(problem, counts, s.block_m, s.block_n, 1, between, machine, model)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:

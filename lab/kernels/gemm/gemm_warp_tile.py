@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from numpy.typing import NDArray
 
-from lab.kernel import Solves, require_choice, require_shared
+from lab.kernel import RANKING_CLOCK, Bills, Solves, require_choice, require_shared, require_threads
 from lab.kernels.gemm import simt_tile
 from lab.kernels.gemm.simt_tile import FLOAT, ROW, VECTOR, Request
 from lab.problems import Linear
@@ -63,7 +63,7 @@ class Schedule:
             warp, block = lanes * getattr(self, f"thread_{name}"), getattr(self, f"block_{name}")
             if block % warp:
                 raise ScheduleError(f"block_{name} is a multiple of a warp's {warp}; block_{name} = {block}")
-        simt_tile.require_threads(self)
+        simt_tile.require_warps(self)
         simt_tile.require_rows(self, LOAD)
 
     @property
@@ -76,8 +76,8 @@ class Schedule:
 
     def fits(self, problem: Linear, machine: Machine) -> None:
         require_shared(self.shared_bytes, f"{self.stages} stages", machine)
-        reserved = machine.shared_bytes_per_sm - machine.shared_bytes_per_block  # by the system, for each CTA
-        shared = self.ctas_per_sm * (self.shared_bytes + reserved)
+        require_threads(self.ctas_per_sm, self.threads, machine)
+        shared = self.ctas_per_sm * (self.shared_bytes + machine.reserved_shared_bytes)
         if shared > machine.shared_bytes_per_sm:
             raise ScheduleError(
                 f"{self.ctas_per_sm} CTAs need {shared:,} B of shared memory; "
@@ -111,7 +111,7 @@ SHAPES = (  # block_m, block_n, block_k, thread_m, thread_n, stages, CTAs an SM
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """By predicted time, each with two rasters."""
     schedules = (Schedule(*shape, group_m) for shape in SHAPES for group_m in (8, 4))
-    yield from sorted(schedules, key=lambda schedule: predicted_us(problem, schedule, machine))
+    yield from sorted(schedules, key=lambda schedule: bills(problem, schedule, machine, RANKING_CLOCK).us)
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
@@ -122,12 +122,12 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     return simt_tile.tiled_theory(problem, schedule, LOAD, STORE)
 
 
-def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
-    """Microseconds: as simt_tile.predicted_us; a copy is three instructions, and a row's share four for its address."""
+def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
+    """As simt_tile.bills; a copy is three instructions, and a row's share four for its address."""
     s = schedule
     copies = (s.block_m + s.block_n) / s.threads * (3 + 4 * LOAD.columns / s.block_k)
     counts = theory(problem, s, machine)
-    return simt_tile.predicted_us(problem, s, counts, machine, s.thread_m, s.thread_n, VECTOR, copies)
+    return simt_tile.bills(problem, s, counts, machine, clock, s.thread_m, s.thread_n, VECTOR, copies)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from numpy.typing import NDArray
 
-from lab.kernel import Solves, require_choice, require_resident, require_shared
+from lab.kernel import RANKING_CLOCK, Bills, Solves, require_choice, require_resident, require_shared
 from lab.kernels.common.raster import require_group
 from lab.kernels.gemm import wgmma_mainloop, wgmma_model
 from lab.kernels.gemm.wgmma_mainloop import FACTS, MMA_M, Tiling
@@ -77,7 +77,7 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     for block_m, block_n, stages, ctas in SHAPES:
         best = wgmma_model.best_group(ctas * machine.sms, block_m, block_n)
         schedules += [Schedule(block_m, block_n, stages, ctas, group_m) for group_m in (best, max(1, best // 2))]
-    yield from sorted(schedules, key=lambda s: predicted_us(problem, s, machine))
+    yield from sorted(schedules, key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us)
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
@@ -89,11 +89,13 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     return wgmma_mainloop.theory(problem, schedule)
 
 
-def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
+def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
     """A second CTA on an SM works while the first one starts and during its epilogue."""
-    s = schedule
-    between = (wgmma_model.RESTART_CLOCKS + wgmma_model.epilogue_clocks(problem, s.block_m, s.block_n)) / s.ctas_per_sm
-    return wgmma_model.tiled_us(problem, theory(problem, s, machine), s.block_m, s.block_n, 1, between, machine)
+    s, model = schedule, wgmma_model.coefficients(machine, clock)
+    epilogue = wgmma_model.epilogue_clocks(problem, s.block_m, s.block_n, model)
+    between = (model.restart_clocks + epilogue) / s.ctas_per_sm
+    counts = theory(problem, s, machine)
+    return wgmma_model.tiled_bills(problem, counts, s.block_m, s.block_n, 1, between, machine, model)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:

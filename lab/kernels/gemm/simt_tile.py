@@ -1,5 +1,6 @@
 """What the fp32 GEMMs on CUDA cores share: warp requests, launches, closed-form counts, the tile simulation."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -7,16 +8,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.kernel import require_choice
+from lab.cards.fits import launch_us
+from lab.kernel import Bills, require_choice, require_threads
 from lab.kernels.common import linear
 from lab.kernels.common.raster import tile_at, tiles_of
 from lab.problems import Linear
+from sim.bound import bills_us
 from sim.counts import SECTOR, Counts, sectors
 from sim.errors import ScheduleError
 from sim.jit import njit, prange
 from sim.launch import Launch
 from sim.machine import Machine
-from sim.predict import predict_us
 from sim.tiles import Chip, fma_tile, load_lanes, load_vector, store_lanes
 
 LANES = 32
@@ -45,6 +47,11 @@ class RowByRow:
     """What the schedules of the lower rungs have in common: short k-steps, tiles in the order of y, no other limits."""
 
     @property
+    @abstractmethod
+    def threads(self) -> int:
+        """Of a CTA."""
+
+    @property
     def block_k(self) -> int:
         return BLOCK_K
 
@@ -53,14 +60,13 @@ class RowByRow:
         return 1
 
     def fits(self, problem: Linear, machine: Machine) -> None:
-        """Every shape runs every problem."""
+        require_threads(1, self.threads, machine)
 
 
-def require_threads(schedule: Any) -> None:
-    """Raise ScheduleError where the CTA is not one warp to 32."""
-    threads = schedule.threads
-    if not LANES <= threads <= 1024 or threads % LANES:
-        raise ScheduleError(f"the tile takes {threads} threads; a block has 32 to 1024, a multiple of 32")
+def require_warps(schedule: Any) -> None:
+    """Raise ScheduleError where the CTA is not one warp or more."""
+    if schedule.threads % LANES or not schedule.threads:
+        raise ScheduleError(f"the tile takes {schedule.threads} threads, which are no whole warps")
 
 
 def require_rows(schedule: Any, request: Request) -> None:
@@ -88,7 +94,7 @@ class PatchSchedule(RowByRow):
         require_choice(self, "block_n", (64, 128))
         require_choice(self, "thread_m", (2, 4, 8))
         require_choice(self, "thread_n", (2, 4, 8))
-        require_threads(self)
+        require_warps(self)
         require_rows(self, ROW)
 
     @property
@@ -191,17 +197,18 @@ def tiled_theory(problem: Linear, schedule: Any, load: Request, store: Request) 
     return theory(p, x, w, patch_sectors(p.m, p.n, store))
 
 
-def predicted_us(
+def bills(
     problem: Linear,
     schedule: Any,
     counts: Counts,
     machine: Machine,
+    clock: str,
     thread_m: int,
     thread_n: int,
     width: int,
     other: float = 0.0,
-) -> float:
-    """Microseconds: what the counts say, or what a patch of outputs a thread makes the busiest SM issue and read.
+) -> Bills:
+    """An empty launch; what the counts say, or what a patch of outputs a thread makes the busiest SM issue and read.
 
     For thread_m x thread_n multiply-adds a thread reads thread_m + thread_n words, `width` in one instruction, and
     spends `other` issue slots. In the time of a multiply-add an SM issues one instruction for it; shared memory and L1
@@ -211,10 +218,14 @@ def predicted_us(
     tiles = tiles_of(problem.m, schedule.block_m) * tiles_of(problem.n, schedule.block_n)
     words = (thread_m + thread_n) / (thread_m * thread_n)  # for each multiply-add
     wavefronts = words * (1 if width == 1 else 2 / width)
-    slots = max(1 + words / width + other / (thread_m * thread_n), 4 * wavefronts)
     flops = 2 * schedule.block_m * schedule.block_n * problem.k * tiles_of(tiles, machine.sms) * machine.sms
-    compute_us: float = slots * flops / machine.peak("fp32") * 1e6
-    return max(predict_us(counts, "fp32", machine, tiles), compute_us)
+    paid = {
+        **bills_us(counts, "fp32", machine, tiles),
+        "instructions": (1 + words / width + other / (thread_m * thread_n)) * flops / machine.peak("fp32") * 1e6,
+        "shared memory": 4 * wavefronts * flops / machine.peak("fp32") * 1e6,
+    }
+    launch = launch_us(machine, clock)
+    return Bills(launch + max(paid.values()), {"launch": launch, **paid})
 
 
 def simulate_tiles(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import require_choice
-from lab.kernels.common import linear
+from lab.kernels.common import clusters, linear
 from lab.kernels.common.raster import tile_at, tiles_of
 from lab.kernels.gemm import wgmma_epilogue
 from lab.problems import Linear
@@ -27,7 +27,6 @@ SWIZZLE = 128  # bytes
 ALIGNMENT = 1024  # bytes, of a tile with the 128-byte swizzle
 MBARRIER = 8  # bytes
 ACCUMULATORS = 192  # of a consumer's 232 registers
-GPC_SMS = 16  # SMs that every GPC has
 WIDTHS = tuple(range(32, 257, 16))  # columns of a tile
 
 
@@ -95,16 +94,6 @@ def step_of(problem: Linear) -> int:
 def columns_of(problem: Linear, block_n: int) -> int:
     """Columns of y in a tile of `block_n` rows of w: half of them where one half is gate and the other up."""
     return block_n // 2 if problem.swiglu else block_n
-
-
-def clusters_at_once(size: int, machine: Machine) -> int:
-    """Clusters of `size` CTAs, one an SM, that run at the same time: a cluster lies in one GPC.
-
-    GPCs have 16 SMs, some have two more: 66 clusters of two and 32 of four were seen to fit the 132 SMs of an H100.
-    """
-    smallest = min(GPC_SMS, machine.sms)
-    gpcs, larger = machine.sms // smallest, machine.sms % smallest // 2
-    return max(1, (gpcs - larger) * (smallest // size) + larger * ((smallest + 2) // size))
 
 
 def tile_count(problem: Linear, block_m: int, block_n: int) -> int:
@@ -200,7 +189,7 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     x, w, y = (arrays[a.name] if arrays else np.zeros((0, 0), a.storage) for a in launch.arrays[:3])
     marks = [chip.marks(name) for name in ("x", "w", "y")]
     cluster = launch.cluster[0]
-    workers = min(launch.ctas // cluster, clusters_at_once(cluster, machine))
+    workers = min(launch.ctas // cluster, clusters.at_once(cluster, 1, machine))
     epilogue = wgmma_epilogue.operands(p, chip, arrays)
     wgmma_epilogue.count_tensor_scales(p, chip, workers * cluster)
     _grid(

@@ -7,7 +7,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.kernel import require_choice, require_shared
+from lab.cards import fits
+from lab.kernel import Bills, require_choice, require_shared
 from lab.kernels.gemv import dot_product
 from lab.kernels.gemv.dot_product import ELEMENT, LANES
 from lab.problems import Linear
@@ -64,7 +65,7 @@ class Streaming:
         return self.ring_bytes
 
     def fits(self, problem: Linear, machine: Machine) -> None:
-        dot_product.require_tokens(problem)
+        dot_product.require_tokens(problem, machine)
         require_shared(self.shared_bytes, f"{self.stages} stages of {self.warps} rows", machine)
 
 
@@ -88,17 +89,22 @@ def theory(problem: Linear, schedule: Streaming, split_k: int, stores: int) -> C
     )
 
 
-START_US = 2.2  # of a launch: barriers, and the first copies before the first product (fitted to an H100)
-HBM_SHARE, CLUSTERS_SHARE = 0.915, 0.87  # of the data sheet's bandwidth: of CTAs alone, of those of clusters
+class Coefficients(fits.Coefficients, frozen=True):
+    """What the estimate is made of."""
+
+    start_us: float  # of a launch: barriers, and the first copies before the first product
+    hbm_share: float  # of the rate of a large read, of CTAs alone
+    cluster_share: float  # of those of clusters
 
 
-def predicted_us(problem: Linear, schedule: Streaming, split_k: int, machine: Machine) -> float:
-    """Microseconds of a launch: a start, and HBM, which sends w again for each row of x."""
-    p = problem
+def bills(problem: Linear, schedule: Streaming, split_k: int, machine: Machine, clock: str) -> Bills:
+    """A start, and HBM, which sends w again for each row of x."""
+    p, model = problem, fits.coefficients(Coefficients, "gemv_ring", machine, clock)
     moved = p.m * p.bytes["weights"] + p.bytes["activations"]
     busy = min(1.0, -(-p.n // schedule.block_n) * split_k * p.m / machine.sms)
-    share = HBM_SHARE if split_k == 1 else CLUSTERS_SHARE
-    return START_US + 1e6 * moved / (share * machine.hbm_bandwidth * busy)
+    share = model.hbm_share if split_k == 1 else model.cluster_share
+    hbm = 1e6 * moved / (share * fits.read_rate(machine) * busy)
+    return Bills(model.start_us + hbm, {"launch": model.start_us, "HBM": hbm})
 
 
 def simulate(

@@ -6,22 +6,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lab.kernel import require_grid_y
 from lab.kernels.common import linear
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, sectors
-from sim.errors import ScheduleError
 from sim.formats import decode
 from sim.launch import Launch
+from sim.machine import Machine
 
 LANES = 32
 ELEMENT = 2  # bytes of bf16 and of fp16
-MOST_TOKENS = 65535  # rows of x, which are grid.y
 
 
-def require_tokens(problem: Linear) -> None:
+def require_tokens(problem: Linear, machine: Machine) -> None:
     """Raise ScheduleError where a grid has too few rows for those of x."""
-    if problem.m > MOST_TOKENS:
-        raise ScheduleError(f"m = {problem.m} rows of x are grid.y; a grid has at most {MOST_TOKENS:,} there")
+    require_grid_y(problem.m, f"m = {problem.m:,} rows of x", machine)
 
 
 def launch(kernel: str, problem: Linear, schedule: Any, ctas: int, **how: Any) -> tuple[Launch, ...]:

@@ -35,7 +35,7 @@ class Schedule:
         return LANES * self.warps
 
     def fits(self, problem: Linear, machine: Machine) -> None:
-        dot_product.require_tokens(problem)
+        dot_product.require_tokens(problem, machine)
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:

@@ -7,8 +7,10 @@ from itertools import product
 
 from numpy.typing import NDArray
 
-from lab.kernel import Solves, require_choice, require_resident, require_shared
+from lab.cards import fits
+from lab.kernel import RANKING_CLOCK, Bills, Solves, require_choice, require_grid_y, require_resident, require_shared
 from lab.kernels.common import clusters, linear
+from lab.kernels.common.norm import joined
 from lab.kernels.common.raster import tiles_of
 from lab.kernels.gemv import gemv_int4_counts
 from lab.kernels.gemv.gemv_int4_counts import BLOCK_K, scale_bytes
@@ -36,7 +38,6 @@ BARRIERS_BYTES = 128  # of them, and of one for the cluster
 ALIGNED = 128  # bytes: where a ring begins
 X_PAD = 16  # bytes between rows of x, modulo 128, for the banks of fragments
 SUMS_PAD = 4  # floats between the sums of two tokens, for their banks
-MAX_GRID_Y = 65535
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ class Schedule:
 
     def fits(self, problem: Linear, machine: Machine) -> None:
         p = problem
-        if p.m > MAX_GRID_Y * self.block_m:
-            raise ScheduleError(f"blocks of {self.block_m} tokens are grid.y, at most {MAX_GRID_Y:,}; m = {p.m:,}")
+        blocks = tiles_of(p.m, self.block_m)
+        require_grid_y(blocks, f"{blocks:,} blocks of {self.block_m} tokens", machine)
         steps = tiles_of(p.k, BLOCK_K)
         if steps < self.cluster:
             raise ScheduleError(f"each of {self.cluster} CTAs takes a step along k or more; k = {p.k} has {steps}")
@@ -121,7 +122,6 @@ def shared_bytes(problem: Linear, schedule: Schedule) -> int:
     return s.warps * warp_bytes(p, s) + BARRIERS_BYTES + inboxes + min(p.m, s.block_m) * pitch
 
 
-ROOM = 113 * 1024  # bytes of shared memory: of two CTAs on an SM, or of one beside which a dependent launch starts
 IN_FLIGHT = 96 * 1024  # bytes of weights that an SM's rings ask for, at most: more than its share of HBM's latency
 SM_WARPS = (32, 16)  # that an SM holds; registers do not always allow the first
 TRIED = 16  # schedules that are worth trying
@@ -142,13 +142,13 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
         for schedule in _deepest(problem, block_m, shape, cluster, machine)
     ]
     tried: dict[tuple[int, ...], Schedule] = {}  # the best of its kind
-    for schedule in sorted(found, key=lambda s: predicted_us(problem, s, machine)):
+    for schedule in sorted(found, key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us):
         kind = schedule.block_n, schedule.warps, schedule.cluster, schedule.ctas_per_sm
         tried.setdefault(kind, schedule)
     of_cluster = list({s.cluster: s for s in reversed(tried.values())}.values())  # the best for each size
     others = [schedule for schedule in tried.values() if schedule not in of_cluster]
     yield from sorted(
-        [*of_cluster, *others[: TRIED - len(of_cluster)]], key=lambda s: predicted_us(problem, s, machine)
+        [*of_cluster, *others[: TRIED - len(of_cluster)]], key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us
     )
 
 
@@ -160,8 +160,9 @@ def _deepest(
     Where x alone takes that room, one CTA has the SM; none where that is not legal either.
     """
     warps = shape[1] * shape[2]
-    reserved = machine.shared_bytes_per_sm - machine.shared_bytes_per_block
-    choices = [(max(1, n // warps), min(ROOM, machine.shared_bytes_per_sm * warps // n - reserved)) for n in SM_WARPS]
+    reserved = machine.reserved_shared_bytes
+    half = machine.shared_bytes_per_sm // 2 - reserved  # two CTAs on an SM, or one and a dependent launch's
+    choices = [(max(1, n // warps), min(half, machine.shared_bytes_per_sm * warps // n - reserved)) for n in SM_WARPS]
     for ctas, room in (*choices, (1, machine.shared_bytes_per_block)):
         with suppress(ScheduleError):
             least = Schedule(block_m, *shape, cluster, 2, ctas)
@@ -176,43 +177,52 @@ def _deepest(
                     return
 
 
-# What the estimate is made of: to be fitted to times on an H100.
-START_US = 1.9  # of a launch, to its first weights
-HBM_SHARE = 0.92  # of the data sheet's bandwidth
-L2_BANDWIDTH = 5.5e12  # B/s to all SMs
-LATENCY_US = 1.0  # from asking for weights to their bytes, HBM being busy
-WARP_IPC, SM_IPC = 0.12, 2.4  # instructions a clock: of one warp, of all that an SM holds
-SUMS_US, CLUSTER_US = 0.3, 1.0  # of the sums: in a CTA, and more in a cluster
-SUM_BYTES_PER_US = 100e3  # of sums that an SM writes and adds
-WAVE_US = 3.0  # of a CTA that follows another on its SM
-BLEND = 4  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
+class Coefficients(fits.Coefficients, frozen=True):
+    """What the estimate is made of."""
+
+    start_us: float  # of a launch, to its first weights
+    hbm_share: float  # of the rate of a large read
+    l2_bytes_per_s: float  # to all SMs
+    latency_us: float  # from asking for weights to their bytes, HBM being busy
+    warp_ipc: float  # instructions a clock of one warp
+    sm_ipc: float  # of all that an SM holds
+    sums_us: float  # of the sums in a CTA
+    cluster_us: float  # more in a cluster
+    sum_bytes_per_us: float  # of sums that an SM writes and adds
+    wave_us: float  # of a CTA that follows another on its SM
+    blend: float  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
 
 
-def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
-    """Microseconds of a launch: a start; little more than the longest of four; the sums.
+def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
+    """A start; little more than the longest of four; the sums.
 
     The four are HBM; what the fullest SM reads from L2, weights and x; what the rings keep in flight; instructions.
     """
     p, s = problem, schedule
+    model = fits.coefficients(Coefficients, "gemv_int4", machine, clock)
     blocks, token_blocks = tiles_of(p.n, s.block_n), tiles_of(p.m, s.block_m)
     ctas = s.cluster * blocks * token_blocks
-    reserved = machine.shared_bytes_per_sm - machine.shared_bytes_per_block  # by the system, for each CTA
-    resident = max(1, min(s.ctas_per_sm, machine.shared_bytes_per_sm // (shared_bytes(p, s) + reserved)))
+    shared = shared_bytes(p, s) + machine.reserved_shared_bytes
+    resident = max(1, min(s.ctas_per_sm, machine.shared_bytes_per_sm // shared))
     waves = tiles_of(blocks * token_blocks, clusters.at_once(s.cluster, resident, machine))
     full = waves * min(resident, tiles_of(ctas, machine.sms))  # CTAs of the fullest SM, one after another too
     steps = tiles_of(tiles_of(p.k, BLOCK_K), s.cluster * s.split_k)  # of a warp
     row_tiles = steps * s.warps * s.rows  # of a CTA, in all its steps
     x = SIZE * min(p.m, s.block_m) * tiles_of(p.k, s.cluster)
 
-    hbm = (p.read_bytes + p.write_bytes) / (HBM_SHARE * machine.hbm_bandwidth)
-    l2 = full * (row_tiles * (WEIGHTS_BYTES + scale_bytes(p)) + x) * machine.sms / L2_BANDWIDTH
-    flight = steps * waves / (s.stages - 0.5) * LATENCY_US * 1e-6
-    ipc = min(SM_IPC, WARP_IPC * s.warps * full / waves)
-    issue = full * row_tiles * _instructions(p, s) / (ipc * machine.clock_hz)
-    stream = float(sum(each**BLEND for each in (hbm, l2, flight, issue)) ** (1 / BLEND))
-    sums = full / waves * s.split_k * s.block_n * s.block_m * FLOAT / SUM_BYTES_PER_US
-    ends = sums + SUMS_US + (CLUSTER_US if s.cluster > 1 else 0.0)
-    return START_US + 1e6 * stream + ends + (waves - 1) * WAVE_US
+    ipc = min(model.sm_ipc, model.warp_ipc * s.warps * full / waves)
+    stream = {
+        "HBM": (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)),
+        "L2": full * (row_tiles * (WEIGHTS_BYTES + scale_bytes(p)) + x) * machine.sms / model.l2_bytes_per_s,
+        "latency": steps * waves / (s.stages - 0.5) * model.latency_us * 1e-6,
+        "instructions": full * row_tiles * _instructions(p, s) / (ipc * machine.clock_hz),
+    }
+    sums = full / waves * s.split_k * s.block_n * s.block_m * FLOAT / model.sum_bytes_per_us
+    ends = sums + model.sums_us + (model.cluster_us if s.cluster > 1 else 0.0)
+    waiting = (waves - 1) * model.wave_us
+    us = model.start_us + 1e6 * joined(model.blend, *stream.values()) + ends + waiting
+    longest = {what: 1e6 * each for what, each in stream.items()}
+    return Bills(us, {"launch": model.start_us, **longest, "sums": ends, "waves": waiting})
 
 
 def _instructions(problem: Linear, schedule: Schedule) -> float:

@@ -7,8 +7,10 @@ from itertools import product
 
 from numpy.typing import NDArray
 
-from lab.kernel import Solves, require_choice, require_resident
+from lab.cards import fits
+from lab.kernel import RANKING_CLOCK, Bills, Solves, require_choice, require_grid_y, require_resident, require_threads
 from lab.kernels.common import linear
+from lab.kernels.common.norm import joined
 from lab.kernels.common.raster import tiles_of
 from lab.kernels.gemv import gemv_mma_counts
 from lab.kernels.gemv.mma_tiles import FLOAT, LANES, MMA_K, MMA_M, MMA_N
@@ -29,9 +31,6 @@ SOLVES = Solves(
     options={"scales": ("tensor", "row"), "offset": ("zero",)},
     facts=("weights", "activations", "output", "scaled", "row_scales", "group", "zero_points"),
 )
-
-STATIC_SHARED = 48 * 1024  # bytes, at most
-MAX_GRID_Y = 65535
 
 
 @dataclass(frozen=True)
@@ -55,13 +54,6 @@ class Schedule:
         require_choice(self, "fold", (1, 2, 4))
         if self.warps > 16:
             raise ScheduleError(f"{self.teams} teams of {self.split_k} are {self.warps} warps; a CTA has at most 16")
-        if self.sums_bytes > STATIC_SHARED:
-            raise ScheduleError(f"the sums of a CTA take {self.sums_bytes:,} B; static shared memory is 49,152 B")
-        if not 1 <= self.ctas_per_sm <= 2048 // self.threads:
-            raise ScheduleError(
-                f"an SM holds 1 to {2048 // self.threads} CTAs of {self.threads} threads; "
-                f"ctas_per_sm = {self.ctas_per_sm}"
-            )
 
     @property
     def warps(self) -> int:
@@ -92,8 +84,12 @@ class Schedule:
 
     def fits(self, problem: Linear, machine: Machine) -> None:
         p = problem
-        if p.m > MAX_GRID_Y * self.block_m:
-            raise ScheduleError(f"blocks of {self.block_m} tokens are grid.y, at most {MAX_GRID_Y:,}; m = {p.m:,}")
+        blocks = tiles_of(p.m, self.block_m)
+        require_grid_y(blocks, f"{blocks:,} blocks of {self.block_m} tokens", machine)
+        require_threads(self.ctas_per_sm, self.threads, machine)
+        if self.sums_bytes > machine.static_shared_bytes:
+            most = machine.static_shared_bytes
+            raise ScheduleError(f"the sums of a CTA take {self.sums_bytes:,} B; static shared memory is {most:,} B")
         if p.group and (self.fold, self.block_m) != (1, MMA_N):
             have = f"fold = {self.fold}, block_m = {self.block_m}"
             raise ScheduleError(f"packed weights take fold = 1 and block_m = {MMA_N}; {have}")
@@ -137,45 +133,54 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
             schedule = Schedule(block_m, rows, teams, split_k, unroll, fold, warps // (split_k * teams))
             schedule.fits(p, machine)
             found.append(schedule)
-    yield from sorted(found, key=lambda s: predicted_us(p, s, machine))[:TRIED]
+    yield from sorted(found, key=lambda s: bills(p, s, machine, RANKING_CLOCK).us)[:TRIED]
 
 
-# What the estimate is made of: fitted to times on an H100 in a graph of launches.
-START_US = 1.78  # of a launch
-HBM_SHARE = 0.925  # of the data sheet's bandwidth
-SHORT_SHARE = 0.943  # of that, where a request has 64 bytes of each row
-L2_BANDWIDTH = 7.0e12  # B/s to all SMs
-L1_BYTES = 58 * 1024  # of x that an SM keeps, while weights pass by
-LATENCY_US = 0.70  # from asking for weights to having them, HBM being busy
-CTA_US = 2.52  # of a CTA's start and end
-SM_IPC = 1.66  # instructions a clock of an SM
-BLEND = 4.0  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
+class Coefficients(fits.Coefficients, frozen=True):
+    """What the estimate is made of."""
+
+    start_us: float  # of a launch
+    hbm_share: float  # of the rate of a large read
+    short_share: float  # of that, where a request has 64 bytes of each row
+    l2_bytes_per_s: float  # to all SMs
+    l1_bytes: float  # of x that an SM keeps, while weights pass by
+    latency_us: float  # from asking for weights to having them, HBM being busy
+    cta_us: float  # of a CTA's start and end
+    sm_ipc: float  # instructions a clock of an SM
+    blend: float  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
 
 
-def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
-    """Microseconds of a launch: a start, and little more than the longest of four.
+def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
+    """A start, and little more than the longest of four.
 
     The four are HBM; what all SMs read from L2, weights and x; the CTAs of an SM with the loads that they wait for;
     instructions.
     """
     p, s = problem, schedule
+    model = fits.coefficients(Coefficients, "gemv_mma", machine, clock)
     ctas = tiles_of(p.n, s.block_n) * tiles_of(p.m, s.block_m)
     weights = p.bytes["weights"] * tiles_of(p.m, s.block_m)
-    share = HBM_SHARE * (1.0 if p.group or s.fold > 1 else SHORT_SHARE)
-    hbm = (p.read_bytes + p.write_bytes) / (share * machine.hbm_bandwidth)
+    share = model.hbm_share * (1.0 if p.group or s.fold > 1 else model.short_share)
 
     x = min(p.m, s.block_m) * p.k * 2
     residents = min(s.ctas_per_sm, tiles_of(ctas, machine.sms))
-    again = ctas if x > L1_BYTES else min(ctas, machine.sms * residents)  # x stays in L1 for the CTAs that follow
-    l2 = (weights + again * x) / L2_BANDWIDTH
+    again = ctas if x > model.l1_bytes else min(ctas, machine.sms * residents)  # x stays in L1 for the CTAs that follow
 
     rounds = tiles_of(tiles_of(p.k, s.unroll * s.fold * gemv_mma_counts.part_columns(p)), s.split_k)
-    cta = (rounds * LATENCY_US + CTA_US) * 1e-6
-    turns = max(1.0, ctas / (machine.sms * s.ctas_per_sm)) * cta
+    cta = (rounds * model.latency_us + model.cta_us) * 1e-6
     run = 2 * LANES * 16  # bytes, of a row tile
-    issue = weights / min(machine.sms, ctas) / run * _instructions(p, s) / (SM_IPC * machine.clock_hz)
-    stream = float(sum(each**BLEND for each in (hbm, l2, turns, issue)) ** (1 / BLEND))
-    return START_US + 1e6 * stream
+    stream = {
+        "HBM": (p.read_bytes + p.write_bytes) / (share * fits.read_rate(machine)),
+        "L2": (weights + again * x) / model.l2_bytes_per_s,
+        "latency": max(1.0, ctas / (machine.sms * s.ctas_per_sm)) * cta,
+        "instructions": weights
+        / min(machine.sms, ctas)
+        / run
+        * _instructions(p, s)
+        / (model.sm_ipc * machine.clock_hz),
+    }
+    us = model.start_us + 1e6 * joined(model.blend, *stream.values())
+    return Bills(us, {"launch": model.start_us, **{what: 1e6 * each for what, each in stream.items()}})
 
 
 def _instructions(problem: Linear, schedule: Schedule) -> float:

@@ -33,7 +33,7 @@ class Schedule:
         require_choice(self, "threads", (32, 64, 128, 256, 512, 1024))
 
     def fits(self, problem: Linear, machine: Machine) -> None:
-        dot_product.require_tokens(problem)
+        dot_product.require_tokens(problem, machine)
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from numpy.typing import NDArray
 
-from lab.kernel import Solves, require_choice
+from lab.kernel import Bills, Solves, require_choice
 from lab.kernels.common import clusters
 from lab.kernels.gemv import bulk_ring, dot_product
 from lab.kernels.gemv.bulk_ring import LINE, MBARRIER, RINGS, Streaming
@@ -86,9 +86,8 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
                 yield Schedule(block_n, warps, step_bytes, stages, split_k)
 
 
-def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
-    """Microseconds of a launch."""
-    return bulk_ring.predicted_us(problem, schedule, schedule.split_k, machine)
+def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
+    return bulk_ring.bills(problem, schedule, schedule.split_k, machine, clock)
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:

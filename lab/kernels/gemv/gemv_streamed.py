@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from numpy.typing import NDArray
 
-from lab.kernel import Solves
+from lab.kernel import Bills, Solves
 from lab.kernels.gemv import bulk_ring, dot_product
 from lab.kernels.gemv.bulk_ring import RINGS, Streaming
 from lab.problems import Linear
@@ -34,9 +34,8 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
         yield Schedule(-(-problem.n // (ctas_per_sm * machine.sms)), warps, step_bytes, stages)
 
 
-def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
-    """Microseconds of a launch."""
-    return bulk_ring.predicted_us(problem, schedule, split_k=1, machine=machine)
+def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
+    return bulk_ring.bills(problem, schedule, 1, machine, clock)
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:

@@ -7,10 +7,12 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.kernel import Solves, require_choice
+from lab.cards import fits
+from lab.kernel import RANKING_CLOCK, Bills, Solves, require_choice, require_grid_y, require_threads
 from lab.kernels.common import linear
+from lab.kernels.common.norm import joined
 from lab.kernels.gemv import dot_product
-from lab.kernels.gemv.dot_product import ELEMENT, LANES, MOST_TOKENS
+from lab.kernels.gemv.dot_product import ELEMENT, LANES
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.errors import ScheduleError
@@ -32,7 +34,6 @@ SOLVES = Solves(
 )
 
 FLOAT = 4  # bytes of a scale
-MOST_CTAS = 32  # of an SM
 STEP = 256  # elements of a row that one warp request covers: 8 a lane
 
 
@@ -53,32 +54,21 @@ class Schedule:
         require_choice(self, "teams", (1, 2, 4, 8, 16, 32))
         require_choice(self, "unroll", (1, 2, 4, 8))
         require_choice(self, "block_m", (1, 2, 4, 8))
-        if self.threads > 1024:
-            raise ScheduleError(
-                f"{self.teams} teams of {self.split_k} warps are {self.threads} threads; a block has 1024"
-            )
         if self.rows * self.unroll > 16:
             raise ScheduleError(
                 f"rows x unroll is {self.rows * self.unroll} vectors in flight a lane; registers hold 16"
             )
         if self.rows * self.block_m > 32:
             raise ScheduleError(f"rows x block_m is {self.rows * self.block_m} sums of a team; a warp stores 32")
-        if not 1 <= self.ctas_per_sm <= 2048 // self.threads:
-            raise ScheduleError(
-                f"an SM holds 1 to {2048 // self.threads} CTAs of {self.threads} threads; "
-                f"ctas_per_sm = {self.ctas_per_sm}"
-            )
 
     @property
     def threads(self) -> int:
         return LANES * self.split_k * self.teams
 
     def fits(self, problem: Linear, machine: Machine) -> None:
+        require_threads(self.ctas_per_sm, self.threads, machine)
         blocks = _blocks(problem, self)
-        if blocks > MOST_TOKENS:
-            raise ScheduleError(
-                f"{blocks} blocks of {self.block_m} tokens are grid.y; a grid has at most {MOST_TOKENS:,} there"
-            )
+        require_grid_y(blocks, f"{blocks:,} blocks of {self.block_m} tokens", machine)
 
 
 def _blocks(problem: Linear, schedule: Schedule) -> int:
@@ -102,44 +92,47 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     for block_m, shapes in SHAPES.items():
         if block_m == 1 or block_m < 2 * problem.m:
             for (rows, unroll, *warps), (split_k, teams) in product(shapes, TEAMS):
-                ctas = min(warps[problem.weights == "fp8"] // (split_k * teams), MOST_CTAS)
+                ctas = min(warps[problem.weights == "fp8"] // (split_k * teams), machine.ctas_per_sm)
                 if ctas >= 2:
                     found.append(Schedule(rows, split_k, teams, unroll, block_m, ctas))
-    yield from sorted(found, key=lambda s: predicted_us(problem, s, machine))[:TRIED]
+    yield from sorted(found, key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us)[:TRIED]
 
 
-# What the estimate is made of, fitted to times on an H100 in a graph of launches.
-START_US = 1.8  # of a launch
-HBM_SHARE = 0.95  # of the data sheet's bandwidth
-LATENCY_US = 0.8  # from asking for weights to having them, HBM being busy
-ROUND_LOSS = 0.2  # of the time of the loads that a row's last round leaves out, were one load a round
-WARP_US_PER_KB, MOST_WARP_US = 0.1, 1.0  # at the end: what a warp streams, as not all end together
-SM_IPC = 3.2  # instructions a clock of an SM
-L1_BYTES_PER_CLOCK = 64  # of an SM, of weights and of x
-BLEND = 8  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
+class Coefficients(fits.Coefficients, frozen=True):
+    """What the estimate is made of."""
+
+    start_us: float  # of a launch
+    hbm_share: float  # of the rate of a large read
+    latency_us: float  # from asking for weights to having them, HBM being busy
+    round_loss: float  # of the time of the loads that a row's last round leaves out, were one load a round
+    warp_us_per_kb: float  # at the end: what a warp streams, as not all end together
+    most_warp_us: float  # of that
+    sm_ipc: float  # instructions a clock of an SM
+    l1_bytes_per_clock: float  # of an SM, of weights and of x
+    blend: float  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
 
 
-def predicted_us(problem: Linear, schedule: Schedule, machine: Machine) -> float:
-    """Microseconds of a launch: a start; little more than the longest of four; the last warps.
-
-    The four are HBM, the loads in flight, instructions, L1.
-    """
+def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
+    """A start; little more than the longest of four, HBM, the loads in flight, instructions, L1; the last warps."""
     p, s = problem, schedule
+    model = fits.coefficients(Coefficients, "gemv_vectorized", machine, clock)
     size = FORMATS[p.weights].storage.itemsize
     weights = _blocks(p, s) * p.n * p.k * size
     steps = -(-p.k // STEP)
     rounds = -(-steps // (s.split_k * s.unroll))
-    loss = ROUND_LOSS * (rounds * s.split_k * s.unroll / steps - 1) / (s.rows * s.unroll)
-    hbm = (weights + p.bytes["activations"]) / (HBM_SHARE * machine.hbm_bandwidth) * (1 + loss)
-
+    loss = model.round_loss * (rounds * s.split_k * s.unroll / steps - 1) / (s.rows * s.unroll)
     share = weights / min(machine.sms, -(-p.n // (s.rows * s.teams)) * _blocks(p, s))  # of an SM
     flight = s.ctas_per_sm * s.threads // LANES * s.rows * s.unroll * STEP * size
-    waits = share / flight * LATENCY_US * 1e-6
-    issue = share / (STEP * size) * _instructions(p, s) / (SM_IPC * machine.clock_hz)
-    l1 = share * (1 + s.block_m / s.rows * ELEMENT / size) / (L1_BYTES_PER_CLOCK * machine.clock_hz)
-    stream = float(sum(each**BLEND for each in (hbm, waits, issue, l1)) ** (1 / BLEND))
-    last = min(MOST_WARP_US, s.rows * p.k * size / s.split_k / 1024 * WARP_US_PER_KB)
-    return START_US + 1e6 * stream + last
+    stream = {
+        "HBM": (weights + p.bytes["activations"]) / (model.hbm_share * fits.read_rate(machine)) * (1 + loss),
+        "latency": share / flight * model.latency_us * 1e-6,
+        "instructions": share / (STEP * size) * _instructions(p, s) / (model.sm_ipc * machine.clock_hz),
+        "L1": share * (1 + s.block_m / s.rows * ELEMENT / size) / (model.l1_bytes_per_clock * machine.clock_hz),
+    }
+    last = min(model.most_warp_us, s.rows * p.k * size / s.split_k / 1024 * model.warp_us_per_kb)
+    us = model.start_us + 1e6 * joined(model.blend, *stream.values()) + last
+    longest = {what: 1e6 * each for what, each in stream.items()}
+    return Bills(us, {"launch": model.start_us, **longest, "last warps": last})
 
 
 def _instructions(problem: Linear, schedule: Schedule) -> float:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.kernel import Solves, require_choice
+from lab.cards import fits
+from lab.kernel import Bills, Solves, require_choice, require_threads
 from lab.problems.rmsnorm import RMSNorm
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.errors import ScheduleError
@@ -30,7 +31,6 @@ LANES = 32
 VECTOR_BYTES = 16  # of a lane's load
 SIZE = 2  # bytes of an element
 REQUEST = LANES * VECTOR_BYTES // SIZE  # elements of a warp's load
-MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,13 @@ class Schedule:
         require_choice(self, "warps", (1, 2, 4, 8, 16, 32))
         require_choice(self, "vectors", (1, 2, 3, 4, 6, 8))
         require_choice(self, "rows", (1, 2, 4, 8))
-        if self.threads > MOST_THREADS:
-            raise ScheduleError(
-                f"{self.rows} rows of {self.warps} warps are {self.threads:,} threads; a CTA has at most {MOST_THREADS}"
-            )
 
     @property
     def threads(self) -> int:
         return LANES * self.warps * self.rows
 
     def fits(self, problem: RMSNorm, machine: Machine) -> None:
+        require_threads(1, self.threads, machine)
         room = self.warps * self.vectors * REQUEST
         if problem.n > room:
             raise ScheduleError(
@@ -65,13 +62,27 @@ class Schedule:
 def candidates(problem: RMSNorm, machine: Machine) -> Iterator[Schedule]:
     """Few rows: a row over as many warps as it fills; many: fewer warps with more loads in flight each."""
     needed = -(-problem.n // REQUEST)  # requests of a warp that cover a row
-    found = []
+    most, found = machine.max_block_threads, []
     for warps in (1, 2, 4, 8, 16, 32):
         vectors = next((v for v in (1, 2, 3, 4, 6, 8) if v * warps >= needed), None)
         if vectors is not None and (warps - 1) * vectors < needed:
-            found += [Schedule(warps, vectors, rows) for rows in (1, 2, 4) if warps * rows * LANES <= MOST_THREADS]
+            found += [Schedule(warps, vectors, rows) for rows in (1, 2, 4) if warps * rows * LANES <= most]
     few = problem.m <= machine.sms
     yield from sorted(found, key=lambda s: (s.rows > 1, s.vectors) if few else (abs(s.threads - 256), -s.vectors))
+
+
+class Coefficients(fits.Coefficients, frozen=True):
+    """What the estimate is made of."""
+
+    latency_us: float  # from asking for a row to having it
+
+
+def bills(problem: RMSNorm, schedule: Schedule, machine: Machine, clock: str) -> Bills:
+    """An empty launch, then the bytes at the rate of a copy, or where rows are few the trip to HBM and back."""
+    model = fits.coefficients(Coefficients, "rmsnorm", machine, clock)
+    start, moved = fits.launch_us(machine, clock), problem.bytes["total"]
+    hbm = 1e6 * moved / fits.copy_rate(machine)
+    return Bills(start + max(hbm, model.latency_us), {"launch": start, "HBM": hbm, "latency": model.latency_us})
 
 
 def launch(problem: RMSNorm, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
