@@ -141,7 +141,7 @@ def test_the_warp_tile_loop_is_all_but_multiply_adds() -> None:
         ({"ctas_per_sm": 4}, r"4 CTAs need [\d,]+ B of shared memory; an SM .* has 233,472 B"),
         ({"block_n": 64, "thread_m": 8, "thread_n": 16}, "block_n is a multiple of a warp's 128; block_n = 64"),
         ({"thread_n": 16}, "16 x 16 outputs are 256 registers; of a thread's 255, 128 can be sums"),
-        ({"thread_m": 4, "thread_n": 4}, "a CTA of 2,048 threads; a block .* has at most 1,024"),
+        ({"thread_m": 4, "thread_n": 4}, "2048 threads load 256 rows at once; block_n = 128 is no multiple of it"),
     ],
 )
 def test_an_illegal_warp_tile_is_refused_with_both_sides(change: dict[str, int], message: str) -> None:

@@ -158,12 +158,11 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     """
     s, model = schedule, fits.coefficients(Coefficients, "gemm_mma_sync", machine, clock)
     flops_per_clock = model.mma_share * machine.peak(problem.weights) / machine.sms / machine.clock_hz
+    shared = SIZE * (s.block_m * (1 + s.warps_n) + s.block_n * (1 + s.warps_m))
     step = {
         "tensor cores": 2 * s.block_m * s.block_n / flops_per_clock,
         "L2": SIZE * (s.block_m + s.block_n) / wgmma_model.port(machine),
-        "shared memory": SIZE
-        * (s.block_m * (1 + s.warps_n) + s.block_n * (1 + s.warps_m))
-        / machine.shared_bytes_per_clock,
+        "shared memory": shared / machine.shared_bytes_per_clock,
     }
     depth = tiles_of(problem.k, s.block_k) * s.block_k
     epilogue = model.round_clocks * s.warp_m * s.warp_n / (64 * 64) * 4  # four times a warp's rows: a warpgroup's

@@ -168,16 +168,12 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
 
     rounds = tiles_of(tiles_of(p.k, s.unroll * s.fold * gemv_mma_counts.part_columns(p)), s.split_k)
     cta = (rounds * model.latency_us + model.cta_us) * 1e-6
-    run = 2 * LANES * 16  # bytes, of a row tile
+    runs = weights / min(machine.sms, ctas) / (2 * LANES * 16)  # bytes, of a row tile; of an SM
     stream = {
         "HBM": (p.read_bytes + p.write_bytes) / (share * fits.read_rate(machine)),
         "L2": (weights + again * x) / model.l2_bytes_per_s,
         "latency": max(1.0, ctas / (machine.sms * s.ctas_per_sm)) * cta,
-        "instructions": weights
-        / min(machine.sms, ctas)
-        / run
-        * _instructions(p, s)
-        / (model.sm_ipc * machine.clock_hz),
+        "instructions": runs * _instructions(p, s) / (model.sm_ipc * machine.clock_hz),
     }
     us = model.start_us + 1e6 * joined(model.blend, *stream.values())
     return Bills(us, {"launch": model.start_us, **{what: 1e6 * each for what, each in stream.items()}})
