@@ -16,6 +16,7 @@ from lab.choice import contenders, legal_candidates
 from lab.kernel import parse_schedule, schedule_fields
 from lab.record import Record, provenance
 from sim.errors import InputError
+from sim.launch import overlap
 
 PICK_ROUNDS = 3  # of an exhaustive search, whose best are raced again
 RIVALS = 3  # of them, beside the pick
@@ -130,8 +131,10 @@ def chains(argument: Any) -> Iterator[Record]:
         rivals = _chain_peers(problem) if job.peers else {}
         for name, timing in gpu.race(last, kernel, schedule, machine, rivals, job.rounds).items():
             ours = name in (gpu.DEPENDENT, gpu.PLAIN)
-            fields = {**shared, **(own if ours else {"kernel": f"peer:{name}"})}
-            facts = {**job.facts, "launches": name} if ours else dict(job.facts)
+            fields, facts = {**shared, "kernel": f"peer:{name}"}, dict(job.facts)
+            if ours:
+                fields |= {**own, "overlapping": name == gpu.DEPENDENT and overlap(steps)}
+                facts["launches"] = name
             yield timed_record(fields, facts, timing, problem, machine)
 
 

@@ -26,7 +26,7 @@ from lab.problems import Estimate, Operand, Problem
 from lab.record import Checked, Record, Value, provenance
 from lab.verify import Check, compare_output, joined
 from sim.errors import EnvironmentFailure, KernelError
-from sim.launch import Launch
+from sim.launch import Launch, overlap
 from sim.machine import Machine
 from sim.roofline import roofline
 
@@ -286,6 +286,7 @@ class Bench:
             described[entry.name] = {
                 "kernel": entry.kernel.name,
                 "schedule": schedule_fields(entry.schedule),
+                "overlapping": overlap(steps) and not entry.plain,
                 "predicted_us": entry.kernel.predicted_us(self.problem, entry.schedule, steps, self.machine),
                 "theory": theory.as_dict(),
             }
