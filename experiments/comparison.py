@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.rows import best_peer, is_peer
+from experiments.lookup import best_peer, is_peer
 from experiments.words import spell
 from lab.gpu.statistics import median_interval
 from lab.record import Record, archive, read
@@ -44,15 +44,21 @@ def load(name: str) -> tuple[Record, ...]:
 
 
 def compare(before: Sequence[Record], after: Sequence[Record], threshold: float) -> list[Change]:
-    """Every kernel that was timed before; raises InputError where nothing was, or nothing of it is there afterwards."""
+    """Every kernel that was timed before, each against its times on the same machine and with launches alike.
+
+    Raises InputError where nothing was, or nothing of it is there afterwards.
+    """
     old, new = _fastest(before), _fastest(after)
     if not old:
         raise InputError("the records before hold no timed kernel")
     if not {(r.kernel, str(r.problem)) for r in after} & {(r.kernel, str(r.problem)) for r in before if not is_peer(r)}:
         raise InputError("the two sets of records have no kernel on the same problem in common")
+    otherwise = {(r.kernel, str(r.problem), r.clock) for r in new.values()}
     changes = []
     for key, was in old.items():
         now = new.get(key)
+        if now is None and (was.kernel, str(was.problem), was.clock) in otherwise:
+            continue  # timed on another machine, or launched in another way: neither slower nor lost
         was_of_peer, now_of_peer = _of_peer(before, was), _of_peer(after, now) if now else None
         slowdown, noise = None, False
         if now and now.us and was.us:
@@ -72,6 +78,8 @@ def compare(before: Sequence[Record], after: Sequence[Record], threshold: float)
                 regression=slowdown is None or (slowdown > 1 + threshold and not noise),
             )
         )
+    if not changes:
+        raise InputError("what both sets of records timed ran on different machines or with other launches")
     return changes
 
 
@@ -86,11 +94,11 @@ def _within_noise(was: Record, now: Record, slowdown: float) -> bool:
 
 
 def _fastest(records: Sequence[Record]) -> dict[str, Record]:
-    """The fastest timed record of each kernel, problem and clock."""
+    """The fastest timed record of each kernel and problem by machine, clock and overlapping or plain launches."""
     found: dict[str, Record] = {}
     for record in records:
         if record.us is not None and record.kernel and not is_peer(record):
-            key = f"{record.kernel} {record.problem} {record.clock}"
+            key = f"{record.kernel} {record.problem} {record.machine} {record.clock} {record.overlapping}"
             if key not in found or record.us < (found[key].us or 0.0):
                 found[key] = record
     return found

@@ -230,6 +230,17 @@ def schedule_fields(schedule: Any) -> dict[str, int | str]:
     return {f.name: _plain(getattr(schedule, f.name)) for f in fields(schedule)}
 
 
+def recorded_schedule(kernel: Kernel, values: Mapping[str, int | str]) -> Any:
+    """The schedule whose `schedule_fields` these are; raises InputError or ScheduleError where there is none today."""
+    types = {f.name: cast(type, f.type) for f in fields(kernel.module.Schedule)}
+    if set(values) != set(types):
+        raise InputError(f"{kernel.name} has the schedule fields {', '.join(types)}; given are {', '.join(values)}")
+    try:
+        return kernel.module.Schedule(**{name: types[name](value) for name, value in values.items()})
+    except ValueError as error:
+        raise InputError(f"{kernel.name} has no such schedule: {error}") from error
+
+
 def constants(schedule: Any) -> dict[str, int]:
     """What the device code sees as `schedule::`: the fields and every integer property."""
     derived = [name for name, member in getmembers(type(schedule)) if isinstance(member, property)]

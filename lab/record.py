@@ -38,7 +38,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     `run` is one id for all rows measured interleaved in one go. `on` is the chip that ran it, "sim" or "gpu", and
     `machine` the description its theory and prediction refer to. `us` is the median of `samples_us`. A peer's row has
-    the kernel "peer:<name>". `metrics` holds what only this experiment defines, each name ending in its unit.
+    the kernel "peer:<name>". `overlapping` says whether the kernel's launches were dependent ones, which may start
+    before what is enqueued ahead of them has ended; null is unknown, as of a peer. `metrics` holds what only this
+    experiment defines, each name ending in its unit.
     """
 
     schema: int = SCHEMA
@@ -60,6 +62,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     problem: dict[str, Value | list[Value]] | None = None
     schedule: dict[str, int | str] | None = None
     clock: Literal["cold", "graph", "chain"] | None = None
+    overlapping: bool | None = None
     us: float | None = None
     samples_us: list[float] = []
     predicted_us: float | None = None
@@ -162,8 +165,13 @@ class Archive:
 
     def timed(self, **fields: Any) -> tuple[Record, ...]:
         """The records of the newest run on a real card that timed what has these values; chains of layers left out."""
-        found = [r for r in self.where(on="gpu", **fields).records if r.us and "layers" not in r.metrics]
+        found = [r for r in self.where(on="gpu", **fields).records if r.us and not is_chain(r)]
         return tuple(r for r in found if r.run == found[-1].run)
+
+
+def is_chain(record: Record) -> bool:
+    """Whether a record's time is that of several layers, the output of each the input of the next."""
+    return "layers" in record.metrics and record.us is not None
 
 
 def archive() -> Archive:
@@ -194,10 +202,22 @@ def read(paths: Iterable[Path]) -> Archive:
                     f"{path.name} line {number} has schema {schema}; this version of the lab reads {SCHEMA}"
                 )
             try:
-                records.append(msgspec.json.decode(line, type=Record))
+                records.append(_completed(msgspec.json.decode(line, type=Record)))
             except msgspec.ValidationError as error:
                 raise InputError(f"{path.name} line {number} is not a record: {error}") from error
     return Archive(tuple(sorted(records, key=lambda r: r.time)), tuple(complaints))
+
+
+def _completed(record: Record) -> Record:
+    """The record with what older ones say in their metrics alone: a chain's clock, and whether launches overlapped."""
+    if is_chain(record) and record.clock == "graph":
+        record = msgspec.structs.replace(record, clock="chain")
+    if record.overlapping is None and record.schedule is not None:
+        if record.metrics.get("plain"):
+            return msgspec.structs.replace(record, overlapping=False)
+        if "launches" in record.metrics:
+            return msgspec.structs.replace(record, overlapping=record.metrics["launches"] == "dependent")
+    return record
 
 
 class _Schema(msgspec.Struct):

@@ -1,5 +1,6 @@
 """Launch: one kernel launch as pure data, which every executor takes."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
@@ -104,3 +105,8 @@ class Launch:
     @property
     def threads(self) -> int:
         return prod(self.block)
+
+
+def overlap(launches: Iterable[Launch]) -> bool:
+    """Whether any of the launches may start before what is enqueued ahead of it has ended."""
+    return any(launch.dependent for launch in launches)

@@ -4,15 +4,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from experiments import markdown
-from experiments.rows import READ, Row, Verdict, best_peer, is_peer, layer_of, read_of
+from experiments.lookup import (
+    READ,
+    STALE,
+    best_peer,
+    is_peer,
+    layer_of,
+    machines_of,
+    read_of,
+    source_of,
+    stale,
+)
+from experiments.rows import Row, Verdict, time_row
 from experiments.running.backends import Backend
 from experiments.running.formats import chosen_job, in_format
 from experiments.running.jobs import Search
-from lab.explain import explain
 from lab.problems import Linear
 from lab.record import Archive, Record
 from sim.errors import InputError
-from sim.machine import machine
 
 QUESTION = "How far are the linear layers of decode from the time it takes to read their weights?"
 
@@ -149,13 +158,12 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: AR
     """Each layer: its time, the read's, the best peer's."""
     for cell in cells(records):
         record = cell.record
-        floor = explain(cell.problem, machine(record.machine)).roofline.floor_us
-        source = record.source if record.us else ""
-        yield Row(cell.name, f"{record.kernel}, us", floor, record.predicted_us, record.us, source)
+        row = time_row(cell.name, f"{record.kernel}, us", record, record)
+        yield row
         if cell.read:
-            yield Row(cell.name, f"{READ}, us", None, None, cell.read, source)
+            yield Row(cell.name, f"{READ}, us", None, None, cell.read, row.source)
         if cell.peer:
-            yield Row(cell.name, f"{cell.peer.kernel}, us", None, None, cell.peer.us, source)
+            yield Row(cell.name, f"{cell.peer.kernel}, us", None, None, cell.peer.us, row.source)
 
 
 def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG001
@@ -182,19 +190,22 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG00
 
 
 def table(past: Archive) -> str:
-    """Decode's layers against the plain read and their peers, and what the bars say."""
-    records = _newest(past)
-    lines = list(_lines(records))
-    if not lines:
-        return "No records yet: `lab run decode_bars --on gpu` makes them."
+    """Decode's layers on each machine against the plain read and their peers, and what the bars say."""
+    every = machines_of(past.where(experiment="decode_bars", on="gpu").records)
+    parts = [_of_machine(_newest(timed)) for timed in every.values()]
+    return "\n\n".join(parts) or "No records yet: `lab run decode_bars --on gpu` makes them."
+
+
+def _of_machine(records: Sequence[Record]) -> str:
     said = "\n".join(f"- {sentence}" for sentence in _sentences(records))
-    return f"{said}\n\n{markdown.table(_HEADINGS, lines)}\n\n{markdown.measured_on(r.source for r in records if r.us)}"
+    sources = markdown.measured_on(source_of(r) for r in records if r.us)
+    return f"{said}\n\n{markdown.table(_HEADINGS, list(_lines(records)))}\n\n{sources}"
 
 
-def _newest(past: Archive) -> list[Record]:
-    """The newest time of each layer, with what was timed beside it; `large` has a line of its own."""
-    timed = past.where(experiment="decode_bars", on="gpu").records
-    runs = {str(r.problem): r.run for r in timed if r.schedule is not None and "bar" in r.metrics}
+def _newest(timed: Sequence[Record]) -> list[Record]:
+    """The newest time of each layer, plain launches, with what was timed beside it; `large` has a line of its own."""
+    own = [r for r in timed if r.schedule is not None and "bar" in r.metrics and r.overlapping is not True]
+    runs = {str(r.problem): r.run for r in own}
     return [r for r in timed if runs.get(str(r.problem)) == r.run and "stage" not in r.metrics]
 
 
@@ -222,4 +233,5 @@ def _figures(cell: Cell | None) -> str:
     if cell is None or cell.record.us is None:
         return "-"
     peer = f" ({cell.peer.us:.1f})" if cell.peer and cell.peer.us else ""
-    return f"{cell.record.us:.2f}{'*' if cell.missed else ''}{peer}"
+    doubt = f", {STALE}" if stale(cell.record) else ""
+    return f"{cell.record.us:.2f}{'*' if cell.missed else ''}{peer}{doubt}"

@@ -6,11 +6,11 @@ from itertools import islice
 
 from msgspec.structs import replace
 
-from experiments.rows import Row, Verdict, is_peer, layer_of
+from experiments.lookup import is_peer, layer_of, note, read_rate, stale
+from experiments.rows import Row, Verdict, floor_of
 from experiments.running.backends import Backend
 from experiments.running.formats import chosen_job
 from lab.choice import best_guesses, legal_candidates, schedule_words
-from lab.explain import explain
 from lab.kernel import schedule_fields
 from lab.problems import Linear
 from lab.record import Archive, Record
@@ -20,8 +20,7 @@ from sim.machine import Machine, machine
 QUESTION = "How close does a chain of dependent layers at batch 1 come to reading all its weights at full rate?"
 
 FORMATS = ("bf16", "int4_g128")
-READ_RATE = 3.18e12  # B/s of a plain read of a large array on an H100 (experiment ceilings)
-BAR = 1.06  # times the bytes at that rate
+BAR = 1.06  # times the bytes at the rate of a plain read of a large array (experiment ceilings)
 
 
 @dataclass(frozen=True)
@@ -76,13 +75,13 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
     for record in fastest(_measured(records, past)):
         layers = int(record.metrics["layers"] or 0)
         problem = layer_of(record)
-        floor = layers * explain(problem, machine(record.machine)).roofline.floor_us
+        floor = layers * floor_of(record)
         case = f"{problem.weights}, {layers} layers of {problem.n:,} x {problem.k:,}, m = {problem.m}"
         predicted = layers * record.predicted_us if record.predicted_us else None
         what = (
             record.kernel if is_peer(record) else f"{record.kernel}, {record.metrics.get('launches', 'plain')} launches"
         )
-        yield Row(case, f"{what}, us", floor, predicted, record.us, record.source if record.us else "")
+        yield Row(case, f"{what}, us", floor, predicted, record.us, record.source if record.us else "", note(record))
 
 
 def fastest(records: Sequence[Record]) -> list[Record]:
@@ -97,8 +96,9 @@ def fastest(records: Sequence[Record]) -> list[Record]:
 
 
 def _measured(records: Sequence[Record], past: Archive) -> Sequence[Record]:
-    """The records where one has a time, else those that a GPU gave last."""
-    timed = past.where(experiment="decode_chain", on="gpu").records
+    """The records where one has a time, else those that such a GPU gave last."""
+    here = records[0].machine if records else ""
+    timed = past.where(experiment="decode_chain", on="gpu", machine=here).records
     if any(record.us for record in records) or not timed:
         return records
     return [record for record in timed if record.commit == timed[-1].commit]
@@ -106,21 +106,26 @@ def _measured(records: Sequence[Record], past: Archive) -> Sequence[Record]:
 
 def verdict(records: Sequence[Record], past: Archive) -> Verdict:
     """The chains with launches that overlap, against their bytes at the read rate."""
-    judged = {
-        f"{layer_of(r).weights}": times_the_read(r)
+    chains = [
+        r
         for r in fastest(_measured(records, past))
-        if r.us and r.metrics.get("launches") == "dependent"
-    }
-    if not judged:
+        if r.us and r.metrics.get("launches") == "dependent" and not stale(r)
+    ]
+    if not chains:
         return Verdict(all(r.on == "sim" for r in records), f"{len(records)} chains were predicted, none was timed.")
+    title = machine(chains[0].machine).title
+    rate, _ = read_rate(past, chains[0].machine)
+    if not rate:
+        return Verdict(False, f"How fast the {title} reads has not been measured here (lab run ceilings --on gpu).")
+    judged = {layer_of(r).weights: times_the_read(r, rate) for r in chains}
     sentences = [
-        f"{name} takes {times:.3f} times its bytes at {READ_RATE / 1e12:.2f} TB/s" for name, times in judged.items()
+        f"{name} takes {times:.3f} times its bytes at {rate / 1e12:.2f} TB/s" for name, times in judged.items()
     ]
     return Verdict(max(judged.values()) <= BAR, f"{'; '.join(sentences)} (bar {BAR}).")
 
 
-def times_the_read(record: Record) -> float:
-    """A chain's time over that of its weights at the rate of a plain read of a large array."""
+def times_the_read(record: Record, rate: float) -> float:
+    """A chain's time over that of its weights at a rate in bytes per second."""
     problem = layer_of(record)
     nbytes = int(record.metrics["layers"] or 0) * problem.bytes["weights"]
-    return (record.us or 0.0) / (nbytes / READ_RATE * 1e6)
+    return (record.us or 0.0) / (nbytes / rate * 1e6)

@@ -8,18 +8,18 @@ from math import exp, log
 from typing import Any
 
 from experiments import markdown
+from experiments.lookup import STALE, best_peer, is_peer, machines_of, stale
 from experiments.markdown import figure
-from experiments.rows import Row, Verdict, best_peer, is_peer, question_of
+from experiments.rows import Row, Verdict, time_row
 from experiments.running.backends import Backend
 from experiments.running.formats import chosen_job
 from experiments.running.jobs import Search
 from lab import tuned
 from lab.choice import schedule_words
-from lab.explain import explain
 from lab.problems import Linear
 from lab.record import Archive, Record
 from sim.errors import InputError
-from sim.machine import Machine, machine
+from sim.machine import Machine
 
 QUESTION = "How close do the kernels that the lab chooses come to cuBLAS, shape by shape?"
 
@@ -166,16 +166,13 @@ def draw(count: int, seed: int, target: Machine) -> list[Linear]:
 def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: ARG001 (all is of one run)
     """Each case: ours, the peer, and the peer's time over ours."""
     for record in own(records):
-        problem = question_of(record)
-        floor = explain(problem, machine(record.machine)).roofline.floor_us
         case = f"{name_of(record)}, {record.metrics['bar']}"
-        yield Row(
-            case, f"{record.kernel}, us", floor, record.predicted_us, record.us, record.source if record.us else ""
-        )
+        row = time_row(case, f"{record.kernel}, us", record, record)
+        yield row
         other = rival(records, record)
         if other:
             what = other.kernel if is_peer(other) else f"the best, {other.kernel}"
-            yield Row(case, f"{what}, us", floor, other.predicted_us, other.us, other.source)
+            yield Row(case, f"{what}, us", row.theory, other.predicted_us, other.us, other.source)
             yield Row(case, "its time over ours", None, None, ratio(records, record), other.source)
 
 
@@ -248,22 +245,26 @@ def name_of(record: Record) -> str:
 
 
 def table(past: Archive) -> str:
-    """Every case of the newest measurement of each bar, and what the bars say."""
-    measured = past.where(experiment="gemm_bars", on="gpu")
+    """On each machine every case of the newest measurement of each bar, and what the bars say."""
+    every = machines_of(past.where(experiment="gemm_bars", on="gpu").records)
+    parts = [_of_machine(measured) for measured in every.values()]
+    return "\n\n".join(parts) or "No records yet: `lab run gemm_bars --on gpu` makes them."
+
+
+def _of_machine(measured: Sequence[Record]) -> str:
     rows, sentences, sources = [], [], set()
-    for name, group in by_bar(measured.records).items():
+    for name, group in by_bar(measured).items():
         newest = list({str(record.problem): record for record in group}.values())
         for record in newest:
-            other = rival(measured.records, record)
-            over = ratio(measured.records, record)
+            other = rival(measured, record)
+            over = ratio(measured, record)
             words = schedule_words(record.schedule or {})
             times = [figure(record.us), figure(other.us if other else None)]
-            case = [name, name_of(record), record.clock or "-", f"`{record.kernel}` {words}"]
+            doubt = f" ({STALE})" if stale(record) else ""
+            case = [name, name_of(record), record.clock or "-", f"`{record.kernel}` {words}{doubt}"]
             rows.append([*case, *times, f"{over:.3f}" if over else "-"])
             sources.add(record.source)
-        sentences.append(judge(name, newest, measured.records).sentence)
-    if not rows:
-        return "No records yet: `lab run gemm_bars --on gpu` makes them."
+        sentences.append(judge(name, newest, measured).sentence)
     headings = ["bar", "m x n x k", "clock", "chosen", "ours, us", "rival, us", "rival over ours"]
     said = "\n".join(f"- {sentence}" for sentence in sentences)
     return f"{said}\n\n{markdown.table(headings, rows)}\n\n{markdown.measured_on(sources)}"

@@ -3,16 +3,15 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from experiments.rows import COPY, Row, Verdict, best_peer, is_peer, question_of, read_of
+from experiments.lookup import COPY, best_peer, is_peer, question_of, read_of
+from experiments.rows import Row, Verdict, time_row
 from experiments.running.backends import Backend
 from experiments.running.formats import chosen_job
 from experiments.running.jobs import Search
 from experiments.words import spell
-from lab.explain import explain
 from lab.problems.rmsnorm import RMSNorm
 from lab.record import Archive, Record
 from sim.errors import InputError
-from sim.machine import machine
 
 QUESTION = "How far are the small kernels of a step from a copy of their bytes, and from PyTorch's compiled ones?"
 
@@ -52,10 +51,8 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
     """Each problem's floor, prediction and time; the copy's and the best peer's."""
     every = [*past.records, *records]
     for record in _ours(records, past):
-        problem = question_of(record)
         case = _named(record)
-        floor = explain(problem, machine(record.machine)).roofline.floor_us
-        yield Row(case, "us in a graph", floor, record.predicted_us, record.us, record.source if record.us else "")
+        yield time_row(case, "us in a graph", record, record)
         copy, peer = read_of(every, record, COPY), best_peer(every, record)
         if copy:
             yield Row(case, "copy of as many bytes, us", None, None, copy, record.source)
@@ -83,7 +80,8 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
 def _ours(records: Sequence[Record], past: Archive) -> list[Record]:
     """The newest chosen one of each problem among these records, else among those measured before."""
     found: dict[str, Record] = {}
-    for record in [*past.where(experiment="rowwise_bars", on="gpu").records, *records]:
+    here = records[0].machine if records else ""
+    for record in [*past.where(experiment="rowwise_bars", on="gpu", machine=here).records, *records]:
         chosen = record.kernel and not is_peer(record) and "stage" not in record.metrics
         if chosen and (record.us is not None or str(record.problem) not in found):
             found[str(record.problem)] = record

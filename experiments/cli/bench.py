@@ -88,7 +88,7 @@ def bench(
 
 
 def _render(document: dict[str, Any]) -> None:
-    from experiments.rows import best_peer, question_of
+    from experiments.lookup import best_peer, question_of
     from experiments.words import spell
     from lab.explain import explain
     from sim.machine import MACHINES

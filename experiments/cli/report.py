@@ -7,25 +7,32 @@ import typer
 from experiments.cli.options import Json
 from experiments.cli.output import emit, say
 
-Check = Annotated[bool, typer.Option("--check", help="Write nothing; exit code 1 where a file is not current.")]
+Check = Annotated[
+    bool, typer.Option("--check", help="Write nothing; exit code 1 where a file is not what the records make of it.")
+]
 
 
 def report(check: Check = False, as_json: Json = False) -> int:
-    """Write README's tables and the rooflines anew from the committed records."""
+    """Write README's tables and the rooflines anew from the committed records, and say which figures are in doubt."""
     from experiments.tables.report import report as make
     from lab.record import archive
 
     past = archive()
     made = make(past)
-    changed = [str(path) for path in (made.stale if check else made.write())]
-    emit({"changed": changed, "complaints": list(past.complaints)}, as_json, _render)
+    changed = [str(path) for path in (made.outdated if check else made.write())]
+    document = {"written": not check, "changed": changed, "doubts": made.doubts, "complaints": past.complaints}
+    emit(document, as_json, _render)
     return 1 if check and changed else 0
 
 
 def _render(document: dict[str, Any]) -> None:
-    for complaint in document["complaints"]:
-        say(complaint)
+    for sentence in (*document["complaints"], *document["doubts"]):
+        say(sentence)
     for path in document["changed"]:
-        say(f"changed: {path}")
+        say(
+            f"changed: {path}"
+            if document["written"]
+            else f"{path} is not what the records make of it; lab report writes it"
+        )
     if not document["changed"]:
         say("everything is current")

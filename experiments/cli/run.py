@@ -42,7 +42,7 @@ def _render(document: dict[str, Any]) -> None:
     rows = document["rows"]
     table(
         ["", "", "theory", "simulated", "measured"],
-        ([r.case, r.quantity, number(r.theory), number(r.simulated), number(r.measured)] for r in rows),
+        ([r.case, r.shown, number(r.theory), number(r.simulated), number(r.measured)] for r in rows),
         numbers_from=2,
     )
     for source in sorted({r.source for r in rows if r.source}):

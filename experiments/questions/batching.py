@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
-from experiments.rows import Row, Verdict, cases, layer_of, measured
+from experiments.lookup import cases, comparable, layer_of, measured
+from experiments.rows import Row, Verdict, time_row
 from experiments.running.backends import Backend
 from experiments.running.formats import chosen_job, formats_of, in_format
 from lab.explain import Explanation, explain
@@ -62,11 +63,11 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
             placed, layer = _placed(record), layer_of(record)
             found = _timed(record, past)
             case = f"{name}, m = {m:,}, {placed.roofline.regime}"
-            floor, source = placed.roofline.floor_us, found.source if found else ""
-            times = (floor, record.predicted_us, found.us if found else None)
-            yield Row(case, f"{record.kernel}, us", *times, source)
+            row = time_row(case, f"{record.kernel}, us", record, found)
+            yield row
             for what, amount in (("weights, TB/s", layer.bytes["weights"]), ("TFLOP/s", layer.flops)):
-                yield Row(case, what, *(amount / us * 1e6 / TERA if us else None for us in times), source)
+                rates = (amount / us * 1e6 / TERA if us else None for us in (row.theory, row.simulated, row.measured))
+                yield Row(case, what, *rates, row.source, row.note)
 
 
 def verdict(records: Sequence[Record], past: Archive) -> Verdict:
@@ -80,7 +81,8 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
         predicted = _crossing({m: r.predicted_us for m, r in by_batch.items()}, flip)
         if predicted:
             sentence += f", {predicted:.0f} predicted"
-        found = _crossing({m: t.us for m, r in by_batch.items() if (t := _timed(r, past))}, flip)
+        timed = {m: t for m, r in by_batch.items() if (t := _timed(r, past))}
+        found = _crossing({m: t.us for m, t in timed.items()}, flip) if comparable(list(timed.values())) else None
         if found:
             sentence += f", {found:.0f} measured"
             passed &= flip / SPREAD <= found <= flip * SPREAD

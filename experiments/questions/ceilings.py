@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from experiments.rows import CLOCKS, Row, Verdict
+from experiments.lookup import CLOCKS, ceilings, read_rate
+from experiments.rows import Row, Verdict
 from experiments.running.backends import Backend
 from lab.record import Archive, Record
 from sim.machine import machine
@@ -25,7 +26,7 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
     """Data sheet beside the newest measurement, on either clock."""
     chip = machine(records[0].machine)
     sheet = chip.hbm_bandwidth / 1e12
-    found = newest(past, chip.name)
+    found = ceilings(past, chip.name)
     if not found:
         yield Row(chip.title, "read, TB/s", sheet, None, None)
     for record in found:
@@ -51,17 +52,3 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
     return Verdict(
         share <= 1, f"A read kernel gets {rate / 1e12:.3g} TB/s on {source}: {share:.1%} of the data sheet's {sheet}."
     )
-
-
-def newest(past: Archive, machine_name: str) -> tuple[Record, ...]:
-    """The newest measured ceilings of a kind of card."""
-    return past.timed(experiment="ceilings", machine=machine_name)
-
-
-def read_rate(past: Archive, machine_name: str) -> tuple[float | None, str]:
-    """(bytes per second, source) of the fastest read of the largest array on such a card; None where never measured."""
-    reads = [r for r in newest(past, machine_name) if r.metrics.get("what") == "read"]
-    if not reads:
-        return None, ""
-    best = max(reads, key=lambda r: (int(r.metrics["nbytes"] or 0), float(r.metrics["bytes_per_s"] or 0)))
-    return float(best.metrics["bytes_per_s"] or 0), best.source

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from experiments.questions.ceilings import read_rate
-from experiments.rows import Row, Verdict, cases, layer_of, measured, question_of
+from experiments.lookup import cases, comparable, layer_of, measured, note, question_of, read_rate
+from experiments.rows import Row, Verdict
 from experiments.running.backends import Backend
 from lab.problems import Linear, Model, model_named
 from lab.record import Archive, Record
@@ -12,6 +12,7 @@ from sim.machine import machine
 
 QUESTION = "How many tokens a second can a model decode at most, one sequence at a time?"
 KERNEL = "gemv_vectorized"
+CLOCK = "graph"
 CHECK_S = 0.3
 
 
@@ -55,7 +56,10 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
     yield Row(case, "tokens/s", *_tokens_per_second(records, past), source=source)
     layers = _sums(records, past)
     if layers:
-        yield Row(case, f"all linear layers by {KERNEL}, ms", *layers)
+        every, timed = cases(records), _timed(records, past)
+        doubts = {note(record, found) for record, found in zip(every, timed or [None] * len(every), strict=True)}
+        source = timed[0].source if timed else ""
+        yield Row(case, f"all linear layers by {KERNEL}, ms", *layers, source, ", ".join(sorted(filter(None, doubts))))
 
 
 def verdict(records: Sequence[Record], past: Archive) -> Verdict:
@@ -105,15 +109,18 @@ def _sums(records: Sequence[Record], past: Archive) -> tuple[float, float, float
     counts = _layers(model)
     chip = machine(records[0].machine)
     floor = predicted = 0.0
-    timed: list[float | None] = []
     for record in cases(records):
         problem = layer_of(record)
         times = counts[(problem.n, problem.k)]
         floor += times * problem.bytes["total"] / chip.hbm_bandwidth * 1e3
         predicted += times * (record.predicted_us or 0.0) / 1e3
-        found = measured(past, record, "graph")
-        timed.append(times * found.us / 1e3 if found and found.us else None)
-    if not timed:
-        return None
-    whole = [t for t in timed if t is not None]
-    return floor, predicted, sum(whole) if len(whole) == len(timed) else None
+    timed = [(layer_of(record), record.us or 0.0) for record in _timed(records, past)]
+    measured_ms = sum(counts[(problem.n, problem.k)] * us / 1e3 for problem, us in timed)
+    return (floor, predicted, measured_ms or None) if predicted else None
+
+
+def _timed(records: Sequence[Record], past: Archive) -> list[Record]:
+    """What was measured of each linear layer; nothing unless all were, alike."""
+    layers = cases(records)
+    found = [timed for record in layers if (timed := measured(past, record, CLOCK))]
+    return found if len(found) == len(layers) and comparable(found) else []

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.rows import cases, layer_of, times
+from experiments.lookup import cases, layer_of, times
 from experiments.running.backends import Pairing
 from lab.problems import Linear
 from lab.record import Archive, Record

@@ -8,7 +8,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from experiments.rows import CLOCKS, Row, Verdict, cases, layer_of, measured
+from experiments.lookup import CLOCKS, cases, layer_of, measured, note
+from experiments.rows import Row, Verdict
 from experiments.running.backends import Backend
 from lab.problems import Linear
 from lab.record import Archive, Record
@@ -54,8 +55,9 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
         here = record if record.on == "sim" else None
         source = found.source if found else ""
         case = f"k = {problem.k:,}, {_summed(problem)}"
-        yield Row(case, "relative error", rounding_alone(problem.output), _error(here), _error(found), source)
-        yield Row(case, "largest error / bound", 1.0, _of_bound(here), _of_bound(found), source)
+        alone, doubt = rounding_alone(problem.output), note(record, found)
+        yield Row(case, "relative error", alone, _error(here), _error(found), source, doubt)
+        yield Row(case, "largest error / bound", 1.0, _of_bound(here), _of_bound(found), source, doubt)
 
 
 def verdict(records: Sequence[Record], past: Archive) -> Verdict:

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from experiments import markdown
+from experiments.lookup import best_peer, counted, is_peer, layer_of, note
 from experiments.markdown import figure, share
 from experiments.questions.ladder import climb, tuned_fields
-from experiments.rows import MEGA, Row, Verdict, best_peer, is_peer, layer_of
+from experiments.rows import MEGA, Row, Verdict, counters_of
 from experiments.running.backends import Backend
 from experiments.running.jobs import Job
 from experiments.words import spell
@@ -151,18 +152,17 @@ def steps(records: Sequence[Record], past: Archive) -> dict[str, list[Step]]:
 
 
 def _step(record: Record, records: Sequence[Record], past: Archive) -> Step:
-    same = {"kernel": record.kernel, "problem": record.problem, "schedule": record.schedule}
-    simulating, counting = (past.newest_with(field, **same) for field in ("simulated", "counters"))
+    simulating = counted(past, record, "simulated")
     simulated = record.simulated or (simulating.simulated if simulating else None) or {}
-    counters = (counting.counters if counting else None) or {}
+    counters = counters_of(counted(past, record))
     hbm = [counters[name] for name in ("hbm_read_bytes", "hbm_write_bytes") if name in counters]
     chip, problem, peer = machine(record.machine), layer_of(record), best_peer(records, record)
     rate = problem.flops / record.us * 1e6 if record.us else None
     held = (record.clocks or {}).get("sm")  # MHz
-    note = record.metrics["note"]
+    names = [record.kernel, record.metrics["note"], note(record)]
     return Step(
-        name=f"{record.kernel}{f', {note}' if note else ''}",
-        adds=catalog.get(record.kernel or "").adds,
+        name=", ".join(str(name) for name in names if name),
+        adds=catalog.get(record.kernel).adds if record.kernel in catalog.names() else "",
         l2_theory=_mega((record.theory or {}).get("l2_to_sm_bytes")),
         l2_simulated=_mega(simulated.get("l2_to_sm_bytes")),
         l2_counted=_mega(counters.get("l2_to_sm_bytes")),
@@ -224,7 +224,8 @@ def table(past: Archive) -> str:
         if not records:
             continue
         last = ([r for r in records if r.us is not None] or records)[-1]
-        same = [r for r in records if (r.on, r.commit) == (last.on, last.commit)]  # every rung is a run of its own
+        of_last = (last.on, last.machine, last.commit)  # every rung is a run of its own
+        same = [r for r in records if (r.on, r.machine, r.commit) == of_last]
         newest = {(r.kernel, str(r.problem), r.metrics["note"]): r for r in same if r.schedule is not None}
         rungs = sorted(newest.values(), key=lambda r: int(r.metrics["rung"] or 0))
         climbed = steps([*rungs, *filter(is_peer, same)], past)[name]

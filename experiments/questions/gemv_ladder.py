@@ -1,15 +1,15 @@
 """The GEMV ladder rung by rung: one token against a matrix of weights, each kernel beside cuBLAS and the floor."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from experiments.lookup import best_peer, comparable, is_peer, layer_of, measured, note, question_of, stale
 from experiments.questions.ladder import climb, tuned_fields
-from experiments.rows import MEGA, Row, Verdict, best_peer, is_peer, layer_of, measured, question_of
+from experiments.rows import MEGA, Row, Verdict, floor_of, time_row
 from experiments.running.backends import Backend
 from experiments.running.jobs import Job
 from lab import catalog
 from lab.choice import schedule_words
-from lab.explain import explain
 from lab.problems import Linear
 from lab.record import Archive, Record
 from sim.errors import InputError
@@ -70,18 +70,25 @@ def measure(options: Options, backend: Backend) -> Iterator[Record]:
 
 @dataclass(frozen=True)
 class Step:
-    """A rung on one shape. `us` is measured, else predicted; shares are of 1, of the time by which `us` is."""
+    """A rung on one shape, as simulated and, where it was, as measured. Shares are of 1, of the time `us`."""
 
     record: Record
-    us: float
-    floor_us: float
-    of_peak: float  # of HBM's bandwidth, by the bytes that the problem needs
+    timed: Record | None
     peer_us: float | None
-    source: str  # card and commit; empty where predicted
+
+    @property
+    def us(self) -> float:
+        """Microseconds, measured, else predicted; infinite for a rung that failed."""
+        return (self.timed.us if self.timed else self.record.predicted_us) or float("inf")
 
     @property
     def of_floor(self) -> float:
-        return self.floor_us / self.us
+        return floor_of(self.record) / self.us
+
+    @property
+    def of_peak(self) -> float:
+        """Of HBM's bandwidth, by the bytes that the problem needs."""
+        return question_of(self.record).bytes["total"] / self.us * MEGA / machine(self.record.machine).hbm_bandwidth
 
 
 def steps(records: Sequence[Record], past: Archive) -> dict[str, list[Step]]:
@@ -97,32 +104,24 @@ def steps(records: Sequence[Record], past: Archive) -> dict[str, list[Step]]:
 
 
 def _step(record: Record, past: Archive) -> Step:
-    problem, chip = question_of(record), machine(record.machine)
     timed = measured(past, record, CLOCK)
-    us = (timed.us if timed else record.predicted_us) or float("inf")  # inf: a rung that failed
     peer = best_peer(past.records, timed) if timed else None
-    return Step(
-        record=record,
-        us=us,
-        floor_us=explain(problem, chip).roofline.floor_us,
-        of_peak=problem.bytes["total"] / us * MEGA / chip.hbm_bandwidth,
-        peer_us=peer.us if peer else None,
-        source=timed.source if timed else "",
-    )
+    return Step(record, timed, peer.us if peer else None)
 
 
 def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
     """Of each rung: what it adds, time, shares of the floor and of HBM's peak, and how it compares."""
     for shape, climbed in steps(records, past).items():
-        times = {step.record.kernel: step.us for step in climbed if step.source}
+        timed = {step.record.kernel: step.timed for step in climbed if step.timed}
         for step in climbed:
-            record, case = step.record, f"{shape}: {step.record.kernel}"
-            us = step.us if step.source else None
-            yield Row(case, "us in a graph", step.floor_us, record.predicted_us, us, step.source)
-            yield Row(case, "L2 to SM, MB", _mega(record.theory), _mega(record.simulated), None)
-            if us is None:
+            record, found, case = step.record, step.timed, f"{shape}: {step.record.kernel}"
+            row = time_row(case, "us in a graph", record, found)
+            yield row
+            yield Row(case, "L2 to SM, MB", _mega(record.theory), _mega(record.simulated), None, note=note(record))
+            if found is None:
                 continue
-            after = times.get(_below(record))
+            us, below = step.us, timed.get(_below(record))
+            after = below.us if below and comparable([below, found]) else None
             for quantity, value in (
                 ("of the floor", step.of_floor),
                 ("of HBM's peak", step.of_peak),
@@ -130,7 +129,7 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
                 ("time of the rung below over its own", after / us if after else None),
             ):
                 if value is not None:
-                    yield Row(case, quantity, None, None, value, step.source)
+                    yield Row(case, quantity, None, None, value, row.source, row.note)
 
 
 def _below(record: Record) -> str | None:
@@ -158,10 +157,12 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
 
 
 def _climbed(shape: str, climbed: Sequence[Step]) -> str:
-    timed = [step for step in climbed if step.source] or climbed
+    current = [step for step in climbed if step.timed and not stale(step.timed)]
+    known = [step for step in current if step.timed and step.timed.overlapping is not None]
+    timed = known or current or [replace(step, timed=None, peer_us=None) for step in climbed]
     first, best = timed[0], min(timed, key=lambda step: step.us)
     beside = f" and {best.peer_us / best.us:.1%} of cuBLAS" if best.peer_us else ""
     return (
         f"{shape} climbs from {first.us:,.4g} us ({first.record.kernel}) to {best.us:.4g} us ({best.record.kernel}), "
-        f"{best.of_floor:.1%} of the floor{beside} ({'measured' if best.source else 'predicted'})"
+        f"{best.of_floor:.1%} of the floor{beside} ({'measured' if best.timed else 'predicted'})"
     )

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from experiments.rows import Row, Verdict, question_of
+from experiments.lookup import question_of
+from experiments.rows import Row, Verdict
 from experiments.running.backends import Backend
 from lab.problems import Attention
 from lab.record import Archive, Record

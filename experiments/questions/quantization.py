@@ -5,14 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.rows import READ, Row, Verdict, cases, layer_of, measured, read_of
+from experiments.lookup import READ, cases, comparable, layer_of, measured, read_of, times
+from experiments.rows import Row, Verdict, time_row
 from experiments.running.backends import Backend
 from experiments.running.formats import chosen_job, formats_of, in_format
-from lab.explain import explain
 from lab.problems import Linear
 from lab.record import Archive, Record
 from sim.errors import InputError
-from sim.machine import machine
 
 QUESTION = "Is decode as many times faster as its weights have fewer bytes?"
 
@@ -67,16 +66,16 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
         first = next(iter(by_format.values()))
         for form, record in by_format.items():
             case, layer = f"{name}, {form}", layer_of(record)
-            floor = explain(layer, machine(record.machine)).roofline.floor_us
             found, base = (measured(past, one, CLOCK) for one in (record, first))
-            source = found.source if found else ""
-            yield Row(case, f"{record.kernel}, us", floor, record.predicted_us, found.us if found else None, source)
+            row = time_row(case, f"{record.kernel}, us", record, found)
+            yield row
             if found and (read := read_of(past.records, found)):
-                yield Row(case, f"{READ}, us", None, None, read, source)
+                yield Row(case, f"{READ}, us", None, None, read, row.source)
             if record is not first:
                 fewer = layer_of(first).bytes["weights"] / layer.bytes["weights"]
                 predicted = (first.predicted_us or 0) / (record.predicted_us or 1)
-                faster = (base.us or 0) / (found.us or 1) if base and found else None
+                faster = (base.us or 0) / (found.us or 1) if base and found and comparable([base, found]) else None
+                source = row.source if faster else ""
                 yield Row(case, "times faster; theory: times fewer bytes", fewer, predicted, faster, source)
 
 
@@ -86,33 +85,28 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
     Layers that were timed in every format count where there are any, else predictions.
     """
     found = _layers(records)
-    timed = {name: each for name, each in found.items() if all(_us(r, past)[1] == "measured" for r in each.values())}
+    timed = {name: each for name, each in found.items() if times([*each.values()], past, [CLOCK])[1] == "measured"}
     layers = timed or found
     if not layers:
         return Verdict(False, "Nothing was run.")
+    every = [record for by_format in layers.values() for record in by_format.values()]
+    all_us, source = times(every, past, [CLOCK])
+    us = dict(zip(map(id, every), all_us, strict=True))
     name, by_format = list(layers.items())[-1]
     first = next(iter(by_format.values()))
-    base = _us(first, past)
     shares = {}
     for form, record in by_format.items():
         if record is not first:
             fewer = layer_of(first).bytes["weights"] / layer_of(record).bytes["weights"]
-            shares[form] = base[0] / _us(record, past)[0] / fewer
+            shares[form] = us[id(first)] / us[id(record)] / fewer
     said = ", ".join(f"{form} {share:.2f}" for form, share in shares.items())
-    points = [(layer_of(r).bytes["weights"], *_us(r, past)) for each in layers.values() for r in each.values()]
-    slope, start = np.polyfit([nbytes for nbytes, *_ in points], [us for _, us, _ in points], 1)
-    source = "measured" if all(kind == "measured" for *_, kind in points) else "predicted"
+    slope, start = np.polyfit([layer_of(record).bytes["weights"] for record in every], all_us, 1)
     line = f"about {start:.1f} us + bytes at {1e-6 / slope:.2f} TB/s" if slope > 0 else "on no line"
     return Verdict(
         min(shares.values(), default=1.0) >= LINEAR,
         f"On {name} the speed-up is this share of the ratio of bytes: {said or 'only one format'}; "
         f"all times lie {line} ({source}).",
     )
-
-
-def _us(record: Record, past: Archive) -> tuple[float, str]:
-    found = measured(past, record, CLOCK)
-    return (found.us or 0.0, "measured") if found else (record.predicted_us or 0.0, "predicted")
 
 
 def _layers(records: Sequence[Record]) -> dict[str, dict[str, Record]]:

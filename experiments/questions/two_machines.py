@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from experiments.lookup import cases, question_of
 from experiments.questions.duel import duel, grounds, spelled, tokens
-from experiments.rows import Row, Verdict, cases, kernel_rows, question_of
+from experiments.rows import Row, Verdict, kernel_rows
 from experiments.running.backends import Backend
 from lab.explain import explain
 from lab.record import Archive, Record

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from experiments.lookup import cases, counted, note, question_of, times
 from experiments.questions.duel import Duel, duel, grounds, spelled, tokens
-from experiments.rows import Row, Verdict, cases, kernel_rows, question_of, times
+from experiments.rows import Row, Verdict, counters_of, kernel_rows
 from experiments.running.backends import Backend
 from experiments.running.jobs import Job
 from lab.record import Archive, Record
@@ -44,11 +45,10 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
     for record in cases(records):
         case = f"{record.kernel}, m = {tokens(record):,}"
         yield from kernel_rows(record, past, case)
-        counted = past.newest_with("counters", kernel=record.kernel, problem=record.problem)
-        sources = (record.theory, record.simulated, counted.counters if counted else None)
-        theory, simulated, read = (_issued(record, counts or {}) for counts in sources)
-        quantity = "FLOP issued for each useful one"
-        yield Row(case, quantity, theory, simulated, read, counted.source if counted else "")
+        read = counted(past, record)
+        issued = (_issued(record, counts or {}) for counts in (record.theory, record.simulated, counters_of(read)))
+        source = read.source if read else ""
+        yield Row(case, "FLOP issued for each useful one", *issued, source, note(record, read))
         right = found.right(record)
         if right.kernel != record.kernel:
             quantity = f"time over that of {right.kernel}"

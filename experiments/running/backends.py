@@ -18,6 +18,7 @@ from lab.kernel import RANKING_CLOCK, Kernel, parse_schedule, schedule_fields
 from lab.problems import Problem, Question
 from lab.record import Checked, Provenance, Record
 from sim.errors import InputError
+from sim.launch import overlap
 from sim.machine import Machine
 from sim.machine import machine as machine_named
 
@@ -97,6 +98,7 @@ class SimulatedBackend(_Common):
             kernel = catalog.get(name)
             schedule = kernel.best_guess(problem, self.machine)
             found = simulate(kernel, problem, schedule, self.machine, budget_s)
+            launches = kernel.launches(problem, schedule, self.machine)
             yield Record(
                 **self.origin,
                 on="sim",
@@ -105,6 +107,7 @@ class SimulatedBackend(_Common):
                 kernel=name,
                 problem=problem.as_dict(),
                 schedule=schedule_fields(schedule),
+                overlapping=overlap(launches),
                 predicted_us=kernel.predicted_us(problem, schedule, self.machine, RANKING_CLOCK),
                 check=Checked(found.passed, finite(found.check.error)),
                 theory=found.theory.as_dict(),
@@ -125,6 +128,7 @@ class SimulatedBackend(_Common):
         for job in jobs:
             kernel, problem = job.parts()
             for schedule in (parse_schedule(kernel, words, problem, self.machine) for words in job.schedules):
+                launches = kernel.launches(problem, schedule, self.machine)
                 yield Record(
                     **self.origin,
                     on="sim",
@@ -133,6 +137,7 @@ class SimulatedBackend(_Common):
                     kernel=job.kernel,
                     problem=job.problem,
                     schedule=schedule_fields(schedule),
+                    overlapping=overlap(launches) and not job.plain,
                     predicted_us=kernel.predicted_us(problem, schedule, self.machine, clock),
                     theory=kernel.module.theory(problem, schedule, self.machine).as_dict(),
                     simulated=kernel.count(problem, schedule, self.machine).as_dict(),

@@ -9,6 +9,7 @@ from lab import catalog
 from lab.kernel import Kernel
 from lab.problems import QUESTIONS
 from lab.record import Value
+from sim.errors import InputError
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,9 +53,15 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def problem_of(fields: Mapping[str, Any]) -> Any:
-    """The problem that a record or a job describes."""
+    """The problem that a record or a job describes; raises InputError for one that there is not."""
     own = dict(fields)
-    return QUESTIONS[own.pop("kind")](**own)
+    kind = own.pop("kind", None)
+    if kind not in QUESTIONS:
+        raise InputError(f"a problem is of kind {', '.join(QUESTIONS)}; got {kind!r}")
+    try:
+        return QUESTIONS[kind](**own)
+    except TypeError as error:
+        raise InputError(f"no {kind} problem has the fields {', '.join(own)}: {error}") from error
 
 
 def batch(jobs: Sequence[Job | Search], seconds: float) -> dict[str, Any]:

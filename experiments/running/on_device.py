@@ -16,6 +16,7 @@ from lab.choice import contenders, legal_candidates
 from lab.kernel import parse_schedule, schedule_fields
 from lab.record import Record, provenance
 from sim.errors import InputError
+from sim.launch import overlap
 
 PICK_ROUNDS = 3  # of an exhaustive search, whose best are raced again
 RIVALS = 3  # of them, beside the pick
@@ -126,9 +127,11 @@ def chains(argument: Any) -> Iterator[Record]:
         shared = shared_fields(problem, machine, job.experiment)
         rivals = _chain_peers(problem) if job.peers else {}
         for name, timing in gpu.race(last, kernel, schedule, machine, rivals, job.rounds).items():
-            ours = name in predicted
-            fields = {**shared, **({**own, "predicted_us": predicted[name]} if ours else {"kernel": f"peer:{name}"})}
-            facts = {**job.facts, "launches": name} if ours else dict(job.facts)
+            fields, facts = {**shared, "kernel": f"peer:{name}"}, dict(job.facts)
+            if name in predicted:
+                overlapping = name == gpu.DEPENDENT and overlap(kernel.launches(problem, schedule, machine))
+                fields |= {**own, "predicted_us": predicted[name], "overlapping": overlapping}
+                facts["launches"] = name
             yield timed_record(fields, facts, timing, problem, machine)
 
 

@@ -1,12 +1,14 @@
 """README's tables and the rooflines, made of records, so that no figure is typed by hand."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 from experiments import runner
 from experiments.catalog import module_of, names, tables
+from experiments.lookup import MARKS
 from experiments.markdown import three_columns
 from experiments.tables import roofline
 from lab.record import COMMITTED, ROOT, Archive
@@ -18,18 +20,19 @@ _BLOCK = re.compile(r"(<!-- lab report: (\w+) -->\n).*?(<!-- end of \2 -->)", re
 
 @dataclass(frozen=True)
 class Report:
-    """What the report's files should hold, by path."""
+    """What the report's files should hold, by path, and what its tables say is the matter with their figures."""
 
     files: dict[Path, str]
+    doubts: tuple[str, ...] = ()
 
     @property
-    def stale(self) -> list[Path]:
+    def outdated(self) -> list[Path]:
         """The files that hold something else."""
         return [path for path, text in self.files.items() if not path.exists() or path.read_text() != text]
 
     def write(self) -> list[Path]:
-        """Write the stale files and name them."""
-        written = self.stale
+        """Write the outdated files and name them."""
+        written = self.outdated
         for path in written:
             path.write_text(self.files[path])
         return written
@@ -43,8 +46,18 @@ def report(past: Archive) -> Report:
     if not README.exists():
         raise InputError(f"{README} does not exist; lab report works in a checkout of the lab")
     charts = {COMMITTED / f"roofline-{name}.svg": chart for name, chart in roofline.charts(past)}
-    text = _BLOCK.sub(lambda m: f"{m[1]}{block(m[2], past)}\n{m[3]}", README.read_text())
-    return Report({README: text, **charts})
+    before = README.read_text()
+    blocks = {name: block(name, past) for _, name, _ in _BLOCK.findall(before)}
+    text = _BLOCK.sub(lambda m: f"{m[1]}{blocks[m[2]]}\n{m[3]}", before)
+    return Report({README: text, **charts}, tuple(doubt for made in blocks.items() for doubt in _doubts(*made)))
+
+
+def _doubts(name: str, text: str) -> Iterator[str]:
+    """A sentence for each mark that rows of a block have."""
+    for mark, meaning in MARKS.items():
+        rows = sum(mark in line for line in text.splitlines() if line.startswith("|"))
+        if rows:
+            yield f"{name}: {rows} row{'s' if rows > 1 else ''} marked {mark}: {meaning}"
 
 
 def block(name: str, past: Archive) -> str:

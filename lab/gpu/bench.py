@@ -27,7 +27,7 @@ from lab.problems import Estimate, Operand, Problem
 from lab.record import Checked, Record, Value, provenance
 from lab.verify import Check, compare_output, joined
 from sim.errors import EnvironmentFailure, KernelError
-from sim.launch import Launch
+from sim.launch import Launch, overlap
 from sim.machine import Machine
 from sim.roofline import roofline
 
@@ -283,10 +283,12 @@ class Bench:
     def _descriptions(self, entries: Sequence[Entry], peers: Mapping[str, Peer]) -> dict[str, dict[str, Any]]:
         described: dict[str, dict[str, Any]] = {}
         for entry in entries:
+            steps = entry.kernel.launches(self.problem, entry.schedule, self.machine)
             theory = entry.kernel.module.theory(self.problem, entry.schedule, self.machine)
             described[entry.name] = {
                 "kernel": entry.kernel.name,
                 "schedule": schedule_fields(entry.schedule),
+                "overlapping": not entry.plain and overlap(steps),
                 "theory": theory.as_dict(),
             }
         return described | {name: {"kernel": f"peer:{name}"} for name in peers}

@@ -1,8 +1,14 @@
 """Small runs of experiments, and records as a GPU would make them."""
 
+from functools import lru_cache
+
 import msgspec
 
+from experiments.running.jobs import problem_of
+from lab import catalog
+from lab.kernel import schedule_fields
 from lab.record import Archive, Checked, Record, provenance
+from sim.machine import H100
 
 SMALL = {
     "two_machines": {"d": 256, "m": 64},
@@ -26,21 +32,28 @@ def measured(like: Record, us: float, clock: str = "graph") -> Record:
 
 
 def timed(kernel: str = "gemv_vectorized", us: float = 12.0, **changes: object) -> Record:
-    """A GPU's record of a kernel."""
+    """A GPU's record of a kernel with its best guess of a schedule, or of a peer."""
     base = Record(
         **provenance(),
         on="gpu",
         machine="h100",
         card="a | card",
         kernel=kernel,
-        problem={"kind": "linear", "m": 1, "n": 4096, "k": 4096, "weights": "bf16"},
-        schedule={"rows": 1},
+        problem=linear(1),
         clock="graph",
         us=us,
         predicted_us=10.0,
         check=Checked(True, 0.5),
     )
-    return msgspec.structs.replace(base, **{"run": "one", **changes})
+    found = msgspec.structs.replace(base, **{"run": "one", **changes})
+    if found.schedule is None and not kernel.startswith("peer:"):
+        return msgspec.structs.replace(found, schedule=_best_guess(kernel, msgspec.json.encode(found.problem)))
+    return found
+
+
+@lru_cache
+def _best_guess(kernel: str, problem: bytes) -> dict[str, object]:
+    return schedule_fields(catalog.get(kernel).best_guess(problem_of(msgspec.json.decode(problem)), H100))
 
 
 def linear(m: int, **fields: object) -> dict[str, object]:

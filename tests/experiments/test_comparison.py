@@ -46,6 +46,15 @@ def test_compare_takes_the_fastest_schedule_and_notices_a_lost_kernel() -> None:
     assert (lost.slowdown, lost.regression) == (None, True)
 
 
+def test_compare_sets_nothing_against_another_machine_or_other_launches() -> None:
+    before = [timed(us=10.0, overlapping=True), timed(us=20.0, overlapping=False)]
+    quicker = timed(us=15.0, overlapping=False)
+    (plain,) = compare(before, [quicker, timed(us=1.0, overlapping=True, machine="h200")], 0.05)
+    assert (plain.before_us, plain.slowdown) == (20.0, pytest.approx(0.75))
+    with pytest.raises(InputError, match="on different machines or with other launches"):
+        compare(before[:1], [quicker], 0.05)
+
+
 def test_compare_refuses_what_cannot_be_compared() -> None:
     with pytest.raises(InputError, match="no timed kernel"):
         compare([timed("peer:cublas")], [timed()], 0.05)

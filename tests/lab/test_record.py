@@ -144,6 +144,18 @@ def test_writers_at_the_same_time_leave_whole_lines(tmp_path: Path) -> None:
     assert {r.run for r in found.records} == {f"{who}-{i}" for who in range(4) for i in range(20)}
 
 
+def test_older_records_say_in_their_metrics_how_launches_followed_each_other(tmp_path: Path) -> None:
+    facts = [{"plain": True}, {"layers": 8, "launches": "dependent"}, {"layers": 8, "launches": "plain"}, {}]
+    for metrics in facts:
+        append(a_record(clock="graph", metrics=metrics), tmp_path / "old.jsonl")
+    peer = {"kernel": "peer:cublas", "schedule": None}
+    append(a_record(clock="graph", metrics={"plain": True}, **peer), tmp_path / "old.jsonl")
+    append(a_record(clock="graph", metrics={"plain": True}, overlapping=True), tmp_path / "old.jsonl")
+    found = read([tmp_path / "old.jsonl"]).records
+    assert [r.overlapping for r in found] == [False, True, False, None, None, True]
+    assert [r.clock for r in found] == ["graph", "chain", "chain", "graph", "graph", "graph"]
+
+
 def test_queries() -> None:
     times = [f"2026-01-01T00:00:0{i}+00:00" for i in range(4)]
     past = Archive(

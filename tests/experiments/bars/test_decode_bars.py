@@ -4,7 +4,7 @@ import msgspec
 
 import experiments
 from experiments.bars import decode_bars, decode_chain
-from experiments.rows import layer_of
+from experiments.lookup import layer_of
 from experiments.running.formats import in_format
 from lab.problems import Linear
 from lab.record import Archive, Record, provenance
@@ -51,13 +51,18 @@ def test_decode_is_held_to_the_read_the_peers_and_more_tokens() -> None:
 
 def test_a_chain_is_held_to_its_bytes_at_the_read_rate() -> None:
     record = experiments.run("decode_chain", d=256)[0]
-    floor = 8 * 2 * 256 * 256 / decode_chain.READ_RATE * 1e6
+    read = {"experiment": "ceilings", "metrics": {"what": "read", "nbytes": 2**31, "bytes_per_s": 3.0e12}}
+    past = Archive((timed("", 1.0, schedule={}, **read), timed("", 1.0, schedule={}, machine="h200", **read)))
+    floor = 8 * 2 * 256 * 256 / 3.0e12 * 1e6
     for times, passed in ((1.05, True), (1.07, False)):
-        timed = msgspec.structs.replace(measured(record, times * floor), metrics={"layers": 8, "launches": "dependent"})
-        plain = msgspec.structs.replace(timed, us=9 * floor, metrics={"layers": 8, "launches": "plain"})
-        found = decode_chain.verdict([timed, plain], NOTHING)
+        facts = {"layers": 8, "launches": "dependent"}
+        chain = msgspec.structs.replace(measured(record, times * floor, "chain"), metrics=facts)
+        plain = msgspec.structs.replace(chain, us=9 * floor, metrics={"layers": 8, "launches": "plain"})
+        found = decode_chain.verdict([chain, plain], past)
         assert found.passed == passed
-        assert f"bf16 takes {times:.3f} times its bytes at 3.18 TB/s" in found.sentence
+        assert f"bf16 takes {times:.3f} times its bytes at 3.00 TB/s" in found.sentence
+    unknown = decode_chain.verdict([chain, plain], NOTHING)
+    assert (unknown.passed, "has not been measured here" in unknown.sentence) == (False, True)
 
 
 def test_decode_shows_each_layer_beside_the_read_and_the_best_peer() -> None:

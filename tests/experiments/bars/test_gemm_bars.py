@@ -26,6 +26,13 @@ def test_the_bars_show_the_newest_measurement_of_each_case() -> None:
     assert "No records yet" in gemm_bars.table(Archive(()))
 
 
+def test_each_machine_has_its_own_means() -> None:
+    other = [msgspec.structs.replace(record, machine="h200", run="other") for record in barred(8, 40.0, 10.0)]
+    text = gemm_bars.table(Archive((*other, *barred(8, 10.0, 10.0))))
+    assert "- ragged: 0.250 of cuBLAS (geometric mean of 1, " in text
+    assert "- ragged: 1.000 of cuBLAS (geometric mean of 1, " in text
+
+
 @pytest.mark.parametrize(
     ("cases", "passed", "says"),
     [

@@ -17,7 +17,7 @@ from experiments.running.jobs import Job, Search
 from lab import record, tuned
 from lab.choice import choose, schedule_words
 from lab.gpu import worker
-from lab.kernel import schedule_fields
+from lab.kernel import parse_schedule, schedule_fields
 from lab.problems import Linear
 from lab.record import Checked, Record, provenance
 from sim.errors import EnvironmentFailure
@@ -53,11 +53,13 @@ class Worker:
             if function is on_device.pick:
                 yield from self._picked(job)
                 continue
+            kernel, problem = job.parts()
+            schedule = schedule_fields(parse_schedule(kernel, job.schedules[0], problem, H100))
             for clock in job.clocks:
                 shared = {"problem": job.problem, "clock": clock, "experiment": job.experiment, "metrics": job.facts}
                 check = Checked(self.passed, 0.5 if self.passed else None)
                 us = 4.0 if self.passed else None
-                yield msgspec.to_builtins(self._record(job.kernel, us, schedule=SCHEDULE, check=check, **shared))
+                yield msgspec.to_builtins(self._record(job.kernel, us, schedule=schedule, check=check, **shared))
                 yield msgspec.to_builtins(self._record("peer:cublas", 8.0, check=Checked(True, 0.5), **shared))
 
     def _searched(self, searches: list[Search]) -> Iterator[Any]:

@@ -4,6 +4,8 @@ import msgspec
 import pytest
 
 import experiments
+from experiments import runner
+from experiments.lookup import layer_of
 from experiments.questions import (
     batching,
     ceilings,
@@ -16,7 +18,6 @@ from experiments.questions import (
     two_machines,
     wrong_machine,
 )
-from experiments.rows import layer_of
 from lab.record import Archive
 from sim.errors import InputError
 from sim.machine import H100
@@ -167,10 +168,24 @@ def test_the_gemv_ladder_follows_times_and_peers() -> None:
         gemv_ladder.Options(only="7x7")
 
 
+@pytest.mark.parametrize(
+    ("name", "words"), [("gemv_ladder", {"only": "1024x1024"}), ("two_machines", {"d": 256, "m": 64})]
+)
+def test_no_other_card_is_called_measured(name: str, words: dict) -> None:
+    kernels = {} if name == "gemv_ladder" else {"gemm": "gemm_mma_sync"}  # runs on an A100 too
+    mine = experiments.run(name, machine="a100", **words, **kernels)
+    past = Archive(tuple(measured(msgspec.structs.replace(r, machine="h100"), 1.0) for r in mine))
+    answer = runner.conclude(name, mine, past)
+    assert [row for row in answer.rows if row.measured is not None or row.source] == []
+    assert "(predicted)" in answer.verdict.sentence
+    own = Archive(tuple(measured(r, 1.0) for r in mine))
+    assert any(row.measured for row in runner.conclude(name, mine, own).rows)
+
+
 def test_batching_finds_where_each_roofline_bends() -> None:
     (first,) = experiments.run("batching", d=256, most=1, formats="bf16")
     at = lambda m, us: msgspec.structs.replace(  # noqa: E731
-        first, problem={**(first.problem or {}), "m": m, "n": 4096, "k": 4096}, predicted_us=us
+        first, problem={**(first.problem or {}), "m": m, "n": 4096, "k": 4096}, predicted_us=us, theory=None
     )
     records = [at(1, 10.0), at(256, 11.0), at(1024, 32.0)]
     found = batching.verdict(records, NOTHING)

@@ -4,10 +4,11 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import msgspec
 import pytest
 
 from experiments.cli import run_command
-from experiments.tables import kernels
+from experiments.tables import generate, kernels
 from experiments.tables import report as reports
 from experiments.tables.roofline_svg import Dot, roofline_svg
 from lab.record import Archive, archive
@@ -17,7 +18,7 @@ from tests.experiments.examples import linear, timed
 
 
 def test_readme_and_rooflines_are_current() -> None:
-    assert reports.report(archive()).stale == [], "run `lab report` and commit what it writes"
+    assert reports.report(archive()).outdated == [], "run `lab report` and commit what it writes"
 
 
 def test_every_block_of_readme_is_filled() -> None:
@@ -51,17 +52,47 @@ def test_the_table_of_kernels_shows_the_last_few_shapes_by_both_clocks() -> None
     text = kernels.table(Archive(tuple(past)))
     lines = text.splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("| `gemv_vectorized`"))
-    shown = [line.split(" | ")[2:8] for line in lines[at : at + kernels.SHAPES]]
+    shown = [line.split(" | ")[2:9] for line in lines[at : at + kernels.SHAPES]]
     assert [cells[0].split()[0] for cells in shown] == ["m=4", "m=5", "m=6", "m=7"]
-    assert [cells[3] for cells in shown] == ["3", "-", "-", "-"]
+    assert [cells[4] for cells in shown] == ["3", "-", "-", "-"]
     assert " | 5 | - | a" in lines[at + 1]
 
 
 def test_the_table_of_kernels_leaves_out_problems_that_a_kernel_no_longer_takes() -> None:
-    past = Archive((timed(problem=linear(1, weights="int4_g32")), timed(problem=linear(2))))
+    past = Archive((timed(problem=linear(1, weights="int4_g32"), schedule={}), timed(problem=linear(2))))
     text = kernels.table(past)
     assert "| m=2 n=4096 k=4096 weights=bf16 |" in text
     assert "int4_g32" not in text
+
+
+def test_check_names_what_is_not_current_and_what_is_in_doubt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- lab report: kernels -->\n<!-- end of kernels -->\n")
+    monkeypatch.setattr(reports, "README", readme)
+    monkeypatch.setattr(reports, "COMMITTED", tmp_path)
+    past = Archive((timed(schedule={"rows": 1}), timed("gemm_wgmma", problem=linear(64))))
+    monkeypatch.setattr("lab.record.archive", lambda: past)
+    assert run_command(["report", "--check"]) == 1
+    out = capsys.readouterr().out.replace("\n", " ")
+    assert "README.md is not what the records make of it; lab report writes it" in out
+    assert "kernels: 1 row marked stale: the kernel's schedule or theory is another today" in out
+    assert run_command(["report"]) == 0
+    assert run_command(["report", "--check"]) == 0  # the row says that it is stale
+    assert "everything is current" in capsys.readouterr().out
+
+
+def test_a_generation_is_set_against_the_same_phase_on_the_same_machine() -> None:
+    facts = {"model": "small", "phase": "decode", "tokens": 3, "regime": "memory", "floor_us": 1.0, "intensity": 2.0}
+    facts |= {"prompt": "a", "text": "b"}
+    ran = timed("", 5.0, experiment="generate", schedule={}, metrics=facts)
+    simulated = msgspec.structs.replace(ran, on="sim", us=None, predicted_us=4.0)
+    (line,) = [line for line in generate.table(Archive((simulated, ran))).splitlines() if "time, us" in line]
+    assert line.endswith("| time, us | 1 | 4 | 5 |")
+    for other in ({"machine": "h200"}, {"metrics": {**facts, "tokens": 4}}, {"metrics": {**facts, "model": "large"}}):
+        text = generate.table(Archive((msgspec.structs.replace(simulated, **other), ran)))
+        assert sum("time, us" in line for line in text.splitlines()) == 2
 
 
 def test_an_unknown_block_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,8 @@ def test_plain_launches_do_not_overlap_the_one_before(device: Device) -> None:
     problem = Linear(64, 64, 512)
     schedule = split.best_guess(problem, H100)
     for plain in (False, True):
-        Bench(problem, H100, seed=1).race([Entry(split, schedule, plain)], {}, (Clock.COLD,), 1)
+        (found,) = Bench(problem, H100, seed=1).race([Entry(split, schedule, plain)], {}, (Clock.COLD,), 1)
+        assert found.overlapping is not plain
     assert device.dependent == [True, False]
 
 
