@@ -11,11 +11,28 @@ _MOST = 2**20  # no dimension of a model that fits in a GPU comes near it
 _MOST_LAYERS = 1024
 # Metadata of the forward pass that are read, or say nothing about it, by what follows "llama.".
 _READ = frozenset(
-    "vocab_size context_length embedding_length block_count feed_forward_length attention.head_count "
-    "attention.head_count_kv attention.key_length attention.value_length attention.layer_norm_rms_epsilon "
-    "rope.dimension_count rope.freq_base rope.scale_linear rope.scaling.type rope.scaling.factor "
-    "rope.scaling.attn_factor rope.scaling.original_context_length rope.scaling.yarn_beta_fast "
-    "rope.scaling.yarn_beta_slow rope.scaling.finetuned".split()
+    {
+        "vocab_size",
+        "context_length",
+        "embedding_length",
+        "block_count",
+        "feed_forward_length",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.key_length",
+        "attention.value_length",
+        "attention.layer_norm_rms_epsilon",
+        "rope.dimension_count",
+        "rope.freq_base",
+        "rope.scale_linear",
+        "rope.scaling.type",
+        "rope.scaling.factor",
+        "rope.scaling.attn_factor",
+        "rope.scaling.original_context_length",
+        "rope.scaling.yarn_beta_fast",
+        "rope.scaling.yarn_beta_slow",
+        "rope.scaling.finetuned",
+    }
 )
 # Of all others, the values that leave the forward pass as it is here.
 _NEUTRAL = MappingProxyType(
@@ -56,7 +73,7 @@ class LlamaConfig:
     context: int
     rope_theta: float
     eps: float
-    rope_scaling: RopeScaling = RopeScaling()
+    rope_scaling: RopeScaling
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -132,9 +132,14 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
         ({"tokenizer.ggml.tokens": None}, "'tokenizer.ggml.tokens' is missing"),
         ({"tokenizer.ggml.model": "llama"}, "supported: gpt2/smollm"),
         ({"tokenizer.ggml.pre": "qwen2"}, "tokenizer is gpt2/qwen2"),
+        ({"tokenizer.ggml.pre": None}, "'tokenizer.ggml.pre' is missing"),
+        ({"tokenizer.ggml.add_space_prefix": True}, "its tokenizer asks for add_space_prefix"),
+        ({"tokenizer.ggml.tokens": ["a"] * tiny.VOCAB}, "holds a token twice"),
         ({"tokenizer.ggml.merges": ["Ġ nowhere"]}, "merges do not fit"),
         ({"tokenizer.ggml.merges": ["abc"]}, "merges do not fit"),
-        ({"tokenizer.ggml.token_type": [1, 1]}, "token types or merges do not fit"),
+        ({"tokenizer.ggml.token_type": [1, 1]}, "token types do not fit"),
+        ({"tokenizer.ggml.token_type": [7] * tiny.VOCAB}, "token types do not fit"),
+        ({"tokenizer.ggml.token_type": "normal"}, "holds str, not ndarray"),
         ({"tokenizer.ggml.eos_token_id": tiny.VOCAB}, "eos_token_id must be from 0 to"),
     ],
 )
@@ -181,6 +186,9 @@ def test_a_missing_extra_is_named(tiny_path: Path, tiny_file: GgufFile, monkeypa
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(InputError, match=r"needs the package gguf: pip install 'kernel-lab\[model\]'"):
         GgufFile(tiny_path)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(InputError, match=r"needs the package jinja2: pip install 'kernel-lab\[model\]'"):
+        Tokenizer(tiny_file).chat("Hi")
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(InputError, match=r"needs the package tokenizers: pip install 'kernel-lab\[model\]'"):
         Tokenizer(tiny_file)
