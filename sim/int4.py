@@ -45,7 +45,7 @@ class Groups:
 
     def __post_init__(self) -> None:
         kinds = (self.q.dtype, self.scale.dtype, self.offset.dtype)
-        if kinds != (np.uint8, np.float16, np.float16):
+        if kinds != (np.dtype(np.uint8), np.dtype(np.float16), np.dtype(np.float16)):
             raise InputError(
                 f"int4 groups are values in uint8, scales and offsets in float16; got {', '.join(map(str, kinds))}"
             )
