@@ -19,6 +19,7 @@ from sim.formats import FORMATS
 from sim.launch import Launch, TensorMap
 from sim.machine import Machine
 from sim.predict import predict_us
+from sim.turns import one_thread
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,15 @@ class Kernel:
 
     def count(self, problem: Problem, schedule: Any, machine: Machine) -> Counts:
         """What the tile simulator counts of all launches together, without numbers."""
-        launches = self.launches(problem, schedule, machine)
-        return reduce(add, (self.module.simulate(launch, problem.indices(), machine) for launch in launches))
+        return self.simulate(self.launches(problem, schedule, machine), problem.indices(), machine)
+
+    def simulate(self, launches: tuple[Launch, ...], arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
+        """What the tile simulator counts of all launches together; those of a problem with numbers write its outputs.
+
+        One thread at a time: each simulation uses all cores.
+        """
+        with one_thread:
+            return reduce(add, (self.module.simulate(launch, arrays, machine) for launch in launches))
 
     def predicted_us(self, problem: Problem, schedule: Any, launches: tuple[Launch, ...], machine: Machine) -> float:
         """Microseconds of all launches: the kernel's own model, else what their closed-form counts predict."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Literal, TypedDict
 import msgspec
 
 from sim.errors import EnvironmentFailure, InputError
-from sim.folders import ROOT
+from sim.folders import ROOT, unicode
 
 SCHEMA = 1
 COMMITTED = ROOT / "experiments" / "records"  # ships with the package
@@ -95,7 +96,7 @@ def provenance() -> Provenance:
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=commit,
         dirty=dirty,
-        command=shlex.join([program, *sys.argv[1:]]),
+        command=unicode(shlex.join([program, *sys.argv[1:]])),
         versions=versions(),
     )
 
@@ -125,14 +126,27 @@ def append(record: Record, path: Path) -> None:
             line = b"\n" + line  # an interrupted writer's half line stays a line of its own
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            written = os.write(file, line)
-            os.fsync(file)
+            _write_or_undo(file, line)
         finally:
             os.close(file)
     except OSError as error:
+        with suppress(OSError):
+            if path.stat().st_size == 0:
+                path.unlink()
         raise EnvironmentFailure(f"the record cannot be written to {path}: {error.strerror}") from error
-    if written != len(line):
-        raise EnvironmentFailure(f"only {written} of {len(line)} bytes of the record fit into {path}")
+
+
+def _write_or_undo(file: int, line: bytes) -> None:
+    """Write all of a line and flush it, or none of it: a full disk takes half a line without complaint."""
+    before = os.fstat(file).st_size
+    try:
+        written = os.write(file, line)
+        if written < len(line):
+            os.write(file, line[written:])  # says why no more fits
+        os.fsync(file)
+    except OSError:
+        os.ftruncate(file, before)
+        raise
 
 
 @dataclass(frozen=True)

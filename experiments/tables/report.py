@@ -11,6 +11,7 @@ from experiments.markdown import three_columns
 from experiments.tables import roofline
 from lab.record import COMMITTED, ROOT, Archive
 from sim.errors import InputError
+from sim.folders import write_whole
 
 README = ROOT / "README.md"
 _BLOCK = re.compile(r"(<!-- lab report: (\w+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
@@ -25,13 +26,13 @@ class Report:
     @property
     def stale(self) -> list[Path]:
         """The files that hold something else."""
-        return [path for path, text in self.files.items() if not path.exists() or path.read_text() != text]
+        return [path for path, text in self.files.items() if not path.exists() or path.read_bytes() != text.encode()]
 
     def write(self) -> list[Path]:
         """Write the stale files and name them."""
         written = self.stale
         for path in written:
-            path.write_text(self.files[path])
+            write_whole(path, self.files[path].encode())
         return written
 
 
@@ -43,7 +44,7 @@ def report(past: Archive) -> Report:
     if not README.exists():
         raise InputError(f"{README} does not exist; lab report works in a checkout of the lab")
     charts = {COMMITTED / f"roofline-{name}.svg": chart for name, chart in roofline.charts(past)}
-    text = _BLOCK.sub(lambda m: f"{m[1]}{block(m[2], past)}\n{m[3]}", README.read_text())
+    text = _BLOCK.sub(lambda m: f"{m[1]}{block(m[2], past)}\n{m[3]}", README.read_text(encoding="utf-8"))
     return Report({README: text, **charts})
 
 
