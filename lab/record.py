@@ -158,7 +158,8 @@ class Archive:
 
     def where(self, **fields: Any) -> "Archive":
         """The records whose named fields have these values."""
-        return Archive(tuple(r for r in self.records if all(getattr(r, name) == v for name, v in fields.items())))
+        found = (r for r in self.records if all(getattr(r, name) == v for name, v in fields.items()))
+        return Archive(tuple(found), self.complaints)
 
     def newest(self, **fields: Any) -> Record | None:
         """The newest record whose named fields have these values."""
@@ -195,7 +196,7 @@ def read(paths: Iterable[Path]) -> Archive:
     records: list[Record] = []
     complaints: list[str] = []
     for path in paths:
-        for number, line in enumerate(_lines(path), 1):
+        for number, line in _lines(path):
             try:
                 schema = msgspec.json.decode(line, type=_Schema).schema
             except msgspec.ValidationError as error:
@@ -218,7 +219,8 @@ class _Schema(msgspec.Struct):
     schema: int
 
 
-def _lines(path: Path) -> list[bytes]:
+def _lines(path: Path) -> list[tuple[int, bytes]]:
+    """The lines that are not blank, each with its number."""
     try:
         size = path.stat().st_size
         if size > MAX_FILE:
@@ -228,7 +230,7 @@ def _lines(path: Path) -> list[bytes]:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if any(len(line) > MAX_LINE for line in lines):
         raise InputError(f"{path} has a line of more than {MAX_LINE:,} bytes; it is no records file")
-    return [line for line in lines if line.strip()]
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _ends_mid_line(path: Path) -> bool:

@@ -54,7 +54,11 @@ def say(text: str = "") -> None:
 
 def complain(error: LabError) -> None:
     """Say on standard error what failed: on one line, but the lines of a compiler stay as they are."""
-    text = str(error) if isinstance(error, KernelError) else " ".join(str(error).split())
+    warn(str(error) if isinstance(error, KernelError) else " ".join(str(error).split()))
+
+
+def warn(text: str) -> None:
+    """Say on standard error what a person should know beside the answer."""
     with suppress(OSError):  # nobody can be told
         print(f"lab: {text}", file=sys.stderr, flush=True)
 
