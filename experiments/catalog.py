@@ -33,5 +33,7 @@ def tables() -> tuple[str, ...]:
 
 def _matches(folder: str, pattern: re.Pattern[str]) -> dict[str, str]:
     """What the pattern's group finds in each module of a folder where it finds anything, by the module's name."""
-    found = {path.stem: pattern.search(path.read_text()) for path in sorted((_FOLDER / folder).glob("*.py"))}
+    found = {
+        path.stem: pattern.search(path.read_text(encoding="utf-8")) for path in sorted((_FOLDER / folder).glob("*.py"))
+    }
     return {name: match[1] for name, match in found.items() if match}

@@ -7,7 +7,7 @@ from pathlib import Path
 from experiments.lookup import best_peer, is_peer
 from experiments.words import spell
 from lab.gpu.statistics import median_interval
-from lab.record import Record, archive, read
+from lab.record import Archive, Record, archive, read
 from sim.errors import InputError
 
 
@@ -33,12 +33,12 @@ class Change:
     regression: bool
 
 
-def load(name: str) -> tuple[Record, ...]:
+def load(name: str) -> Archive:
     """The records of a file, or of the run with that id; raises InputError where there is neither."""
     if Path(name).exists():
-        return read([Path(name)]).records
-    found = archive().where(run=name).records
-    if not found:
+        return read([Path(name)])
+    found = archive().where(run=name)
+    if not found.records:
         raise InputError(f"{name!r} is neither a records file nor the id of a kept run")
     return found
 

@@ -41,6 +41,7 @@ class Answer:
     records: tuple[Record, ...]
     rows: tuple[Row, ...]
     verdict: Verdict
+    complaints: tuple[str, ...] = ()  # of earlier records that could not be read
 
     @property
     def passed(self) -> bool:
@@ -88,4 +89,4 @@ def conclude(name: str, records: Sequence[Record], past: Archive) -> Answer:
     """The table and the verdict of records that were made before."""
     experiment = get(name)
     rows = tuple(experiment.rows(records, past))
-    return Answer(name, experiment.QUESTION, tuple(records), rows, experiment.verdict(records, past))
+    return Answer(name, experiment.QUESTION, tuple(records), rows, experiment.verdict(records, past), past.complaints)

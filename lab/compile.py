@@ -8,8 +8,8 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from lab import catalog
 from lab.errors import shown
 from lab.kernel import generated_header
 from sim.errors import EnvironmentFailure, KernelError
-from sim.folders import ROOT, cache_dir
+from sim.folders import ROOT, cache_dir, cache_path, write_whole
 from sim.launch import Launch
 from sim.machine import Machine
 
@@ -72,24 +72,26 @@ def compile_source(source: Path, header: str, machine: Machine, target: Target =
     """Compile one .cu file of the checkout, with `header` as its "schedule.cuh"; raises as `compile_launch` does."""
     options = (*_OPTIONS, f"--gpu-architecture={machine.arch}")
     key = _key(source, header, (*options, target, str(_nvrtc_version())))
-    folder = cache_dir() / "modules"
+    folder = cache_path() / "modules"
     path = folder / f"{source.stem}.{key}.{target}"
     facts = path.with_suffix(f".{target}.json")
-    if path.exists() and facts.exists():
-        try:
-            stored = json.loads(facts.read_text())
-            if stored["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest():
-                return Compiled(path, target, {n: Resources(**r) for n, r in stored["resources"].items()})
-        except (ValueError, KeyError, TypeError):
-            pass  # a corrupt entry is compiled again
+    with suppress(OSError, ValueError, KeyError, TypeError):  # without an entry, or with a corrupt one, compile
+        stored = json.loads(facts.read_bytes())
+        if stored["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest():
+            return Compiled(path, target, {n: Resources(**r) for n, r in stored["resources"].items()})
     image, log = _nvrtc(source, header, options, target)
     resources = _resources(log) if target == "cubin" else {}
     if target == "cubin":
         _refuse_bad_code(source, log, resources)
-    folder.mkdir(exist_ok=True)
-    _write_whole(path, image)
     stored = {"sha256": hashlib.sha256(image).hexdigest(), "resources": {n: asdict(r) for n, r in resources.items()}}
-    _write_whole(facts, json.dumps(stored).encode())
+    cache_dir()  # says so where there can be none
+    try:
+        write_whole(path, image)
+        write_whole(facts, json.dumps(stored).encode())
+    except OSError as error:
+        raise EnvironmentFailure(
+            f"compiled code cannot be kept in {folder}: {error.strerror}; set LAB_CACHE_DIR to a folder with room"
+        ) from error
     return Compiled(path, target, resources)
 
 
@@ -111,13 +113,6 @@ def _key(source: Path, header: str, options: tuple[str, ...]) -> str:
     add(text)
     add(header.encode())
     return digest.hexdigest()[:24]
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write to a temporary file and rename, so that a reader sees all of it or nothing."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(data)
-    os.replace(file.name, path)
 
 
 @cache

@@ -1,10 +1,10 @@
-"""Whose mistake an exception is: what a kernel's own files did wrong is said to their author, with file and line."""
+"""Whose mistake an exception is: the author's of a kernel, with file and line, or of what the lab runs in."""
 
 from pathlib import Path
 from traceback import walk_tb
 
-from sim.errors import KernelError
-from sim.folders import ROOT
+from sim.errors import EnvironmentFailure, KernelError
+from sim.folders import ROOT, unicode
 
 
 def kernel_error(error: Exception) -> KernelError | None:
@@ -18,6 +18,16 @@ def kernel_error(error: Exception) -> KernelError | None:
         if frame.f_globals.get("__name__", "").startswith("lab.kernels.")
     ]
     return None if not lines or isinstance(error, OSError | MemoryError) else at(*lines[-1], error)
+
+
+def surroundings_error(error: Exception) -> EnvironmentFailure | None:
+    """The exception for what the system refused: room, a folder, memory; None for any other."""
+    if isinstance(error, MemoryError):
+        return EnvironmentFailure(f"there is not enough memory: {error}".removesuffix(": "))
+    if isinstance(error, OSError):
+        where = f": {unicode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
+        return EnvironmentFailure(f"the system says: {error.strerror or error}{where}")
+    return None
 
 
 def import_error(error: Exception, path: Path) -> KernelError:

@@ -20,6 +20,7 @@ from sim.errors import InputError, ScheduleError
 from sim.formats import FORMATS
 from sim.launch import Launch, TensorMap
 from sim.machine import Machine
+from sim.turns import one_thread
 
 
 @dataclass(frozen=True)
@@ -189,8 +190,15 @@ class Kernel:
 
     def count(self, problem: Problem, schedule: Any, machine: Machine) -> Counts:
         """What the tile simulator counts of all launches together, without numbers."""
-        launches = self.launches(problem, schedule, machine)
-        return reduce(add, (self.module.simulate(launch, problem.indices(), machine) for launch in launches))
+        return self.simulate(self.launches(problem, schedule, machine), problem.indices(), machine)
+
+    def simulate(self, launches: tuple[Launch, ...], arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
+        """What the tile simulator counts of all launches together; those of a problem with numbers write its outputs.
+
+        One thread at a time: each simulation uses all cores.
+        """
+        with one_thread:
+            return reduce(add, (self.module.simulate(launch, arrays, machine) for launch in launches))
 
     def bills(self, problem: Problem, schedule: Any, machine: Machine, clock: str) -> Bills:
         """By the kernel's own model; without one, an empty launch and the largest bill of its closed-form counts."""

@@ -103,7 +103,7 @@ class _Bench:
 
     def __init__(self, kernel: Kernel, problem: Problem, schedule: Any, machine: Machine) -> None:
         self.launches = kernel.launches(problem, schedule, machine)
-        self.ptx = [compile_launch(launch, machine, "ptx").path.read_text() for launch in self.launches]
+        self.ptx = [compile_launch(launch, machine, "ptx").path.read_text(encoding="utf-8") for launch in self.launches]
         self._theory = kernel.module.theory(problem, schedule, machine)
         self._problem, self._machine = problem, machine
         self._inputs = problem.draw(np.random.default_rng(0))

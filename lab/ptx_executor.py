@@ -28,7 +28,7 @@ class Emulator:
         return reduce(add, (e.counts for e in self.emulations))
 
     def _run(self, launch: Launch, arrays: dict[str, NDArray]) -> Emulation:
-        ptx = compile_launch(launch, self.machine, target="ptx").path.read_text()
+        ptx = compile_launch(launch, self.machine, target="ptx").path.read_text(encoding="utf-8")
         return run(ptx, launch, arrays, self.machine, seed=self.seed, check=self.check, trace=self.trace)
 
     @property

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Literal, TypedDict
 import msgspec
 
 from sim.errors import EnvironmentFailure, InputError
-from sim.folders import ROOT
+from sim.folders import ROOT, unicode
 
 SCHEMA = 1
 COMMITTED = ROOT / "experiments" / "records"  # ships with the package
@@ -98,7 +99,7 @@ def provenance() -> Provenance:
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=commit,
         dirty=dirty,
-        command=shlex.join([program, *sys.argv[1:]]),
+        command=unicode(shlex.join([program, *sys.argv[1:]])),
         versions=versions(),
     )
 
@@ -128,14 +129,27 @@ def append(record: Record, path: Path) -> None:
             line = b"\n" + line  # an interrupted writer's half line stays a line of its own
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            written = os.write(file, line)
-            os.fsync(file)
+            _write_or_undo(file, line)
         finally:
             os.close(file)
     except OSError as error:
+        with suppress(OSError):
+            if path.stat().st_size == 0:
+                path.unlink()
         raise EnvironmentFailure(f"the record cannot be written to {path}: {error.strerror}") from error
-    if written != len(line):
-        raise EnvironmentFailure(f"only {written} of {len(line)} bytes of the record fit into {path}")
+
+
+def _write_or_undo(file: int, line: bytes) -> None:
+    """Write all of a line and flush it, or none of it: a full disk takes half a line without complaint."""
+    before = os.fstat(file).st_size
+    try:
+        written = os.write(file, line)
+        if written < len(line):
+            os.write(file, line[written:])  # says why no more fits
+        os.fsync(file)
+    except OSError:
+        os.ftruncate(file, before)
+        raise
 
 
 @dataclass(frozen=True)
@@ -147,7 +161,8 @@ class Archive:
 
     def where(self, **fields: Any) -> "Archive":
         """The records whose named fields have these values."""
-        return Archive(tuple(r for r in self.records if all(getattr(r, name) == v for name, v in fields.items())))
+        found = (r for r in self.records if all(getattr(r, name) == v for name, v in fields.items()))
+        return Archive(tuple(found), self.complaints)
 
     def newest(self, **fields: Any) -> Record | None:
         """The newest record whose named fields have these values."""
@@ -189,7 +204,7 @@ def read(paths: Iterable[Path]) -> Archive:
     records: list[Record] = []
     complaints: list[str] = []
     for path in paths:
-        for number, line in enumerate(_lines(path), 1):
+        for number, line in _lines(path):
             try:
                 schema = msgspec.json.decode(line, type=_Schema).schema
             except msgspec.ValidationError as error:
@@ -224,7 +239,8 @@ class _Schema(msgspec.Struct):
     schema: int
 
 
-def _lines(path: Path) -> list[bytes]:
+def _lines(path: Path) -> list[tuple[int, bytes]]:
+    """The lines that are not blank, each with its number."""
     try:
         size = path.stat().st_size
         if size > MAX_FILE:
@@ -234,7 +250,7 @@ def _lines(path: Path) -> list[bytes]:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if any(len(line) > MAX_LINE for line in lines):
         raise InputError(f"{path} has a line of more than {MAX_LINE:,} bytes; it is no records file")
-    return [line for line in lines if line.strip()]
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _ends_mid_line(path: Path) -> bool:

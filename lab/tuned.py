@@ -5,8 +5,6 @@ m rounded up to a power of two: tuned at m = 512, an entry serves m = 257 to 512
 line a class.
 """
 
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +15,7 @@ import msgspec
 from lab.problems import Problem
 from lab.record import Record
 from sim.errors import EnvironmentFailure, InputError
+from sim.folders import write_whole
 from sim.machine import Machine
 
 TABLE = Path(__file__).with_name("tuned.jsonl")
@@ -76,10 +75,7 @@ def put(entries: Iterable[Entry]) -> None:
     merged = {entry.key: entry for entry in [*load(TABLE), *entries]}
     lines = b"".join(msgspec.json.encode(merged[key]) + b"\n" for key in sorted(merged))
     try:
-        with tempfile.NamedTemporaryFile(dir=TABLE.parent, delete=False) as file:
-            file.write(lines)
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, TABLE)
+        write_whole(TABLE, lines)
     except OSError as error:
         raise EnvironmentFailure(f"the tuned table cannot be written to {TABLE}: {error.strerror}") from error
     _winners.cache_clear()

@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from math import inf, isfinite, prod
-from operator import add
 from typing import Any
 
 import numpy as np
@@ -64,7 +62,7 @@ def simulator(kernel: Kernel, machine: Machine) -> Execute:
     """The executor that runs a kernel's tile simulation."""
 
     def execute(launches: tuple[Launch, ...], arrays: dict[str, NDArray]) -> Counts:
-        return reduce(add, (kernel.module.simulate(launch, arrays, machine) for launch in launches))
+        return kernel.simulate(launches, arrays, machine)
 
     return execute
 

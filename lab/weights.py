@@ -59,7 +59,7 @@ def pack(weights: Any, group: int = 128) -> Int4Weights:
     """Round a float matrix [n, k] to int4 groups, scale + min, where it lives: NumPy, CuPy or PyTorch.
 
     float32, float16 or bfloat16 (uint16 bits count as bfloat16). Raises InputError for anything else, for values that
-    are not finite and for groups other than 32, 64 and 128.
+    are not finite or too large or small for fp16 to scale, and for groups other than 32, 64 and 128.
     """
     require_group(group)
     floats = host_floats(weights)

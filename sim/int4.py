@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import InputError
+from sim.formats import FORMATS
 
+GROUPS = tuple(f.group for f in FORMATS.values() if f.group)  # columns of a group that kernels read
 TILE_ROWS, TILE_COLUMNS = 16, 64
 TILE_BYTES = TILE_ROWS * TILE_COLUMNS // 2
 PADDED_ROWS = 64  # of a wgmma
@@ -42,6 +44,11 @@ class Groups:
     zero_points: bool = False
 
     def __post_init__(self) -> None:
+        kinds = (self.q.dtype, self.scale.dtype, self.offset.dtype)
+        if kinds != (np.dtype(np.uint8), np.dtype(np.float16), np.dtype(np.float16)):
+            raise InputError(
+                f"int4 groups are values in uint8, scales and offsets in float16; got {', '.join(map(str, kinds))}"
+            )
         groups = -(-self.q.shape[1] // self.group)
         expected = (self.q.shape[0], groups)
         if self.scale.shape != expected or self.offset.shape != expected:
@@ -105,7 +112,8 @@ def unpack(w: NDArray, w_scale: NDArray, n: int, k: int, group: int, zero_points
 def quantise(values: NDArray[np.float32], group: int) -> Groups:
     """Round a float matrix [n, k] to scale + min: the range of each group in 15 equal steps.
 
-    Raises InputError where a value is not finite or a group's range exceeds fp16.
+    Raises InputError where a value is not finite, and where fp16 cannot hold the scale and min of a group: its range
+    exceeds fp16's, or lies so deep in its subnormals that they lose more than rounding takes from normal numbers.
     """
     n, k = values.shape
     groups = -(-k // group)
@@ -114,11 +122,19 @@ def quantise(values: NDArray[np.float32], group: int) -> Groups:
     grouped = padded.reshape(n, groups, group)
     low, high = np.nanmin(grouped, axis=2), np.nanmax(grouped, axis=2)
     with np.errstate(over="ignore", invalid="ignore"):
-        scale, offset = ((high - low) / (LEVELS - 1)).astype(np.float16), low.astype(np.float16)
+        step = (high - low) / (LEVELS - 1)
+        scale, offset = step.astype(np.float16), low.astype(np.float16)
     if not (np.isfinite(values).all() and np.isfinite(scale).all() and np.isfinite(offset).all()):
         raise InputError("weights to quantise must be finite, and the range of each group within fp16's")
-    step = np.where(scale > 0, scale, 1).astype(np.float32)
-    q = np.rint((grouped - offset.astype(np.float32)[..., None]) / step[..., None])
+    lost = (LEVELS - 1) * np.abs(scale.astype(np.float32) - step) + np.abs(offset.astype(np.float32) - low)
+    small = lost > 2 * FORMATS["fp16"].unit_roundoff * ((LEVELS - 1) * step + np.abs(low))
+    if small.any():
+        reach = np.maximum(np.abs(low), np.abs(high))[small].max()
+        raise InputError(
+            f"a group of weights of at most {reach:.3g} is too small for fp16 to scale; multiply them first"
+        )
+    divisor = np.where(scale > 0, scale, 1).astype(np.float32)
+    q = np.rint((grouped - offset.astype(np.float32)[..., None]) / divisor[..., None])
     q = np.clip(np.nan_to_num(q), 0, LEVELS - 1).astype(np.uint8).reshape(n, -1)[:, :k]
     return Groups(np.ascontiguousarray(q), scale, offset, group)
 
@@ -128,49 +144,106 @@ def from_q4_1(blocks: NDArray[np.uint8]) -> Groups:
 
     A block is fp16 scale, fp16 min, and 16 bytes whose low nibbles are its first 16 weights, the high ones the others.
     """
-    if blocks.ndim != 3 or blocks.shape[2] != Q4_1_BYTES:
-        raise InputError(f"Q4_1 blocks are [n, k / {Q4_1_BLOCK}, {Q4_1_BYTES}] bytes; got {list(blocks.shape)}")
+    if blocks.ndim != 3 or blocks.shape[2] != Q4_1_BYTES or blocks.dtype != np.uint8:
+        raise InputError(
+            f"Q4_1 blocks are [n, k / {Q4_1_BLOCK}, {Q4_1_BYTES}] bytes; got {list(blocks.shape)} in {blocks.dtype}"
+        )
     pairs = np.ascontiguousarray(blocks[..., :4]).view(np.float16)
     nibbles = blocks[..., 4:]
     q = np.concatenate([nibbles & 15, nibbles >> 4], axis=-1).reshape(blocks.shape[0], -1)
     return Groups(q, pairs[..., 0].copy(), pairs[..., 1].copy(), Q4_1_BLOCK)
 
 
-def from_gptq(qweight: NDArray, qzeros: NDArray, scales: NDArray, bias: int = 1) -> Groups:
-    """The weights of a GPTQ layer: qweight int32 [k / 8, n], qzeros int32 [groups, n / 8], scales fp16 [groups, n].
+def from_gptq(
+    qweight: NDArray,
+    qzeros: NDArray,
+    scales: NDArray,
+    bias: int = 1,
+    group: int | None = None,
+    g_idx: NDArray | None = None,
+) -> Groups:
+    """The weights of a GPTQ layer: qweight int32 [k / 8, n], qzeros int32 [groups, n / 8], scales float [groups, n].
 
     Exact. Nibble i of a word is row or column 8 j + i; stored zero points are `bias` too small (1 in GPTQ's first
-    format, 0 in its second). Columns must be in order: a layer with a permuting g_idx is not such a layer.
+    format, 0 in its second). `group` is the columns of one group, the last of which may be shorter, and -1 one group
+    for all columns; it may be left out where k is 32, 64 or 128 for each group, or there is one. `g_idx` [k] is the
+    group of each column, as an act-order layer has it. Raises InputError where neighbours of a group are not together,
+    and where a scale is no fp16 number.
     """
+    if bias not in (0, 1):
+        raise InputError(f"zero points are stored 0 or 1 too small; got bias = {bias}")
     q = _nibbles(qweight).transpose(0, 2, 1).reshape(-1, qweight.shape[1])  # [k, n]
-    zeros = _nibbles(qzeros).reshape(qzeros.shape[0], -1) + bias
-    return _from_columns(q, zeros, scales)
+    zeros = _nibbles(qzeros).reshape(qzeros.shape[0], -1) + np.uint8(bias)
+    return _from_columns(q, zeros, scales, group, g_idx)
 
 
-def from_awq(qweight: NDArray, qzeros: NDArray, scales: NDArray) -> Groups:
-    """The weights of an AWQ layer: qweight int32 [k, n / 8], qzeros int32 [groups, n / 8], scales fp16 [groups, n].
+def from_awq(qweight: NDArray, qzeros: NDArray, scales: NDArray, group: int | None = None) -> Groups:
+    """The weights of an AWQ layer: qweight int32 [k, n / 8], qzeros int32 [groups, n / 8], scales float [groups, n].
 
-    Exact. Nibble i of a word is column 8 j + order[i], the order being 0 2 4 6 1 3 5 7.
+    Exact. Nibble i of a word is column 8 j + order[i], the order being 0 2 4 6 1 3 5 7. `group` and what is raised are
+    those of `from_gptq`.
     """
     inverse = np.argsort(_AWQ_ORDER)
     q = _nibbles(qweight)[..., inverse].reshape(qweight.shape[0], -1)
     zeros = _nibbles(qzeros)[..., inverse].reshape(qzeros.shape[0], -1)
-    return _from_columns(q, zeros, scales)
+    return _from_columns(q, zeros, scales, group, None)
 
 
 def _nibbles(words: NDArray) -> NDArray[np.uint8]:
-    """The eight nibbles of each 32-bit word, lowest first, along a new last axis."""
-    bits = np.ascontiguousarray(words).view(np.uint32)
+    """The eight nibbles of each 32-bit word of a matrix, lowest first, along a new last axis."""
+    if words.ndim != 2 or words.dtype.kind not in "iu" or words.dtype.itemsize != 4:
+        raise InputError(f"packed nibbles are a matrix in int32; got {list(words.shape)} in {words.dtype}")
+    bits = np.ascontiguousarray(words).astype(f"={words.dtype.kind}4").view(np.uint32)
     return (bits[..., None] >> np.arange(0, 32, 4, dtype=np.uint32) & 15).astype(np.uint8)
 
 
-def _from_columns(q: NDArray[np.uint8], zeros: NDArray, scales: NDArray) -> Groups:
+def _from_columns(
+    q: NDArray[np.uint8], zeros: NDArray, scales: NDArray, group: int | None, g_idx: NDArray | None
+) -> Groups:
     """From q [k, n], zero points and scales [groups, n]."""
-    if scales.shape != zeros.shape or q.shape[1] != scales.shape[1] or q.shape[0] % scales.shape[0]:
+    k, n = q.shape
+    if scales.ndim != 2 or scales.shape != zeros.shape or n != scales.shape[1] or not 1 <= len(scales) <= k:
         raise InputError(
-            f"weights {list(q.shape)} need scales and zero points of [groups, {q.shape[1]}], groups dividing "
-            f"{q.shape[0]}; got {list(scales.shape)} and {list(zeros.shape)}"
+            f"weights [{k}, {n}] need scales and zero points of [groups, {n}], 1 to {k} groups; got "
+            f"{list(scales.shape)} and {list(zeros.shape)}"
         )
-    group = q.shape[0] // scales.shape[0]
-    scale, zero = (np.ascontiguousarray(a.T, np.float16) for a in (scales, zeros))
-    return Groups(np.ascontiguousarray(q.T), scale, zero, group, zero_points=True)
+    groups = len(scales)
+    index = _ordered(k, groups, group) if g_idx is None else _indexed(k, groups, g_idx)
+    most = max(group if group and group > 0 else k, min(GROUPS))
+    for width in sorted(GROUPS, reverse=True):
+        first = index[::width]
+        if width <= most and np.array_equal(index, first.repeat(width)[:k]):
+            scale, zero = (np.ascontiguousarray(a[first].T) for a in (_halves(scales), zeros.astype(np.float16)))
+            return Groups(np.ascontiguousarray(q.T), scale, zero, width, zero_points=True)
+    raise InputError(f"the columns of a group must be {min(GROUPS)} neighbours or a multiple of it; here they are not")
+
+
+def _ordered(k: int, groups: int, group: int | None) -> NDArray[np.integer]:
+    """The group of each column where they are in order."""
+    if group is None and groups > 1 and (k % groups or k // groups not in GROUPS):
+        raise InputError(f"{k} columns in {groups} groups are none of {GROUPS} each; say how many with group=")
+    width = k // groups if group is None else k if group == -1 else group
+    if width < 1 or -(-k // width) != groups:
+        raise InputError(f"{k} columns in groups of {group} are not {groups} groups, the scales that there are")
+    return np.arange(k) // width
+
+
+def _indexed(k: int, groups: int, g_idx: NDArray) -> NDArray[np.integer]:
+    """The group of each column as a layer says it."""
+    index = np.asarray(g_idx)
+    if index.shape != (k,) or index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= groups:
+        raise InputError(f"g_idx is the group of each of {k} columns, 0 to {groups - 1}; got {list(index.shape)}")
+    return index
+
+
+def _halves(scales: NDArray) -> NDArray[np.float16]:
+    """Scales as fp16, which must hold each of them exactly."""
+    if scales.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
+        raise InputError(f"scales are floats; these are in {scales.dtype}")
+    exact = scales.astype(np.float64)
+    with np.errstate(over="ignore", under="ignore"):
+        halves = exact.astype(np.float16)
+    wrong = ~(np.isfinite(exact) & (halves == exact))
+    if wrong.any():
+        raise InputError(f"scales must be numbers that fp16 holds exactly; {exact[wrong][0]:.8g} does not fit")
+    return halves

@@ -10,8 +10,8 @@ import typer
 from typer.core import TyperGroup
 
 from experiments.cli import bench, calibrate, check, compare, counters, env, explain, generate, list_, report, run
-from experiments.cli.output import complain
-from sim.errors import InputError, LabError
+from experiments.cli.output import complain, output_error
+from sim.errors import EnvironmentFailure, InputError, LabError
 
 INTERRUPTED = 130
 _USAGE_ERROR: Any = typer.BadParameter.__base__  # the parser's own complaints; typer has moved its class about
@@ -67,15 +67,22 @@ def run_command(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail(LabError("interrupted"), INTERRUPTED)
     except (BrokenPipeError, SystemExit):  # the reader of our output has left, which the parser turns into an exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        output_error()
         return 0
     except Exception as error:
         if os.environ.get("LAB_DEBUG"):
             traceback.print_exc()
-        from lab.errors import kernel_error  # the parser and its help do without lab
+        return _fail(_explained(error))
 
-        ours = LabError(f"this is a bug in the lab ({type(error).__name__}: {error}); LAB_DEBUG=1 shows where")
-        return _fail(kernel_error(error) or ours)
+
+def _explained(error: Exception) -> LabError:
+    """Whose mistake an exception is: of the surroundings, of a kernel's author, or ours."""
+    from lab.errors import kernel_error, surroundings_error  # the parser and its help do without lab
+
+    if unwritten := output_error():
+        return EnvironmentFailure(f"standard output cannot be written: {unwritten.strerror}")
+    ours = LabError(f"this is a bug in the lab ({type(error).__name__}: {error}); LAB_DEBUG=1 shows where")
+    return surroundings_error(error) or kernel_error(error) or ours
 
 
 def _fail(error: LabError, code: int | None = None) -> int:

@@ -87,6 +87,15 @@ def bench(
     return 0 if records and all(r.check and r.check.passed for r in records) else 1
 
 
+def _result(record: Any) -> str:
+    """Whether the result was right, and what makes its time doubtful."""
+    if not (record.check and record.check.passed):
+        return str(record.metrics.get("failure", "wrong"))
+    doubts = ["below the floor: impossible"] if record.metrics.get("impossible") else []
+    doubts += [f"throttled: {', '.join(record.throttle)}"] if record.throttle else []
+    return "; ".join(["right", *doubts])
+
+
 def _render(document: dict[str, Any]) -> None:
     from experiments.lookup import best_peer, question_of
     from experiments.words import spell
@@ -107,7 +116,7 @@ def _render(document: dict[str, Any]) -> None:
                 number(r.us),
                 f"{floor / r.us:.0%}" if floor and r.us else "-",
                 f"{peer.us / r.us:.3g}" if peer and peer.us and r.us else "-",
-                "right" if r.check and r.check.passed else str(r.metrics.get("failure", "wrong")),
+                _result(r),
             ]
         )
     table(["kernel", "schedule", "clock", "us", "of floor", "x best peer", "result"], rows, numbers_from=3)

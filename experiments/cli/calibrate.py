@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from experiments.cli.options import Deadline, Json
-from experiments.cli.output import emit, number, say, table
+from experiments.cli.output import emit, number, say, table, warn
 from sim.errors import InputError
 
 GEMM = 8192  # rows and columns of the matrices under whose product the SM clock is read
@@ -51,7 +51,10 @@ def _recorded(machine_name: str) -> Any:
     from lab.record import archive
     from sim.machine import machine
 
-    return from_records(machine(machine_name), archive())
+    past = archive()
+    for complaint in past.complaints:
+        warn(complaint)
+    return from_records(machine(machine_name), past)
 
 
 def _measured(deadline_s: float) -> Any:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from experiments.cli.options import Json
-from experiments.cli.output import emit, number, say, table
+from experiments.cli.output import emit, number, say, table, warn
 
 Before = Annotated[str, typer.Argument(metavar="BEFORE", help="A records file, or the run id of kept records.")]
 After = Annotated[str, typer.Argument(metavar="AFTER", help="Likewise.")]
@@ -13,14 +13,22 @@ Threshold = Annotated[float, typer.Option(min=0, help="How much slower counts as
 
 
 def compare(before: Before, after: After, threshold: Threshold = 0.05, as_json: Json = False) -> int:
-    """Compare timings, relative to the best peer of their run where both have one. Exit code 1 on a regression."""
+    """Compare timings, relative to the best peer of their run where both have one.
+
+    Exit code 1 on a regression, and where a line of the records was skipped.
+    """
     from experiments.comparison import compare as changes
     from experiments.comparison import load
 
-    rows = changes(load(before), load(after), threshold)
+    old, new = load(before), load(after)
+    complaints = list(dict.fromkeys(old.complaints + new.complaints))
+    for complaint in complaints:
+        warn(complaint)
+    rows = changes(old.records, new.records, threshold)
     regressed = any(row.regression for row in rows)
-    emit({"threshold": threshold, "regressed": regressed, "rows": rows}, as_json, _render)
-    return 1 if regressed else 0
+    document = {"threshold": threshold, "regressed": regressed, "rows": rows, "complaints": complaints}
+    emit(document, as_json, _render)
+    return 1 if regressed or complaints else 0
 
 
 def _render(document: dict[str, Any]) -> None:

@@ -1,8 +1,11 @@
 """What verbs print: one JSON document, or tables made of the same document."""
 
+import json
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from sim.errors import KernelError, LabError
@@ -10,12 +13,36 @@ from sim.errors import KernelError, LabError
 WIDE = 140  # columns where standard output is no terminal
 
 
+def prepare_streams() -> None:
+    """Let the standard streams take any text: a closed one drops it, characters beyond an encoding are escaped."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed: nothing else that is opened may take its place
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (it stays open as long as the process)
+        elif mode == "w":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def output_error() -> OSError | None:
+    """Why standard output cannot be written, which takes nothing more then; None where it can."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None
+
+
 def emit(document: Any, as_json: bool, render: Callable[[Any], None]) -> None:
-    """Print a document as JSON on one line, or let `render` print it for people."""
+    """Print a document as JSON on one line of ASCII, or let `render` print it for people."""
     if as_json:
         import msgspec
 
-        print(msgspec.json.encode(document).decode())
+        try:
+            text = msgspec.json.encode(document).decode()
+        except UnicodeEncodeError:  # the name of a file that is not UTF-8
+            text = json.dumps(msgspec.to_builtins(document))
+        print(re.sub(r"[^\x00-\x7f]", lambda found: json.dumps(found[0])[1:-1], text))
     else:
         render(document)
 
@@ -27,8 +54,13 @@ def say(text: str = "") -> None:
 
 def complain(error: LabError) -> None:
     """Say on standard error what failed: on one line, but the lines of a compiler stay as they are."""
-    text = str(error) if isinstance(error, KernelError) else " ".join(str(error).split())
-    print(f"lab: {text}", file=sys.stderr)
+    warn(str(error) if isinstance(error, KernelError) else " ".join(str(error).split()))
+
+
+def warn(text: str) -> None:
+    """Say on standard error what a person should know beside the answer."""
+    with suppress(OSError):  # nobody can be told
+        print(f"lab: {text}", file=sys.stderr, flush=True)
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int = 1) -> None:

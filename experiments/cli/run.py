@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from experiments.cli.options import Json, Keep, Machine, On, Where
-from experiments.cli.output import emit, number, say, table, working
+from experiments.cli.output import emit, number, say, table, warn, working
 
 Name = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A name from lab list.", show_default=False)]
 Options = Annotated[list[str] | None, typer.Argument(metavar="NAME=VALUE...", help="Options of the experiment.")]
@@ -32,7 +32,10 @@ def run(
         "verdict": answer.verdict.sentence,
         "rows": answer.rows,
         "records": answer.records,
+        "complaints": answer.complaints,
     }
+    for complaint in answer.complaints:
+        warn(complaint)
     emit(document, as_json, _render)
     return 0 if answer.passed else 1
 

@@ -13,6 +13,7 @@ from experiments.markdown import three_columns
 from experiments.tables import roofline
 from lab.record import COMMITTED, ROOT, Archive
 from sim.errors import InputError
+from sim.folders import write_whole
 
 README = ROOT / "README.md"
 _BLOCK = re.compile(r"(<!-- lab report: (\w+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
@@ -28,13 +29,13 @@ class Report:
     @property
     def outdated(self) -> list[Path]:
         """The files that hold something else."""
-        return [path for path, text in self.files.items() if not path.exists() or path.read_text() != text]
+        return [path for path, text in self.files.items() if not path.exists() or path.read_bytes() != text.encode()]
 
     def write(self) -> list[Path]:
         """Write the outdated files and name them."""
         written = self.outdated
         for path in written:
-            path.write_text(self.files[path])
+            write_whole(path, self.files[path].encode())
         return written
 
 
@@ -46,7 +47,7 @@ def report(past: Archive) -> Report:
     if not README.exists():
         raise InputError(f"{README} does not exist; lab report works in a checkout of the lab")
     charts = {COMMITTED / f"roofline-{name}.svg": chart for name, chart in roofline.charts(past)}
-    before = README.read_text()
+    before = README.read_text(encoding="utf-8")
     blocks = {name: block(name, past) for _, name, _ in _BLOCK.findall(before)}
     text = _BLOCK.sub(lambda m: f"{m[1]}{blocks[m[2]]}\n{m[3]}", before)
     return Report({README: text, **charts}, tuple(doubt for made in blocks.items() for doubt in _doubts(*made)))

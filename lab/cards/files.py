@@ -1,7 +1,5 @@
 """Files of calibrations: where they lie, read with care, written whole."""
 
-import os
-import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -9,7 +7,7 @@ import msgspec
 
 from lab.cards.figures import Calibration
 from sim.errors import EnvironmentFailure, InputError
-from sim.folders import config_path
+from sim.folders import config_path, write_whole
 from sim.machine import Machine
 
 COMMITTED = Path(__file__).parent  # ships with the package
@@ -63,11 +61,7 @@ def write(calibration: Calibration, path: Path) -> None:
     calibration.require_sound(str(path))
     text = msgspec.json.format(msgspec.json.encode(calibration), indent=1) + b"\n"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(text)
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
+        write_whole(path, text)
     except OSError as error:
         raise EnvironmentFailure(f"the calibration cannot be written to {path}: {error.strerror}") from error
     forget()

@@ -16,7 +16,7 @@ WORD = 16  # bytes that a thread moves at once
 
 @cache
 def _module() -> cupy.RawModule:
-    source = Path(__file__).with_suffix(".cu").read_text()
+    source = Path(__file__).with_suffix(".cu").read_text(encoding="utf-8")
     return cupy.RawModule(code=source, options=("-std=c++17",))
 
 

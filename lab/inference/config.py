@@ -2,11 +2,58 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 from lab.inference.gguf_file import GgufFile
+from lab.inference.rotary import RopeScaling, read_scaling
 
 _MOST = 2**20  # no dimension of a model that fits in a GPU comes near it
 _MOST_LAYERS = 1024
+# Metadata of the forward pass that are read, or say nothing about it, by what follows "llama.".
+_READ = frozenset(
+    {
+        "vocab_size",
+        "context_length",
+        "embedding_length",
+        "block_count",
+        "feed_forward_length",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.key_length",
+        "attention.value_length",
+        "attention.layer_norm_rms_epsilon",
+        "rope.dimension_count",
+        "rope.freq_base",
+        "rope.scale_linear",
+        "rope.scaling.type",
+        "rope.scaling.factor",
+        "rope.scaling.attn_factor",
+        "rope.scaling.original_context_length",
+        "rope.scaling.yarn_beta_fast",
+        "rope.scaling.yarn_beta_slow",
+        "rope.scaling.finetuned",
+    }
+)
+# Of all others, the values that leave the forward pass as it is here.
+_NEUTRAL = MappingProxyType(
+    {
+        "attention.causal": True,
+        "attention.clamp_kqv": 0.0,
+        "attention.max_alibi_bias": 0.0,
+        "attention.scale": 0.0,
+        "attention.sliding_window": 0,
+        "embedding_scale": 1.0,
+        "expert_count": 0,
+        "expert_used_count": 0,
+        "logit_scale": 1.0,
+        "residual_scale": 1.0,
+        "rope.scaling.yarn_attn_factor": 1.0,
+        "rope.scaling.yarn_ext_factor": 1.0,
+        "rope.scaling.yarn_log_multiplier": 0.0,
+        "tensor_data_layout": "Meta AI original pth",  # Q and K rows in the order that `rotate` expects
+        "use_parallel_residual": False,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +73,7 @@ class LlamaConfig:
     context: int
     rope_theta: float
     eps: float
+    rope_scaling: RopeScaling
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -53,16 +101,13 @@ class LlamaConfig:
 
 def read_config(file: GgufFile) -> LlamaConfig:
     """The dimensions that the file's metadata states and its tensors keep; raises InputError otherwise."""
-    architecture = file.get("general.architecture", str)
-    if architecture != "llama":
-        file.refuse(f"its architecture is {architecture!r}; only 'llama' is supported")
-    scaling = file.get("llama.rope.scaling.type", str, default="none")
-    if scaling != "none":
-        file.refuse(f"its rotary scaling is {scaling!r}; only 'none' is supported")
+    _require_whole_model(file)
     d = file.integer("llama.embedding_length", 1, _MOST)
     q_heads = file.integer("llama.attention.head_count", 1, _MOST)
     kv_heads = file.integer("llama.attention.head_count_kv", 1, _MOST, default=q_heads)
     head_dim = file.integer("llama.attention.key_length", 2, _MOST, default=max(d // q_heads, 2))
+    context = file.integer("llama.context_length", 1, 2**31 - 1)
+    rope_theta = file.get("llama.rope.freq_base", float, default=10000.0)
     config = LlamaConfig(
         layers=file.integer("llama.block_count", 1, _MOST_LAYERS),
         d=d,
@@ -71,9 +116,10 @@ def read_config(file: GgufFile) -> LlamaConfig:
         kv_heads=kv_heads,
         head_dim=head_dim,
         vocab=file.integer("llama.vocab_size", 1, _MOST, default=_tokens(file)),
-        context=file.integer("llama.context_length", 1, 2**31 - 1),
-        rope_theta=file.get("llama.rope.freq_base", float, default=10000.0),
+        context=context,
+        rope_theta=rope_theta,
         eps=file.get("llama.attention.layer_norm_rms_epsilon", float),
+        rope_scaling=read_scaling(file, context, rope_theta),
     )
     if q_heads % kv_heads:
         file.refuse(f"{q_heads} query heads cannot share {kv_heads} KV heads evenly")
@@ -87,6 +133,27 @@ def read_config(file: GgufFile) -> LlamaConfig:
         file.refuse(f"its tokenizer has {_tokens(file)} tokens and its model {config.vocab}")
     _require_tensors(file, config)
     return config
+
+
+def _require_whole_model(file: GgufFile) -> None:
+    """Raise InputError for a part of a model, and for metadata that ask for another forward pass than this one."""
+    parts = file.integer("split.count", 0, 2**16, default=0)
+    if parts > 1:
+        part = file.integer("split.no", 0, parts - 1) + 1
+        file.refuse(f"it is part {part} of {parts} of a split model; join them with llama-gguf-split --merge")
+    kind = file.get("general.type", str, default="model")
+    architecture = file.get("general.architecture", str)
+    if kind != "model" or architecture != "llama":
+        file.refuse(f"its architecture is {architecture!r} and its type {kind!r}; only a 'llama' 'model' is supported")
+    layout = file.integer("general.quantization_version", 0, 2**31, default=2)
+    if layout != 2:
+        file.refuse(f"its quantised blocks are of version {layout}; only version 2 is supported")
+    for key, value in file.metadata.items():
+        prefix, _, name = key.partition(".")
+        plain = isinstance(value, bool | int | float | str)
+        if prefix == architecture and name not in _READ and not (plain and value == _NEUTRAL.get(name)):
+            shown = repr(value) if plain else "an array"
+            file.refuse(f"its metadata ask for {key} = {shown}, which this forward pass does not know")
 
 
 def _tokens(file: GgufFile) -> int:

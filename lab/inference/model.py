@@ -75,7 +75,7 @@ class Llama:
         self._norm = handles["output_norm.weight"]
         tied = "output.weight" not in file.tensors
         self._head = handles["token_embd.weight"] if tied else self._load("output.weight")
-        self._frequencies = _rotary_frequencies(config)
+        self._frequencies = config.rope_scaling.frequencies(config.rope_theta, config.head_dim)
         if "rope_freqs.weight" in file.tensors:
             self._frequencies = self._frequencies / file.rows("rope_freqs.weight")
 
@@ -117,8 +117,9 @@ class Llama:
     def _turn(self, start: int, m: int) -> tuple[Any, Any]:
         """(cos, sin) of the rotary angles, [m, 1, head_dim / 2]; angles in float64, for far positions."""
         angles = np.arange(start, start + m)[:, None, None] * self._frequencies
-        xp = self.unit.xp
-        return xp.asarray(np.cos(angles).astype(np.float32)), xp.asarray(np.sin(angles).astype(np.float32))
+        xp, magnitude = self.unit.xp, self.config.rope_scaling.magnitude
+        cos, sin = (magnitude * turned(angles) for turned in (np.cos, np.sin))
+        return xp.asarray(cos.astype(np.float32)), xp.asarray(sin.astype(np.float32))
 
     def _attention(self, i: int, layer: Layer, x: Any, turn: tuple[Any, Any], cache: KVCache) -> Any:
         c, unit = self.config, self.unit
@@ -169,8 +170,3 @@ def attend(q: Any, keys: Any, values: Any, xp: Any) -> Any:
         y = weights.reshape(kv_heads, group * count, last) @ values[:, :last]
         parts.append(y.reshape(kv_heads, group, count, head_dim))
     return xp.concatenate(parts, axis=2).transpose(2, 0, 1, 3).reshape(m, q_heads * head_dim)
-
-
-def _rotary_frequencies(config: LlamaConfig) -> Any:
-    """Radians a position, one for each pair of a head."""
-    return config.rope_theta ** (-np.arange(0, config.head_dim, 2) / config.head_dim)

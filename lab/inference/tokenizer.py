@@ -1,18 +1,30 @@
 """Text to tokens and back, from the vocabulary and merges inside a GGUF file: byte-level BPE."""
 
 import codecs
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
+from lab.inference.chat_template import render
 from lab.inference.gguf_file import GgufFile
 from sim.errors import InputError
 
-CONTROL, LITERAL = 3, 4  # token types of the GGUF specification: control tokens, and user-defined ones as plain text
+# Token types of the GGUF specification: only normal ones are made of bytes and merges; user-defined ones are found in
+# any text as they are written, unknown and control tokens only in what a chat template writes.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+# Metadata that say how text is changed before or behind this tokenizer, which does nothing of the kind.
+_UNSUPPORTED = ("add_space_prefix", "add_sep_token", "remove_extra_whitespaces", "normalizer.lowercase")
+# Special tokens as chat templates call them, by their name in the metadata.
+_NAMES = MappingProxyType(
+    {"bos": "bos", "eos": "eos", "unknown": "unk", "seperator": "sep", "padding": "pad", "cls": "cls", "mask": "mask"}
+)
 # Control tokens that end a text, beside the end tokens that the metadata name.
 _ENDS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>")
-SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"  # SmolLM2's own chat template
+_STAND_INS = range(0xF0000, 0xFFFFE)  # characters for private use, in no text of a model
 # The splitting pattern of Llama 3's tokenizer.
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
@@ -60,41 +72,56 @@ class Tokenizer:
     def __init__(self, file: GgufFile) -> None:
         tokenizers = _tokenizers_package()
         kind = file.get("tokenizer.ggml.model", str)
-        name = file.get("tokenizer.ggml.pre", str, default="gpt-2")
+        name = file.get("tokenizer.ggml.pre", str)
         if kind != "gpt2" or name not in PRETOKENIZERS:
             known = ", ".join(f"gpt2/{p}" for p in PRETOKENIZERS)
             file.refuse(f"its tokenizer is {kind}/{name}; supported: {known}")
+        for flag in _UNSUPPORTED:
+            if file.get(f"tokenizer.ggml.{flag}", bool, default=False):
+                file.refuse(f"its tokenizer asks for {flag}, which is not supported")
         pretokenizer = PRETOKENIZERS[name]
         self.tokens: list[str] = file.get("tokenizer.ggml.tokens", list)
-        merges = [tuple(m.split(" ")) for m in file.get("tokenizer.ggml.merges", list)]
-        self._types = [int(t) for t in file.metadata.get("tokenizer.ggml.token_type", [1] * len(self.tokens))]
-        if len(self._types) != len(self.tokens) or any(len(m) != 2 for m in merges):
-            file.refuse("its token types or merges do not fit its vocabulary")
+        self._types = _types(file, len(self.tokens))
         self._ids = {token: i for i, token in enumerate(self.tokens)}
-        try:
-            model = tokenizers.models.BPE(self._ids, merges, ignore_merges=pretokenizer.whole_words)
-        except Exception as error:  # the package raises bare exceptions: a merge of tokens outside the vocabulary
-            file.refuse(f"its merges do not fit its vocabulary: {error}")
-        self._bpe = tokenizers.Tokenizer(model)
+        if len(self._ids) != len(self.tokens):
+            file.refuse("its vocabulary holds a token twice")
+        self._bpe = tokenizers.Tokenizer(self._byte_pairs(file, tokenizers.models.BPE, pretokenizer.whole_words))
         self._bpe.pre_tokenizer = pretokenizer.split(tokenizers)
+        self._user_defined = _any_of(self._of_type(USER_DEFINED))
+        self._control = _any_of(self._of_type(CONTROL, UNKNOWN))
+        self._bos = self._added(file, "bos", pretokenizer.bos)
+        self._eos = self._added(file, "eos", False)
         last = len(self.tokens) - 1
-        has_bos = file.get("tokenizer.ggml.add_bos_token", bool, default=pretokenizer.bos)
-        self._bos = (file.integer("tokenizer.ggml.bos_token_id", 0, last),) if has_bos else ()
         named = {file.integer(k, 0, last) for k in _end_keys(file)}
         self.ends = frozenset(named | {self._ids[e] for e in _ENDS if e in self._ids})
+        self._template: str = file.get("tokenizer.chat_template", str, default="")
+        special = {k: f"tokenizer.ggml.{k}_token_id" for k in _NAMES if f"tokenizer.ggml.{k}_token_id" in file.metadata}
+        self._names = {f"{_NAMES[k]}_token": self.tokens[file.integer(key, 0, last)] for k, key in special.items()}
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of plain text; what looks like a control token is still text. InputError for broken UTF-8."""
-        return [*self._bos, *self._plain(text)]
+        """Tokens of plain text; what looks like a control token is still text.
+
+        Raises InputError for broken UTF-8, and for text that the vocabulary cannot spell.
+        """
+        return [*self._bos, *self._plain(text), *self._eos]
 
     def chat(self, message: str) -> list[int]:
-        """Tokens of one user message in ChatML, up to where the assistant answers; InputError without ChatML."""
-        if not {"<|im_start|>", "<|im_end|>"} <= self._ids.keys():
-            raise InputError("--chat needs a model with ChatML's <|im_start|> and <|im_end|>; this one has none")
-        start, end = self._ids["<|im_start|>"], self._ids["<|im_end|>"]
-        turns = (("system", SYSTEM), ("user", message))
-        said = [t for role, text in turns for t in (start, *self._plain(f"{role}\n{text}"), end, *self._plain("\n"))]
-        return [*self._bos, *said, start, *self._plain("assistant\n")]
+        """Tokens of one user message in the model's chat template, up to where the assistant answers.
+
+        What looks like a control token in the message is still text. Raises InputError as `encode` does, and where the
+        model has no template or it cannot be used.
+        """
+        if not self._template:
+            raise InputError("--chat needs a model with a chat template; this file holds none")
+        free = (c for c in map(chr, _STAND_INS) if c not in message and c not in self._template)
+        stand_ins: dict[str, str] = {}
+        disguised = self._control.sub(lambda found: stand_ins.setdefault(found[0], next(free)), message)
+        rendered = render(self._template, disguised, self._names)
+        restored = {ord(c): text for text, c in stand_ins.items()}
+        ids: list[int] = []
+        for i, piece in enumerate(self._control.split(rendered)):
+            ids += [self._ids[piece]] if i % 2 else self._plain(piece.translate(restored))
+        return ids if tuple(ids[:1]) == self._bos else [*self._bos, *ids]
 
     def stream(self) -> "TextStream":
         """A decoder that takes one token after the other."""
@@ -106,21 +133,45 @@ class Tokenizer:
         return "".join([*map(stream.feed, ids), stream.finish()])
 
     def bytes_of(self, token: int) -> bytes:
-        """The bytes that a token stands for; none for a control token."""
+        """The bytes that a token stands for; none for one that is neither normal nor user-defined."""
         text, kind = self.tokens[token], self._types[token]
-        if kind == CONTROL:
+        if kind not in (NORMAL, USER_DEFINED):
             return b""
-        if kind == LITERAL or not _BYTES.keys() >= set(text):
+        if kind == USER_DEFINED or not _BYTES.keys() >= set(text):
             return text.encode()
         return bytes(_BYTES[c] for c in text)
 
     def _plain(self, text: str) -> list[int]:
         try:
-            text.encode()
+            spelled = text.encode()
         except UnicodeEncodeError:
             raise InputError("the prompt is not valid UTF-8") from None
-        ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
+        ids: list[int] = []
+        for i, piece in enumerate(self._user_defined.split(text)):
+            ids += [self._ids[piece]] if i % 2 else self._bpe.encode(piece, add_special_tokens=False).ids
+        if b"".join(map(self.bytes_of, ids)) != spelled:
+            raise InputError("the prompt holds a character that the model's vocabulary cannot spell")
         return ids
+
+    def _byte_pairs(self, file: GgufFile, bpe: Callable, whole_words: bool) -> Any:
+        """The merging of normal tokens; a merge that makes or needs another kind never applies to text."""
+        normal = {token: i for token, i in self._ids.items() if self._types[i] == NORMAL}
+        merges = [tuple(m.split(" ")) for m in file.get("tokenizer.ggml.merges", list)]
+        for merge in merges:
+            if len(merge) != 2 or not {*merge, "".join(merge)} <= self._ids.keys():
+                file.refuse(f"its merges do not fit its vocabulary: {' '.join(merge)!r}")
+        try:
+            return bpe(normal, [m for m in merges if {*m, "".join(m)} <= normal.keys()], ignore_merges=whole_words)
+        except Exception as error:  # the package raises bare exceptions
+            file.refuse(f"its merges do not fit its vocabulary: {error}")
+
+    def _of_type(self, *kinds: int) -> Iterable[str]:
+        return (token for token, kind in zip(self.tokens, self._types, strict=True) if kind in kinds)
+
+    def _added(self, file: GgufFile, name: str, default: bool) -> tuple[int, ...]:
+        """The token of that name where the file says that texts begin or end with it."""
+        wanted = file.get(f"tokenizer.ggml.add_{name}_token", bool, default=default)
+        return (file.integer(f"tokenizer.ggml.{name}_token_id", 0, len(self.tokens) - 1),) if wanted else ()
 
 
 class TextStream:
@@ -142,6 +193,20 @@ class TextStream:
 def _end_keys(file: GgufFile) -> list[str]:
     names = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
     return [name for name in names if name in file.metadata]
+
+
+def _types(file: GgufFile, count: int) -> list[int]:
+    """The type of each token; all are normal where the file does not say."""
+    types = file.get("tokenizer.ggml.token_type", np.ndarray, default=np.full(count, NORMAL))
+    if len(types) != count or not np.isin(types, range(NORMAL, BYTE + 1)).all():
+        file.refuse("its token types do not fit its vocabulary")
+    return [int(kind) for kind in types]
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """What matches any of them, the longest where several begin; as a group, so that `split` keeps it."""
+    longest_first = sorted(filter(None, tokens), key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first))})" if longest_first else "((?!))")
 
 
 def _byte_characters() -> dict[str, int]:

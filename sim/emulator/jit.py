@@ -86,12 +86,12 @@ class _WholeCompiler(_Compiler):
     lowering = _LowerWhole
 
 
-_COMMON = {
+_COMMON: dict[str, Any] = {
     "_nrt": False,  # views of tables belong to nobody: no code that counts references
     "error_model": "numpy",  # no branch of an exception in each division
 }
-_PART = {"pipeline_class": _PartCompiler, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-_WHOLE = {"pipeline_class": _WholeCompiler, "cache": True}
+_PART: dict[str, Any] = {"pipeline_class": _PartCompiler, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_WHOLE: dict[str, Any] = {"pipeline_class": _WholeCompiler, "cache": True}
 
 
 def jit(function: Callable[..., Any] | None = None, /, *, entry: bool = False, **options: Any) -> Any:

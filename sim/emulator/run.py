@@ -59,8 +59,10 @@ def run(
 @cache
 def _interpreter() -> Any:
     """The compiled interpreter; where several processes need it at once, one compiles it and the others wait."""
-    with contextlib.suppress(EnvironmentFailure, OSError), (cache_dir() / "emulator.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(EnvironmentFailure, OSError):  # without a place for the lock each compiles it
+            lock = held.enter_context((cache_dir() / "emulator.lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
         interpret.run.compile((types.Array(types.int64, 2, "C"),))
     return interpret.run
 

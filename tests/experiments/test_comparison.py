@@ -71,4 +71,19 @@ def test_compare_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert run_command(["compare", str(before), str(after), "--threshold", "0.2", "--json"]) == 0
     document = msgspec.json.decode(capsys.readouterr().out)
     assert document["rows"][0]["slowdown"] == pytest.approx(1.1)
-    assert load(str(before))[0].us == 10.0
+    assert load(str(before)).records[0].us == 10.0
+
+
+def test_a_record_that_is_cut_off_is_named_and_nothing_is_called_right(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after = tmp_path / "before.jsonl", tmp_path / "after.jsonl"
+    append(timed(us=10.0), before)
+    whole = before.read_bytes()
+    before.write_bytes(b"\n\n" + whole + b"\n" + whole[:-9])
+    append(timed(us=10.0), after)
+    assert run_command(["compare", str(before), str(after), "--json"]) == 1
+    out, err = capsys.readouterr()
+    complaint = "before.jsonl line 5 is not a whole record and was skipped"
+    assert msgspec.json.decode(out)["complaints"] == [complaint]
+    assert err == f"lab: {complaint}\n"

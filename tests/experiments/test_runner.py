@@ -15,10 +15,11 @@ import pytest
 import experiments
 from experiments import runner
 from experiments.catalog import module_of, names, questions
+from experiments.cli import run_command
 from experiments.rows import Row, Verdict
 from experiments.running.backends import Backend
 from lab import record
-from lab.record import Checked, Record, provenance
+from lab.record import Archive, Checked, Record, provenance
 from sim.errors import InputError
 from tests.experiments.examples import NOTHING, SMALL
 
@@ -124,3 +125,14 @@ def test_a_failed_check_fails_the_run() -> None:
     failed = Record(**provenance(), on="sim", machine="h100", metrics={"variant": "MHA"}, check=Checked(False, 2.0))
     answer = runner.Answer("x", "?", (failed,), (), Verdict(True, "Yes."))
     assert not answer.passed
+
+
+def test_what_could_not_be_read_is_said_beside_the_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    past = Archive((), ("bench.jsonl line 7 is not a whole record and was skipped",))
+    monkeypatch.setattr(runner, "archive", lambda: past)
+    run_command(["run", "kv_cache", "--json", "--no-record"])
+    out, err = capsys.readouterr()
+    assert json.loads(out)["complaints"] == list(past.complaints)
+    assert err == f"lab: {past.complaints[0]}\n"

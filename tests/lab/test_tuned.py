@@ -98,7 +98,8 @@ def test_a_bad_line_is_refused(text: str, sentence: str, table: Path) -> None:
 
 
 def test_a_table_that_cannot_be_written_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuned, "TABLE", tmp_path / "absent" / "tuned.jsonl")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(tuned, "TABLE", tmp_path / "file" / "tuned.jsonl")
     with pytest.raises(EnvironmentFailure, match="cannot be written"):
         put([entry(Linear(1, 8, 8))])
 

@@ -1,5 +1,8 @@
 """int4 groups: the packed layout, quantising, and the layouts of other programs."""
 
+from contextlib import suppress
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -72,6 +75,30 @@ def test_quantising_refuses_what_fp16_cannot_scale(value: float) -> None:
         quantise(np.float32([[value, 0.0]]), 32)
 
 
+@given(st.floats(-9, 0), st.sampled_from(GROUPS), st.integers(0, 9))
+def test_small_weights_are_quantised_as_well_as_others_or_refused(exponent: float, group: int, seed: int) -> None:
+    values = np.random.default_rng(seed).standard_normal((4, 150), np.float32)
+    small = values * np.float32(10.0**exponent)
+    groups = None
+    with suppress(InputError):
+        groups = quantise(small, group)
+    if groups is None:
+        assert exponent < -3  # 15 steps of fp16's smallest normal number, 2^-14, span 9.2e-4
+        return
+    step = quantise(values, group)
+    worst = np.abs(step.values - values).max() / np.abs(values).max()
+    # What fp16 may lose besides, 2^-10 of a group's range and least value, is at most 2^-8 of the largest weight.
+    assert np.abs(groups.values - small).max() / np.abs(small).max() <= worst + 2.0**-8
+
+
+@pytest.mark.parametrize("value", [1e-8, -3e-8, 2.0**-26])
+def test_a_group_that_fp16_would_make_zero(value: float) -> None:
+    values = np.ones((2, 64), np.float32)
+    values[1, 32:] = value
+    with pytest.raises(InputError, match=r"a group of weights of at most .* is too small for fp16"):
+        quantise(values, 32)
+
+
 def test_q4_1_is_taken_exactly() -> None:
     quants = pytest.importorskip("gguf.quants")
     from gguf import GGMLQuantizationType
@@ -108,11 +135,72 @@ def test_awq_is_taken_exactly() -> None:
     assert np.array_equal(groups.values, (scales.astype(np.float64) * (q - zeros.astype(float))).T)
 
 
+@given(st.data())
+def test_a_layer_s_groups_in_any_legal_order(data: st.DataObject) -> None:
+    """Short last groups, one group for all columns, and a g_idx of whole blocks: values, column by column."""
+    k = 8 * data.draw(st.integers(1, 40))
+    group = data.draw(st.sampled_from((32, 64, 96, 128, 256, k)))
+    groups = -(-k // group)
+    rng = np.random.default_rng(data.draw(st.integers(0, 9)))
+    q, zeros = rng.integers(0, 16, (k, 8), np.uint8), rng.integers(0, 16, (groups, 8), np.uint8)
+    scales = rng.random((groups, 8)).astype(np.float16).astype(data.draw(st.sampled_from(["f4", "f2", ">f2"])))
+    of_column = np.arange(k) // group
+    said = {"group": -1 if groups == 1 else group}
+    if data.draw(st.booleans()):
+        of_column = rng.permutation(groups)[of_column]  # act-order that keeps blocks together
+        said = {"g_idx": of_column.astype(np.int32)}
+    if groups > 1 and group % 32:
+        return
+    found = from_gptq(np.ascontiguousarray(words(q.T).T), words(zeros), scales, 0, **said)
+    expected = scales.astype(np.float64)[of_column] * (q - zeros.astype(np.float64)[of_column])
+    assert found.group in GROUPS
+    assert np.array_equal(found.values, expected.T)
+    if "group" in said:
+        packed = [np.ascontiguousarray(a) for a in (words(q), words(zeros))]
+        awq = from_awq(*packed, scales, **said)
+        assert awq.values.shape == found.values.shape
+
+
+@pytest.mark.parametrize(
+    ("k", "groups", "said", "says"),
+    [
+        (96, 2, {}, "96 columns in 2 groups are none of"),
+        (192, 2, {}, "say how many with group="),
+        (96, 2, {"group": 32}, "groups of 32 are not 2 groups"),
+        (96, 2, {"group": 0}, "groups of 0 are not 2 groups"),
+        (96, 2, {"group": -1}, "groups of -1 are not 2 groups"),
+        (96, 2, {"group": 48}, "must be 32 neighbours or a multiple"),
+        (64, 2, {"g_idx": np.arange(64) % 2}, "must be 32 neighbours or a multiple"),
+        (64, 2, {"g_idx": np.arange(64)}, "g_idx is the group of each of 64 columns, 0 to 1"),
+        (64, 2, {"g_idx": np.zeros(32, np.int32)}, "g_idx is the group of each of 64"),
+        (64, 2, {"bias": 2}, "got bias = 2"),
+    ],
+)
+def test_a_layer_that_cannot_be_taken_exactly(k: int, groups: int, said: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        from_gptq(
+            np.zeros((k // 8, 8), np.int32), np.zeros((groups, 1), np.int32), np.ones((groups, 8), np.float16), **said
+        )
+
+
+@pytest.mark.parametrize("scale", [2.0**-26, 1e5, 0.1, np.inf, np.nan])
+def test_a_scale_that_is_no_fp16_number(scale: float) -> None:
+    w, zeros = np.zeros((16, 8), np.int32), np.zeros((1, 1), np.int32)
+    with pytest.raises(InputError, match=r"fp16 holds exactly; .* does not fit"):
+        from_gptq(w, zeros, np.full((1, 8), scale, np.float32))
+    with pytest.raises(InputError, match="scales are floats; these are in int32"):
+        from_gptq(w, zeros, np.ones((1, 8), np.int32))
+    with pytest.raises(InputError, match="packed nibbles are a matrix in int32"):
+        from_gptq(w.astype(np.int64), zeros, np.ones((1, 8), np.float16))
+
+
 def test_what_does_not_belong_together_is_refused() -> None:
     with pytest.raises(InputError, match="int4 values are 0 to 15; found 16"):
         Groups(np.full((1, 32), 16, np.uint8), *[np.ones((1, 1), np.float16)] * 2, 32)
     with pytest.raises(InputError, match=r"have \[1, 2\] scales and offsets"):
         Groups(np.zeros((1, 33), np.uint8), *[np.ones((1, 1), np.float16)] * 2, 32)
+    with pytest.raises(InputError, match="scales and offsets in float16; got uint8, float32, float32"):
+        Groups(np.zeros((1, 32), np.uint8), *[np.ones((1, 1), np.float32)] * 2, 32)
     w, w_scale = pack(drawn(64, 64, 32, 0))
     with pytest.raises(InputError, match="packed weights"):
         unpack(w, w_scale, 65, 64, 32)

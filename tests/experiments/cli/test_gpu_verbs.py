@@ -11,7 +11,7 @@ import pytest
 import experiments
 from experiments import runner
 from experiments.bars import gemm_bars
-from experiments.cli import run_command
+from experiments.cli import bench, run_command
 from experiments.running import backends, on_device
 from experiments.running.jobs import Job, Search
 from lab import record, tuned
@@ -22,6 +22,7 @@ from lab.problems import Linear
 from lab.record import Checked, Record, provenance
 from sim.errors import EnvironmentFailure
 from sim.machine import H100
+from tests.experiments.examples import timed
 
 GEMV = ["gemv_vectorized", "m=1", "n=64", "k=64"]
 SCHEDULE = {"rows": 1, "split_k": 1, "teams": 4, "unroll": 1}
@@ -291,3 +292,10 @@ def test_ceilings_on_gpu() -> None:
     answer = runner.conclude("ceilings", records, past)
     assert "A read kernel gets 3.07 TB/s on a card, " in answer.verdict.sentence
     assert "91.6% of the data sheet's 3.35 TB/s" in answer.verdict.sentence
+
+
+def test_what_makes_a_time_doubtful_is_said() -> None:
+    assert bench._result(timed()) == "right"
+    doubtful = timed(metrics={"impossible": True}, throttle=["power cap"])
+    assert bench._result(doubtful) == "right; below the floor: impossible; throttled: power cap"
+    assert bench._result(timed(check=None, metrics={"failure": "3 mismatches"})) == "3 mismatches"

@@ -117,15 +117,29 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
         ({"llama.feed_forward_length": 128}, "the metadata imply"),
         ({"llama.attention.head_count": 6, "llama.attention.head_count_kv": 4}, "cannot share"),
         ({"llama.rope.dimension_count": 8}, "is 8 and head_dim 16; both must be the same even"),
-        ({"llama.rope.scaling.type": "yarn"}, "rotary scaling is 'yarn'"),
+        ({"llama.rope.scaling.type": "longrope"}, "rotary scaling is 'longrope'; supported: none, linear, yarn"),
+        ({"llama.rope.scaling.factor": -2.0}, "scaling factor -2.0 or attention factor 1.0 is out of range"),
+        ({"llama.rope.scaling.attn_factor": float("inf")}, "attention factor inf is out of range"),
+        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 0.5}, "YaRN needs a factor of at least 1"),
+        ({"llama.expert_count": 8}, "its metadata ask for llama.expert_count = 8"),
+        ({"llama.attention.sliding_window": 64}, "ask for llama.attention.sliding_window = 64"),
+        ({"llama.logit_scale": 0.5}, "ask for llama.logit_scale = 0.5"),
+        ({"split.count": 3, "split.no": 1}, "part 2 of 3 of a split model; join them with"),
+        ({"general.type": "adapter"}, "its type 'adapter'; only a 'llama' 'model'"),
+        ({"general.quantization_version": 1}, "blocks are of version 1"),
         ({"llama.rope.freq_base": float("nan")}, "out of range"),
         ({"llama.vocab_size": tiny.VOCAB + 1}, f"has {tiny.VOCAB} tokens and its model {tiny.VOCAB + 1}"),
         ({"tokenizer.ggml.tokens": None}, "'tokenizer.ggml.tokens' is missing"),
         ({"tokenizer.ggml.model": "llama"}, "supported: gpt2/smollm"),
         ({"tokenizer.ggml.pre": "qwen2"}, "tokenizer is gpt2/qwen2"),
+        ({"tokenizer.ggml.pre": None}, "'tokenizer.ggml.pre' is missing"),
+        ({"tokenizer.ggml.add_space_prefix": True}, "its tokenizer asks for add_space_prefix"),
+        ({"tokenizer.ggml.tokens": ["a"] * tiny.VOCAB}, "holds a token twice"),
         ({"tokenizer.ggml.merges": ["Ġ nowhere"]}, "merges do not fit"),
         ({"tokenizer.ggml.merges": ["abc"]}, "merges do not fit"),
-        ({"tokenizer.ggml.token_type": [1, 1]}, "token types or merges do not fit"),
+        ({"tokenizer.ggml.token_type": [1, 1]}, "token types do not fit"),
+        ({"tokenizer.ggml.token_type": [7] * tiny.VOCAB}, "token types do not fit"),
+        ({"tokenizer.ggml.token_type": "normal"}, "holds str, not ndarray"),
         ({"tokenizer.ggml.eos_token_id": tiny.VOCAB}, "eos_token_id must be from 0 to"),
     ],
 )
@@ -135,7 +149,7 @@ def test_inconsistent_metadata(tmp_path: Path, metadata: dict[str, Any], says: s
 
 
 def test_another_architecture(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="architecture is 'mamba'; only 'llama'"):
+    with pytest.raises(InputError, match="architecture is 'mamba' and its type 'model'; only a 'llama'"):
         open_all(tiny.write(tmp_path / "odd.gguf", architecture="mamba"))
 
 
@@ -172,6 +186,9 @@ def test_a_missing_extra_is_named(tiny_path: Path, tiny_file: GgufFile, monkeypa
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(InputError, match=r"needs the package gguf: pip install 'kernel-lab\[model\]'"):
         GgufFile(tiny_path)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(InputError, match=r"needs the package jinja2: pip install 'kernel-lab\[model\]'"):
+        Tokenizer(tiny_file).chat("Hi")
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(InputError, match=r"needs the package tokenizers: pip install 'kernel-lab\[model\]'"):
         Tokenizer(tiny_file)

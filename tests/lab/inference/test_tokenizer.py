@@ -1,13 +1,14 @@
 """Text to tokens and back."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.inference.gguf_file import GgufFile
-from lab.inference.tokenizer import SYSTEM, Tokenizer
+from lab.inference.tokenizer import Tokenizer
 from sim.errors import InputError
 from tests.lab.inference import tiny
 
@@ -46,31 +47,112 @@ def test_control_tokens_in_a_text_are_text(tiny_tokenizer: Tokenizer, text: str,
     assert tiny_tokenizer.decode(ids) == text + control
 
 
-def test_chat_is_chatml_and_control_tokens_have_no_text(tiny_tokenizer: Tokenizer) -> None:
-    ids = tiny_tokenizer.chat("Hi<|im_end|>")
-    names = "".join(tiny_tokenizer.tokens[i] if i < 3 else tiny_tokenizer.decode([i]) for i in ids)
-    assert names == (
-        f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\nHi<|im_end|><|im_end|>\n<|im_start|>assistant\n"
-    )
-    assert ids.count(2) == 2, "only the template ends turns"
+def written(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """Control tokens by name, all others as text."""
+    return "".join(tokenizer.tokens[i] if i < 3 else tokenizer.decode([i]) for i in ids)
+
+
+def test_chat_is_the_file_s_template_and_messages_stay_text(tiny_tokenizer: Tokenizer) -> None:
+    ids = tiny_tokenizer.chat(" Hi<|im_end|> the ")
+    turns = "<|im_start|>user\nHi<|im_end|> the<|im_end|>\n<|im_start|>assistant\n"
+    assert written(tiny_tokenizer, ids) == turns
+    assert ids.count(2) == 1, "only the template ends turns"
     assert tiny_tokenizer.ends == {0, 2}
 
 
-def test_bos_and_a_model_without_chatml(tmp_path: Path) -> None:
+def other(tmp_path: Path, **metadata: Any) -> Tokenizer:
+    """A tokenizer with some of the metadata replaced, a dot in a key written as two underscores."""
+    keys = {f"tokenizer.{key.replace('__', '.')}": value for key, value in metadata.items()}
+    return Tokenizer(GgufFile(tiny.write(tmp_path / "other.gguf", keys)))
+
+
+def test_bos_and_a_model_without_template(tmp_path: Path) -> None:
     tokens = ["<s>", "</s>", "<pad>", *tiny.TOKENS[3:]]
     metadata = {
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.pre": "llama-bpe",
         "tokenizer.ggml.bos_token_id": 0,
         "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.chat_template": None,
     }
     tokenizer = Tokenizer(GgufFile(tiny.write(tmp_path / "other.gguf", metadata)))
     assert [tokens[i] for i in tokenizer.encode(" the 1234")] == ["<s>", "Ġthe", "Ġ", "1", "2", "3", "4"]
     assert tokenizer.ends == {1}
-    with pytest.raises(InputError, match="--chat needs a model with ChatML"):
+    with pytest.raises(InputError, match="--chat needs a model with a chat template"):
         tokenizer.chat("Hi")
 
 
 def test_a_prompt_that_is_not_text(tiny_tokenizer: Tokenizer) -> None:
     with pytest.raises(InputError, match="not valid UTF-8"):
         tiny_tokenizer.encode("\udcff")
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{% for m in messages %}", "chat template cannot be used: TemplateSyntaxError"),
+        ("{{ messages[3].content.upper() }}", "cannot be used: UndefinedError"),
+        ("{{ ''.__class__.__mro__ }}", "cannot be used: SecurityError"),
+        ("{{ messages.append(1) }}", "cannot be used: SecurityError"),
+        ("{{ 1 / 0 }}", "cannot be used: ZeroDivisionError"),
+        ("{{ raise_exception('no system turn') }}", "refuses the message: no system turn"),
+    ],
+)
+def test_a_template_is_not_trusted(tmp_path: Path, template: str, says: str) -> None:
+    tokenizer = other(tmp_path, chat_template=template)
+    assert tokenizer.encode("in")
+    with pytest.raises(InputError, match=says):
+        tokenizer.chat("Hi")
+
+
+def test_what_templates_may_use(tmp_path: Path) -> None:
+    template = (
+        "{{ bos_token }}{% for m in messages %}{{ m | tojson }}{% break %}{% endfor %}"
+        "{{ strftime_now('%%') }}{{ tools is defined }}"
+    )
+    tokenizer = other(
+        tmp_path, chat_template=template, ggml__bos_token_id=0, ggml__add_bos_token=True, ggml__add_eos_token=True
+    )
+    said = '<|endoftext|>{"role": "user", "content": "<é>"}%False'
+    assert written(tokenizer, tokenizer.chat("<é>")) == said, "one BOS, and no EOS before the answer"
+    assert written(tokenizer, tokenizer.encode("in")) == "<|endoftext|>in<|im_end|>"
+
+
+def test_only_normal_and_user_defined_tokens_are_found_in_text(tmp_path: Path) -> None:
+    """The longest user-defined token wherever it begins, its characters no stand-ins of bytes; no other kind."""
+    kinds = {
+        "<think>": 4,
+        "<think>é": 4,
+        "ĠPAD": 4,
+        "PAD": 3,
+        "UNK": 2,
+        "OLD": 5,
+        "<0x0A>": 6,
+        "the": 3,
+        "Ġt": 1,
+        "Ġthe": 1,
+    }
+    tokens = [*tiny.TOKENS[:259], "in", *kinds, "or", "he"]
+    for pre in ("llama-bpe", "smollm"):
+        tokenizer = other(
+            tmp_path,
+            ggml__pre=pre,
+            ggml__bos_token_id=0,
+            ggml__add_bos_token=False,
+            ggml__tokens=tokens,
+            ggml__token_type=[3] * 3 + [1] * 257 + [*kinds.values()] + [1, 1],
+            ggml__merges=["i n", "o r", "h e", "t he", "Ġ t", "Ġt he"],
+        )
+        text = "in<think>éin<think>or PADUNKOLD<0x0A>the PADthe ĠPAD"
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        found = [tokens[i] for i in ids if len(tokens[i]) > 1]
+        assert found == ["in", "<think>é", "in", "<think>", "or", "he", "he", "ĠPAD"]
+
+
+def test_a_byte_that_no_token_spells(tmp_path: Path) -> None:
+    tokens = [t if t != "x" else "no byte" for t in tiny.TOKENS]
+    tokenizer = other(tmp_path, ggml__tokens=tokens)
+    assert tokenizer.decode(tokenizer.encode("the")) == "the"
+    with pytest.raises(InputError, match="a character that the model's vocabulary cannot spell"):
+        tokenizer.encode("the x")

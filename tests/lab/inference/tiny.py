@@ -16,6 +16,11 @@ CONTROLS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MERGES = ["Ġ t", "h e", "Ġt he", "i n", "o r", "Ã ©"]
 TOKENS = [*CONTROLS, *sorted(_BYTES), *(m.replace(" ", "") for m in MERGES)]
 VOCAB = len(TOKENS)
+TEMPLATE = (  # blocks on lines of their own, and a turn that only exists where it is asked for
+    "{%- for message in messages %}\n{{ '<|im_start|>' + message['role'] + '\n' + message.content | trim }}\n"
+    "{{- eos_token }}\n{% endfor %}\n"
+    "{% if add_generation_prompt %}\n    {{- '<|im_start|>assistant\n' }}\n{%- endif %}"
+)
 TYPES = ("Q4_1", "Q8_0", "F16", "BF16", "F32", "Q4_0", "Q5_1")  # of the linear layers, in turn
 
 
@@ -64,6 +69,7 @@ METADATA: dict[str, Any] = {
     "tokenizer.ggml.token_type": [3 if t in CONTROLS else 1 for t in TOKENS],
     "tokenizer.ggml.merges": MERGES,
     "tokenizer.ggml.eos_token_id": 2,
+    "tokenizer.chat_template": TEMPLATE,
 }
 
 

@@ -1,0 +1,47 @@
+"""Compiled code: its cache is a convenience, and its workers survive a fork and several threads."""
+
+import multiprocessing
+from pathlib import Path
+from threading import Thread
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import lab
+from sim.jit import njit
+from sim.tiles import groups
+
+
+@pytest.mark.parametrize("place", ["/dev/null/nowhere", "file"])
+def test_without_a_place_for_its_cache_code_is_compiled_anew(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LAB_CACHE_DIR", str(tmp_path / place))
+    function = next(value for value in vars(groups).values() if hasattr(value, "py_func")).py_func
+    compiled = njit(cache=True)(function)
+    assert compiled.stats.cache_path.startswith(str(tmp_path / place))
+    with pytest.raises(OSError, match="Not a directory"):
+        compiled._cache._impl.locator.ensure_cache_path()
+    simple = njit(lambda a: a + 1)
+    simple._cache = compiled._cache
+    assert simple(1) == 2
+
+
+def product(x: np.ndarray) -> None:
+    assert np.array_equal(lab.linear(x, np.ones((16, 64), x.dtype)), np.full((1, 16), 64, x.dtype))
+
+
+def test_a_forked_process_and_threads_simulate_as_well() -> None:
+    x = np.ones((1, 64), ml_dtypes.bfloat16)
+    product(x)
+    child = multiprocessing.get_context("fork").Process(target=product, args=(x,))
+    child.start()
+    threads = [Thread(target=product, args=(x,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    child.join(60)
+    assert child.exitcode == 0
