@@ -45,7 +45,7 @@ def choose(problem: Problem, machine: Machine) -> tuple[Kernel, Any, tuple[Launc
 
 def is_solvable(problem: Problem, machine: Machine) -> bool:
     """Whether any kernel takes the problem on the machine."""
-    kernels = [kernel for kernel in catalog.kernels() if kernel.solves.runs_on(machine.arch)]
+    kernels = [kernel for kernel in catalog.kernels() if kernel.solves.runs_on(machine.arch, problem)]
     return any(kernel.solves.refusal(problem) is None for kernel in kernels)
 
 
@@ -53,8 +53,8 @@ def best_guesses(problem: Problem, machine: Machine) -> list[Guess]:
     """Every kernel's best guess; raises InputError, with each kernel's reason, where none takes the problem."""
     found, reasons = [], []
     for kernel in catalog.kernels():
-        if not kernel.solves.runs_on(machine.arch):
-            reasons.append(f"{kernel.name} needs {kernel.solves.arch}")
+        if not kernel.solves.runs_on(machine.arch, problem):
+            reasons.append(f"{kernel.name} needs {kernel.solves.needs(problem)}")
             continue
         try:
             schedule = kernel.best_guess(problem, machine)

@@ -30,7 +30,7 @@ class Solves:
     `formats` are those of the problem's FORMAT field. Options have the value that the format implies, with activations
     in that format itself where they must be `alike`; `options` are the unusual values it takes besides, `required` the
     only ones it takes. `row_bytes` divides the bytes of every row of the problem's arrays; `multiple_of` divides
-    extents, which are `at_most` so large.
+    extents, which are `at_most` so large. `arch_of` names the formats that need a newer architecture than the others.
     `after` names the kernel it improves on. `facts` are the problem's properties that the device code is compiled
     for; a format name becomes a C++ type, an integer or a flag a constant.
     """
@@ -46,6 +46,7 @@ class Solves:
     options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     required: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     at_most: Mapping[str, int] = field(default_factory=dict)
+    arch_of: Mapping[str, str] = field(default_factory=dict)
     facts: tuple[str, ...] = ("weights", "activations", "output")
 
     def multiples(self, problem: Problem) -> dict[str, int]:
@@ -83,11 +84,14 @@ class Solves:
                 return f"needs {name} to be a multiple of {divisor} ({self.why_multiple}); {name} = {value}"
         return None
 
-    def runs_on(self, arch: str) -> bool:
-        """Whether a GPU of that architecture runs this kernel: only the same where "a" asks for it, else any newer."""
-        if self.arch.endswith("a"):
-            return arch == self.arch
-        return int(arch.strip("sm_a")) >= int(self.arch.strip("sm_"))
+    def needs(self, problem: Problem | None = None) -> str:
+        """The architecture for a problem's format, or for the least demanding of all."""
+        return self.arch if problem is None else self.arch_of.get(getattr(problem, problem.FORMAT), self.arch)
+
+    def runs_on(self, arch: str, problem: Problem | None = None) -> bool:
+        """Whether a GPU of an architecture has what this needs: only the same where "a" asks for it, else any newer."""
+        needs = self.needs(problem)
+        return arch == needs if needs.endswith("a") else int(arch.strip("sm_a")) >= int(needs.strip("sm_"))
 
 
 class Schedule(Protocol):

@@ -25,6 +25,7 @@ TILE_ROWS, TILE_COLUMNS = 16, 64
 TILE_BYTES = TILE_ROWS * TILE_COLUMNS // 2
 PADDED_ROWS = 64  # of a wgmma
 LEVELS = 16
+BIAS = 16  # tensor cores multiply q + BIAS, a bf16 among whose digits are those of q; offsets take it away
 
 Q4_1_BLOCK, Q4_1_BYTES = 32, 20  # weights of a block, and its bytes: fp16 scale and min, 16 bytes of nibbles
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the column, of eight, in each nibble of a word

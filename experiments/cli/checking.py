@@ -43,8 +43,8 @@ def subject(kernel_name: str, words: Sequence[str], schedule: str, machine_name:
 def subject_on(machine: Machine, kernel_name: str, words: Sequence[str], schedule: str) -> Subject:
     """Likewise, on a machine that is known already."""
     kernel = catalog.get(kernel_name)
-    require_arch(kernel, machine)
     problem = problem_for(kernel, words)
+    require_arch(kernel, problem, machine)
     require_room(problem, machine)
     return Subject(kernel, problem, parse_schedule(kernel, schedule, problem, machine), machine)
 

@@ -20,6 +20,7 @@ def list_(as_json: Json = False) -> int:
             "solves": kernel.solves.problem.kind,
             "formats": list(kernel.solves.formats),
             "arch": kernel.solves.arch,
+            "arch_of": dict(kernel.solves.arch_of),
             "adds": kernel.adds,
             "after": kernel.solves.after,
         }
@@ -35,8 +36,13 @@ def _render(document: list[dict[str, Any]]) -> None:
     from experiments.catalog import questions
 
     rows = (
-        [k["kernel"], k["solves"], ", ".join(k["formats"]), k["arch"], k["after"] or "-", k["adds"]] for k in document
+        [k["kernel"], k["solves"], ", ".join(k["formats"]), _needs(k), k["after"] or "-", k["adds"]] for k in document
     )
     table(["kernel", "solves", "formats", "arch", "after", "adds"], rows, numbers_from=6)
     table(["experiment", "question"], questions().items(), numbers_from=2)
     say("lab check KERNEL m=.. n=.. k=..   lab run EXPERIMENT   lab --help")
+
+
+def _needs(kernel: dict[str, Any]) -> str:
+    """The architecture, and what some formats need besides."""
+    return "; ".join([kernel["arch"], *(f"{form}: {arch}" for form, arch in kernel["arch_of"].items())])

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ class Prepared:
     def __init__(self, launches: tuple[Launch, ...], machine: Machine, device: int = 0) -> None:
         for launch in launches:
             solves = catalog.get(launch.kernel).solves
-            require_kernel(launch.kernel, solves.runs_on, solves.arch, machine, device)
+            runs_on = partial(solves.runs_on, problem=launch.problem)
+            require_kernel(launch.kernel, runs_on, solves.needs(launch.problem), machine, device)
         self.device = device
         with driver.current(device), driver.relaxed_capture():
             self._ready = [Ready(launch, compile_launch(launch, machine).path, device) for launch in launches]

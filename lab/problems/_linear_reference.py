@@ -28,7 +28,6 @@ FP8_STEP = 32  # products along k in one fp8 wgmma
 PROMOTION = 128  # along k: the longest partial sum of fp8 products that may stay in the tensor cores
 CACHED_ROWS = 64  # of y that are walked along k together, so that they stay in the host's cache
 GROUP_ROUNDINGS = 4  # of a term, beside one for each product: scaled, added, a zero point's product
-GROUP_BIAS = 16  # at most, what integers are summed with, so that they are bf16 whose digits are theirs
 TAIL = 8.0  # Hoeffding's deviation: exceeded with probability 2 exp(-TAIL^2 / 2) = 2.5e-14
 
 
@@ -75,7 +74,7 @@ def _group_sums(problem: Linear, x: NDArray, w: int4.Groups) -> Estimate:
     """
     scale, offset = w.each(np.abs(w.scale)), w.each(np.abs(w.offset))
     size = scale * (w.q + offset) if w.zero_points else scale * w.q + offset
-    bias = (2 * problem.group + GROUP_ROUNDINGS) * GROUP_BIAS * scale
+    bias = (2 * problem.group + GROUP_ROUNDINGS) * int4.BIAS * scale
     roundings = (problem.k + GROUP_ROUNDINGS) * size + bias
     exact = w.each(w.scale).astype(x.dtype), w.each(w.offset).astype(x.dtype)
     values = exact[0] * (w.q - exact[1]) if w.zero_points else exact[0] * w.q + exact[1]

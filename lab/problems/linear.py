@@ -210,7 +210,9 @@ class Linear(Problem):
         additions in any order (Higham, "Accuracy and Stability of Numerical Algorithms", 3.1), and grows with every
         rounding of scales and epilogue. Products of fp8 with fp8 add what the tensor cores cut off: in partial sums of
         128 along k where `accumulate` is float32, all the way where it is fast; that part is probabilistic, for inputs
-        of random sign (see _linear_reference). An output that overflows fp16 or bf16 is outside this bound's promise.
+        of random sign (see _linear_reference). Outside this promise are an output that overflows fp16 or bf16, a sum of
+        some products that overflows float32, which depends on their order, and beside int4 groups a token with an
+        infinite activation: kernels sum q with a bias that the offset takes away, so its y is NaN or infinite.
         """
         return {"y": reference(self, arrays, rows)}
 

@@ -1,4 +1,4 @@
-"""Counted warp requests for packed int4 weights, which become floats tile by tile."""
+"""Counted warp requests for packed int4 weights, which become integers, scales and offsets tile by tile."""
 
 import numpy as np
 
@@ -9,50 +9,55 @@ from sim.tiles.memory import load_vector
 
 _ROWS, _COLUMNS, _BYTES = int4.TILE_ROWS, int4.TILE_COLUMNS, int4.TILE_BYTES
 _PAIR_BYTES = 4 * _ROWS  # scale and offset of a tile's rows, for a group
+_BIAS = int4.BIAS
 
 
 @njit(cache=True)
-def load_groups(count, marks, pair_marks, w, pairs, n, k, row, column, tile, group, zero_points):
-    """Load the patch at (row, column) of packed [n, k] weights in groups (sim/int4.py), zeros outside of it.
+def load_groups(count, marks, pair_marks, w, pairs, n, k, row, column, tile, scale, offset, group, zero_points):
+    """Load the patch at (row, column) of packed [n, k] weights in groups (sim/int4.py): q + BIAS, zeros outside of k.
 
-    A request is a packed tile, or what its rows have of scales and offsets in a group. `w` and `pairs` are the packed
-    arrays; where they are empty, the requests are only counted. Row and column are multiples of a packed tile's.
+    `scale` and `offset`, [rows, groups], are those of the tile's groups: a weight is scale * tile + offset, as the bias
+    is taken from the offset and a zero point is scaled. A request is a packed tile, or what its rows have of scales and
+    offsets in a group. `w` and `pairs` are the packed arrays; where they are empty, the requests are only counted. Row
+    and column are multiples of a packed tile's; a group begins with the tile or holds all of it.
     """
     packed, groups = -(-k // _COLUMNS), -(-k // group)
     if w.size > 0:
-        tile[:] = 0
+        tile[:], scale[:], offset[:] = 0, 0, 0
     for r in range(row, min(row + tile.shape[0], n), _ROWS):
         for c in range(column, min(column + tile.shape[1], k), _COLUMNS):
             load_vector(count, marks, (r // _ROWS * packed + c // _COLUMNS) * _BYTES, _BYTES)
             if w.size > 0:
-                out = tile[r - row : r - row + _ROWS, c - column : c - column + _COLUMNS]
-                _widen(out, w[r // _ROWS, c // _COLUMNS], pairs[r // _ROWS], c, k, group, zero_points)
+                _widen(
+                    tile[r - row : r - row + _ROWS, c - column : c - column + _COLUMNS], w[r // _ROWS, c // _COLUMNS]
+                )
         for c in range(column, min(column + tile.shape[1], k), group):
             load_vector(count, pair_marks, (r // _ROWS * groups + c // group) * _PAIR_BYTES, _PAIR_BYTES)
+            if w.size > 0:
+                to, index = slice(r - row, r - row + _ROWS), (c - column) // group
+                _split(scale[to, index], offset[to, index], pairs[r // _ROWS, c // group], zero_points)
+    if w.size > 0:
+        tile[:, max(k - column, 0) :] = 0
 
 
 @njit(cache=True)
-def _widen(out, packed, pairs, column, k, group, zero_points):
-    """A packed tile whose first column is `column` as floats; zeros beyond k."""
+def _widen(out, packed):
+    """A packed tile as floats of q + BIAS."""
     for step in range(4):
-        if column + 16 * step >= k:
-            continue
-        of_group = pairs[(column + 16 * step) // group]
         for g in range(8):
-            upper, upper_offset = float_of_fp16(of_group[2 * g, 0]), float_of_fp16(of_group[2 * g, 1])
-            lower, lower_offset = float_of_fp16(of_group[2 * g + 1, 0]), float_of_fp16(of_group[2 * g + 1, 1])
             for t in range(4):
                 for b in range(4):
                     both = packed[16 * (4 * g + t) + 4 * step + b]
                     c = 16 * step + 8 * (b % 2) + 2 * t + b // 2
-                    out[g, c] = _weight(both & 15, upper, upper_offset, zero_points)
-                    out[g + 8, c] = _weight(both >> 4, lower, lower_offset, zero_points)
-    out[:, max(k - column, 0) :] = 0
+                    out[g, c] = (both & 15) + _BIAS
+                    out[g + 8, c] = (both >> 4) + _BIAS
 
 
-@njit(cache=True, inline="always")
-def _weight(q, scale, offset, zero_points):
-    """The value of an int4 weight; with a min it is rounded once."""
-    if zero_points:
-        return (np.float32(q) - offset) * scale
-    return np.float32(np.float32(q) * scale) + offset
+@njit(cache=True)
+def _split(scale, offset, pairs, zero_points):
+    """Scales and offsets of a packed tile's rows in a group."""
+    for r in range(_ROWS):
+        pair = pairs[2 * (r % 8) + r // 8]
+        scale[r], stored = float_of_fp16(pair[0]), float_of_fp16(pair[1])
+        bias = np.float32(_BIAS)
+        offset[r] = -scale[r] * (stored + bias) if zero_points else stored - bias * scale[r]

@@ -7,10 +7,20 @@ from typing import Any
 import pytest
 
 from lab import catalog, choice, tuned
-from lab.choice import ancestors, best_guesses, choose, contenders, legal_candidates, outgrown, schedule_words
+from lab.choice import (
+    ancestors,
+    best_guesses,
+    choose,
+    contenders,
+    is_solvable,
+    legal_candidates,
+    outgrown,
+    schedule_words,
+)
 from lab.kernel import parse_schedule, schedule_fields
 from lab.problems import Linear
 from lab.tuned import Entry, put
+from sim.errors import InputError
 from sim.machine import A100, H100
 
 PROBLEM = Linear(300, 4096, 4096)
@@ -37,6 +47,19 @@ def test_the_choice_has_the_smallest_predicted_time(m: int, machine: Any) -> Non
     chosen = kernel.predicted_us(problem, schedule, machine, "graph")
     assert chosen == min(guess.us for guess in guesses if guess.kernel.name not in gone)
     assert kernel.solves.runs_on(machine.arch)
+
+
+def test_a_format_that_a_newer_architecture_has() -> None:
+    kernel, problem = catalog.get("gemv_vectorized"), Linear(1, 64, 64, "fp8")
+    assert kernel.solves.runs_on("sm_80")
+    assert kernel.solves.runs_on("sm_80", Linear(1, 64, 64))
+    assert [arch for arch in ("sm_80", "sm_89", "sm_90a") if kernel.solves.runs_on(arch, problem)] == [
+        "sm_89",
+        "sm_90a",
+    ]
+    assert not is_solvable(problem, A100)
+    with pytest.raises(InputError, match="gemv_vectorized needs sm_89"):
+        choose(problem, A100)
 
 
 def test_the_tables_entry_is_chosen() -> None:

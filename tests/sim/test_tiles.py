@@ -294,7 +294,9 @@ def test_packed_groups_become_the_weights_they_were_packed_from(
     count, marks = fresh(w.nbytes)
     _, pair_marks = fresh(pairs.nbytes)
     tile = np.full((32, 128), np.nan, np.float32)
-    load_groups(count, marks, pair_marks, w, pairs, n, k, row, column, tile, group, zero_points)
+    scales, offsets = np.full((2, 32, 128 // group), np.nan, np.float32)
+    load_groups(count, marks, pair_marks, w, pairs, n, k, row, column, tile, scales, offsets, group, zero_points)
+    tile = np.where(tile > 0, tile * scales.repeat(group, 1) + offsets.repeat(group, 1), 0)  # outside of k are zeros
     expected = np.zeros((32, 128), np.float32)
     inside = weights.values[row : row + 32, column : column + 128]
     expected[: inside.shape[0], : inside.shape[1]] = inside

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernels.common.raster import tiles_of
-from lab.kernels.gemv.mma_tiles import LANES, MMA_M, PAIRS_BYTES, SIZE, add_products, packed_sectors, request_sectors
+from lab.kernels.gemv.mma_tiles import LANES, MMA_M, PAIRS_BYTES, SIZE, add_groups, packed_sectors, request_sectors
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.formats import encode
@@ -130,6 +130,8 @@ def _grid(
         counter = count[worker]
         x_slice = np.zeros((block_m, (-(-steps // cluster)) * BLOCK_K), np.float32)
         w_tile = np.empty((MMA_M * rows, BLOCK_K), np.float32)
+        scale, offset = np.empty((2, MMA_M * rows, max(BLOCK_K // group, 1)), np.float32)
+        ones = np.ones((1, BLOCK_K), np.float32)
         total = np.empty((block_n, block_m), np.float32)
         for index in range(worker, ctas, workers):
             row, token = index % blocks * block_n, index // blocks * block_m
@@ -147,14 +149,15 @@ def _grid(
                     top = team * rows * MMA_M
                     for at in range(first, end, BLOCK_K):
                         load_groups(
-                            counter, w_marks, scale_marks, w, pairs, n, k, row + top, at, w_tile, group, zero_points
-                        )
+                            counter, w_marks, scale_marks, w, pairs, n, k, row + top, at, w_tile, scale, offset, group,
+                            zero_points,
+                        )  # fmt: skip
                         x_part = x_slice[:, at - first : at - first + BLOCK_K]
                         out = total[top : top + MMA_M * rows]
                         mma(counter, out, w_tile, x_part.T, n - row - top, m - token, k - at, False)
                         mma(counter, out[:MMA_M], w_tile[:MMA_M], x_part.T, 0, 0, 0, False)  # ones, which sum x
                         if x.size > 0:
-                            add_products(out, w_tile, x_part[:tokens])
+                            add_groups(out, w_tile, scale, offset, x_part[:tokens], ones, group)
             for rank in range(cluster):
                 stop = min((rank + 1) * part, block_n)
                 for c in range(rank * part, stop, width):

@@ -6,7 +6,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.kernels.gemv.mma_tiles import FLOAT, LANES, MMA_M, MMA_N, SIZE, add_products, packed_sectors, request_sectors
+from lab.kernels.gemv.mma_tiles import (
+    FLOAT,
+    LANES,
+    MMA_M,
+    MMA_N,
+    SIZE,
+    add_groups,
+    add_products,
+    packed_sectors,
+    request_sectors,
+)
 from lab.problems import Linear
 from sim import int4
 from sim.counts import SECTOR, Counts, row_sectors, sectors
@@ -144,6 +154,8 @@ def _grid(
     for worker in prange(min(workers, ctas)):  # the others would only fill their tiles with zeros
         counter = count[worker]
         w_tile = np.zeros((team_rows, run), np.float32)
+        scale, offset = np.empty((2, team_rows, -(-run // max(group, 1))), np.float32)
+        ones = np.ones((1, run), np.float32)
         x_tile = np.zeros((block_m, run), np.float32)
         total = np.empty((block_n, block_m), np.float32)
         for index in range(worker, ctas, workers):
@@ -159,8 +171,8 @@ def _grid(
                         for at in range(first, min(first + chunk, k), run):
                             if group > 0:
                                 load_groups(
-                                    counter, w_marks, scale_marks, packed, pairs, n, k, row + top, at, w_tile, group,
-                                    zero_points,
+                                    counter, w_marks, scale_marks, packed, pairs, n, k, row + top, at, w_tile, scale,
+                                    offset, group, zero_points,
                                 )  # fmt: skip
                             else:
                                 load_patch(counter, w_marks, size, w, n, k, row + top, at, w_tile, tile_rows // 2)
@@ -171,7 +183,9 @@ def _grid(
                                 mma(counter, out, w_tile, x_tile.T, 0, 0, 0, False)
                             if group > 0:
                                 mma(counter, out[:MMA_M], w_tile[:MMA_M], x_tile.T, 0, 0, 0, False)  # ones, which sum x
-                            if x.size > 0:
+                            if x.size > 0 and group > 0:
+                                add_groups(out, w_tile, scale, offset, x_tile[:tokens], ones, group)
+                            elif x.size > 0:
                                 add_products(out, w_tile, x_tile[:tokens])
             if tensor_scale:
                 for _ in range(min(teams * split_k, block_m * block_n // LANES)):

@@ -26,6 +26,7 @@ SOLVES = Solves(
     Linear,
     formats=("bf16", "fp16", "fp8"),
     arch="sm_80",
+    arch_of={"fp8": "sm_89"},  # which converts e4m3
     multiple_of={"k": 8},
     why_multiple="rows are read in vectors of eight elements",
     after="gemv_coalesced",
