@@ -6,23 +6,19 @@ NumPy arrays are computed on the simulated chip. The kernel and its schedule are
 
 from functools import lru_cache
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lab.execute import Plan, plan
-from lab.gpu.device import machine
 from lab.gpu.parameters import ALIGNMENT
 from lab.ops.arrays import Library, Operand, is_number, library_of
+from lab.ops.calls import on_gpu, one_device, require_apart, simulated, spoken
 from lab.problems import Linear
 from lab.weights import Int4Weights
 from sim.errors import InputError
-from sim.formats import FORMATS
-from sim.machine import H100
 
 if TYPE_CHECKING:
     from lab.execute.device import DeviceBound
 
 MOST_READY = 4096  # plans that repeated calls find at once
-_SPOKEN = {"y": "out"}  # what a caller calls an operand, where that is not its name
 _SCALES = ("x_scale", "w_scale", "y_scale")
 
 
@@ -84,10 +80,10 @@ def linear(
         described["y"] = library.describe(out, "out")
     if not prod(described["y"].shape):  # no rows: there is nothing to compute
         return out
-    device = _one_device(described)
-    _require_apart(described)
+    device = one_device(described)
+    require_apart(described, ("y",))
     if device is None:
-        _simulated(problem).bind(given, device=None).run()
+        simulated(problem).bind(given, device=None).run()
         return out
     if stream is None:
         _, stream = library.place(x)
@@ -161,8 +157,7 @@ def _operands(
         if name in _SCALES and is_number(array):
             given[name], described[name] = library.number(array, name, described["x"].device)
         else:
-            spoken = _SPOKEN.get(name, name)
-            described[name] = library.describe(array, spoken, known.get(name, ""), written=name == "y")
+            described[name] = library.describe(array, spoken(name), known.get(name, ""), written=name == "y")
     return given, described
 
 
@@ -210,8 +205,7 @@ def problem_of(request: Request) -> Linear:
             shape = (m,)
         fits = prod(have[0]) == prod(shape) if name.endswith("scale") else have[0] == shape
         if not fits or have[1] != form:
-            spoken = _SPOKEN.get(name, name)
-            raise InputError(f"{spoken} must be {list(shape)} in {form}; it is {list(have[0])} in {have[1]}")
+            raise InputError(f"{spoken(name)} must be {list(shape)} in {form}; it is {list(have[0])} in {have[1]}")
     return problem
 
 
@@ -228,30 +222,6 @@ def _scales(sizes: dict[str, int], m: int, n: int) -> str:
     raise InputError(f"scales have one element each, or one for each row; {have}")
 
 
-def _one_device(described: dict[str, Operand]) -> int | None:
-    """The GPU that all arrays lie on, None for the host; raises InputError where they lie apart."""
-    device = described["x"].device
-    for name, operand in described.items():
-        if operand.device != device:
-            raise InputError(f"{_SPOKEN.get(name, name)} is on GPU {operand.device} and x on GPU {device}")
-    return device
-
-
-def _require_apart(described: dict[str, Operand]) -> None:
-    """Raise InputError where y overlaps what is still read while it is written."""
-    start = described["y"].pointer
-    end = start + _nbytes(described["y"].shape, described["y"].format)
-    for name, operand in described.items():
-        overlaps = operand.pointer < end and start < operand.pointer + _nbytes(operand.shape, operand.format)
-        if overlaps and name != "y":
-            raise InputError(f"out must not overlap {name}, which is still read while out is written")
-
-
-@lru_cache(maxsize=4096)
-def _nbytes(shape: tuple[int, ...], form: str) -> int:
-    return FORMATS[form].storage.itemsize * prod(shape)
-
-
 def _sizes(problem: Linear) -> dict[str, int]:
     return {name: operand.nbytes for name, operand in (problem.inputs | problem.outputs).items()}
 
@@ -259,9 +229,4 @@ def _sizes(problem: Linear) -> dict[str, int]:
 @lru_cache(maxsize=1024)
 def _bound(problem: Linear, device: int, _stream: int) -> "DeviceBound":
     """One a problem, GPU and stream: two streams must not share a workspace."""
-    return cast("DeviceBound", plan(problem, machine(device)).bind({}, device))
-
-
-@lru_cache(maxsize=1024)
-def _simulated(problem: Linear) -> Plan:
-    return plan(problem, H100)
+    return on_gpu(problem, device)

@@ -45,17 +45,16 @@ def reference(problem: Attention, arrays: Arrays, rows: slice) -> dict[str, Esti
         for head in range(p.q_heads):
             of = head // p.group
             y.value[at, head], y.error[at, head], lse.value[at, head], lse.error[at, head] = _head(
-                q[:, head], k[:, of], v[:, of], seen, FORMATS[p.activations].unit_roundoff
+                q[:, head], k[:, of], v[:, of], seen, p.score_scale, FORMATS[p.activations].unit_roundoff
             )
     found = {"y": y.stored(p.output)}
     return {**found, "lse": lse.stored("fp32")} if p.lse else found
 
 
 def _head(
-    q: NDArray, k: NDArray, v: NDArray, seen: NDArray[np.bool_], rounding: float
+    q: NDArray, k: NDArray, v: NDArray, seen: NDArray[np.bool_], scale: float, rounding: float
 ) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """(y, error, lse, error) of one head's queries [m, head_dim] against keys of which each sees some."""
-    scale = 1 / np.sqrt(q.shape[1])
     scores = np.where(seen, scale * (q @ k.T), -np.inf)
     largest = scores.max(axis=1, keepdims=True)
     shifted = np.where(np.isneginf(largest), 0.0, largest)  # a row that sees nothing
