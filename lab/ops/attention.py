@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.ops.arrays import INDEX, Library, Operand, is_number, library_of
-from lab.ops.attention_request import NUMBER, SCALES, Request, posed
+from lab.ops.attention_request import NUMBER, SCALES, Request, posed, scale_of
 from lab.ops.calls import on_gpu, one_device, require_apart, simulated, spoken
 from lab.ops.indices import require_legal
 from lab.problems import Attention
@@ -90,7 +90,7 @@ def attention(
     }
     kinds = [(name, operand.shape, operand.format) for name, operand in described.items()]
     kinds += [(name, (), NUMBER) for name in given if name not in described]
-    request = Request(tuple(kinds), causal, window, _scale(scale), max_q_len, max_kv_len, latent, makes_lse)
+    request = Request(tuple(kinds), causal, window, scale_of(scale), max_q_len, max_kv_len, latent, makes_lse)
     problem, names = posed(request)
     leading = described["q"].shape[:-1]
     for name, shape, form in (("y", (*leading, problem.value_dim), problem.output), ("lse", leading, "fp32")):
@@ -118,15 +118,6 @@ def attention(
     bound = _bound(problem, tuple(operands), device, stream)
     bound.run_at({name: operand.pointer for name, operand in operands.items()}, stream)
     return results
-
-
-def _scale(scale: float | None) -> float:
-    """A request's scale; raises InputError where it is no positive number."""
-    if scale is None:
-        return 0.0
-    if not is_number(scale) or not scale > 0:
-        raise InputError(f"scale must be a number above 0; it is {scale!r:.40}")
-    return float(scale)
 
 
 def _fill_scales(

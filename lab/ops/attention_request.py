@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
-from lab.ops.arrays import INDEX
+from lab.ops.arrays import INDEX, is_number
 from lab.ops.calls import spoken
 from lab.problems import Attention
 from sim.errors import InputError
@@ -98,7 +98,7 @@ def posed(request: Request) -> Posed:
     wanted |= {"block_table": ((q.batch, k.row_pages), INDEX)} if k.page else {}
     for name, (shape, form) in kinds.items():
         if name not in wanted:
-            why = "scales are for a cache in fp8" if kv != "fp8" else "k holds the values too"
+            why = "scales are for a cache in fp8" if name in SCALES and kv != "fp8" else "k holds the values too"
             raise InputError(f"{name} has no place here: {why}")
         if form != NUMBER and wanted[name] != (shape, form):
             legal, legal_form = wanted[name]
@@ -111,6 +111,15 @@ def posed(request: Request) -> Posed:
     else:
         operands["kv_starts"] = k.starts
     return Posed(problem, operands)
+
+
+def scale_of(scale: float | None) -> float:
+    """A request's scale; raises InputError where it is no positive number."""
+    if scale is None:
+        return 0.0
+    if not is_number(scale) or not scale > 0:
+        raise InputError(f"scale must be a number above 0; it is {scale!r:.40}")
+    return float(scale)
 
 
 def _queries(request: Request, shapes: Shapes) -> Queries:
@@ -130,8 +139,8 @@ def _queries(request: Request, shapes: Shapes) -> Queries:
 
 def _keys(request: Request, shapes: Shapes, q: Queries) -> Keys:
     k, table, latent = shapes["k"], shapes.get("block_table"), request.latent
-    rest = ["dim], as it is latent"] if latent else ["kv_heads", "dim]"]  # of the axes, in words
-    packed = "q_starts" in shapes and len(k) == 1 + len(rest)
+    axes = 1 if latent else 2  # of one token
+    packed = "q_starts" in shapes and len(k) == 1 + axes
     if (table is not None or packed) and "kv_lens" not in shapes:
         raise InputError("kv_lens must be given beside a block_table, and beside packed keys")
     if table is not None:
@@ -139,11 +148,11 @@ def _keys(request: Request, shapes: Shapes, q: Queries) -> Keys:
     if packed:
         kv_len = _most("max_kv_len", request.max_kv_len, max(q.q_len, 1))
         return Keys(1 if latent else k[1], kv_len, pool=k[0], starts="q_starts")
-    if len(k) != 2 + len(rest) or k[0] != q.batch:
-        legal = ", ".join([f"[{q.batch}", "kv_len", *rest])
+    if len(k) != 2 + axes or k[0] != q.batch:
+        subject, token = ("latent k", "dim") if latent else ("k", "kv_heads, dim")
         raise InputError(
-            f"k must be {legal}, or [{', '.join(['rows', *rest])} beside q_starts, or paged beside block_table; "
-            f"it is {list(k)}"
+            f"{subject} must be [{q.batch}, kv_len, {token}], or [rows, {token}] beside q_starts, or paged beside "
+            f"block_table; it is {list(k)}"
         )
     return Keys(1 if latent else k[2], _only("max_kv_len", request.max_kv_len, k[1]))
 
@@ -151,8 +160,8 @@ def _keys(request: Request, shapes: Shapes, q: Queries) -> Keys:
 def _paged(request: Request, k: tuple[int, ...], table: tuple[int, ...]) -> Keys:
     latent, most = request.latent, request.max_kv_len
     if len(k) != (3 if latent else 5) or (not latent and k[1] != 2):
-        legal = "[pages, page, dim], as it is latent," if latent else "[pages, 2, kv_heads, page, dim]"
-        raise InputError(f"k must be {legal} beside block_table; it is {list(k)}")
+        legal = "latent k must be [pages, page, dim]" if latent else "k must be [pages, 2, kv_heads, page, dim]"
+        raise InputError(f"{legal} beside block_table; it is {list(k)}")
     if len(table) != 2:
         raise InputError(f"block_table must be [batch, pages of a sequence]; it is {list(table)}")
     page, columns = k[-2], table[1]

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from lab.ops import attention_request
 from lab.ops.arrays import INDEX, TORCH, format_of
 from lab.ops.attention import INDICES
 from lab.ops.attention import attention as lab_attention
-from lab.ops.linear import Request, problem_of
+from lab.ops.attention_request import SCALES, Request, posed, scale_of
+from lab.ops.linear import Request as LinearRequest
 from lab.ops.linear import linear as lab_linear
+from lab.ops.linear import problem_of
 from lab.weights import Int4Weights
 
 
@@ -49,7 +50,7 @@ def _result(x: torch.Tensor, weights: dict[str, tuple[torch.Tensor, str]], *pack
     one_row = (1, int(x.shape[-1])) if x.dim() else ()
     kinds: list[tuple[str, tuple[int, ...], str]] = [("x", one_row, format_of(x, "x"))]
     kinds += [(n, tuple(map(int, tensor.shape)), format_of(tensor, n, form)) for n, (tensor, form) in weights.items()]
-    problem = problem_of(Request(tuple(kinds), "", False, "", *packing))
+    problem = problem_of(LinearRequest(tuple(kinds), "", False, "", *packing))
     return TORCH.empty(x, (*x.shape[:-1], problem.columns), problem.output)
 
 
@@ -110,8 +111,8 @@ def _attended(
         )
         for name, tensor in given.items()
     ]
-    request = attention_request.Request(tuple(kinds), causal, window, scale or 0.0, latent=latent)
-    problem, _ = attention_request.posed(request)
+    request = Request(tuple(kinds), causal, window, scale_of(scale), latent=latent)
+    problem, _ = posed(request)
     q = given["q"]
     y = TORCH.empty(q, (*q.shape[:-1], problem.value_dim), problem.output)
     return y, TORCH.empty(q, tuple(q.shape[:-1]), "fp32")
@@ -127,7 +128,7 @@ def _one(name: str, shape: Any, given: Collection[str], latent: int) -> tuple[in
         return (2,) * len(shape)
     if name in INDICES:
         return (1,) * len(shape)
-    if name in attention_request.SCALES:
+    if name in SCALES:
         return tuple(map(int, shape))
     paged = name != "q" and "block_table" in given
     kept = len(shape) - 1 if paged else 1 if latent and name != "q" else 2  # axes from the last on

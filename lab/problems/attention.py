@@ -122,10 +122,11 @@ class Attention(Problem):
             if not 0 <= getattr(p, name) <= MAX_DIMENSION:
                 raise InputError(f"{name} must be from 0 to {MAX_DIMENSION:,}; {name} = {getattr(p, name):,}")
         least = -(-p.kv_len // p.page) if p.page else 0
+        if p.row_pages and not p.page:
+            raise InputError("row_pages are for a paged cache; page = 0")
         if p.row_pages and p.row_pages < least:
             raise InputError(
-                f"row_pages must be at least {least:,}, the pages of {p.kv_len:,} keys, where the cache is "
-                f"paged; row_pages = {p.row_pages:,}"
+                f"row_pages must be at least {least:,}, the pages of {p.kv_len:,} keys; row_pages = {p.row_pages:,}"
             )
         for name, rows, lengths in (("q_rows", p.q_rows, p.q_lens), ("pool", 0 if p.page else p.pool, p.kv_lens)):
             if rows and sum(lengths) > rows:
