@@ -5,6 +5,7 @@ for shapes, greatest lengths and options. Lengths and block tables are arrays th
 replays as they change.
 """
 
+from contextlib import suppress
 from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from lab.ops.arrays import INDEX, Library, Operand, is_number, library_of
 from lab.ops.attention_request import NUMBER, SCALES, Request, posed, scale_of
-from lab.ops.calls import on_gpu, one_device, require_apart, simulated, spoken
+from lab.ops.calls import MOST_READY, Ready, on_gpu, one_device, require_apart, simulated, sizes, spoken
 from lab.ops.indices import require_legal
 from lab.problems import Attention
 from sim.errors import InputError
@@ -78,11 +79,15 @@ def attention(
     or (out, lse) where lse is asked for. Raises InputError in one sentence for anything else, NoDeviceError where the
     GPU cannot run a kernel for it.
     """
-    library = library_of(q)
     makes_lse = lse is True
     given = {"q": q, "k": k, "v": v, "q_starts": q_starts, "kv_lens": kv_lens, "block_table": block_table}
     given |= {"k_scale": k_scale, "v_scale": v_scale, "y": out, "lse": None if isinstance(lse, bool) else lse}
     given = {name: array for name, array in given.items() if array is not None or name == "k"}
+    options = (causal, window, scale_of(scale), max_q_len, max_kv_len, latent, makes_lse)
+    may_repeat = out is not None and not makes_lse and not check
+    if may_repeat and _repeated(given, options, stream):
+        return given["y"] if "lse" not in given else (given["y"], given["lse"])
+    library = library_of(q)
     described = {
         name: library.describe(array, spoken(name), INDEX if name in INDICES else "", written=name in _RESULTS)
         for name, array in given.items()
@@ -90,8 +95,7 @@ def attention(
     }
     kinds = [(name, operand.shape, operand.format) for name, operand in described.items()]
     kinds += [(name, (), NUMBER) for name in given if name not in described]
-    request = Request(tuple(kinds), causal, window, scale_of(scale), max_q_len, max_kv_len, latent, makes_lse)
-    problem, names = posed(request)
+    problem, names = posed(Request(tuple(kinds), *options))
     leading = described["q"].shape[:-1]
     for name, shape, form in (("y", (*leading, problem.value_dim), problem.output), ("lse", leading, "fp32")):
         if name not in given and (name == "y" or makes_lse):
@@ -102,7 +106,7 @@ def attention(
         return results
     device = one_device(described)
     require_apart(described, [name for name in _RESULTS if name in described])
-    _fill_scales(library, problem, device, given, described)
+    may_repeat &= not _fill_scales(library, problem, device, given, described)
     if device is None:
         arrays = {**problem.indices(), **{name: given[called] for name, called in names.items() if called in given}}
         if "kv_starts" in arrays:
@@ -116,17 +120,47 @@ def attention(
     if check:
         require_legal(problem, {**problem.indices(), **_read(operands, device, stream)})
     bound = _bound(problem, tuple(operands), device, stream)
+    if may_repeat:
+        with suppress(AttributeError):  # arrays that have no more than an interface
+            key = _key(given, options, device, stream)
+            if len(_ready) >= MOST_READY:
+                _ready.clear()
+            _libraries[type(q)] = library
+            ready = Ready(bound, sizes(problem), tuple(problem.outputs))
+            _ready[key] = ready, {name: names[name] for name in operands}
     bound.run_at({name: operand.pointer for name, operand in operands.items()}, stream)
     return results
 
 
+_ready: dict[Any, tuple[Ready, dict[str, str]]] = {}  # by `_key`; and what callers name the operands
+_libraries: dict[type, Library] = {}  # by the type of q, for calls that are repeated
+
+
+def _key(given: dict[str, Any], options: tuple[Any, ...], device: int, stream: int) -> Any:
+    return options, device, stream, *[(name, array.shape, array.dtype) for name, array in given.items()]
+
+
+def _repeated(given: dict[str, Any], options: tuple[Any, ...], stream: int | None) -> bool:
+    """Run a call that differs from an earlier one in addresses alone; False where that is not so, or not sure."""
+    try:
+        library = _libraries[type(given["q"])]
+        device, current = library.place(given["q"])
+        if stream is None:
+            stream = current
+        ready, names = _ready[_key(given, options, device, stream)]
+        return ready.run(library, {name: given[called] for name, called in names.items()}, device, stream)
+    except (AttributeError, KeyError, TypeError):
+        return False
+
+
 def _fill_scales(
     library: Library, problem: Attention, device: int | None, given: dict[str, Any], described: dict[str, Operand]
-) -> None:
-    """Make arrays of the scales that are numbers, and of those that are not given, which are 1."""
-    for name in SCALES:
-        if name in problem.inputs and name not in described:
-            given[name], described[name] = library.number(given.get(name, 1.0), name, device, problem.kv_heads)
+) -> bool:
+    """Make arrays of the scales that are numbers, and of those not given, which are 1; whether there are any such."""
+    missing = [name for name in SCALES if name in problem.inputs and name not in described]
+    for name in missing:
+        given[name], described[name] = library.number(given.get(name, 1.0), name, device, problem.kv_heads)
+    return bool(missing)
 
 
 def _read(operands: dict[str, Operand], device: int, stream: int) -> dict[str, NDArray]:

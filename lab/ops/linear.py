@@ -8,9 +8,8 @@ from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lab.gpu.parameters import ALIGNMENT
 from lab.ops.arrays import Library, Operand, is_number, library_of
-from lab.ops.calls import on_gpu, one_device, require_apart, simulated, spoken
+from lab.ops.calls import MOST_READY, Ready, on_gpu, one_device, require_apart, simulated, sizes, spoken
 from lab.problems import Linear
 from lab.weights import Int4Weights
 from sim.errors import InputError
@@ -18,7 +17,6 @@ from sim.errors import InputError
 if TYPE_CHECKING:
     from lab.execute.device import DeviceBound
 
-MOST_READY = 4096  # plans that repeated calls find at once
 _SCALES = ("x_scale", "w_scale", "y_scale")
 
 
@@ -92,16 +90,9 @@ def linear(
         if len(_ready) >= MOST_READY:
             _ready.clear()
         _libraries[type(x)] = library
-        _ready[_key(x, w, out, device, stream)] = Ready(bound, _sizes(problem))
+        _ready[_key(x, w, out, device, stream)] = Ready(bound, sizes(problem))
     bound.run_at({name: operand.pointer for name, operand in described.items()}, stream)
     return out
-
-
-class Ready(NamedTuple):
-    """What plain calls on arrays of the same shapes and types find at once; `nbytes` are those of each operand."""
-
-    bound: "DeviceBound"
-    nbytes: dict[str, int]
 
 
 _ready: dict[Any, Ready] = {}  # by what `_key` says of the arrays
@@ -123,19 +114,11 @@ def _repeated(x: Any, w: Any, out: Any, stream: int | None) -> bool:
         device, current = library.place(x)
         if stream is None:
             stream = current
-        bound, nbytes = _ready[_key(x, w, out, device, stream)]
-        arrays = {"x": x, "w": w.w, "w_scale": w.w_scale} if type(w) is Int4Weights else {"x": x, "w": w}
-        address = library.address
-        pointers = {name: address(array, device) for name, array in arrays.items()}
-        start = pointers["y"] = address(out, device)
+        ready = _ready[_key(x, w, out, device, stream)]
+        weights = {"w": w.w, "w_scale": w.w_scale} if type(w) is Int4Weights else {"w": w}
+        return ready.run(library, {"x": x, **weights, "y": out}, device, stream)
     except (AttributeError, KeyError, TypeError):
         return False
-    end = start + nbytes["y"]
-    for name, at in pointers.items():
-        if not at or at % ALIGNMENT or (name != "y" and at < end and start < at + nbytes[name]):
-            return False
-    bound.run_at(pointers, stream)
-    return True
 
 
 def _operands(
@@ -220,10 +203,6 @@ def _scales(sizes: dict[str, int], m: int, n: int) -> str:
         return "row"
     have = " and ".join(f"{name} has {size:,} for {rows:,} rows" for name, (size, rows) in given.items())
     raise InputError(f"scales have one element each, or one for each row; {have}")
-
-
-def _sizes(problem: Linear) -> dict[str, int]:
-    return {name: operand.nbytes for name, operand in (problem.inputs | problem.outputs).items()}
 
 
 @lru_cache(maxsize=1024)

@@ -16,7 +16,9 @@ import lab
 from lab.choice import is_solvable
 from lab.execute import Plan
 from lab.gpu import driver
+from lab.ops import arrays as ops_arrays
 from lab.ops import attention, calls
+from lab.ops.arrays import TORCH
 from lab.ops.attention_request import Request, posed
 from lab.problems import Attention
 from sim.errors import InputError
@@ -264,6 +266,55 @@ def test_the_simulated_chip_runs_what_is_chosen() -> None:
     for start, end in ((0, 2), (2, 6)):
         here = [array[start:end].astype(np.float64) for array in (q, k, v)]
         assert np.allclose(y[start:end].astype(np.float64), attend(*here, 0.1)[0], rtol=2.0**-6, atol=2.0**-6)
+
+
+class Tensor:
+    """It looks like PyTorch's, on a GPU, as far as a repeated call looks."""
+
+    def __init__(self, shape: tuple[int, ...], pointer: int, dtype: str = "torch.bfloat16") -> None:
+        self.shape, self.pointer, self.dtype = shape, pointer, dtype
+
+    def data_ptr(self) -> int:
+        return self.pointer
+
+    def is_contiguous(self) -> bool:
+        return self.pointer != 0
+
+    def get_device(self) -> int:
+        return 0
+
+
+def test_a_repeated_call_finds_its_plan_and_what_is_not_sure_goes_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Any] = []
+    bound: Any = SimpleNamespace(run_at=lambda pointers, stream: ran.append((pointers, stream)))
+    q, cache, out = Tensor(Q.shape, 1 << 12), Tensor(CACHE.shape, 1 << 16), Tensor(Q.shape, 1 << 20)
+    lens, table = Tensor((2,), 1 << 21, "torch.int32"), Tensor((2, 2), 1 << 22, "torch.int32")
+    call = {"q": q, "k": cache, "kv_lens": lens, "block_table": table}
+    names = {"q": "q", "cache": "k", "kv_lens": "kv_lens", "block_table": "block_table", "y": "y"}
+    problem = Attention(2, 4, 2, 8, 3, 8, page=4, pool=9)
+    key = attention._key({**call, "y": out}, (True, 0, 0.0, None, None, 0, False), 0, 7)
+    monkeypatch.setattr(attention, "_ready", {key: (calls.Ready(bound, calls.sizes(problem)), names)})
+    monkeypatch.setattr(attention, "_libraries", {Tensor: TORCH})
+    monkeypatch.setattr(ops_arrays, "_raw_stream", lambda: lambda device: 7 + device)
+    assert lab.attention(**call, out=out) is out
+    assert ran == [({name: {**call, "y": out}[called].pointer for name, called in names.items()}, 7)]
+    changes: tuple[dict[str, Any], ...] = (
+        {"window": 2},
+        {"scale": 0.5},
+        {"stream": 8},
+        {"check": True},
+        {"lse": True},
+        {"out": None},
+        {"q": Tensor(Q.shape, 0)},
+        {"out": Tensor(Q.shape, (1 << 12) + 64)},
+        {"kv_lens": Tensor((2,), (1 << 20) + 16, "torch.int32")},
+        {"kv_lens": Tensor((2,), (1 << 21) + 4, "torch.int32")},
+        {"k": Tensor((8, *CACHE.shape[1:]), 1 << 16)},
+    )
+    for change in changes:
+        with pytest.raises((AttributeError, InputError)):  # these tensors do not look like PyTorch's on the long way
+            lab.attention(**{**call, "out": out, **change})
+    assert len(ran) == 1
 
 
 class Device(NamedTuple):
