@@ -95,6 +95,27 @@ def store_lanes(count, marks, start, stride, width, lanes, step, times):
 
 
 @njit(cache=True)
+def store_scattered(count, marks, at, width):
+    """One warp request whose lanes store `width` bytes each at the ascending offsets `at`; nothing where there are none."""
+    previous = -1
+    for start in at:
+        first, last = start // SECTOR, (start + width - 1) // SECTOR
+        unique = last - max(first - 1, previous)
+        count[STORE_SECTORS] += unique
+        count[SM_TO_L2] += SECTOR * unique
+        previous = last
+        _mark(marks, first, last, _WRITTEN)
+
+
+@njit(cache=True)
+def add_atomically(count, marks, start, nbytes):
+    """One lane's atomic operation on a number, which L2 carries out."""
+    first, last = start // SECTOR, (start + nbytes - 1) // SECTOR
+    count[SM_TO_L2] += SECTOR * (last - first + 1)
+    _mark(marks, first, last, _WRITTEN)
+
+
+@njit(cache=True)
 def load_patch(count, marks, size, source, rows, columns, row, column, patch, request_rows):
     """Load the patch at (row, column) of a [rows, columns] matrix of `size`-byte elements, zeros outside of it.
 

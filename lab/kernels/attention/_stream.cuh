@@ -1,7 +1,7 @@
 // Keys and values on their way to the consumers: shared memory, the producer's warp.
 #pragma once
-#include "lab/kernels/_ring.cuh"
 #include "lab/kernels/attention/_work.cuh"
+#include "lab/kernels/common/ring_position.cuh"
 #include "ptx/address.cuh"
 #include "ptx/fence.cuh"
 #include "ptx/mbarrier.cuh"
@@ -9,7 +9,7 @@
 #include "ptx/types.cuh"
 #include "schedule.cuh"
 
-using Element = problem::queries;  // of q, k, v and y
+using Element = problem::activations;  // of q, k, v and y
 
 constexpr int WARP = 32;
 constexpr int WARPGROUP = 128;
@@ -37,7 +37,9 @@ struct alignas(ALIGNMENT) Shared {
     Work work[WORKS];   // of the tile in q, of the one before, and one that all consumers have left
 };
 
-static_assert(sizeof(Shared) + ALIGNMENT == schedule::shared_bytes, "what the launch asks for");
+static_assert(sizeof(Shared) + ALIGNMENT ==
+                  schedule::shared_rows * problem::head_dim * sizeof(Element) + schedule::further_shared_bytes,
+              "what the launch asks for");
 
 // A value that is the same in all lanes, for the compiler to know: addresses made of it need no vector registers.
 __device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
