@@ -29,8 +29,8 @@ class Solves:
 
     `formats` are those of the problem's FORMAT field. Options have the value that the format implies, with activations
     in that format itself where they must be `alike`; `options` are the unusual values it takes besides, all of a range
-    where it is one, `required` the only ones it takes. `row_bytes` divides the bytes of every row of the problem's arrays; `multiple_of` divides
-    extents, which are `at_most` so large.
+    where it is one, `required` the only ones it takes. `row_bytes` divides the bytes of every row of the problem's
+    arrays; `multiple_of` divides extents, which are `at_most` so large.
     `after` names the kernel it improves on. `facts` are the problem's properties that the device code is compiled
     for; a format name becomes a C++ type, an integer or a flag a constant.
     """

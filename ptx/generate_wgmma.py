@@ -84,7 +84,8 @@ _REGISTER_FORMATS = {  # PTX type: start of the C++ function, K, binding of a, t
     **{
         kind: (
             "template <>\n"
-            f"__device__ __forceinline__ void mma<{name}>(float (&d)[{{registers}}], const uint32_t (&a)[4], uint64_t b,",
+            f"__device__ __forceinline__ void mma<{name}>(float (&d)[{{registers}}], const uint32_t (&a)[4], "
+            "uint64_t b,",
             16,
             '"r"(a[{i}])',
             ", 0",

@@ -96,7 +96,7 @@ def store_lanes(count, marks, start, stride, width, lanes, step, times):
 
 @njit(cache=True)
 def store_scattered(count, marks, at, width):
-    """One warp request whose lanes store `width` bytes each at the ascending offsets `at`; nothing where there are none."""
+    """One warp request whose lanes store `width` bytes each at the ascending offsets `at`."""
     previous = -1
     for start in at:
         first, last = start // SECTOR, (start + width - 1) // SECTOR

@@ -1,4 +1,4 @@
-"""Consumers multiply in turn, so that one's softmax hides under the other's products; CTAs take tiles from a counter."""
+"""Consumers multiply in turn, one's softmax under the other's products; CTAs take tiles from a counter."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace

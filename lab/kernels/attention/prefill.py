@@ -79,7 +79,8 @@ def require_boxes(problem: Attention, block_m: int, block_n: int) -> None:
 
 def shared_bytes(problem: Attention, schedule: Any) -> int:
     """Rows of head_dim elements, and what else a CTA keeps in shared memory."""
-    return schedule.shared_rows * problem.head_dim * SIZE + schedule.further_shared_bytes
+    rows, further = int(schedule.shared_rows), int(schedule.further_shared_bytes)
+    return rows * problem.head_dim * SIZE + further
 
 
 def require_room(problem: Attention, schedule: Any, machine: Machine) -> None:
@@ -99,30 +100,30 @@ def require_blocks(schedule: Any, block_m: tuple[int, ...], block_n: tuple[int, 
 def arguments(problem: Attention, block_m: int, block_n: int) -> tuple[Argument, ...]:
     """Tensor maps of q, k and v, then pointers, then the capacities."""
     p, dim = problem, problem.head_dim
-    heads, box = p.group, box_rows(p, block_n)
-    q_strides = (p.q_heads * dim, dim, 1)
-    q_box = (tokens_of(p, block_m), heads, BOX_COLUMNS)
+    box = box_rows(p, block_n)
     inputs = {name: Array(name, Role.IN, *operand) for name, operand in p.inputs.items()}
-    null = Scalar("lse", 0, "int64")
+    shape, strides, box_shape = inputs["q"].shape, (p.q_heads * dim, dim, 1), (tokens_of(p, block_m), p.group)
+    maps = [TensorMap("q_map", "q", shape, strides, (*box_shape, BOX_COLUMNS), SWIZZLE)]
+    of: dict[str, Argument]
     if p.page:
-        shape, strides, kv_box = (2 * p.pool_pages * p.kv_heads, p.page, dim), (p.page * dim, dim, 1), (1, box)
-        of = {"k": "cache", "v": "cache"}
-        places, pointers = inputs["block_table"], (inputs["cache"], Scalar("v", 0, "int64"))
+        of = {"k": inputs["cache"], "v": Scalar("v", 0, "int64")}
+        shape, strides, box_shape = (2 * p.pool_pages * p.kv_heads, p.page, dim), (p.page * dim, dim, 1), (1, box)
     else:
-        shape, strides, kv_box = inputs["k"].shape, (p.kv_heads * dim, dim, 1), (box, 1)
-        of = {"k": "k", "v": "v"}
-        places, pointers = inputs["kv_starts"], (inputs["k"], inputs["v"])
+        of = {"k": inputs["k"], "v": inputs["v"]}
+        shape, strides, box_shape = inputs["k"].shape, (p.kv_heads * dim, dim, 1), (box, 1)
+    maps += [
+        TensorMap(f"{x}_map", "cache" if p.page else x, shape, strides, (*box_shape, BOX_COLUMNS), SWIZZLE) for x in of
+    ]
     outputs = {name: Array(name, Role.OUT, *operand) for name, operand in p.outputs.items()}
     return (
-        TensorMap("q_map", "q", inputs["q"].shape, q_strides, q_box, SWIZZLE),
-        *(TensorMap(f"{x}_map", of[x], shape, strides, (*kv_box, BOX_COLUMNS), SWIZZLE) for x in "kv"),
+        *maps,
         inputs["q"],
-        *pointers,
+        *of.values(),
         outputs["y"],
-        outputs.get("lse", null),
+        outputs.get("lse", Scalar("lse", 0, "int64")),
         inputs["q_starts"],
         inputs["kv_lens"],
-        places,
+        inputs["block_table" if p.page else "kv_starts"],
     )
 
 

@@ -109,15 +109,15 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], chip: Chip, section:
     names = ("q", k, v, "y", "lse", "q_starts", "kv_lens", places)
     marks = Marks(*(chip.marks(name) if name != "lse" or p.lse else unused for name in names))
     computed = "q" in arrays
-    rows = p.tokens * p.q_heads if computed else 0
     width = p.head_dim if p.page else p.kv_heads * p.head_dim  # of a row of the matrix that k and v are
-    matrices = (
-        arrays[name].reshape(-1, columns) if computed else np.zeros((0, columns), np.uint16)
-        for name, columns in (("q", p.head_dim), (k, width), (v, width))
-    )
+
+    def matrix(name: str, columns: int) -> NDArray[np.uint16]:
+        return arrays[name].reshape(-1, columns) if computed else np.zeros((0, columns), np.uint16)
+
+    rows = p.tokens * p.q_heads if computed else 0
     y, lse = np.zeros((rows, p.head_dim), np.float32), np.zeros(rows if p.lse else 0, np.float32)
-    indices = (np.ascontiguousarray(arrays[name]).reshape(-1) for name in ("q_starts", "kv_lens", places))
-    data = Data(*matrices, y, lse, *indices)
+    q_starts, kv_lens, flat = (np.ascontiguousarray(arrays[x]).reshape(-1) for x in ("q_starts", "kv_lens", places))
+    data = Data(matrix("q", p.head_dim), matrix(k, width), matrix(v, width), y, lse, q_starts, kv_lens, flat)
     _grid(chip.count, marks, data, shape, launch.grid[0], tile_count(p, s.block_m))
     if computed:
         written = slice(int(data.q_starts[0]), int(data.q_starts[-1]))
