@@ -138,9 +138,9 @@ def store_patch(count, marks, size, target, rows, columns, row, column, patch, r
     unique = _patch(marks, size, rows, columns, row, column, patch.shape, request_rows, _WRITTEN)
     count[STORE_SECTORS] += unique
     count[SM_TO_L2] += SECTOR * unique
-    if target.size > 0 and row < rows and column < columns:
-        inside = target[row : row + patch.shape[0], column : column + patch.shape[1]]
-        _copy(inside, patch[: inside.shape[0], : inside.shape[1]])
+    if target.size > 0:
+        height, width = max(min(patch.shape[0], rows - row), 0), max(min(patch.shape[1], columns - column), 0)
+        _copy(target[row : row + height, column : column + width], patch[:height, :width])
 
 
 @njit(cache=True)
