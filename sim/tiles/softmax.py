@@ -43,9 +43,11 @@ def take_scores(count, scores, start, end, scale, slack, maximum, total, decay, 
 @njit(cache=True)
 def _take_row(scores, start, end, scale, slack, maximum, total, decay, row):
     nothing = np.float32(-np.inf)
-    scores[: max(min(start, scores.size), 0)] = nothing
-    scores[max(end, 0) :] = nothing
-    largest, before = scores.max(), maximum[row]
+    before = largest = maximum[row]
+    for column in range(scores.size):
+        if not start <= column < end:
+            scores[column] = nothing
+        largest = max(largest, scores[column])
     if largest * scale > before * scale + slack:
         maximum[row] = largest
     base = np.float32(0) if maximum[row] == nothing else maximum[row] * scale
@@ -61,17 +63,17 @@ def _take_row(scores, start, end, scale, slack, maximum, total, decay, row):
 def rescale(y, decay):
     """The rows of y, each times its decay."""
     for row in range(y.shape[0]):
-        y[row] *= decay[row]
+        for column in range(y.shape[1]):
+            y[row, column] *= decay[row]
 
 
 @njit(cache=True)
 def normalise(y, total):
     """The rows of y, each divided by the sum of its weights; zeros where that is 0."""
     for row in range(y.shape[0]):
-        if total[row] > 0:
-            y[row] /= total[row]
-        else:
-            y[row] = 0
+        inverse = np.float32(1) / total[row] if total[row] > 0 else np.float32(0)
+        for column in range(y.shape[1]):
+            y[row, column] *= inverse
 
 
 @njit(cache=True, inline="always")

@@ -129,15 +129,21 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], chip: Chip, section:
 @njit(cache=True, parallel=True)
 def _grid(count, marks, data, shape, ctas, tiles):
     for cta in prange(ctas):
-        q = np.zeros((shape.block_m, shape.dim), np.float32)  # no load reaches the rows that are no query's
-        k = np.empty((shape.dim, shape.block_n), np.float32)  # transposed on its way in, as the product wants it
-        v = np.empty((shape.block_n, shape.dim), np.float32)
-        scores = np.empty((shape.block_m, shape.block_n), np.float32)
-        y = np.empty((shape.block_m, shape.dim), np.float32)
-        for index in range(cta, tiles, ctas):
-            work = _work(count[cta], marks, data, shape, index)
-            if work.tokens > 0:
-                _tile(count[cta], marks, data, shape, work, q, k, v, scores, y)
+        _cta(count, marks, data, shape, np.int64(cta), ctas, tiles)  # prange's index is unsigned: compiled once more
+
+
+@njit(cache=True)
+def _cta(count, marks, data, shape, cta, ctas, tiles):
+    """Every tile of one CTA."""
+    q = np.zeros((shape.block_m, shape.dim), np.float32)  # no load reaches the rows that are no query's
+    k = np.empty((shape.dim, shape.block_n), np.float32)  # transposed on its way in, as the product wants it
+    v = np.empty((shape.block_n, shape.dim), np.float32)
+    scores = np.empty((shape.block_m, shape.block_n), np.float32)
+    y = np.empty((shape.block_m, shape.dim), np.float32)
+    for index in range(cta, tiles, ctas):
+        work = _work(count[cta], marks, data, shape, index)
+        if work.tokens > 0:
+            _tile(count[cta], marks, data, shape, work, q, k, v, scores, y)
 
 
 @njit(cache=True)
@@ -263,9 +269,10 @@ def _store(count, marks, data, shape, work, y, maximum, total, numerics):
         at[row] = token * shape.kv_heads * shape.group + head
         store_vector(count, marks.y, SIZE * shape.dim * at[row], SIZE * shape.dim)
         if numerics:
-            data.y[at[row]] = y[row]
-        if numerics and shape.lse:
-            data.lse[at[row]] = log_sum_exp(maximum[row], total[row], shape.scale)
+            for column in range(shape.dim):
+                data.y[at[row], column] = y[row, column]
+            if shape.lse:
+                data.lse[at[row]] = log_sum_exp(maximum[row], total[row], shape.scale)
     if shape.lse:
         for row in range(0, live, request):
             store_scattered(count, marks.lse, INDEX * at[row : min(row + request, live)], INDEX)
