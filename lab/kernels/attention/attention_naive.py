@@ -123,7 +123,7 @@ def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[La
             -(-rows // (s.threads // LANES)),
             (
                 read["scores"], written["weights"], written["sums"], *lengths, *shape, wide, Scalar("rows", rows),
-                Scalar("scale", p.head_dim**-0.5, "float32"),
+                Scalar("scale", p.score_scale, "float32"),
             ),
         ),
         of(

@@ -72,7 +72,7 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     p, s = launch.problem, launch.schedule
     chip, computed = Chip(launch, machine), "q" in arrays
     taken = {array.name for array in launch.arrays}
-    scale = np.float32(p.head_dim**-0.5) * LOG2_E
+    scale = np.float32(p.score_scale) * LOG2_E
     shape = Shape(
         p.q_heads, p.group, p.head_dim, p.q_len, p.kv_len, columns_of(p), p.causal, s.block_m, s.block_n, scale
     )

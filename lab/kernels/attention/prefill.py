@@ -136,7 +136,7 @@ def capacities(problem: Attention) -> tuple[Argument, ...]:
         Scalar("kv_heads", p.kv_heads),
         Scalar("row_pages", p.pages_per_sequence),
         Scalar("pages", p.pool_pages if p.page else 0),
-        Scalar("scale", p.head_dim**-0.5, "float32"),
+        Scalar("scale", p.score_scale, "float32"),
     )
 
 
@@ -186,7 +186,7 @@ def _rows_loaded(problem: Attention, sequence: Sequence, of: Tiles, block_n: int
     if problem.page:
         return block_n * int((of.last - of.first).sum())
     blocks = np.arange(-(-sequence.kv_len // block_n))
-    inside = np.clip(problem.batch * problem.kv_len - sequence.kv_start - blocks * block_n, 0, block_n)
+    inside = np.clip(problem.kv_rows - sequence.kv_start - blocks * block_n, 0, block_n)
     before = np.concatenate(([0], np.cumsum(inside)))
     return int((before[of.last] - before[of.first]).sum())
 

@@ -100,8 +100,8 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], chip: Chip, section:
     p, s = launch.problem, launch.schedule
     shape = Shape(
         p.batch, p.q_len, p.kv_heads, p.group, p.head_dim, p.causal, p.window, p.page, p.pages_per_sequence,
-        p.pool_pages, p.lse, p.tokens, p.batch * p.kv_len, tokens_of(p, s.block_m), s.block_m, s.block_n,
-        box_rows(p, s.block_n), section, slack, np.float32(p.head_dim**-0.5) * LOG2_E, ELEMENT[p.activations],
+        p.pool_pages, p.lse, p.tokens, p.kv_rows, tokens_of(p, s.block_m), s.block_m, s.block_n,
+        box_rows(p, s.block_n), section, slack, np.float32(p.score_scale) * LOG2_E, ELEMENT[p.activations],
     )  # fmt: skip
     places = "block_table" if p.page else "kv_starts"
     k, v = ("cache", "cache") if p.page else ("k", "v")
