@@ -71,11 +71,12 @@ def variants(kernel: Kernel) -> list[Any]:
 
 
 def plain_variants(kernel: Kernel) -> list[Any]:
-    """Those variants that differ in at most one option from what their format and activations imply."""
+    """Those variants that differ in at most one option from what their format and activations imply, or it requires."""
 
     def unusual(form: Any) -> int:
         usual = replace(form.usual(), activations=form.activations)
-        return sum(getattr(form, name) != getattr(usual, name) for name in form.OPTIONS)
+        taken = {name: (getattr(usual, name),) for name in form.OPTIONS} | dict(kernel.solves.required)
+        return sum(getattr(form, name) != values[0] for name, values in taken.items())
 
     return [form for form in variants(kernel) if unusual(form) <= 1]
 
@@ -128,6 +129,7 @@ def _attentions(draw: st.DrawFn, kernel: Kernel, form: Attention) -> Attention:
         kv_len=kv_len,
         q_lens=q_lens,
         kv_lens=kv_lens,
+        window=draw(st.integers(1, 200)) if form.window else 0,
         order=draw(st.sampled_from(["shuffled", "sequential"])),
     )
 

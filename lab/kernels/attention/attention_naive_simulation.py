@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from lab.problems import Attention
 from sim.counts import Counts
 from sim.formats import decode, encode
-from sim.jit import njit, prange
+from sim.jit import njit
 from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import (
@@ -138,68 +138,64 @@ def _seen(shape, token, queries, keys, key, end):
         end[row] = last - key if token + row < queries else 0
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True)
 def _scores(count, q_marks, k_marks, marks, q, k, scores, indices, shape, ctas):
-    sms = count.shape[0]
     across, down = -(-shape.kv_len // shape.block_n), -(-shape.q_len // shape.block_m)
     kv_heads = shape.q_heads // shape.group
     request = CHUNK * LANES // shape.dim
-    for sm in prange(sms):
-        q_tile = np.empty((shape.block_m, shape.dim), np.float32)
-        k_tile = np.empty((shape.dim, shape.block_n), np.float32)  # transposed on its way in
-        total = np.empty((shape.block_m, shape.block_n), np.float32)
-        start, end = np.zeros(shape.block_m, np.int64), np.empty(shape.block_m, np.int64)
-        for cta in range(sm, ctas, sms):
-            key, token = cta % across * shape.block_n, cta // across % down * shape.block_m
-            of = cta // across // down
-            head, at = of % shape.q_heads, of // shape.q_heads
-            _load_lengths(count[sm], indices, at, shape.block_m // MMA_M)
-            first, last = indices.q_starts[at], indices.q_starts[at + 1]
-            keys, kv_start = indices.kv_lens[at], indices.kv_starts[at]
-            if token >= last - first or key >= keys:
-                continue
-            _load_start(count[sm], indices, at, shape.block_m // MMA_M)
-            columns, kv_columns = shape.q_heads * shape.dim, kv_heads * shape.dim
-            load_patch(count[sm], q_marks, SIZE, q, last, columns, first + token, head * shape.dim, q_tile, request)
-            load_patch(
-                count[sm], k_marks, SIZE, k, kv_start + keys, kv_columns, kv_start + key,
-                head // shape.group * shape.dim, k_tile.T, request,
-            )  # fmt: skip
-            _seen(shape, token, last - first, keys, key, end)
-            total[:] = 0
-            useful = shape.dim * seen_pairs(start, end, shape.block_n)
-            mma_useful(count[sm], total, q_tile, k_tile, useful, q.size > 0)
-            row = of * shape.q_len
-            for c in range(0, min(shape.block_n, keys - key), CHUNK):
-                part = total[:, c : c + CHUNK]
-                store_patch(
-                    count[sm], marks, FLOAT, scores, row + last - first, shape.columns, row + token, key + c, part, 8
-                )
+    q_tile = np.empty((shape.block_m, shape.dim), np.float32)
+    k_tile = np.empty((shape.dim, shape.block_n), np.float32)  # transposed on its way in
+    total = np.empty((shape.block_m, shape.block_n), np.float32)
+    start, end = np.zeros(shape.block_m, np.int64), np.empty(shape.block_m, np.int64)
+    for cta in range(ctas):
+        counter = count[cta % count.shape[0]]
+        key, token = cta % across * shape.block_n, cta // across % down * shape.block_m
+        of = cta // across // down
+        head, at = of % shape.q_heads, of // shape.q_heads
+        _load_lengths(counter, indices, at, shape.block_m // MMA_M)
+        first, last = indices.q_starts[at], indices.q_starts[at + 1]
+        keys, kv_start = indices.kv_lens[at], indices.kv_starts[at]
+        if token >= last - first or key >= keys:
+            continue
+        _load_start(counter, indices, at, shape.block_m // MMA_M)
+        columns, kv_columns = shape.q_heads * shape.dim, kv_heads * shape.dim
+        load_patch(counter, q_marks, SIZE, q, last, columns, first + token, head * shape.dim, q_tile, request)
+        load_patch(
+            counter, k_marks, SIZE, k, kv_start + keys, kv_columns, kv_start + key,
+            head // shape.group * shape.dim, k_tile.T, request,
+        )  # fmt: skip
+        _seen(shape, token, last - first, keys, key, end)
+        total[:] = 0
+        useful = shape.dim * seen_pairs(start, end, shape.block_n)
+        mma_useful(counter, total, q_tile, k_tile, useful, q.size > 0)
+        row = of * shape.q_len
+        for c in range(0, min(shape.block_n, keys - key), CHUNK):
+            part = total[:, c : c + CHUNK]
+            store_patch(counter, marks, FLOAT, scores, row + last - first, shape.columns, row + token, key + c, part, 8)
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True)
 def _softmax(count, score_marks, weight_marks, sum_marks, scores, weights, sums, indices, shape, rows):
-    sms = count.shape[0]
-    for sm in prange(sms):
-        for row in range(sm, rows, sms):
-            token, at = row % shape.q_len, row // shape.q_len // shape.q_heads
-            _load_lengths(count[sm], indices, at, 1)
-            queries, keys = indices.q_starts[at + 1] - indices.q_starts[at], indices.kv_lens[at]
-            if token >= queries:
-                continue
-            end = max(token + keys - queries + 1, 0) if shape.causal else keys
-            padded = -(-keys // CHUNK) * CHUNK
-            for _ in range(2):
-                for c in range(0, end, LANES):
-                    load_vector(count[sm], score_marks, FLOAT * (row * shape.columns + c), FLOAT * min(LANES, end - c))
-            for start, stop in ((0, end), (end, padded)):
-                for c in range(start, stop, LANES):
-                    load = SIZE * (row * shape.columns + c)
-                    store_vector(count[sm], weight_marks, load, SIZE * min(LANES, stop - c))
-            store_vector(count[sm], sum_marks, FLOAT * row, FLOAT)
-            count_exp(count[sm], end)
-            if scores.size > 0:
-                sums[row] = _weigh(scores[row, :end], weights[row], padded, shape.scale)
+    for row in range(rows):
+        counter = count[row % count.shape[0]]
+        token, at = row % shape.q_len, row // shape.q_len // shape.q_heads
+        _load_lengths(counter, indices, at, 1)
+        queries, keys = indices.q_starts[at + 1] - indices.q_starts[at], indices.kv_lens[at]
+        if token >= queries:
+            continue
+        end = max(token + keys - queries + 1, 0) if shape.causal else keys
+        padded = -(-keys // CHUNK) * CHUNK
+        for _ in range(2):
+            for c in range(0, end, LANES):
+                load_vector(counter, score_marks, FLOAT * (row * shape.columns + c), FLOAT * min(LANES, end - c))
+        for start, stop in ((0, end), (end, padded)):
+            for c in range(start, stop, LANES):
+                load = SIZE * (row * shape.columns + c)
+                store_vector(counter, weight_marks, load, SIZE * min(LANES, stop - c))
+        store_vector(counter, sum_marks, FLOAT * row, FLOAT)
+        count_exp(counter, end)
+        if scores.size > 0:
+            sums[row] = _weigh(scores[row, :end], weights[row], padded, shape.scale)
 
 
 @njit(cache=True)
@@ -207,57 +203,59 @@ def _weigh(scores, weights, padded, scale):
     """Scores to weights, zeros behind them; returns their sum."""
     total = np.float32(0)
     if scores.size > 0:
-        largest = scores.max()
+        largest = scores[0]
+        for score in scores:
+            largest = max(largest, score)
         for c in range(scores.size):
             weights[c] = np.exp2((scores[c] - largest) * scale)
             total += weights[c]
-    weights[scores.size : padded] = 0
+    for c in range(scores.size, padded):
+        weights[c] = 0
     return total
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True)
 def _values(count, weight_marks, sum_marks, v_marks, y_marks, weights, sums, v, y, indices, shape, ctas):
-    sms = count.shape[0]
     down, kv_heads = -(-shape.q_len // shape.block_m), shape.q_heads // shape.group
     numerics = v.size > 0
-    for sm in prange(sms):
-        tile = np.empty((shape.block_m, shape.block_n), np.float32)
-        v_tile = np.empty((shape.block_n, shape.dim), np.float32)
-        total = np.empty((shape.block_m, shape.dim), np.float32)
-        start, end = np.zeros(shape.block_m, np.int64), np.empty(shape.block_m, np.int64)
-        for cta in range(sm, ctas, sms):
-            token, of = cta % down * shape.block_m, cta // down
-            head, at = of % shape.q_heads, of // shape.q_heads
-            _load_lengths(count[sm], indices, at, shape.block_m // MMA_M)
-            first, last = indices.q_starts[at], indices.q_starts[at + 1]
-            keys, kv_start = indices.kv_lens[at], indices.kv_starts[at]
-            if token >= last - first:
-                continue
-            _load_start(count[sm], indices, at, shape.block_m // MMA_M)
-            row = of * shape.q_len
-            total[:] = 0
-            for key in range(0, keys, shape.block_n):
-                width = min(shape.block_n, -(-(keys - key) // CHUNK) * CHUNK)
-                tile[:, width:] = 0
-                load_patch(
-                    count[sm], weight_marks, SIZE, weights, row + last - first, shape.columns, row + token, key,
-                    tile[:, :width], CHUNK * LANES // shape.block_n,
-                )  # fmt: skip
-                load_patch(
-                    count[sm], v_marks, SIZE, v, kv_start + keys, kv_heads * shape.dim, kv_start + key,
-                    head // shape.group * shape.dim, v_tile, CHUNK * LANES // shape.dim,
-                )  # fmt: skip
-                _seen(shape, token, last - first, keys, key, end)
-                useful = shape.dim * seen_pairs(start, end, shape.block_n)
-                mma_useful(count[sm], total, tile, v_tile, useful, numerics)
-            for r in range(0, min(shape.block_m, last - first - token), 8):
-                rows = min(8, last - first - token - r)
-                load_vector(count[sm], sum_marks, FLOAT * (row + token + r), FLOAT * rows)
-                if numerics:
-                    normalise(total[r : r + rows], sums[row + token + r : row + token + r + rows])
-            for c in range(0, shape.dim, CHUNK):
-                part = total[:, c : c + CHUNK]
-                store_patch(
-                    count[sm], y_marks, SIZE, y, last, shape.q_heads * shape.dim, first + token,
-                    head * shape.dim + c, part, 8,
-                )  # fmt: skip
+    tile = np.empty((shape.block_m, shape.block_n), np.float32)
+    v_tile = np.empty((shape.block_n, shape.dim), np.float32)
+    total = np.empty((shape.block_m, shape.dim), np.float32)
+    start, end = np.zeros(shape.block_m, np.int64), np.empty(shape.block_m, np.int64)
+    for cta in range(ctas):
+        counter = count[cta % count.shape[0]]
+        token, of = cta % down * shape.block_m, cta // down
+        head, at = of % shape.q_heads, of // shape.q_heads
+        _load_lengths(counter, indices, at, shape.block_m // MMA_M)
+        first, last = indices.q_starts[at], indices.q_starts[at + 1]
+        keys, kv_start = indices.kv_lens[at], indices.kv_starts[at]
+        if token >= last - first:
+            continue
+        _load_start(counter, indices, at, shape.block_m // MMA_M)
+        row = of * shape.q_len
+        total[:] = 0
+        for key in range(0, keys, shape.block_n):
+            width = min(shape.block_n, -(-(keys - key) // CHUNK) * CHUNK)
+            tile[:, width:] = 0
+            load_patch(
+                counter, weight_marks, SIZE, weights, row + last - first, shape.columns, row + token, key,
+                tile[:, :width], CHUNK * LANES // shape.block_n,
+            )  # fmt: skip
+            load_patch(
+                counter, v_marks, SIZE, v, kv_start + keys, kv_heads * shape.dim, kv_start + key,
+                head // shape.group * shape.dim, v_tile, CHUNK * LANES // shape.dim,
+            )  # fmt: skip
+            _seen(shape, token, last - first, keys, key, end)
+            useful = shape.dim * seen_pairs(start, end, shape.block_n)
+            mma_useful(counter, total, tile, v_tile, useful, numerics)
+        for r in range(0, min(shape.block_m, last - first - token), 8):
+            rows = min(8, last - first - token - r)
+            load_vector(counter, sum_marks, FLOAT * (row + token + r), FLOAT * rows)
+            if numerics:
+                normalise(total[r : r + rows], sums[row + token + r : row + token + r + rows])
+        for c in range(0, shape.dim, CHUNK):
+            part = total[:, c : c + CHUNK]
+            store_patch(
+                counter, y_marks, SIZE, y, last, shape.q_heads * shape.dim, first + token,
+                head * shape.dim + c, part, 8,
+            )  # fmt: skip
