@@ -7,15 +7,20 @@ from typing import Any
 from lab.explain import explain
 from lab.verify import verify
 
-__all__ = ["Int4Weights", "explain", "linear", "pack", "verify"]
+__all__ = ["Int4Weights", "attention", "explain", "linear", "pack", "verify"]
 
-_LATE = {"linear": "lab.ops.linear", "Int4Weights": "lab.weights", "pack": "lab.weights"}
+_LATE = {
+    "attention": "lab.ops.attention",
+    "linear": "lab.ops.linear",
+    "Int4Weights": "lab.weights",
+    "pack": "lab.weights",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """`lab.linear` and its weights, loaded on first use: listing and explaining need none of what they need.
+    """The front doors and their weights, loaded on first use: listing and explaining need none of what they need.
 
-    Where PyTorch is loaded, `torch.ops.lab.linear` is then registered too.
+    Where PyTorch is loaded, `torch.ops.lab.linear` and the other operators are then registered too.
     """
     if name not in _LATE:
         raise AttributeError(f"module 'lab' has no attribute {name!r}")

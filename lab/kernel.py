@@ -28,9 +28,10 @@ class Solves:
     """Which problems a kernel takes: kind, formats, divisibility, the GPU architecture it needs.
 
     `formats` are those of the problem's FORMAT field. Options have the value that the format implies, with activations
-    in that format itself where they must be `alike`; `options` are the unusual values it takes besides, `required` the
-    only ones it takes. `row_bytes` divides the bytes of every row of the problem's arrays; `multiple_of` divides
-    extents, which are `at_most` so large. `arch_of` names the formats that need a newer architecture than the others.
+    in that format itself where they must be `alike`; `options` are the unusual values it takes besides, all of a range
+    where it is one, `required` the only ones it takes. `row_bytes` divides the bytes of every row of the problem's
+    arrays; `multiple_of` divides extents, which are `at_most` so large. `arch_of` names the formats that need a newer
+    architecture than the others.
     `after` names the kernel it improves on. `facts` are the problem's properties that the device code is compiled
     for; a format name becomes a C++ type, an integer or a flag a constant.
     """
@@ -43,7 +44,7 @@ class Solves:
     why_multiple: str = ""
     after: str | None = None
     alike: bool = False
-    options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    options: Mapping[str, tuple[Any, ...] | range] = field(default_factory=dict)
     required: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     at_most: Mapping[str, int] = field(default_factory=dict)
     arch_of: Mapping[str, str] = field(default_factory=dict)
@@ -57,12 +58,17 @@ class Solves:
         return found
 
     def values(self, problem: Problem) -> dict[str, tuple[Any, ...]]:
-        """The values that this kernel takes of each option, for the formats of a problem; the usual one first."""
+        """The values that this kernel takes of each option, for the formats of a problem; the usual one first.
+
+        Of a range, its first value and its last.
+        """
         usual = problem.usual(self.alike)
-        return {
-            name: tuple(self.required.get(name, (getattr(usual, name), *self.options.get(name, ()))))
-            for name in problem.OPTIONS
-        }
+        found = {}
+        for name in problem.OPTIONS:
+            more = self.options.get(name, ())
+            ends = (more[0], more[-1]) if isinstance(more, range) else more
+            found[name] = tuple(self.required.get(name, (getattr(usual, name), *ends)))
+        return found
 
     def refusal(self, problem: Problem) -> str | None:
         """One sentence why this kernel cannot take the problem, or None."""
@@ -73,7 +79,7 @@ class Solves:
             return f"takes {problem.FORMAT} in {' or '.join(self.formats)}, not {form}"
         for name, taken in self.values(problem).items():
             value = getattr(problem, name)
-            if value not in taken:
+            if value not in taken and value not in self.options.get(name, ()):
                 return f"takes {name} {' or '.join(map(str, taken))} with {problem.FORMAT} in {form}, not {value}"
         for name, most in self.at_most.items():
             if getattr(problem, name) > most:

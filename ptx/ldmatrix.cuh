@@ -14,4 +14,12 @@ __device__ __forceinline__ void x4(uint32_t (&matrices)[4], uint32_t row) {
                  : "memory");
 }
 
+// The same of transposed matrices: element l / 4 of rows 2 (l % 4) and the next (ldmatrix.x4.trans).
+__device__ __forceinline__ void x4_transposed(uint32_t (&matrices)[4], uint32_t row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
+                 : "r"(row)
+                 : "memory");
+}
+
 }  // namespace ptx::ldmatrix

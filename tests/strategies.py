@@ -71,11 +71,12 @@ def variants(kernel: Kernel) -> list[Any]:
 
 
 def plain_variants(kernel: Kernel) -> list[Any]:
-    """Those variants that differ in at most one option from what their format and activations imply."""
+    """Those variants that differ in at most one option from what their format and activations imply, or it requires."""
 
     def unusual(form: Any) -> int:
         usual = replace(form.usual(), activations=form.activations)
-        return sum(getattr(form, name) != getattr(usual, name) for name in form.OPTIONS)
+        taken = {name: (getattr(usual, name),) for name in form.OPTIONS} | dict(kernel.solves.required)
+        return sum(getattr(form, name) != values[0] for name, values in taken.items())
 
     return [form for form in variants(kernel) if unusual(form) <= 1]
 
@@ -101,7 +102,7 @@ def problems(draw: st.DrawFn, kernel: Kernel) -> Any:
 
 @st.composite
 def _attentions(draw: st.DrawFn, kernel: Kernel, form: Attention) -> Attention:
-    """Ragged batches: lengths from 0, groups of any size, fewer keys than queries among them."""
+    """Ragged batches: lengths from 0, groups of any size, fewer keys than queries among them, arrays of any size."""
     batch, kv_heads = draw(st.integers(1, 3)), 1 if form.latent else draw(st.sampled_from([1, 2]))
     q_len = draw(st.integers(1, min(kernel.solves.at_most.get("q_len", 150), 150)))
     kv_len = draw(st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 127, 128, 129, 300])))
@@ -110,8 +111,17 @@ def _attentions(draw: st.DrawFn, kernel: Kernel, form: Attention) -> Attention:
         tuple(draw(st.integers(0, most)) for _ in range(batch)) if draw(st.booleans()) else ()
         for most in (q_len, kv_len)
     )
+    columns = -(-kv_len // form.page) if form.page else 0
+    least = 2 if form.page else max(1, sum(kv_lens))
+    room = {
+        "q_rows": (max(1, sum(q_lens)), batch * q_len + 3),
+        "pool": (least, 4 + batch * (columns or kv_len)),
+        "row_pages": (columns, columns + 3) if form.page else (0, 0),
+    }
     return replace(
         form,
+        **{name: draw(st.one_of(st.just(0), st.integers(*ends))) for name, ends in room.items()},
+        scale=draw(st.sampled_from([0.0, 0.05])),
         batch=batch,
         kv_heads=kv_heads,
         q_heads=kv_heads * group,
@@ -119,6 +129,7 @@ def _attentions(draw: st.DrawFn, kernel: Kernel, form: Attention) -> Attention:
         kv_len=kv_len,
         q_lens=q_lens,
         kv_lens=kv_lens,
+        window=draw(st.integers(1, 200)) if form.window else 0,
         order=draw(st.sampled_from(["shuffled", "sequential"])),
     )
 

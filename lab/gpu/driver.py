@@ -61,6 +61,11 @@ def synchronize(stream: int) -> None:
     call("cuStreamSynchronize", stream)
 
 
+def is_capturing(stream: int) -> bool:
+    """Whether a graph is being captured from a stream."""
+    return int(call("cuStreamIsCapturing", stream)) != int(api().CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE)
+
+
 @contextmanager
 def current(device: int) -> Iterator[None]:
     """Make a GPU's primary context, which CuPy and PyTorch share, this thread's own for a while.

@@ -100,21 +100,39 @@ def device_workspaces(launches: tuple[Launch, ...], device: int = 0) -> dict[str
         return {name: cupy.zeros(array.shape, array.storage) for name, array in described.items()}
 
 
-def constant(value: float, device: int | None) -> cupy.ndarray:
-    """One float32 on a GPU, by default the current one, kept for good: a graph may read it whenever it is replayed.
+def constant(value: float, device: int | None, count: int = 1) -> cupy.ndarray:
+    """So many equal float32 on a GPU, by default the current one, kept for good: a graph may read them at any replay.
 
     Raises InputError where too many different ones were asked for.
     """
-    key = np.float32(value).tobytes(), device
+    key = np.float32(value).tobytes(), device, count
     if key not in _constants:
         if len(_constants) >= MOST_CONSTANTS:
             raise InputError(f"{MOST_CONSTANTS:,} different numbers were given; pass those that change as arrays")
         with aside(device):
-            _constants[key] = cupy.full(1, value, np.float32)
+            _constants[key] = cupy.full(count, value, np.float32)
     return _constants[key]
 
 
-_constants: dict[tuple[bytes, int | None], cupy.ndarray] = {}
+_constants: dict[tuple[bytes, int | None, int], cupy.ndarray] = {}
+
+
+def resident(arrays: Mapping[str, NDArray], device: int) -> dict[str, cupy.ndarray]:
+    """Copies of arrays on a GPU, there when this returns, also while a graph is captured."""
+    if not arrays:
+        return {}
+    with aside(device):
+        return {name: cupy.asarray(array) for name, array in arrays.items()}
+
+
+def read(pointer: int, shape: tuple[int, ...], dtype: np.dtype, device: int, stream: int) -> NDArray:
+    """A copy on the host of a dense array on a GPU, when all that the stream has to do is done."""
+    found = np.empty(shape, dtype)
+    if found.size:
+        with driver.current(device):
+            driver.call("cuMemcpyDtoHAsync", found.ctypes.data, pointer, found.nbytes, stream)
+            driver.synchronize(stream)
+    return found
 
 
 @contextmanager

@@ -26,6 +26,7 @@ FORMATS_OF = {
     "uint16": "bf16",
     "uint8": "fp8",
 }
+INDEX = "int32"  # of lengths, starts and page numbers
 _CARRIERS = {1: ("uint8", "int8"), 2: ("uint16", "int16", "float16")}  # element types of packed arrays, by their bytes
 _DTYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)} | {
     "fp8": np.dtype(ml_dtypes.float8_e4m3fn)
@@ -49,14 +50,14 @@ class Library(Protocol):
     def describe(self, array: Any, name: str, packed: str = "", written: bool = False) -> Operand:
         """An array as a kernel sees it; raises InputError where no kernel can take it, or write to it.
 
-        `packed` is the format of arrays whose element type only carries bits.
+        `packed` is the format of arrays whose element type only carries bits, or INDEX.
         """
 
     def empty(self, like: Any, shape: tuple[int, ...], form: str) -> Any:
         """An array beside `like` for results in a format, of its element type where that has this format."""
 
-    def number(self, value: float, name: str, device: int | None) -> tuple[Any, Operand]:
-        """A float32 of one element with this value, where the library's arrays lie, and how a kernel sees it."""
+    def number(self, value: float, name: str, device: int | None, count: int = 1) -> tuple[Any, Operand]:
+        """So many float32 of this value, where the library's arrays lie, and how a kernel sees them."""
 
     def place(self, array: Any) -> tuple[int, int]:
         """(the number of its GPU, the CUstream address of the library's current stream there), in few instructions."""
@@ -87,10 +88,18 @@ def element_of(array: Any, name: str) -> str:
 def format_of(array: Any, name: str, packed: str = "") -> str:
     """The format of an array's elements; raises InputError for any that no kernel knows."""
     element = element_of(array, name)
-    legal = _CARRIERS[FORMATS[packed].storage.itemsize] if packed else tuple(FORMATS_OF)
+    legal = tuple(FORMATS_OF)
+    if packed:
+        legal = (INDEX,) if packed == INDEX else _CARRIERS[FORMATS[packed].storage.itemsize]
     if element not in legal:
-        raise InputError(f"{name} must be in one of {', '.join(legal)}; it is in {element}")
+        one_of = "one of " if len(legal) > 1 else ""
+        raise InputError(f"{name} must be in {one_of}{', '.join(legal)}; it is in {element}")
     return packed or FORMATS_OF[element]
+
+
+def storage_of(form: str) -> np.dtype:
+    """The NumPy type that carries a format's bits, or an index."""
+    return np.dtype(form) if form == INDEX else FORMATS[form].storage
 
 
 def is_number(value: Any) -> bool:
@@ -150,7 +159,7 @@ class _NumPy:
 
     def describe(self, array: Any, name: str, packed: str = "", written: bool = False) -> Operand:
         if not isinstance(array, np.ndarray):
-            raise InputError(f"{name} must be a NumPy array as x is, not {_type_name(array)}")
+            raise InputError(f"{name} must be a NumPy array as the first is, not {_type_name(array)}")
         if isinstance(array, np.ma.MaskedArray):
             raise InputError(f"{name} is masked; kernels take all of an array: fill it first")
         form = format_of(array, name, packed)
@@ -164,8 +173,8 @@ class _NumPy:
             return np.empty(shape, like.dtype)
         return np.empty(shape, FORMATS[form].storage if like.dtype.name.startswith("uint") else _DTYPES[form])
 
-    def number(self, value: float, name: str, device: int | None) -> tuple[Any, Operand]:  # noqa: ARG002
-        array = np.full(1, single(value, name))
+    def number(self, value: float, name: str, device: int | None, count: int = 1) -> tuple[Any, Operand]:  # noqa: ARG002
+        array = np.full(count, single(value, name))
         return array, self.describe(array, name)
 
     def place(self, array: Any) -> tuple[int, int]:  # noqa: ARG002
@@ -178,11 +187,11 @@ class _NumPy:
 class _OnDevice:
     """What the libraries of GPU arrays share: numbers become constants that stay on the GPU for good."""
 
-    def number(self, value: float, name: str, device: int | None) -> tuple[Any, Operand]:
+    def number(self, value: float, name: str, device: int | None, count: int = 1) -> tuple[Any, Operand]:
         from lab.gpu.launch import constant  # loaded on first use: the simulated chip needs no GPU library
 
-        array = constant(float(single(value, name)), device)
-        return array, Operand(array.data.ptr, (1,), "fp32", device)
+        array = constant(float(single(value, name)), device, count)
+        return array, Operand(array.data.ptr, (count,), "fp32", device)
 
 
 class _Torch(_OnDevice):
@@ -190,7 +199,7 @@ class _Torch(_OnDevice):
 
     def describe(self, array: Any, name: str, packed: str = "", written: bool = False) -> Operand:  # noqa: ARG002
         if not _is_torch(array):
-            raise InputError(f"{name} must be a PyTorch tensor as x is, not {_type_name(array)}")
+            raise InputError(f"{name} must be a PyTorch tensor as the first is, not {_type_name(array)}")
         form = format_of(array, name, packed)
         if array.device.type == "cpu":
             raise InputError(f"{name} is on the CPU; move it to the GPU, or pass NumPy arrays to the simulated chip")
@@ -227,7 +236,7 @@ class _Cuda(_OnDevice):
         form = format_of(array, name, packed)
         (pointer, read_only), shape = interface["data"], tuple(interface["shape"])
         strides = interface.get("strides")
-        itemsize = FORMATS[form].storage.itemsize
+        itemsize = storage_of(form).itemsize
         _require_dense(strides is None or tuple(strides) == dense_strides(shape, itemsize), name)
         if written and read_only:
             raise InputError(f"{name} is read-only")
@@ -292,7 +301,10 @@ def _require_data(tensor: Any, name: str) -> int:
     except RuntimeError:
         pointer = 0
     if not pointer and tensor.numel():
-        raise InputError(f"{name} is a tensor without data; where only shapes are traced, call torch.ops.lab.linear")
+        raise InputError(
+            f"{name} is a tensor without data; where only shapes are traced, call torch.ops.lab.linear "
+            "or torch.ops.lab.attention"
+        )
     return pointer
 
 
@@ -302,6 +314,7 @@ def _require_dense(dense: bool, name: str) -> None:
 
 
 def _aligned(operand: Operand, name: str) -> Operand:
-    if operand.pointer % ALIGNMENT:
-        raise InputError(f"{name} must start at a multiple of {ALIGNMENT} B; it starts at {operand.pointer:#x}")
+    alignment = storage_of(INDEX).itemsize if operand.format == INDEX else ALIGNMENT
+    if operand.pointer % alignment:
+        raise InputError(f"{name} must start at a multiple of {alignment} B; it starts at {operand.pointer:#x}")
     return operand

@@ -6,23 +6,17 @@ NumPy arrays are computed on the simulated chip. The kernel and its schedule are
 
 from functools import lru_cache
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lab.execute import Plan, plan
-from lab.gpu.device import machine
-from lab.gpu.parameters import ALIGNMENT
 from lab.ops.arrays import Library, Operand, is_number, library_of
+from lab.ops.calls import MOST_READY, Ready, on_gpu, one_device, require_apart, simulated, sizes, spoken
 from lab.problems import Linear
 from lab.weights import Int4Weights
 from sim.errors import InputError
-from sim.formats import FORMATS
-from sim.machine import H100
 
 if TYPE_CHECKING:
     from lab.execute.device import DeviceBound
 
-MOST_READY = 4096  # plans that repeated calls find at once
-_SPOKEN = {"y": "out"}  # what a caller calls an operand, where that is not its name
 _SCALES = ("x_scale", "w_scale", "y_scale")
 
 
@@ -84,10 +78,10 @@ def linear(
         described["y"] = library.describe(out, "out")
     if not prod(described["y"].shape):  # no rows: there is nothing to compute
         return out
-    device = _one_device(described)
-    _require_apart(described)
+    device = one_device(described)
+    require_apart(described, ("y",))
     if device is None:
-        _simulated(problem).bind(given, device=None).run()
+        simulated(problem).bind(given, device=None).run()
         return out
     if stream is None:
         _, stream = library.place(x)
@@ -96,16 +90,9 @@ def linear(
         if len(_ready) >= MOST_READY:
             _ready.clear()
         _libraries[type(x)] = library
-        _ready[_key(x, w, out, device, stream)] = Ready(bound, _sizes(problem))
+        _ready[_key(x, w, out, device, stream)] = Ready(bound, sizes(problem))
     bound.run_at({name: operand.pointer for name, operand in described.items()}, stream)
     return out
-
-
-class Ready(NamedTuple):
-    """What plain calls on arrays of the same shapes and types find at once; `nbytes` are those of each operand."""
-
-    bound: "DeviceBound"
-    nbytes: dict[str, int]
 
 
 _ready: dict[Any, Ready] = {}  # by what `_key` says of the arrays
@@ -127,19 +114,11 @@ def _repeated(x: Any, w: Any, out: Any, stream: int | None) -> bool:
         device, current = library.place(x)
         if stream is None:
             stream = current
-        bound, nbytes = _ready[_key(x, w, out, device, stream)]
-        arrays = {"x": x, "w": w.w, "w_scale": w.w_scale} if type(w) is Int4Weights else {"x": x, "w": w}
-        address = library.address
-        pointers = {name: address(array, device) for name, array in arrays.items()}
-        start = pointers["y"] = address(out, device)
+        ready = _ready[_key(x, w, out, device, stream)]
+        weights = {"w": w.w, "w_scale": w.w_scale} if type(w) is Int4Weights else {"w": w}
+        return ready.run(library, {"x": x, **weights, "y": out}, device, stream)
     except (AttributeError, KeyError, TypeError):
         return False
-    end = start + nbytes["y"]
-    for name, at in pointers.items():
-        if not at or at % ALIGNMENT or (name != "y" and at < end and start < at + nbytes[name]):
-            return False
-    bound.run_at(pointers, stream)
-    return True
 
 
 def _operands(
@@ -161,8 +140,7 @@ def _operands(
         if name in _SCALES and is_number(array):
             given[name], described[name] = library.number(array, name, described["x"].device)
         else:
-            spoken = _SPOKEN.get(name, name)
-            described[name] = library.describe(array, spoken, known.get(name, ""), written=name == "y")
+            described[name] = library.describe(array, spoken(name), known.get(name, ""), written=name == "y")
     return given, described
 
 
@@ -210,8 +188,7 @@ def problem_of(request: Request) -> Linear:
             shape = (m,)
         fits = prod(have[0]) == prod(shape) if name.endswith("scale") else have[0] == shape
         if not fits or have[1] != form:
-            spoken = _SPOKEN.get(name, name)
-            raise InputError(f"{spoken} must be {list(shape)} in {form}; it is {list(have[0])} in {have[1]}")
+            raise InputError(f"{spoken(name)} must be {list(shape)} in {form}; it is {list(have[0])} in {have[1]}")
     return problem
 
 
@@ -228,40 +205,7 @@ def _scales(sizes: dict[str, int], m: int, n: int) -> str:
     raise InputError(f"scales have one element each, or one for each row; {have}")
 
 
-def _one_device(described: dict[str, Operand]) -> int | None:
-    """The GPU that all arrays lie on, None for the host; raises InputError where they lie apart."""
-    device = described["x"].device
-    for name, operand in described.items():
-        if operand.device != device:
-            raise InputError(f"{_SPOKEN.get(name, name)} is on GPU {operand.device} and x on GPU {device}")
-    return device
-
-
-def _require_apart(described: dict[str, Operand]) -> None:
-    """Raise InputError where y overlaps what is still read while it is written."""
-    start = described["y"].pointer
-    end = start + _nbytes(described["y"].shape, described["y"].format)
-    for name, operand in described.items():
-        overlaps = operand.pointer < end and start < operand.pointer + _nbytes(operand.shape, operand.format)
-        if overlaps and name != "y":
-            raise InputError(f"out must not overlap {name}, which is still read while out is written")
-
-
-@lru_cache(maxsize=4096)
-def _nbytes(shape: tuple[int, ...], form: str) -> int:
-    return FORMATS[form].storage.itemsize * prod(shape)
-
-
-def _sizes(problem: Linear) -> dict[str, int]:
-    return {name: operand.nbytes for name, operand in (problem.inputs | problem.outputs).items()}
-
-
 @lru_cache(maxsize=1024)
 def _bound(problem: Linear, device: int, _stream: int) -> "DeviceBound":
     """One a problem, GPU and stream: two streams must not share a workspace."""
-    return cast("DeviceBound", plan(problem, machine(device)).bind({}, device))
-
-
-@lru_cache(maxsize=1024)
-def _simulated(problem: Linear) -> Plan:
-    return plan(problem, H100)
+    return on_gpu(problem, device)

@@ -1,15 +1,20 @@
-"""`torch.ops.lab.linear` and `linear_int4`: the front door as PyTorch operators, which torch.compile keeps whole.
+"""`torch.ops.lab.linear`, `attention` and their kin: the front doors as PyTorch operators, kept whole by torch.compile.
 
-Importing this module registers them; `lab.linear` does so itself where PyTorch is loaded.
+Importing this module registers them; the front doors do so themselves where PyTorch is loaded.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 
-from lab.ops.arrays import TORCH, format_of
-from lab.ops.linear import Request, problem_of
+from lab.ops.arrays import INDEX, TORCH, format_of
+from lab.ops.attention import INDICES
+from lab.ops.attention import attention as lab_attention
+from lab.ops.attention_request import SCALES, Request, posed, scale_of
+from lab.ops.linear import Request as LinearRequest
 from lab.ops.linear import linear as lab_linear
+from lab.ops.linear import problem_of
 from lab.weights import Int4Weights
 
 
@@ -45,5 +50,86 @@ def _result(x: torch.Tensor, weights: dict[str, tuple[torch.Tensor, str]], *pack
     one_row = (1, int(x.shape[-1])) if x.dim() else ()
     kinds: list[tuple[str, tuple[int, ...], str]] = [("x", one_row, format_of(x, "x"))]
     kinds += [(n, tuple(map(int, tensor.shape)), format_of(tensor, n, form)) for n, (tensor, form) in weights.items()]
-    problem = problem_of(Request(tuple(kinds), "", False, "", *packing))
+    problem = problem_of(LinearRequest(tuple(kinds), "", False, "", *packing))
     return TORCH.empty(x, (*x.shape[:-1], problem.columns), problem.output)
+
+
+# Tensors come first, in this order: PyTorch takes none by keyword alone.
+_TENSORS = ("q", "k", "v", "q_starts", "kv_lens", "block_table", "k_scale", "v_scale")
+_ATTENTION = (
+    "(Tensor q, Tensor k, Tensor? v=None, Tensor? q_starts=None, Tensor? kv_lens=None, Tensor? block_table=None, "
+    "Tensor? k_scale=None, Tensor? v_scale=None, *, bool causal=True, int window=0, float? scale=None, "
+    "SymInt? max_q_len=None, SymInt? max_kv_len=None, int latent=0) -> "
+)
+_Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+@torch.library.custom_op("lab::attention", mutates_args=(), schema=_ATTENTION + "Tensor")
+def attention(*tensors: torch.Tensor | None, **options: Any) -> torch.Tensor:
+    """y, as `lab.attention`."""
+    y: torch.Tensor = lab_attention(**_named(tensors), **options)
+    return y
+
+
+@torch.library.custom_op("lab::attention_lse", mutates_args=(), schema=_ATTENTION + "(Tensor, Tensor)")
+def attention_lse(*tensors: torch.Tensor | None, **options: Any) -> _Pair:
+    """(y, lse), as `lab.attention` with lse=True."""
+    both: _Pair = lab_attention(**_named(tensors), lse=True, **options)
+    return both
+
+
+@attention.register_fake
+def _(*tensors: torch.Tensor | None, **options: Any) -> torch.Tensor:
+    y, _ = _attended(tensors, **options)
+    return y
+
+
+@attention_lse.register_fake
+def _(*tensors: torch.Tensor | None, **options: Any) -> _Pair:
+    return _attended(tensors, **options)
+
+
+def _attended(
+    tensors: tuple[torch.Tensor | None, ...],
+    causal: bool = True,
+    window: int = 0,
+    scale: float | None = None,
+    max_q_len: Any = None,
+    max_kv_len: Any = None,
+    latent: int = 0,
+) -> _Pair:
+    """What a call returns, without its values; raises InputError where it would.
+
+    Any batch, lengths and pool are one trace: what else the shapes say is checked for one sequence of one token.
+    """
+    given = _named(tensors)
+    kinds = [
+        (
+            name,
+            _one(name, tensor.shape, given.keys(), latent),
+            format_of(tensor, name, INDEX if name in INDICES else ""),
+        )
+        for name, tensor in given.items()
+    ]
+    request = Request(tuple(kinds), causal, window, scale_of(scale), latent=latent)
+    problem, _ = posed(request)
+    q = given["q"]
+    y = TORCH.empty(q, (*q.shape[:-1], problem.value_dim), problem.output)
+    return y, TORCH.empty(q, tuple(q.shape[:-1]), "fp32")
+
+
+def _named(tensors: tuple[torch.Tensor | None, ...]) -> dict[str, Any]:
+    return {name: tensor for name, tensor in zip(_TENSORS, tensors, strict=False) if tensor is not None}
+
+
+def _one(name: str, shape: Any, given: Collection[str], latent: int) -> tuple[int, ...]:
+    """An array's shape where there is one sequence of one token."""
+    if name == "q_starts":
+        return (2,) * len(shape)
+    if name in INDICES:
+        return (1,) * len(shape)
+    if name in SCALES:
+        return tuple(map(int, shape))
+    paged = name != "q" and "block_table" in given
+    kept = len(shape) - 1 if paged else 1 if latent and name != "q" else 2  # axes from the last on
+    return (1,) * (len(shape) - kept) + tuple(map(int, shape[len(shape) - kept :]))

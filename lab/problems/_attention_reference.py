@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.problems.protocol import UNIT, Arrays, Estimate
-from sim.formats import FORMATS, decode
+from sim.formats import FORMATS, Format, decode
 
 if TYPE_CHECKING:
     from lab.problems.attention import Attention
@@ -16,15 +16,20 @@ if TYPE_CHECKING:
 SCORE_ROUNDINGS = 8  # of a score beside its dot product: scaled, its maximum subtracted (two scores' size), dequantised
 WEIGHT_ROUNDINGS = 8  # of a weight: ex2.approx has 2 ulp (PTX ISA, ex2), an ulp being up to two rounding units
 SPLITS = 64  # partial results that may be joined, each with a factor and a sum of its own
+BLOCK = 16  # keys of a block, at least, after which the maximum may have moved
 
 
 def reference(problem: Attention, arrays: Arrays, rows: slice) -> dict[str, Estimate]:
     """y [rows, q_heads, value_dim] and, where asked for, lse [rows, q_heads].
 
-    With u = 2^-24 a score is off by at most e = (head_dim + 8) u scale sum |q||k|, its largest over the keys seen, so a
-    weight by a factor of exp(2 e) (its own score and the maximum); it is then rounded to the activations' format, and
-    all of them are added in any order: bound = u_out |y| + (2 expm1(2 e) + u_activations + (2 keys + 8 + 64) u) sum
-    p |v|. The logarithm of their sum is off by 2 e + (keys + 8) u, and rounded.
+    With u = 2^-24 a score is off by at most e = (head_dim + 8 + 2 keys / 16) u scale sum |q||k|, its largest over the
+    keys seen: of its own dot product, and of the maxima that were subtracted from it, one after another, each rounded
+    when it was scaled. So a weight is off by a factor of exp(2 e) (its own score and the base that it is relative to);
+    it is then rounded to the activations' format, and all of them are added in any order: bound = u_out |y| +
+    (2 expm1(2 e) + u_activations + (2 keys + 8 + 64) u) sum p |v|. Weights may be relative to any score of their row
+    that is below its maximum, by as much as a kernel likes: all scale alike, and the largest is 1 or more. So where a
+    weight is too small for the format, it is off by at most half of its smallest value, beside a sum of 1 or more:
+    + smallest / 2 sum |v| / sum of weights. The logarithm of their sum is off by 2 e + (keys + 8) u, and rounded.
     """
     p = problem
     chosen = np.arange(p.rows)[rows]
@@ -45,17 +50,16 @@ def reference(problem: Attention, arrays: Arrays, rows: slice) -> dict[str, Esti
         for head in range(p.q_heads):
             of = head // p.group
             y.value[at, head], y.error[at, head], lse.value[at, head], lse.error[at, head] = _head(
-                q[:, head], k[:, of], v[:, of], seen, FORMATS[p.activations].unit_roundoff
+                q[:, head], k[:, of], v[:, of], seen, p.score_scale, FORMATS[p.activations]
             )
     found = {"y": y.stored(p.output)}
     return {**found, "lse": lse.stored("fp32")} if p.lse else found
 
 
 def _head(
-    q: NDArray, k: NDArray, v: NDArray, seen: NDArray[np.bool_], rounding: float
+    q: NDArray, k: NDArray, v: NDArray, seen: NDArray[np.bool_], scale: float, form: Format
 ) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """(y, error, lse, error) of one head's queries [m, head_dim] against keys of which each sees some."""
-    scale = 1 / np.sqrt(q.shape[1])
     scores = np.where(seen, scale * (q @ k.T), -np.inf)
     largest = scores.max(axis=1, keepdims=True)
     shifted = np.where(np.isneginf(largest), 0.0, largest)  # a row that sees nothing
@@ -65,8 +69,9 @@ def _head(
         lse = shifted + np.log(total)
     weights = np.divide(weights, total, out=np.zeros_like(weights), where=total != 0)
     sizes = np.where(seen, np.abs(q) @ np.abs(k).T, 0.0).max(axis=1, keepdims=True)
-    e = (q.shape[1] + SCORE_ROUNDINGS) * UNIT * scale * sizes
     keys = seen.sum(axis=1, keepdims=True)
-    relative = 2 * np.expm1(2 * e) + rounding + (2 * keys + WEIGHT_ROUNDINGS + SPLITS) * UNIT
+    e = (q.shape[1] + SCORE_ROUNDINGS + 2 * keys / BLOCK) * UNIT * scale * sizes
+    relative = 2 * np.expm1(2 * e) + form.unit_roundoff + (2 * keys + WEIGHT_ROUNDINGS + SPLITS) * UNIT
+    small = np.divide(form.smallest / 2, total, out=np.zeros_like(total), where=total != 0) * (seen @ np.abs(v))
     lse_error = np.where(np.isneginf(lse), 0.0, 2 * e + (keys + WEIGHT_ROUNDINGS) * UNIT)
-    return weights @ v, relative * (weights @ np.abs(v)), lse[:, 0], lse_error[:, 0]
+    return weights @ v, relative * (weights @ np.abs(v)) + small, lse[:, 0], lse_error[:, 0]

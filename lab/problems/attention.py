@@ -3,13 +3,23 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from math import isfinite
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lab.problems._attention_reference import reference
-from lab.problems.protocol import EVERY_ROW, Arrays, Estimate, Operand, Problem, require_extents, sprinkle
+from lab.problems.protocol import (
+    EVERY_ROW,
+    MAX_DIMENSION,
+    Arrays,
+    Estimate,
+    Operand,
+    Problem,
+    require_extents,
+    sprinkle,
+)
 from sim.errors import InputError
 from sim.formats import FORMATS, encode, format_named
 
@@ -42,7 +52,10 @@ class Attention(Problem):
     float32 scale for each KV head and for each of k and v. Causal masks are aligned to the bottom right: the last query
     sees every key; `window` above 0 leaves a query only so many of the keys it would see. A query that sees no key
     yields zeros. `q_lens` and `kv_lens` are each sequence's own lengths, from 0, where they are not all the maxima.
-    `lse` asks for the natural logarithm of each query's sum of exponentials too.
+    `lse` asks for the natural logarithm of each query's sum of exponentials too. `scale` takes the place of
+    1 / sqrt(head_dim). Arrays may be larger or smaller than the greatest lengths ask for: `q_rows` are the rows of q,
+    `pool` those of k and v, which sequences then have one after another, or the pages of the cache, which sequences
+    share where they are too few; `row_pages` are the columns of the block table.
     Raises InputError for extents outside 1 to 2^31 - 1 and shapes that do not fit.
     """
 
@@ -67,6 +80,10 @@ class Attention(Problem):
     window: int = 0
     lse: bool = False
     order: str = "shuffled"  # shuffled, sequential
+    scale: float = 0.0  # of the scores; 0: 1 / sqrt(head_dim)
+    q_rows: int = 0  # of q; 0: batch * q_len
+    pool: int = 0  # rows of k and v, or pages of the cache; 0: every sequence's at its greatest length
+    row_pages: int = 0  # columns of the block table; 0: pages of kv_len
 
     def __post_init__(self) -> None:
         require_extents(self, ("batch", "q_heads", "kv_heads", "head_dim", "q_len", "kv_len"))
@@ -94,6 +111,31 @@ class Attention(Problem):
             raise InputError(f"window must be 0 (none) or the keys that a causal query sees; window = {self.window}")
         if self.order not in ORDERS:
             raise InputError(f"order is {', '.join(ORDERS)}; got {self.order!r}")
+        if not (self.scale >= 0 and isfinite(self.scale)):
+            raise InputError(f"scale must be above 0, or 0 for 1 / sqrt(head_dim); scale = {self.scale}")
+        self._require_room()
+
+    def _require_room(self) -> None:
+        """Raise InputError where arrays have no room for the lengths; capacities that are as usual become 0."""
+        p = self
+        for name in ("q_rows", "pool", "row_pages"):
+            if not 0 <= getattr(p, name) <= MAX_DIMENSION:
+                raise InputError(f"{name} must be from 0 to {MAX_DIMENSION:,}; {name} = {getattr(p, name):,}")
+        least = -(-p.kv_len // p.page) if p.page else 0
+        if p.row_pages and not p.page:
+            raise InputError("row_pages are for a paged cache; page = 0")
+        if p.row_pages and p.row_pages < least:
+            raise InputError(
+                f"row_pages must be at least {least:,}, the pages of {p.kv_len:,} keys; row_pages = {p.row_pages:,}"
+            )
+        for name, rows, lengths in (("q_rows", p.q_rows, p.q_lens), ("pool", 0 if p.page else p.pool, p.kv_lens)):
+            if rows and sum(lengths) > rows:
+                raise InputError(f"the sequences have {sum(lengths):,} rows; {name} = {rows:,}")
+        plain = {"scale": p.head_dim**-0.5, "q_rows": p.batch * p.q_len, "row_pages": least}
+        plain["pool"] = 1 + p.batch * (p.row_pages or least) if p.page else p.batch * p.kv_len
+        for name, value in plain.items():
+            if getattr(p, name) == value:
+                object.__setattr__(p, name, type(value)(0))
 
     @classmethod
     def tiny(cls, form: str, alike: bool = False) -> Self:  # noqa: ARG003 (activations follow from the cache)
@@ -122,19 +164,29 @@ class Attention(Problem):
         return self.q_heads // self.kv_heads
 
     @property
+    def score_scale(self) -> float:
+        """What scores are multiplied by."""
+        return self.scale or self.head_dim**-0.5
+
+    @property
     def tokens(self) -> int:
         """Rows of q that there is room for."""
-        return self.batch * self.q_len
+        return self.q_rows or self.batch * self.q_len
+
+    @property
+    def kv_rows(self) -> int:
+        """Rows of a contiguous cache."""
+        return self.pool or self.batch * self.kv_len
 
     @property
     def pages_per_sequence(self) -> int:
         """Columns of the block table; 0 where the cache is contiguous."""
-        return -(-self.kv_len // self.page) if self.page else 0
+        return self.row_pages or -(-self.kv_len // self.page) if self.page else 0
 
     @property
     def pool_pages(self) -> int:
         """Pages of the pool: every sequence's at its greatest length, and the null page."""
-        return 1 + self.batch * self.pages_per_sequence
+        return self.pool or 1 + self.batch * self.pages_per_sequence
 
     @property
     def inputs(self) -> dict[str, Operand]:
@@ -144,7 +196,7 @@ class Attention(Problem):
         elif self.page:
             found["cache"] = Operand((self.pool_pages, 2, self.kv_heads, self.page, self.head_dim), self.kv)
         else:
-            rows = Operand((self.batch * self.kv_len, self.kv_heads, self.head_dim), self.kv)
+            rows = Operand((self.kv_rows, self.kv_heads, self.head_dim), self.kv)
             found |= {"k": rows} if self.latent else {"k": rows, "v": rows}
         if self.kv == "fp8":
             scale = Operand((self.kv_heads,), "fp32")
@@ -166,13 +218,14 @@ class Attention(Problem):
 
     @cached_property
     def sequences(self) -> tuple[Sequence, ...]:
-        """Every sequence, in the order of the batch."""
-        q_lens = self.q_lens or (self.q_len,) * self.batch
-        kv_lens = self.kv_lens or (self.kv_len,) * self.batch
-        starts = np.concatenate(([0], np.cumsum(q_lens)))
+        """Every sequence, in the order of the batch; as even as the rows allow where lengths are not given."""
+        packed = self.pool > 0 and not self.page
+        q_lens = self.q_lens or _shared(self.q_len, self.batch, self.tokens)
+        kv_lens = self.kv_lens or _shared(self.kv_len, self.batch, self.kv_rows if packed else None)
+        q_starts, ends = (np.concatenate(([0], np.cumsum(lengths))).tolist() for lengths in (q_lens, kv_lens))
+        kv_starts = ends if packed else range(0, self.batch * self.kv_len, self.kv_len)
         return tuple(
-            Sequence(q, kv, int(start), b * self.kv_len)
-            for b, (q, kv, start) in enumerate(zip(q_lens, kv_lens, starts, strict=False))
+            Sequence(*one) for one in zip(q_lens, kv_lens, q_starts[: self.batch], kv_starts[: self.batch], strict=True)
         )
 
     @property
@@ -254,7 +307,8 @@ class Attention(Problem):
     def tuned_class(self) -> dict[str, Any]:
         """The envelope with batch and lengths rounded up to powers of two."""
         up = {name: 1 << (getattr(self, name) - 1).bit_length() for name in ("batch", "q_len", "kv_len")}
-        return {**self.envelope().as_dict(), **up}
+        plain = replace(self.envelope(), scale=0.0, q_rows=0, pool=0, row_pages=0)
+        return {**plain.as_dict(), **up}
 
     def as_dict(self) -> dict[str, Any]:
         """Extents and options, and every further field that is not as usual; lengths as lists."""
@@ -276,7 +330,7 @@ class Attention(Problem):
         pages = np.arange(1, self.pool_pages, dtype=np.int32)
         if self.order == "shuffled":
             pages = np.random.default_rng(0).permutation(pages)
-        table = pages.reshape(self.batch, self.pages_per_sequence)
+        table = np.resize(pages, (self.batch, self.pages_per_sequence))
         used = -(-found["kv_lens"] // self.page)
         return {**found, "block_table": np.where(np.arange(table.shape[1]) < used[:, None], table, NULL_PAGE)}
 
@@ -300,7 +354,7 @@ class Attention(Problem):
         if name == "q":
             return slice(self.rows, None)
         if name != "cache":
-            free = np.ones(self.batch * self.kv_len, np.bool_)
+            free = np.ones(self.kv_rows, np.bool_)
             for sequence in self.sequences:
                 free[sequence.kv_start : sequence.kv_start + sequence.kv_len] = False
             return free
@@ -329,3 +383,10 @@ class Attention(Problem):
     def reference(self, arrays: Arrays, rows: slice = EVERY_ROW) -> dict[str, Estimate]:
         """See _attention_reference: computed in float64, for the chosen ones of the queries that are there."""
         return reference(self, arrays, rows)
+
+
+def _shared(most: int, batch: int, rows: int | None) -> tuple[int, ...]:
+    """The lengths of sequences that share so many rows evenly, each at most `most` long."""
+    if rows is None or rows >= most * batch:
+        return (most,) * batch
+    return tuple(min(most, rows // batch + (b < rows % batch)) for b in range(batch))

@@ -9,8 +9,18 @@ from sim.tiles.arithmetic import count_exp, count_fma, dot, fma_tile
 from sim.tiles.chip import Chip
 from sim.tiles.elements import BF16, ELEMENT, FP8, FP16, FP32
 from sim.tiles.groups import load_groups
-from sim.tiles.memory import load_lanes, load_patch, load_vector, store_lanes, store_patch, store_vector
-from sim.tiles.tensor import load_tile, mma, store_tile
+from sim.tiles.memory import (
+    add_atomically,
+    load_lanes,
+    load_patch,
+    load_vector,
+    store_lanes,
+    store_patch,
+    store_scattered,
+    store_vector,
+)
+from sim.tiles.softmax import log_sum_exp, normalise, rescale, seen_pairs, take_scores
+from sim.tiles.tensor import load_tile, mma, mma_useful, store_tile
 
 __all__ = [
     "BF16",
@@ -19,6 +29,7 @@ __all__ = [
     "FP16",
     "FP32",
     "Chip",
+    "add_atomically",
     "count_exp",
     "count_fma",
     "dot",
@@ -28,9 +39,16 @@ __all__ = [
     "load_patch",
     "load_tile",
     "load_vector",
+    "log_sum_exp",
     "mma",
+    "mma_useful",
+    "normalise",
+    "rescale",
+    "seen_pairs",
     "store_lanes",
     "store_patch",
+    "store_scattered",
     "store_tile",
     "store_vector",
+    "take_scores",
 ]

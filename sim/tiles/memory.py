@@ -95,6 +95,27 @@ def store_lanes(count, marks, start, stride, width, lanes, step, times):
 
 
 @njit(cache=True)
+def store_scattered(count, marks, at, width):
+    """One warp request whose lanes store `width` bytes each at the ascending offsets `at`."""
+    previous = -1
+    for start in at:
+        first, last = start // SECTOR, (start + width - 1) // SECTOR
+        unique = last - max(first - 1, previous)
+        count[STORE_SECTORS] += unique
+        count[SM_TO_L2] += SECTOR * unique
+        previous = last
+        _mark(marks, first, last, _WRITTEN)
+
+
+@njit(cache=True)
+def add_atomically(count, marks, start, nbytes):
+    """One lane's atomic operation on a number, which L2 carries out."""
+    first, last = start // SECTOR, (start + nbytes - 1) // SECTOR
+    count[SM_TO_L2] += SECTOR * (last - first + 1)
+    _mark(marks, first, last, _WRITTEN)
+
+
+@njit(cache=True)
 def load_patch(count, marks, size, source, rows, columns, row, column, patch, request_rows):
     """Load the patch at (row, column) of a [rows, columns] matrix of `size`-byte elements, zeros outside of it.
 
@@ -117,9 +138,9 @@ def store_patch(count, marks, size, target, rows, columns, row, column, patch, r
     unique = _patch(marks, size, rows, columns, row, column, patch.shape, request_rows, _WRITTEN)
     count[STORE_SECTORS] += unique
     count[SM_TO_L2] += SECTOR * unique
-    if target.size > 0 and row < rows and column < columns:
-        inside = target[row : row + patch.shape[0], column : column + patch.shape[1]]
-        _copy(inside, patch[: inside.shape[0], : inside.shape[1]])
+    if target.size > 0:
+        height, width = max(min(patch.shape[0], rows - row), 0), max(min(patch.shape[1], columns - column), 0)
+        _copy(target[row : row + height, column : column + width], patch[:height, :width])
 
 
 @njit(cache=True)

@@ -56,9 +56,15 @@ def mma(count, total, a, b, rows, columns, depth, numerics):
     is what lies inside. m and k are multiples of four. Only counts where not `numerics`.
     """
     m, k = a.shape
-    n = b.shape[1]
-    count[MMA_FLOPS] += 2 * m * n * k
-    count[FLOPS] += 2 * max(min(m, rows), 0) * max(min(n, columns), 0) * max(min(k, depth), 0)
+    inside = max(min(m, rows), 0) * max(min(b.shape[1], columns), 0) * max(min(k, depth), 0)
+    mma_useful(count, total, a, b, inside, numerics)
+
+
+@njit(cache=True)
+def mma_useful(count, total, a, b, useful, numerics):
+    """As `mma`, where so many of the tile's multiplications are useful work."""
+    count[MMA_FLOPS] += 2 * a.shape[0] * b.shape[1] * a.shape[1]
+    count[FLOPS] += 2 * useful
     if numerics:
         multiply_add(total, a, b)
 

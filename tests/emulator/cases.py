@@ -6,7 +6,6 @@ and every dimension is ragged, as far as the kernel's schedule has such things.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -48,7 +47,11 @@ class Case:
 
     def __str__(self) -> str:
         sizes = ",".join(f"{f.name}={getattr(self.schedule, f.name)}" for f in fields(self.schedule))
-        forms = [str(v) for v in self.problem.as_dict().values() if isinstance(v, str) and v != self.problem.kind]
+        p, usual = self.problem, self.problem.usual()
+        forms = [str(v) for v in p.as_dict().values() if isinstance(v, str) and v != p.kind]
+        forms += [
+            f"{name}={v}" for name in p.OPTIONS if (v := getattr(p, name)) != getattr(usual, name) and v not in forms
+        ]
         return f"{self.kernel.name}-{'-'.join(forms)}-{sizes}"
 
 
@@ -84,13 +87,14 @@ def _forms(kernel: Kernel) -> list[Problem]:
     if kernel.solves.problem is not Attention:
         extents = dict.fromkeys(kernel.solves.problem.EXTENTS, 200)
         return [fitted(kernel, replace(form, **{**extents, "m": FEW})) for form in plain_variants(kernel)]
-    shapes = product((64, 128, 576), (37, 1), (0, 16, 64), (0, 512))
-    tried = [
-        Attention(2, 4, 2, dim, q, 437, kv=kv, page=page, latent=min(dim, latent))
-        for kv in kernel.solves.formats
-        for dim, q, page, latent in shapes
-    ]
-    return [next(problem for problem in tried if kernel.solves.refusal(problem) is None)]
+    return [fitted(kernel, _ragged(kernel, form)) for form in plain_variants(kernel)]
+
+
+def _ragged(kernel: Kernel, form: Attention) -> Attention:
+    """Sequences of two tiles and of one, with more keys than queries and fewer; their keys end inside a block."""
+    q_len, heads = min(70, kernel.solves.at_most.get("q_len", 70)), 1 if form.latent else 2
+    lengths = {"q_len": q_len, "q_lens": (q_len, q_len // 2, q_len), "kv_len": 290, "kv_lens": (290, 130, 17)}
+    return replace(form, batch=3, q_heads=2 * heads, kv_heads=heads, window=30 if form.window else 0, **lengths)
 
 
 def _schedules(kernel: Kernel, form: Problem) -> Iterator[Any]:

@@ -19,7 +19,7 @@ from lab.kernel import Kernel
 from lab.problems import Linear
 from lab.verify import guarded_array, guards_intact, verify
 from sim import int4
-from sim.errors import EnvironmentFailure, InputError, NoDeviceError
+from sim.errors import EnvironmentFailure, InputError
 from sim.formats import decode, encode
 from sim.launch import Array, Role
 from sim.machine import Machine
@@ -32,30 +32,6 @@ RAGGED = [(1, 1, 8), (1, 17, 264), (2, 100, 4096), (3, 129, 72), (7, 576, 1536),
 DEADLINE_S = 40.0  # of a worker: time to import CuPy and start a kernel
 SCHEDULES = 3  # of each kernel and shape
 PIECE = 16_777_213  # elements of a random pattern: a prime, so that no wrapped offset meets the same values
-
-
-@pytest.fixture(scope="module")
-def chip() -> Machine:
-    try:
-        device.require_device()
-    except NoDeviceError as reason:
-        pytest.skip(str(reason))
-    return device.machine()
-
-
-@pytest.fixture
-def cupy(chip: Machine) -> Any:
-    assert chip.arch
-    return pytest.importorskip("cupy")
-
-
-@pytest.fixture
-def torch(chip: Machine) -> Any:
-    assert chip.arch
-    found = pytest.importorskip("torch")
-    if not found.cuda.is_available():
-        pytest.skip("PyTorch sees no GPU")
-    return found
 
 
 def runnable(name: str, chip: Machine) -> Kernel:

@@ -22,6 +22,17 @@ def attentions(draw: st.DrawFn) -> Attention:
     lens = st.booleans().flatmap(lambda given: st.just(()) if not given else st.none())
     q_lens = () if draw(lens) == () else tuple(draw(st.integers(0, q_len)) for _ in range(batch))
     kv_lens = () if draw(lens) == () else tuple(draw(st.integers(0, kv_len)) for _ in range(batch))
+    page = draw(st.sampled_from([0, 1, 4]))
+    columns = -(-kv_len // page) if page else 0
+    least = 2 if page else max(1, sum(kv_lens))
+    q_rows, pool, row_pages = (
+        draw(st.one_of(st.just(0), st.integers(low, high)))
+        for low, high in (
+            (max(1, sum(q_lens)), batch * q_len + 2),
+            (least, 1 + batch * (columns or kv_len)),
+            (columns, columns + 2 if page else 0),
+        )
+    )
     return Attention(
         batch,
         kv_heads * draw(st.sampled_from([1, 3])),
@@ -31,13 +42,17 @@ def attentions(draw: st.DrawFn) -> Attention:
         kv_len,
         causal=causal,
         kv=draw(st.sampled_from(["bf16", "fp16", "fp8", "fp32"])),
-        page=draw(st.sampled_from([0, 1, 4])),
+        page=page,
         latent=latent,
         q_lens=q_lens,
         kv_lens=kv_lens,
         window=draw(st.sampled_from([0, 1, 3])) if causal else 0,
         lse=True,
         order=draw(st.sampled_from(["shuffled", "sequential"])),
+        scale=draw(st.sampled_from([0.0, 0.1])),
+        q_rows=q_rows,
+        pool=pool,
+        row_pages=row_pages,
     )
 
 
@@ -81,7 +96,7 @@ def test_the_reference_is_the_definition_and_flops_are_its_pairs(problem: Attent
             q = decode(arrays["q"][row], problem.activations).astype(float)
             for h in range(problem.q_heads):
                 pairs += len(seen)
-                scores = np.array([q[h] @ k[j, h // problem.group] / np.sqrt(8) for j in seen])
+                scores = np.array([problem.score_scale * (q[h] @ k[j, h // problem.group]) for j in seen])
                 weights = np.exp(scores) / np.exp(scores).sum()
                 expected = sum((w * v[j, h // problem.group] for w, j in zip(weights, seen, strict=True)), np.zeros(1))
                 np.testing.assert_allclose(y[row, h], expected + np.zeros_like(y[row, h]), rtol=1e-9, atol=1e-11)
@@ -112,6 +127,33 @@ def test_records_give_the_problem_back_and_an_envelope_has_no_lengths(problem: A
     assert envelope.flops >= 0
 
 
+@given(problem=attentions())
+@settings(max_examples=60)
+def test_arrays_have_room_for_every_sequence(problem: Attention) -> None:
+    arrays = problem.draw(np.random.default_rng(0))
+    assert {name: array.shape for name, array in arrays.items()} == {n: o.shape for n, o in problem.inputs.items()}
+    assert problem.rows <= problem.tokens
+    for b, sequence in enumerate(problem.sequences):
+        assert sequence.q_len <= problem.q_len
+        assert sequence.kv_len <= problem.kv_len
+        if problem.page:
+            used = arrays["block_table"][b, : -(-sequence.kv_len // problem.page)]
+            assert ((used > 0) & (used < problem.pool_pages)).all()
+        else:
+            assert arrays["kv_starts"][b] + sequence.kv_len <= problem.kv_rows
+    capacities = {"scale", "q_rows", "pool", "row_pages"}
+    assert not capacities & problem.tuned_class().keys()
+
+
+def test_capacities_that_are_usual_and_a_usual_scale_are_none() -> None:
+    plain = Attention(3, 2, 1, 64, 5, 20)
+    assert replace(plain, scale=0.125, q_rows=15, pool=60) == plain
+    assert replace(plain, page=8, row_pages=3, pool=10) == replace(plain, page=8)
+    spread = replace(plain, q_rows=7, pool=11)
+    assert [(s.q_len, s.kv_len) for s in spread.sequences] == [(3, 4), (2, 4), (2, 3)]
+    assert [(s.q_start, s.kv_start) for s in spread.sequences] == [(0, 0), (3, 4), (5, 8)]
+
+
 def test_the_block_table_names_every_page_once_and_the_null_page_where_there_is_none() -> None:
     problem = Attention(3, 2, 1, 8, 1, 20, page=4, kv_lens=(20, 0, 5))
     table = problem.indices()["block_table"]
@@ -132,6 +174,13 @@ def test_the_block_table_names_every_page_once_and_the_null_page_where_there_is_
         ({"latent": 4}, "a latent cache has one KV head"),
         ({"order": "random"}, "order is shuffled, sequential"),
         ({"activations": "fp8"}, "activations are in fp32, fp16 or bf16"),
+        ({"scale": -1.0}, "scale must be above 0"),
+        ({"scale": inf}, "scale must be above 0"),
+        ({"q_rows": -1}, "q_rows must be from 0 to"),
+        ({"q_lens": (4, 4), "q_rows": 7}, "the sequences have 8 rows; q_rows = 7"),
+        ({"kv_lens": (8, 3), "pool": 10}, "the sequences have 11 rows; pool = 10"),
+        ({"page": 4, "row_pages": 1}, "row_pages must be at least 2, the pages of 8 keys"),
+        ({"row_pages": 2}, "row_pages are for a paged cache"),
     ],
 )
 def test_what_means_nothing_is_refused(fields: dict, why: str) -> None:

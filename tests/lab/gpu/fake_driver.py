@@ -146,6 +146,15 @@ class FakeDriver:
         captured, self._capturing = self._capturing, None
         return SUCCESS, captured
 
+    def cuStreamIsCapturing(self, _stream: int) -> Any:
+        status = bindings.CUstreamCaptureStatus
+        active = self._capturing is not None
+        return SUCCESS, status.CU_STREAM_CAPTURE_STATUS_ACTIVE if active else status.CU_STREAM_CAPTURE_STATUS_NONE
+
+    def cuMemcpyDtoHAsync(self, host: int, pointer: int, nbytes: int, _stream: int) -> Any:
+        ctypes.memmove(host, pointer, nbytes)
+        return (SUCCESS,)
+
     def cuGraphInstantiate(self, captured: list[dict[int, int]], _flags: int) -> Any:
         self.graphs.append(captured)
         return SUCCESS, len(self.graphs) - 1

@@ -14,6 +14,7 @@ from lab import catalog
 from lab.execute import plan
 from lab.ops import arrays, linear
 from lab.ops.arrays import TORCH, Operand, format_of
+from lab.ops.calls import one_device
 from lab.ops.linear import Request, problem_of
 from lab.problems import Linear
 from sim.errors import InputError
@@ -67,7 +68,7 @@ X, W = drawn(4, 32, 64)
         (X[:, :0].copy(), W[:, :0].copy(), None, "k must be from 1"),
         (X.astype(np.float32), W, None, "w in bf16 needs x in bf16; x is in fp32"),
         (X, W.astype(np.float64), None, "w must be in one of .*; it is in float64"),
-        (X, W.tolist(), None, "w must be a NumPy array as x is, not builtins.list"),
+        (X, W.tolist(), None, "w must be a NumPy array as the first is, not builtins.list"),
         (X.tolist(), W, None, "x must be an array on the GPU, or all arrays NumPy's"),
         (X, W, np.empty((4, 31), BF16), r"out must be \[4, 32\] in bf16; it is \[4, 31\]"),
         (X, W, np.empty((4, 32), np.float16), "no kernel takes this problem .* takes output bf16"),
@@ -259,4 +260,4 @@ def test_a_repeated_call_finds_its_plan_and_what_is_not_sure_goes_the_long_way(m
 def test_arrays_of_two_gpus_are_refused() -> None:
     described = {"x": Operand(16, (4, 64), "bf16", 1), "w": Operand(16, (32, 64), "bf16", 0)}
     with pytest.raises(InputError, match="w is on GPU 0 and x on GPU 1"):
-        linear._one_device(described)
+        one_device(described)

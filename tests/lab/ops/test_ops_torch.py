@@ -102,3 +102,76 @@ def test_bits_and_values_are_packed_alike() -> None:
 def test_lab_linear_registers_the_operators_where_pytorch_is_loaded() -> None:
     assert "lab.ops.torch_ops" in sys.modules
     assert torch.ops.lab.linear_int4 is not None
+
+
+INT = torch.int32
+DENSE = {"q": meta(3, 5, 4, 64), "k": meta(3, 9, 2, 64), "v": meta(3, 9, 2, 64)}
+PACKED = {"q": meta(7, 4, 64), "k": meta(7, 2, 64), "v": meta(7, 2, 64)}
+PACKED |= {"q_starts": meta(4, dtype=INT), "kv_lens": meta(3, dtype=INT)}
+PAGED = {"q": meta(3, 1, 4, 64), "k": meta(99, 2, 2, 16, 64), "kv_lens": meta(3, dtype=INT)}
+PAGED |= {"block_table": meta(3, 8, dtype=INT)}
+LATENT = {"q": meta(3, 1, 4, 64), "k": meta(3, 9, 64), "latent": 48}
+
+
+@pytest.mark.parametrize(
+    ("call", "shape"),
+    [
+        (DENSE, (3, 5, 4, 64)),
+        (PACKED, (7, 4, 64)),
+        ({**PACKED, "k": meta(3, 9, 2, 64), "v": meta(3, 9, 2, 64)}, (7, 4, 64)),
+        (PAGED, (3, 1, 4, 64)),
+        ({**PAGED, "q": meta(7, 4, 64), "q_starts": meta(4, dtype=INT), "max_q_len": 4}, (7, 4, 64)),
+        ({**PAGED, "k": meta(99, 2, 2, 16, 64, dtype=FP8), "k_scale": meta(2, dtype=torch.float32)}, (3, 1, 4, 64)),
+        (LATENT, (3, 1, 4, 48)),
+        (
+            {**LATENT, "k": meta(99, 16, 64), "kv_lens": PAGED["kv_lens"], "block_table": PAGED["block_table"]},
+            (3, 1, 4, 48),
+        ),
+    ],
+)
+def test_a_trace_is_told_what_attention_returns(call: dict[str, Any], shape: tuple[int, ...]) -> None:
+    y, lse = torch.ops.lab.attention_lse(**call)
+    for alone in (y, torch.ops.lab.attention(**call)):
+        assert (tuple(alone.shape), alone.dtype) == (shape, BF16)
+    assert (tuple(lse.shape), lse.dtype) == (shape[:-1], torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        ({**DENSE, "v": None}, "v must be given"),
+        ({**DENSE, "k": meta(3, 9, 2, 32)}, r"k must be .* 64\] in bf16; it is .* 32\]"),
+        ({**DENSE, "q": meta(3, 5, 3, 64)}, "q_heads must be a multiple of kv_heads"),
+        ({**DENSE, "kv_lens": meta(3, dtype=torch.int64)}, "kv_lens must be in int32; it is in int64"),
+        ({**DENSE, "scale": -1.0}, "scale must be"),
+        ({**PACKED, "kv_lens": None}, "kv_lens must be given"),
+        ({**PAGED, "v": DENSE["v"]}, "v has no place here"),
+        ({**LATENT, "latent": 65}, "latent must be from 0 to head_dim = 64"),
+    ],
+)
+def test_a_trace_refuses_attention_that_makes_no_sense(call: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        torch.ops.lab.attention(**call)
+
+
+def test_one_trace_serves_any_batch_of_any_lengths() -> None:
+    make_fx = pytest.importorskip("torch.fx.experimental.proxy_tensor").make_fx
+
+    def step(q: Any, cache: Any, kv_lens: Any, table: Any) -> Any:
+        return torch.ops.lab.attention(q, cache, None, None, kv_lens, table) * 2
+
+    def operands(batch: int, pages: int, columns: int) -> tuple[Any, ...]:
+        indices = meta(batch, dtype=INT), meta(batch, columns, dtype=INT)
+        return meta(batch, 1, 4, 64), meta(pages, 2, 2, 16, 64), *indices
+
+    traced = make_fx(step, tracing_mode="symbolic")(*operands(3, 99, 8))
+    for other in (operands(3, 99, 8), operands(5, 30, 4)):
+        assert tuple(traced(*other).shape) == tuple(other[0].shape)
+
+
+def test_compiling_keeps_attention_whole() -> None:
+    def layer(q: Any, k: Any, v: Any) -> Any:
+        return torch.ops.lab.attention(q * 2, k, v, causal=False) + 1
+
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert tuple(compiled(*DENSE.values()).shape) == (3, 5, 4, 64)

@@ -1,0 +1,140 @@
+// A warpgroup that multiplies: 64 rows of a tile of queries, the weighted sum of values in registers.
+#pragma once
+#include "lab/kernels/attention/_softmax.cuh"
+#include "lab/kernels/attention/_stream.cuh"
+#include "ptx/ldmatrix.cuh"
+#include "ptx/stmatrix.cuh"
+#include "ptx/wgmma.cuh"
+
+constexpr int MMA_K = 16;                                  // of a wgmma
+constexpr int MMA_BYTES = MMA_K * sizeof(Element);
+constexpr int STEPS = schedule::block_n / MMA_K;           // of the weights along a block's keys
+constexpr int Y_CHUNKS = problem::head_dim * sizeof(Element) / sizeof(Vector16);  // of a row of y
+
+using Scores = float[schedule::block_n / 2];
+using Values = float[problem::head_dim / 2];
+using Weights = uint32_t[STEPS][4];
+using Queries = uint32_t[problem::head_dim / MMA_K][4];
+
+// scores = q k^T of 64 rows of q, a block of k. The caller fences before and commits after, here and below.
+__device__ __forceinline__ void multiply_keys(Scores& scores, const Tile<schedule::block_m>& q, int row,
+                                              const Tile<schedule::block_n>& k) {
+#pragma unroll
+    for (int box = 0; box < BOXES; ++box) {
+        const uint64_t a = ptx::wgmma::descriptor_k_major_128b(q[box][row]);
+        const uint64_t b = ptx::wgmma::descriptor_k_major_128b(k[box]);
+#pragma unroll
+        for (int at = 0; at < BOX_COLUMNS * int(sizeof(Element)); at += MMA_BYTES)
+            ptx::wgmma::mma<Element>(scores, ptx::wgmma::advance(a, at), ptx::wgmma::advance(b, at), box + at > 0);
+    }
+}
+
+// 16 rows of q from row `row` on as the fragments of a, by a warp.
+__device__ __forceinline__ void load_queries(Queries& a, const Tile<schedule::block_m>& q, int row) {
+    const int lane = threadIdx.x % WARP;
+    row += lane % 16;
+#pragma unroll
+    for (int step = 0; step < problem::head_dim / MMA_K; ++step) {
+        const int chunk = 2 * step + lane / 16, swizzled = (chunk ^ row) % 8;
+        ptx::ldmatrix::x4(a[step], ptx::address::shared(&q[chunk / 8][row][swizzled * 8]));
+    }
+}
+
+// The same with q in registers.
+template <int n>
+__device__ __forceinline__ void multiply_keys(float (&scores)[n], const Queries& a, const Tile<schedule::block_n>& k) {
+#pragma unroll
+    for (int step = 0; step < problem::head_dim / MMA_K; ++step) {
+        const uint64_t b = ptx::wgmma::descriptor_k_major_128b(k[step / 4]);
+        ptx::wgmma::mma<Element>(scores, a[step], ptx::wgmma::advance(b, step % 4 * MMA_BYTES), step > 0);
+    }
+}
+
+// y = weights v, plus y where `accumulate`, in steps along the block's keys.
+template <int first, int last>
+__device__ __forceinline__ void multiply_values(Values& y, const Weights& weights, const Tile<schedule::block_n>& v,
+                                                bool accumulate) {
+    const uint64_t b = ptx::wgmma::descriptor_n_major_128b(v, sizeof(v[0]));
+#pragma unroll
+    for (int step = first; step < last; ++step)
+        ptx::wgmma::mma_n_major<Element>(y, weights[step], ptx::wgmma::advance(b, step * int(sizeof(v[0][0])) * MMA_K),
+                                         accumulate || step > 0);
+}
+
+// One of each warp's lanes arrives: the warp needs what the barrier guards no more.
+__device__ __forceinline__ void release(uint64_t& empty) {
+    if (threadIdx.x % WARP == 0) ptx::mbarrier::arrive(empty);
+}
+
+// What a thread sees of the block that starts at `key`; `row` is its first.
+__device__ __forceinline__ Visible visible(const Work& work, int row, int key) {
+    Visible seen;
+    key += first_column();
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        const int token = (row + 8 * r) / problem::group;
+        seen.start[r] = work.start(token) - key;
+        seen.end[r] = work.end(token) - key;
+    }
+    return seen;
+}
+
+// Rows of y, normalised, and their log-sum-exp.
+struct Results {
+    Element* y;
+    float* lse;
+    int kv_heads;
+
+    // Where row `row` of a tile goes, in rows of head_dim; or -1.
+    __device__ __forceinline__ int64_t place(const Work& work, int row) const {
+        const int token = row / problem::group;
+        if (row >= ROWS || token >= work.tokens) return -1;
+        return (int64_t(work.query + token) * kv_heads + work.head) * problem::group + row % problem::group;
+    }
+
+    // Of 16 rows that see no key: 0 and -inf.
+    __device__ __forceinline__ void store_nothing(const Work& work, int first) const {
+        const int lane = threadIdx.x % WARP;
+        for (int i = lane; i < 16 * Y_CHUNKS; i += WARP) {
+            const int64_t to = place(work, first + i / Y_CHUNKS);
+            if (to < 0) continue;
+            reinterpret_cast<Vector16*>(y)[to * Y_CHUNKS + i % Y_CHUNKS] = {};
+            if constexpr (problem::lse)
+                if (i % Y_CHUNKS == 0) lse[to] = -infinity();
+        }
+    }
+
+    // 16 rows of a warp from row `first` of the tile on, through its own rows of shared memory.
+    __device__ __forceinline__ void store(Values& values, const Softmax& softmax, const Work& work, int first,
+                                          Shared& shared) const {
+        const int lane = threadIdx.x % WARP;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const float total = softmax.total(r), inverse = total > 0 ? __fdividef(1, total) : 0;
+#pragma unroll
+            for (int i = 0; i < problem::head_dim / 2; ++i)
+                if (row_of(i) == r) values[i] *= inverse;
+            if constexpr (problem::lse) {
+                const int64_t to = place(work, first + lane / 4 + 8 * r);
+                if (lane % 4 == 0 && to >= 0) lse[to] = softmax.log_sum_exp(r, total);
+            }
+        }
+        uint32_t rounded[problem::head_dim / MMA_K][4];
+        pack<Element>(rounded, values);
+        __syncwarp();  // the rows before have been read
+#pragma unroll
+        for (int step = 0; step < problem::head_dim / MMA_K; ++step) {
+            const int row = first + lane % 16, chunk = 2 * step + lane / 16;
+            ptx::stmatrix::x4(&shared.y[row][(chunk ^ row % 8) * 8], rounded[step][0], rounded[step][1],
+                              rounded[step][2], rounded[step][3]);
+        }
+        __syncwarp();
+#pragma unroll 2  // addresses of more would take the registers of scores that are under way
+        for (int i = lane; i < 16 * Y_CHUNKS; i += WARP) {
+            const int row = first + i / Y_CHUNKS, chunk = i % Y_CHUNKS;
+            const Vector16 part = *reinterpret_cast<const Vector16*>(&shared.y[row][(chunk ^ row % 8) * 8]);
+            const int64_t to = place(work, row);
+            if (to >= 0) reinterpret_cast<Vector16*>(y)[to * Y_CHUNKS + chunk] = part;
+        }
+    }
+};

@@ -1,0 +1,231 @@
+// attention_pingpong: y = softmax(q k^T / sqrt(head_dim)) v, consumers that multiply in turn: prefill.
+//
+// Idea: one consumer's softmax hides under the other's products. Named barriers pass the turn: a consumer issues the
+// scores of its next block and the weighted sum of its last one, then lets the other issue, and makes weights of its
+// scores meanwhile. A CTA takes one tile of queries after another from a counter in global memory, longest first.
+// Adds to attention_warp_specialized: turns, a persistent CTA whose producer runs ahead into the next tile.
+//
+//   producer    | q, k 0 | k 1, v 0 | k 2, v 1 | k 3, v 2 ...                            blocks from the last to the first
+//   consumer 0      | qk 0 |          | qk 1, wv 0 |  softmax 1  | qk 2, wv 1 |  softmax 2 ...
+//   consumer 1             | qk 0 |   | softmax 0  | qk 1, wv 0  | softmax 1  | qk 2, wv 1 ...
+//
+// Bytes expected through TMA: q once, k and v once for every tile of queries that sees them. From HBM: each once, while
+// the heads of a section fit in L2.
+#include "lab/kernels/attention/_consumer.cuh"
+#include "ptx/barrier.cuh"
+#include "ptx/setmaxnreg.cuh"
+
+constexpr int PRODUCER_REGISTERS = CONSUMERS == 2 ? 24 : 32, CONSUMER_REGISTERS = CONSUMERS == 2 ? 240 : 160;
+constexpr int TURN = 1;  // named barrier of consumer 0's turn; the others' are the next
+
+static_assert(schedule::threads == (1 + CONSUMERS) * WARPGROUP, "a producer and the consumers");
+
+// The right to issue goes round.
+struct Turn {
+    int consumer;
+
+    __device__ __forceinline__ void wait() const {
+        if constexpr (schedule::turns) ptx::barrier::sync<2 * WARPGROUP>(TURN + consumer);
+    }
+    __device__ __forceinline__ void pass() const {
+        if constexpr (schedule::turns) ptx::barrier::arrive<2 * WARPGROUP>(TURN + (consumer + 1) % CONSUMERS);
+    }
+    __device__ __forceinline__ void begin() const {
+        if (consumer == CONSUMERS - 1) pass();
+    }
+    __device__ __forceinline__ void end() const {  // the barrier is as it was
+        if (consumer == 0) wait();
+    }
+};
+
+// A consumer never stops multiplying between tiles: the first scores of a tile are issued with the last weighted sum of
+// the one before.
+struct Consumer {
+    Shared& shared;
+    const Turn turn;
+    const Results& results;
+    const float scale;
+    const int row = turn.consumer * MMA_M + threadIdx.x % WARPGROUP / WARP * 16;  // this warp's first of a tile
+    Position k_at, v_at;
+    uint32_t q_parity = 0;
+    int work_at = 0;
+    bool accumulate;  // whether the tile has a weighted sum yet
+    Queries queries;
+    Weights weights;
+    Values y;
+
+    __device__ __forceinline__ Consumer(Shared& shared, Turn turn, const Results& results, float scale)
+        : shared(shared), turn(turn), results(results), scale(scale) {}
+
+    // The next tile that sees any key, or null; of those that see none the results are stored at once.
+    __device__ __forceinline__ const Work* next() {
+        const Work* work;
+        for (;;) {
+            ptx::mbarrier::wait(shared.q_full, q_parity);
+            q_parity ^= 1;
+            work = &shared.work[work_at];
+            work_at = (work_at + 1) % WORKS;
+            if (work->tokens == 0) return nullptr;
+            if (work->first < work->last) break;
+            release(shared.q_empty);
+            results.store_nothing(*work, row);
+        }
+        if constexpr (schedule::q_registers) {
+            load_queries(queries, shared.q, row);
+            ptx::wgmma::hold(queries);
+            __syncwarp();
+            release(shared.q_empty);
+        }
+        return work;
+    }
+
+    __device__ __forceinline__ void issue_scores(Scores& scores, int stage) {
+        if constexpr (schedule::q_registers)
+            multiply_keys(scores, queries, shared.k[stage]);
+        else
+            multiply_keys(scores, shared.q, turn.consumer * MMA_M, shared.k[stage]);
+        ptx::wgmma::commit_group();
+    }
+
+    // Scores that have been waited for become weights, which wait for their values.
+    template <bool masked>
+    __device__ __forceinline__ void take(const Work& work, int block, Scores& scores, Softmax& softmax) {
+        ptx::wgmma::hold(scores);
+        release(shared.k_empty[k_at.stage]);
+        k_at.advance();
+        if constexpr (masked) visible(work, row + threadIdx.x % WARP / 4, block * schedule::block_n).mask(scores);
+        softmax.take(scores);
+        ptx::mbarrier::wait(shared.v_full[v_at.stage], v_at.parity ^ softmax.taken());
+    }
+
+    // The first block of the first tile.
+    __device__ __forceinline__ void begin(const Work& work, Softmax& softmax) {
+        Scores scores;
+        ptx::mbarrier::wait(shared.k_full[k_at.stage], k_at.parity);
+        turn.wait();
+        ptx::wgmma::fence();
+        issue_scores(scores, k_at.stage);
+        turn.pass();
+        ptx::wgmma::wait_group<0>();
+        take<true>(work, work.last - 1, scores, softmax);
+        pack<Element>(weights, scores);
+        accumulate = false;
+    }
+
+    // The scores of a block while the weighted sum of the block before is added up; `between` has that sum in `y`.
+    template <bool masked, typename Between>
+    __device__ __forceinline__ void step(const Work& work, int block, Softmax& softmax, Between between) {
+        Scores scores;
+        const int k_stage = uniform(k_at.stage), v_stage = uniform(v_at.stage);
+        ptx::mbarrier::wait(shared.k_full[k_at.stage], k_at.parity);
+        turn.wait();
+        ptx::wgmma::hold(weights);  // above the fence, as y
+        ptx::wgmma::hold(y);
+        ptx::wgmma::fence();
+        issue_scores(scores, k_stage);
+        multiply_values<0, STEPS - schedule::lead>(y, weights, shared.v[v_stage], accumulate);
+        if constexpr (schedule::lead > 0) turn.pass();
+        multiply_values<STEPS - schedule::lead, STEPS>(y, weights, shared.v[v_stage], accumulate);
+        ptx::wgmma::commit_group();
+        if constexpr (schedule::lead == 0) turn.pass();
+        ptx::wgmma::wait_group<1>();
+        const int before = v_at.stage;
+        v_at.advance();
+        take<masked>(work, block, scores, softmax);
+        ptx::wgmma::wait_group<0>();
+        ptx::wgmma::hold(y);
+        ptx::wgmma::hold(weights);
+        release(shared.v_empty[before]);
+        accumulate = true;
+        between();
+        pack<Element>(weights, scores);
+    }
+
+    // The last weighted sum of the last tile.
+    __device__ __forceinline__ void end() {
+        ptx::wgmma::hold(weights);
+        ptx::wgmma::hold(y);
+        ptx::wgmma::fence();
+        multiply_values<0, STEPS>(y, weights, shared.v[v_at.stage], accumulate);
+        ptx::wgmma::commit_group();
+        ptx::wgmma::wait_group<0>();
+        ptx::wgmma::hold(y);
+        release(shared.v_empty[v_at.stage]);
+    }
+
+    // Every tile: blocks that need masks at the end, those that need none, those that need masks at the start.
+    __device__ __forceinline__ void run() {
+        const Work* work = next();
+        if (work == nullptr) return;
+        Softmax softmax(scale);
+        begin(*work, softmax);
+        for (;;) {
+            const auto rescale = [&] { softmax.rescale(y); };
+            const int first = work->first, ragged_end = work->ragged_end(), ragged_start = work->ragged_start();
+            int block = work->last - 2;
+            for (; block >= max(ragged_end, first); --block) step<true>(*work, block, softmax, rescale);
+            for (; block >= max(ragged_start, first); --block) step<false>(*work, block, softmax, rescale);
+            if constexpr (problem::window > 0)
+                for (; block >= first; --block) step<true>(*work, block, softmax, rescale);
+            if constexpr (!schedule::q_registers) release(shared.q_empty);
+
+            const Work* done = work;
+            const Softmax ended = softmax;
+            softmax = Softmax(scale);
+            work = next();
+            if (work == nullptr) {
+                end();
+                results.store(y, ended, *done, row, shared);
+                return;
+            }
+            step<true>(*work, work->last - 1, softmax, [&] {
+                results.store(y, ended, *done, row, shared);
+                accumulate = false;
+            });
+        }
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
+    attention_pingpong(const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap k_map,
+                       const __grid_constant__ TensorMap v_map, const Element*, const Element*, const Element*,
+                       Element* y, float* lse, const int* q_starts, const int* kv_lens, const int* places,
+                       int* counter, int batch, int q_len, int kv_heads, int row_pages, int pages, float scale) {
+    extern __shared__ uint8_t dynamic[];
+    Shared& shared = aligned(dynamic);
+    const int warpgroup = threadIdx.x / WARPGROUP;
+    if (threadIdx.x == 0) {
+        ptx::tma::prefetch(q_map);
+        ptx::tma::prefetch(k_map);
+        ptx::tma::prefetch(v_map);
+        init(shared);
+    }
+    __syncthreads();
+
+    if (warpgroup == 0) {
+        ptx::setmaxnreg::dec<PRODUCER_REGISTERS>();
+        if (threadIdx.x < WARP) {
+            const Lengths lengths{q_starts, kv_lens, batch, q_len, kv_heads};
+            const Cache cache{k_map, v_map, places, kv_heads, row_pages, pages};
+            Producer producer{shared, q_map, cache};
+            producer.begin();
+            const int tiles = lengths.tiles();
+            int index = take(counter, tiles);
+            while (index < tiles) {
+                const int next = take(counter, tiles);
+                Work work;
+                if (lengths.work(index, work)) producer.feed(work);
+                index = next;
+            }
+            producer.end();
+        }
+    } else {
+        ptx::setmaxnreg::inc<CONSUMER_REGISTERS>();
+        const Turn turn{uniform(warpgroup) - 1};
+        constexpr float LOG2_E = 1.4426950408889634f;
+        const Results results{y, lse, kv_heads};
+        turn.begin();
+        Consumer(shared, turn, results, scale * LOG2_E).run();
+        turn.end();
+    }
+}

@@ -1,0 +1,278 @@
+"""The tile schedule of the prefill kernels fed by TMA, counted and computed: _work.cuh, _stream.cuh, _consumer.cuh."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lab.kernels.attention.prefill import BOX_COLUMNS, INDEX, LANES, SIZE, box_rows, tile_count, tokens_of
+from sim.formats import encode
+from sim.jit import njit, prange
+from sim.launch import Launch
+from sim.tiles import (
+    ELEMENT,
+    Chip,
+    load_tile,
+    load_vector,
+    log_sum_exp,
+    mma_useful,
+    normalise,
+    rescale,
+    seen_pairs,
+    store_scattered,
+    store_vector,
+    take_scores,
+)
+
+THREADS = 4  # that share a row
+LOG2_E = np.float32(1.4426950408889634)
+LSE_ROWS = 8  # of a warp's request
+
+
+class Shape(NamedTuple):
+    """The problem and the schedule, for compiled code."""
+
+    batch: int
+    q_len: int
+    kv_heads: int
+    group: int
+    dim: int
+    causal: bool
+    window: int
+    page: int
+    row_pages: int
+    pages: int
+    lse: bool
+    rows_of_q: int
+    rows_of_kv: int
+    tokens: int  # of a tile
+    block_m: int
+    block_n: int
+    box_rows: int
+    section: int
+    slack: int
+    scale: np.float32  # with log2(e)
+    element: int
+
+
+class Marks(NamedTuple):
+    """The sectors of each array."""
+
+    q: NDArray[np.uint8]
+    k: NDArray[np.uint8]
+    v: NDArray[np.uint8]
+    y: NDArray[np.uint8]
+    lse: NDArray[np.uint8]
+    q_starts: NDArray[np.uint8]
+    kv_lens: NDArray[np.uint8]
+    places: NDArray[np.uint8]
+
+
+class Data(NamedTuple):
+    """The arrays as matrices, those of k and v as their boxes lie in them; only indices where the rest is counted."""
+
+    q: NDArray[np.uint16]
+    k: NDArray[np.uint16]
+    v: NDArray[np.uint16]
+    y: NDArray[np.float32]
+    lse: NDArray[np.float32]
+    q_starts: NDArray[np.int32]
+    kv_lens: NDArray[np.int32]
+    places: NDArray[np.int32]
+
+
+class Work(NamedTuple):
+    """A tile of queries, as _work.cuh has it."""
+
+    query: int
+    tokens: int
+    head: int
+    sequence: int
+    keys: int
+    diagonal: int
+    first: int
+    last: int
+
+
+def simulate(launch: Launch, arrays: Mapping[str, NDArray], chip: Chip, section: int, slack: int) -> None:
+    """Every tile of a launch, an SM's after one another; writes y and lse where `arrays` has q."""
+    p, s = launch.problem, launch.schedule
+    shape = Shape(
+        p.batch, p.q_len, p.kv_heads, p.group, p.head_dim, p.causal, p.window, p.page, p.pages_per_sequence,
+        p.pool_pages, p.lse, p.tokens, p.kv_rows, tokens_of(p, s.block_m), s.block_m, s.block_n,
+        box_rows(p, s.block_n), section, slack, np.float32(p.score_scale) * LOG2_E, ELEMENT[p.activations],
+    )  # fmt: skip
+    places = "block_table" if p.page else "kv_starts"
+    k, v = ("cache", "cache") if p.page else ("k", "v")
+    unused = np.zeros(0, np.uint8)
+    names = ("q", k, v, "y", "lse", "q_starts", "kv_lens", places)
+    marks = Marks(*(chip.marks(name) if name != "lse" or p.lse else unused for name in names))
+    computed = "q" in arrays
+    width = p.head_dim if p.page else p.kv_heads * p.head_dim  # of a row of the matrix that k and v are
+
+    def matrix(name: str, columns: int) -> NDArray[np.uint16]:
+        return arrays[name].reshape(-1, columns) if computed else np.zeros((0, columns), np.uint16)
+
+    rows = p.tokens * p.q_heads if computed else 0
+    y, lse = np.zeros((rows, p.head_dim), np.float32), np.zeros(rows if p.lse else 0, np.float32)
+    q_starts, kv_lens, flat = (np.ascontiguousarray(arrays[x]).reshape(-1) for x in ("q_starts", "kv_lens", places))
+    data = Data(matrix("q", p.head_dim), matrix(k, width), matrix(v, width), y, lse, q_starts, kv_lens, flat)
+    _grid(chip.count, marks, data, shape, launch.grid[0], tile_count(p, s.block_m))
+    if computed:
+        written = slice(int(data.q_starts[0]), int(data.q_starts[-1]))
+        arrays["y"][written] = encode(y, p.output).reshape(p.tokens, p.q_heads, p.head_dim)[written]
+        if p.lse:
+            arrays["lse"][written] = lse.reshape(p.tokens, p.q_heads)[written]
+
+
+@njit(cache=True, parallel=True)
+def _grid(count, marks, data, shape, ctas, tiles):
+    for cta in prange(ctas):
+        _cta(count, marks, data, shape, np.int64(cta), ctas, tiles)  # prange's index is unsigned: compiled once more
+
+
+@njit(cache=True)
+def _cta(count, marks, data, shape, cta, ctas, tiles):
+    """Every tile of one CTA."""
+    q = np.zeros((shape.block_m, shape.dim), np.float32)  # no load reaches the rows that are no query's
+    k = np.empty((shape.dim, shape.block_n), np.float32)  # transposed on its way in, as the product wants it
+    v = np.empty((shape.block_n, shape.dim), np.float32)
+    scores = np.empty((shape.block_m, shape.block_n), np.float32)
+    y = np.empty((shape.block_m, shape.dim), np.float32)
+    for index in range(cta, tiles, ctas):
+        work = _work(count[cta], marks, data, shape, index)
+        if work.tokens > 0:
+            _tile(count[cta], marks, data, shape, work, q, k, v, scores, y)
+
+
+@njit(cache=True)
+def _work(count, marks, data, shape, index):
+    """Tile `index`: sections of heads after one another, in a section the last tiles first."""
+    heads, blocks = shape.batch * shape.kv_heads, -(-shape.q_len // shape.tokens)
+    before = index // (shape.section * blocks) * shape.section
+    width, inside = min(shape.section, heads - before), index - before * blocks
+    head, token = before + inside % width, (blocks - 1 - inside // width) * shape.tokens
+    sequence = head // shape.kv_heads
+    load_vector(count, marks.q_starts, INDEX * sequence, INDEX)
+    load_vector(count, marks.q_starts, INDEX * (sequence + 1), INDEX)
+    load_vector(count, marks.kv_lens, INDEX * sequence, INDEX)
+    start = data.q_starts[sequence]
+    queries = data.q_starts[sequence + 1] - start
+    tokens, keys = min(shape.tokens, queries - token), data.kv_lens[sequence]
+    diagonal = token + keys - queries + 1
+    end = diagonal + tokens - 1 if shape.causal else keys
+    first = max(diagonal - shape.window, 0) // shape.block_n if shape.window > 0 else 0
+    last = -(-max(end, 0) // shape.block_n)
+    return Work(start + token, tokens, head % shape.kv_heads, sequence, keys, diagonal, first, last)
+
+
+@njit(cache=True)
+def _tile(count, marks, data, shape, work, q, k, v, scores, y):
+    """A tile of queries against its blocks, from the last to the first."""
+    numerics = data.q.size > 0
+    _load_queries(count, marks, data, shape, work, q)
+    y[:] = 0
+    maximum, total = np.full(shape.block_m, -np.inf, np.float32), np.zeros(shape.block_m, np.float32)
+    decay = np.empty(shape.block_m, np.float32)
+    start, end = np.empty(shape.block_m, np.int64), np.empty(shape.block_m, np.int64)
+    for block in range(work.last - 1, work.first - 1, -1):
+        if block == work.last - 1:
+            _load_places(count, marks, shape, work, block)
+            if shape.page > 0:
+                _load_places(count, marks, shape, work, max(block - 1, work.first))
+        _load_places(count, marks, shape, work, max(block - 2, work.first))
+        _load_block(count, marks.k, data.k, data.places, shape, work, block, 0, k.T)
+        _load_block(count, marks.v, data.v, data.places, shape, work, block, 1, v)
+        v[max(work.keys - block * shape.block_n, 0) :] = 0
+        _visible(shape, work, block, start, end)
+        live = work.tokens * shape.group
+        useful = shape.dim * seen_pairs(start[:live], end[:live], shape.block_n)
+        scores[:] = 0
+        mma_useful(count, scores, q, k, useful, numerics)
+        take_scores(
+            count, scores, start, end, shape.scale, shape.slack, maximum, total, decay, THREADS, shape.element, numerics
+        )
+        if numerics:
+            rescale(y, decay)
+        mma_useful(count, y, scores, v, useful, numerics)
+    if numerics:
+        normalise(y, total)
+    _store(count, marks, data, shape, work, y, maximum, total, numerics)
+
+
+@njit(cache=True)
+def _load_queries(count, marks, data, shape, work, q):
+    """A box of whole tokens, token by token."""
+    rows, heads = shape.rows_of_q, shape.kv_heads * shape.group
+    for token in range(shape.tokens):
+        row = token * shape.group
+        at = (work.query + token) * heads + work.head * shape.group
+        for column in range(0, shape.dim, BOX_COLUMNS):
+            part = q[row : row + shape.group, column : column + BOX_COLUMNS]
+            load_tile(count, marks.q, data.q, rows * heads, shape.dim, at, column, part, shape.element)
+
+
+@njit(cache=True)
+def _key(shape, work, block, lane):
+    """The first key of a lane's box; beyond the sequence's last page that page again."""
+    key = block * shape.block_n + lane * shape.box_rows
+    return max(min(key, (work.keys - 1) // shape.box_rows * shape.box_rows), 0) if shape.page > 0 else key
+
+
+@njit(cache=True)
+def _load_places(count, marks, shape, work, block):
+    """Where a block's keys lie: the start of the sequence, or a page for every lane."""
+    if shape.page == 0:
+        load_vector(count, marks.places, INDEX * work.sequence, INDEX)
+        return
+    first, last = _key(shape, work, block, 0) // shape.page, _key(shape, work, block, LANES - 1) // shape.page
+    load_vector(count, marks.places, INDEX * (work.sequence * shape.row_pages + first), INDEX * (last - first + 1))
+
+
+@njit(cache=True)
+def _load_block(count, marks, source, places, shape, work, block, value, tile):
+    """Keys (value = 0) or values (1) of a block, box by box."""
+    for lane in range(shape.block_n // shape.box_rows):
+        key = _key(shape, work, block, lane)
+        if shape.page == 0:
+            rows, width = shape.rows_of_kv, shape.kv_heads * shape.dim
+            row, first = places[work.sequence] + key, work.head * shape.dim
+        else:
+            page = min(max(places[work.sequence * shape.row_pages + key // shape.page], 0), shape.pages - 1)
+            rows, width = 2 * shape.pages * shape.kv_heads * shape.page, shape.dim
+            row, first = ((2 * page + value) * shape.kv_heads + work.head) * shape.page + key % shape.page, 0
+        for column in range(0, shape.dim, BOX_COLUMNS):
+            to = lane * shape.box_rows
+            part = tile[to : to + shape.box_rows, column : column + BOX_COLUMNS]
+            load_tile(count, marks, source, rows, width, row, first + column, part, shape.element)
+
+
+@njit(cache=True)
+def _visible(shape, work, block, start, end):
+    """Which columns of a block each row sees."""
+    at = block * shape.block_n
+    for row in range(shape.block_m):
+        seen = work.diagonal + row // shape.group
+        start[row] = (seen - shape.window if shape.window > 0 else 0) - at
+        end[row] = (min(seen, work.keys) if shape.causal else work.keys) - at
+
+
+@njit(cache=True)
+def _store(count, marks, data, shape, work, y, maximum, total, numerics):
+    """Rows of y and their lse, a warp's sixteen after another's; where no key is seen they are cleared row by row."""
+    live, chunk = work.tokens * shape.group, 16 // SIZE
+    request = LSE_ROWS if work.last > work.first else LANES * chunk // shape.dim
+    at = np.empty(shape.block_m, np.int64)
+    for row in range(live):
+        token, head = work.query + row // shape.group, work.head * shape.group + row % shape.group
+        at[row] = token * shape.kv_heads * shape.group + head
+        store_vector(count, marks.y, SIZE * shape.dim * at[row], SIZE * shape.dim)
+        if numerics:
+            for column in range(shape.dim):
+                data.y[at[row], column] = y[row, column]
+            if shape.lse:
+                data.lse[at[row]] = log_sum_exp(maximum[row], total[row], shape.scale)
+    if shape.lse:
+        for row in range(0, live, request):
+            store_scattered(count, marks.lse, INDEX * at[row : min(row + request, live)], INDEX)

@@ -1,0 +1,182 @@
+"""`attention(q, k, v)` on the arrays that other programs have, where those arrays are; caches contiguous or paged.
+
+As lab/ops/linear.py: nothing is copied, the work is enqueued on the caller's current stream, and a plan is chosen once
+for shapes, greatest lengths and options. Lengths and block tables are arrays that kernels read: a captured graph
+replays as they change.
+"""
+
+from contextlib import suppress
+from functools import lru_cache
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lab.ops.arrays import INDEX, Library, Operand, is_number, library_of
+from lab.ops.attention_request import NUMBER, SCALES, Request, posed, scale_of
+from lab.ops.calls import MOST_READY, Ready, on_gpu, one_device, require_apart, simulated, sizes, spoken
+from lab.ops.indices import require_legal
+from lab.problems import Attention
+from sim.errors import InputError
+
+if TYPE_CHECKING:
+    from lab.execute.device import DeviceBound
+
+INDICES = ("q_starts", "kv_lens", "block_table")
+_RESULTS = ("y", "lse")
+
+
+def attention(
+    q: Any,
+    k: Any,
+    v: Any = None,
+    *,
+    out: Any = None,
+    lse: Any = None,
+    causal: bool = True,
+    window: int = 0,
+    scale: float | None = None,
+    q_starts: Any = None,
+    kv_lens: Any = None,
+    block_table: Any = None,
+    max_q_len: int | None = None,
+    max_kv_len: int | None = None,
+    k_scale: Any = None,
+    v_scale: Any = None,
+    latent: int = 0,
+    deterministic: bool = False,  # noqa: ARG001 (see below: every kernel is)
+    check: bool = False,
+    stream: int | None = None,
+) -> Any:
+    """y = softmax(scale q k^T) v for every sequence and head; query head h reads KV head h // (heads / kv_heads).
+
+    Arrays are all CuPy's or PyTorch's on one GPU, or all NumPy's, dense and row-major. q is [batch, q_len, heads, dim],
+    or with `q_starts` [batch + 1] packed, [tokens, heads, dim]: sequence b has rows q_starts[b] to q_starts[b + 1].
+    Keys and values are one of
+    - k, v [batch, kv_len, kv_heads, dim], of which sequence b has the first kv_lens[b], by default all;
+    - k, v [rows, kv_heads, dim] beside packed q: sequence b has kv_lens[b] rows from q_starts[b] on;
+    - k [pages, 2, kv_heads, page, dim], keys and values of a paged cache: token t of sequence b is in page
+      block_table[b, t // page]. Page 0 is nobody's.
+    With `latent` there are no KV heads and no v: k is [batch, kv_len, dim], [rows, dim] or [pages, page, dim], and the
+    first `latent` elements are the value (multi-head latent attention, absorbed).
+
+    q is float16, bfloat16 (or uint16 bits) or float32, k and v the same, or beside bfloat16 float8_e4m3fn (or uint8
+    bits), which `k_scale` and `v_scale`, float32 [kv_heads] or numbers, multiply. Lengths and tables are int32.
+    A causal query sees the keys up to its own, the last one of a sequence all of them; `window` above 0 leaves it the
+    last so many. One that sees no key yields zeros. `scale` is 1 / sqrt(dim) where it is None. `lse` is an array
+    [.., heads] for the natural logarithm of the sum of exponentials, float32, or True to have one made.
+    `max_q_len` and `max_kv_len` are the greatest lengths that packed or paged sequences may have, by default those that
+    arrays have room for; small ones let a better kernel be chosen. All kernels add in an order that follows from shapes
+    and lengths alone, so results repeat bit for bit, and `deterministic` asks for no more than that.
+
+    Lengths are trusted, and page numbers brought inside the cache, unless `check` is true: then lengths and tables are
+    read first, which waits for the GPU, and refused where they are wrong. NumPy's are always checked.
+
+    On the GPU arrays start at multiples of 16 bytes (lengths and tables of 4), nothing is copied, and the work runs on
+    `stream` (a CUstream address) or on the current stream of PyTorch for its tensors, of CuPy otherwise, also while a
+    graph is captured. No gradient flows. Rows of the results that are no sequence's may hold anything. Returns out,
+    or (out, lse) where lse is asked for. Raises InputError in one sentence for anything else, NoDeviceError where the
+    GPU cannot run a kernel for it.
+    """
+    makes_lse = lse is True
+    given = {"q": q, "k": k, "v": v, "q_starts": q_starts, "kv_lens": kv_lens, "block_table": block_table}
+    given |= {"k_scale": k_scale, "v_scale": v_scale, "y": out, "lse": None if isinstance(lse, bool) else lse}
+    given = {name: array for name, array in given.items() if array is not None or name == "k"}
+    options = (causal, window, scale_of(scale), max_q_len, max_kv_len, latent, makes_lse)
+    may_repeat = out is not None and not makes_lse and not check
+    if may_repeat and _repeated(given, options, stream):
+        return given["y"] if "lse" not in given else (given["y"], given["lse"])
+    library = library_of(q)
+    described = {
+        name: library.describe(array, spoken(name), INDEX if name in INDICES else "", written=name in _RESULTS)
+        for name, array in given.items()
+        if not (name in SCALES and is_number(array))
+    }
+    kinds = [(name, operand.shape, operand.format) for name, operand in described.items()]
+    kinds += [(name, (), NUMBER) for name in given if name not in described]
+    problem, names = posed(Request(tuple(kinds), *options))
+    leading = described["q"].shape[:-1]
+    for name, shape, form in (("y", (*leading, problem.value_dim), problem.output), ("lse", leading, "fp32")):
+        if name not in given and (name == "y" or makes_lse):
+            given[name] = library.empty(q, shape, form)
+            described[name] = library.describe(given[name], spoken(name))
+    results = given["y"] if "lse" not in given else (given["y"], given["lse"])
+    if not prod(described["y"].shape):  # no queries: there is nothing to compute
+        return results
+    device = one_device(described)
+    require_apart(described, [name for name in _RESULTS if name in described])
+    may_repeat &= not _fill_scales(library, problem, device, given, described)
+    if device is None:
+        arrays = {**problem.indices(), **{name: given[called] for name, called in names.items() if called in given}}
+        if "kv_starts" in arrays:
+            arrays["kv_starts"] = arrays["kv_starts"][: problem.batch]  # q_starts end with one more
+        require_legal(problem, arrays)
+        simulated(problem).bind(arrays, device=None).run()
+        return results
+    if stream is None:
+        _, stream = library.place(q)
+    operands = {name: described[called] for name, called in names.items() if called in described}
+    if check:
+        require_legal(problem, {**problem.indices(), **_read(operands, device, stream)})
+    bound = _bound(problem, tuple(operands), device, stream)
+    if may_repeat:
+        with suppress(AttributeError):  # arrays that have no more than an interface
+            key = _key(given, options, device, stream)
+            if len(_ready) >= MOST_READY:
+                _ready.clear()
+            _libraries[type(q)] = library
+            ready = Ready(bound, sizes(problem), tuple(problem.outputs))
+            _ready[key] = ready, {name: names[name] for name in operands}
+    bound.run_at({name: operand.pointer for name, operand in operands.items()}, stream)
+    return results
+
+
+_ready: dict[Any, tuple[Ready, dict[str, str]]] = {}  # by `_key`; and what callers name the operands
+_libraries: dict[type, Library] = {}  # by the type of q, for calls that are repeated
+
+
+def _key(given: dict[str, Any], options: tuple[Any, ...], device: int, stream: int) -> Any:
+    return options, device, stream, *[(name, array.shape, array.dtype) for name, array in given.items()]
+
+
+def _repeated(given: dict[str, Any], options: tuple[Any, ...], stream: int | None) -> bool:
+    """Run a call that differs from an earlier one in addresses alone; False where that is not so, or not sure."""
+    try:
+        library = _libraries[type(given["q"])]
+        device, current = library.place(given["q"])
+        if stream is None:
+            stream = current
+        ready, names = _ready[_key(given, options, device, stream)]
+        return ready.run(library, {name: given[called] for name, called in names.items()}, device, stream)
+    except (AttributeError, KeyError, TypeError):
+        return False
+
+
+def _fill_scales(
+    library: Library, problem: Attention, device: int | None, given: dict[str, Any], described: dict[str, Operand]
+) -> bool:
+    """Make arrays of the scales that are numbers, and of those not given, which are 1; whether there are any such."""
+    missing = [name for name in SCALES if name in problem.inputs and name not in described]
+    for name in missing:
+        given[name], described[name] = library.number(given.get(name, 1.0), name, device, problem.kv_heads)
+    return bool(missing)
+
+
+def _read(operands: dict[str, Operand], device: int, stream: int) -> dict[str, NDArray]:
+    """The index arrays on the host; raises InputError while a graph is captured."""
+    from lab.gpu import driver, launch  # loaded on first use: the simulated chip needs no GPU library
+
+    if driver.is_capturing(stream):
+        raise InputError("check reads lengths and tables, which waits for the GPU: not while a graph is captured")
+    return {
+        name: launch.read(operand.pointer, operand.shape, np.dtype(INDEX), device, stream)
+        for name, operand in operands.items()
+        if operand.format == INDEX
+    }
+
+
+@lru_cache(maxsize=1024)
+def _bound(problem: Attention, given: tuple[str, ...], device: int, _stream: int) -> "DeviceBound":
+    """One a problem, GPU and stream: two streams must not share a workspace. What is not given it has for itself."""
+    return on_gpu(problem, device, given)
