@@ -87,7 +87,7 @@ def _forms(kernel: Kernel) -> list[Problem]:
     if kernel.solves.problem is not Attention:
         extents = dict.fromkeys(kernel.solves.problem.EXTENTS, 200)
         return [fitted(kernel, replace(form, **{**extents, "m": FEW})) for form in plain_variants(kernel)]
-    return [fitted(kernel, _ragged(kernel, form)) for form in plain_variants(kernel)]
+    return list(dict.fromkeys(fitted(kernel, _ragged(kernel, form)) for form in plain_variants(kernel)))
 
 
 def _ragged(kernel: Kernel, form: Attention) -> Attention:

@@ -305,3 +305,10 @@ def test_packed_groups_become_the_weights_they_were_packed_from(
     tiles = len(range(row, min(row + 32, n), 16))
     sectors = len(range(column, min(column + 128, k), 64)) * 16 + len(range(column, min(column + 128, k), group)) * 2
     assert count[LOAD_SECTORS] == tiles * sectors == (marks != 0).sum() + (pair_marks != 0).sum()
+
+
+def test_a_patch_is_stored_no_further_than_its_matrix_goes() -> None:
+    count, marks = fresh(8 * 8 * 4)
+    whole = np.zeros((8, 8), np.float32)
+    store_patch(count, marks, 4, whole, 3, 8, 1, 4, np.ones((4, 8), np.float32), 1)
+    assert whole.sum() == whole[1:3, 4:].sum() == 8

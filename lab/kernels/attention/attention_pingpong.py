@@ -18,6 +18,7 @@ SOLVES = Solves(
     Attention,
     formats=("bf16", "fp16"),
     arch="sm_90a",
+    after="attention_naive",
     options={
         "head_dim": (64,),
         "causal": (False,),

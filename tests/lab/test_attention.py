@@ -1,0 +1,65 @@
+"""Prefill attention: what its schedules promise beyond the contract of every kernel."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lab import catalog
+from lab.kernel import Kernel
+from lab.problems import Attention
+from lab.verify import compare, guarded_outputs, simulator, workspaces
+from sim.errors import InputError, ScheduleError
+from sim.machine import H100
+
+NAIVE, PINGPONG = catalog.get("attention_naive"), catalog.get("attention_pingpong")
+KERNELS = pytest.mark.parametrize("kernel", [NAIVE, PINGPONG], ids=lambda kernel: kernel.name)
+BOTH = Attention(3, 4, 2, 128, 70, 200)
+
+
+@KERNELS
+def test_launches_of_an_envelope_solve_every_length_within_it(kernel: Kernel) -> None:
+    schedule = kernel.best_guess(BOTH, H100)
+    launches = kernel.launches(BOTH, schedule, H100)
+    for seed, lens in enumerate((((70, 3, 0), (200, 0, 9)), ((1, 70, 33), (1, 17, 150)))):
+        problem = replace(BOTH, q_lens=lens[0], kv_lens=lens[1])
+        assert kernel.launches(problem, schedule, H100) == launches
+        inputs = problem.draw(np.random.default_rng(seed))
+        outputs = {name: inside for name, (_, inside) in guarded_outputs(launches).items()}
+        simulator(kernel, H100)(launches, {**inputs, **workspaces(launches), **outputs})
+        found = compare(problem, problem.reference(inputs), outputs)
+        assert found.passed, found
+
+
+def test_only_the_naive_kernel_moves_bytes_that_grow_with_the_square_of_the_length() -> None:
+    def moved(kernel: Kernel, length: int) -> int:
+        problem = Attention(1, 1, 1, 128, length, length)
+        return kernel.count(problem, kernel.best_guess(problem, H100), H100).hbm_read_bytes or 0
+
+    assert moved(NAIVE, 2048) - 2 * moved(NAIVE, 1024) > 2 * 1024 * 1024  # a row twice as long, read as scores
+    assert moved(PINGPONG, 2048) <= 2 * moved(PINGPONG, 1024)
+
+
+def test_a_window_visits_the_blocks_that_it_reaches_alone() -> None:
+    whole = Attention(1, 1, 1, 128, 1024, 1024)
+    schedule = PINGPONG.best_guess(whole, H100)
+
+    def visited(window: int) -> int:
+        counts = PINGPONG.module.theory(replace(whole, window=window), schedule, H100)
+        return (counts.mma_flops or 0) // (4 * schedule.block_m * schedule.block_n * 128)
+
+    assert visited(0) == 8 * 9 // 2
+    assert visited(1) == 8
+    assert visited(129) == visited(2) == 8 + 7
+    assert visited(130) == 8 + 7 + 6
+
+
+def test_what_is_no_whole_box_is_refused() -> None:
+    schedule = PINGPONG.best_guess(BOTH, H100)
+    wide = replace(schedule, block_n=160, q_registers=0)
+    with pytest.raises(ScheduleError, match="160 keys and a page of 64 are no whole boxes of 64 keys"):
+        wide.fits(replace(BOTH, page=64), H100)
+    with pytest.raises(ScheduleError, match="128 rows has no room for the 129 query heads"):
+        schedule.fits(Attention(1, 129, 1, 128, 1, 1), H100)
+    with pytest.raises(InputError, match=r"takes window 0 or 1 or .*, not 1073741824"):
+        PINGPONG.require(replace(BOTH, window=2**30))
