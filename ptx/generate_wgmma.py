@@ -5,6 +5,7 @@ from pathlib import Path
 
 SHAPES = tuple(range(32, 257, 16))  # n of m64nNkK
 REGISTER_SHAPES = (32, 64, 96, 128, 192, 256)  # the same where a comes from registers
+N_MAJOR_SHAPES = (64, 128)  # the same where b is n-major too: values of attention, a head_dim of n
 FORMATS = {  # C++ type: PTX type, K, immediates after the two that may negate a and b
     "bf16": ("bf16", 16, ", 0, 0"),  # neither a nor b is transposed
     "fp16": ("f16", 16, ", 0, 0"),
@@ -39,6 +40,15 @@ __device__ void mma_tf32(float (&d)[{registers}], const float (&a)[4], uint64_t 
 _REGISTER_HEAD = """
 // The same with a in registers, each warp's 16 rows as the fragments of mma.m16n8k16, or for tf32, of which floats keep
 // 11 digits, of mma.m16n8k8; they stay untouched until the mma has been waited for.
+"""
+
+_N_MAJOR_TEMPLATE = """\
+template <typename T>
+__device__ void mma_n_major(float (&d)[{registers}], const uint32_t (&a)[4], uint64_t b, bool accumulate);  // n = {n}
+"""
+
+_N_MAJOR_HEAD = """
+// The same with a in registers and b n-major: d[64, n] = a[64, K] b[K, n], plus d where `accumulate`.
 """
 
 _FUNCTION = """
@@ -86,15 +96,33 @@ _REGISTER_FORMATS = {  # PTX type: start of the C++ function, K, binding of a, t
     ),
 }
 
+_N_MAJOR_FORMATS = {  # as above
+    kind: (
+        "template <>\n"
+        f"__device__ __forceinline__ void mma_n_major<{name}>(float (&d)[{{registers}}], const uint32_t (&a)[4], "
+        "uint64_t b,",
+        16,
+        '"r"(a[{i}])',
+        ", 1",
+    )
+    for name, kind in (("bf16", "bf16"), ("fp16", "f16"))
+}
+
 
 def generate() -> str:
     """The header's text."""
     templates = (_TEMPLATE.format(n=n, registers=_registers(n)) for n in SHAPES)
     of_registers = (_REGISTER_TEMPLATE.format(n=n, registers=_registers(n)) for n in REGISTER_SHAPES)
     of_tf32 = (_TF32_TEMPLATE.format(n=n, registers=_registers(n)) for n in REGISTER_SHAPES)
+    n_major = (_N_MAJOR_TEMPLATE.format(n=n, registers=_registers(n)) for n in N_MAJOR_SHAPES)
     functions = (_function(name, n) for name, n in product(FORMATS, SHAPES))
-    from_registers = (_register_function(kind, n) for kind, n in product(_REGISTER_FORMATS, REGISTER_SHAPES))
-    parts = (*templates, _REGISTER_HEAD, *of_registers, *of_tf32, *functions, *from_registers)
+    from_registers = (
+        _register_function(kind, n, form)
+        for forms, shapes in ((_REGISTER_FORMATS, REGISTER_SHAPES), (_N_MAJOR_FORMATS, N_MAJOR_SHAPES))
+        for (kind, form), n in product(forms.items(), shapes)
+    )
+    heads = (*templates, _REGISTER_HEAD, *of_registers, *of_tf32, _N_MAJOR_HEAD, *n_major)
+    parts = (*heads, *functions, *from_registers)
     return _HEAD + "".join(parts) + "\n}  // namespace ptx::wgmma\n"
 
 
@@ -121,8 +149,8 @@ def _function(name: str, n: int) -> str:
     )
 
 
-def _register_function(kind: str, n: int) -> str:
-    head, k, binding, transposed = _REGISTER_FORMATS[kind]
+def _register_function(kind: str, n: int, form: tuple[str, int, str, str]) -> str:
+    head, k, binding, transposed = form
     registers = _registers(n)
     a = {f"a{i}": registers + i for i in range(4)}
     return _REGISTER_FUNCTION.format(

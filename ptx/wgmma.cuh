@@ -47,6 +47,14 @@ __device__ __forceinline__ uint64_t descriptor_k_major(const void* tile) {
     return STRIDE | LEADING | ((address::shared(tile) & 0x3ffff) >> 4);
 }
 
+// Descriptor of an N-major tile at a 1024-byte boundary, k rows of 128 bytes along n, swizzled by 128 bytes: groups of
+// eight rows are 1024 bytes apart, the next columns beyond those 128 bytes `next` bytes.
+__device__ __forceinline__ uint64_t descriptor_n_major_128b(const void* tile, int next) {
+    constexpr uint64_t SWIZZLE_128B = 1ull << 62;
+    constexpr uint64_t STRIDE = (1024ull >> 4) << 32;
+    return SWIZZLE_128B | STRIDE | uint64_t(next >> 4) << 16 | ((address::shared(tile) & 0x3ffff) >> 4);
+}
+
 // The same tile, `bytes` further along k; the hardware swizzles addresses, so inside 128 bytes an offset is enough.
 __device__ __forceinline__ uint64_t advance(uint64_t descriptor, int bytes) { return descriptor + (bytes >> 4); }
 

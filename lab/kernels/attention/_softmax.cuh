@@ -1,0 +1,100 @@
+// Softmax of one block of scores after another, in the accumulators of wgmma: running maximum and sum of each row.
+// Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018); Dao, "FlashAttention-2" (2023).
+#pragma once
+#include "ptx/convert.cuh"
+#include "ptx/ex2.cuh"
+#include "ptx/types.cuh"
+#include "schedule.cuh"
+
+__device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u); }
+
+// Element i of a thread's accumulators of a wgmma: which of its two rows, which column.
+__device__ __forceinline__ constexpr int row_of(int i) { return i / 2 % 2; }
+__device__ __forceinline__ int column_of(int i) { return i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2; }
+
+// Over the four threads that share a row.
+__device__ __forceinline__ float row_max(float value) {
+    value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 1));
+    return fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 2));
+}
+__device__ __forceinline__ float row_sum(float value) {
+    value += __shfl_xor_sync(0xffffffffu, value, 1);
+    return value + __shfl_xor_sync(0xffffffffu, value, 2);
+}
+
+// Which columns of a block each of a thread's two rows sees: start <= column < end.
+struct Visible {
+    int start[2], end[2];
+
+    template <int n>
+    __device__ __forceinline__ void mask(float (&scores)[n]) const {
+#pragma unroll
+        for (int i = 0; i < n; ++i) {
+            bool seen = column_of(i) < end[row_of(i)];
+            if constexpr (problem::window > 0) seen &= column_of(i) >= start[row_of(i)];
+            if (!seen) scores[i] = -infinity();
+        }
+    }
+};
+
+// A thread's two rows so far. Weights are 2^(scale score - scale maximum); `scale` carries log2(e).
+struct Softmax {
+    float scale;
+    float maximum[2] = {-infinity(), -infinity()};  // of the scores; or, with slack, at most 2^slack below it
+    float sum[2] = {0, 0};                      // of the weights in this thread's columns
+    float decay[2];                             // what the last block made of earlier weights
+    bool decayed;                               // whether any row of this warp's did
+
+    __device__ __forceinline__ explicit Softmax(float scale) : scale(scale) {}
+
+    // Scores to weights.
+    template <int n>
+    __device__ __forceinline__ void take(float (&scores)[n]) {
+        float largest[2] = {scores[0], scores[2]};
+#pragma unroll
+        for (int i = 0; i < n; ++i) largest[row_of(i)] = fmaxf(largest[row_of(i)], scores[i]);
+        float base[2];
+        decayed = false;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            largest[r] = row_max(largest[r]);
+            const float before = maximum[r];
+            // Weights up to 2^slack are as good as up to 1: the maximum stays where it is until it is that far off.
+            if (largest[r] * scale > before * scale + schedule::slack) maximum[r] = largest[r];
+            base[r] = maximum[r] == -infinity() ? 0 : maximum[r] * scale;  // a row that saw nothing yet
+            decay[r] = ptx::ex2::approx(before * scale - base[r]);
+            decayed |= maximum[r] != before;
+            sum[r] *= decay[r];
+        }
+        decayed = __any_sync(0xffffffffu, decayed);
+#pragma unroll
+        for (int i = 0; i < n; ++i) {
+            scores[i] = ptx::ex2::approx(fmaf(scores[i], scale, -base[row_of(i)]));
+            sum[row_of(i)] += scores[i];
+        }
+    }
+
+    // Earlier weighted sums of values, as the last block left them.
+    template <int n>
+    __device__ __forceinline__ void rescale(float (&y)[n]) const {
+        if (!decayed) return;
+#pragma unroll
+        for (int i = 0; i < n; ++i) y[i] *= decay[row_of(i)];
+    }
+
+    // The whole row's sum, after the last block.
+    __device__ __forceinline__ float total(int r) const { return row_sum(sum[r]); }
+
+    // log of the sum of e^(scores / sqrt(head_dim)); -inf for a row that saw nothing.
+    __device__ __forceinline__ float log_sum_exp(int r, float total) const {
+        constexpr float LN_2 = 0.6931471805599453f;
+        return total > 0 ? (maximum[r] * scale + __log2f(total)) * LN_2 : -infinity();
+    }
+};
+
+// Weights as the fragments of a of the next wgmma: 16 columns a step.
+template <typename T, int n>
+__device__ __forceinline__ void pack(uint32_t (&a)[n / 8][4], const float (&weights)[n]) {
+#pragma unroll
+    for (int i = 0; i < n / 2; ++i) a[i / 4][i % 4] = ptx::convert::pair<T>(weights[2 * i], weights[2 * i + 1]);
+}

@@ -1,0 +1,165 @@
+// Keys and values on their way to the consumers: shared memory, the producer's warp.
+#pragma once
+#include "lab/kernels/_ring.cuh"
+#include "lab/kernels/attention/_work.cuh"
+#include "ptx/address.cuh"
+#include "ptx/fence.cuh"
+#include "ptx/mbarrier.cuh"
+#include "ptx/tma.cuh"
+#include "ptx/types.cuh"
+#include "schedule.cuh"
+
+using Element = problem::queries;  // of q, k, v and y
+
+constexpr int WARP = 32;
+constexpr int WARPGROUP = 128;
+constexpr int ALIGNMENT = 1024;  // bytes, of a tile with the 128-byte swizzle
+constexpr int MMA_M = 64;        // rows of a wgmma
+constexpr int CONSUMERS = schedule::block_m / MMA_M;
+constexpr int BOX_COLUMNS = 64;  // 128 bytes: one swizzled row
+constexpr int BOXES = problem::head_dim / BOX_COLUMNS;
+
+static_assert(problem::head_dim % BOX_COLUMNS == 0, "rows of whole boxes");
+
+template <int rows>
+using Tile = Element[BOXES][rows][BOX_COLUMNS];
+
+struct alignas(ALIGNMENT) Shared {
+    Tile<schedule::block_m> q;
+    Tile<schedule::block_n> k[schedule::stages], v[schedule::stages];
+    Element y[schedule::block_m][problem::head_dim];
+    uint64_t q_full, q_empty;  // full: one arrival, and the bytes; empty: one arrival of every consumer warp
+    uint64_t k_full[schedule::stages], k_empty[schedule::stages];
+    uint64_t v_full[schedule::stages], v_empty[schedule::stages];
+    uint64_t v_landed;  // values whose last rows are not the sequence's
+    Work work;          // that q belongs to
+    bool more;          // whether there is any
+};
+
+static_assert(sizeof(Shared) + ALIGNMENT == schedule::shared_bytes, "what the launch asks for");
+
+// Dynamic shared memory from its first 1024-byte boundary on.
+__device__ __forceinline__ Shared& aligned(uint8_t* dynamic) {
+    const uint32_t past = ptx::address::shared(dynamic) % ALIGNMENT;
+    return *reinterpret_cast<Shared*>(dynamic + (ALIGNMENT - past) % ALIGNMENT);
+}
+
+__device__ __forceinline__ void init(Shared& shared) {
+    constexpr int READERS = CONSUMERS * WARPGROUP / WARP;
+    ptx::mbarrier::init(shared.q_full, 1);
+    ptx::mbarrier::init(shared.q_empty, READERS);
+    ptx::mbarrier::init(shared.v_landed, 1);
+    for (int stage = 0; stage < schedule::stages; ++stage) {
+        ptx::mbarrier::init(shared.k_full[stage], 1);
+        ptx::mbarrier::init(shared.k_empty[stage], READERS);
+        ptx::mbarrier::init(shared.v_full[stage], 1);
+        ptx::mbarrier::init(shared.v_empty[stage], READERS);
+    }
+    ptx::fence::mbarrier_init();
+}
+
+// Where keys and values lie: rows of whole sequences one after another, or pages that a block table names.
+struct Cache {
+    const TensorMap &k_map, &v_map;
+    const int* places;  // the first row of each sequence; or the block table, `row_pages` pages a sequence
+    int kv_heads, row_pages, pages;
+
+    // Load the block that starts at `key`; `value` is 0 for keys, 1 for values. Rows beyond the sequence may be anything.
+    __device__ __forceinline__ void load(Tile<schedule::block_n>& to, int value, const Work& work, int key,
+                                         uint64_t& full) const {
+        const TensorMap& map = value ? v_map : k_map;
+        if constexpr (problem::page == 0) {
+            ptx::mbarrier::arrive_expect_tx(full, sizeof(to));
+            const int row = places[work.sequence] + key;
+#pragma unroll
+            for (int box = 0; box < BOXES; ++box)
+                ptx::tma::load_3d(to[box], map, box * BOX_COLUMNS, work.head, row, full);
+        } else {
+            constexpr int PAGE = problem::page > 0 ? problem::page : schedule::block_n;  // for this branch to compile
+            constexpr int ROWS = PAGE < schedule::block_n ? PAGE : schedule::block_n;    // of a box
+            const int boxes = min(blocks_of(work.keys - key, ROWS), schedule::block_n / ROWS);
+            ptx::mbarrier::arrive_expect_tx(full, boxes * ROWS * sizeof(to) / schedule::block_n);
+            for (int i = 0; i < boxes; ++i) {
+                const int at = key + i * ROWS;
+                const int page = min(max(places[work.sequence * row_pages + at / PAGE], 0), pages - 1);
+                const int slice = (2 * page + value) * kv_heads + work.head;
+#pragma unroll
+                for (int box = 0; box < BOXES; ++box)
+                    ptx::tma::load_3d(to[box][i * ROWS], map, box * BOX_COLUMNS, at % PAGE, slice, full);
+            }
+        }
+    }
+};
+
+// Zeros in the rows from `row` on, by a warp: what lies there may be NaN, which no weight of 0 would make 0.
+__device__ __forceinline__ void clear(Tile<schedule::block_n>& v, int row) {
+    constexpr int CHUNKS = BOX_COLUMNS * sizeof(Element) / sizeof(Vector16);
+#pragma unroll
+    for (int box = 0; box < BOXES; ++box)
+        for (int i = row * CHUNKS + threadIdx.x % WARP; i < schedule::block_n * CHUNKS; i += WARP)
+            reinterpret_cast<Vector16*>(v[box])[i] = {};
+    ptx::fence::proxy_async_shared();
+    __syncwarp();
+}
+
+// A warp that keeps the rings full: keys a block ahead of values, blocks from the last to the first.
+struct Producer {
+    Shared& shared;
+    const TensorMap& q_map;
+    const Cache& cache;
+    const bool speaks = threadIdx.x % WARP == 0;  // the lane that issues copies
+    Position k_at, v_at;
+    uint32_t q_parity = 0, landed_parity = 0;
+
+    __device__ __forceinline__ void keys(const Work& work, int block) {
+        ptx::mbarrier::wait(shared.k_empty[k_at.stage], k_at.parity ^ 1);  // on the first lap every stage is empty
+        if (speaks) cache.load(shared.k[k_at.stage], 0, work, block * schedule::block_n, shared.k_full[k_at.stage]);
+        k_at.advance();
+    }
+
+    __device__ __forceinline__ void values(const Work& work, int block) {
+        const int key = block * schedule::block_n, rows = work.keys - key;
+        const bool ragged = rows < schedule::block_n;
+        uint64_t& full = shared.v_full[v_at.stage];
+        ptx::mbarrier::wait(shared.v_empty[v_at.stage], v_at.parity ^ 1);
+        if (speaks) cache.load(shared.v[v_at.stage], 1, work, key, ragged ? shared.v_landed : full);
+        if (ragged) {
+            ptx::mbarrier::wait(shared.v_landed, landed_parity);
+            landed_parity ^= 1;
+            clear(shared.v[v_at.stage], rows);
+            if (speaks) ptx::mbarrier::arrive(full);
+        }
+        v_at.advance();
+    }
+
+    __device__ __forceinline__ void queries(const Work& work) {
+        ptx::mbarrier::wait(shared.q_empty, q_parity ^ 1);
+        q_parity ^= 1;
+        if (!speaks) return;
+        shared.work = work;
+        shared.more = true;
+        ptx::mbarrier::arrive_expect_tx(shared.q_full, TOKENS * problem::group * problem::head_dim * sizeof(Element));
+#pragma unroll
+        for (int box = 0; box < BOXES; ++box)
+            ptx::tma::load_3d(shared.q[box], q_map, box * BOX_COLUMNS, work.head * problem::group, work.query,
+                              shared.q_full);
+    }
+
+    // A tile of queries, its keys and its values.
+    __device__ __forceinline__ void feed(const Work& work) {
+        if (work.first < work.last) keys(work, work.last - 1);
+        queries(work);
+        for (int block = work.last - 1; block >= work.first; --block) {
+            if (block > work.first) keys(work, block - 1);
+            values(work, block);
+        }
+    }
+
+    // There is no further work.
+    __device__ __forceinline__ void end() {
+        ptx::mbarrier::wait(shared.q_empty, q_parity ^ 1);
+        if (!speaks) return;
+        shared.more = false;
+        ptx::mbarrier::arrive(shared.q_full);
+    }
+};
