@@ -63,7 +63,7 @@ struct Results {
     // Where row `row` of a tile goes, in rows of head_dim; or -1.
     __device__ __forceinline__ int64_t place(const Work& work, int row) const {
         const int token = row / problem::group;
-        if (row >= TOKENS * problem::group || token >= work.tokens) return -1;
+        if (row >= ROWS || token >= work.tokens) return -1;
         return (int64_t(work.query + token) * kv_heads + work.head) * problem::group + row % problem::group;
     }
 
@@ -73,7 +73,7 @@ struct Results {
         const int lane = threadIdx.x % WARP;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            const float total = softmax.total(r), inverse = total > 0 ? 1 / total : 0;
+            const float total = softmax.total(r), inverse = total > 0 ? __fdividef(1, total) : 0;
 #pragma unroll
             for (int i = 0; i < problem::head_dim / 2; ++i)
                 if (row_of(i) == r) values[i] *= inverse;

@@ -58,46 +58,60 @@ __device__ __forceinline__ void init(Shared& shared) {
     ptx::fence::mbarrier_init();
 }
 
-// Where keys and values lie: rows of whole sequences one after another, or pages that a block table names.
+// Where keys and values lie: rows of whole sequences one after another, or pages that a block table names. A block comes
+// in boxes of some rows; lane i of the producer's warp copies box i.
+constexpr int PAGE = problem::page > 0 ? problem::page : schedule::block_n;
+constexpr int BOX_ROWS = PAGE < schedule::block_n ? PAGE : schedule::block_n;
+constexpr int BOXES_HIGH = schedule::block_n / BOX_ROWS;
+
+static_assert(schedule::block_n % BOX_ROWS == 0 && PAGE % BOX_ROWS == 0 && BOXES_HIGH <= WARP, "whole boxes, one a lane");
+
 struct Cache {
     const TensorMap &k_map, &v_map;
     const int* places;  // the first row of each sequence; or the block table, `row_pages` pages a sequence
     int kv_heads, row_pages, pages;
 
-    // Load the block that starts at `key`; `value` is 0 for keys, 1 for values. Rows beyond the sequence may be anything.
-    __device__ __forceinline__ void load(Tile<schedule::block_n>& to, int value, const Work& work, int key,
+    // The first key of this lane's box of the block; beyond the sequence's last page that page again.
+    __device__ __forceinline__ int key(const Work& work, int block) const {
+        const int key = block * schedule::block_n + threadIdx.x % WARP * BOX_ROWS;
+        return problem::page == 0 ? key : max(min(key, (work.keys - 1) / BOX_ROWS * BOX_ROWS), 0);
+    }
+
+    // What the tables say of this lane's box: the sequence's first row, or the page. Read a block ahead of its use.
+    __device__ __forceinline__ int place(const Work& work, int block) const {
+        if constexpr (problem::page == 0) return places[work.sequence];
+        const int page = places[work.sequence * row_pages + key(work, block) / PAGE];
+        return min(max(page, 0), pages - 1);
+    }
+
+    // Load this lane's box; `value` is 0 for keys, 1 for values. Rows beyond the sequence may be anything.
+    __device__ __forceinline__ void load(Tile<schedule::block_n>& to, int value, const Work& work, int block, int place,
                                          uint64_t& full) const {
         const TensorMap& map = value ? v_map : k_map;
-        if constexpr (problem::page == 0) {
-            ptx::mbarrier::arrive_expect_tx(full, sizeof(to));
-            const int row = places[work.sequence] + key;
+        const int lane = threadIdx.x % WARP, at = key(work, block);
+        if (lane == 0) ptx::mbarrier::arrive_expect_tx(full, sizeof(to));
+        __syncwarp();
+        if (lane >= BOXES_HIGH) return;
 #pragma unroll
-            for (int box = 0; box < BOXES; ++box)
-                ptx::tma::load_3d(to[box], map, box * BOX_COLUMNS, work.head, row, full);
-        } else {
-            constexpr int PAGE = problem::page > 0 ? problem::page : schedule::block_n;  // for this branch to compile
-            constexpr int ROWS = PAGE < schedule::block_n ? PAGE : schedule::block_n;    // of a box
-            const int boxes = min(blocks_of(work.keys - key, ROWS), schedule::block_n / ROWS);
-            ptx::mbarrier::arrive_expect_tx(full, boxes * ROWS * sizeof(to) / schedule::block_n);
-            for (int i = 0; i < boxes; ++i) {
-                const int at = key + i * ROWS;
-                const int page = min(max(places[work.sequence * row_pages + at / PAGE], 0), pages - 1);
-                const int slice = (2 * page + value) * kv_heads + work.head;
-#pragma unroll
-                for (int box = 0; box < BOXES; ++box)
-                    ptx::tma::load_3d(to[box][i * ROWS], map, box * BOX_COLUMNS, at % PAGE, slice, full);
-            }
+        for (int box = 0; box < BOXES; ++box) {
+            Element* into = to[box][lane * BOX_ROWS];
+            if constexpr (problem::page == 0)
+                ptx::tma::load_3d(into, map, box * BOX_COLUMNS, work.head, place + at, full);
+            else
+                ptx::tma::load_3d(into, map, box * BOX_COLUMNS, at % PAGE, (2 * place + value) * kv_heads + work.head,
+                                  full);
         }
     }
 };
 
-// Zeros in the rows from `row` on, by a warp: what lies there may be NaN, which no weight of 0 would make 0.
-__device__ __forceinline__ void clear(Tile<schedule::block_n>& v, int row) {
+// Zeros in the rows from `row` on, by a warp.
+template <int rows>
+__device__ __forceinline__ void clear(Tile<rows>& tile, int row) {
     constexpr int CHUNKS = BOX_COLUMNS * sizeof(Element) / sizeof(Vector16);
 #pragma unroll
     for (int box = 0; box < BOXES; ++box)
-        for (int i = row * CHUNKS + threadIdx.x % WARP; i < schedule::block_n * CHUNKS; i += WARP)
-            reinterpret_cast<Vector16*>(v[box])[i] = {};
+        for (int i = row * CHUNKS + threadIdx.x % WARP; i < rows * CHUNKS; i += WARP)
+            reinterpret_cast<Vector16*>(tile[box])[i] = {};
     ptx::fence::proxy_async_shared();
     __syncwarp();
 }
@@ -107,26 +121,26 @@ struct Producer {
     Shared& shared;
     const TensorMap& q_map;
     const Cache& cache;
-    const bool speaks = threadIdx.x % WARP == 0;  // the lane that issues copies
+    const bool speaks = threadIdx.x % WARP == 0;  // this lane, for the warp
     Position k_at, v_at;
     uint32_t q_parity = 0, landed_parity = 0;
 
-    __device__ __forceinline__ void keys(const Work& work, int block) {
+    __device__ __forceinline__ void keys(const Work& work, int block, int place) {
         ptx::mbarrier::wait(shared.k_empty[k_at.stage], k_at.parity ^ 1);  // on the first lap every stage is empty
-        if (speaks) cache.load(shared.k[k_at.stage], 0, work, block * schedule::block_n, shared.k_full[k_at.stage]);
+        cache.load(shared.k[k_at.stage], 0, work, block, place, shared.k_full[k_at.stage]);
         k_at.advance();
     }
 
-    __device__ __forceinline__ void values(const Work& work, int block) {
-        const int key = block * schedule::block_n, rows = work.keys - key;
+    __device__ __forceinline__ void values(const Work& work, int block, int place) {
+        const int rows = work.keys - block * schedule::block_n;
         const bool ragged = rows < schedule::block_n;
         uint64_t& full = shared.v_full[v_at.stage];
         ptx::mbarrier::wait(shared.v_empty[v_at.stage], v_at.parity ^ 1);
-        if (speaks) cache.load(shared.v[v_at.stage], 1, work, key, ragged ? shared.v_landed : full);
+        cache.load(shared.v[v_at.stage], 1, work, block, place, ragged ? shared.v_landed : full);
         if (ragged) {
             ptx::mbarrier::wait(shared.v_landed, landed_parity);
             landed_parity ^= 1;
-            clear(shared.v[v_at.stage], rows);
+            clear(shared.v[v_at.stage], rows);  // of what may be NaN, which no weight of 0 would make 0
             if (speaks) ptx::mbarrier::arrive(full);
         }
         v_at.advance();
@@ -138,20 +152,33 @@ struct Producer {
         if (!speaks) return;
         shared.work = work;
         shared.more = true;
-        ptx::mbarrier::arrive_expect_tx(shared.q_full, TOKENS * problem::group * problem::head_dim * sizeof(Element));
+        ptx::mbarrier::arrive_expect_tx(shared.q_full, ROWS * problem::head_dim * sizeof(Element));
 #pragma unroll
         for (int box = 0; box < BOXES; ++box)
             ptx::tma::load_3d(shared.q[box], q_map, box * BOX_COLUMNS, work.head * problem::group, work.query,
                               shared.q_full);
     }
 
+    // Rows of q that no load reaches.
+    __device__ __forceinline__ void begin() const {
+        if constexpr (ROWS < schedule::block_m) clear(shared.q, ROWS);
+    }
+
     // A tile of queries, its keys and its values.
     __device__ __forceinline__ void feed(const Work& work) {
-        if (work.first < work.last) keys(work, work.last - 1);
+        int block = work.last - 1, here = 0, next = 0;  // places of this block, of the one after
+        if (block >= work.first) {
+            here = cache.place(work, block);
+            next = cache.place(work, max(block - 1, work.first));
+            keys(work, block, here);
+        }
         queries(work);
-        for (int block = work.last - 1; block >= work.first; --block) {
-            if (block > work.first) keys(work, block - 1);
-            values(work, block);
+        for (; block >= work.first; --block) {
+            const int later = cache.place(work, max(block - 2, work.first));
+            if (block > work.first) keys(work, block - 1, next);
+            values(work, block, here);
+            here = next;
+            next = later;
         }
     }
 

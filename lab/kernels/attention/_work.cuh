@@ -4,6 +4,7 @@
 #include "schedule.cuh"
 
 constexpr int TOKENS = schedule::block_m / problem::group;  // of a tile: all query heads of a KV head are its rows
+constexpr int ROWS = TOKENS * problem::group;                 // of a tile that are some query's
 
 __device__ __forceinline__ int blocks_of(int extent, int block) { return (extent + block - 1) / block; }
 

@@ -55,7 +55,6 @@ struct Consumer {
         multiply_keys(scores, shared.q, turn.consumer * MMA_M, shared.k[k_at.stage]);
         ptx::wgmma::commit_group();
         if constexpr (schedule::early_pass) turn.pass();
-        ptx::mbarrier::wait(shared.v_full[v_at.stage], v_at.parity);
         multiply_values(y, weights, shared.v[v_at.stage], accumulate);
         ptx::wgmma::commit_group();
         if constexpr (!schedule::early_pass) turn.pass();
@@ -65,11 +64,14 @@ struct Consumer {
         k_at.advance();
         if constexpr (masked) visible(work, row, block * schedule::block_n).mask(scores);
         softmax.take(scores);
+        ptx::wgmma::hold(scores);
+        const int before = v_at.stage;
+        v_at.advance();
+        ptx::mbarrier::wait(shared.v_full[v_at.stage], v_at.parity);
         ptx::wgmma::wait_group<0>();
         ptx::wgmma::hold(y);
         ptx::wgmma::hold(weights);
-        release(shared.v_empty[v_at.stage]);
-        v_at.advance();
+        release(shared.v_empty[before]);
         pack<Element>(weights, scores);
         softmax.rescale(y);
         ptx::wgmma::hold(weights);  // above the next fence
@@ -96,6 +98,7 @@ struct Consumer {
             visible(work, row, block * schedule::block_n).mask(scores);
             softmax.take(scores);
             pack<Element>(weights, scores);
+            ptx::mbarrier::wait(shared.v_full[v_at.stage], v_at.parity);
             ptx::wgmma::hold(weights);
 
             bool accumulate = false;
@@ -115,7 +118,6 @@ struct Consumer {
                 }
             release(shared.q_empty);
 
-            ptx::mbarrier::wait(shared.v_full[v_at.stage], v_at.parity);
             ptx::wgmma::fence();
             multiply_values(y, weights, shared.v[v_at.stage], accumulate);
             ptx::wgmma::commit_group();
@@ -154,6 +156,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
             const Lengths lengths{q_starts, kv_lens, batch, q_len, kv_heads};
             const Cache cache{k_map, v_map, places, kv_heads, row_pages, pages};
             Producer producer{shared, q_map, cache};
+            producer.begin();
             const int tiles = lengths.tiles();
             int index = take(counter, tiles);
             while (index < tiles) {
@@ -167,7 +170,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
     } else {
         ptx::setmaxnreg::inc<CONSUMER_REGISTERS>();
         const int thread = threadIdx.x % WARPGROUP;
-        const Turn turn{warpgroup - 1};
+        const Turn turn{__shfl_sync(0xffffffffu, warpgroup, 0) - 1};  // so that the compiler knows it uniform
         const int row = turn.consumer * MMA_M + thread / WARP * 16 + thread % WARP / 4;
         constexpr float LOG2_E = 1.4426950408889634f;
         Consumer consumer{shared, turn, row, scale * LOG2_E};
