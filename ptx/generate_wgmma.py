@@ -81,13 +81,16 @@ _REGISTER_FUNCTION = """
 """
 
 _REGISTER_FORMATS = {  # PTX type: start of the C++ function, K, binding of a, the immediate that may transpose b
-    "bf16": (
-        "template <>\n"
-        "__device__ __forceinline__ void mma<bf16>(float (&d)[{registers}], const uint32_t (&a)[4], uint64_t b,",
-        16,
-        '"r"(a[{i}])',
-        ", 0",
-    ),
+    **{
+        kind: (
+            "template <>\n"
+            f"__device__ __forceinline__ void mma<{name}>(float (&d)[{{registers}}], const uint32_t (&a)[4], uint64_t b,",
+            16,
+            '"r"(a[{i}])',
+            ", 0",
+        )
+        for name, kind in (("bf16", "bf16"), ("fp16", "f16"))
+    },
     "tf32": (
         "__device__ __forceinline__ void mma_tf32(float (&d)[{registers}], const float (&a)[4], uint64_t b,",
         8,

@@ -2,6 +2,7 @@
 #pragma once
 #include "lab/kernels/attention/_softmax.cuh"
 #include "lab/kernels/attention/_stream.cuh"
+#include "ptx/ldmatrix.cuh"
 #include "ptx/stmatrix.cuh"
 #include "ptx/wgmma.cuh"
 
@@ -13,6 +14,7 @@ constexpr int Y_CHUNKS = problem::head_dim * sizeof(Element) / sizeof(Vector16);
 using Scores = float[schedule::block_n / 2];
 using Values = float[problem::head_dim / 2];
 using Weights = uint32_t[STEPS][4];
+using Queries = uint32_t[problem::head_dim / MMA_K][4];
 
 // scores = q k^T of 64 rows of q, a block of k. The caller fences before and commits after, here and below.
 __device__ __forceinline__ void multiply_keys(Scores& scores, const Tile<schedule::block_m>& q, int row,
@@ -24,6 +26,27 @@ __device__ __forceinline__ void multiply_keys(Scores& scores, const Tile<schedul
 #pragma unroll
         for (int at = 0; at < BOX_COLUMNS * int(sizeof(Element)); at += MMA_BYTES)
             ptx::wgmma::mma<Element>(scores, ptx::wgmma::advance(a, at), ptx::wgmma::advance(b, at), box + at > 0);
+    }
+}
+
+// 16 rows of q from row `row` on as the fragments of a, by a warp.
+__device__ __forceinline__ void load_queries(Queries& a, const Tile<schedule::block_m>& q, int row) {
+    const int lane = threadIdx.x % WARP;
+    row += lane % 16;
+#pragma unroll
+    for (int step = 0; step < problem::head_dim / MMA_K; ++step) {
+        const int chunk = 2 * step + lane / 16, swizzled = (chunk ^ row) % 8;
+        ptx::ldmatrix::x4(a[step], ptx::address::shared(&q[chunk / 8][row][swizzled * 8]));
+    }
+}
+
+// The same with q in registers.
+template <int n>
+__device__ __forceinline__ void multiply_keys(float (&scores)[n], const Queries& a, const Tile<schedule::block_n>& k) {
+#pragma unroll
+    for (int step = 0; step < problem::head_dim / MMA_K; ++step) {
+        const uint64_t b = ptx::wgmma::descriptor_k_major_128b(k[step / 4]);
+        ptx::wgmma::mma<Element>(scores, a[step], ptx::wgmma::advance(b, step % 4 * MMA_BYTES), step > 0);
     }
 }
 

@@ -82,6 +82,9 @@ struct Softmax {
         for (int i = 0; i < n; ++i) y[i] *= decay[row_of(i)];
     }
 
+    // 0, which the sums of weights alone tell: what needs it comes after the weights, however instructions are scheduled.
+    __device__ __forceinline__ uint32_t taken() const { return sum[0] + sum[1] < 0; }
+
     // The whole row's sum, after the last block.
     __device__ __forceinline__ float total(int r) const { return row_sum(sum[r]); }
 

@@ -44,6 +44,15 @@ struct Consumer {
     const int row;    // this thread's first of the tile
     const float scale;
     Position k_at, v_at;
+    Queries queries;
+
+    __device__ __forceinline__ void issue_scores(Scores& scores) {
+        if constexpr (schedule::q_registers)
+            multiply_keys(scores, queries, shared.k[k_at.stage]);
+        else
+            multiply_keys(scores, shared.q, turn.consumer * MMA_M, shared.k[k_at.stage]);
+        ptx::wgmma::commit_group();
+    }
 
     // The scores of a block while the weighted sum of the block before is added up; then its weights.
     template <bool masked>
@@ -52,8 +61,7 @@ struct Consumer {
         ptx::mbarrier::wait(shared.k_full[k_at.stage], k_at.parity);
         turn.wait();
         ptx::wgmma::fence();
-        multiply_keys(scores, shared.q, turn.consumer * MMA_M, shared.k[k_at.stage]);
-        ptx::wgmma::commit_group();
+        issue_scores(scores);
         if constexpr (schedule::early_pass) turn.pass();
         multiply_values(y, weights, shared.v[v_at.stage], accumulate);
         ptx::wgmma::commit_group();
@@ -64,10 +72,9 @@ struct Consumer {
         k_at.advance();
         if constexpr (masked) visible(work, row, block * schedule::block_n).mask(scores);
         softmax.take(scores);
-        ptx::wgmma::hold(scores);
         const int before = v_at.stage;
         v_at.advance();
-        ptx::mbarrier::wait(shared.v_full[v_at.stage], v_at.parity);
+        ptx::mbarrier::wait(shared.v_full[v_at.stage], v_at.parity ^ softmax.taken());  // the sum is waited for last
         ptx::wgmma::wait_group<0>();
         ptx::wgmma::hold(y);
         ptx::wgmma::hold(weights);
@@ -85,11 +92,16 @@ struct Consumer {
             Scores scores;
             Weights weights;
             int block = work.last - 1;
+            if constexpr (schedule::q_registers) {
+                load_queries(queries, shared.q, turn.consumer * MMA_M + threadIdx.x % WARPGROUP / WARP * 16);
+                ptx::wgmma::hold(queries);
+                __syncwarp();
+                release(shared.q_empty);
+            }
             ptx::mbarrier::wait(shared.k_full[k_at.stage], k_at.parity);
             turn.wait();
             ptx::wgmma::fence();
-            multiply_keys(scores, shared.q, turn.consumer * MMA_M, shared.k[k_at.stage]);
-            ptx::wgmma::commit_group();
+            issue_scores(scores);
             turn.pass();
             ptx::wgmma::wait_group<0>();
             ptx::wgmma::hold(scores);
@@ -116,7 +128,7 @@ struct Consumer {
                     step<true>(work, block, scores, weights, y, softmax, accumulate);
                     accumulate = true;
                 }
-            release(shared.q_empty);
+            if constexpr (!schedule::q_registers) release(shared.q_empty);
 
             ptx::wgmma::fence();
             multiply_values(y, weights, shared.v[v_at.stage], accumulate);
