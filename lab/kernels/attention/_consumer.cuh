@@ -50,12 +50,13 @@ __device__ __forceinline__ void multiply_keys(float (&scores)[n], const Queries&
     }
 }
 
-// y = weights v, plus y where `accumulate`.
+// y = weights v, plus y where `accumulate`, in steps along the block's keys.
+template <int first, int last>
 __device__ __forceinline__ void multiply_values(Values& y, const Weights& weights, const Tile<schedule::block_n>& v,
                                                 bool accumulate) {
     const uint64_t b = ptx::wgmma::descriptor_n_major_128b(v, sizeof(v[0]));
 #pragma unroll
-    for (int step = 0; step < STEPS; ++step)
+    for (int step = first; step < last; ++step)
         ptx::wgmma::mma_n_major<Element>(y, weights[step], ptx::wgmma::advance(b, step * int(sizeof(v[0][0])) * MMA_K),
                                          accumulate || step > 0);
 }
@@ -65,9 +66,10 @@ __device__ __forceinline__ void release(uint64_t& empty) {
     if (threadIdx.x % WARP == 0) ptx::mbarrier::arrive(empty);
 }
 
-// What a thread's rows see of the block that starts at `key`.
+// What a thread sees of the block that starts at `key`; `row` is its first.
 __device__ __forceinline__ Visible visible(const Work& work, int row, int key) {
     Visible seen;
+    key += first_column();
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
         const int token = (row + 8 * r) / problem::group;
@@ -88,6 +90,18 @@ struct Results {
         const int token = row / problem::group;
         if (row >= ROWS || token >= work.tokens) return -1;
         return (int64_t(work.query + token) * kv_heads + work.head) * problem::group + row % problem::group;
+    }
+
+    // Of 16 rows that see no key: 0 and -inf.
+    __device__ __forceinline__ void store_nothing(const Work& work, int first) const {
+        const int lane = threadIdx.x % WARP;
+        for (int i = lane; i < 16 * Y_CHUNKS; i += WARP) {
+            const int64_t to = place(work, first + i / Y_CHUNKS);
+            if (to < 0) continue;
+            reinterpret_cast<Vector16*>(y)[to * Y_CHUNKS + i % Y_CHUNKS] = {};
+            if constexpr (problem::lse)
+                if (i % Y_CHUNKS == 0) lse[to] = -infinity();
+        }
     }
 
     // 16 rows of a warp from row `first` of the tile on, through its own rows of shared memory.

@@ -8,9 +8,10 @@
 
 __device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000u); }
 
-// Element i of a thread's accumulators of a wgmma: which of its two rows, which column.
+// Element i of a thread's accumulators of a wgmma: which of its two rows, how far from its first column.
 __device__ __forceinline__ constexpr int row_of(int i) { return i / 2 % 2; }
-__device__ __forceinline__ int column_of(int i) { return i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2; }
+__device__ __forceinline__ constexpr int column_of(int i) { return i / 4 * 8 + i % 2; }
+__device__ __forceinline__ int first_column() { return threadIdx.x % 4 * 2; }
 
 // Over the four threads that share a row.
 __device__ __forceinline__ float row_max(float value) {
@@ -22,7 +23,7 @@ __device__ __forceinline__ float row_sum(float value) {
     return value + __shfl_xor_sync(0xffffffffu, value, 2);
 }
 
-// Which columns of a block each of a thread's two rows sees: start <= column < end.
+// Which columns of a block each of a thread's two rows sees, from its first column on: start <= column < end.
 struct Visible {
     int start[2], end[2];
 

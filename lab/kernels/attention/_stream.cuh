@@ -21,6 +21,8 @@ constexpr int BOXES = problem::head_dim / BOX_COLUMNS;
 
 static_assert(problem::head_dim % BOX_COLUMNS == 0, "rows of whole boxes");
 
+constexpr int WORKS = 3;
+
 template <int rows>
 using Tile = Element[BOXES][rows][BOX_COLUMNS];
 
@@ -32,11 +34,13 @@ struct alignas(ALIGNMENT) Shared {
     uint64_t k_full[schedule::stages], k_empty[schedule::stages];
     uint64_t v_full[schedule::stages], v_empty[schedule::stages];
     uint64_t v_landed;  // values whose last rows are not the sequence's
-    Work work;          // that q belongs to
-    bool more;          // whether there is any
+    Work work[WORKS];   // of the tile in q, of the one before, and one that all consumers have left
 };
 
 static_assert(sizeof(Shared) + ALIGNMENT == schedule::shared_bytes, "what the launch asks for");
+
+// A value that is the same in all lanes, for the compiler to know: addresses made of it need no vector registers.
+__device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
 // Dynamic shared memory from its first 1024-byte boundary on.
 __device__ __forceinline__ Shared& aligned(uint8_t* dynamic) {
@@ -124,6 +128,7 @@ struct Producer {
     const bool speaks = threadIdx.x % WARP == 0;  // this lane, for the warp
     Position k_at, v_at;
     uint32_t q_parity = 0, landed_parity = 0;
+    int work_at = 0;
 
     __device__ __forceinline__ void keys(const Work& work, int block, int place) {
         ptx::mbarrier::wait(shared.k_empty[k_at.stage], k_at.parity ^ 1);  // on the first lap every stage is empty
@@ -146,13 +151,20 @@ struct Producer {
         v_at.advance();
     }
 
-    __device__ __forceinline__ void queries(const Work& work) {
+    // The next work for the consumers, whose queries are in `bytes` on their way.
+    __device__ __forceinline__ void announce(const Work& work, uint32_t bytes) {
         ptx::mbarrier::wait(shared.q_empty, q_parity ^ 1);
         q_parity ^= 1;
+        if (speaks) {
+            shared.work[work_at] = work;
+            ptx::mbarrier::arrive_expect_tx(shared.q_full, bytes);
+        }
+        work_at = (work_at + 1) % WORKS;
+    }
+
+    __device__ __forceinline__ void queries(const Work& work) {
+        announce(work, ROWS * problem::head_dim * sizeof(Element));
         if (!speaks) return;
-        shared.work = work;
-        shared.more = true;
-        ptx::mbarrier::arrive_expect_tx(shared.q_full, ROWS * problem::head_dim * sizeof(Element));
 #pragma unroll
         for (int box = 0; box < BOXES; ++box)
             ptx::tma::load_3d(shared.q[box], q_map, box * BOX_COLUMNS, work.head * problem::group, work.query,
@@ -183,10 +195,5 @@ struct Producer {
     }
 
     // There is no further work.
-    __device__ __forceinline__ void end() {
-        ptx::mbarrier::wait(shared.q_empty, q_parity ^ 1);
-        if (!speaks) return;
-        shared.more = false;
-        ptx::mbarrier::arrive(shared.q_full);
-    }
+    __device__ __forceinline__ void end() { announce({}, 0); }
 };

@@ -11,7 +11,7 @@ __device__ __forceinline__ int blocks_of(int extent, int block) { return (extent
 // A tile of queries. Its row r is token r / group, query head r % group of the KV head.
 struct Work {
     int query;        // first row of q
-    int tokens;       // of the tile that exist
+    int tokens;       // of the tile that exist; 0 where there is no work
     int head;         // KV head
     int sequence;
     int keys;         // of the sequence

@@ -38,111 +38,151 @@ struct Turn {
     }
 };
 
+// A consumer never stops multiplying between tiles: the first scores of a tile are issued with the last weighted sum of
+// the one before.
 struct Consumer {
     Shared& shared;
     const Turn turn;
-    const int row;    // this thread's first of the tile
+    const Results& results;
     const float scale;
+    const int row = turn.consumer * MMA_M + threadIdx.x % WARPGROUP / WARP * 16;  // this warp's first of a tile
     Position k_at, v_at;
+    uint32_t q_parity = 0;
+    int work_at = 0;
+    bool accumulate;  // whether the tile has a weighted sum yet
     Queries queries;
+    Weights weights;
+    Values y;
 
-    __device__ __forceinline__ void issue_scores(Scores& scores) {
+    __device__ __forceinline__ Consumer(Shared& shared, Turn turn, const Results& results, float scale)
+        : shared(shared), turn(turn), results(results), scale(scale) {}
+
+    // The next tile that sees any key, or null; of those that see none the results are stored at once.
+    __device__ __forceinline__ const Work* next() {
+        const Work* work;
+        for (;;) {
+            ptx::mbarrier::wait(shared.q_full, q_parity);
+            q_parity ^= 1;
+            work = &shared.work[work_at];
+            work_at = (work_at + 1) % WORKS;
+            if (work->tokens == 0) return nullptr;
+            if (work->first < work->last) break;
+            release(shared.q_empty);
+            results.store_nothing(*work, row);
+        }
+        if constexpr (schedule::q_registers) {
+            load_queries(queries, shared.q, row);
+            ptx::wgmma::hold(queries);
+            __syncwarp();
+            release(shared.q_empty);
+        }
+        return work;
+    }
+
+    __device__ __forceinline__ void issue_scores(Scores& scores, int stage) {
         if constexpr (schedule::q_registers)
-            multiply_keys(scores, queries, shared.k[k_at.stage]);
+            multiply_keys(scores, queries, shared.k[stage]);
         else
-            multiply_keys(scores, shared.q, turn.consumer * MMA_M, shared.k[k_at.stage]);
+            multiply_keys(scores, shared.q, turn.consumer * MMA_M, shared.k[stage]);
         ptx::wgmma::commit_group();
     }
 
-    // The scores of a block while the weighted sum of the block before is added up; then its weights.
+    // Scores that have been waited for become weights, which wait for their values.
     template <bool masked>
-    __device__ __forceinline__ void step(const Work& work, int block, Scores& scores, Weights& weights, Values& y,
-                                         Softmax& softmax, bool accumulate) {
-        ptx::mbarrier::wait(shared.k_full[k_at.stage], k_at.parity);
-        turn.wait();
-        ptx::wgmma::fence();
-        issue_scores(scores);
-        if constexpr (schedule::early_pass) turn.pass();
-        multiply_values(y, weights, shared.v[v_at.stage], accumulate);
-        ptx::wgmma::commit_group();
-        if constexpr (!schedule::early_pass) turn.pass();
-        ptx::wgmma::wait_group<1>();
+    __device__ __forceinline__ void take(const Work& work, int block, Scores& scores, Softmax& softmax) {
         ptx::wgmma::hold(scores);
         release(shared.k_empty[k_at.stage]);
         k_at.advance();
-        if constexpr (masked) visible(work, row, block * schedule::block_n).mask(scores);
+        if constexpr (masked) visible(work, row + threadIdx.x % WARP / 4, block * schedule::block_n).mask(scores);
         softmax.take(scores);
+        ptx::mbarrier::wait(shared.v_full[v_at.stage], v_at.parity ^ softmax.taken());
+    }
+
+    // The first block of the first tile.
+    __device__ __forceinline__ void begin(const Work& work, Softmax& softmax) {
+        Scores scores;
+        ptx::mbarrier::wait(shared.k_full[k_at.stage], k_at.parity);
+        turn.wait();
+        ptx::wgmma::fence();
+        issue_scores(scores, k_at.stage);
+        turn.pass();
+        ptx::wgmma::wait_group<0>();
+        take<true>(work, work.last - 1, scores, softmax);
+        pack<Element>(weights, scores);
+        accumulate = false;
+    }
+
+    // The scores of a block while the weighted sum of the block before is added up; `between` has that sum in `y`.
+    template <bool masked, typename Between>
+    __device__ __forceinline__ void step(const Work& work, int block, Softmax& softmax, Between between) {
+        Scores scores;
+        const int k_stage = uniform(k_at.stage), v_stage = uniform(v_at.stage);
+        ptx::mbarrier::wait(shared.k_full[k_at.stage], k_at.parity);
+        turn.wait();
+        ptx::wgmma::hold(weights);  // above the fence, as y
+        ptx::wgmma::hold(y);
+        ptx::wgmma::fence();
+        issue_scores(scores, k_stage);
+        multiply_values<0, STEPS - schedule::lead>(y, weights, shared.v[v_stage], accumulate);
+        if constexpr (schedule::lead > 0) turn.pass();
+        multiply_values<STEPS - schedule::lead, STEPS>(y, weights, shared.v[v_stage], accumulate);
+        ptx::wgmma::commit_group();
+        if constexpr (schedule::lead == 0) turn.pass();
+        ptx::wgmma::wait_group<1>();
         const int before = v_at.stage;
         v_at.advance();
-        ptx::mbarrier::wait(shared.v_full[v_at.stage], v_at.parity ^ softmax.taken());  // the sum is waited for last
+        take<masked>(work, block, scores, softmax);
         ptx::wgmma::wait_group<0>();
         ptx::wgmma::hold(y);
         ptx::wgmma::hold(weights);
         release(shared.v_empty[before]);
+        accumulate = true;
+        between();
         pack<Element>(weights, scores);
-        softmax.rescale(y);
-        ptx::wgmma::hold(weights);  // above the next fence
-        ptx::wgmma::hold(y);
     }
 
-    __device__ __forceinline__ void tile(const Work& work, const Results& results) {
-        Values y;
-        Softmax softmax(scale);
-        if (work.first < work.last) {
-            Scores scores;
-            Weights weights;
-            int block = work.last - 1;
-            if constexpr (schedule::q_registers) {
-                load_queries(queries, shared.q, turn.consumer * MMA_M + threadIdx.x % WARPGROUP / WARP * 16);
-                ptx::wgmma::hold(queries);
-                __syncwarp();
-                release(shared.q_empty);
-            }
-            ptx::mbarrier::wait(shared.k_full[k_at.stage], k_at.parity);
-            turn.wait();
-            ptx::wgmma::fence();
-            issue_scores(scores);
-            turn.pass();
-            ptx::wgmma::wait_group<0>();
-            ptx::wgmma::hold(scores);
-            release(shared.k_empty[k_at.stage]);
-            k_at.advance();
-            visible(work, row, block * schedule::block_n).mask(scores);
-            softmax.take(scores);
-            pack<Element>(weights, scores);
-            ptx::mbarrier::wait(shared.v_full[v_at.stage], v_at.parity);
-            ptx::wgmma::hold(weights);
+    // The last weighted sum of the last tile.
+    __device__ __forceinline__ void end() {
+        ptx::wgmma::hold(weights);
+        ptx::wgmma::hold(y);
+        ptx::wgmma::fence();
+        multiply_values<0, STEPS>(y, weights, shared.v[v_at.stage], accumulate);
+        ptx::wgmma::commit_group();
+        ptx::wgmma::wait_group<0>();
+        ptx::wgmma::hold(y);
+        release(shared.v_empty[v_at.stage]);
+    }
 
-            bool accumulate = false;
-            const int ragged_end = work.ragged_end(), ragged_start = work.ragged_start();
-            for (--block; block >= max(ragged_end, work.first); --block) {
-                step<true>(work, block, scores, weights, y, softmax, accumulate);
-                accumulate = true;
-            }
-            for (; block >= max(ragged_start, work.first); --block) {
-                step<false>(work, block, scores, weights, y, softmax, accumulate);
-                accumulate = true;
-            }
+    // Every tile: blocks that need masks at the end, those that need none, those that need masks at the start.
+    __device__ __forceinline__ void run() {
+        const Work* work = next();
+        if (work == nullptr) return;
+        Softmax softmax(scale);
+        begin(*work, softmax);
+        for (;;) {
+            const auto rescale = [&] { softmax.rescale(y); };
+            const int first = work->first, ragged_end = work->ragged_end(), ragged_start = work->ragged_start();
+            int block = work->last - 2;
+            for (; block >= max(ragged_end, first); --block) step<true>(*work, block, softmax, rescale);
+            for (; block >= max(ragged_start, first); --block) step<false>(*work, block, softmax, rescale);
             if constexpr (problem::window > 0)
-                for (; block >= work.first; --block) {
-                    step<true>(work, block, scores, weights, y, softmax, accumulate);
-                    accumulate = true;
-                }
+                for (; block >= first; --block) step<true>(*work, block, softmax, rescale);
             if constexpr (!schedule::q_registers) release(shared.q_empty);
 
-            ptx::wgmma::fence();
-            multiply_values(y, weights, shared.v[v_at.stage], accumulate);
-            ptx::wgmma::commit_group();
-            ptx::wgmma::wait_group<0>();
-            ptx::wgmma::hold(y);
-            release(shared.v_empty[v_at.stage]);
-            v_at.advance();
-        } else {
-            release(shared.q_empty);
-#pragma unroll
-            for (int i = 0; i < problem::head_dim / 2; ++i) y[i] = 0;
+            const Work* done = work;
+            const Softmax ended = softmax;
+            softmax = Softmax(scale);
+            work = next();
+            if (work == nullptr) {
+                end();
+                results.store(y, ended, *done, row, shared);
+                return;
+            }
+            step<true>(*work, work->last - 1, softmax, [&] {
+                results.store(y, ended, *done, row, shared);
+                accumulate = false;
+            });
         }
-        results.store(y, softmax, work, row - threadIdx.x % WARP / 4, shared);
     }
 };
 
@@ -181,20 +221,11 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
         }
     } else {
         ptx::setmaxnreg::inc<CONSUMER_REGISTERS>();
-        const int thread = threadIdx.x % WARPGROUP;
-        const Turn turn{__shfl_sync(0xffffffffu, warpgroup, 0) - 1};  // so that the compiler knows it uniform
-        const int row = turn.consumer * MMA_M + thread / WARP * 16 + thread % WARP / 4;
+        const Turn turn{uniform(warpgroup) - 1};
         constexpr float LOG2_E = 1.4426950408889634f;
-        Consumer consumer{shared, turn, row, scale * LOG2_E};
         const Results results{y, lse, kv_heads};
         turn.begin();
-        for (uint32_t parity = 0;; parity ^= 1) {
-            ptx::mbarrier::wait(shared.q_full, parity);
-            if (!shared.more) break;
-            const Work work = shared.work;
-            __syncwarp();  // all of the warp have read it
-            consumer.tile(work, results);
-        }
+        Consumer(shared, turn, results, scale * LOG2_E).run();
         turn.end();
     }
 }
