@@ -129,7 +129,7 @@ struct Results {
                               rounded[step][2], rounded[step][3]);
         }
         __syncwarp();
-#pragma unroll
+#pragma unroll 2  // addresses of more would take the registers of scores that are under way
         for (int i = lane; i < 16 * Y_CHUNKS; i += WARP) {
             const int row = first + i / Y_CHUNKS, chunk = i % Y_CHUNKS;
             const Vector16 part = *reinterpret_cast<const Vector16*>(&shared.y[row][(chunk ^ row % 8) * 8]);
