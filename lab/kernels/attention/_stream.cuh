@@ -1,6 +1,6 @@
 // Keys and values on their way to the consumers: shared memory, the producer's warp.
 #pragma once
-#include "lab/kernels/_ring.cuh"
+#include "lab/kernels/common/ring_position.cuh"
 #include "lab/kernels/attention/_work.cuh"
 #include "ptx/address.cuh"
 #include "ptx/fence.cuh"
