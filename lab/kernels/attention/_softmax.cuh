@@ -83,16 +83,12 @@ struct Softmax {
         for (int i = 0; i < n; ++i) y[i] *= decay[row_of(i)];
     }
 
-    // 0, which the sums of weights alone tell: what needs it comes after the weights, however instructions are scheduled.
-    __device__ __forceinline__ uint32_t taken() const { return sum[0] + sum[1] < 0; }
-
     // The whole row's sum, after the last block.
     __device__ __forceinline__ float total(int r) const { return row_sum(sum[r]); }
 
-    // log of the sum of e^(scores / sqrt(head_dim)); -inf for a row that saw nothing.
-    __device__ __forceinline__ float log_sum_exp(int r, float total) const {
-        constexpr float LN_2 = 0.6931471805599453f;
-        return total > 0 ? (maximum[r] * scale + __log2f(total)) * LN_2 : -infinity();
+    // log2 of the sum of 2^(scale scores); -inf for a row that saw nothing.
+    __device__ __forceinline__ float log_sum(int r, float total) const {
+        return total > 0 ? maximum[r] * scale + __log2f(total) : -infinity();
     }
 };
 

@@ -11,11 +11,11 @@
 //
 // Bytes expected through TMA: q once, k and v once for every tile of queries that sees them. From HBM: each once, while
 // the heads of a section fit in L2.
-#include "lab/kernels/attention/_consumer.cuh"
+#include "lab/kernels/attention/_results.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/setmaxnreg.cuh"
 
-constexpr int PRODUCER_REGISTERS = CONSUMERS == 2 ? 24 : 32, CONSUMER_REGISTERS = CONSUMERS == 2 ? 240 : 160;
+constexpr int PRODUCER_REGISTERS = CONSUMERS == 2 ? 40 : 32, CONSUMER_REGISTERS = CONSUMERS == 2 ? 232 : 160;
 constexpr int TURN = 1;  // named barrier of consumer 0's turn; the others' are the next
 
 static_assert(schedule::threads == (1 + CONSUMERS) * WARPGROUP, "a producer and the consumers");
@@ -65,7 +65,7 @@ struct Consumer {
             q_parity ^= 1;
             work = &shared.work[work_at];
             work_at = (work_at + 1) % WORKS;
-            if (work->tokens == 0) return nullptr;
+            if (work->sequence < 0) return nullptr;
             if (work->first < work->last) break;
             release(shared.q_empty);
             results.store_nothing(*work, row);
@@ -87,15 +87,14 @@ struct Consumer {
         ptx::wgmma::commit_group();
     }
 
-    // Scores that have been waited for become weights, which wait for their values.
+    // Scores that have been waited for become weights.
     template <bool masked>
     __device__ __forceinline__ void take(const Work& work, int block, Scores& scores, Softmax& softmax) {
         ptx::wgmma::hold(scores);
-        release(shared.k_empty[k_at.stage]);
+        release_cluster(shared.k_empty[k_at.stage]);
         k_at.advance();
         if constexpr (masked) visible(work, row + threadIdx.x % WARP / 4, block * schedule::block_n).mask(scores);
         softmax.take(scores);
-        ptx::mbarrier::wait(shared.v_full[v_at.stage], v_at.parity ^ softmax.taken());
     }
 
     // The first block of the first tile.
@@ -118,6 +117,7 @@ struct Consumer {
         Scores scores;
         const int k_stage = uniform(k_at.stage), v_stage = uniform(v_at.stage);
         ptx::mbarrier::wait(shared.k_full[k_at.stage], k_at.parity);
+        ptx::mbarrier::wait(shared.v_full[v_at.stage], v_at.parity);
         turn.wait();
         ptx::wgmma::hold(weights);  // above the fence, as y
         ptx::wgmma::hold(y);
@@ -129,13 +129,12 @@ struct Consumer {
         ptx::wgmma::commit_group();
         if constexpr (schedule::lead == 0) turn.pass();
         ptx::wgmma::wait_group<1>();
-        const int before = v_at.stage;
-        v_at.advance();
         take<masked>(work, block, scores, softmax);
         ptx::wgmma::wait_group<0>();
         ptx::wgmma::hold(y);
         ptx::wgmma::hold(weights);
-        release(shared.v_empty[before]);
+        release_cluster(shared.v_empty[v_at.stage]);
+        v_at.advance();
         accumulate = true;
         between();
         pack<Element>(weights, scores);
@@ -143,6 +142,7 @@ struct Consumer {
 
     // The last weighted sum of the last tile.
     __device__ __forceinline__ void end() {
+        ptx::mbarrier::wait(shared.v_full[v_at.stage], v_at.parity);
         ptx::wgmma::hold(weights);
         ptx::wgmma::hold(y);
         ptx::wgmma::fence();
@@ -150,13 +150,14 @@ struct Consumer {
         ptx::wgmma::commit_group();
         ptx::wgmma::wait_group<0>();
         ptx::wgmma::hold(y);
-        release(shared.v_empty[v_at.stage]);
+        release_cluster(shared.v_empty[v_at.stage]);
     }
 
     // Every tile: blocks that need masks at the end, those that need none, those that need masks at the start.
     __device__ __forceinline__ void run() {
         const Work* work = next();
         if (work == nullptr) return;
+        Work& done = shared.done[threadIdx.x / WARP - WARPGROUP / WARP];
         Softmax softmax(scale);
         begin(*work, softmax);
         for (;;) {
@@ -169,17 +170,19 @@ struct Consumer {
                 for (; block >= first; --block) step<true>(*work, block, softmax, rescale);
             if constexpr (!schedule::q_registers) release(shared.q_empty);
 
-            const Work* done = work;
+            __syncwarp();
+            if (threadIdx.x % WARP == 0) done = *work;
+            __syncwarp();
             const Softmax ended = softmax;
             softmax = Softmax(scale);
             work = next();
             if (work == nullptr) {
                 end();
-                results.store(y, ended, *done, row, shared);
+                results.store(y, ended, done, row);
                 return;
             }
             step<true>(*work, work->last - 1, softmax, [&] {
-                results.store(y, ended, *done, row, shared);
+                results.store(y, ended, done, row);
                 accumulate = false;
             });
         }
@@ -190,7 +193,8 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
     attention_pingpong(const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap k_map,
                        const __grid_constant__ TensorMap v_map, const Element*, const Element*, const Element*,
                        Element* y, float* lse, const int* q_starts, const int* kv_lens, const int* places,
-                       int* counter, int batch, int q_len, int kv_heads, int row_pages, int pages, float scale) {
+                       int* counter, float* part_y, float* part_log_sums, uint32_t* arrived, int batch, int q_len,
+                       int kv_heads, int row_pages, int pages, float scale) {
     extern __shared__ uint8_t dynamic[];
     Shared& shared = aligned(dynamic);
     const int warpgroup = threadIdx.x / WARPGROUP;
@@ -200,22 +204,22 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
         ptx::tma::prefetch(v_map);
         init(shared);
     }
-    __syncthreads();
+    sync_cluster();
 
     if (warpgroup == 0) {
         ptx::setmaxnreg::dec<PRODUCER_REGISTERS>();
         if (threadIdx.x < WARP) {
+            const int rank = schedule::cluster == 1 ? 0 : int(ptx::cluster::rank());
             const Lengths lengths{q_starts, kv_lens, batch, q_len, kv_heads};
-            const Cache cache{k_map, v_map, places, kv_heads, row_pages, pages};
+            const Cache cache{k_map, v_map, places, kv_heads, row_pages, pages, rank};
             Producer producer{shared, q_map, cache};
+            Tickets tickets{shared, counter, lengths.works(), rank};
             producer.begin();
-            const int tiles = lengths.tiles();
-            int index = take(counter, tiles);
-            while (index < tiles) {
-                const int next = take(counter, tiles);
+            tickets.ask();
+            for (int index = tickets.get(); index < tickets.works; index = tickets.get()) {
+                tickets.ask();
                 Work work;
-                if (lengths.work(index, work)) producer.feed(work);
-                index = next;
+                if (lengths.work(index, rank, work)) producer.feed(work);
             }
             producer.end();
         }
@@ -223,9 +227,10 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
         ptx::setmaxnreg::inc<CONSUMER_REGISTERS>();
         const Turn turn{uniform(warpgroup) - 1};
         constexpr float LOG2_E = 1.4426950408889634f;
-        const Results results{y, lse, kv_heads};
+        const Results results{y, lse, kv_heads, {part_y, part_log_sums, arrived}};
         turn.begin();
         Consumer(shared, turn, results, scale * LOG2_E).run();
         turn.end();
     }
+    finish();
 }
