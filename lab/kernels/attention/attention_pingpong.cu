@@ -87,7 +87,7 @@ struct Consumer {
         ptx::wgmma::commit_group();
     }
 
-    // Scores that have been waited for become weights.
+    // Scores that have been waited for become weights, which wait for their values.
     template <bool masked>
     __device__ __forceinline__ void take(const Work& work, int block, Scores& scores, Softmax& softmax) {
         ptx::wgmma::hold(scores);
@@ -95,6 +95,7 @@ struct Consumer {
         k_at.advance();
         if constexpr (masked) visible(work, row + threadIdx.x % WARP / 4, block * schedule::block_n).mask(scores);
         softmax.take(scores);
+        ptx::mbarrier::wait(shared.v_full[v_at.stage], v_at.parity ^ softmax.taken());
     }
 
     // The first block of the first tile.
@@ -117,7 +118,6 @@ struct Consumer {
         Scores scores;
         const int k_stage = uniform(k_at.stage), v_stage = uniform(v_at.stage);
         ptx::mbarrier::wait(shared.k_full[k_at.stage], k_at.parity);
-        ptx::mbarrier::wait(shared.v_full[v_at.stage], v_at.parity);
         turn.wait();
         ptx::wgmma::hold(weights);  // above the fence, as y
         ptx::wgmma::hold(y);
@@ -129,12 +129,13 @@ struct Consumer {
         ptx::wgmma::commit_group();
         if constexpr (schedule::lead == 0) turn.pass();
         ptx::wgmma::wait_group<1>();
+        const int before = v_at.stage;
+        v_at.advance();
         take<masked>(work, block, scores, softmax);
         ptx::wgmma::wait_group<0>();
         ptx::wgmma::hold(y);
         ptx::wgmma::hold(weights);
-        release_cluster(shared.v_empty[v_at.stage]);
-        v_at.advance();
+        release_cluster(shared.v_empty[before]);
         accumulate = true;
         between();
         pack<Element>(weights, scores);
@@ -142,7 +143,6 @@ struct Consumer {
 
     // The last weighted sum of the last tile.
     __device__ __forceinline__ void end() {
-        ptx::mbarrier::wait(shared.v_full[v_at.stage], v_at.parity);
         ptx::wgmma::hold(weights);
         ptx::wgmma::hold(y);
         ptx::wgmma::fence();
