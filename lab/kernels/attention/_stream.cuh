@@ -23,8 +23,6 @@ constexpr int BOXES = problem::head_dim / BOX_COLUMNS;
 
 static_assert(problem::head_dim % BOX_COLUMNS == 0, "rows of whole boxes");
 
-constexpr int WORKS = 2;
-
 template <int rows>
 using Tile = Element[BOXES][rows][BOX_COLUMNS];
 
@@ -37,7 +35,7 @@ struct alignas(ALIGNMENT) Shared {
     uint64_t v_landed;  // values whose last rows are not the sequence's
     uint64_t ticket_full, ticket_empty;  // empty, of rank 0's: one arrival of every producer
     int ticket;
-    Work work[WORKS];  // of the tile in q, and of the one before
+    Work work[2];  // of the tile in q, and of the one before, by the parity of q_full
     Work done[CONSUMERS * WARPGROUP / WARP];  // of each consumer warp: of what it has yet to store
 };
 
@@ -169,7 +167,6 @@ struct Producer {
     const bool speaks = threadIdx.x % WARP == 0;  // this lane, for the warp
     Position k_at, v_at;
     uint32_t q_parity = 0, landed_parity = 0;
-    int work_at = 0;
 
     __device__ __forceinline__ void keys(const Work& work, int block, int place) {
         ptx::mbarrier::wait(shared.k_empty[k_at.stage], k_at.parity ^ 1);  // on the first lap every stage is empty
@@ -195,12 +192,11 @@ struct Producer {
     // The next work for the consumers, whose queries are in `bytes` on their way.
     __device__ __forceinline__ void announce(const Work& work, uint32_t bytes) {
         ptx::mbarrier::wait(shared.q_empty, q_parity ^ 1);
-        q_parity ^= 1;
         if (speaks) {
-            shared.work[work_at] = work;
+            shared.work[q_parity] = work;
             ptx::mbarrier::arrive_expect_tx(shared.q_full, bytes);
         }
-        work_at = (work_at + 1) % WORKS;
+        q_parity ^= 1;
     }
 
     __device__ __forceinline__ void queries(const Work& work) {

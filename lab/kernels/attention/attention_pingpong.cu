@@ -48,7 +48,6 @@ struct Consumer {
     const int row = turn.consumer * MMA_M + threadIdx.x % WARPGROUP / WARP * 16;  // this warp's first of a tile
     Position k_at, v_at;
     uint32_t q_parity = 0;
-    int work_at = 0;
     bool accumulate;  // whether the tile has a weighted sum yet
     Queries queries;
     Weights weights;
@@ -62,9 +61,8 @@ struct Consumer {
         const Work* work;
         for (;;) {
             ptx::mbarrier::wait(shared.q_full, q_parity);
+            work = &shared.work[q_parity];
             q_parity ^= 1;
-            work = &shared.work[work_at];
-            work_at = (work_at + 1) % WORKS;
             if (work->sequence < 0) return nullptr;
             if (work->first < work->last) break;
             release(shared.q_empty);
