@@ -20,4 +20,11 @@ __device__ __forceinline__ void async_cluster(uint32_t to, float one, uint32_t b
                  : "memory");
 }
 
+// The same for one word.
+__device__ __forceinline__ void async_cluster(uint32_t to, int one, uint32_t barrier) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.s32 [%0], %1, [%2];" ::"r"(to), "r"(one),
+                 "r"(barrier)
+                 : "memory");
+}
+
 }  // namespace ptx::store

@@ -46,6 +46,16 @@ __device__ __forceinline__ void load_2d_multicast(void* to, const TensorMap& map
         : "memory");
 }
 
+// The same for a box of three dimensions (cp.async.bulk.tensor.3d, load, multicast::cluster).
+__device__ __forceinline__ void load_3d_multicast(void* to, const TensorMap& map, int column, int row, int slice,
+                                                  uint64_t& barrier, uint16_t ctas) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(address::shared(to)),
+        "l"(&map), "r"(column), "r"(row), "r"(slice), "r"(address::shared(&barrier)), "h"(ctas)
+        : "memory");
+}
+
 // Store the box at (row, column) from shared memory, clipped to the tensor, in this thread's bulk group
 // (cp.async.bulk.tensor.2d, store).
 __device__ __forceinline__ void store_2d(const TensorMap& map, const void* from, int column, int row) {

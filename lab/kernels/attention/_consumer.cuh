@@ -3,13 +3,11 @@
 #include "lab/kernels/attention/_softmax.cuh"
 #include "lab/kernels/attention/_stream.cuh"
 #include "ptx/ldmatrix.cuh"
-#include "ptx/stmatrix.cuh"
 #include "ptx/wgmma.cuh"
 
 constexpr int MMA_K = 16;                                  // of a wgmma
 constexpr int MMA_BYTES = MMA_K * sizeof(Element);
 constexpr int STEPS = schedule::block_n / MMA_K;           // of the weights along a block's keys
-constexpr int Y_CHUNKS = problem::head_dim * sizeof(Element) / sizeof(Vector16);  // of a row of y
 
 using Scores = float[schedule::block_n / 2];
 using Values = float[problem::head_dim / 2];
@@ -78,63 +76,3 @@ __device__ __forceinline__ Visible visible(const Work& work, int row, int key) {
     }
     return seen;
 }
-
-// Rows of y, normalised, and their log-sum-exp.
-struct Results {
-    Element* y;
-    float* lse;
-    int kv_heads;
-
-    // Where row `row` of a tile goes, in rows of head_dim; or -1.
-    __device__ __forceinline__ int64_t place(const Work& work, int row) const {
-        const int token = row / problem::group;
-        if (row >= ROWS || token >= work.tokens) return -1;
-        return (int64_t(work.query + token) * kv_heads + work.head) * problem::group + row % problem::group;
-    }
-
-    // Of 16 rows that see no key: 0 and -inf.
-    __device__ __forceinline__ void store_nothing(const Work& work, int first) const {
-        const int lane = threadIdx.x % WARP;
-        for (int i = lane; i < 16 * Y_CHUNKS; i += WARP) {
-            const int64_t to = place(work, first + i / Y_CHUNKS);
-            if (to < 0) continue;
-            reinterpret_cast<Vector16*>(y)[to * Y_CHUNKS + i % Y_CHUNKS] = {};
-            if constexpr (problem::lse)
-                if (i % Y_CHUNKS == 0) lse[to] = -infinity();
-        }
-    }
-
-    // 16 rows of a warp from row `first` of the tile on, through its own rows of shared memory.
-    __device__ __forceinline__ void store(Values& values, const Softmax& softmax, const Work& work, int first,
-                                          Shared& shared) const {
-        const int lane = threadIdx.x % WARP;
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            const float total = softmax.total(r), inverse = total > 0 ? __fdividef(1, total) : 0;
-#pragma unroll
-            for (int i = 0; i < problem::head_dim / 2; ++i)
-                if (row_of(i) == r) values[i] *= inverse;
-            if constexpr (problem::lse) {
-                const int64_t to = place(work, first + lane / 4 + 8 * r);
-                if (lane % 4 == 0 && to >= 0) lse[to] = softmax.log_sum_exp(r, total);
-            }
-        }
-        uint32_t rounded[problem::head_dim / MMA_K][4];
-        pack<Element>(rounded, values);
-        __syncwarp();  // the rows before have been read
-#pragma unroll
-        for (int step = 0; step < problem::head_dim / MMA_K; ++step) {
-            const int row = first + lane % 16, chunk = 2 * step + lane / 16;
-            ptx::stmatrix::x4(&shared.y[row][(chunk ^ row % 8) * 8], rounded[step][0], rounded[step][1],
-                              rounded[step][2], rounded[step][3]);
-        }
-        __syncwarp();
-#pragma unroll 2  // addresses of more would take the registers of scores that are under way
-        for (int i = lane; i < 16 * Y_CHUNKS; i += WARP) {
-            const int row = first + i / Y_CHUNKS, chunk = i % Y_CHUNKS;
-            const Vector16 part = *reinterpret_cast<const Vector16*>(&shared.y[row][(chunk ^ row % 8) * 8]);
-            const int64_t to = place(work, row);
-            if (to >= 0) reinterpret_cast<Vector16*>(y)[to * Y_CHUNKS + chunk] = part;
-        }
-    }
-};

@@ -14,13 +14,34 @@ __device__ __forceinline__ constexpr int column_of(int i) { return i / 4 * 8 + i
 __device__ __forceinline__ int first_column() { return threadIdx.x % 4 * 2; }
 
 // Over the four threads that share a row.
-__device__ __forceinline__ float row_max(float value) {
-    value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 1));
-    return fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 2));
+template <typename T>
+__device__ __forceinline__ T row_max(T value) {
+    value = max(value, __shfl_xor_sync(0xffffffffu, value, 1));
+    return max(value, __shfl_xor_sync(0xffffffffu, value, 2));
 }
 __device__ __forceinline__ float row_sum(float value) {
     value += __shfl_xor_sync(0xffffffffu, value, 1);
     return value + __shfl_xor_sync(0xffffffffu, value, 2);
+}
+
+// The largest score of each row, or 0: as integers floats are in order from 0 up, and three of those are compared at once.
+template <int n>
+__device__ __forceinline__ void positive_max(const float (&scores)[n], float (&largest)[2]) {
+    int top[2] = {0, 0};
+#pragma unroll
+    for (int i = 0; i < n; i += 2)
+        top[row_of(i)] = __vimax3_s32(top[row_of(i)], __float_as_int(scores[i]), __float_as_int(scores[i + 1]));
+#pragma unroll
+    for (int r = 0; r < 2; ++r) largest[r] = __int_as_float(row_max(top[r]));
+}
+
+template <int n>
+__device__ __forceinline__ void any_max(const float (&scores)[n], float (&largest)[2]) {
+    largest[0] = scores[0], largest[1] = scores[2];
+#pragma unroll
+    for (int i = 0; i < n; ++i) largest[row_of(i)] = fmaxf(largest[row_of(i)], scores[i]);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) largest[r] = row_max(largest[r]);
 }
 
 // Which columns of a block each of a thread's two rows sees, from its first column on: start <= column < end.
@@ -51,14 +72,14 @@ struct Softmax {
     // Scores to weights.
     template <int n>
     __device__ __forceinline__ void take(float (&scores)[n]) {
-        float largest[2] = {scores[0], scores[2]};
-#pragma unroll
-        for (int i = 0; i < n; ++i) largest[row_of(i)] = fmaxf(largest[row_of(i)], scores[i]);
+        float largest[2];
+        positive_max(scores, largest);
+        if (__any_sync(0xffffffffu, largest[0] == 0 && maximum[0] < 0 || largest[1] == 0 && maximum[1] < 0))
+            any_max(scores, largest);
         float base[2];
         decayed = false;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            largest[r] = row_max(largest[r]);
             const float before = maximum[r];
             // Weights up to 2^slack are as good as up to 1: the maximum stays where it is until it is that far off.
             if (largest[r] * scale > before * scale + schedule::slack) maximum[r] = largest[r];
@@ -89,10 +110,9 @@ struct Softmax {
     // The whole row's sum, after the last block.
     __device__ __forceinline__ float total(int r) const { return row_sum(sum[r]); }
 
-    // log of the sum of e^(scores / sqrt(head_dim)); -inf for a row that saw nothing.
-    __device__ __forceinline__ float log_sum_exp(int r, float total) const {
-        constexpr float LN_2 = 0.6931471805599453f;
-        return total > 0 ? (maximum[r] * scale + __log2f(total)) * LN_2 : -infinity();
+    // log2 of the sum of 2^(scale scores); -inf for a row that saw nothing.
+    __device__ __forceinline__ float log_sum(int r, float total) const {
+        return total > 0 ? maximum[r] * scale + __log2f(total) : -infinity();
     }
 };
 

@@ -1,10 +1,12 @@
 // Keys and values on their way to the consumers: shared memory, the producer's warp.
 #pragma once
 #include "lab/kernels/attention/_work.cuh"
+#include "lab/kernels/common/cluster.cuh"
 #include "lab/kernels/common/ring_position.cuh"
 #include "ptx/address.cuh"
 #include "ptx/fence.cuh"
 #include "ptx/mbarrier.cuh"
+#include "ptx/store.cuh"
 #include "ptx/tma.cuh"
 #include "ptx/types.cuh"
 #include "schedule.cuh"
@@ -21,20 +23,20 @@ constexpr int BOXES = problem::head_dim / BOX_COLUMNS;
 
 static_assert(problem::head_dim % BOX_COLUMNS == 0, "rows of whole boxes");
 
-constexpr int WORKS = 3;
-
 template <int rows>
 using Tile = Element[BOXES][rows][BOX_COLUMNS];
 
 struct alignas(ALIGNMENT) Shared {
     Tile<schedule::block_m> q;
     Tile<schedule::block_n> k[schedule::stages], v[schedule::stages];
-    Element y[schedule::block_m][problem::head_dim];
     uint64_t q_full, q_empty;  // full: one arrival, and the bytes; empty: one arrival of every consumer warp
-    uint64_t k_full[schedule::stages], k_empty[schedule::stages];
+    uint64_t k_full[schedule::stages], k_empty[schedule::stages];  // empty: of every consumer warp of the cluster
     uint64_t v_full[schedule::stages], v_empty[schedule::stages];
     uint64_t v_landed;  // values whose last rows are not the sequence's
-    Work work[WORKS];   // of the tile in q, of the one before, and one that all consumers have left
+    uint64_t ticket_full, ticket_empty;  // empty, of rank 0's: one arrival of every producer
+    int ticket;
+    Work work[2];  // of the tile in q, and of the one before, by the parity of q_full
+    Work done[CONSUMERS * WARPGROUP / WARP];  // of each consumer warp: of what it has yet to store
 };
 
 static_assert(sizeof(Shared) + ALIGNMENT ==
@@ -55,27 +57,30 @@ __device__ __forceinline__ void init(Shared& shared) {
     ptx::mbarrier::init(shared.q_full, 1);
     ptx::mbarrier::init(shared.q_empty, READERS);
     ptx::mbarrier::init(shared.v_landed, 1);
+    ptx::mbarrier::init(shared.ticket_full, 1);
+    ptx::mbarrier::init(shared.ticket_empty, schedule::cluster);
     for (int stage = 0; stage < schedule::stages; ++stage) {
         ptx::mbarrier::init(shared.k_full[stage], 1);
-        ptx::mbarrier::init(shared.k_empty[stage], READERS);
+        ptx::mbarrier::init(shared.k_empty[stage], schedule::cluster * READERS);
         ptx::mbarrier::init(shared.v_full[stage], 1);
-        ptx::mbarrier::init(shared.v_empty[stage], READERS);
+        ptx::mbarrier::init(shared.v_empty[stage], schedule::cluster * READERS);
     }
     ptx::fence::mbarrier_init();
 }
 
 // Where keys and values lie: rows of whole sequences one after another, or pages that a block table names. A block comes
-// in boxes of some rows; lane i of the producer's warp copies box i.
-constexpr int PAGE = problem::page > 0 ? problem::page : schedule::block_n;
-constexpr int BOX_ROWS = PAGE < schedule::block_n ? PAGE : schedule::block_n;
+// in boxes of some rows; lane i of the producer's warp copies box i, to all CTAs of the cluster, which take turns.
+constexpr int PART = schedule::block_n / schedule::cluster;
+constexpr int PAGE = problem::page > 0 ? problem::page : PART;
+constexpr int BOX_ROWS = PAGE < PART ? PAGE : PART;
 constexpr int BOXES_HIGH = schedule::block_n / BOX_ROWS;
 
-static_assert(schedule::block_n % BOX_ROWS == 0 && PAGE % BOX_ROWS == 0 && BOXES_HIGH <= WARP, "whole boxes, one a lane");
+static_assert(PART % BOX_ROWS == 0 && PAGE % BOX_ROWS == 0 && BOXES_HIGH <= WARP, "whole boxes, one a lane");
 
 struct Cache {
     const TensorMap &k_map, &v_map;
     const int* places;  // the first row of each sequence; or the block table, `row_pages` pages a sequence
-    int kv_heads, row_pages, pages;
+    int kv_heads, row_pages, pages, rank;
 
     // The first key of this lane's box of the block; beyond the sequence's last page that page again.
     __device__ __forceinline__ int key(const Work& work, int block) const {
@@ -97,15 +102,16 @@ struct Cache {
         const int lane = threadIdx.x % WARP, at = key(work, block);
         if (lane == 0) ptx::mbarrier::arrive_expect_tx(full, sizeof(to));
         __syncwarp();
-        if (lane >= BOXES_HIGH) return;
+        if (lane >= BOXES_HIGH || lane % schedule::cluster != rank) return;
+        const int row = problem::page == 0 ? work.head : at % PAGE;
+        const int slice = problem::page == 0 ? place + at : (2 * place + value) * kv_heads + work.head;
 #pragma unroll
         for (int box = 0; box < BOXES; ++box) {
             Element* into = to[box][lane * BOX_ROWS];
-            if constexpr (problem::page == 0)
-                ptx::tma::load_3d(into, map, box * BOX_COLUMNS, work.head, place + at, full);
+            if constexpr (schedule::cluster == 1)
+                ptx::tma::load_3d(into, map, box * BOX_COLUMNS, row, slice, full);
             else
-                ptx::tma::load_3d(into, map, box * BOX_COLUMNS, at % PAGE, (2 * place + value) * kv_heads + work.head,
-                                  full);
+                ptx::tma::load_3d_multicast(into, map, box * BOX_COLUMNS, row, slice, full, (1 << schedule::cluster) - 1);
         }
     }
 };
@@ -122,6 +128,39 @@ __device__ __forceinline__ void clear(Tile<rows>& tile, int row) {
     __syncwarp();
 }
 
+// Numbers of works from a counter in global memory, each asked for one work ahead; for all CTAs of a cluster by rank 0's.
+// The counter is 0 again when every cluster has been told that there is no further work.
+struct Tickets {
+    Shared& shared;
+    int* counter;
+    int works, rank;
+    uint32_t parity = 0;
+    int index;
+
+    __device__ __forceinline__ void ask() {
+        if (rank > 0 || threadIdx.x % WARP > 0) return;
+        if constexpr (schedule::cluster > 1) ptx::mbarrier::wait(shared.ticket_empty, parity ^ 1);
+        index = atomicAdd(counter, 1);
+        if (index == works + int(gridDim.x) / schedule::cluster - 1) atomicExch(counter, 0);
+        if constexpr (schedule::cluster > 1)
+            for (int cta = 0; cta < schedule::cluster; ++cta)
+                ptx::store::async_cluster(ptx::address::shared_of_cta(&shared.ticket, cta), index,
+                                          ptx::address::shared_of_cta(&shared.ticket_full, cta));
+    }
+
+    __device__ __forceinline__ int get() {
+        if constexpr (schedule::cluster > 1) {
+            if (threadIdx.x % WARP == 0) ptx::mbarrier::arrive_expect_tx(shared.ticket_full, sizeof(shared.ticket));
+            ptx::mbarrier::wait_cluster(shared.ticket_full, parity);
+            parity ^= 1;
+            index = shared.ticket;
+            __syncwarp();
+            if (threadIdx.x % WARP == 0) ptx::mbarrier::arrive_cluster(shared.ticket_empty, 0);
+        }
+        return uniform(index);
+    }
+};
+
 // A warp that keeps the rings full: keys a block ahead of values, blocks from the last to the first.
 struct Producer {
     Shared& shared;
@@ -130,7 +169,6 @@ struct Producer {
     const bool speaks = threadIdx.x % WARP == 0;  // this lane, for the warp
     Position k_at, v_at;
     uint32_t q_parity = 0, landed_parity = 0;
-    int work_at = 0;
 
     __device__ __forceinline__ void keys(const Work& work, int block, int place) {
         ptx::mbarrier::wait(shared.k_empty[k_at.stage], k_at.parity ^ 1);  // on the first lap every stage is empty
@@ -156,12 +194,11 @@ struct Producer {
     // The next work for the consumers, whose queries are in `bytes` on their way.
     __device__ __forceinline__ void announce(const Work& work, uint32_t bytes) {
         ptx::mbarrier::wait(shared.q_empty, q_parity ^ 1);
-        q_parity ^= 1;
         if (speaks) {
-            shared.work[work_at] = work;
+            shared.work[q_parity] = work;
             ptx::mbarrier::arrive_expect_tx(shared.q_full, bytes);
         }
-        work_at = (work_at + 1) % WORKS;
+        q_parity ^= 1;
     }
 
     __device__ __forceinline__ void queries(const Work& work) {
@@ -197,5 +234,9 @@ struct Producer {
     }
 
     // There is no further work.
-    __device__ __forceinline__ void end() { announce({}, 0); }
+    __device__ __forceinline__ void end() {
+        Work none = {};
+        none.sequence = -1;
+        announce(none, 0);
+    }
 };

@@ -5,18 +5,21 @@
 
 constexpr int TOKENS = schedule::block_m / problem::group;  // of a tile: all query heads of a KV head are its rows
 constexpr int ROWS = TOKENS * problem::group;                 // of a tile that are some query's
+constexpr int SPAN = schedule::cluster * TOKENS;              // tokens of the tiles of a cluster, which lie side by side
 
 __device__ __forceinline__ int blocks_of(int extent, int block) { return (extent + block - 1) / block; }
 
 // A tile of queries. Its row r is token r / group, query head r % group of the KV head.
 struct Work {
     int query;        // first row of q
-    int tokens;       // of the tile that exist; 0 where there is no work
+    int tokens;       // of the tile that exist, if any
     int head;         // KV head
-    int sequence;
+    int sequence;     // or -1: there is no further work
     int keys;         // of the sequence
     int diagonal;     // how many of them its first token sees, if it sees any: more by one with every token
-    int first, last;  // KV blocks, `last` excluded
+    int first, last;  // KV blocks of the split that any token of the cluster sees, `last` excluded
+    int split;        // which part of the KV blocks this is
+    int tile;         // of all tiles, splits aside
 
     // How many keys from the first on a token of the tile sees.
     __device__ __forceinline__ int end(int token) const {
@@ -42,34 +45,38 @@ struct Lengths {
     const int *q_starts, *kv_lens;
     int batch, q_len, kv_heads;  // q_len is the longest that a sequence may have
 
-    __device__ __forceinline__ int tiles() const { return blocks_of(q_len, TOKENS) * batch * kv_heads; }
+    __device__ __forceinline__ int spans() const { return blocks_of(q_len, SPAN) * batch * kv_heads; }
 
-    // Tile `index`; false where it lies beyond its sequence. Sections of `section` heads one after another, so that their
-    // keys and values stay in L2; in a section the last tiles, which see most keys, first.
-    __device__ __forceinline__ bool work(int index, Work& work) const {
-        const int heads = batch * kv_heads, blocks = blocks_of(q_len, TOKENS);
-        const int before = index / (schedule::section * blocks) * schedule::section;
-        const int width = min(schedule::section, heads - before), inside = index - before * blocks;
-        const int head = before + inside % width, token = (blocks - 1 - inside / width) * TOKENS;
+    // What the clusters of the grid work on: the splits of every span.
+    __device__ __forceinline__ int works() const { return spans() * schedule::splits; }
+
+    // Work `index` for the CTA of rank `rank`; false where its span lies beyond its sequence. Sections of `section` heads
+    // one after another, so that their keys and values stay in L2; in a section the last spans, which see most keys, first.
+    __device__ __forceinline__ bool work(int index, int rank, Work& work) const {
+        const int span = index / schedule::splits;
+        const int heads = batch * kv_heads, blocks = blocks_of(q_len, SPAN);
+        const int before = span / (schedule::section * blocks) * schedule::section;
+        const int width = min(schedule::section, heads - before), inside = span - before * blocks;
+        const int head = before + inside % width, token = (blocks - 1 - inside / width) * SPAN;
         work.sequence = head / kv_heads;
         work.head = head % kv_heads;
         const int start = q_starts[work.sequence], queries = q_starts[work.sequence + 1] - start;
         work.query = start + token;
-        work.tokens = min(TOKENS, queries - token);
+        work.tokens = min(SPAN, queries - token);
         work.keys = kv_lens[work.sequence];
         work.diagonal = token + work.keys - queries + 1;
         work.first = max(work.start(0), 0) / schedule::block_n;
         work.last = blocks_of(max(work.end(work.tokens - 1), 0), schedule::block_n);
-        return work.tokens > 0;
+        const bool exists = work.tokens > 0;
+
+        work.split = index % schedule::splits;
+        const int seen = max(work.last - work.first, 0), from = work.first;
+        work.first = from + seen * work.split / schedule::splits;
+        work.last = from + seen * (work.split + 1) / schedule::splits;
+        work.tile = span * schedule::cluster + rank;
+        work.query += rank * TOKENS;
+        work.tokens = min(work.tokens - rank * TOKENS, TOKENS);
+        work.diagonal += rank * TOKENS;
+        return exists;
     }
 };
-
-// The next tile of the grid, by a warp; `counter` is 0 again when every CTA has been told that there is none left.
-__device__ __forceinline__ int take(int* counter, int tiles) {
-    int index;
-    if (threadIdx.x % 32 == 0) {
-        index = atomicAdd(counter, 1);
-        if (index == tiles + int(gridDim.x) - 1) atomicExch(counter, 0);
-    }
-    return __shfl_sync(0xffffffffu, index, 0);
-}

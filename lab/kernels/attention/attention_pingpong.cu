@@ -11,11 +11,11 @@
 //
 // Bytes expected through TMA: q once, k and v once for every tile of queries that sees them. From HBM: each once, while
 // the heads of a section fit in L2.
-#include "lab/kernels/attention/_consumer.cuh"
+#include "lab/kernels/attention/_results.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/setmaxnreg.cuh"
 
-constexpr int PRODUCER_REGISTERS = CONSUMERS == 2 ? 24 : 32, CONSUMER_REGISTERS = CONSUMERS == 2 ? 240 : 160;
+constexpr int PRODUCER_REGISTERS = CONSUMERS == 2 ? 40 : 32, CONSUMER_REGISTERS = CONSUMERS == 2 ? 232 : 160;
 constexpr int TURN = 1;  // named barrier of consumer 0's turn; the others' are the next
 
 static_assert(schedule::threads == (1 + CONSUMERS) * WARPGROUP, "a producer and the consumers");
@@ -48,7 +48,6 @@ struct Consumer {
     const int row = turn.consumer * MMA_M + threadIdx.x % WARPGROUP / WARP * 16;  // this warp's first of a tile
     Position k_at, v_at;
     uint32_t q_parity = 0;
-    int work_at = 0;
     bool accumulate;  // whether the tile has a weighted sum yet
     Queries queries;
     Weights weights;
@@ -62,10 +61,9 @@ struct Consumer {
         const Work* work;
         for (;;) {
             ptx::mbarrier::wait(shared.q_full, q_parity);
+            work = &shared.work[q_parity];
             q_parity ^= 1;
-            work = &shared.work[work_at];
-            work_at = (work_at + 1) % WORKS;
-            if (work->tokens == 0) return nullptr;
+            if (work->sequence < 0) return nullptr;
             if (work->first < work->last) break;
             release(shared.q_empty);
             results.store_nothing(*work, row);
@@ -91,7 +89,7 @@ struct Consumer {
     template <bool masked>
     __device__ __forceinline__ void take(const Work& work, int block, Scores& scores, Softmax& softmax) {
         ptx::wgmma::hold(scores);
-        release(shared.k_empty[k_at.stage]);
+        release_cluster(shared.k_empty[k_at.stage]);
         k_at.advance();
         if constexpr (masked) visible(work, row + threadIdx.x % WARP / 4, block * schedule::block_n).mask(scores);
         softmax.take(scores);
@@ -135,7 +133,7 @@ struct Consumer {
         ptx::wgmma::wait_group<0>();
         ptx::wgmma::hold(y);
         ptx::wgmma::hold(weights);
-        release(shared.v_empty[before]);
+        release_cluster(shared.v_empty[before]);
         accumulate = true;
         between();
         pack<Element>(weights, scores);
@@ -150,13 +148,14 @@ struct Consumer {
         ptx::wgmma::commit_group();
         ptx::wgmma::wait_group<0>();
         ptx::wgmma::hold(y);
-        release(shared.v_empty[v_at.stage]);
+        release_cluster(shared.v_empty[v_at.stage]);
     }
 
     // Every tile: blocks that need masks at the end, those that need none, those that need masks at the start.
     __device__ __forceinline__ void run() {
         const Work* work = next();
         if (work == nullptr) return;
+        Work& done = shared.done[threadIdx.x / WARP - WARPGROUP / WARP];
         Softmax softmax(scale);
         begin(*work, softmax);
         for (;;) {
@@ -169,17 +168,19 @@ struct Consumer {
                 for (; block >= first; --block) step<true>(*work, block, softmax, rescale);
             if constexpr (!schedule::q_registers) release(shared.q_empty);
 
-            const Work* done = work;
+            __syncwarp();
+            if (threadIdx.x % WARP == 0) done = *work;
+            __syncwarp();
             const Softmax ended = softmax;
             softmax = Softmax(scale);
             work = next();
             if (work == nullptr) {
                 end();
-                results.store(y, ended, *done, row, shared);
+                results.store(y, ended, done, row);
                 return;
             }
             step<true>(*work, work->last - 1, softmax, [&] {
-                results.store(y, ended, *done, row, shared);
+                results.store(y, ended, done, row);
                 accumulate = false;
             });
         }
@@ -190,7 +191,8 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
     attention_pingpong(const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap k_map,
                        const __grid_constant__ TensorMap v_map, const Element*, const Element*, const Element*,
                        Element* y, float* lse, const int* q_starts, const int* kv_lens, const int* places,
-                       int* counter, int batch, int q_len, int kv_heads, int row_pages, int pages, float scale) {
+                       int* counter, float* part_y, float* part_log_sums, uint32_t* arrived, int batch, int q_len,
+                       int kv_heads, int row_pages, int pages, float scale) {
     extern __shared__ uint8_t dynamic[];
     Shared& shared = aligned(dynamic);
     const int warpgroup = threadIdx.x / WARPGROUP;
@@ -200,22 +202,22 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
         ptx::tma::prefetch(v_map);
         init(shared);
     }
-    __syncthreads();
+    sync_cluster();
 
     if (warpgroup == 0) {
         ptx::setmaxnreg::dec<PRODUCER_REGISTERS>();
         if (threadIdx.x < WARP) {
+            const int rank = schedule::cluster == 1 ? 0 : int(ptx::cluster::rank());
             const Lengths lengths{q_starts, kv_lens, batch, q_len, kv_heads};
-            const Cache cache{k_map, v_map, places, kv_heads, row_pages, pages};
+            const Cache cache{k_map, v_map, places, kv_heads, row_pages, pages, rank};
             Producer producer{shared, q_map, cache};
+            Tickets tickets{shared, counter, lengths.works(), rank};
             producer.begin();
-            const int tiles = lengths.tiles();
-            int index = take(counter, tiles);
-            while (index < tiles) {
-                const int next = take(counter, tiles);
+            tickets.ask();
+            for (int index = tickets.get(); index < tickets.works; index = tickets.get()) {
+                tickets.ask();
                 Work work;
-                if (lengths.work(index, work)) producer.feed(work);
-                index = next;
+                if (lengths.work(index, rank, work)) producer.feed(work);
             }
             producer.end();
         }
@@ -223,9 +225,10 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
         ptx::setmaxnreg::inc<CONSUMER_REGISTERS>();
         const Turn turn{uniform(warpgroup) - 1};
         constexpr float LOG2_E = 1.4426950408889634f;
-        const Results results{y, lse, kv_heads};
+        const Results results{y, lse, kv_heads, {part_y, part_log_sums, arrived}};
         turn.begin();
         Consumer(shared, turn, results, scale * LOG2_E).run();
         turn.end();
     }
+    finish();
 }

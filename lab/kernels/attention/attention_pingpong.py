@@ -1,4 +1,7 @@
-"""Consumers multiply in turn, one's softmax under the other's products; CTAs take tiles from a counter."""
+"""Consumers multiply in turn, one's softmax under the other's products; CTAs take tiles from a counter.
+
+The device code also knows clusters that share loads and splits along the keys; schedules have neither yet.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +13,7 @@ from lab.kernels.attention import prefill, prefill_simulation
 from lab.problems import Attention
 from sim.counts import SECTOR, Counts
 from sim.errors import ScheduleError
-from sim.launch import Array, Launch, Role
+from sim.launch import Array, Launch, Role, Scalar
 from sim.machine import Machine
 from sim.tiles import Chip, add_atomically
 
@@ -30,12 +33,14 @@ SOLVES = Solves(
 )
 
 WARPGROUP = 128
-REGISTERS = {2: 240, 3: 160}  # of a consumer's thread, by how many there are
+REGISTERS = {2: 232, 3: 160}  # of a consumer's thread, by how many there are
 OTHER_REGISTERS = 36  # beside scores, weights, values and queries
-WORKS = 3  # tiles that shared memory describes
-WORK_BYTES = 32
+WARPS = 4  # of a consumer
+WORK_BYTES = 40  # of a description of a tile: of two in turn, and of one for each consumer warp
 MBARRIER = 8  # bytes
+TICKET = 4  # bytes
 FROM_REGISTERS = (64, 96, 128, 192)  # block_n of a wgmma with queries in registers
+PARTS = ("part_y", "part_log_sums", "arrived")  # of splits: null, where there is one
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,15 @@ class Schedule:
     turns: int  # 1: consumers multiply in turn; 0: as they come
     lead: int  # steps of the weighted sum that are issued after the turn was passed on
     q_registers: int  # 1: queries are held in registers; 0: wgmma reads them from shared memory
+    cluster: int = 1  # CTAs that share loads of keys and values
+    splits: int = 1  # parts of the blocks that a tile sees, each multiplied on its own
 
     def __post_init__(self) -> None:
         prefill.require_blocks(self, (128, 192), tuple(range(64, 193, 16)))
         require_choice(self, "turns", (0, 1))
         require_choice(self, "q_registers", (0, 1))
+        require_choice(self, "cluster", (1,))
+        require_choice(self, "splits", (1,))
         if not 1 <= self.section <= 1024:
             raise ScheduleError(f"section is from 1 to 1,024 KV heads; section = {self.section}")
         if not 0 <= self.slack <= 8:
@@ -76,13 +85,13 @@ class Schedule:
 
     @property
     def shared_rows(self) -> int:
-        """Rows of head_dim elements in shared memory: queries, keys, values, results."""
-        return 2 * self.block_m + 2 * self.stages * self.block_n
+        """Rows of head_dim elements in shared memory: queries, keys, values."""
+        return self.block_m + 2 * self.stages * self.block_n
 
     @property
     def further_shared_bytes(self) -> int:
         """Barriers and descriptions of tiles, padded to the alignment of a tile, and room to align the whole."""
-        inside = MBARRIER * (3 + 4 * self.stages) + WORKS * WORK_BYTES
+        inside = MBARRIER * (5 + 4 * self.stages) + TICKET + WORK_BYTES * (2 + WARPS * self.consumers)
         return -(-inside // prefill.ALIGNMENT) * prefill.ALIGNMENT + prefill.ALIGNMENT
 
     def fits(self, problem: Attention, machine: Machine) -> None:
@@ -97,33 +106,33 @@ class Schedule:
             )
 
 
-SHAPES = (  # block_m, block_n, turns, lead, q_registers
-    (128, 128, 0, 0, 1),
-    (128, 128, 1, 2, 0),
-    (128, 128, 1, 2, 1),
-    (192, 80, 1, 0, 0),
-    (128, 160, 1, 0, 0),
-    (128, 64, 0, 0, 1),
+# Measured on the H200 at head_dim 128.
+LONG = Schedule(128, 128, 3, section=8, slack=8, turns=0, lead=0, q_registers=1)
+SHORT = replace(LONG, stages=2, section=32)
+FULL = replace(LONG, block_m=192, block_n=80, q_registers=0)
+MEASURED = (
+    LONG,
+    SHORT,
+    FULL,
+    replace(LONG, block_n=176, stages=2, q_registers=0),
+    replace(FULL, section=32),
+    replace(LONG, section=32),
+    replace(LONG, turns=1, lead=2),
+    replace(LONG, block_n=64, stages=4),
 )
-SECTION = 8
-SLACK = 8
-MOST_STAGES = 4
+LONG_KEYS = 8192  # from so many on causal attention has enough tiles to fill the chip section by section
 
 
 def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
-    """Measured shapes, best first, each with as deep a ring as fits; then other sections."""
-    found = []
-    for block_m, block_n, turns, lead, q_registers in SHAPES:
-        for stages in range(MOST_STAGES, 1, -1):
-            schedule = Schedule(block_m, block_n, stages, SECTION, SLACK, turns, lead, q_registers)
-            try:
-                schedule.fits(problem, machine)
-            except ScheduleError:
-                continue
-            found.append(schedule)
-            break
-    yield from found
-    yield from (replace(schedule, section=section) for schedule in found[:2] for section in (4, 32))
+    """Measured schedules that fit, the best for problems of this kind first."""
+    p = problem
+    best = FULL if not p.causal else LONG if p.kv_len >= LONG_KEYS else SHORT
+    for schedule in dict.fromkeys((best, *MEASURED)):
+        try:
+            schedule.fits(p, machine)
+        except ScheduleError:
+            continue
+        yield schedule
 
 
 def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
@@ -139,6 +148,7 @@ def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[La
             arguments=(
                 *prefill.arguments(p, s.block_m, s.block_n),
                 Array("counter", Role.WORKSPACE, (1,), "int32"),
+                *(Scalar(name, 0, "int64") for name in PARTS),
                 *prefill.capacities(p),
             ),
             shared_bytes=prefill.shared_bytes(p, s),

@@ -24,6 +24,7 @@ PAGES = (16, 64, 128)
 SIZE = 2  # bytes of an element
 INDEX = 4  # bytes of an index, of a number of lse
 LANES = 32
+FOUR = 4  # elements of y that a lane stores at once
 BOX_COLUMNS = 64  # elements of a box's row: 128 bytes, which the swizzle permutes
 SWIZZLE = 128
 ALIGNMENT = 1024  # bytes, of a tile with that swizzle
@@ -210,7 +211,7 @@ def _table_sectors(problem: Attention, b: int, keys: int, of: Tiles, block_n: in
 def _lse_sectors(problem: Attention, block_m: int, block_n: int) -> Iterator[int]:
     """Sectors of each request for lse: eight rows of a tile's, or as many as a warp clears where no key is seen."""
     p, of_tile = problem, tokens_of(problem, block_m)
-    cleared = LANES * 16 // (SIZE * p.head_dim)  # 16 bytes a lane
+    cleared = LANES * FOUR // p.head_dim
     for sequence in p.sequences:
         of = tiles(p, sequence, block_m, block_n)
         row = np.arange(of_tile * p.group)

@@ -1,4 +1,4 @@
-"""The tile schedule of the prefill kernels fed by TMA, counted and computed: _work.cuh, _stream.cuh, _consumer.cuh."""
+"""The tile schedule of the prefill kernels fed by TMA, counted and computed: _work.cuh, _stream.cuh, _results.cuh."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.kernels.attention.prefill import BOX_COLUMNS, INDEX, LANES, SIZE, box_rows, tile_count, tokens_of
+from lab.kernels.attention.prefill import BOX_COLUMNS, FOUR, INDEX, LANES, SIZE, box_rows, tile_count, tokens_of
 from sim.formats import encode
 from sim.jit import njit, prange
 from sim.launch import Launch
@@ -261,8 +261,8 @@ def _visible(shape, work, block, start, end):
 @njit(cache=True)
 def _store(count, marks, data, shape, work, y, maximum, total, numerics):
     """Rows of y and their lse, a warp's sixteen after another's; where no key is seen they are cleared row by row."""
-    live, chunk = work.tokens * shape.group, 16 // SIZE
-    request = LSE_ROWS if work.last > work.first else LANES * chunk // shape.dim
+    live = work.tokens * shape.group
+    request = LSE_ROWS if work.last > work.first else LANES * FOUR // shape.dim
     at = np.empty(shape.block_m, np.int64)
     for row in range(live):
         token, head = work.query + row // shape.group, work.head * shape.group + row % shape.group

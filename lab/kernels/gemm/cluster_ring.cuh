@@ -1,8 +1,8 @@
 // Persistent clusters whose CTAs load their common rows of w once, by multicast: the producer, how stages are released
 // across the cluster, and a CTA's whole run.
 #pragma once
+#include "lab/kernels/common/cluster.cuh"
 #include "lab/kernels/gemm/warp_roles.cuh"
-#include "ptx/cluster.cuh"
 
 constexpr int W_PART = box::w_map::rows;  // rows of each half of w that this CTA loads
 
@@ -15,27 +15,10 @@ __device__ __forceinline__ Walk walk_of_cluster(int m, int columns) {
             int(blockIdx.x) / schedule::cluster, int(gridDim.x) / schedule::cluster};
 }
 
-// Barriers are initialised before any CTA of the cluster arrives on them, and live until all have.
-__device__ __forceinline__ void sync_cluster() {
-    if constexpr (schedule::cluster == 1) {
-        __syncthreads();
-    } else {
-        ptx::cluster::arrive();
-        ptx::cluster::wait();
-    }
-}
-
 __device__ __forceinline__ void start(Shared& shared, const TensorMap& x, const TensorMap& w, const TensorMap& y,
                                       int readers) {
     if (threadIdx.x == 0) init_ring(shared, x, w, y, schedule::cluster * readers * WARPGROUP / WARP);
     sync_cluster();
-}
-
-__device__ __forceinline__ void finish() {
-    if constexpr (schedule::cluster > 1) {
-        __syncwarp();
-        sync_cluster();
-    }
 }
 
 // One thread keeps the ring full: its own rows of x, and its share of w in every CTA of the cluster.
@@ -60,16 +43,6 @@ __device__ __forceinline__ void producer(Shared& shared, const TensorMap& x, con
                     ptx::tma::load_2d_multicast(to, w, k, row, full, (1 << schedule::cluster) - 1);
             }
         }
-    }
-}
-
-// A warp has read a stage: it arrives at the stage's empty barrier in every CTA whose producer writes to it.
-__device__ __forceinline__ void release(Shared& shared, int stage) {
-    const int lane = threadIdx.x % WARP;
-    if constexpr (schedule::cluster == 1) {
-        if (lane == 0) ptx::mbarrier::arrive(shared.empty[stage]);
-    } else {
-        if (lane < schedule::cluster) ptx::mbarrier::arrive_cluster(shared.empty[stage], lane);
     }
 }
 

@@ -18,7 +18,7 @@ __device__ __forceinline__ void consumer(Shared& shared, const TensorMap& y, con
                                          Walk walk, int rank, int steps) {
     float sum[MMA_TILES][schedule::block_n / 2] = {};
     const int first = consumer * MMA_TILES * MMA_M;
-    const auto free = [&](int stage) { release(shared, stage); };
+    const auto free = [&](int stage) { release_cluster(shared.empty[stage]); };
     Position now;
     int next = 0;
     for (Tile tile; walk.next(tile);) {

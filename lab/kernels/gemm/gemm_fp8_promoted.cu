@@ -65,7 +65,7 @@ __device__ __forceinline__ void accumulate(Sums& sums, Partial (&partial)[2], Sh
         partial[turn % 2].multiply<0, schedule::step_bytes>(shared.ring[now.stage], consumer, turn % PARTS);
     };
     const auto finish = [&](int turn, int stage) {
-        if (turn % PARTS == PARTS - 1) release(shared, stage);
+        if (turn % PARTS == PARTS - 1) release_cluster(shared.empty[stage]);
         partial[turn % 2].add_to(sums[turn % PARTS]);
     };
     const auto next = [&](int turn) {
@@ -110,7 +110,7 @@ __device__ __forceinline__ void accumulate(Sums& sums, Partial (&partial)[1], Sh
             ptx::wgmma::wait_group<1>();
             ptx::barrier::arrive<CONSUMERS * WARPGROUP>(TURN + 1 - consumer);
             partial[0].wait<0>();
-            if (part == PARTS - 1) release(shared, now.stage);
+            if (part == PARTS - 1) release_cluster(shared.empty[now.stage]);
             partial[0].add_to(sums[part]);
         }
     }

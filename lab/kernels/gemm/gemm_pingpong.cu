@@ -19,7 +19,7 @@ constexpr int TURN = 1 + CONSUMERS;                   // named barrier of consum
 __device__ __forceinline__ void consumer(Shared& shared, const TensorMap& y, const Epilogue& epilogue, int consumer,
                                          Walk walk, int rank, int steps) {
     float sum[MMA_TILES][schedule::block_n / 2] = {};
-    const auto free = [&](int stage) { release(shared, stage); };
+    const auto free = [&](int stage) { release_cluster(shared.empty[stage]); };
     Position now;
     int next = 0, number = 0;
     for (Tile tile; walk.next(tile); ++number) {

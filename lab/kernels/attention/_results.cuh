@@ -1,0 +1,117 @@
+// What a warp of a consumer stores: 16 rows of y, normalised, and their log-sum-exp; merged where the keys are split.
+#pragma once
+#include "lab/kernels/attention/_consumer.cuh"
+
+// A split's rows of y, normalised, and the logarithms to base 2 of their sums, for the last split to merge.
+// Dao et al., "Flash-Decoding for long-context inference" (2023).
+struct Parts {
+    float *y, *log_sums;
+    uint32_t* arrived;  // of each warp's rows, how many splits; 0 again after the last
+
+    static __device__ __forceinline__ int64_t row(const Work& work, int split, int row) {
+        return (int64_t(work.tile) * schedule::splits + split) * schedule::block_m + row;
+    }
+
+    // Whether this split is the last of a warp's rows, so that all parts of them can be read.
+    __device__ __forceinline__ bool last(const Work& work, int first) const {
+        __threadfence();
+        __syncwarp();
+        uint32_t before = 0;
+        if (threadIdx.x % WARP == 0)
+            before = atomicInc(&arrived[work.tile * (schedule::block_m / 16) + first / 16], schedule::splits - 1);
+        before = __shfl_sync(0xffffffffu, before, 0);
+        __threadfence();
+        return before == schedule::splits - 1;
+    }
+};
+
+struct Results {
+    Element* y;
+    float* lse;
+    int kv_heads;
+    Parts parts;
+
+    // Where row `row` of a tile goes, in rows of head_dim; or -1.
+    __device__ __forceinline__ int64_t place(const Work& work, int row) const {
+        const int token = row / problem::group;
+        if (row >= ROWS || token >= work.tokens) return -1;
+        return (int64_t(work.query + token) * kv_heads + work.head) * problem::group + row % problem::group;
+    }
+
+    // Four elements of a row from `column` on, and with the first of them the log-sum-exp.
+    __device__ __forceinline__ void store_four(int64_t to, int column, const float4& four, float log_sum) const {
+        constexpr float LN_2 = 0.6931471805599453f;
+        if (to < 0) return;
+        const uint2 pairs = {ptx::convert::pair<Element>(four.x, four.y), ptx::convert::pair<Element>(four.z, four.w)};
+        *reinterpret_cast<uint2*>(&y[to * problem::head_dim + column]) = pairs;
+        if constexpr (problem::lse)
+            if (column == 0) lse[to] = log_sum * LN_2;
+    }
+
+    // The parts of 16 rows in the order of the splits.
+    __device__ __forceinline__ void merge(const Work& work, int first) const {
+        constexpr int LANES = problem::head_dim / 4;  // of a row
+        const int lane = threadIdx.x % WARP, column = lane % LANES * 4;
+        for (int row = first + lane / LANES; row < first + 16; row += WARP / LANES) {
+            float largest = -infinity(), total = 0;
+            for (int split = 0; split < schedule::splits; ++split)
+                largest = fmaxf(largest, __ldcg(&parts.log_sums[Parts::row(work, split, row)]));
+            float4 sum = {};
+            for (int split = 0; split < schedule::splits; ++split) {
+                const int64_t at = Parts::row(work, split, row);
+                const float log_sum = __ldcg(&parts.log_sums[at]);
+                if (log_sum == -infinity()) continue;  // it has stored no y
+                const float weight = ptx::ex2::approx(log_sum - largest);
+                const float4 part = __ldcg(reinterpret_cast<const float4*>(&parts.y[at * problem::head_dim + column]));
+                total += weight;
+                sum.x += weight * part.x, sum.y += weight * part.y, sum.z += weight * part.z, sum.w += weight * part.w;
+            }
+            const float inverse = total > 0 ? __fdividef(1, total) : 0;
+            const float4 mean = {sum.x * inverse, sum.y * inverse, sum.z * inverse, sum.w * inverse};
+            store_four(place(work, row), column, mean, total > 0 ? largest + __log2f(total) : -infinity());
+        }
+    }
+
+    // Of 16 rows that see no key of the split: 0 and -inf.
+    __device__ __forceinline__ void store_nothing(const Work& work, int first) const {
+        const int lane = threadIdx.x % WARP;
+        if constexpr (schedule::splits > 1) {
+            if (lane < 16) parts.log_sums[Parts::row(work, work.split, first + lane)] = -infinity();
+            if (parts.last(work, first)) merge(work, first);
+        } else {
+            constexpr int FOURS = problem::head_dim / 4;
+            for (int i = lane; i < 16 * FOURS; i += WARP)
+                store_four(place(work, first + i / FOURS), i % FOURS * 4, {}, -infinity());
+        }
+    }
+
+    // 16 rows of a warp from row `first` of the tile on. Lanes trade pairs with their neighbours: each then has four
+    // elements side by side, and the four lanes of a row 32 bytes.
+    __device__ __forceinline__ void store(Values& values, const Softmax& softmax, const Work& work, int first) const {
+        const int lane = threadIdx.x % WARP, odd = lane % 2;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const int row = first + lane / 4 + 8 * r;
+            const float total = softmax.total(r), inverse = total > 0 ? __fdividef(1, total) : 0;
+            const float log_sum = softmax.log_sum(r, total);
+            const int64_t part = Parts::row(work, work.split, row), to = place(work, row);
+            if constexpr (schedule::splits > 1)
+                if (lane % 4 == 0) parts.log_sums[part] = log_sum;
+#pragma unroll
+            for (int i = 2 * r; i < problem::head_dim / 2; i += 8) {
+                const float2 here = {values[i] * inverse, values[i + 1] * inverse};
+                const float2 next = {values[i + 4] * inverse, values[i + 5] * inverse};  // eight columns further
+                const float2 mine = odd ? next : here, theirs = odd ? here : next;
+                const float2 got = {__shfl_xor_sync(0xffffffffu, theirs.x, 1), __shfl_xor_sync(0xffffffffu, theirs.y, 1)};
+                const float4 four = odd ? float4{got.x, got.y, mine.x, mine.y} : float4{mine.x, mine.y, got.x, got.y};
+                const int column = column_of(i) + 8 * odd + lane % 4 / 2 * 4;
+                if constexpr (schedule::splits > 1)
+                    *reinterpret_cast<float4*>(&parts.y[part * problem::head_dim + column]) = four;
+                else
+                    store_four(to, column, four, log_sum);
+            }
+        }
+        if constexpr (schedule::splits > 1)
+            if (parts.last(work, first)) merge(work, first);
+    }
+};
