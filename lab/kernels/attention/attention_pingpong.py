@@ -56,15 +56,11 @@ class Schedule:
     turns: int  # 1: consumers multiply in turn; 0: as they come
     lead: int  # steps of the weighted sum that are issued after the turn was passed on
     q_registers: int  # 1: queries are held in registers; 0: wgmma reads them from shared memory
-    cluster: int = 1  # CTAs that share loads of keys and values
-    splits: int = 1  # parts of the blocks that a tile sees, each multiplied on its own
 
     def __post_init__(self) -> None:
         prefill.require_blocks(self, (128, 192), tuple(range(64, 193, 16)))
         require_choice(self, "turns", (0, 1))
         require_choice(self, "q_registers", (0, 1))
-        require_choice(self, "cluster", (1,))
-        require_choice(self, "splits", (1,))
         if not 1 <= self.section <= 1024:
             raise ScheduleError(f"section is from 1 to 1,024 KV heads; section = {self.section}")
         if not 0 <= self.slack <= 8:
@@ -83,6 +79,16 @@ class Schedule:
     def threads(self) -> int:
         """A producer and the consumers."""
         return WARPGROUP * (1 + self.consumers)
+
+    @property
+    def cluster(self) -> int:
+        """CTAs that share loads of keys and values."""
+        return 1
+
+    @property
+    def splits(self) -> int:
+        """Parts of the blocks that a tile sees, each multiplied on its own."""
+        return 1
 
     @property
     def shared_rows(self) -> int:
