@@ -35,7 +35,7 @@ SOLVES = Solves(
 WARPGROUP = 128
 REGISTERS = {2: 232, 3: 160}  # of a consumer's thread, by how many there are
 OTHER_REGISTERS = 36  # beside scores, weights, values and queries
-TOKEN_REGISTERS = 4  # for masks of rows that share a token
+OPTION_REGISTERS = 4  # for masks of rows that share a token, or for pages
 WARPS = 4  # of a consumer
 WORK_BYTES = 40  # of a description of a tile: of two in turn, and of one for each consumer warp
 MBARRIER = 8  # bytes
@@ -105,8 +105,8 @@ class Schedule:
         prefill.require_boxes(problem, self.block_m, self.block_n)
         prefill.require_room(problem, self, machine)
         queries = problem.head_dim // 4 if self.q_registers else 0
-        tokens = TOKEN_REGISTERS if problem.causal and problem.group > 1 else 0
-        needed = self.block_n * 3 // 4 + problem.head_dim // 2 + queries + tokens + OTHER_REGISTERS
+        options = OPTION_REGISTERS if problem.page or (problem.causal and problem.group > 1) else 0
+        needed = self.block_n * 3 // 4 + problem.head_dim // 2 + queries + options + OTHER_REGISTERS
         if needed > REGISTERS[self.consumers]:
             raise ScheduleError(
                 f"scores, weights, sums and queries need about {needed} registers a thread; "
