@@ -53,6 +53,8 @@ struct Results {
         constexpr int LANES = problem::head_dim / 4;  // of a row
         const int lane = threadIdx.x % WARP, column = lane % LANES * 4;
         for (int row = first + lane / LANES; row < first + 16; row += WARP / LANES) {
+            const int64_t to = place(work, row);
+            if (to < 0) continue;
             float largest = -infinity(), total = 0;
             for (int split = 0; split < schedule::splits; ++split)
                 largest = fmaxf(largest, __ldcg(&parts.log_sums[Parts::row(work, split, row)]));
@@ -68,7 +70,7 @@ struct Results {
             }
             const float inverse = total > 0 ? __fdividef(1, total) : 0;
             const float4 mean = {sum.x * inverse, sum.y * inverse, sum.z * inverse, sum.w * inverse};
-            store_four(place(work, row), column, mean, total > 0 ? largest + __log2f(total) : -infinity());
+            store_four(to, column, mean, total > 0 ? largest + __log2f(total) : -infinity());
         }
     }
 
@@ -106,7 +108,7 @@ struct Results {
                 const float4 four = odd ? float4{got.x, got.y, mine.x, mine.y} : float4{mine.x, mine.y, got.x, got.y};
                 const int column = column_of(i) + 8 * odd + lane % 4 / 2 * 4;
                 if constexpr (schedule::splits > 1)
-                    *reinterpret_cast<float4*>(&parts.y[part * problem::head_dim + column]) = four;
+                    __stcg(reinterpret_cast<float4*>(&parts.y[part * problem::head_dim + column]), four);
                 else
                     store_four(to, column, four, log_sum);
             }

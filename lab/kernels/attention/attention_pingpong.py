@@ -1,6 +1,7 @@
 """Consumers multiply in turn, one's softmax under the other's products; CTAs take tiles from a counter.
 
-The device code also knows clusters that share loads and splits along the keys; schedules have neither yet.
+Splits of the keys are parts that the last one merges. The device code also knows clusters that share loads of keys
+and values; schedules have none yet.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from lab.kernels.attention import prefill, prefill_simulation
 from lab.problems import Attention
 from sim.counts import SECTOR, Counts
 from sim.errors import ScheduleError
-from sim.launch import Array, Launch, Role, Scalar
+from sim.launch import Argument, Array, Launch, Role, Scalar
 from sim.machine import Machine
 from sim.tiles import Chip, add_atomically
 
@@ -41,7 +42,7 @@ WORK_BYTES = 40  # of a description of a tile: of two in turn, and of one for ea
 MBARRIER = 8  # bytes
 TICKET = 4  # bytes
 FROM_REGISTERS = (64, 96, 128, 192)  # block_n of a wgmma with queries in registers
-PARTS = ("part_y", "part_log_sums", "arrived")  # of splits: null, where there is one
+PARTS = ("part_y", "part_log_sums", "arrived")  # of splits: null where there is one
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,14 @@ class Schedule:
     turns: int  # 1: consumers multiply in turn; 0: as they come
     lead: int  # steps of the weighted sum that are issued after the turn was passed on
     q_registers: int  # 1: queries are held in registers; 0: wgmma reads them from shared memory
+    splits: int = 1  # parts of the blocks that a tile sees, each multiplied on its own
 
     def __post_init__(self) -> None:
         prefill.require_blocks(self, (128, 192), tuple(range(64, 193, 16)))
         require_choice(self, "turns", (0, 1))
         require_choice(self, "q_registers", (0, 1))
+        if not 1 <= self.splits <= 64:
+            raise ScheduleError(f"splits are from 1 to 64; splits = {self.splits}")
         if not 1 <= self.section <= 1024:
             raise ScheduleError(f"section is from 1 to 1,024 KV heads; section = {self.section}")
         if not 0 <= self.slack <= 8:
@@ -83,11 +87,6 @@ class Schedule:
     @property
     def cluster(self) -> int:
         """CTAs that share loads of keys and values."""
-        return 1
-
-    @property
-    def splits(self) -> int:
-        """Parts of the blocks that a tile sees, each multiplied on its own."""
         return 1
 
     @property
@@ -128,6 +127,7 @@ MEASURED = (
     replace(LONG, turns=1, lead=2),
     replace(LONG, block_n=64, stages=4),
 )
+SPLIT_BLOCKS = 16  # blocks that a split has at least
 LONG_KEYS = 8192  # from so many on causal attention has enough tiles to fill the chip section by section
 
 
@@ -135,7 +135,12 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
     """Measured schedules that fit, the best for problems of this kind first."""
     p = problem
     best = FULL if not p.causal else LONG if p.kv_len >= LONG_KEYS else SHORT
-    for schedule in dict.fromkeys((best, *MEASURED)):
+    tiles = prefill.tile_count(p, LONG.block_m) if p.group <= LONG.block_m else machine.sms
+    blocks = -(-p.kv_len // LONG.block_n)
+    fill = min(machine.sms // tiles, blocks // SPLIT_BLOCKS)  # splits that leave no SM without work
+    few = [replace(LONG, splits=fill)] if fill > 1 else []
+    halves = [replace(MEASURED[-1], splits=2)] if blocks > 1 else []
+    for schedule in dict.fromkeys((*few, best, *MEASURED, *halves)):
         try:
             schedule.fits(p, machine)
         except ScheduleError:
@@ -156,7 +161,7 @@ def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[La
             arguments=(
                 *prefill.arguments(p, s.block_m, s.block_n),
                 Array("counter", Role.WORKSPACE, (1,), "int32"),
-                *(Scalar(name, 0, "int64") for name in PARTS),
+                *_parts(p, s),
                 *prefill.capacities(p),
             ),
             shared_bytes=prefill.shared_bytes(p, s),
@@ -164,18 +169,35 @@ def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[La
     )
 
 
+def _parts(problem: Attention, schedule: Schedule) -> tuple[Argument, ...]:
+    """What splits leave for the last of them: rows of y and their log-sums, and how many have."""
+    s, tiles = schedule, prefill.tile_count(problem, schedule.block_m)
+    if s.splits == 1:
+        return tuple(Scalar(name, 0, "int64") for name in PARTS)
+    rows = _works(problem, s) * s.block_m
+    return (
+        Array(PARTS[0], Role.OUT, (rows, problem.head_dim), "fp32"),
+        Array(PARTS[1], Role.OUT, (rows,), "fp32"),
+        Array(PARTS[2], Role.WORKSPACE, (tiles * s.block_m // prefill.WARP_ROWS,), "int32"),
+    )
+
+
+def _works(problem: Attention, schedule: Schedule) -> int:
+    return prefill.tile_count(problem, schedule.block_m) * schedule.splits
+
+
 def _ctas(problem: Attention, schedule: Schedule, machine: Machine) -> int:
-    return min(prefill.tile_count(problem, schedule.block_m), machine.sms)
+    return min(_works(problem, schedule), machine.sms)
 
 
 def _taken(problem: Attention, schedule: Schedule, ctas: int) -> int:
-    """Atomic operations on the counter: each tile is taken, each CTA told that there is none left, the last resets."""
-    return prefill.tile_count(problem, schedule.block_m) + ctas + 1
+    """Atomic operations on the counter: each work is taken, each CTA told that there is none left, the last resets."""
+    return _works(problem, schedule) + ctas + 1
 
 
 def theory(problem: Attention, schedule: Schedule, machine: Machine) -> Counts:
     """As prefill's, and the counter."""
-    counts = prefill.theory(problem, schedule.block_m, schedule.block_n)
+    counts = prefill.theory(problem, schedule.block_m, schedule.block_n, schedule.splits)
     taken = SECTOR * _taken(problem, schedule, _ctas(problem, schedule, machine))
     return replace(counts, sm_to_l2_bytes=(counts.sm_to_l2_bytes or 0) + taken)
 

@@ -30,6 +30,18 @@ SWIZZLE = 128
 ALIGNMENT = 1024  # bytes, of a tile with that swizzle
 MMA_M = 64  # rows of a wgmma
 MMA_K = 16
+FLOAT = 4  # bytes
+WARP_ROWS = 16  # of a tile, which a warp stores
+LOG_SUM_READS = 2  # by a merge: for the largest, and for the weights
+
+
+class Merges(NamedTuple):
+    """What splits add: sectors that they store and that merges load, atomic operations, exponentials."""
+
+    stores: int
+    loads: int
+    arrivals: int
+    exps: int
 
 
 class Tiles(NamedTuple):
@@ -59,6 +71,12 @@ def tiles(problem: Attention, sequence: Sequence, block_m: int, block_n: int) ->
     end = diagonal + tokens - 1 if p.causal else np.full_like(token, sequence.kv_len)
     start = diagonal - p.window if p.window else np.zeros_like(token)
     return Tiles(tokens, np.maximum(start, 0) // block_n, -(-np.maximum(end, 0) // block_n))
+
+
+def part_of(of: Tiles, split: int, splits: int) -> Tiles:
+    """The tiles with the blocks of one split."""
+    seen = of.last - of.first
+    return Tiles(of.tokens, of.first + seen * split // splits, of.first + seen * (split + 1) // splits)
 
 
 def box_rows(problem: Attention, block_n: int) -> int:
@@ -141,8 +159,8 @@ def capacities(problem: Attention) -> tuple[Argument, ...]:
     )
 
 
-def theory(problem: Attention, block_m: int, block_n: int) -> Counts:
-    """Each tile loads its queries and the blocks that it sees; each query is stored once.
+def theory(problem: Attention, block_m: int, block_n: int, splits: int = 1) -> Counts:
+    """Each split of a tile loads its queries and the blocks that it sees; each query is stored once.
 
     A row makes an exponential of every key of a block, and each of the four threads that share it one of the decay. The
     tables are read once a tile, and for paged keys once a block, two blocks ahead.
@@ -155,24 +173,53 @@ def theory(problem: Attention, block_m: int, block_n: int) -> Counts:
         loaded += _rows_loaded(p, sequence, of, block_n)
         there += of.tokens.size
         rows_of_q += _queries_loaded(p, sequence, tokens_of(p, block_m))
-        index += _table_sectors(p, b, sequence.kv_len, of, block_n)
+        for split in range(splits):
+            index += _table_sectors(p, b, sequence.kv_len, part_of(of, split, splits), block_n)
     blocks, loaded, there, rows_of_q = (p.kv_heads * n for n in (blocks, loaded, there, rows_of_q))
     # Where a sequence starts and ends and how many keys it has, for every tile that there is room for.
-    loads = 3 * tile_count(p, block_m) + p.kv_heads * index
+    merges = _merges(p, block_m, block_n, splits)
+    loads = 3 * splits * tile_count(p, block_m) + p.kv_heads * index + merges.loads
     y = p.rows * p.q_heads * dim * SIZE // SECTOR
-    stores = y + (sum(_lse_sectors(p, block_m, block_n)) if p.lse else 0)
+    stores = y + (sum(_lse_sectors(p, block_m, block_n, splits)) if p.lse else 0) + merges.stores
     per_block = block_m * block_n
     return Counts(
         flops=p.flops,
         mma_flops=4 * blocks * per_block * dim,
-        exp_count=blocks * (per_block + 4 * block_m),
+        exp_count=blocks * (per_block + 4 * block_m) + merges.exps,
         global_load_sectors=loads,
         global_store_sectors=stores,
-        tma_load_bytes=SIZE * dim * (there * tokens_of(p, block_m) * p.group + 2 * blocks * block_n),
-        l2_to_sm_bytes=SIZE * dim * (rows_of_q * p.group + 2 * loaded) + SECTOR * loads,
-        sm_to_l2_bytes=SECTOR * stores,
+        tma_load_bytes=SIZE * dim * (splits * there * tokens_of(p, block_m) * p.group + 2 * blocks * block_n),
+        l2_to_sm_bytes=SIZE * dim * (splits * rows_of_q * p.group + 2 * loaded) + SECTOR * loads,
+        sm_to_l2_bytes=SECTOR * (stores + merges.arrivals),
         hbm_read_bytes=p.read_bytes,
         hbm_write_bytes=p.write_bytes,
+    )
+
+
+def _merges(problem: Attention, block_m: int, block_n: int, splits: int) -> Merges:
+    """Splits store whole tiles in float32; a merge loads rows of queries, of the splits that see a key of theirs."""
+    if splits == 1:
+        return Merges(0, 0, 0, 0)
+    p, row = problem, FLOAT * problem.head_dim // SECTOR
+    there = stored = requests = seen = 0
+    for sequence in p.sequences:
+        of = tiles(p, sequence, block_m, block_n)
+        start, end = p.visible(sequence)
+        tile = np.arange(sequence.q_len) // tokens_of(p, block_m)
+        there += of.tokens.size
+        requests += int((-(-of.tokens * p.group * p.head_dim // (LANES * FOUR))).sum())
+        for split in range(splits):
+            _, first, last = part_of(of, split, splits)
+            stored += int((last > first).sum())
+            seen += int((np.minimum(end, block_n * last[tile]) > np.maximum(start, block_n * first[tile])).sum())
+    there, stored, requests, seen = (
+        p.kv_heads * n for n in (splits * there, stored, splits * requests, seen * p.group)
+    )
+    return Merges(
+        stores=there * block_m * FLOAT // SECTOR + stored * block_m * row,
+        loads=LOG_SUM_READS * requests + seen * row,
+        arrivals=there * block_m // WARP_ROWS,
+        exps=seen * p.head_dim // FOUR,
     )
 
 
@@ -208,8 +255,8 @@ def _table_sectors(problem: Attention, b: int, keys: int, of: Tiles, block_n: in
     return int((before[of.last] - before[of.first])[some].sum() + 2 * asked[of.first[some]].sum())
 
 
-def _lse_sectors(problem: Attention, block_m: int, block_n: int) -> Iterator[int]:
-    """Sectors of each request for lse: eight rows of a tile's, or as many as a warp clears where no key is seen."""
+def _lse_sectors(problem: Attention, block_m: int, block_n: int, splits: int) -> Iterator[int]:
+    """Sectors of each request for lse: eight rows of a tile's, or as many as a warp clears or merges."""
     p, of_tile = problem, tokens_of(problem, block_m)
     cleared = LANES * FOUR // p.head_dim
     for sequence in p.sequences:
@@ -220,5 +267,5 @@ def _lse_sectors(problem: Attention, block_m: int, block_n: int) -> Iterator[int
             token = sequence.q_start + tile * of_tile + here // p.group
             for head in range(p.kv_heads):
                 at = INDEX * ((token * p.kv_heads + head) * p.group + here % p.group) // SECTOR
-                request = here // (8 if last > first else cleared)
+                request = here // (8 if splits == 1 and last > first else cleared)
                 yield len(np.unique(np.stack((request, at)), axis=1).T)

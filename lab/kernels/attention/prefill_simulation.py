@@ -6,13 +6,27 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.kernels.attention.prefill import BOX_COLUMNS, FOUR, INDEX, LANES, SIZE, box_rows, tile_count, tokens_of
+from lab.kernels.attention.prefill import (
+    BOX_COLUMNS,
+    FLOAT,
+    FOUR,
+    INDEX,
+    LANES,
+    LOG_SUM_READS,
+    SIZE,
+    WARP_ROWS,
+    box_rows,
+    tile_count,
+    tokens_of,
+)
 from sim.formats import encode
 from sim.jit import njit, prange
 from sim.launch import Launch
 from sim.tiles import (
     ELEMENT,
     Chip,
+    add_atomically,
+    count_exp,
     load_tile,
     load_vector,
     log_sum_exp,
@@ -54,6 +68,7 @@ class Shape(NamedTuple):
     slack: int
     scale: np.float32  # with log2(e)
     element: int
+    splits: int
 
 
 class Marks(NamedTuple):
@@ -67,6 +82,9 @@ class Marks(NamedTuple):
     q_starts: NDArray[np.uint8]
     kv_lens: NDArray[np.uint8]
     places: NDArray[np.uint8]
+    part_y: NDArray[np.uint8]
+    part_log_sums: NDArray[np.uint8]
+    arrived: NDArray[np.uint8]
 
 
 class Data(NamedTuple):
@@ -83,7 +101,7 @@ class Data(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A tile of queries, as _work.cuh has it."""
+    """A split of a tile of queries, as _work.cuh has it."""
 
     query: int
     tokens: int
@@ -102,12 +120,14 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], chip: Chip, section:
         p.batch, p.q_len, p.kv_heads, p.group, p.head_dim, p.causal, p.window, p.page, p.pages_per_sequence,
         p.pool_pages, p.lse, p.tokens, p.kv_rows, tokens_of(p, s.block_m), s.block_m, s.block_n,
         box_rows(p, s.block_n), section, slack, np.float32(p.score_scale) * LOG2_E, ELEMENT[p.activations],
+        s.splits,
     )  # fmt: skip
     places = "block_table" if p.page else "kv_starts"
     k, v = ("cache", "cache") if p.page else ("k", "v")
     unused = np.zeros(0, np.uint8)
-    names = ("q", k, v, "y", "lse", "q_starts", "kv_lens", places)
-    marks = Marks(*(chip.marks(name) if name != "lse" or p.lse else unused for name in names))
+    names = ("q", k, v, "y", "lse", "q_starts", "kv_lens", places, "part_y", "part_log_sums", "arrived")
+    given = {array.name for array in launch.arrays}
+    marks = Marks(*(chip.marks(name) if name in given else unused for name in names))
     computed = "q" in arrays
     width = p.head_dim if p.page else p.kv_heads * p.head_dim  # of a row of the matrix that k and v are
 
@@ -139,16 +159,24 @@ def _cta(count, marks, data, shape, cta, ctas, tiles):
     k = np.empty((shape.dim, shape.block_n), np.float32)  # transposed on its way in, as the product wants it
     v = np.empty((shape.block_n, shape.dim), np.float32)
     scores = np.empty((shape.block_m, shape.block_n), np.float32)
-    y = np.empty((shape.block_m, shape.dim), np.float32)
+    y = np.empty((shape.splits, shape.block_m, shape.dim), np.float32)
+    log_sums = np.empty((shape.splits, shape.block_m), np.float32)
+    parts = np.zeros((shape.splits, 2), np.int64)  # keys that each split sees: from, to
     for index in range(cta, tiles, ctas):
-        work = _work(count[cta], marks, data, shape, index)
+        for split in range(shape.splits):
+            work = _work(count[cta], marks, data, shape, index, split)
+            if work.tokens > 0:
+                _tile(count[cta], marks, data, shape, work, q, k, v, scores, y[split], log_sums[split])
+            parts[split] = shape.block_n * work.first, shape.block_n * work.last
         if work.tokens > 0:
-            _tile(count[cta], marks, data, shape, work, q, k, v, scores, y)
+            if shape.splits > 1:
+                _merge(count[cta], marks, data, shape, work, index, parts, y, log_sums)
+            _store(count[cta], marks, data, shape, work, y[0], log_sums[0])
 
 
 @njit(cache=True)
-def _work(count, marks, data, shape, index):
-    """Tile `index`: sections of heads after one another, in a section the last tiles first."""
+def _work(count, marks, data, shape, index, split):
+    """A split of tile `index`: sections of heads after one another, in a section the last tiles first."""
     heads, blocks = shape.batch * shape.kv_heads, -(-shape.q_len // shape.tokens)
     before = index // (shape.section * blocks) * shape.section
     width, inside = min(shape.section, heads - before), index - before * blocks
@@ -163,12 +191,14 @@ def _work(count, marks, data, shape, index):
     diagonal = token + keys - queries + 1
     end = diagonal + tokens - 1 if shape.causal else keys
     first = max(diagonal - shape.window, 0) // shape.block_n if shape.window > 0 else 0
-    last = -(-max(end, 0) // shape.block_n)
+    seen = max(-(-max(end, 0) // shape.block_n) - first, 0)
+    last = first + seen * (split + 1) // shape.splits
+    first += seen * split // shape.splits
     return Work(start + token, tokens, head % shape.kv_heads, sequence, keys, diagonal, first, last)
 
 
 @njit(cache=True)
-def _tile(count, marks, data, shape, work, q, k, v, scores, y):
+def _tile(count, marks, data, shape, work, q, k, v, scores, y, log_sums):
     """A tile of queries against its blocks, from the last to the first."""
     numerics = data.q.size > 0
     _load_queries(count, marks, data, shape, work, q)
@@ -198,7 +228,8 @@ def _tile(count, marks, data, shape, work, q, k, v, scores, y):
         mma_useful(count, y, scores, v, useful, numerics)
     if numerics:
         normalise(y, total)
-    _store(count, marks, data, shape, work, y, maximum, total, numerics)
+        for row in range(shape.block_m):
+            log_sums[row] = log_sum_exp(maximum[row], total[row], shape.scale)
 
 
 @njit(cache=True)
@@ -259,20 +290,52 @@ def _visible(shape, work, block, start, end):
 
 
 @njit(cache=True)
-def _store(count, marks, data, shape, work, y, maximum, total, numerics):
-    """Rows of y and their lse, a warp's sixteen after another's; where no key is seen they are cleared row by row."""
+def _merge(count, marks, data, shape, work, index, parts, y, log_sums):
+    """Every split stores its rows; the last of each sixteen merges the queries' into the first split's."""
+    live, row_bytes, together = work.tokens * shape.group, FLOAT * shape.dim, LANES * FOUR // shape.dim
+    start, end = np.empty(shape.block_m, np.int64), np.empty(shape.block_m, np.int64)
+    _visible(shape, work, 0, start, end)
+    for split in range(shape.splits):
+        top = (index * shape.splits + split) * shape.block_m
+        store_vector(count, marks.part_log_sums, FLOAT * top, FLOAT * shape.block_m)
+        if parts[split, 1] > parts[split, 0]:
+            store_vector(count, marks.part_y, row_bytes * top, row_bytes * shape.block_m)
+        for warp in range(shape.block_m // WARP_ROWS):
+            add_atomically(count, marks.arrived, INDEX * (index * shape.block_m // WARP_ROWS + warp), INDEX)
+        for row in range(0, live, together):
+            for _ in range(LOG_SUM_READS):
+                load_vector(count, marks.part_log_sums, FLOAT * (top + row), FLOAT * together)
+        for row in range(live):
+            if min(end[row], parts[split, 1]) > max(start[row], parts[split, 0]):
+                count_exp(count, shape.dim // FOUR)
+                load_vector(count, marks.part_y, row_bytes * (top + row), row_bytes)
+    if data.q.size > 0:
+        for row in range(live):
+            largest, total = log_sums[:, row].max(), np.float32(0)
+            mean = np.zeros(shape.dim, np.float32)
+            for split in range(shape.splits):
+                if log_sums[split, row] > -np.inf:
+                    weight = np.exp(log_sums[split, row] - largest)
+                    total += weight
+                    mean += weight * y[split, row]
+            y[0, row] = mean / total if total > 0 else mean
+            log_sums[0, row] = largest + np.log(total) if total > 0 else np.float32(-np.inf)
+
+
+@njit(cache=True)
+def _store(count, marks, data, shape, work, y, log_sums):
+    """Rows of y and their lse, a warp's sixteen after another's; merged ones, and zeros, row by row."""
     live = work.tokens * shape.group
-    request = LSE_ROWS if work.last > work.first else LANES * FOUR // shape.dim
+    request = LSE_ROWS if shape.splits == 1 and work.last > work.first else LANES * FOUR // shape.dim
     at = np.empty(shape.block_m, np.int64)
     for row in range(live):
         token, head = work.query + row // shape.group, work.head * shape.group + row % shape.group
         at[row] = token * shape.kv_heads * shape.group + head
         store_vector(count, marks.y, SIZE * shape.dim * at[row], SIZE * shape.dim)
-        if numerics:
-            for column in range(shape.dim):
-                data.y[at[row], column] = y[row, column]
+        if data.q.size > 0:
+            data.y[at[row]] = y[row]
             if shape.lse:
-                data.lse[at[row]] = log_sum_exp(maximum[row], total[row], shape.scale)
+                data.lse[at[row]] = log_sums[row]
     if shape.lse:
         for row in range(0, live, request):
             store_scattered(count, marks.lse, INDEX * at[row : min(row + request, live)], INDEX)
