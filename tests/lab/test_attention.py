@@ -8,7 +8,7 @@ import pytest
 from lab import catalog
 from lab.kernel import Kernel
 from lab.problems import Attention
-from lab.verify import compare, guarded_outputs, simulator, workspaces
+from lab.verify import compare, guarded_outputs, simulator, verify, workspaces
 from sim.errors import InputError, ScheduleError
 from sim.machine import H100
 
@@ -29,6 +29,27 @@ def test_launches_of_an_envelope_solve_every_length_within_it(kernel: Kernel) ->
         simulator(kernel, H100)(launches, {**inputs, **workspaces(launches), **outputs})
         found = compare(problem, problem.reference(inputs), outputs)
         assert found.passed, found
+
+
+@pytest.mark.parametrize(("head_dim", "splits"), [(128, 2), (64, 5)])
+def test_splits_multiply_the_same_pairs_and_their_merge_is_right(head_dim: int, splits: int) -> None:
+    lens = {"q_lens": (70, 3, 0, 33), "kv_lens": (700, 0, 9, 5)}
+    problem = Attention(4, 6, 2, head_dim, 70, 700, window=300, lse=True, **lens)
+    whole = replace(PINGPONG.best_guess(problem, H100), block_n=64, splits=1)
+    split = replace(whole, splits=splits)
+    theory = [PINGPONG.module.theory(problem, schedule, H100) for schedule in (whole, split)]
+    assert theory[0].mma_flops == theory[1].mma_flops
+    found = verify(PINGPONG, problem, split, H100, simulator(PINGPONG, H100))
+    assert found.check.passed
+    assert found.disagreements == {}
+
+
+def test_few_tiles_of_many_keys_are_split_so_that_no_sm_idles() -> None:
+    long = Attention(1, 8, 1, 128, 512, 65536)
+    schedule = PINGPONG.best_guess(long, H100)
+    (launch,) = PINGPONG.launches(long, schedule, H100)
+    assert schedule.splits > 1
+    assert launch.ctas <= H100.sms < 2 * launch.ctas
 
 
 def test_only_the_naive_kernel_moves_bytes_that_grow_with_the_square_of_the_length() -> None:
