@@ -36,6 +36,7 @@ SOLVES = Solves(
 WARPGROUP = 128
 REGISTERS = {2: 232, 3: 160}  # of a consumer's thread, by how many there are
 OTHER_REGISTERS = 36  # beside scores, weights, values and queries
+SPLIT_REGISTERS = 8  # for parts and their merge
 OPTION_REGISTERS = 4  # for masks of rows that share a token, or for pages
 WARPS = 4  # of a consumer
 WORK_BYTES = 40  # of a description of a tile: of two in turn, and of one for each consumer warp
@@ -105,6 +106,7 @@ class Schedule:
         prefill.require_room(problem, self, machine)
         queries = problem.head_dim // 4 if self.q_registers else 0
         options = OPTION_REGISTERS if problem.page or (problem.causal and problem.group > 1) else 0
+        options += SPLIT_REGISTERS if self.splits > 1 else 0
         needed = self.block_n * 3 // 4 + problem.head_dim // 2 + queries + options + OTHER_REGISTERS
         if needed > REGISTERS[self.consumers]:
             raise ScheduleError(
@@ -138,7 +140,7 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
     tiles = prefill.tile_count(p, LONG.block_m) if p.group <= LONG.block_m else machine.sms
     blocks = -(-p.kv_len // LONG.block_n)
     fill = min(machine.sms // tiles, blocks // SPLIT_BLOCKS)  # splits that leave no SM without work
-    few = [replace(LONG, splits=fill)] if fill > 1 else []
+    few = [replace(LONG, q_registers=0, splits=fill)] if fill > 1 else []
     halves = [replace(MEASURED[-1], splits=2)] if blocks > 1 else []
     for schedule in dict.fromkeys((*few, best, *MEASURED, *halves)):
         try:
