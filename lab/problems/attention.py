@@ -48,8 +48,8 @@ class Attention(Problem):
     the null page; `order` is that of a sequence's pages in the pool. `latent` above 0 is multi-head latent attention in
     its absorbed form (DeepSeek-V2, arXiv 2405.04434, 2.1): one KV head, k alone is cached, [pages, page, head_dim]
     where paged, and its first `latent` elements are also the value.
-    `kv` is the format of the cache, `activations` that of q and y, by default kv's own or bf16. An fp8 cache has a
-    float32 scale for each KV head and for each of k and v. Causal masks are aligned to the bottom right: the last query
+    `kv` is the format of the cache, `activations` that of q and y: kv's own, or bf16 or fp16 beside an fp8
+    cache, which has a float32 scale for each KV head and for each of k and v. Causal masks are aligned to the bottom right: the last query
     sees every key; `window` above 0 leaves a query only so many of the keys it would see. A query that sees no key
     yields zeros. `q_lens` and `kv_lens` are each sequence's own lengths, from 0, where they are not all the maxima.
     `lse` asks for the natural logarithm of each query's sum of exponentials too. `scale` takes the place of
@@ -92,6 +92,8 @@ class Attention(Problem):
             object.__setattr__(self, "activations", self.kv if self.kv in ("fp32", "fp16") else "bf16")
         if self.activations not in ("fp32", "fp16", "bf16"):
             raise InputError(f"activations are in fp32, fp16 or bf16, not {self.activations}")
+        if self.kv in ("fp32", "fp16", "bf16") and self.activations != self.kv:
+            raise InputError(f"a cache in {self.kv} takes activations in {self.kv}, not {self.activations}")
         for name, most in (("q_lens", self.q_len), ("kv_lens", self.kv_len)):
             lengths = tuple(getattr(self, name))  # JSON has lists
             object.__setattr__(self, name, lengths)
