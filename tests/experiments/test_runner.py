@@ -26,6 +26,7 @@ from tests.experiments.examples import NOTHING, SMALL
 
 def test_they_are_found_by_the_question_they_ask() -> None:
     assert names() == (
+        "attention_bars",
         "batching",
         "ceilings",
         "decode_bars",
