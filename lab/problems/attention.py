@@ -384,7 +384,10 @@ class Attention(Problem):
         return both[:, 0], both[:, 1]
 
     def reference(self, arrays: Arrays, rows: slice = EVERY_ROW) -> dict[str, Estimate]:
-        """See _attention_reference: computed in float64, for the chosen ones of the queries that are there."""
+        """See _attention_reference: computed in float64, for the chosen ones of the queries that are there.
+
+        Scores beyond 2^24 are outside the bound's promise: their rounding is all that an exponential sees.
+        """
         return reference(self, arrays, rows)
 
 
