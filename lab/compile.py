@@ -172,9 +172,9 @@ def _sources_of(log: str, ptx: str, name: str) -> Iterator[str]:
 
 def _fetch(size_of: Callable[..., Any], get: Callable[..., Any], program: Any) -> bytes:
     _, size = size_of(program)
-    buffer = bytes(size)
+    buffer = bytes(size + 1)  # never one byte: those objects are shared by all of Python, and this one is written to
     get(program, buffer)
-    return buffer
+    return buffer[:size]
 
 
 def _resources(log: str) -> dict[str, Resources]:

@@ -1,8 +1,29 @@
-// st.async: stores whose arrival an mbarrier counts. PTX ISA 9.0, 9.7.9.12.
+// st and st.async: stores of vectors, and stores whose arrival an mbarrier counts. PTX ISA 9.0, 9.7.9.11 and 9.7.9.12.
 #pragma once
 #include "ptx/types.cuh"
 
 namespace ptx::store {
+
+// 4, 8 or 16 bytes at once (st.global).
+template <int bytes>
+__device__ void global(void* to, const Vector<bytes>& v);
+
+template <>
+__device__ __forceinline__ void global<4>(void* to, const Vector<4>& v) {
+    asm volatile("st.global.u32 [%0], %1;" ::"l"(to), "r"(v.words[0]) : "memory");
+}
+
+template <>
+__device__ __forceinline__ void global<8>(void* to, const Vector<8>& v) {
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(v.words[0]), "r"(v.words[1]) : "memory");
+}
+
+template <>
+__device__ __forceinline__ void global<16>(void* to, const Vector16& v) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.words[0]), "r"(v.words[1]),
+                 "r"(v.words[2]), "r"(v.words[3])
+                 : "memory");
+}
 
 // Store four floats, aligned to 16 bytes, at a shared::cluster address; their bytes complete on the mbarrier at
 // `barrier`, which lies in the same CTA (st.async.shared::cluster).

@@ -12,7 +12,10 @@ from sim.formats import FORMATS
 
 
 class Role(StrEnum):
-    """What a launch does with an array argument; a workspace is zeroed once and left zeroed by the kernel."""
+    """What a launch does with an array argument.
+
+    A workspace is zeroed once; what of it has to be zero at the next launch, the kernel leaves so.
+    """
 
     IN = "in"
     OUT = "out"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SCORE_ROUNDINGS = 8  # of a score beside its dot product: scaled, its maximum subtracted (two scores' size), dequantised
 WEIGHT_ROUNDINGS = 8  # of a weight: ex2.approx has 2 ulp (PTX ISA, ex2), an ulp being up to two rounding units
 SPLITS = 64  # partial results that may be joined, each with a factor and a sum of its own
+QUERY_SHIFT = 4  # powers of two by which queries are made smaller, at most, where they become fp16
 BLOCK = 16  # keys of a block, at least, after which the maximum may have moved
 
 
@@ -30,6 +31,8 @@ def reference(problem: Attention, arrays: Arrays, rows: slice) -> dict[str, Esti
     that is below its maximum, by as much as a kernel likes: all scale alike, and the largest is 1 or more. So where a
     weight is too small for the format, it is off by at most half of its smallest value, beside a sum of 1 or more:
     + smallest / 2 sum |v| / sum of weights. The logarithm of their sum is off by 2 e + (keys + 8) u, and rounded.
+    Beside an fp8 cache weights and queries are fp16, in which e4m3 is exact, queries 2^4 times smaller so that they are
+    finite: e grows by 2^4 smallest / 2 scale sum |k|.
     """
     p = problem
     chosen = np.arange(p.rows)[rows]
@@ -47,19 +50,24 @@ def reference(problem: Attention, arrays: Arrays, rows: slice) -> dict[str, Esti
         if p.kv == "fp8":
             k = k * arrays["k_scale"][:, None]
             v = v * arrays["k_scale" if p.latent else "v_scale"][:, None]
+        form = FORMATS["fp16" if p.kv == "fp8" else p.activations]
+        lost = 2**QUERY_SHIFT * form.smallest / 2 if p.kv == "fp8" else 0.0
         for head in range(p.q_heads):
             of = head // p.group
             y.value[at, head], y.error[at, head], lse.value[at, head], lse.error[at, head] = _head(
-                q[:, head], k[:, of], v[:, of], seen, p.score_scale, FORMATS[p.activations]
+                q[:, head], k[:, of], v[:, of], seen, p.score_scale, form, lost
             )
     found = {"y": y.stored(p.output)}
     return {**found, "lse": lse.stored("fp32")} if p.lse else found
 
 
 def _head(
-    q: NDArray, k: NDArray, v: NDArray, seen: NDArray[np.bool_], scale: float, form: Format
+    q: NDArray, k: NDArray, v: NDArray, seen: NDArray[np.bool_], scale: float, form: Format, lost: float
 ) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-    """(y, error, lse, error) of one head's queries [m, head_dim] against keys of which each sees some."""
+    """(y, error, lse, error) of one head's queries [m, head_dim] against keys of which each sees some.
+
+    Weights are multiplied in the format `form`, queries may be off by `lost`.
+    """
     scores = np.where(seen, scale * (q @ k.T), -np.inf)
     largest = scores.max(axis=1, keepdims=True)
     shifted = np.where(np.isneginf(largest), 0.0, largest)  # a row that sees nothing
@@ -71,6 +79,7 @@ def _head(
     sizes = np.where(seen, np.abs(q) @ np.abs(k).T, 0.0).max(axis=1, keepdims=True)
     keys = seen.sum(axis=1, keepdims=True)
     e = (q.shape[1] + SCORE_ROUNDINGS + 2 * keys / BLOCK) * UNIT * scale * sizes
+    e = e + lost * scale * np.where(seen, np.abs(k).sum(axis=1), 0.0).max(axis=1, keepdims=True)
     relative = 2 * np.expm1(2 * e) + form.unit_roundoff + (2 * keys + WEIGHT_ROUNDINGS + SPLITS) * UNIT
     small = np.divide(form.smallest / 2, total, out=np.zeros_like(total), where=total != 0) * (seen @ np.abs(v))
     lse_error = np.where(np.isneginf(lse), 0.0, 2 * e + (keys + WEIGHT_ROUNDINGS) * UNIT)

@@ -48,14 +48,14 @@ class Attention(Problem):
     the null page; `order` is that of a sequence's pages in the pool. `latent` above 0 is multi-head latent attention in
     its absorbed form (DeepSeek-V2, arXiv 2405.04434, 2.1): one KV head, k alone is cached, [pages, page, head_dim]
     where paged, and its first `latent` elements are also the value.
-    `kv` is the format of the cache, `activations` that of q and y, by default kv's own or bf16. An fp8 cache has a
-    float32 scale for each KV head and for each of k and v. Causal masks are aligned to the bottom right: the last query
-    sees every key; `window` above 0 leaves a query only so many of the keys it would see. A query that sees no key
-    yields zeros. `q_lens` and `kv_lens` are each sequence's own lengths, from 0, where they are not all the maxima.
-    `lse` asks for the natural logarithm of each query's sum of exponentials too. `scale` takes the place of
-    1 / sqrt(head_dim). Arrays may be larger or smaller than the greatest lengths ask for: `q_rows` are the rows of q,
-    `pool` those of k and v, which sequences then have one after another, or the pages of the cache, which sequences
-    share where they are too few; `row_pages` are the columns of the block table.
+    `kv` is the format of the cache, `activations` that of q and y: kv's own, or bf16 or fp16 beside an fp8 cache,
+    which has a float32 scale for each KV head and for each of k and v. Causal masks are aligned to the bottom
+    right: the last query sees every key; `window` above 0 leaves a query only so many of the keys it would see. A
+    query that sees no key yields zeros. `q_lens` and `kv_lens` are each sequence's own lengths, from 0, where they
+    are not all the maxima. `lse` asks for the natural logarithm of each query's sum of exponentials too. `scale`
+    takes the place of 1 / sqrt(head_dim). Arrays may be larger or smaller than the greatest lengths ask for:
+    `q_rows` are the rows of q, `pool` those of k and v, which sequences then have one after another, or the pages
+    of the cache, which sequences share where they are too few; `row_pages` are the columns of the block table.
     Raises InputError for extents outside 1 to 2^31 - 1 and shapes that do not fit.
     """
 
@@ -92,6 +92,8 @@ class Attention(Problem):
             object.__setattr__(self, "activations", self.kv if self.kv in ("fp32", "fp16") else "bf16")
         if self.activations not in ("fp32", "fp16", "bf16"):
             raise InputError(f"activations are in fp32, fp16 or bf16, not {self.activations}")
+        if self.kv in ("fp32", "fp16", "bf16") and self.activations != self.kv:
+            raise InputError(f"a cache in {self.kv} takes activations in {self.kv}, not {self.activations}")
         for name, most in (("q_lens", self.q_len), ("kv_lens", self.kv_len)):
             lengths = tuple(getattr(self, name))  # JSON has lists
             object.__setattr__(self, name, lengths)
@@ -330,9 +332,10 @@ class Attention(Problem):
         pages = np.arange(1, self.pool_pages, dtype=np.int32)
         if self.order == "shuffled":
             pages = np.random.default_rng(0).permutation(pages)
-        table = np.resize(pages, (self.batch, self.pages_per_sequence))
-        used = -(-found["kv_lens"] // self.page)
-        return {**found, "block_table": np.where(np.arange(table.shape[1]) < used[:, None], table, NULL_PAGE)}
+        used = np.arange(self.pages_per_sequence) < -(-found["kv_lens"] // self.page)[:, None]
+        table = np.full(used.shape, NULL_PAGE, np.int32)
+        table[used] = np.resize(pages, used.sum())  # those without keys leave theirs to others
+        return {**found, "block_table": table}
 
     def draw(self, rng: np.random.Generator, special: str = "") -> dict[str, NDArray]:
         """N(0, 1), scales from 1/2 to 2; rows of q, slots and pages that are no sequence's are NaN.
@@ -381,7 +384,10 @@ class Attention(Problem):
         return both[:, 0], both[:, 1]
 
     def reference(self, arrays: Arrays, rows: slice = EVERY_ROW) -> dict[str, Estimate]:
-        """See _attention_reference: computed in float64, for the chosen ones of the queries that are there."""
+        """See _attention_reference: computed in float64, for the chosen ones of the queries that are there.
+
+        Scores beyond 2^24 are outside the bound's promise: their rounding is all that an exponential sees.
+        """
         return reference(self, arrays, rows)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from sim.emulator import isa
-from sim.emulator.jit import jit
+from sim.linked_jit import jit
 
 LANES = 32
 _ALL = np.uint64(0xFFFFFFFFFFFFFFFF)

@@ -7,8 +7,8 @@ from sim.counts import SECTOR
 from sim.emulator import fpu, hazards, isa, memory, sync
 from sim.emulator import tables as t
 from sim.emulator.alu import LANES, extend, low_mask
-from sim.emulator.jit import jit
 from sim.emulator.memory import FLAT, IN_GLOBAL, KIND
+from sim.linked_jit import jit
 
 _WRITTEN = WRITTEN
 

@@ -7,7 +7,7 @@ from sim.counts import SECTOR
 from sim.emulator import flight, hazards, isa, mbarrier, memory
 from sim.emulator import tables as t
 from sim.emulator.alu import LANES
-from sim.emulator.jit import jit
+from sim.linked_jit import jit
 
 _READ, _WRITTEN = READ, WRITTEN
 _ONE = np.uint32(1)

@@ -4,7 +4,7 @@ import numpy as np
 
 from sim.emulator import atomics, hazards, isa, mbarrier, memory, sync
 from sim.emulator import tables as t
-from sim.emulator.jit import jit
+from sim.linked_jit import jit
 
 _CHUNK = 16  # bytes: the unit of the swizzle
 

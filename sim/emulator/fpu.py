@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 
 from sim.emulator import isa
 from sim.emulator.alu import LANES
-from sim.emulator.jit import jit
+from sim.linked_jit import jit
 
 _ABS32, _SIGN32 = np.uint32(0x7FFFFFFF), np.uint32(0x80000000)
 

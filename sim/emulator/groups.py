@@ -5,7 +5,7 @@ import numpy as np
 from sim.emulator import flight, hazards, isa, mbarrier
 from sim.emulator import tables as t
 from sim.emulator.alu import LANES
-from sim.emulator.jit import jit
+from sim.linked_jit import jit
 
 _ONE = np.uint32(1)
 

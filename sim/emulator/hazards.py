@@ -11,7 +11,7 @@ A warp's clock has sections (tables.py): what it comes after, and what of that i
 import numpy as np
 
 from sim.emulator import tables as t
-from sim.emulator.jit import jit
+from sim.linked_jit import jit
 
 # Kinds of hazards; names in report.py.
 (

@@ -22,7 +22,7 @@ from sim.emulator import (
 )
 from sim.emulator import tables as t
 from sim.emulator.alu import LANES
-from sim.emulator.jit import jit
+from sim.linked_jit import jit
 
 _ONE = np.uint32(1)
 _FULL = np.uint32(0xFFFFFFFF)

@@ -5,7 +5,7 @@ import numpy as np
 from sim.emulator import atomics, fpu, hazards, isa, memory
 from sim.emulator import tables as t
 from sim.emulator.alu import LANES, extend
-from sim.emulator.jit import jit
+from sim.linked_jit import jit
 
 _ONE = np.uint32(1)
 _ALL = np.uint32(0xFFFFFFFF)

@@ -5,8 +5,8 @@ import numpy as np
 from sim.emulator import hazards, isa, memory
 from sim.emulator import tables as t
 from sim.emulator.alu import LANES
-from sim.emulator.jit import jit
 from sim.emulator.memory import FLAT
+from sim.linked_jit import jit
 
 
 @jit

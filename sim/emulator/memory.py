@@ -7,7 +7,7 @@ from sim.counts import SECTOR
 from sim.emulator import hazards, isa, sync
 from sim.emulator import tables as t
 from sim.emulator.alu import LANES, extend, low_mask
-from sim.emulator.jit import jit
+from sim.linked_jit import jit
 
 _READ, _WRITTEN = READ, WRITTEN
 _BANKS = 32

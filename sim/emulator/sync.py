@@ -5,7 +5,7 @@ import numpy as np
 from sim.emulator import hazards, isa
 from sim.emulator import tables as t
 from sim.emulator.alu import LANES
-from sim.emulator.jit import jit
+from sim.linked_jit import jit
 
 _ONE = np.uint32(1)
 _ASYNC, _MBARRIER, _SCOPE = isa.FENCE_ASYNC, isa.FENCE_MBARRIER, isa.FENCE_SCOPE

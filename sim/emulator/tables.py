@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 from numpy.typing import NDArray
 
-from sim.emulator.jit import jit
+from sim.linked_jit import jit
 
 # The tables, in the order of their rows in the handle.
 (

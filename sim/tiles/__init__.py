@@ -13,13 +13,22 @@ from sim.tiles.memory import (
     add_atomically,
     load_lanes,
     load_patch,
+    load_scattered,
     load_vector,
     store_lanes,
     store_patch,
     store_scattered,
     store_vector,
 )
-from sim.tiles.softmax import log_sum_exp, normalise, rescale, seen_pairs, take_scores
+from sim.tiles.softmax import (
+    log_sum_exp,
+    normalise,
+    power_of_two,
+    rescale,
+    seen_pairs,
+    take_scores,
+    take_scores_by_powers,
+)
 from sim.tiles.tensor import load_tile, mma, mma_useful, store_tile
 
 __all__ = [
@@ -37,12 +46,14 @@ __all__ = [
     "load_groups",
     "load_lanes",
     "load_patch",
+    "load_scattered",
     "load_tile",
     "load_vector",
     "log_sum_exp",
     "mma",
     "mma_useful",
     "normalise",
+    "power_of_two",
     "rescale",
     "seen_pairs",
     "store_lanes",
@@ -51,4 +62,5 @@ __all__ = [
     "store_tile",
     "store_vector",
     "take_scores",
+    "take_scores_by_powers",
 ]

@@ -97,14 +97,29 @@ def store_lanes(count, marks, start, stride, width, lanes, step, times):
 @njit(cache=True)
 def store_scattered(count, marks, at, width):
     """One warp request whose lanes store `width` bytes each at the ascending offsets `at`."""
-    previous = -1
+    unique = _scattered(marks, at, width, _WRITTEN)
+    count[STORE_SECTORS] += unique
+    count[SM_TO_L2] += SECTOR * unique
+
+
+@njit(cache=True)
+def load_scattered(count, marks, at, width):
+    """One warp request whose lanes load `width` bytes each at the ascending offsets `at`."""
+    unique = _scattered(marks, at, width, _READ)
+    count[LOAD_SECTORS] += unique
+    count[L2_TO_SM] += SECTOR * unique
+
+
+@njit(cache=True)
+def _scattered(marks, at, width, bit):
+    """Unique sectors of a request whose lanes access `width` bytes each at ascending offsets."""
+    total, previous = 0, -1
     for start in at:
         first, last = start // SECTOR, (start + width - 1) // SECTOR
-        unique = last - max(first - 1, previous)
-        count[STORE_SECTORS] += unique
-        count[SM_TO_L2] += SECTOR * unique
+        total += last - max(first - 1, previous)
         previous = last
-        _mark(marks, first, last, _WRITTEN)
+        _mark(marks, first, last, bit)
+    return total
 
 
 @njit(cache=True)

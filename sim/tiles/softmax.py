@@ -42,21 +42,62 @@ def take_scores(count, scores, start, end, scale, slack, maximum, total, decay, 
 
 @njit(cache=True)
 def _take_row(scores, start, end, scale, slack, maximum, total, decay, row):
-    nothing = np.float32(-np.inf)
-    before = largest = maximum[row]
-    for column in range(scores.size):
-        if not start <= column < end:
-            scores[column] = nothing
-        largest = max(largest, scores[column])
+    before = maximum[row]
+    largest = max(before, _hide(scores, start, end))
     if largest * scale > before * scale + slack:
         maximum[row] = largest
-    base = np.float32(0) if maximum[row] == nothing else maximum[row] * scale
+    base = np.float32(0) if maximum[row] == -np.inf else maximum[row] * scale
     decay[row] = np.exp2(before * scale - base)
+    total[row] = total[row] * decay[row] + _weigh(scores, scale, base)
+
+
+@njit(cache=True)
+def take_scores_by_powers(count, scores, start, end, scale, headroom, slack, exponent, total, decay, element, numerics):
+    """As `take_scores`, but weights are 2^(scale score - exponent), each row's exponent being a whole number.
+
+    So decays are powers of two, which are exact and no exponentials. An exponent moves to the least that leaves the
+    largest weight at most 2^headroom, where that has become more than 2^(headroom + slack).
+    """
+    rows, columns = scores.shape
+    count_exp(count, rows * columns)
+    if not numerics:
+        return
+    for row in range(rows):
+        of_row, before = scores[row], exponent[row]
+        largest = _hide(of_row, start[row], end[row]) * scale - headroom
+        if largest > before + slack:
+            exponent[row] = np.ceil(largest)
+        decay[row] = power_of_two(before, exponent[row])
+        base = np.float32(0) if exponent[row] == -np.inf else exponent[row]
+        total[row] = total[row] * decay[row] + _weigh(of_row, scale, base)
+        _round(of_row, element)
+
+
+@njit(cache=True)
+def power_of_two(before, now):
+    """2^(before - now), what sums relative to 2^before are times where they become relative to 2^now."""
+    return np.float32(1) if before == now else np.exp2(before - now)
+
+
+@njit(cache=True)
+def _hide(scores, start, end):
+    """A row sees its columns from `start` to `end` alone; returns the largest score among them."""
+    largest = np.float32(-np.inf)
+    for column in range(scores.size):
+        if not start <= column < end:
+            scores[column] = -np.inf
+        largest = max(largest, scores[column])
+    return largest
+
+
+@njit(cache=True)
+def _weigh(scores, scale, base):
+    """A row's scores become weights; returns their sum."""
     added = np.float32(0)
     for column in range(scores.size):
         scores[column] = np.exp2(scores[column] * scale - base)
         added += scores[column]
-    total[row] = total[row] * decay[row] + added
+    return added
 
 
 @njit(cache=True)

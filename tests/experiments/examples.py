@@ -21,6 +21,7 @@ SMALL = {
     "wrong_machine": {"n": 256, "k": 256, "m": 64},
     "decode_chain": {"d": 256},
     "decode_bars": {"shape": 0, "most": 2},
+    "attention_bars": {"part": "skewed"},
 }
 NOTHING = Archive(())
 

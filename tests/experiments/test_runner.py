@@ -26,6 +26,7 @@ from tests.experiments.examples import NOTHING, SMALL
 
 def test_they_are_found_by_the_question_they_ask() -> None:
     assert names() == (
+        "attention_bars",
         "batching",
         "ceilings",
         "decode_bars",
@@ -45,7 +46,7 @@ def test_they_are_found_by_the_question_they_ask() -> None:
     assert all(question == runner.get(name).QUESTION for name, question in questions().items())
     assert module_of("kv_cache") == "experiments.questions.kv_cache"
     assert module_of("gemm_bars") == "experiments.bars.gemm_bars"
-    with pytest.raises(InputError, match="unknown experiment 'peers'; known experiments: batching"):
+    with pytest.raises(InputError, match="unknown experiment 'peers'; known experiments: attention_bars"):
         runner.get("peers")
 
 

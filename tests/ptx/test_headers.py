@@ -22,7 +22,7 @@ def compile_source(text: str) -> tuple[bool, str]:
     options = [b"--std=c++17", b"--gpu-architecture=sm_90a", f"--include-path={ROOT}".encode()]
     (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     _, size = nvrtc.nvrtcGetProgramLogSize(program)
-    log = b" " * size
+    log = b" " * (size + 1)  # never one byte: those objects are shared by all of Python, and this one is written to
     nvrtc.nvrtcGetProgramLog(program, log)
     return int(status) == 0, log.decode(errors="replace")
 

@@ -101,7 +101,7 @@ def test_an_unknown_block_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(reports, "README", readme)
     with pytest.raises(
         InputError,
-        match="README has a block 'nonsense'; blocks: generate, kernels, roofline, sanitizer, batching, ceilings",
+        match="README has a block 'nonsense'; blocks: generate, kernels, roofline, sanitizer, attention_bars, batching",
     ):
         reports.report(Archive(()))
 

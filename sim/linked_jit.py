@@ -1,8 +1,8 @@
-"""Numba compilation for the emulator: one optimisation of the whole interpreter, where `njit` makes one of each part.
+"""Numba compilation of many functions as one: one optimisation of the whole, where `njit` makes one of each part.
 
 Numba links into each function all that it calls, optimises the sum and makes machine code of it: what stands ten calls
 deep is compiled ten times. Here a function that only others call is lowered to LLVM code and no further; an entry links
-all that it reaches, and is optimised, compiled and cached once.
+all that it reaches, and is optimised, compiled and cached once. Nothing in them allocates an array.
 """
 
 from collections.abc import Callable
@@ -87,7 +87,7 @@ class _WholeCompiler(_Compiler):
 
 
 _COMMON: dict[str, Any] = {
-    "_nrt": False,  # views of tables belong to nobody: no code that counts references
+    "_nrt": False,  # views belong to nobody: no code that counts references
     "error_model": "numpy",  # no branch of an exception in each division
 }
 _PART: dict[str, Any] = {"pipeline_class": _PartCompiler, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
@@ -95,7 +95,7 @@ _WHOLE: dict[str, Any] = {"pipeline_class": _WholeCompiler, "cache": True}
 
 
 def jit(function: Callable[..., Any] | None = None, /, *, entry: bool = False, **options: Any) -> Any:
-    """Compiles a function of the interpreter; only an `entry` can be called from Python."""
+    """Compiles a function; only an `entry` can be called from Python."""
     if function is None:
         return lambda wrapped: jit(wrapped, entry=entry, **options)
     options = _COMMON | (_WHOLE if entry else _PART) | options

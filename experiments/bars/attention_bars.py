@@ -1,0 +1,79 @@
+"""Attention against the plain read of its cache and other libraries, part by part, in one run each."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from experiments.bars import attention_decode
+from experiments.lookup import READ, is_peer
+from experiments.rows import Row, Verdict, size_of, time_row
+from experiments.running.backends import Backend
+from experiments.running.formats import chosen_job
+from experiments.running.jobs import Search
+from lab.record import Archive, Record
+from sim.errors import InputError
+
+QUESTION = "How far is attention from the time that its bytes or its operations take, and from other libraries?"
+
+CLOCK = "cold"
+PARTS = attention_decode.PARTS
+
+
+@dataclass(frozen=True)
+class Options:
+    """`part` names the problems; `tune` searches them first. What has not begun after `seconds` is skipped."""
+
+    part: str = "decode"
+    rounds: int = 20
+    seconds: int = 500
+    tune: bool = False
+
+    def __post_init__(self) -> None:
+        if self.part not in PARTS:
+            raise InputError(f"part is {', '.join(PARTS)}; got {self.part!r}")
+        if min(self.rounds, self.seconds) < 1:
+            raise InputError(f"rounds and seconds are at least 1; got {self.rounds}, {self.seconds}")
+
+
+def measure(options: Options, backend: Backend) -> Iterator[Record]:
+    """What the lab chooses for each problem of a part, beside its peers and the plain read."""
+    problems = PARTS[options.part]
+    how = {"plain": True, "rounds": options.rounds, "experiment": "attention_bars"}
+    if options.tune:
+        yield from backend.tuned([Search(problem=p.as_dict(), clock=CLOCK, **how) for p in problems], options.seconds)
+    facts = {"bar": options.part}
+    jobs = [chosen_job(p, backend.machine, facts, clocks=(CLOCK,), reads=True, **how) for p in problems]
+    yield from backend.timed(jobs, options.seconds)
+
+
+def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: ARG001 (all is of one run)
+    """Each problem: its time, the read's, the best peer's."""
+    for cell in attention_decode.cells(records):
+        record, case = cell.record, size_of(cell.record)
+        yield time_row(case, f"{record.kernel}, us", record, record)
+        if cell.read:
+            yield Row(case, f"{READ}, us", None, None, cell.read, record.source)
+        if cell.peer:
+            yield Row(case, f"{cell.peer.kernel}, us", None, None, cell.peer.us, record.source)
+
+
+def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG001
+    """How many problems stand within their limits, the worst of the others, and how much longer peers take."""
+    found = attention_decode.cells(records)
+    timed = [cell for cell in found if cell.record.us]
+    if not timed:
+        on_gpu = any(record.on == "gpu" for record in records if not is_peer(record))
+        return Verdict(bool(found) and not on_gpu, f"{len(found)} problems were predicted, none was timed.")
+    judged = [cell for cell in timed if cell.limits]
+    bad = [cell for cell in judged if cell.missed]
+    parts = [f"{len(judged) - len(bad)} of {len(judged)} problems stand within their limits"]
+    if bad:
+        worst = max(bad, key=lambda cell: max(cell.missed.values()))
+        limit, times = max(worst.missed.items(), key=lambda item: item[1])
+        parts.append(f"the farthest, {size_of(worst.record)}, takes {times:.3f} times what {limit} allows")
+    over, passed = attention_decode.over_peers(timed), not bad and len(timed) == len(found)
+    if over is not None:
+        parts.append(f"the best peers take {over:.3f} times as long (bar {attention_decode.PEERS_OVER})")
+        passed &= over >= attention_decode.PEERS_OVER
+    if len(timed) < len(found):
+        parts.append(f"{len(found) - len(timed)} have no time")
+    return Verdict(passed, "; ".join(parts) + ".")

@@ -1,0 +1,73 @@
+"""What a user would call instead of the lab's kernels for attention: cuDNN's by way of PyTorch, and FlashInfer's."""
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from experiments.peers.arrays import FORMATS, as_torch, on_this_stream
+from lab.gpu.bench import Arrays, Loose, Peer
+from lab.problems import Attention
+
+FEW = 16  # queries of a sequence up to which it is decode
+ROUNDED = 2.0**-6  # of weights and results, to bf16
+WORKSPACE = 2**28  # bytes that FlashInfer asks for
+
+
+def peers(problem: Attention) -> dict[str, Peer]:
+    """Those that take the problem and are installed."""
+    p, found = problem, {}
+    alike = not p.q_lens and not p.kv_lens
+    if p.latent or p.window or p.lse or p.q_len > FEW:
+        return {}
+    if not p.page and alike and p.kv == p.activations and (p.q_len == 1 or not p.causal):
+        found["cudnn"] = cudnn
+    if p.page and not p.q_lens and p.q_len == 1 and p.kv == p.activations and find_spec("flashinfer"):
+        found["flashinfer"] = flashinfer
+    return found
+
+
+def cudnn(problem: Attention, arrays: Arrays) -> Loose:
+    """PyTorch's scaled_dot_product_attention, held to cuDNN: [batch, heads, tokens, head_dim] views of the arrays."""
+    p = problem
+    q, k, v = (
+        as_torch(arrays[name], p.kv).view(p.batch, -1, heads, p.head_dim).transpose(1, 2)
+        for name, heads in (("q", p.q_heads), ("k", p.kv_heads), ("v", p.kv_heads))
+    )
+    held: list[torch.Tensor] = []
+
+    def work() -> None:
+        with sdpa_kernel([SDPBackend.CUDNN_ATTENTION]):
+            held[:] = [scaled_dot_product_attention(q, k, v, enable_gqa=p.group > 1)]
+
+    return Loose(on_this_stream(work), lambda: held[0].transpose(1, 2).float().cpu().numpy(), ROUNDED)
+
+
+def flashinfer(problem: Attention, arrays: Arrays) -> Loose:
+    """FlashInfer's paged decode on its tensor cores, planned on the host beforehand."""
+    from flashinfer import BatchDecodeWithPagedKVCacheWrapper  # heavy, and asked for by its problems alone
+
+    p, table = problem, arrays["block_table"].get()
+    pages = [-(-sequence.kv_len // p.page) for sequence in p.sequences]
+    last = [sequence.kv_len - (n - 1) * p.page for sequence, n in zip(p.sequences, pages, strict=True)]
+
+    def ints(values: Any) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32, device="cuda")
+
+    starts = [sum(pages[:b]) for b in range(p.batch + 1)]
+    workspace = torch.empty(WORKSPACE, dtype=torch.uint8, device="cuda")
+    wrapper = BatchDecodeWithPagedKVCacheWrapper(workspace, "HND", use_tensor_cores=True)
+    used = [int(page) for b, n in enumerate(pages) for page in table[b, :n]]
+    form = FORMATS[p.kv]
+    wrapper.plan(
+        ints(starts), ints(used), ints(last), p.q_heads, p.kv_heads, p.head_dim, p.page, q_data_type=form,
+        kv_data_type=form,
+    )  # fmt: skip
+    q, cache, held = as_torch(arrays["q"], p.activations), as_torch(arrays["cache"], p.kv), []
+
+    def work() -> None:
+        held[:] = [wrapper.run(q, cache)]
+
+    return Loose(on_this_stream(work), lambda: held[0].float().cpu().numpy(), ROUNDED)

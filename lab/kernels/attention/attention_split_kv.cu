@@ -1,0 +1,73 @@
+// attention_split_kv: attention of a few query tokens over a long cache, on the tensor cores: decode.
+//
+// Idea: the cache is read once, as a plain read does it: every team of warps copies the tokens it will multiply, 16 at a
+// time, to its own ring in shared memory, and waits for nobody; so what an SM has under way is what its shared memory
+// holds. Sequences are divided over the SMs on the device, from their lengths. A CTA that shares a sequence with others
+// leaves a partial result, and who comes last adds them up in the same launch.
+//
+// Warp roles: all alike. The teams of a KV head take the units of a stretch in turn, each with a softmax of its own; at
+// the end of a sequence their sums meet in shared memory. A team is one warp, or several where the queries are many.
+//
+//   cp.async     unit 0 | unit 1 | unit 2 |              unit 3 |              unit 4 |               stages = 4
+//   multiply                                unit 0               unit 1               unit 2 ...
+//                                           q K^T, softmax, P V
+//
+// Bytes expected from HBM: K and V of the tokens that are seen, q and y, once each.
+#include "lab/kernels/attention/decode_merge.cuh"
+#include "ptx/griddepcontrol.cuh"
+
+static_assert(schedule::threads == LANES * schedule::warps, "whole warps");
+
+struct Shared {
+    Stage ring[SLOTS * HEADS][STAGES];
+    Merge merge;
+};
+constexpr int INSIDE = schedule::ring_rows * ROW_BYTES + schedule::merge_rows * (PITCH + 2) * int(sizeof(float)) + 1;
+static_assert(sizeof(Shared) == (INSIDE + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT, "what the launch asks for");
+
+extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_per_sm)
+    attention_split_kv(const Activation* __restrict__ q, const Element* __restrict__ k, const Element* __restrict__ v,
+                       const int32_t* __restrict__ q_starts, const int32_t* __restrict__ kv_lens,
+                       const int32_t* __restrict__ where, const float* __restrict__ k_scale,
+                       const float* __restrict__ v_scale, Activation* __restrict__ y, float* __restrict__ lse,
+                       float* partial, float2* partial_sums, uint32_t* arrivals, int batch_size, int kv_heads,
+                       int max_kv_len, int pages, int table_width, int64_t page_stride, int64_t head_stride,
+                       int token_stride, int64_t value_offset, float scale) {
+    extern __shared__ __align__(ALIGNMENT) uint8_t dynamic[];
+    Shared& shared = *reinterpret_cast<Shared*>(dynamic);
+    const Team team;
+    const int ctas = kv_heads / HEADS, stretch = blockIdx.x / ctas;  // of a stretch
+    const int first_head = blockIdx.x % ctas * HEADS, head = first_head + team.head;
+    const Cache cache{
+        k + head * head_stride, PAGED ? value_offset : v - k, where, page_stride, token_stride, pages, table_width};
+    const Results results{y, lse, partial, partial_sums, arrivals, v_scale, kv_heads};
+    const Batch batch{q_starts, kv_lens, batch_size, max_kv_len};
+
+    ptx::griddepcontrol::wait();
+    ptx::griddepcontrol::launch_dependents();
+    if (threadIdx.x < LANES) prefetch_table(cache, batch_size);
+    const int length = stretch_length(batch, gridDim.x / ctas);
+    Walk walk(batch, stretch, length);
+    Source source(cache, team, walk);
+    Stage(&ring)[STAGES] = shared.ring[team.index()];
+#pragma unroll 1
+    for (int i = 0; i < STAGES - 1; ++i) source.copy_next(ring[i]);
+    const float scale_log2 = scale * LOG2_E * (FP8 ? k_scale[head] / QUERY_SCALE : 1);
+    const int first_row = team.row_group * TILES * EIGHT;
+    int stage = 0;
+    for (Part part = walk.next(); part.exists(); part = walk.next()) {
+        Queries queries;
+        load_queries(queries, q, part.sequence, head, kv_heads * problem::group, first_row);
+        Softmax softmax;
+        clear(softmax);
+#pragma unroll 1
+        for (int unit = part.lo + team.slot; unit < part.hi; unit += SLOTS) {
+            ptx::cp_async::wait_group<STAGES - 2>();
+            team.sync();  // all its copies are there, and all its warps have left the stage before
+            source.copy_next(ring[(stage + STAGES - 1) % STAGES]);
+            add_unit(softmax, ring[stage], queries, part, unit, first_row, scale_log2);
+            stage = (stage + 1) % STAGES;
+        }
+        finish(shared.merge, softmax, part, stretch, length, first_head, results);
+    }
+}

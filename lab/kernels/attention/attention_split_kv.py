@@ -1,0 +1,281 @@
+"""Decode: rings of cp.async stream the cache past mma.sync; sequences are divided over the SMs on the device."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from numpy.typing import NDArray
+
+from lab.cards import fits
+from lab.kernel import Bills, Solves, require_choice, require_resident, require_shared
+from lab.kernels.attention import decode_plan, decode_simulation, decode_theory
+from lab.kernels.common.norm import joined
+from lab.problems import Attention
+from sim.counts import Counts
+from sim.errors import ScheduleError
+from sim.formats import FORMATS
+from sim.launch import Argument, Array, Launch, Role, Scalar
+from sim.machine import Machine
+
+SOLVES = Solves(
+    Attention,
+    formats=("bf16", "fp16", "fp8"),
+    arch="sm_90",
+    after="attention_pingpong",
+    options={
+        "head_dim": (64,),
+        "causal": (False,),
+        "page": (1, 16, 64, 128),
+        "activations": ("fp16",),
+        "window": range(1, 2**30),
+        "lse": (True,),
+    },
+    at_most={"q_len": 16},
+    facts=("kv", "activations", "head_dim", "group", "causal", "page", "window", "lse"),
+)
+
+LANES = 32
+UNIT = 16  # tokens that a team multiplies at once: the rows of an mma
+EIGHT = 8  # columns of an mma
+MMA_K = 16
+MERGED_ROWS = 4  # of a warp, that meet in shared memory at once
+FLOAT = 4  # bytes
+ALIGNMENT = 128  # bytes, of what lies in shared memory
+MOST_WARPS = 16
+MOST_STAGES = 32
+OTHER_REGISTERS = 60  # of a thread beside queries and sums
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a CTA shares the KV heads, queries and tokens that it has, and how sequences are divided over CTAs."""
+
+    warps: int
+    stages: int  # units of 16 tokens, keys and values, that the ring of a team holds
+    heads: int  # KV heads of a CTA, which read the same tokens at the same time
+    row_groups: int  # warps of a team: they share its units, each with other queries
+    query_tiles: int  # of eight queries that a warp has
+    ctas_per_sm: int  # CTAs that an SM holds at once
+    overhead_units: int  # what a sequence costs beside its units, in these
+    least_units: int  # of a CTA, before another one is given work
+
+    def __post_init__(self) -> None:
+        require_choice(self, "heads", (1, 2, 4, 8))
+        require_choice(self, "row_groups", (1, 2, 4, 8))
+        require_choice(self, "query_tiles", (1, 2))
+        if not 1 <= self.warps <= MOST_WARPS or self.warps % (self.heads * self.row_groups):
+            raise ScheduleError(
+                f"{self.heads} heads of {self.row_groups} warps or several times as many are up to {MOST_WARPS} warps; "
+                f"warps = {self.warps}"
+            )
+        for name, least, most in (
+            ("stages", 2, MOST_STAGES),
+            ("ctas_per_sm", 1, 4),
+            ("overhead_units", 1, 1024),
+            ("least_units", 1, 1024),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise ScheduleError(f"{name} is from {least} to {most:,}; {name} = {getattr(self, name)}")
+
+    @property
+    def threads(self) -> int:
+        return LANES * self.warps
+
+    @property
+    def unit(self) -> int:
+        return UNIT
+
+    @property
+    def slots(self) -> int:
+        """Teams of a KV head: they take its units in turn."""
+        return self.warps // (self.heads * self.row_groups)
+
+    @property
+    def rows(self) -> int:
+        """Queries that share a KV head, at most: of all tokens and of all query heads."""
+        return EIGHT * self.query_tiles * self.row_groups
+
+    @property
+    def ring_rows(self) -> int:
+        """Rows of head_dim elements of all rings."""
+        return self.warps // self.row_groups * self.stages * 2 * UNIT
+
+    @property
+    def merge_rows(self) -> int:
+        """Rows of float32 sums that meet in shared memory."""
+        return self.warps * MERGED_ROWS
+
+    @property
+    def slack(self) -> int:
+        """Powers of two by which the largest weight may grow before sums are scaled anew."""
+        return 8
+
+    @property
+    def headroom(self) -> int:
+        """Powers of two by which weights in fp16 are larger than 1 at first, so that small ones lose nothing."""
+        return 6
+
+    @property
+    def query_shift(self) -> int:
+        """Powers of two by which queries are made smaller where they become fp16, which ends at 65504."""
+        return 4
+
+    def fits(self, problem: Attention, machine: Machine) -> None:
+        p = problem
+        needed = p.q_len * p.group
+        if needed > self.rows:
+            raise ScheduleError(
+                f"{self.row_groups} warps of {self.query_tiles} tiles hold {self.rows} queries of a KV head; "
+                f"{p.q_len} tokens have {needed}"
+            )
+        if p.kv_heads % self.heads:
+            raise ScheduleError(f"heads must divide the {p.kv_heads} KV heads; heads = {self.heads}")
+        require_shared(shared_bytes(p, self), f"rings of {self.stages} stages for {self.warps} warps", machine)
+        require_resident(self.ctas_per_sm, shared_bytes(p, self), self.threads, registers(p, self), machine)
+
+
+def shared_bytes(problem: Attention, schedule: Schedule) -> int:
+    """The rings; a row of sums with its exponent, its sum of weights and four floats against bank conflicts; a flag."""
+    p, s = problem, schedule
+    row, sums = FORMATS[p.kv].nbytes(1, p.head_dim), FLOAT * (p.head_dim + 4 + 2)
+    return -(-(s.ring_rows * row + s.merge_rows * sums + 1) // ALIGNMENT) * ALIGNMENT
+
+
+def registers(problem: Attention, schedule: Schedule) -> int:
+    """Of a thread, so that nothing spills: queries and sums along head_dim, and the rest."""
+    return 6 * schedule.query_tiles * problem.head_dim // MMA_K + OTHER_REGISTERS
+
+
+# As measured on an H200, best first.
+GROUPS = {8: ((1, 1),), 16: ((2, 1), (1, 2)), 32: ((2, 2), (4, 1)), 64: ((4, 2), (8, 1)), 128: ((8, 2),)}  # by queries
+SHAPES = (
+    (8, 1, 1),
+    (8, 2, 1),
+    (12, 1, 1),
+    (16, 1, 1),
+    (4, 1, 1),
+    (4, 1, 2),
+    (16, 2, 1),
+    (4, 2, 2),
+)  # warps, heads, CTAs
+RING = 192 * 1024  # bytes of an SM's rings
+OVERHEAD, LEAST = 4, 4
+LONG = 2**30  # bytes of a contiguous cache from which two heads a CTA are faster
+
+
+def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
+    """Measured shapes with as deep rings as fit; then half of the ring, and more for the ends of a sequence."""
+    p = problem
+    needed = next((rows for rows in GROUPS if rows >= p.q_len * p.group), max(GROUPS))
+    first = (8, 2) if not p.page and p.kv_bytes > LONG else (12, 1) if needed == 64 else (8, 1)
+    found = []
+    for row_groups, query_tiles in GROUPS[needed]:
+        for warps, heads, ctas in sorted(SHAPES, key=lambda shape: shape[:2] != first):
+            teams = max(warps // row_groups, 1)
+            stages = RING // (ctas * teams * 2 * UNIT * FORMATS[p.kv].nbytes(1, p.head_dim))
+            with suppress(ScheduleError):
+                s = Schedule(warps, min(stages, MOST_STAGES), heads, row_groups, query_tiles, ctas, OVERHEAD, LEAST)
+                s.fits(p, machine)
+                found.append(s)
+    yield from found
+    for s in found[:1]:
+        if s.stages >= 4:
+            yield replace(s, stages=s.stages // 2)
+        yield replace(s, overhead_units=2 * OVERHEAD)
+
+
+def stretches(problem: Attention, schedule: Schedule, machine: Machine) -> int:
+    """Into how many parts all sequences together are divided: as many as fill the SMs, or as there may be work for."""
+    p, s = problem, schedule
+    at_once = max(machine.sms * s.ctas_per_sm * s.heads // p.kv_heads, 1)
+    return min(at_once, -(-p.batch * (s.overhead_units + -(-p.kv_len // UNIT)) // s.least_units))
+
+
+def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
+    p, s = problem, schedule
+    ctas, parts = p.kv_heads // s.heads, stretches(p, s, machine)
+    partial = (parts + p.batch) * p.kv_heads * s.rows
+    return (
+        Launch(
+            kernel="attention_split_kv",
+            entry="attention_split_kv",
+            problem=p,
+            schedule=s,
+            grid=(parts * ctas, 1, 1),
+            block=(s.threads, 1, 1),
+            arguments=(
+                *_inputs(p),
+                Array("y", Role.OUT, *p.outputs["y"]),
+                Array("lse", Role.OUT, *p.outputs["lse"]) if p.lse else Scalar("lse", 0, "int64"),
+                Array("partial", Role.WORKSPACE, (partial, p.head_dim), "fp32"),
+                Array("partial_sums", Role.WORKSPACE, (partial, 2), "fp32"),
+                Array("arrivals", Role.WORKSPACE, (p.batch, ctas), "int32"),
+                *_extents(p),
+            ),
+            shared_bytes=shared_bytes(p, s),
+            dependent=True,
+        ),
+    )
+
+
+def _inputs(problem: Attention) -> tuple[Argument, ...]:
+    """The cache, where it is one array, stands for k; scales only where there are some."""
+    names = ("q", "cache" if problem.page else "k", "v", "q_starts", "kv_lens", _where(problem), "k_scale", "v_scale")
+    found = problem.inputs
+    return tuple(Array(name, Role.IN, *found[name]) if name in found else Scalar(name, 0, "int64") for name in names)
+
+
+def _where(problem: Attention) -> str:
+    return "block_table" if problem.page else "kv_starts"
+
+
+def _extents(problem: Attention) -> tuple[Scalar, ...]:
+    """Capacities, how the cache lies (strides in elements), and the scale of the scores."""
+    p, dim = problem, problem.head_dim
+    page_stride, head_stride, token_stride, value_offset = (
+        (2 * p.kv_heads * p.page * dim, p.page * dim, dim, p.kv_heads * p.page * dim)
+        if p.page
+        else (0, dim, p.kv_heads * dim, 0)
+    )
+    return (
+        Scalar("batch", p.batch),
+        Scalar("kv_heads", p.kv_heads),
+        Scalar("max_kv_len", p.kv_len),
+        Scalar("pages", p.pool_pages if p.page else 0),
+        Scalar("table_width", p.pages_per_sequence),
+        Scalar("page_stride", page_stride, "int64"),
+        Scalar("head_stride", head_stride, "int64"),
+        Scalar("token_stride", token_stride),
+        Scalar("value_offset", value_offset, "int64"),
+        Scalar("scale", p.score_scale, "float32"),
+    )
+
+
+class Coefficients(fits.Coefficients, frozen=True):
+    """What the estimate is made of."""
+
+    start_us: float  # of a launch, until the first bytes are there, and from the last ones on
+    hbm_share: float  # of the rate of a large read
+    tile_clocks: float  # of an SM, for 16 tokens and eight queries
+    blend: float  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
+
+
+def bills(problem: Attention, schedule: Schedule, machine: Machine, clock: str) -> Bills:
+    """A start, and little more than the longer of two: HBM, and the instructions of an SM for its stretches."""
+    p, s = problem, schedule
+    model = fits.coefficients(Coefficients, "attention_split_kv", machine, clock)
+    units = decode_plan.plan_of(p, s, stretches(p, s, machine)).length * s.heads * s.ctas_per_sm
+    stream = {
+        "HBM": 1e6 * (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)),
+        "instructions": 1e6 * units * s.rows / EIGHT * model.tile_clocks / machine.clock_hz,
+    }
+    return Bills(model.start_us + joined(model.blend, *stream.values()), {"launch": model.start_us, **stream})
+
+
+def theory(problem: Attention, schedule: Schedule, machine: Machine) -> Counts:
+    """Of the actual lengths; see decode_theory."""
+    return decode_theory.theory(problem, schedule, stretches(problem, schedule, machine))
+
+
+def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
+    return decode_simulation.simulate(launch, arrays, machine)

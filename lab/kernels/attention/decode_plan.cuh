@@ -1,0 +1,127 @@
+// How decode attention is divided over CTAs: on the device and from the lengths, so that nobody plans on the host.
+//
+// The units of all sequences lie in a row, UNIT tokens each; every sequence is schedule::overhead_units longer, for what
+// it costs at its start and end. The row is cut into stretches of one length, and each finds its own by a scan over the
+// lengths. The CTAs of a stretch are neighbours, each with other KV heads: they read the same tokens at the same time.
+//
+//   sequences  |.-------------|.-------------|.---|.---|.--------------------|     . overhead, - units
+//   stretches  |     0     |     1     |     2     |     3     |     4       |
+#pragma once
+#include "ptx/load.cuh"
+#include "schedule.cuh"
+
+constexpr int LANES = 32;
+constexpr int UNIT = schedule::unit;  // tokens
+constexpr int OVERHEAD = schedule::overhead_units;
+constexpr uint32_t FULL = 0xffffffffu;
+
+static_assert(UNIT == 16, "the rows of an mma");
+static_assert(OVERHEAD > 0, "a sequence without keys is one too");
+
+// The lengths of a batch, in device memory.
+struct Batch {
+    const int32_t *q_starts, *kv_lens;
+    int size, max_kv_len;
+};
+
+// One sequence: its queries, and the keys that any of them sees; no unit where there is no query.
+struct Sequence {
+    int q_start, q_len, kv_len;
+    int first_unit, units;
+
+    // How much of the row it takes.
+    __device__ __forceinline__ int cost() const { return q_len > 0 ? OVERHEAD + units : 0; }
+};
+
+__device__ __forceinline__ Sequence sequence(const Batch& batch, int index) {
+    Sequence s;
+    s.q_start = batch.q_starts[index];
+    s.q_len = batch.q_starts[index + 1] - s.q_start;
+    s.kv_len = min(batch.kv_lens[index], batch.max_kv_len);
+    const int first = problem::window > 0 ? max(s.kv_len - s.q_len + 1 - problem::window, 0) : 0;
+    s.first_unit = first / UNIT;
+    s.units = s.q_len > 0 ? max((s.kv_len + UNIT - 1) / UNIT - s.first_unit, 0) : 0;
+    return s;
+}
+
+// The inclusive sum over the lanes up to this one.
+__device__ __forceinline__ int prefix_sum(int value) {
+    const int lane = threadIdx.x % LANES;
+#pragma unroll
+    for (int offset = 1; offset < LANES; offset *= 2) {
+        const int below = __shfl_up_sync(FULL, value, offset);
+        if (lane >= offset) value += below;
+    }
+    return value;
+}
+
+// The costs of sequences `first` to `first` + 31, one a lane.
+__device__ __forceinline__ int lane_cost(const Batch& batch, int first) {
+    const int index = first + threadIdx.x % LANES;
+    return index < batch.size ? sequence(batch, index).cost() : 0;
+}
+
+// The length of each of so many stretches; a warp finds it together.
+__device__ __forceinline__ int stretch_length(const Batch& batch, int stretches) {
+    int total = 0;
+    for (int first = 0; first < batch.size; first += LANES) total += lane_cost(batch, first);
+    total = __reduce_add_sync(FULL, total);
+    return max((total + stretches - 1) / stretches, schedule::least_units);
+}
+
+// The part of a sequence that one stretch has: units `lo` to `hi` of those of the sequence.
+struct Part {
+    int index = -1;  // of the sequence; -1 is no part
+    int begin;       // of the sequence in the row
+    Sequence sequence;
+    int lo, hi;
+
+    __device__ __forceinline__ bool exists() const { return index >= 0; }
+    __device__ __forceinline__ bool whole() const { return hi - lo == sequence.units; }
+
+    // Keys that row 0 sees end here; each further query sees one more.
+    __device__ __forceinline__ int first_limit() const {
+        return problem::causal ? sequence.kv_len - sequence.q_len + 1 : sequence.kv_len;
+    }
+
+    // The stretches that share the sequence.
+    __device__ __forceinline__ int first_stretch(int length) const { return (begin + OVERHEAD) / length; }
+    __device__ __forceinline__ int last_stretch(int length) const {
+        return (begin + OVERHEAD + sequence.units - 1) / length;
+    }
+};
+
+// Walks over the parts of one stretch; the lanes of a warp do it together and alike.
+struct Walk {
+    Batch batch;
+    int from, to;      // the stretch
+    int index, begin;  // the sequence that comes next, and where it begins
+
+    __device__ __forceinline__ Walk(const Batch& batch, int stretch, int length)
+        : batch(batch), from(stretch * length), to(from + length), begin(0) {
+        for (index = 0; index < batch.size; index += LANES) {
+            const int cost = lane_cost(batch, index), upto = begin + prefix_sum(cost);
+            const uint32_t beyond = __ballot_sync(FULL, upto > from);
+            if (beyond) {
+                const int lane = LANES - __popc(beyond);  // the first: the sums only grow
+                index += lane;
+                begin = __shfl_sync(FULL, upto - cost, lane);
+                break;
+            }
+            begin = __shfl_sync(FULL, upto, LANES - 1);
+        }
+    }
+
+    __device__ __forceinline__ Part next() {
+        while (begin < to && index < batch.size) {
+            const Part part = {index, begin, sequence(batch, index)};
+            const Sequence& s = part.sequence;
+            const int lo = max(from - begin - OVERHEAD, 0), hi = min(to - begin - OVERHEAD, s.units);
+            const bool empty = s.units == 0 && s.cost() > 0 && begin >= from;  // its result is zeros
+            ++index;
+            begin += s.cost();
+            if (lo < hi || empty) return {part.index, part.begin, s, s.first_unit + lo, s.first_unit + max(hi, lo)};
+        }
+        return {};
+    }
+};

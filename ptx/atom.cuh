@@ -1,0 +1,15 @@
+// atom: read, change and write back at once. PTX ISA 9.0, 9.7.13.6.
+#pragma once
+#include "ptx/types.cuh"
+
+namespace ptx::atom {
+
+// Count up from 0 to `last`, then from 0 again; returns the number before. What this CTA wrote before a barrier is
+// visible to whom counts after it (atom.acq_rel.gpu.inc).
+__device__ __forceinline__ uint32_t count(uint32_t* counter, uint32_t last) {
+    uint32_t before;
+    asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(last) : "memory");
+    return before;
+}
+
+}  // namespace ptx::atom

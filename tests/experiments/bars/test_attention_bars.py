@@ -1,0 +1,60 @@
+"""The bars of attention: each part of decode against what limits it."""
+
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from experiments.bars import attention_bars, attention_decode
+from experiments.bars.attention_decode import LARGE, SMALL, decode
+from lab.problems import Attention
+from lab.record import Record
+from tests.experiments.examples import NOTHING, timed
+
+
+def cell(part: str, problem: Attention, us: float, read: float = 1e3, peer: float | None = None) -> list[Record]:
+    """A timed problem with its plain read and a peer, all of one run."""
+    known = {"machine": "h200", "clock": "cold", "metrics": {"bar": part}, "run": f"{part} {problem}"}
+    ours = timed("attention_split_kv", us, problem=problem.as_dict(), schedule={"warps": 8}, **known)
+    others = {"peer:read": read} | ({"peer:cudnn": peer} if peer else {})
+    beside = [msgspec.structs.replace(ours, kernel=name, schedule=None, us=time) for name, time in others.items()]
+    return [ours, *beside]
+
+
+@pytest.mark.parametrize(
+    ("records", "limit", "allowed"),
+    [
+        (cell("decode", LARGE, 510.0, read=490.0), "the read", 1.03 * 490 + 4),
+        (cell("decode", LARGE, 500.0, peer=490.0), "peer:cudnn", 1.01 * 490),
+        (cell("decode", decode(1, 2048), 9.5), "its own bar", 9.0),
+        (cell("skewed", attention_decode.skewed(), 110.0, read=96.0), "the read", 1.07 * 96 + 4),
+        (
+            [*cell("paged", LARGE, 480.0), *cell("paged", replace(LARGE, page=16), 495.0)],
+            "contiguous",
+            1.02 * 480,
+        ),
+        ([*cell("paged", SMALL, 17.0), *cell("paged", replace(SMALL, page=64), 18.5)], "contiguous", 17 + 1.0),
+        ([*cell("fp8_kv", LARGE, 480.0), *cell("fp8_kv", replace(LARGE, kv="fp8"), 280.0)], "bf16", 480 / 1.8),
+        ([*cell("queries", SMALL, 17.0), *cell("queries", replace(SMALL, q_len=4), 20.0)], "one token", 17 + 1.5),
+        ([*cell("queries", LARGE, 480.0), *cell("queries", replace(LARGE, q_len=16), 560.0)], "one token", 1.12 * 480),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_each_part_is_held_to_its_limit(records: list[Record], limit: str, allowed: float) -> None:
+    last = attention_decode.cells(records)[-1]
+    assert last.limits[limit] == pytest.approx(allowed)
+    assert last.missed == pytest.approx({limit: (last.record.us or 0) / allowed})
+    found = attention_bars.verdict(records, NOTHING)
+    assert not found.passed
+    assert f"times what {limit} allows" in found.sentence
+    inside = msgspec.structs.replace(last.record, us=0.999 * allowed)
+    assert not attention_decode.cells([inside if r is last.record else r for r in records])[-1].missed
+
+
+def test_decode_is_held_to_its_peers_in_the_mean_of_all_cells() -> None:
+    slow = [r for us, peer in ((400.0, 450.0), (20.0, 20.0)) for r in cell("decode", decode(8, int(us)), us, peer=peer)]
+    found = attention_bars.verdict(slow, NOTHING)
+    assert not found.passed
+    assert "2 of 2 problems stand within their limits; the best peers take 1.061 times as long" in found.sentence
+    fast = cell("decode", decode(8, 100), 400.0, peer=450.0)
+    assert attention_bars.verdict(fast, NOTHING).passed

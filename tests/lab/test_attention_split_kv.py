@@ -1,0 +1,176 @@
+"""Decode attention: how sequences are divided, every layout of the cache, several tokens, windows, an fp8 cache."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lab import catalog
+from lab.check_ptx import check_ptx
+from lab.kernels.attention.decode_plan import divide, parts_of
+from lab.problems import Attention, _attention_reference
+from lab.ptx_executor import Emulator
+from lab.verify import Execute, compare, simulator, verify, workspaces
+from sim.errors import InputError, ScheduleError
+from sim.formats import encode
+from sim.machine import H100
+from tests.emulator.cases import CHIP
+from tests.strategies import examples
+
+KERNEL = catalog.get("attention_split_kv")
+MOST_TOKENS = KERNEL.solves.at_most["q_len"]
+
+
+def split(problem: Attention, **changed: int) -> Any:
+    """The best guess, which divides sequences however short they are."""
+    return replace(KERNEL.best_guess(problem, CHIP), **{"least_units": 1, **changed})
+
+
+@st.composite
+def lengths(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """Queries and keys of each sequence, more sequences than a warp has lanes among them."""
+    batch = draw(st.sampled_from([1, 2, 3, 31, 33, 70]))
+    seed = draw(st.integers(0, 999))
+    rng = np.random.default_rng(seed)
+    most = draw(st.sampled_from([1, 40, 3000]))
+    return rng.integers(0, 3, batch), rng.integers(0, most, batch, endpoint=True)
+
+
+@examples(60)
+@given(
+    lens=lengths(),
+    window=st.sampled_from([0, 1, 17, 500]),
+    stretches=st.integers(1, 140),
+    overhead=st.sampled_from([1, 4, 50]),
+    least=st.sampled_from([1, 4]),
+)
+def test_every_key_that_is_seen_lies_in_one_part(
+    lens: tuple[np.ndarray, np.ndarray], window: int, stretches: int, overhead: int, least: int
+) -> None:
+    q_lens, kv_lens = lens
+    schedule = replace(
+        KERNEL.best_guess(Attention(1, 4, 1, 128, 1, 64), H100), overhead_units=overhead, least_units=least
+    )
+    plan = divide(q_lens, kv_lens, window, schedule, stretches)
+    parts = parts_of(plan)
+    for b, (q_len, kv_len) in enumerate(zip(q_lens, kv_lens, strict=True)):
+        own = parts.sequence == b
+        units = np.concatenate([np.arange(lo, hi) for lo, hi in zip(parts.lo[own], parts.hi[own], strict=True)] or [[]])
+        first = max(kv_len - q_len + 1 - window, 0) // 16 if window else 0
+        expected = np.arange(first, -(-kv_len // 16)) if q_len else np.arange(0)
+        np.testing.assert_array_equal(units, expected)
+        assert own.sum() == 0 if q_len == 0 else own.sum() >= 1
+        assert (parts.shared[own] == (own.sum() > 1)).all()
+    work = np.bincount(parts.stretch, parts.hi - parts.lo, minlength=stretches)
+    assert work.size == stretches
+    assert work.max() <= plan.length
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Attention:
+    batch, group = draw(st.sampled_from([1, 3, 40])), draw(st.sampled_from([1, 4, 5, 8]))
+    q_len, kv_len = draw(st.integers(1, MOST_TOKENS)), draw(st.sampled_from([1, 15, 16, 17, 200]))
+    causal = draw(st.booleans())
+    kv = draw(st.sampled_from(["bf16", "fp16", "fp8"]))
+    rng = np.random.default_rng(draw(st.integers(0, 999)))
+    return Attention(
+        batch,
+        2 * group,
+        2,
+        draw(st.sampled_from([64, 128])),
+        q_len,
+        kv_len,
+        causal=causal,
+        kv=kv,
+        page=draw(st.sampled_from([0, *KERNEL.solves.options["page"]])),
+        q_lens=tuple(int(n) for n in rng.integers(0, q_len, batch, endpoint=True)),
+        kv_lens=tuple(int(n) for n in rng.integers(0, kv_len, batch, endpoint=True)),
+        window=draw(st.sampled_from([0, 1, 50])) if causal else 0,
+        lse=draw(st.booleans()),
+        activations=draw(st.sampled_from(["bf16", "fp16"])) if kv == "fp8" else "",
+    )
+
+
+@examples(60)
+@given(problem=problems(), overhead=st.sampled_from([1, 4]), seed=st.integers(0, 99))
+def test_sequences_that_stretches_share_are_right(problem: Attention, overhead: int, seed: int) -> None:
+    found = verify(KERNEL, problem, split(problem, overhead_units=overhead), CHIP, simulator(KERNEL, CHIP), seed)
+    assert found.check.passed, found.check
+    assert found.disagreements == {}
+
+
+CASES = [
+    (Attention(2, 8, 2, 128, 2, 200, kv_lens=(77, 200), page=1, lse=True), {}),
+    (Attention(2, 3, 1, 64, 6, 200, q_lens=(4, 6), kv_lens=(3, 200), page=16, window=50), {"row_groups": 2}),
+    (Attention(2, 8, 2, 128, 1, 300, kv_lens=(230, 300), kv="fp8", page=64, lse=True), {"overhead_units": 1}),
+    (Attention(40, 2, 2, 64, 1, 40, kv_lens=tuple(i % 41 for i in range(40)), causal=False), {"heads": 2}),
+]
+
+
+@pytest.mark.parametrize(("problem", "changed"), CASES, ids=lambda value: getattr(value, "kv", ""))
+def test_the_ptx_does_what_the_simulation_does(problem: Attention, changed: dict[str, int]) -> None:
+    schedule = split(problem, warps=4, stages=2, **changed)
+    found = check_ptx(KERNEL, problem, schedule, CHIP)
+    assert found.passed, found
+    counted = verify(KERNEL, problem, schedule, CHIP, simulator(KERNEL, CHIP)).counted
+    assert counted.as_dict() | {"flops": None} == found.counts.as_dict() | {"flops": None}
+
+
+def test_who_comes_last_leaves_the_counter_at_zero_for_the_next_launch() -> None:
+    # A sequence without queries, over whose keys others' stretches lie, has nobody to come.
+    problem = Attention(3, 2, 1, 64, 1, 300, q_lens=(1, 0, 1), kv_lens=(300, 300, 150))
+    launches = KERNEL.launches(problem, split(problem, warps=4, stages=2), CHIP)
+    inputs = problem.draw(np.random.default_rng(0))
+    kept, results = workspaces(launches), []
+    for seed in range(2):
+        y = np.zeros(problem.outputs["y"].shape, np.uint16)
+        Emulator(CHIP, seed=seed)(launches, {**inputs, **kept, "y": y})
+        assert not kept["arrivals"].any()
+        results.append(y.tobytes())
+    assert results[0] == results[1]
+
+
+def run(execute: Execute, problem: Attention, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
+    launches = KERNEL.launches(problem, split(problem), CHIP)
+    outputs = {name: np.full(o.shape, 0xFF, np.uint8).astype(o.storage) for name, o in problem.outputs.items()}
+    execute(launches, {**inputs, **workspaces(launches), **outputs})
+    return outputs
+
+
+def test_small_queries_beside_an_fp8_cache_are_off_by_what_fp16_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Attention(1, 4, 1, 64, 1, 64, kv="fp8", lse=True)
+    inputs = problem.draw(np.random.default_rng(0))
+    # A sixteenth of it lies just above the middle between two fp16 numbers; all errors have one sign.
+    inputs["q"][:] = encode(np.float32(2.0**-21 * (1 + 2.0**-7)), "bf16")
+    inputs["k"][:] = encode(np.float32(448), "fp8")
+    outputs = run(simulator(KERNEL, CHIP), problem, inputs)
+    found = compare(problem, problem.reference(inputs), outputs)
+    assert found.passed, found
+    monkeypatch.setattr(_attention_reference, "QUERY_SHIFT", -99)
+    assert not compare(problem, problem.reference(inputs), outputs).passed
+
+
+def test_the_launch_is_the_same_for_all_lengths_within_the_envelope() -> None:
+    whole = Attention(3, 8, 2, 128, 4, 1000, page=16)
+    part = replace(whole, q_lens=(1, 0, 4), kv_lens=(7, 1000, 0))
+    schedule = KERNEL.best_guess(whole, H100)
+    assert KERNEL.best_guess(part, H100) == schedule
+    assert KERNEL.launches(part, schedule, H100) == KERNEL.launches(whole, schedule, H100)
+
+
+def test_what_does_not_fit_says_both_sides() -> None:
+    problem = Attention(1, 8, 2, 128, 4, 100)
+    schedule = KERNEL.best_guess(problem, H100)
+    with pytest.raises(ScheduleError, match="1 warps of 1 tiles hold 8 queries of a KV head; 4 tokens have 16"):
+        replace(schedule, row_groups=1, query_tiles=1).fits(problem, H100)
+    with pytest.raises(ScheduleError, match="heads must divide the 2 KV heads; heads = 4"):
+        replace(schedule, heads=4, row_groups=2).fits(problem, H100)
+    with pytest.raises(ScheduleError, match="up to 16 warps; warps = 6"):
+        replace(schedule, warps=6, heads=4)
+    with pytest.raises(InputError, match="takes q_len up to 16; q_len = 17"):
+        KERNEL.require(replace(problem, q_len=17))
+    with pytest.raises(InputError, match="a cache in bf16 takes activations in bf16, not fp16"):
+        replace(problem, activations="fp16")
