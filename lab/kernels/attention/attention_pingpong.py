@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from numpy.typing import NDArray
 
-from lab.kernel import Solves, require_choice
+from lab.cards import fits
+from lab.kernel import Bills, Solves, require_choice
 from lab.kernels.attention import prefill, prefill_simulation
 from lab.problems import Attention
 from sim.counts import SECTOR, Counts
@@ -195,6 +196,33 @@ def _ctas(problem: Attention, schedule: Schedule, machine: Machine) -> int:
 def _taken(problem: Attention, schedule: Schedule, ctas: int) -> int:
     """Atomic operations on the counter: each work is taken, each CTA told that there is none left, the last resets."""
     return _works(problem, schedule) + ctas + 1
+
+
+class Coefficients(fits.Coefficients, frozen=True):
+    """What the estimate is made of."""
+
+    start_us: float  # of a launch, to its first products and from its last ones on
+    tensor_share: float  # of the data sheet's rate of the tensor cores, while consumers multiply
+
+
+def bills(problem: Attention, schedule: Schedule, machine: Machine, clock: str) -> Bills:
+    """A start, and the longest of HBM, the products of all tiles, and those of the longest tile on its SM."""
+    p, s = problem, schedule
+    model = fits.coefficients(Coefficients, "attention_pingpong", machine, clock)
+    found = [
+        prefill.part_of(prefill.tiles(p, sequence, s.block_m, s.block_n), split, s.splits)
+        for sequence in p.sequences
+        for split in range(s.splits)
+    ]
+    most = max((int((of.last - of.first).max(initial=0)) for of in found), default=0)
+    of_block = 2 * s.block_m * s.block_n * (p.head_dim + p.value_dim)
+    rate = model.tensor_share * machine.peak(p.unit)
+    stream = {
+        "HBM": 1e6 * (p.read_bytes + p.write_bytes) / fits.read_rate(machine),
+        "tensor cores": 1e6 * (prefill.theory(p, s.block_m, s.block_n, s.splits).mma_flops or 0) / rate,
+        "longest tile": 1e6 * most * of_block * machine.sms / rate,
+    }
+    return Bills(model.start_us + max(stream.values()), {"launch": model.start_us, **stream})
 
 
 def theory(problem: Attention, schedule: Schedule, machine: Machine) -> Counts:
