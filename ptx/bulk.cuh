@@ -23,11 +23,6 @@ __device__ __forceinline__ void load(void* to, const void* from, uint32_t bytes,
         : "memory");
 }
 
-// Bring `bytes`, a multiple of 16 as their address is, to L2 ahead of their loads (cp.async.bulk.prefetch.L2).
-__device__ __forceinline__ void prefetch(const void* from, uint32_t bytes) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-}
-
 // Close the group of this thread's bulk stores so far (cp.async.bulk.commit_group).
 __device__ __forceinline__ void commit_group() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 

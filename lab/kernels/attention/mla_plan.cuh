@@ -1,11 +1,11 @@
 // How MLA decode is divided over clusters: on the device and from the lengths, so that nobody plans on the host.
 //
-// A segment is what the rows of one cluster's tile, queries of one sequence, have to read: blocks of BLOCK_N tokens. All
-// segments lie in a row, those of a sequence next to each other. Each is as long as its blocks and schedule::overhead more,
-// for what a segment costs at its start and end. Every worker, a cluster, takes an equally long stretch of that row and
-// finds it by itself: a scan over the lengths. So at most the first and the last segment of a worker are shared with others,
-// and the partial result of such a segment has its slot: two a worker. Where whole segments divide nearly as evenly, none
-// is shared: then each counts as one, and partial results cost nothing.
+// A segment is what the rows of one cluster's tile, queries of one sequence, have to read: blocks of BLOCK_N tokens.
+// All segments lie in a row, those of a sequence next to each other. Each is as long as its blocks and
+// schedule::overhead more, for what a segment costs at its start and end. Every worker, a cluster, takes an equally
+// long stretch of that row and finds it by itself: a scan over the lengths. So at most the first and the last segment
+// of a worker are shared with others, and the partial result of such a segment has its slot: two a worker. Where whole
+// segments divide nearly as evenly, none is shared: then each counts as one, and partial results cost nothing.
 //
 //   segments   |.-------------|.-------------|.---|.---|.--------------------|     . overhead, - blocks
 //   workers    |     0     |     1     |     2     |     3     |     4       |
@@ -83,7 +83,11 @@ struct Cuts {
         longer = total % workers;
     }
 
-    __device__ __forceinline__ int begin(int worker) const { return worker * each + min(worker, longer); }
+    // Those who have nothing begin where all ends.
+    __device__ __forceinline__ int begin(int worker) const {
+        const int own = min(worker, workers);
+        return own * each + min(own, longer);
+    }
 
     __device__ __forceinline__ int owner(int at) const {
         const int in_longer = longer * (each + 1);
@@ -145,7 +149,6 @@ struct Walk {
 
     __device__ __forceinline__ Walk(const Batch& batch, const Cuts& cuts, int worker)
         : whole(cuts.whole), begin(cuts.begin(worker)), end(cuts.begin(worker + 1)), slot(2 * worker) {
-        if (worker >= cuts.workers) end = begin;
         const int from = begin;
         const Place place = find(batch, whole, [=](int, int upto) { return upto > from; });
         index = place.index;

@@ -3,7 +3,6 @@
 #include "lab/kernels/attention/mla_plan.cuh"
 #include "lab/kernels/common/ring_position.cuh"
 #include "ptx/address.cuh"
-#include "ptx/bulk.cuh"
 #include "ptx/cluster.cuh"
 #include "ptx/elect.cuh"
 #include "ptx/fence.cuh"
@@ -19,7 +18,8 @@ constexpr int MMA_BYTES = 32;    // of a row along k, in an mma
 constexpr int BOX_COLUMNS = 64;  // 128 bytes: one swizzled row
 constexpr int BOXES = problem::head_dim / BOX_COLUMNS, VALUE_BOXES = problem::latent / BOX_COLUMNS;
 constexpr int READERS = 2 * WARPGROUP / WARP;  // warps of a CTA that let go of a stage
-constexpr int GROUPS = 2;  // of a stage's boxes, each with its barriers: values are added up in two groups of columns
+// Of a stage's boxes, each with its barriers: values are added up in two groups of columns.
+constexpr int GROUPS = 2;
 
 // Boxes of values of the first group, in each half of them; the second has the others and the last box of keys.
 constexpr int GROUP_BOXES = VALUE_BOXES / 2 / GROUPS;
@@ -34,7 +34,8 @@ static_assert(BLOCK_M == BLOCK_N, "queries come through the ring too, and weight
 static_assert(problem::latent % BOX_COLUMNS == 0 && problem::head_dim == problem::latent + BOX_COLUMNS,
               "of a key one box is no value: there the weights go");
 
-// Of q as many fragments of 16 columns are in registers as there are registers; the rest of a part's queries stays here.
+// Of q as many fragments of 16 columns are in registers as there are registers; the rest of a part's queries stays
+// here.
 constexpr int MMA_K = 16;
 using Columns = Element[BLOCK_M / 8][MMA_K / 8][8][8];  // 16 of them, in the order of a tile without swizzle
 
@@ -58,7 +59,7 @@ struct alignas(ALIGNMENT) Shared {
     Box q_rest;                                  // the last 64 columns of q
     Columns q_columns;                           // the 16 before those
     float inverse[2][BLOCK_M];                   // of the sum of each row's weights, for parts in turn
-    uint8_t decay[schedule::stages][BLOCK_M];    // what a block makes of each row's earlier sums: a negative power of two
+    uint8_t decay[schedule::stages][BLOCK_M];    // by so many powers of two a block makes each row's earlier sums smaller
     Part parts[3];                               // that are multiplied, loaded, and come next, in turn
     Walk walk;
     Loading loading;
@@ -69,9 +70,10 @@ struct alignas(ALIGNMENT) Shared {
 };
 
 static_assert(sizeof(Shared) == schedule::shared_bytes, "what the launch asks for");
-static_assert(schedule::stages == 3, "when a part has three stages' worth of others behind it, its place in turn is free");
+static_assert(schedule::stages == 3, "a part's place in turn is free when three stages of others are behind it");
 
-// A lane's value in all lanes, and for the compiler to know that it is the same: addresses made of it need no vector registers.
+// A lane's value in all lanes, and for the compiler to know that it is the same: addresses made of it need no vector
+// registers.
 __device__ __forceinline__ int uniform(int value, int lane = 0) { return __shfl_sync(FULL, value, lane); }
 
 __device__ __forceinline__ void init(Shared& shared) {
@@ -118,10 +120,10 @@ __device__ __forceinline__ void release(uint64_t& empty) {
     }
 }
 
-// Latents lie in rows of whole sequences one after another, or in pages that a block table names, whose rows are one after
-// another too. A block comes in boxes of some rows; lane i of the loading warp copies box i.
+// Latents lie in rows of whole sequences one after another, or in pages that a block table names, whose rows are one
+// after another too. A block comes in boxes of some rows; lane i of the loading warp copies box i.
 constexpr int PAGE = problem::page > 0 ? problem::page : BLOCK_N;
-constexpr int BOX_ROWS = box::kv_map::rows;
+constexpr int BOX_ROWS = PAGE < BLOCK_N ? PAGE : BLOCK_N;
 constexpr int BOXES_HIGH = BLOCK_N / BOX_ROWS;
 
 static_assert(BLOCK_N % BOX_ROWS == 0 && PAGE % BOX_ROWS == 0 && BOXES_HIGH <= WARP, "whole boxes, one a lane");
@@ -129,7 +131,6 @@ static_assert(BOX_ROWS % 8 == 0, "whole patterns of the swizzle");
 
 struct Cache {
     const TensorMap& map;
-    const Element* latents;
     const int32_t* places;  // the first row of each sequence; or the block table
     int table_width, pages;
 
@@ -162,7 +163,7 @@ struct Loader {
     const TensorMap& q_map;
     const Cache& cache;
     const int rank;
-    int row = 0, ahead = 0;  // of this lane's box in the block that comes next, and in the one that goes to L2
+    int row = 0;  // of this lane's box in the block that comes next
 
     // A part that is begun to be added up: the one after the next is found.
     __device__ __forceinline__ void find_ahead(Turn begun, const Batch& batch) {
@@ -223,13 +224,5 @@ struct Loader {
         __syncwarp();
         if (block == part.hi || ptx::thread::index() % WARP >= BOXES_HIGH) return;
         row = cache.row(part, block);
-        if constexpr (schedule::prefetch > 0) {
-            constexpr int SHARE = BOX_ROWS / schedule::cluster;  // rows that this CTA brings to L2
-            if (block > part.lo && ahead >= 0)
-                ptx::bulk::prefetch(cache.latents + int64_t(ahead + rank * SHARE) * problem::head_dim,
-                                    SHARE * problem::head_dim * sizeof(Element));
-            const int later = block + schedule::prefetch;
-            ahead = (later + 1) * BLOCK_N <= part.kv_len && later < part.hi ? cache.row(part, later) : -1;
-        }
     }
 };
