@@ -5,8 +5,8 @@
 // One warpgroup has the queries in registers and makes the scores of 64 rows, whose weights it leaves in shared memory
 // where the keys' last columns were; two others have half of the sums of values each, which would not fit in one. While
 // those add up a block, the first makes weights of the next: they wait for its scores, so that products never stop for
-// a softmax. Queries of several tokens and heads are rows alike. The CTAs of a cluster, 64 rows each, load each row once
-// for all.
+// a softmax. Queries of several tokens and heads are rows alike. The CTAs of a cluster, 64 rows each, load each row
+// once for all.
 //
 //   producer   | q | kv 0 | kv 1 | kv 2 ...          through one ring; a cluster's CTAs multicast to each other
 //   scores     | q, qk 0 | softmax 0 | qk 1        | softmax 1 | qk 2        | softmax 2 ...

@@ -59,7 +59,7 @@ struct alignas(ALIGNMENT) Shared {
     Box q_rest;                                  // the last 64 columns of q
     Columns q_columns;                           // the 16 before those
     float inverse[2][BLOCK_M];                   // of the sum of each row's weights, for parts in turn
-    uint8_t decay[schedule::stages][BLOCK_M];    // by so many powers of two a block makes each row's earlier sums smaller
+    uint8_t decay[schedule::stages][BLOCK_M];    // powers of two by which a block makes each row's earlier sums smaller
     Part parts[3];                               // that are multiplied, loaded, and come next, in turn
     Walk walk;
     Loading loading;
