@@ -85,7 +85,7 @@ class _Run:
             if token >= plan.q_starts[-1]:
                 continue
             sequence = plan.sequence_of(token)
-            self._scan(count, sequence + 1, again=True)
+            self._scan(count, sequence + 1, ends=2)
             load_vector(count, self.chip.marks("q_starts"), INDEX * sequence, INDEX)
             load_vector(count, self.chip.marks("kv_lens"), INDEX * sequence, INDEX)
             tile, own = divmod(row - int(plan.q_starts[sequence]) * p.group, plan.rows)
@@ -93,22 +93,23 @@ class _Run:
             if partials:
                 self._join(count, row, own, partials)
 
-    def _scan(self, count: Count, upto: int, again: bool = False) -> None:
-        """The lengths of 32 sequences after another until `upto` are known; `again`: where queries end, twice."""
+    def _scan(self, count: Count, upto: int, ends: int = 1, keys: bool = True) -> None:
+        """The lengths of 32 sequences after another until `upto` are known; so many times where queries end."""
         batch, starts = self.problem.batch, self.chip.marks("q_starts")
         for first in range(0, min(upto, batch), WARP):
             nbytes = INDEX * min(WARP, batch - first)
             load_vector(count, starts, INDEX * first, nbytes)
-            for _ in range(1 + again):
+            for _ in range(ends):
                 load_vector(count, starts, INDEX * (first + 1), nbytes)
-            load_vector(count, self.chip.marks("kv_lens"), INDEX * first, nbytes)
+            if keys:
+                load_vector(count, self.chip.marks("kv_lens"), INDEX * first, nbytes)
 
     def _find(self, count: Count, stretch: Stretch) -> None:
         """All lengths, for how the row is cut; up to the stretch's beginning; then one sequence after another."""
         self._scan(count, self.problem.batch)
-        self._scan(count, stretch.found + 1)
+        self._scan(count, stretch.found + 1, keys=not self.plan.whole)
         starts, lengths = self.chip.marks("q_starts"), self.chip.marks("kv_lens")
-        if stretch.parts and not self.plan.whole:
+        if stretch.visited and not self.plan.whole:
             load_vector(count, lengths, INDEX * stretch.found, INDEX)
         for index in stretch.visited:
             load_vector(count, starts, INDEX * index, INDEX)

@@ -28,10 +28,11 @@ def theory(problem: Attention, schedule: Any, workers: int) -> Counts:
 
     scan = scanned(p.batch, p.batch)
     loads = sum(
-        cluster * (scan + scanned(p.batch, s.found + 1) + LENGTHS * len(s.visited) + (not plan.whole and s.parts != []))
-        for s in stretches
+        scan + scanned(p.batch, s.found + 1, keys=not plan.whole) + LENGTHS * len(s.visited) for s in stretches
     )
-    loads += cluster * sum(_places(p, plan, part) for part in parts)
+    if not plan.whole:
+        loads += sum(s.visited != [] for s in stretches)  # how long the segment is where a worker begins
+    loads = cluster * (loads + sum(_places(p, plan, part) for part in parts))
     stores = 0
     delivered = cluster * sum(_tokens(p, part) for part in parts)
     for part in parts:
@@ -61,15 +62,15 @@ def theory(problem: Attention, schedule: Any, workers: int) -> Counts:
     )
 
 
-def scanned(batch: int, upto: int, again: bool = False) -> int:
+def scanned(batch: int, upto: int, ends: int = 1, keys: bool = True) -> int:
     """Sectors of the lengths that a warp loads, 32 sequences after another until it has `upto` of them.
 
-    `again`: where queries end is asked for twice.
+    So many times where queries end, and `keys` too, which do not matter where segments are whole.
     """
     total = 0
     for first in range(0, min(upto, batch), WARP):
         nbytes = INDEX * min(WARP, batch - first)
-        total += 2 * sectors(INDEX * first, nbytes) + (1 + again) * sectors(INDEX * (first + 1), nbytes)
+        total += (1 + keys) * sectors(INDEX * first, nbytes) + ends * sectors(INDEX * (first + 1), nbytes)
     return total
 
 
@@ -108,7 +109,7 @@ def _combine(problem: Attention, plan: Plan, warps: int) -> tuple[int, int, int]
     loads += rows
     for sequence in range(p.batch):
         ends = [int(plan.q_starts[i]) * p.group for i in (sequence, sequence + 1)]
-        loads += (ends[1] - ends[0]) * (scanned(p.batch, sequence + 1, again=True) + 2)
+        loads += (ends[1] - ends[0]) * (scanned(p.batch, sequence + 1, ends=2) + 2)
         for tile in range(int(plan.tiles[sequence])):
             partials = plan.partials(sequence, tile)
             if partials:

@@ -2,6 +2,7 @@
 #pragma once
 #include "lab/kernels/attention/mla_rows.cuh"
 #include "ptx/convert.cuh"
+#include "ptx/store.cuh"
 #include "ptx/wgmma.cuh"
 
 constexpr int HALF = problem::latent / VALUES_WARPGROUPS;  // columns of a values warpgroup
@@ -106,7 +107,9 @@ struct Summer {
                     results.partial + results.partial_row(part.slot, own.row(r)) * problem::latent + first + 2 * t;
 #pragma unroll
                 for (int i = 2 * r; i < COUNT; i += 4)
-                    if (exists) *reinterpret_cast<float2*>(to + i / 4 * 8) = {sums[i] * inverse, sums[i + 1] * inverse};
+                    if (exists)
+                        ptx::store::global<8>(to + i / 4 * 8, {{__float_as_uint(sums[i] * inverse),
+                                                                __float_as_uint(sums[i + 1] * inverse)}});
             } else {
                 const int64_t row = part.row + results.rank * BLOCK_M + own.row(r);
                 Element* to = results.y + row * problem::latent + first + 8 * odd + 2 * (t - odd);
@@ -115,8 +118,7 @@ struct Summer {
                     const uint32_t left = ptx::convert::pair<Element>(sums[i] * inverse, sums[i + 1] * inverse);
                     const uint32_t right = ptx::convert::pair<Element>(sums[i + 4] * inverse, sums[i + 5] * inverse);
                     const uint32_t other = __shfl_xor_sync(FULL, odd ? left : right, 1);
-                    const Vector<8> four{{odd ? other : left, odd ? right : other}};
-                    if (exists) *reinterpret_cast<Vector<8>*>(to + i / 4 * 8) = four;
+                    if (exists) ptx::store::global<8>(to + i / 4 * 8, {{odd ? other : left, odd ? right : other}});
                 }
             }
         }
