@@ -73,7 +73,7 @@ class Schedule:
         barriers = self.stages * 6 * MBARRIER
         return -(-(tiles + rows + WALK_BYTES + barriers) // ALIGNMENT) * ALIGNMENT
 
-    def fits(self, problem: Attention, machine: Machine) -> None:  # noqa: ARG002 (any problem's rows are cut to tiles)
+    def fits(self, problem: Attention, machine: Machine) -> None:
         require_shared(self.shared_bytes, f"{self.stages} blocks of {BLOCK_N} latents", machine)
         if self.cluster > machine.sms:
             raise ScheduleError(f"a cluster of {self.cluster} CTAs needs as many SMs; there are {machine.sms}")

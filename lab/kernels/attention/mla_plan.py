@@ -42,7 +42,7 @@ class Partials(NamedTuple):
     """Of a segment that several workers share: the first one, how many, in whose slots its partial results are."""
 
     first: int
-    count: int
+    workers: int
     begins: bool  # in the stretch of the first worker, which has it in its second slot
 
     def slot(self, partial: int) -> int:
@@ -123,10 +123,11 @@ class Plan:
         """Where the keys end that each row of a cluster's tile sees."""
         keys = self.kv_lens[part.sequence]
         if not causal:
-            return np.full(self.rows, keys)
+            return np.full(self.rows, keys, np.int64)
         queries = self.q_starts[part.sequence + 1] - self.q_starts[part.sequence]
         token = (part.first + np.arange(self.rows)) // self.group
-        return np.minimum(keys - queries + 1 + token, keys)
+        limits: Ints = np.minimum(keys - queries + 1 + token, keys)
+        return limits
 
 
 def divide(problem: Attention, schedule: Any, q_starts: NDArray, kv_lens: NDArray, most: int) -> Plan:

@@ -197,12 +197,12 @@ class _Run:
     def _join(self, count: Count, row: int, own: int, partials: Partials) -> None:
         """A row of y from its partial results, whose log-sum-exps are read twice: for the largest, and as weights."""
         p, marks = self.problem, self.chip.marks
-        at = [partials.slot(partial) * self.plan.rows + own for partial in range(partials.count)]
+        at = [partials.slot(partial) * self.plan.rows + own for partial in range(partials.workers)]
         for one in (*at, *at):
             load_vector(count, marks("partial_lse"), FLOAT * one, FLOAT)
         for one in at:
             load_vector(count, marks("partial"), FLOAT * p.value_dim * one, FLOAT * p.value_dim)
-        count_exp(count, partials.count)
+        count_exp(count, partials.workers)
         store_vector(count, marks("y"), SIZE * p.value_dim * row, SIZE * p.value_dim)
         if p.lse:
             store_vector(count, marks("lse"), FLOAT * row, FLOAT)

@@ -27,9 +27,7 @@ def theory(problem: Attention, schedule: Any, workers: int) -> Counts:
     row, result = SIZE * p.head_dim // SECTOR, SIZE * p.value_dim // SECTOR  # sectors of rows of q and k, and of y
 
     scan = scanned(p.batch, p.batch)
-    loads = sum(
-        scan + scanned(p.batch, s.found + 1, keys=not plan.whole) + LENGTHS * len(s.visited) for s in stretches
-    )
+    loads = sum(scan + scanned(p.batch, s.found + 1, keys=not plan.whole) + LENGTHS * len(s.visited) for s in stretches)
     if not plan.whole:
         loads += sum(s.visited != [] for s in stretches)  # how long the segment is where a worker begins
     loads = cluster * (loads + sum(_places(p, plan, part) for part in parts))
@@ -114,7 +112,7 @@ def _combine(problem: Attention, plan: Plan, warps: int) -> tuple[int, int, int]
             partials = plan.partials(sequence, tile)
             if partials:
                 own = min(plan.rows, ends[1] - ends[0] - tile * plan.rows)
-                loads += own * partials.count * (2 + FLOAT * p.value_dim // SECTOR)
+                loads += own * partials.workers * (2 + FLOAT * p.value_dim // SECTOR)
                 stores += own * (SIZE * p.value_dim // SECTOR + p.lse)
-                exponentials += own * partials.count
+                exponentials += own * partials.workers
     return loads, stores, exponentials
