@@ -1,7 +1,7 @@
 """attention_mla, counted and computed: the parts of every worker, block after block, and the rows that are joined.
 
-The walk over the plan is plain Python; all that touches memory or multiplies is a primitive of sim.tiles. A running
-maximum moves to the score itself, not by whole powers of two as on the device: the same but for rounding.
+The walk over the plan is plain Python; all that touches memory or multiplies is a primitive of sim.tiles. Weights are
+relative to whole powers of two; on the device to a score and whole powers from it: the same but for rounding.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from sim.tiles import (
     rescale,
     seen_pairs,
     store_vector,
-    take_scores,
+    take_scores_by_powers,
 )
 
 WARP = 32
@@ -126,7 +126,7 @@ class _Run:
         p, s, numerics = self.problem, self.schedule, self.numerics
         q, y = np.zeros((BLOCK_M, p.head_dim), np.float32), np.zeros((BLOCK_M, p.value_dim), np.float32)
         self._load(count, "q", p.tokens * p.q_heads, part.row + rank * BLOCK_M, q)
-        maximum, total = np.full(BLOCK_M, -np.inf, np.float32), np.zeros(BLOCK_M, np.float32)
+        exponent, total = np.full(BLOCK_M, -np.inf, np.float32), np.zeros(BLOCK_M, np.float32)
         decay, start = np.empty(BLOCK_M, np.float32), np.zeros(BLOCK_M, np.int64)
         live, scale = part.live(rank), np.float32(p.score_scale) * LOG2_E
         limits = self.plan.limits(part, p.causal)[rank * BLOCK_M :][:BLOCK_M]
@@ -139,14 +139,15 @@ class _Run:
             pairs = seen_pairs(start[:live], end[:live], BLOCK_N)
             scores = np.zeros((BLOCK_M, BLOCK_N), np.float32)
             mma_useful(count, scores, q, keys, p.head_dim * pairs, numerics)
-            element = ELEMENT[p.kv]
-            take_scores(count, scores, start, end, scale, s.slack, maximum, total, decay, 0, element, numerics)
+            take_scores_by_powers(
+                count, scores, start, end, scale, 0, s.slack, exponent, total, decay, ELEMENT[p.kv], numerics
+            )
             if numerics:
                 rescale(y, decay)
             mma_useful(count, y, scores, values, p.value_dim * pairs, numerics)
         if numerics:
             normalise(y, total)
-        self._store(count, part, rank, y, maximum * scale, total)
+        self._store(count, part, rank, y, exponent, total)
 
     def _load(self, count: Count, name: str, rows: int, row: int, tile: NDArray[np.float32]) -> None:
         """Boxes of 64 columns, from `row` on."""
@@ -173,7 +174,7 @@ class _Run:
         for i, row in enumerate((pages * p.page + tokens % p.page).tolist()):
             self._load(count, self.cache, p.pool_pages * p.page, row, tile[i * rows : (i + 1) * rows])
 
-    def _store(self, count: Count, part: Part, rank: int, y: NDArray, base: NDArray, total: NDArray) -> None:
+    def _store(self, count: Count, part: Part, rank: int, y: NDArray, exponent: NDArray, total: NDArray) -> None:
         """A CTA's rows to y and lse, or to the slot of a partial result."""
         p, live, shared = self.problem, part.live(rank), part.slot >= 0
         row = (part.slot * self.plan.rows if shared else part.row) + rank * BLOCK_M
@@ -185,7 +186,7 @@ class _Run:
                 store_vector(count, marks, FLOAT * (row + first), FLOAT * min(8, live - first))
         if self.numerics:
             with np.errstate(divide="ignore"):
-                lse = np.where(total > 0, (base + np.log2(total)) * LN_2, -np.inf).astype(np.float32)
+                lse = np.where(total > 0, (exponent + np.log2(total)) * LN_2, -np.inf).astype(np.float32)
             self._write("partial" if shared else "y", row, y[:live])
             if shared or p.lse:
                 self.arrays["partial_lse" if shared else "lse"].reshape(-1)[row : row + live] = lse[:live]
