@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from lab.kernel import Solves, require_choice, require_shared
 from lab.kernels.attention import mla_simulation, mla_theory
-from lab.kernels.attention.mla_plan import BLOCK_M, BLOCK_N
+from lab.kernels.attention.mla_plan import BLOCK_M, BLOCK_N, BOX_COLUMNS, FLOAT, SIZE, WARP, workers_of
 from lab.problems import Attention
 from sim.counts import Counts
 from sim.errors import ScheduleError
@@ -25,13 +25,9 @@ SOLVES = Solves(
     facts=("kv", "head_dim", "latent", "group", "causal", "page", "window", "lse"),
 )
 
-WARP = 32
 WARPGROUPS = 3  # one makes scores, two add up values
-SIZE = 2  # bytes of an element
-FLOAT = 4
 MBARRIER = 8
-BOX_COLUMNS = 64  # elements of a box's row: 128 bytes, which the swizzle permutes
-SWIZZLE = 128
+SWIZZLE = 128  # bytes
 ALIGNMENT = 1024  # bytes, of a tile with that swizzle
 MMA_K = 16
 WALK_BYTES = 160  # of three parts, the walk that finds them, and what is loaded next
@@ -86,11 +82,6 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
     yield from (replace(guess, cluster=cluster) for cluster in (1, 2, 4) if cluster != guess.cluster)
     yield replace(guess, early=2)
     yield replace(guess, overhead=1, least=2)
-
-
-def workers_of(schedule: Schedule, machine: Machine) -> int:
-    """Clusters that divide all segments among themselves: as many as there is room for."""
-    return machine.sms // schedule.cluster
 
 
 def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:

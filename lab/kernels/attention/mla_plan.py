@@ -7,9 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.problems import Attention
+from sim.machine import Machine
 
 BLOCK_M = 64  # rows of a CTA, each a query token's head
 BLOCK_N = 64  # tokens
+WARP = 32
+SIZE = 2  # bytes of an element
+FLOAT = INDEX = 4
+BOX_COLUMNS = 64  # elements of a box's row: 128 bytes, which the swizzle permutes
 
 Ints = NDArray[np.int64]
 
@@ -128,6 +133,11 @@ class Plan:
         token = (part.first + np.arange(self.rows)) // self.group
         limits: Ints = np.minimum(keys - queries + 1 + token, keys)
         return limits
+
+
+def workers_of(schedule: Any, machine: Machine) -> int:
+    """Clusters that divide all segments among themselves: as many as there is room for."""
+    return machine.sms // int(schedule.cluster)
 
 
 def divide(problem: Attention, schedule: Any, q_starts: NDArray, kv_lens: NDArray, most: int) -> Plan:

@@ -10,7 +10,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.kernels.attention.mla_plan import BLOCK_M, BLOCK_N, Part, Partials, Plan, Stretch, divide
+from lab.kernels.attention.mla_plan import (
+    BLOCK_M,
+    BLOCK_N,
+    BOX_COLUMNS,
+    FLOAT,
+    INDEX,
+    SIZE,
+    WARP,
+    Part,
+    Partials,
+    Plan,
+    Stretch,
+    divide,
+    workers_of,
+)
 from sim.counts import Counts
 from sim.formats import encode
 from sim.launch import Launch
@@ -29,10 +43,6 @@ from sim.tiles import (
     take_scores_by_powers,
 )
 
-WARP = 32
-SIZE = 2  # bytes of an element
-INDEX = FLOAT = 4
-BOX_COLUMNS = 64
 LOG2_E = np.float32(1.4426950408889634)
 LN_2 = np.float32(0.6931471805599453)
 
@@ -58,7 +68,7 @@ class _Run:
         self.chip, self.ctas = Chip(launch, machine), launch.ctas
         self.cache, self.places = ("cache", "block_table") if p.page else ("k", "kv_starts")
         self.numerics = "y" in arrays
-        self.workers = machine.sms // launch.schedule.cluster
+        self.workers = workers_of(launch.schedule, machine)
         self.plan: Plan = divide(p, launch.schedule, arrays["q_starts"], arrays["kv_lens"], self.workers)
 
     def multiply(self) -> None:

@@ -4,13 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from lab.kernels.attention.mla_plan import BLOCK_M, BLOCK_N, Part, Plan, plan_of
+from lab.kernels.attention.mla_plan import BLOCK_M, BLOCK_N, FLOAT, INDEX, SIZE, WARP, Part, Plan, plan_of
 from lab.problems import Attention
 from sim.counts import SECTOR, Counts, sectors
 
-WARP = 32
-SIZE = 2  # bytes of an element
-INDEX = FLOAT = 4
 LENGTHS = 3  # loads that say what a sequence is: its first query, the next one's, its keys
 
 
