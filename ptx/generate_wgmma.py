@@ -6,6 +6,7 @@ from pathlib import Path
 SHAPES = tuple(range(32, 257, 16))  # n of m64nNkK
 REGISTER_SHAPES = (32, 64, 96, 128, 192, 256)  # the same where a comes from registers
 N_MAJOR_SHAPES = (64, 128)  # the same where b is n-major too: values of attention, a head_dim of n
+N_MAJOR_SHARED_SHAPES = (128,)  # both in shared memory, b n-major: a quarter of a latent of 512
 FORMATS = {  # C++ type: PTX type, K, immediates after the two that may negate a and b
     "bf16": ("bf16", 16, ", 0, 0"),  # neither a nor b is transposed
     "fp16": ("f16", 16, ", 0, 0"),
@@ -51,9 +52,18 @@ _N_MAJOR_HEAD = """
 // The same with a in registers and b n-major: d[64, n] = a[64, K] b[K, n], plus d where `accumulate`.
 """
 
+_N_MAJOR_SHARED_TEMPLATE = """\
+template <typename T>
+__device__ void mma_n_major(float (&d)[{registers}], uint64_t a, uint64_t b, bool accumulate);  // n = {n}
+"""
+
+_N_MAJOR_SHARED_HEAD = """
+// The same with a in shared memory, 32 bytes along K.
+"""
+
 _FUNCTION = """
 template <>
-__device__ __forceinline__ void mma<{name}>(float (&d)[{registers}], uint64_t a, uint64_t b, bool accumulate) {{
+__device__ __forceinline__ void {function}<{name}>(float (&d)[{registers}], uint64_t a, uint64_t b, bool accumulate) {{
     asm volatile(
         "{{\\n\\t.reg .pred p;\\n\\tsetp.ne.b32 p, %{flag}, 0;\\n\\t"
         "wgmma.mma_async.sync.aligned.m64n{n}k{k}.f32.{kind}.{kind} {{"
@@ -119,14 +129,18 @@ def generate() -> str:
     of_registers = (_REGISTER_TEMPLATE.format(n=n, registers=_registers(n)) for n in REGISTER_SHAPES)
     of_tf32 = (_TF32_TEMPLATE.format(n=n, registers=_registers(n)) for n in REGISTER_SHAPES)
     n_major = (_N_MAJOR_TEMPLATE.format(n=n, registers=_registers(n)) for n in N_MAJOR_SHAPES)
+    shared_n_major = (_N_MAJOR_SHARED_TEMPLATE.format(n=n, registers=_registers(n)) for n in N_MAJOR_SHARED_SHAPES)
     functions = (_function(name, n) for name, n in product(FORMATS, SHAPES))
+    transposed = (
+        _function(name, n, "mma_n_major", ", 0, 1") for name, n in product(("bf16", "fp16"), N_MAJOR_SHARED_SHAPES)
+    )
     from_registers = (
         _register_function(kind, n, form)
         for forms, shapes in ((_REGISTER_FORMATS, REGISTER_SHAPES), (_N_MAJOR_FORMATS, N_MAJOR_SHAPES))
         for (kind, form), n in product(forms.items(), shapes)
     )
     heads = (*templates, _REGISTER_HEAD, *of_registers, *of_tf32, _N_MAJOR_HEAD, *n_major)
-    parts = (*heads, *functions, *from_registers)
+    parts = (*heads, _N_MAJOR_SHARED_HEAD, *shared_n_major, *functions, *from_registers, *transposed)
     return _HEAD + "".join(parts) + "\n}  // namespace ptx::wgmma\n"
 
 
@@ -135,15 +149,16 @@ def _registers(n: int) -> int:
     return n // 2
 
 
-def _function(name: str, n: int) -> str:
-    kind, k, transposed = FORMATS[name]
+def _function(name: str, n: int, function: str = "mma", immediates: str | None = None) -> str:
+    kind, k, k_major = FORMATS[name]
     registers = _registers(n)
     return _FUNCTION.format(
+        function=function,
         name=name,
         n=n,
         k=k,
         kind=kind,
-        transposed=transposed,
+        transposed=k_major if immediates is None else immediates,
         registers=registers,
         a=registers,
         b=registers + 1,

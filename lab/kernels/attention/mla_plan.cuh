@@ -1,0 +1,210 @@
+// How MLA decode is divided over clusters: on the device and from the lengths, so that nobody plans on the host.
+//
+// A segment is what the rows of one cluster's tile, queries of one sequence, have to read: blocks of BLOCK_N tokens.
+// All segments lie in a row, those of a sequence next to each other. Each is as long as its blocks and
+// schedule::overhead more, for what a segment costs at its start and end. Every worker, a cluster, takes an equally
+// long stretch of that row and finds it by itself: a scan over the lengths. So at most the first and the last segment
+// of a worker are shared with others, and the partial result of such a segment has its slot: two a worker. Where whole
+// segments divide nearly as evenly, none is shared: then each counts as one, and partial results cost nothing.
+//
+//   segments   |.-------------|.-------------|.---|.---|.--------------------|     . overhead, - blocks
+//   workers    |     0     |     1     |     2     |     3     |     4       |
+#pragma once
+#include "ptx/types.cuh"
+#include "schedule.cuh"
+
+constexpr int WARP = 32;
+constexpr uint32_t FULL = 0xffffffffu;
+constexpr int BLOCK_M = 64;  // rows of a CTA, each a query token's head
+constexpr int BLOCK_N = 64;  // tokens
+constexpr int ROWS = BLOCK_M * schedule::cluster;
+
+static_assert(schedule::overhead > 0, "a segment costs more than its blocks");
+
+__device__ __forceinline__ int blocks_of(int extent, int block) { return (extent + block - 1) / block; }
+
+// The lengths of a batch, in device memory.
+struct Batch {
+    const int32_t *q_starts, *kv_lens;
+    int size, max_kv_len;
+};
+
+struct Sequence {
+    int q_start, q_len, kv_len;
+    int tiles;   // of ROWS rows
+    int blocks;  // one at least: where there is no key, one of which nothing is seen
+
+    // The length of each of its segments.
+    __device__ __forceinline__ int cost(bool whole) const { return whole ? 1 : schedule::overhead + blocks; }
+};
+
+__device__ __forceinline__ Sequence sequence(const Batch& batch, int index) {
+    Sequence s;
+    s.q_start = batch.q_starts[index];
+    s.q_len = batch.q_starts[index + 1] - s.q_start;
+    s.kv_len = min(batch.kv_lens[index], batch.max_kv_len);
+    s.tiles = blocks_of(s.q_len * problem::group, ROWS);
+    s.blocks = max(blocks_of(s.kv_len, BLOCK_N), 1);
+    return s;
+}
+
+// The inclusive sum over the lanes up to this one.
+__device__ __forceinline__ int prefix_sum(int value) {
+    const int lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int offset = 1; offset < WARP; offset *= 2) {
+        const int below = __shfl_up_sync(FULL, value, offset);
+        if (lane >= offset) value += below;
+    }
+    return value;
+}
+
+// How the row is cut: all arguments and results are positions in it.
+struct Cuts {
+    bool whole;                // no segment is shared
+    int workers, each, longer;  // the first `longer` workers take one more than `each`
+
+    // A warp does this together.
+    __device__ __forceinline__ Cuts(const Batch& batch, int max_workers) {
+        int segments = 0, cost = 0, dearest = 0;
+        for (int index = threadIdx.x % WARP; index < batch.size; index += WARP) {
+            const Sequence s = sequence(batch, index);
+            segments += s.tiles;
+            cost += s.tiles * s.cost(false);
+            dearest = max(dearest, s.cost(false));
+        }
+        segments = __reduce_add_sync(FULL, segments);
+        cost = __reduce_add_sync(FULL, cost);
+        dearest = __reduce_max_sync(FULL, dearest);
+        whole = blocks_of(segments, max_workers) * dearest <= cost / max_workers + 2 * schedule::overhead;
+        const int total = whole ? segments : cost;
+        workers = whole ? max_workers : min(max(total / schedule::least, 1), max_workers);
+        each = total / workers;
+        longer = total % workers;
+    }
+
+    // Those who have nothing begin where all ends.
+    __device__ __forceinline__ int begin(int worker) const {
+        const int own = min(worker, workers);
+        return own * each + min(own, longer);
+    }
+
+    __device__ __forceinline__ int owner(int at) const {
+        const int in_longer = longer * (each + 1);
+        return at < in_longer ? at / (each + 1) : longer + (at - in_longer) / each;
+    }
+};
+
+// Where a search along the row stopped: in this sequence, whose segments begin at `at`.
+struct Place {
+    int index, at;
+};
+
+// The first sequence for which `beyond(index, end)` is true, `end` being where its segments end; a warp does this.
+template <typename Beyond>
+__device__ __forceinline__ Place find(const Batch& batch, bool whole, Beyond beyond) {
+    int before = 0;
+    for (int first = 0; first < batch.size; first += WARP) {
+        const int index = first + threadIdx.x % WARP;
+        int length = 0;
+        if (index < batch.size) {
+            const Sequence s = sequence(batch, index);
+            length = s.tiles * s.cost(whole);
+        }
+        const int end = before + prefix_sum(length);
+        const uint32_t found = __ballot_sync(FULL, index < batch.size && beyond(index, end));
+        if (found) {
+            const int lane = __clz(__brev(found));  // the first
+            return {first + lane, __shfl_sync(FULL, end - length, lane)};
+        }
+        before = __shfl_sync(FULL, end, WARP - 1);
+    }
+    return {batch.size, before};
+}
+
+// A part of a segment that one worker takes: blocks `lo` to `hi` of its sequence.
+struct Part {
+    int index;  // of the sequence; -1 is no part
+    int row, rows;  // the cluster's first row of q and y, and how many are the sequence's from there on
+    int first;      // which of the sequence's rows that is
+    int q_len, kv_len;
+    int lo, hi;
+    int slot;   // of its partial result; -1 where it is the whole segment
+    bool more;  // the worker has another part
+
+    __device__ __forceinline__ bool exists() const { return index >= 0; }
+
+    // Keys that the sequence's query `token` sees end here.
+    __device__ __forceinline__ int limit(int token) const {
+        return problem::causal ? min(kv_len - q_len + 1 + token, kv_len) : kv_len;
+    }
+};
+
+// Walks over the parts of one worker; a warp starts it together, one thread goes on.
+struct Walk {
+    bool whole;
+    int begin, end;       // the worker's stretch
+    int slot;             // its first
+    int index, tile, at;  // the segment that comes next, and where it begins
+
+    __device__ __forceinline__ Walk(const Batch& batch, const Cuts& cuts, int worker)
+        : whole(cuts.whole), begin(cuts.begin(worker)), end(cuts.begin(worker + 1)), slot(2 * worker) {
+        const int from = begin;
+        const Place place = find(batch, whole, [=](int, int upto) { return upto > from; });
+        index = place.index;
+        at = place.at;
+        tile = 0;
+        if (begin < end) {
+            const int cost = sequence(batch, index).cost(whole);
+            tile = (begin - at) / cost;
+            at += tile * cost;
+        }
+    }
+
+    // The next part of this worker, if there is one.
+    __device__ __forceinline__ Part next(const Batch& batch) {
+        while (at < end) {
+            const Sequence s = sequence(batch, index);
+            if (tile == s.tiles) {
+                tile = 0;
+                ++index;
+                continue;
+            }
+            const int overhead = whole ? 0 : schedule::overhead;
+            const int from = whole ? 0 : max(begin - at - overhead, 0);
+            const int to = whole ? s.blocks : max(min(end - at - overhead, s.blocks), 0);
+            const int first = tile * ROWS, shared_slot = slot + (at >= begin);
+            at += s.cost(whole);
+            ++tile;
+            if (from < to)
+                return {index,    s.q_start * problem::group + first, s.q_len * problem::group - first, first, s.q_len,
+                        s.kv_len, from, to, from == 0 && to == s.blocks ? -1 : shared_slot};
+        }
+        return {-1};
+    }
+};
+
+// The partial results of one row: `count` of them, none where its segment was not shared.
+struct Partials {
+    int first, count;  // worker, workers
+    bool begins;       // the segment begins in the stretch of the first one, which has it in its second slot
+    int row;           // of the segment
+
+    __device__ __forceinline__ int64_t at(int partial) const {
+        return int64_t(2 * (first + partial) + (partial == 0 && begins)) * ROWS + row;
+    }
+};
+
+// Those of row `row` of y; found by a warp.
+__device__ __forceinline__ Partials partials_of(int row, const Batch& batch, int max_workers) {
+    const Cuts cuts(batch, max_workers);
+    const int token = row / problem::group;
+    if (cuts.whole || token >= batch.q_starts[batch.size]) return {};
+    const Place place = find(batch, false, [=](int index, int) { return batch.q_starts[index + 1] > token; });
+    const Sequence s = sequence(batch, place.index);
+    const int own = row - s.q_start * problem::group;
+    const int begin = place.at + own / ROWS * s.cost(false), blocks = begin + schedule::overhead;
+    const int first = cuts.owner(blocks), last = cuts.owner(blocks + s.blocks - 1);
+    if (first == last) return {};
+    return {first, last - first + 1, cuts.begin(first) <= begin, own % ROWS};
+}
