@@ -24,7 +24,7 @@ SEARCH, FINAL = "search", "final"  # stages of a search, as its records name the
 Value = int | str
 
 
-class Entry(msgspec.Struct, frozen=True):
+class TunedClass(msgspec.Struct, frozen=True):
     """The winner of one class, its median microseconds, and the run, commit and card of the records that chose it."""
 
     machine: str
@@ -49,13 +49,13 @@ def lookup(problem: Problem, machine: Machine) -> tuple[str, dict[str, Value]] |
     return _winners(TABLE).get(_key(problem, machine))
 
 
-def winner(records: Sequence[Record], problem: Problem) -> Entry | None:
+def winner(records: Sequence[Record], problem: Problem) -> TunedClass | None:
     """The fastest kernel among the records of a search's last race; None where none has a time."""
     final = [r for r in records if r.metrics.get("stage") == FINAL and r.schedule is not None and r.us is not None]
     if not final:
         return None
     best = min(final, key=lambda r: r.us or 0.0)
-    return Entry(
+    return TunedClass(
         machine=best.machine,
         problem_class=problem.tuned_class(),
         kernel=best.kernel or "",
@@ -67,7 +67,7 @@ def winner(records: Sequence[Record], problem: Problem) -> Entry | None:
     )
 
 
-def put(entries: Iterable[Entry]) -> None:
+def put(entries: Iterable[TunedClass]) -> None:
     """Add entries to the table, each in place of an older one of its class; the file is replaced as a whole.
 
     Raises EnvironmentFailure where it cannot be written.
@@ -81,13 +81,13 @@ def put(entries: Iterable[Entry]) -> None:
     _winners.cache_clear()
 
 
-def load(path: Path) -> list[Entry]:
+def load(path: Path) -> list[TunedClass]:
     """The entries of a table, if there is one; raises InputError for a line that is none, and for a class twice."""
-    entries: dict[str, Entry] = {}
+    entries: dict[str, TunedClass] = {}
     lines = path.read_bytes().splitlines() if path.exists() else []
     for number, line in enumerate(lines, 1):
         try:
-            entry = msgspec.json.decode(line, type=Entry)
+            entry = msgspec.json.decode(line, type=TunedClass)
         except msgspec.DecodeError as error:
             raise InputError(f"{path.name} line {number} is not an entry: {error}") from error
         if entry.key in entries:
@@ -103,4 +103,4 @@ def _winners(path: Path) -> dict[str, tuple[str, dict[str, Value]]]:
 
 def _key(problem: Problem, machine: Machine) -> str:
     blank: dict[str, Any] = {"kernel": "", "schedule": {}, "us": 0.0, "run": "", "commit": "", "card": ""}
-    return Entry(machine=machine.name, problem_class=problem.tuned_class(), **blank).key
+    return TunedClass(machine=machine.name, problem_class=problem.tuned_class(), **blank).key

@@ -25,7 +25,7 @@ OVER = "skipped: the time box was over"
 
 def bench(argument: Any) -> Iterator[Record]:
     """Check and time the kernel and the peers of each job of a batch; a record a contestant, clock and pace."""
-    from lab.gpu.bench import Bench, Entry
+    from lab.gpu.bench import Bench, Candidate
     from lab.gpu.timing import Clock, Pace
 
     last: Bench | None = None
@@ -39,7 +39,7 @@ def bench(argument: Any) -> Iterator[Record]:
         if job.sweep:
             schedules += [s for s in legal_candidates(kernel, problem, last.machine) if s not in schedules]
         yield from last.race(
-            [Entry(kernel, schedule, job.plain) for schedule in schedules],
+            [Candidate(kernel, schedule, job.plain) for schedule in schedules],
             _peers(problem) if job.peers else {},
             clocks=tuple(Clock(clock) for clock in job.clocks),
             rounds=job.rounds,
@@ -51,7 +51,7 @@ def bench(argument: Any) -> Iterator[Record]:
 
 def search(argument: Any) -> Iterator[Record]:
     """The records of each search of a batch, from both of its stages."""
-    from lab.gpu.bench import Bench, Entry
+    from lab.gpu.bench import Bench, Candidate
     from lab.gpu.search import search as gpu_search
     from lab.gpu.timing import Clock
 
@@ -73,7 +73,7 @@ def search(argument: Any) -> Iterator[Record]:
                 schedule = parse_schedule(kernel, words, problem, arena.machine)
                 kernel.launches(problem, schedule, arena.machine)
                 found.append((kernel, schedule))
-        entries = [Entry(*pair, job.plain) for pair in dict.fromkeys(found)]
+        entries = [Candidate(*pair, job.plain) for pair in dict.fromkeys(found)]
         for record in gpu_search(arena, entries, _peers(problem), Clock(job.clock), job.rounds):
             yield msgspec.structs.replace(record, metrics={**job.facts, **record.metrics})
 
@@ -83,7 +83,7 @@ def pick(argument: Any) -> Iterator[Record]:
 
     A record of the pick says `picked`; all say how many `candidates` there were.
     """
-    from lab.gpu.bench import Entry
+    from lab.gpu.bench import Candidate
     from lab.gpu.search import best
     from lab.gpu.timing import Clock
 
@@ -93,8 +93,8 @@ def pick(argument: Any) -> Iterator[Record]:
             continue
         kernel, problem = job.parts()
         arena = _arena(problem, job)
-        picked = Entry(kernel, parse_schedule(kernel, job.schedules[0], problem, arena.machine))
-        entries = list(dict.fromkeys([picked, *(Entry(*pair) for pair in contenders(problem, arena.machine))]))
+        picked = Candidate(kernel, parse_schedule(kernel, job.schedules[0], problem, arena.machine))
+        entries = list(dict.fromkeys([picked, *(Candidate(*pair) for pair in contenders(problem, arena.machine))]))
         (clock,) = job.clocks
         times = arena.times(entries, Clock(clock), PICK_ROUNDS)
         rivals = [entry for entry in best(times, RIVALS) if entry != picked]
@@ -143,12 +143,12 @@ def _chain_peers(problem: Any) -> dict[str, Any]:
 
 def check(argument: Any) -> dict[str, Any]:
     """Run a job's first schedule and compare with the reference; the fields of a Check."""
-    from lab.gpu.bench import Entry
+    from lab.gpu.bench import Candidate
 
     job = msgspec.convert(argument, Job)
     kernel, problem = job.parts()
     arena = _arena(problem, job)
-    found = arena.check(Entry(kernel, parse_schedule(kernel, job.schedules[0], problem, arena.machine)))
+    found = arena.check(Candidate(kernel, parse_schedule(kernel, job.schedules[0], problem, arena.machine)))
     return {"passed": found.passed, **asdict(found)}
 
 

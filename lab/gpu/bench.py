@@ -52,7 +52,7 @@ class Loose:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Candidate:
     """A kernel with one schedule, as a contestant; a `plain` one waits for the launch before it to end."""
 
     kernel: Kernel
@@ -137,7 +137,7 @@ class Bench:
 
     def race(
         self,
-        entries: Sequence[Entry],
+        entries: Sequence[Candidate],
         peers: Mapping[str, Peer],
         clocks: Sequence[Clock] = (Clock.COLD, Clock.GRAPH),
         rounds: int = 30,
@@ -176,7 +176,7 @@ class Bench:
             )
         return found
 
-    def times(self, entries: Sequence[Entry], clock: Clock, rounds: int) -> dict[Entry, float]:
+    def times(self, entries: Sequence[Candidate], clock: Clock, rounds: int) -> dict[Candidate, float]:
         """Median microseconds of those that run, unchecked, interleaved: to see which are worth a race."""
         with self._stream:
             self._make_ready(entries, {})
@@ -188,7 +188,7 @@ class Bench:
             timings = measure([self._ready[name] for name in able], clock, rounds) if able else {}
         return {able[name]: timing.us for name, timing in timings.items()}
 
-    def check(self, entry: Entry) -> Check:
+    def check(self, entry: Candidate) -> Check:
         """Run one kernel on fresh inputs; raises EnvironmentFailure where it cannot be made ready."""
         with self._stream:
             self._make_ready([entry], {})
@@ -196,7 +196,7 @@ class Bench:
                 raise EnvironmentFailure(self._failures[entry.name])
             return self._check(self._ready[entry.name])
 
-    def _make_ready(self, entries: Sequence[Entry], peers: Mapping[str, Peer]) -> None:
+    def _make_ready(self, entries: Sequence[Candidate], peers: Mapping[str, Peer]) -> None:
         new = [entry for entry in entries if entry.name not in self._ready and entry.name not in self._failures]
         launches = [
             tuple(
@@ -280,7 +280,7 @@ class Bench:
         off = float(np.linalg.norm(y - expected) / np.linalg.norm(expected))
         return Check(off / peer.tolerance, int(not off <= peer.tolerance), None, True, len(y), off)
 
-    def _descriptions(self, entries: Sequence[Entry], peers: Mapping[str, Peer]) -> dict[str, dict[str, Any]]:
+    def _descriptions(self, entries: Sequence[Candidate], peers: Mapping[str, Peer]) -> dict[str, dict[str, Any]]:
         described: dict[str, dict[str, Any]] = {}
         for entry in entries:
             steps = entry.kernel.launches(self.problem, entry.schedule, self.machine)

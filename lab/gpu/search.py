@@ -5,7 +5,7 @@ from statistics import median
 
 from msgspec import structs
 
-from lab.gpu.bench import Bench, Entry, Peer
+from lab.gpu.bench import Bench, Candidate, Peer
 from lab.gpu.timing import Clock
 from lab.record import Record, Value
 from lab.tuned import FINAL, SEARCH
@@ -16,7 +16,7 @@ FINALISTS = 5
 
 
 def search(
-    bench: Bench, entries: Sequence[Entry], peers: Mapping[str, Peer], clock: Clock, rounds: int
+    bench: Bench, entries: Sequence[Candidate], peers: Mapping[str, Peer], clock: Clock, rounds: int
 ) -> list[Record]:
     """Race all entries, then the best ones at `rounds` rounds beside the peers: the records of both stages.
 
@@ -34,7 +34,7 @@ def search(
     return [*brief, *bench.race(best(times), peers, (clock,), rounds, facts=facts)]
 
 
-def best(times: Mapping[Entry, float], most: int = FINALISTS) -> list[Entry]:
+def best(times: Mapping[Candidate, float], most: int = FINALISTS) -> list[Candidate]:
     """The fastest entries, at most so many, without those that are not worth a second race."""
     limit = WORTH * min(times.values(), default=0.0)
     ranked = sorted((us, number, entry) for number, (entry, us) in enumerate(times.items()) if us <= limit)

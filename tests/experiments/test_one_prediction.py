@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from experiments.cli.checking import Subject, on_sim
 from lab import catalog, choice, explain
 from lab.cards import CLOCKS
-from lab.gpu.bench import Bench, Entry
+from lab.gpu.bench import Bench, Candidate
 from lab.gpu.timing import Clock
 from lab.inference.units.simulated import SimulatedChip
 from lab.kernel import RANKING_CLOCK
@@ -32,7 +32,7 @@ def test_check_and_a_benchs_records_say_what_the_kernel_predicts(
     schedule = data.draw(schedules(kernel, problem))
     install(monkeypatch)
     document = on_sim(Subject(kernel, problem, schedule, H100))
-    records = Bench(problem, H100, seed=1).race([Entry(kernel, schedule)], {}, tuple(Clock), rounds=2)
+    records = Bench(problem, H100, seed=1).race([Candidate(kernel, schedule)], {}, tuple(Clock), rounds=2)
     assert [r.clock for r in records] == list(CLOCKS)
     for record in records:
         predicted = kernel.predicted_us(problem, schedule, H100, str(record.clock))

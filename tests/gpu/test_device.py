@@ -325,12 +325,12 @@ def test_hardware_counters_agree_with_theory(name: str, chip: Machine) -> None:
 
 @pytest.mark.parametrize("clock", ["cold", "graph"])
 def test_a_bench_gives_checked_possible_records(clock: str, chip: Machine) -> None:
-    from lab.gpu.bench import Bench, Entry
+    from lab.gpu.bench import Bench, Candidate
     from lab.gpu.timing import Clock
 
     kernel = runnable("gemv_vectorized", chip)
     problem = Linear(1, 4096, 4096)
-    entry = Entry(kernel, kernel.best_guess(problem, chip))
+    entry = Candidate(kernel, kernel.best_guess(problem, chip))
     (record,) = Bench(problem, chip).race([entry], {}, clocks=(Clock(clock),), rounds=5)
     assert record.check is not None
     assert record.check.passed
@@ -357,11 +357,11 @@ FORMS = [
 def test_what_is_chosen_and_its_peers_are_right_in_one_race(problem: Linear, chip: Machine) -> None:
     from experiments.peers.linear import peers
     from lab.choice import choose
-    from lab.gpu.bench import Bench, Entry
+    from lab.gpu.bench import Bench, Candidate
     from lab.gpu.timing import Clock
 
     kernel, schedule, _ = choose(problem, chip)
-    records = Bench(problem, chip).race([Entry(kernel, schedule)], peers(problem), (Clock.COLD, Clock.GRAPH), 3)
+    records = Bench(problem, chip).race([Candidate(kernel, schedule)], peers(problem), (Clock.COLD, Clock.GRAPH), 3)
     assert {r.kernel for r in records} > {kernel.name}
     assert [(r.kernel, r.metrics) for r in records if r.us is None] == []
 
@@ -369,12 +369,12 @@ def test_what_is_chosen_and_its_peers_are_right_in_one_race(problem: Linear, chi
 def test_a_search_finds_a_winner_among_right_kernels(chip: Machine) -> None:
     from lab import tuned
     from lab.choice import contenders
-    from lab.gpu.bench import Bench, Entry
+    from lab.gpu.bench import Bench, Candidate
     from lab.gpu.search import search
     from lab.gpu.timing import Clock
 
     problem = Linear(512, 1024, 1024)
-    entries = [Entry(*pair) for pair in contenders(problem, chip)]
+    entries = [Candidate(*pair) for pair in contenders(problem, chip)]
     records = search(Bench(problem, chip), entries, {}, Clock.COLD, rounds=5)
     assert [(r.kernel, r.schedule, r.metrics["failure"]) for r in records if r.us is None] == []
     assert tuned.winner(records, problem) is not None

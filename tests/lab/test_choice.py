@@ -19,7 +19,7 @@ from lab.choice import (
 )
 from lab.kernel import parse_schedule, schedule_fields
 from lab.problems import Linear
-from lab.tuned import Entry, put
+from lab.tuned import TunedClass, put
 from sim.errors import InputError
 from sim.machine import A100, H100
 
@@ -33,7 +33,7 @@ def _no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def tabled(kernel: str, schedule: dict[str, Any]) -> None:
     where = {"us": 1.0, "run": "one", "commit": "abc", "card": "a card"}
-    put([Entry(machine="h100", problem_class=PROBLEM.tuned_class(), kernel=kernel, schedule=schedule, **where)])
+    put([TunedClass(machine="h100", problem_class=PROBLEM.tuned_class(), kernel=kernel, schedule=schedule, **where)])
 
 
 @pytest.mark.parametrize("m", [1, 300, 4096])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lab import catalog, tuned
 from lab.problems import Linear
 from lab.record import Record, provenance
-from lab.tuned import Entry, load, lookup, put, winner
+from lab.tuned import TunedClass, load, lookup, put, winner
 from sim.errors import EnvironmentFailure, InputError
 from sim.machine import H100, H200
 
@@ -23,9 +23,9 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def entry(problem: Linear, kernel: str = "gemm_wgmma", us: float = 9.0, **schedule: int) -> Entry:
+def entry(problem: Linear, kernel: str = "gemm_wgmma", us: float = 9.0, **schedule: int) -> TunedClass:
     where = {"run": "one", "commit": "abc", "card": "a card"}
-    return Entry(
+    return TunedClass(
         machine="h100",
         problem_class=problem.tuned_class(),
         kernel=kernel,

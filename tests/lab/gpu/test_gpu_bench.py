@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lab import catalog, tuned
 from lab.gpu import bench, search
-from lab.gpu.bench import Bench, Entry, Expectation, Loose, floor_us
+from lab.gpu.bench import Bench, Candidate, Expectation, Loose, floor_us
 from lab.gpu.timing import Clock, Pace, rotation, round_robin
 from lab.problems import Linear
 from sim.errors import EnvironmentFailure
@@ -22,7 +22,7 @@ from tests.lab.gpu.fake_bench import Device, install, write, wrong
 KERNEL = catalog.get("gemv_vectorized")
 PROBLEM = Linear(1, 64, 512)
 SCHEDULES = list(KERNEL.module.candidates(PROBLEM, H100))[:4]
-GOOD, SPILLS, WRONG, OTHER = (Entry(KERNEL, schedule) for schedule in SCHEDULES)
+GOOD, SPILLS, WRONG, OTHER = (Candidate(KERNEL, schedule) for schedule in SCHEDULES)
 
 
 @given(st.integers(1, 2**33))
@@ -129,7 +129,7 @@ def test_plain_launches_do_not_overlap_the_one_before(device: Device) -> None:
     problem = Linear(64, 64, 512)
     schedule = split.best_guess(problem, H100)
     for plain in (False, True):
-        (found,) = Bench(problem, H100, seed=1).race([Entry(split, schedule, plain)], {}, (Clock.COLD,), 1)
+        (found,) = Bench(problem, H100, seed=1).race([Candidate(split, schedule, plain)], {}, (Clock.COLD,), 1)
         assert found.overlapping is not plain
     assert device.dependent == [True, False]
 
@@ -177,7 +177,7 @@ def test_rows_that_no_reference_covers_must_be_written(device: Device, monkeypat
     problem = replace(PROBLEM, m=7)
     monkeypatch.setattr(bench, "REFERENCE_FLOPS", problem.flops // 2)
     arena = Bench(problem, H100, seed=1)
-    entry = Entry(KERNEL, KERNEL.best_guess(problem, H100))
+    entry = Candidate(KERNEL, KERNEL.best_guess(problem, H100))
     (right,) = arena.race([entry], {}, (Clock.COLD,), 1)
     assert right.metrics["rows_checked"] == 3
 
@@ -260,7 +260,7 @@ def test_a_search_races_the_best_again_beside_the_peers(device: Device) -> None:
 
 def test_what_is_slow_or_beyond_the_fifth_does_not_race_again() -> None:
     problem, kernel = Linear(4096, 4096, 4096), catalog.get("gemm_warp_specialized")
-    entries = [Entry(kernel, schedule) for schedule in list(kernel.module.candidates(problem, H100))[:8]]
+    entries = [Candidate(kernel, schedule) for schedule in list(kernel.module.candidates(problem, H100))[:8]]
     times = dict(zip(entries, (10, 12.6, 10.1, 10.2, 12.4, 11, 12, 12.3), strict=True))
     assert search.best(times) == [entries[i] for i in (0, 2, 3, 5, 6)]
     assert search.best({}) == []
