@@ -55,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
             Summer(shared, results, Loader{shared, q_map, cache, rank}, uniform(warpgroup) - 1).run(batch);
         }
     }
-    finish_cluster();
+    finish();
 }
 
 // A row of y from its partial results, by a warp.

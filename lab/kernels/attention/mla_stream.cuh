@@ -1,6 +1,7 @@
 // Queries and latents on their way to the warpgroups that multiply: shared memory, the warp that loads.
 #pragma once
 #include "lab/kernels/attention/mla_plan.cuh"
+#include "lab/kernels/common/cluster.cuh"
 #include "lab/kernels/common/ring_position.cuh"
 #include "ptx/address.cuh"
 #include "ptx/cluster.cuh"
@@ -86,22 +87,6 @@ __device__ __forceinline__ void init(Shared& shared) {
         }
     }
     ptx::fence::mbarrier_init();
-}
-
-// Barriers are initialised before any CTA of the cluster arrives on them, and live until all have.
-__device__ __forceinline__ void sync_cluster() {
-    if constexpr (schedule::cluster == 1) {
-        __syncthreads();
-    } else {
-        ptx::cluster::arrive();
-        ptx::cluster::wait();
-    }
-}
-__device__ __forceinline__ void finish_cluster() {
-    if constexpr (schedule::cluster > 1) {
-        __syncwarp();
-        sync_cluster();
-    }
 }
 
 // One of each warp's lanes arrives.
