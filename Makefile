@@ -15,7 +15,7 @@ test: .venv/test
 deep: .venv/test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu or deep"
 
-report: .venv/demo
+report: .venv/test
 	$(BIN)/lab report
 
 clean:
@@ -27,7 +27,7 @@ clean:
 	touch $@
 
 .venv/test: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[model,test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[model,pictures,test]"
 	touch $@
 
 .venv/bin/python:

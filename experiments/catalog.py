@@ -1,4 +1,4 @@
-"""Finds experiments and README's other tables by listing their folders; imports none of them."""
+"""Finds experiments and the other tables of the pages by listing their folders; imports none of them."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 _FOLDER = Path(__file__).parent
 _ASKING = ("questions", "bars")
 _QUESTION = re.compile(r'^QUESTION = "(.+)"$', re.MULTILINE)
-_TABLE = re.compile(r"^def (table)\(past: Archive\) -> str:$", re.MULTILINE)
+_MAKING = ("tables", "cli")
+_MAKER = re.compile(r"^def (table|pictures)\(past: Archive\)", re.MULTILINE)
 
 
 def questions() -> dict[str, str]:
@@ -26,9 +27,9 @@ def module_of(name: str) -> str:
     return f"experiments.{folder}.{name}"
 
 
-def tables() -> tuple[str, ...]:
-    """The tables of README that belong to no experiment, each named after its module in experiments/tables."""
-    return tuple(_matches("tables", _TABLE))
+def tables() -> dict[str, str]:
+    """The modules whose tables or pictures belong to no experiment, by the name that a block of a page has."""
+    return {name: f"experiments.{folder}.{name}" for folder in _MAKING for name in _matches(folder, _MAKER)}
 
 
 def _matches(folder: str, pattern: re.Pattern[str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from sim.errors import InputError
 class Experiment(Protocol):
     """What a module of experiments/questions or experiments/bars defines: one question and how it is answered.
 
-    `rows` and `verdict` are also its table in README, unless the module has a `table(past: Archive) -> str`.
+    `rows` and `verdict` are also its table in README and docs, unless the module has a `table(past: Archive) -> str`.
     """
 
     QUESTION: str

@@ -275,7 +275,7 @@ def _commit() -> tuple[str, bool]:
     if commit is None:
         return "unknown", False
     # Records and the tables made of them do not change what a run does.
-    return commit, bool(_git("status", "--porcelain", "--", ".", ":!experiments/records", ":!README.md"))
+    return commit, bool(_git("status", "--porcelain", "--", ".", ":!experiments/records", ":!README.md", ":!docs"))
 
 
 def _git(*arguments: str) -> str | None:

@@ -1,4 +1,4 @@
-"""lab report: README's tables and rooflines from the records."""
+"""lab report: tables and pictures of README and docs from the records."""
 
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ Check = Annotated[
 
 
 def report(check: Check = False, as_json: Json = False) -> int:
-    """Write README's tables and the rooflines anew from the committed records, and say which figures are in doubt."""
+    """Write the tables and pictures of README and docs anew from the records, and say which figures are in doubt."""
     from experiments.tables.report import report as make
     from lab.record import archive
 

@@ -21,7 +21,7 @@ class Options:
 
     d: int = 4096
     m: int = 2048
-    gemm: str = "gemm_wgmma"
+    gemm: str = "gemm_cluster"
     gemv: str = "gemv_vectorized"
 
     def __post_init__(self) -> None:

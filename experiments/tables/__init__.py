@@ -1,1 +1,1 @@
-"""README's tables and pictures, made of records."""
+"""The tables and pictures of README and docs, made of records."""

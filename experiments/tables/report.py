@@ -1,56 +1,112 @@
-"""README's tables and the rooflines, made of records, so that no figure is typed by hand."""
+"""README, docs and their pictures, made of records, so that no figure is typed by hand.
+
+A page is README.md or a Markdown file in docs. What stands in it between two markers is made anew:
+
+    <!-- lab report: NAME -->              the table of an experiment, or of a module of experiments/tables or cli
+    <!-- end of NAME -->
+    <!-- lab report: pictures NAME -->     its pictures, drawn into docs/pictures
+    <!-- end of pictures NAME -->
+
+An experiment's table are its `rows` and `verdict` for its newest simulated run, unless it has a
+`table(past: Archive) -> str`. Pictures are what its `pictures(past: Archive) -> dict[str, Chart]` gives, by file name.
+"""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from experiments import runner
 from experiments.catalog import module_of, names, tables
+from experiments.chart import Chart
 from experiments.lookup import MARKS
 from experiments.markdown import three_columns
-from experiments.tables import roofline
-from lab.record import COMMITTED, ROOT, Archive
+from experiments.tables.drawing import digest, draw
+from lab.record import ROOT, Archive
 from sim.errors import InputError
 from sim.folders import write_whole
 
-README = ROOT / "README.md"
-_BLOCK = re.compile(r"(<!-- lab report: (\w+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
+FOLDER = "docs/pictures"
+_BLOCK = re.compile(
+    r"(^<!-- lab report: (pictures )?(\w+) -->\n).*?(^<!-- end of (?(2)pictures )\3 -->)", re.DOTALL | re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the report's files should hold, by path, and what its tables say is the matter with their figures."""
+    """What pages and pictures should hold, by path, and what the tables say is the matter with their figures."""
 
-    files: dict[Path, str]
+    pages: dict[Path, str]
+    pictures: dict[Path, Chart]
     doubts: tuple[str, ...] = ()
 
     @property
     def outdated(self) -> list[Path]:
-        """The files that hold something else."""
-        return [path for path, text in self.files.items() if not path.exists() or path.read_bytes() != text.encode()]
+        """The pages that hold something else, and the pictures that were drawn of something else."""
+        pages = [path for path, text in self.pages.items() if path.read_bytes() != text.encode()]
+        drawn = [path for path, chart in self.pictures.items() if not path.exists() or digest(chart) not in _text(path)]
+        return pages + drawn
 
     def write(self) -> list[Path]:
         """Write the outdated files and name them."""
         written = self.outdated
         for path in written:
-            write_whole(path, self.files[path].encode())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, (self.pages[path] if path in self.pages else draw(self.pictures[path])).encode())
         return written
 
 
 def report(past: Archive) -> Report:
-    """README with every block between its markers made anew, and a roofline for each machine that has records.
+    """Every page with what stands between its markers made anew, and the pictures that they show.
 
     Raises InputError outside a checkout and for a block of an unknown name.
     """
-    if not README.exists():
-        raise InputError(f"{README} does not exist; lab report works in a checkout of the lab")
-    charts = {COMMITTED / f"roofline-{name}.svg": chart for name, chart in roofline.charts(past)}
-    before = README.read_text(encoding="utf-8")
-    blocks = {name: block(name, past) for _, name, _ in _BLOCK.findall(before)}
-    text = _BLOCK.sub(lambda m: f"{m[1]}{blocks[m[2]]}\n{m[3]}", before)
-    return Report({README: text, **charts}, tuple(doubt for made in blocks.items() for doubt in _doubts(*made)))
+    texts: dict[Path, str] = {}
+    charts: dict[Path, Chart] = {}
+    doubts: dict[str, None] = {}
+    for page in pages():
+
+        def made(block: re.Match[str], page: Path = page) -> str:
+            start, pictures, name, end = block.groups()
+            module = _module(name, page)
+            if pictures:
+                shown = {ROOT / FOLDER / f"{file}.svg": chart for file, chart in module.pictures(past).items()}
+                charts.update(shown)
+                links = (f"![{chart.title}]({path.relative_to(page.parent)})" for path, chart in shown.items())
+                return f"{start}{' '.join(links)}\n{end}"
+            text = module.table(past) if hasattr(module, "table") else experiment(name, past)
+            doubts.update(dict.fromkeys(_doubts(name, text)))
+            return f"{start}{text}\n{end}"
+
+        texts[page] = _BLOCK.sub(made, _text(page))
+    return Report(texts, charts, tuple(doubts))
+
+
+def pages() -> list[Path]:
+    """README and the pages of docs; raises InputError outside a checkout."""
+    readme = ROOT / "README.md"
+    if not readme.exists():
+        raise InputError(f"{readme} does not exist; lab report works in a checkout of the lab")
+    return [readme, *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def experiment(name: str, past: Archive) -> str:
+    """The table of an experiment's newest simulated run, its measured column from the newest records of a card."""
+    records = past.newest_run(experiment=name, on="sim")
+    if not records:
+        return f"No records yet: `lab run {name} --record` makes them."
+    answer = runner.conclude(name, records, past)
+    return three_columns(answer.rows, answer.verdict.sentence)
+
+
+def _module(name: str, page: Path) -> Any:
+    """The module that makes a page's block; raises InputError where there is none."""
+    found = tables() | {name: module_of(name) for name in names()}
+    if name not in found:
+        raise InputError(f"{page.name} has a block {name!r}; blocks: {', '.join(found)}")
+    return import_module(found[name])
 
 
 def _doubts(name: str, text: str) -> Iterator[str]:
@@ -61,22 +117,5 @@ def _doubts(name: str, text: str) -> Iterator[str]:
             yield f"{name}: {rows} row{'s' if rows > 1 else ''} marked {mark}: {meaning}"
 
 
-def block(name: str, past: Archive) -> str:
-    """The Markdown of one block: a table of experiments/tables, or an experiment's; raises InputError for no such."""
-    if name in tables():
-        module = f"experiments.tables.{name}"
-    elif name in names():
-        module = module_of(name)
-    else:
-        raise InputError(f"README has a block {name!r}; blocks: {', '.join((*tables(), *names()))}")
-    own = getattr(import_module(module), "table", None)
-    return own(past) if own else experiment(name, past)
-
-
-def experiment(name: str, past: Archive) -> str:
-    """The table of an experiment's newest simulated run, its measured column from the newest records of a card."""
-    records = past.newest_run(experiment=name, on="sim")
-    if not records:
-        return f"No records yet: `lab run {name} --record` makes them."
-    answer = runner.conclude(name, records, past)
-    return three_columns(answer.rows, answer.verdict.sentence)
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")

@@ -1,53 +1,76 @@
-"""The roofs of each machine with every kernel as a dot."""
+"""Where kernels stand under their chip's roofs: a picture of each family on each card that ran it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
-from experiments.lookup import STALE, is_peer, question_of, read_rate, stale
-from experiments.rows import size_of
-from experiments.tables.kernels import SHAPES
-from experiments.tables.roofline_svg import Dot, roofline_svg
+from experiments.chart import Chart, Mark, Series
+from experiments.lookup import is_peer, question_of, read_rate, stale
+from lab import catalog
+from lab.explain import explain
+from lab.problems import Question
 from lab.record import Archive, Record, is_chain
 from lab.tuned import SEARCH
-from sim.machine import MACHINES
+from sim.machine import MACHINES, Machine
+
+TERA = 1e12
+INTENSITY, RATE = "FLOP per byte of HBM", "TFLOP/s"  # of compulsory bytes, and of useful operations
 
 
-def table(past: Archive) -> str:
-    """Links to the rooflines."""
-    links = [
-        f"![Roofline of the {MACHINES[name].title}](experiments/records/roofline-{name}.svg)"
-        for name, _ in charts(past)
-    ]
-    return "\n\n".join(links) or "No records yet: `lab run two_machines --record` makes them."
-
-
-def charts(past: Archive) -> Iterator[tuple[str, str]]:
-    """(machine, SVG) for each machine with records of kernels."""
+def pictures(past: Archive) -> dict[str, Chart]:
+    """For each machine and family of kernels, the dot of each kernel that lies nearest to its roof."""
+    charts = {}
     for name, machine in MACHINES.items():
-        dots = list(_dots(past.where(machine=name)))
-        if dots:
-            yield name, roofline_svg(machine, dots, read_rate(past, name)[0])
+        found = list(_best(past.where(machine=name)))
+        for family in dict.fromkeys(map(_family, found)):
+            mine = [record for record in found if _family(record) == family]
+            roofs = roofs_of(machine, [question_of(record) for record in mine], read_rate(past, name)[0])
+            dots = (dot(str(record.kernel), record) for record in mine)
+            title = f"{family} kernels on the {machine.title}, each where it is nearest to its roof"
+            charts[f"roofline_{name}_{family}"] = Chart(title, INTENSITY, RATE, (*roofs, *dots))
+    return charts
 
 
-def _dots(past: Archive) -> Iterator[Dot]:
-    """Of each kernel the last few problems: the newest measured dot of each, else the newest predicted one."""
-    found: dict[str, dict[str, Record]] = {}
-    for record in past.records:
-        if not record.kernel or is_peer(record) or (record.check and not record.check.passed):
-            continue
-        if not _us(record) or record.metrics.get("stage") == SEARCH or is_chain(record):
-            continue
-        shown = found.setdefault(record.kernel, {})
-        old = shown.pop(str(record.problem), record)  # put back at the end: the order is that of the last time
-        shown[str(record.problem)] = old if old.us is not None and record.us is None else record
-    for shown in found.values():
-        yield from map(_dot, list(shown.values())[-SHAPES:])
+def roofs_of(machine: Machine, problems: Sequence[Question], read_rate: float | None = None) -> Iterator[Series]:
+    """The roofs over these problems: HBM by the data sheet and as read (B/s), the peak and ridge of each unit."""
+    intensities = [problem.flops / problem.bytes["total"] for problem in problems]
+    peaks = {machine.peak(unit): unit for unit in sorted({problem.unit for problem in problems})}
+    low, high = min([0.5, *intensities]) / 2, max([4096.0, *intensities]) * 2
+    ridge = max(peaks) / machine.hbm_bandwidth
+    for rate, what in ((machine.hbm_bandwidth, "HBM: data sheet"), (read_rate, "HBM: as read")):
+        if rate:
+            ends = ((ridge, ridge * rate / TERA), (low, low * rate / TERA))
+            yield Series(f"{what}, {rate / TERA:.3g} TB/s", ends, "limit")
+    for peak, unit in peaks.items():
+        start = peak / machine.hbm_bandwidth
+        yield Series(f"{unit}: {peak / TERA:,.4g} TFLOP/s", ((start, peak / TERA), (high, peak / TERA)), "limit")
 
 
-def _dot(record: Record) -> Dot:
+def dot(label: str, record: Record) -> Series:
+    """A record as a dot: FLOP per compulsory byte, and the rate of useful operations, measured or else predicted."""
     problem = question_of(record)
-    label = size_of(record) + (f" ({STALE})" if stale(record) else "")
-    rate = problem.flops / _us(record) * 1e6
-    return Dot(record.kernel or "", label, problem.flops / problem.bytes["total"], rate, record.us is not None)
+    mark: Mark = "predicted" if record.us is None else "measured"
+    return Series(label, ((problem.flops / problem.bytes["total"], problem.flops / _us(record) * 1e6 / TERA),), mark)
+
+
+def _best(past: Archive) -> Iterator[Record]:
+    """Each kernel's current record that is nearest to its roof, a measured one where there is any."""
+    found: dict[str, list[Record]] = {}
+    for record in past.records:
+        shown = _us(record) and not is_chain(record) and record.metrics.get("stage") != SEARCH
+        if record.kernel and not is_peer(record) and shown and not (record.check and not record.check.passed):
+            found.setdefault(record.kernel, []).append(record)
+    for records in found.values():
+        nearest = sorted(records, key=lambda r: (r.us is not None, _share(r)), reverse=True)
+        yield from islice((r for r in nearest if not stale(r)), 1)
+
+
+def _share(record: Record) -> float:
+    """The floor of a record's problem over its time."""
+    return explain(question_of(record), MACHINES[record.machine]).roofline.floor_us / _us(record)
+
+
+def _family(record: Record) -> str:
+    return catalog.get(record.kernel or "").family
 
 
 def _us(record: Record) -> float:

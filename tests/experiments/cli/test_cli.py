@@ -228,7 +228,7 @@ def test_tables_for_people(arguments: list[str], capsys: pytest.CaptureFixture[s
         (["run", "kv_cache", "heads=3"], "unknown name 'heads'; names: layers, d"),
         (["run", "two_machines", "m=1"], "two machines need m of at least 2"),
         (["run", "two_machines", "gemm=gemm_v7"], "unknown kernel 'gemm_v7'"),
-        (["run", "two_machines", "--machine", "a100"], "gemm_wgmma needs architecture sm_90a; the A100"),
+        (["run", "two_machines", "--machine", "a100"], "gemm_cluster needs architecture sm_90a; the A100"),
         (["run", "batching", "most=0"], "batching needs most of at least 1, rounds and seconds too"),
         (["run", "machines", "unit=fp5"], "unknown unit 'fp5'; units: bf16, fp32, fp8"),
         (["run", "kv_cache", "layers=0"], "layers and head_dim must be at least 1"),

@@ -104,7 +104,7 @@ def test_two_machines_follows_the_times() -> None:
     found = two_machines.verdict(records, own)
     assert found.passed
     assert "gemv_vectorized takes 5.00 times as long" in found.sentence
-    assert "gemm_wgmma takes 1.60 times as long" in found.sentence
+    assert "gemm_cluster takes 1.60 times as long" in found.sentence
     assert "(measured): each phase needs a kernel of its own." in found.sentence
     equal = Archive(tuple(measured(r, 5) for r in records))
     assert two_machines.verdict(records, equal).sentence.endswith("one kernel serves both.")

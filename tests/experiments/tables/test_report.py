@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from xml.etree import ElementTree
 
 import msgspec
 import pytest
@@ -10,37 +9,68 @@ import pytest
 from experiments.cli import run_command
 from experiments.tables import generate, kernels
 from experiments.tables import report as reports
-from experiments.tables.roofline_svg import Dot, roofline_svg
 from lab.record import Archive, archive
 from sim.errors import InputError
-from sim.machine import H100, MACHINES
 from tests.experiments.examples import linear, timed
 
 
-def test_readme_and_rooflines_are_current() -> None:
+def page(folder: Path, monkeypatch: pytest.MonkeyPatch, *names: str) -> Path:
+    """A README with a block of each name, in a checkout of its own."""
+    blocks = (f"<!-- lab report: {name} -->\nof old\n<!-- end of {name} -->\n" for name in names)
+    readme = folder / "README.md"
+    readme.write_text(f"before\n{''.join(blocks)}after\n")
+    monkeypatch.setattr(reports, "ROOT", folder)
+    return readme
+
+
+def test_pages_and_pictures_are_current() -> None:
     assert reports.report(archive()).outdated == [], "run `lab report` and commit what it writes"
 
 
-def test_every_block_of_readme_is_filled() -> None:
-    names = re.findall(r"<!-- lab report: (\w+) -->", reports.README.read_text())
-    assert {"two_machines", "kernels", "roofline"} <= set(names)
-    assert len(names) == len(set(names))
+def test_every_picture_is_shown_and_every_shown_one_is_there() -> None:
+    shown = set()
+    for page in reports.pages():
+        for path in re.findall(r"!\[.*?\]\((.+?)\)", page.read_text()):
+            shown.add((page.parent / path).resolve())
+    assert shown == set((reports.ROOT / reports.FOLDER).resolve().iterdir())
+
+
+def test_markers_are_whole() -> None:
+    for page in reports.pages():
+        starts = re.findall(r"^<!-- lab report: (.+) -->$", page.read_text(), re.MULTILINE)
+        ends = re.findall(r"^<!-- end of (.+) -->$", page.read_text(), re.MULTILINE)
+        assert starts == ends, page.name
 
 
 def test_writing_twice_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- lab report: kernels -->\nstale\n<!-- end of kernels -->\nafter\n")
-    monkeypatch.setattr(reports, "README", readme)
-    monkeypatch.setattr(reports, "COMMITTED", tmp_path)
+    readme = page(tmp_path, monkeypatch, "kernels", "pictures roofline")
     past = Archive((timed(), timed("peer:cublas", us=15.0)))
-    assert set(reports.report(past).write()) == {readme, tmp_path / "roofline-h100.svg"}
+    picture = tmp_path / "docs" / "pictures" / "roofline_h100_gemv.svg"
+    assert reports.report(past).write() == [readme, picture]
     assert reports.report(past).write() == []
     text = readme.read_text()
     assert text.startswith("before\n<!--")
-    assert text.endswith("<!-- end of kernels -->\nafter\n")
-    assert "stale" not in text
+    assert text.endswith("(docs/pictures/roofline_h100_gemv.svg)\n<!-- end of pictures roofline -->\nafter\n")
+    assert "of old" not in text
     (line,) = [line for line in text.splitlines() if line.startswith("| `gemv_vectorized`")]
     assert "| 10.02 | 10 | - | - | 12 | 1.25 | a \\| card, " in line
+
+
+def test_a_picture_of_other_figures_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page(tmp_path, monkeypatch, "pictures roofline")
+    past = Archive((timed(us=12.0),))
+    reports.report(past).write()
+    assert reports.report(past).outdated == []
+    (picture,) = reports.report(Archive((timed(us=13.0),))).outdated
+    assert picture.name == "roofline_h100_gemv.svg"
+
+
+def test_a_page_of_docs_links_its_picture_from_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page(tmp_path, monkeypatch, "kernels")
+    (tmp_path / "docs").mkdir()
+    below = tmp_path / "docs" / "a.md"
+    below.write_text("<!-- lab report: pictures roofline -->\n<!-- end of pictures roofline -->\n")
+    assert "](pictures/roofline_h100_gemv.svg)" in reports.report(Archive((timed(),))).pages[below]
 
 
 def test_the_table_of_kernels_shows_the_last_few_shapes_by_both_clocks() -> None:
@@ -68,10 +98,7 @@ def test_the_table_of_kernels_leaves_out_problems_that_a_kernel_no_longer_takes(
 def test_check_names_what_is_not_current_and_what_is_in_doubt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text("<!-- lab report: kernels -->\n<!-- end of kernels -->\n")
-    monkeypatch.setattr(reports, "README", readme)
-    monkeypatch.setattr(reports, "COMMITTED", tmp_path)
+    page(tmp_path, monkeypatch, "kernels")
     past = Archive((timed(schedule={"rows": 1}), timed("gemm_wgmma", problem=linear(64))))
     monkeypatch.setattr("lab.record.archive", lambda: past)
     assert run_command(["report", "--check"]) == 1
@@ -96,41 +123,14 @@ def test_a_generation_is_set_against_the_same_phase_on_the_same_machine() -> Non
 
 
 def test_an_unknown_block_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text("<!-- lab report: nonsense -->\n<!-- end of nonsense -->\n")
-    monkeypatch.setattr(reports, "README", readme)
-    with pytest.raises(
-        InputError,
-        match="README has a block 'nonsense'; blocks: generate, kernels, roofline, sanitizer, attention_bars, batching",
-    ):
+    page(tmp_path, monkeypatch, "nonsense")
+    with pytest.raises(InputError, match=r"README.md has a block .nonsense.; blocks: generate, .*attention_bars, .*"):
         reports.report(Archive(()))
 
 
 def test_outside_a_checkout_it_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(reports, "README", tmp_path / "README.md")
+    monkeypatch.setattr(reports, "ROOT", tmp_path)
     assert run_command(["report"]) == 2
     assert "works in a checkout" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("machine", MACHINES.values(), ids=lambda m: m.name)
-def test_a_roofline_is_well_formed_and_escapes_text(machine: object) -> None:
-    hostile = '<script>alert("&")</script>'
-    dots = [Dot(hostile, hostile, 1.0, 2e12, True), Dot("b", "m=1", 3e5, 9e14, False)]
-    root = ElementTree.fromstring(roofline_svg(machine, dots, 3e12))  # type: ignore[arg-type]
-    ns = "{http://www.w3.org/2000/svg}"
-    assert root.findall(f".//{ns}script") == []
-    assert any(hostile in (text.text or "") for text in root.iter(f"{ns}text"))
-    for circle in root.iter(f"{ns}circle"):
-        assert 0 < float(circle.get("cx", "0")) < 860
-        assert 0 < float(circle.get("cy", "0")) < 520
-
-
-def test_a_dot_lies_where_its_numbers_say() -> None:
-    ridge = H100.ridge("bf16")
-    svg = roofline_svg(H100, [Dot("k", "at the ridge", ridge, H100.peak("bf16"), True)], None)
-    circle = next(ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}circle"))
-    lines = ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}line")
-    corners = [(line.get("x1"), line.get("y1")) for line in lines if "style" in line.attrib]  # where a roof begins
-    assert (circle.get("cx"), circle.get("cy")) in corners

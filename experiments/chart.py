@@ -1,0 +1,34 @@
+"""Charts as data: what a picture of the docs shows; experiments/tables/drawing.py draws it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Mark = Literal["limit", "theory", "predicted", "measured"]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart, or one dot where it has a single point; series of one label have one colour.
+
+    `points` are (x, y). A limit (a roof, the ridge) is a thin grey line, theory a line without dots; what was predicted
+    has hollow dots, what was measured full ones. The label stands beside the last point.
+    """
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    mark: Mark = "measured"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture: its title, what the axes show with their units, and its series.
+
+    `logarithmic` names the axes ("x", "y", "xy" or "") that are so; their values must be above 0.
+    """
+
+    title: str
+    x: str
+    y: str
+    series: tuple[Series, ...]
+    logarithmic: str = "xy"

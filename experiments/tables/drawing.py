@@ -1,0 +1,101 @@
+"""Draws charts as SVG by matplotlib, the same bytes each time; each file says of which chart it was drawn."""
+
+import io
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from experiments.chart import Chart, Series
+from sim.errors import InputError
+
+SIZE = (8.6, 4.8)  # inches
+FRAME = {"left": 0.09, "right": 0.72, "bottom": 0.12, "top": 0.91}  # labels of the last points stand at the right
+FONT = 9  # points
+LETTER, LINE = 0.56 * FONT, 1.25 * FONT  # points; about what a letter and a line take, so that no font is asked
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9")  # Okabe and Ito
+GREY = "#767676"
+DOTS = "os^Dv"  # one for each round through the colours
+LOOKS: dict[str, dict[str, Any]] = {
+    "limit": {"linestyle": "-", "linewidth": 1.0},
+    "theory": {"linestyle": "-", "linewidth": 1.3},
+    "predicted": {"linestyle": "--", "linewidth": 1.0, "markerfacecolor": "white"},
+    "measured": {"linestyle": "-", "linewidth": 1.6},
+}
+MEANING = {"theory": "line: theory", "predicted": "hollow: predicted", "measured": "full: measured"}
+
+
+def digest(chart: Chart) -> str:
+    """What a picture was drawn of and by: the chart to six digits and this file, so that nothing else is compared."""
+    series = [(s.label, s.mark, [(f"{x:.6g}", f"{y:.6g}") for x, y in s.points]) for s in chart.series]
+    said = repr((chart.title, chart.x, chart.y, chart.logarithmic, series)).encode()
+    return "sha256:" + sha256(said + Path(__file__).read_bytes()).hexdigest()
+
+
+def draw(chart: Chart) -> str:
+    """The chart as SVG text; raises InputError where matplotlib is not installed."""
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError("pictures need the package matplotlib: pip install 'kernel-lab[pictures]'") from None
+    settings = {"svg.hashsalt": "lab", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": FONT}
+    with rc_context(settings):
+        figure = Figure(figsize=SIZE)
+        figure.subplots_adjust(**FRAME)
+        axes = figure.add_subplot()
+        axes.set(title=chart.title, xlabel=chart.x, ylabel=chart.y)
+        for name in chart.logarithmic:
+            axes.set(**{f"{name}scale": "log"})
+            getattr(axes, f"{name}axis").set_major_formatter("{x:,g}")
+        axes.grid(color="#e4e4e4", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        labels = list(dict.fromkeys(s.label for s in chart.series if s.mark != "limit"))
+        for series in chart.series:
+            look = {**LOOKS[series.mark], **_look(series, labels)}
+            axes.plot(*zip(*series.points, strict=True), clip_on=False, **look)
+        _label(axes, chart, labels)
+        marks = ", ".join(text for mark, text in MEANING.items() if any(s.mark == mark for s in chart.series))
+        figure.text(0.99, 0.02, marks, ha="right", color=GREY)
+        file = io.StringIO()
+        metadata = {"Date": None, "Creator": None, "Title": chart.title, "Identifier": digest(chart)}
+        figure.savefig(file, format="svg", metadata=metadata)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+
+
+def _look(series: Series, labels: list[str]) -> dict[str, Any]:
+    """Colour and dot of a series: one for each label; limits are grey, and neither they nor theory have dots."""
+    if series.mark == "limit":
+        return {"color": GREY}
+    turn, colour = divmod(labels.index(series.label), len(COLOURS))
+    dot = "" if series.mark == "theory" else DOTS[turn % len(DOTS)]
+    return {"color": COLOURS[colour], "marker": dot, "markersize": 6}
+
+
+def _label(axes: Any, chart: Chart, labels: list[str]) -> None:
+    """Each label once, right of the last point of its last series; where two would overlap the lower one goes down."""
+    axes.autoscale_view()  # else limits follow only when drawn
+    scale = axes.get_figure().dpi / 72  # pixels a point
+    last = {series.label: series for series in chart.series if series.label}
+    at = {label: axes.transData.transform(series.points[-1]) / scale for label, series in last.items()}
+    placed: dict[str, tuple[float, float]] = {}
+    for label in sorted(at, key=lambda name: -at[name][1]):
+        x, y = at[label][0] + 7, at[label][1]
+        for other, (left, height) in sorted(placed.items(), key=lambda item: -item[1][1]):
+            beside = x < left + LETTER * len(other) and left < x + LETTER * len(label)
+            if beside and abs(y - height) < LINE:
+                y = height - LINE
+        placed[label] = x, y
+    for label, (x, y) in placed.items():
+        series = last[label]
+        moved = abs(y - at[label][1]) > LINE / 2
+        leader = {"arrowstyle": "-", "linewidth": 0.5, "color": GREY, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 4}
+        axes.annotate(
+            label,
+            xy=series.points[-1],
+            xytext=(x + (6 if moved else 0) - at[label][0], y - at[label][1] - FONT / 3),
+            textcoords="offset points",
+            color=_look(series, labels)["color"],
+            arrowprops=leader if moved else None,
+            annotation_clip=False,
+        )
