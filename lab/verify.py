@@ -119,12 +119,13 @@ def compare(
 ) -> Check:
     """All outputs of a problem, the poisoned storage that a kernel wrote, beside what is expected of them.
 
-    Behind the rows that the problem has, all must still be poison.
+    Behind the rows that are written, all must still be poison.
     """
     checks = []
     for name, operand in problem.outputs.items():
-        intact &= _poison(outputs[name][problem.rows :])
-        checks.append(compare_output(expected[name], outputs[name][: problem.rows], operand.format, name))
+        rows = problem.written(name)
+        intact &= _poison(outputs[name][rows:])
+        checks.append(compare_output(expected[name], outputs[name][:rows], operand.format, name))
     return replace(joined(checks), guards_intact=intact)
 
 

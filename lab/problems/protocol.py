@@ -117,6 +117,10 @@ class Problem(ABC):
         """Rows of the outputs that are written; there may be room for more."""
         return next(iter(self.outputs.values())).shape[0]
 
+    def written(self, output: str) -> int:  # noqa: ARG002 (of most problems, all outputs alike)
+        """Rows of one output that are written."""
+        return self.rows
+
     @property
     def weight_names(self) -> tuple[str, ...]:
         """The inputs that are the model's, not the request's."""

@@ -1,0 +1,158 @@
+// rope_append: queries and keys of one QKV projection turned by their positions; keys and values into the KV cache.
+//
+// Idea: one pass over the rows. A lane has the same 8 elements of both halves of a head, whichever elements turn
+// together, so that all loads and stores are 16 bytes; and `rounds` heads, which share one lane's cosines and sines.
+//
+//   head_dim = 128:      lane 0  lane 1 ... lane 7 | lane 0  lane 1 ... lane 7
+//   element of the head:   0       8    ...   56   |   64      72   ...   120        four heads a warp
+//
+// Warp roles: all alike. A CTA has heads of one token: queries, then keys, then values, as a row of qkv holds them.
+//
+// Launches overlap, though nothing is read before the wait: all depends on what the launch before has written.
+//
+// Bytes expected from HBM: qkv, q, what is appended, and a row of `turns` a token, once each.
+#include "ptx/convert.cuh"
+#include "ptx/griddepcontrol.cuh"
+#include "ptx/load.cuh"
+#include "ptx/store.cuh"
+#include "schedule.cuh"
+
+using Activation = problem::activations;
+using Element = problem::kv;
+
+constexpr int LANES = 32;
+constexpr int VECTOR = sizeof(Vector16) / sizeof(Activation);  // elements of a lane's load
+constexpr int DIM = problem::head_dim, HALF = DIM / 2;
+constexpr int UNITS = HALF / VECTOR;                           // lanes of a head
+constexpr int AT_ONCE = schedule::warps * (LANES / UNITS);     // heads of a CTA, in each round
+constexpr bool PAGED = problem::page > 0;
+constexpr int PAGE = PAGED ? problem::page : 1;  // tokens
+constexpr bool FP8 = sizeof(Element) == 1;
+static_assert(VECTOR == 8 && LANES % UNITS == 0, "whole heads a warp");
+
+struct Floats {
+    float of[VECTOR];
+};
+
+struct Cache {
+    Element *k, *v;
+    int kv_heads;
+
+    // Where a slot's keys or values of a head begin.
+    __device__ __forceinline__ Element* at(bool value, int slot, int head) const {
+        if constexpr (!PAGED) return (value ? v : k) + (int64_t(slot) * kv_heads + head) * DIM;
+        const int64_t page = slot / PAGE, token = slot % PAGE;
+        return k + (((page * 2 + value) * kv_heads + head) * PAGE + token) * DIM;
+    }
+};
+
+__device__ __forceinline__ Floats widened(const Vector16& v) {
+    Floats f;
+#pragma unroll
+    for (int i = 0; i < VECTOR / 2; ++i) {
+        f.of[2 * i] = ptx::convert::low<Activation>(v.words[i]);
+        f.of[2 * i + 1] = ptx::convert::high<Activation>(v.words[i]);
+    }
+    return f;
+}
+
+__device__ __forceinline__ Vector16 rounded(const Floats& f) {
+    Vector16 v;
+#pragma unroll
+    for (int i = 0; i < VECTOR / 2; ++i) v.words[i] = ptx::convert::pair<Activation>(f.of[2 * i], f.of[2 * i + 1]);
+    return v;
+}
+
+// Cosines and sines of the pairs that a lane's elements belong to.
+struct Turns {
+    float2 pair[VECTOR];
+
+    __device__ __forceinline__ void load(const float2* row, int unit) {
+#pragma unroll
+        for (int i = 0; i < VECTOR / 2; ++i) {
+            // halves: eight pairs in a row. neighbours: four of the first half's, four of the second's.
+            const int at = problem::neighbours ? (i / 2 * HALF + unit * VECTOR) / 2 + i % 2 * 2 : unit * VECTOR + 2 * i;
+            const Vector16 two = ptx::load::cached(row + at);
+            pair[2 * i] = {__uint_as_float(two.words[0]), __uint_as_float(two.words[1])};
+            pair[2 * i + 1] = {__uint_as_float(two.words[2]), __uint_as_float(two.words[3])};
+        }
+    }
+
+    static __device__ __forceinline__ void turn(float& x, float& y, float2 by) {
+        const float turned = x * by.x - y * by.y;
+        y = y * by.x + x * by.y;
+        x = turned;
+    }
+
+    __device__ __forceinline__ void apply(Floats& first, Floats& second) const {
+        if constexpr (problem::neighbours) {
+#pragma unroll
+            for (int i = 0; i < VECTOR / 2; ++i) {
+                turn(first.of[2 * i], first.of[2 * i + 1], pair[i]);
+                turn(second.of[2 * i], second.of[2 * i + 1], pair[VECTOR / 2 + i]);
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < VECTOR; ++i) turn(first.of[i], second.of[i], pair[i]);
+        }
+    }
+};
+
+__device__ __forceinline__ void append(Activation* to, const Floats& f, float) {
+    ptx::store::global<16>(to, rounded(f));
+}
+
+__device__ __forceinline__ void append(fp8* to, const Floats& f, float scale) {
+    Vector<VECTOR> v;
+#pragma unroll
+    for (int i = 0; i < VECTOR / 4; ++i)
+        v.words[i] = ptx::convert::pair_fp8(f.of[4 * i] / scale, f.of[4 * i + 1] / scale) |
+                     uint32_t(ptx::convert::pair_fp8(f.of[4 * i + 2] / scale, f.of[4 * i + 3] / scale)) << 16;
+    ptx::store::global<VECTOR>(to, v);
+}
+
+extern "C" __global__ void __launch_bounds__(schedule::threads)
+    rope_append(const Activation* __restrict__ qkv, const int32_t* __restrict__ positions,
+                const int32_t* __restrict__ slots, const float2* __restrict__ turns, const float* __restrict__ k_scale,
+                const float* __restrict__ v_scale, Activation* __restrict__ q, Element* __restrict__ k,
+                Element* __restrict__ v, int q_heads, int kv_heads, int turn_rows) {
+    const int64_t token = blockIdx.x;
+    const int heads = q_heads + 2 * kv_heads, unit = threadIdx.x % UNITS;
+    const int first_head = blockIdx.y * schedule::rounds * AT_ONCE + threadIdx.x / UNITS;
+    const Cache cache{k, v, kv_heads};
+
+    ptx::griddepcontrol::launch_dependents();
+    ptx::griddepcontrol::wait();  // until the launch before has written qkv, and reads q and the cache no more
+    if (first_head >= heads) return;
+    const uint32_t position = min(ptx::load::cached_4(positions + token), uint32_t(turn_rows - 1));
+    const int slot = ptx::load::cached_4(slots + token);
+    Vector16 low[schedule::rounds], high[schedule::rounds];
+#pragma unroll
+    for (int r = 0; r < schedule::rounds; ++r) {
+        const int head = first_head + r * AT_ONCE;
+        const Activation* from = qkv + (token * heads + head) * DIM + unit * VECTOR;
+        low[r] = ptx::load::no_allocate_if<16>(from, head < heads);
+        high[r] = ptx::load::no_allocate_if<16>(from + HALF, head < heads);
+    }
+    Turns by;
+    by.load(turns + int64_t(position) * HALF, unit);
+#pragma unroll
+    for (int r = 0; r < schedule::rounds; ++r) {
+        const int head = first_head + r * AT_ONCE;
+        if (head >= heads) break;
+        Floats first = widened(low[r]), second = widened(high[r]);
+        const bool value = head >= q_heads + kv_heads;
+        if (!value) by.apply(first, second);
+        if (head < q_heads) {
+            Activation* to = q + (token * q_heads + head) * DIM + unit * VECTOR;
+            ptx::store::global<16>(to, rounded(first));
+            ptx::store::global<16>(to + HALF, rounded(second));
+        } else {
+            const int kv_head = head - q_heads - (value ? kv_heads : 0);
+            const float scale = FP8 ? (value ? v_scale : k_scale)[kv_head] : 1;
+            Element* to = cache.at(value, slot, kv_head) + unit * VECTOR;
+            append(to, first, scale);
+            append(to + HALF, second, scale);
+        }
+    }
+}
