@@ -40,10 +40,12 @@ def reference(problem: Attention, arrays: Arrays, rows: slice) -> dict[str, Esti
     chosen = np.arange(p.rows)[rows]
     y = Estimate(*np.zeros((2, len(chosen), p.q_heads, p.value_dim)))
     lse = Estimate(np.full((len(chosen), p.q_heads), -np.inf), np.zeros((len(chosen), p.q_heads)))
-    for b, sequence in enumerate(p.sequences):
+
+    def fill(b: int) -> None:
+        sequence = p.sequences[b]
         at = np.nonzero((chosen >= sequence.q_start) & (chosen < sequence.q_start + sequence.q_len))[0]
         if at.size == 0 or sequence.kv_len == 0:
-            continue
+            return
         first, end = (ends[chosen[at] - sequence.q_start] for ends in p.visible(sequence))
         key = np.arange(sequence.kv_len)
         seen = (key >= first[:, None]) & (key < end[:, None])
@@ -54,6 +56,9 @@ def reference(problem: Attention, arrays: Arrays, rows: slice) -> dict[str, Esti
                 heads = slice(kv_head * p.group, (kv_head + 1) * p.group)
                 y.value[at, heads], y.error[at, heads] = of_y
                 lse.value[at, heads], lse.error[at, heads] = value, error
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(fill, range(p.batch)))
     found = {"y": y.stored(p.output)}
     return {**found, "lse": lse.stored("fp32")} if p.lse else found
 
