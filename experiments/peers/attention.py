@@ -1,18 +1,24 @@
 """What a user would call instead of the lab's kernels for attention: cuDNN's by way of PyTorch, and FlashInfer's."""
 
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+import cupy
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from experiments.peers.arrays import FORMATS, as_torch, on_this_stream
-from lab.gpu.bench import Arrays, Loose, Peer
+from lab.gpu.bench import Arrays, Loose, Mover, Peer
+from lab.gpu.device import card
+from lab.gpu.probes import WORD, kernel
+from lab.gpu.timing import Call
 from lab.problems import Attention
 
 FEW = 16  # queries of a sequence up to which it is decode
 ROUNDED = 2.0**-6  # of weights and results, to bf16
+SMALL_PAGE = 1  # tokens, whose reads are scattered
 WORKSPACE = 2**28  # bytes that FlashInfer asks for
 
 
@@ -27,6 +33,20 @@ def peers(problem: Attention) -> dict[str, Peer]:
     if p.page and not p.q_lens and p.q_len == 1 and p.kv == p.activations and find_spec("flashinfer"):
         found["flashinfer"] = flashinfer
     return found
+
+
+def movers(problem: Attention) -> dict[str, Mover]:
+    """A plain read of the cache through the block table, where pages are small."""
+    return {"gather": gather} if 0 < problem.page <= SMALL_PAGE and not problem.kv_lens else {}
+
+
+def gather(arrays: Arrays) -> Call:
+    """All pages of the table, each read whole by neighbouring threads."""
+    cache, out = arrays["cache"], cupy.zeros(1, cupy.uint32)
+    words = cache[0].nbytes // WORD
+    size = arrays["block_table"].size * words
+    arguments = (cache, arrays["block_table"], cupy.uint64(size), cupy.uint32(words.bit_length() - 1), out)
+    return partial(kernel("gather"), (8 * card().sms,), (256,), arguments)
 
 
 def cudnn(problem: Attention, arrays: Arrays) -> Loose:
