@@ -20,7 +20,8 @@ from lab.tuned import SEARCH
 from sim.errors import LabError
 from sim.machine import machine
 
-READ, COPY = "peer:read", "peer:copy"  # what only moves as many bytes: floors, and no rivals
+# What only moves as many bytes: floors, and no rivals.
+READ, COPY, GATHER = MOVERS = "peer:read", "peer:copy", "peer:gather"
 CLOCKS = {"cold": "cold L2", "graph": "in a graph"}
 DISPUTED = 1.5  # times the fastest time of the same peer on the same problem: a peer's figure beyond it is in doubt
 STALE, UNKNOWN, IN_DOUBT = "stale", "launches unknown", "disputed"
@@ -60,7 +61,7 @@ def cases(records: Sequence[Record]) -> list[Record]:
 
 def best_peer(records: Sequence[Record], record: Record) -> Record | None:
     """The fastest peer that was timed in a record's run, on its problem, by its clock and at its pace."""
-    same = [r for r in records if is_peer(r) and r.kernel not in (READ, COPY) and r.us is not None]
+    same = [r for r in records if is_peer(r) and r.kernel not in MOVERS and r.us is not None]
     return min((r for r in same if _raced(r) == _raced(record)), key=lambda r: r.us or 0.0, default=None)
 
 

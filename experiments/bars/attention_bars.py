@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from experiments.bars import attention_decode
-from experiments.lookup import READ, is_peer
+from experiments.lookup import GATHER, READ, is_peer
 from experiments.rows import Row, Verdict, size_of, time_row
 from experiments.running.backends import Backend
 from experiments.running.formats import chosen_job
@@ -52,6 +52,8 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: AR
         yield time_row(case, f"{record.kernel}, us", record, record)
         if cell.read:
             yield Row(case, f"{READ}, us", None, None, cell.read, record.source)
+        if cell.gather:
+            yield Row(case, f"{GATHER}, us", None, None, cell.gather, record.source)
         if cell.peer:
             yield Row(case, f"{cell.peer.kernel}, us", None, None, cell.peer.us, record.source)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp, log
 
-from experiments.lookup import best_peer, is_peer, question_of, read_of
+from experiments.lookup import GATHER, best_peer, is_peer, question_of, read_of
 from lab.problems import Attention
 from lab.record import Record
 
@@ -31,6 +31,9 @@ CELLS = (
 LARGE, MIDDLE, SMALL = decode(64, 8192), decode(16, 8192), decode(1, 8192)
 LONG, SHORT = 65536, 512  # tokens of one sequence of a skewed batch, and of the others
 PAGES = (16, 64)
+ALONE = 1  # page: every token lies somewhere else
+LATENT, ROPE = 512, 64  # elements of a latent row: of keys and values, and of keys alone
+FEW_HEADS, MANY_HEADS = 16, 128  # query heads on one latent row: on one of eight GPUs, and on one
 TOKENS = (1, 2, 4, 8, 16)
 
 
@@ -41,15 +44,26 @@ def skewed(batch: int = 64, page: int = 16) -> Attention:
     return replace(decode(batch, LONG), page=page, pool=1 + pages, **lengths)
 
 
+def latent(batch: int, context: int, q_heads: int = MANY_HEADS) -> Attention:
+    """One query token a sequence of multi-head latent attention, paged."""
+    return Attention(batch, q_heads, 1, LATENT + ROPE, 1, context, page=64, latent=LATENT)
+
+
 PARTS: Mapping[str, tuple[Attention, ...]] = {
     "decode": CELLS,
     "skewed": (skewed(),),
     "paged": (
         *(replace(cell, page=page) for cell in (LARGE, MIDDLE, SMALL) for page in (0, *PAGES)),
-        replace(LARGE, page=1),
+        replace(LARGE, page=ALONE),
     ),
     "fp8_kv": (LARGE, replace(LARGE, kv="fp8")),
     "queries": tuple(replace(cell, q_len=tokens) for cell in (MIDDLE, SMALL) for tokens in TOKENS),
+    "mla": tuple(
+        latent(batch, context, heads)
+        for heads in (MANY_HEADS, FEW_HEADS)
+        for batch in (64, 128)
+        for context in (4096, 8192)
+    ),
 }
 
 OF_READ, BEYOND_READ_US = {"decode": 1.03, "skewed": 1.07}, 4.0
@@ -60,6 +74,9 @@ MANY_BYTES = 128e6  # of the cache, from which a limit is a share of another tim
 OF_CONTIGUOUS, BEYOND_CONTIGUOUS_US = 1.02, 1.0
 FP8_OVER = 1.8  # bf16's time over fp8's
 OF_ONE_TOKEN = {2: 1.08, 4: 1.08, 8: 1.08, 16: 1.12}
+OF_GATHER = 1.05
+LATENT_RATES, LATENT_SHARE = (4.3e12, 700e12), 0.85  # B/s and FLOP/s; of the larger bill at these
+OF_LATENT_READ = 1.10
 BEYOND_ONE_TOKEN_US = {2: 1.5, 4: 1.5, 8: 3.0, 16: 3.0}
 
 
@@ -67,13 +84,15 @@ BEYOND_ONE_TOKEN_US = {2: 1.5, 4: 1.5, 8: 3.0, 16: 3.0}
 class Cell:
     """A problem's time beside the plain read's and the best peer's in its run, in microseconds; None where not timed.
 
-    `like` is the time of the problem that its part compares it with: contiguous, in bf16, or of one token.
+    `like` is the time of the problem that its part compares it with: contiguous, in bf16, or of one token. `gather` is
+    that of a plain read through the same block table.
     """
 
     record: Record
     read: float | None
     peer: Record | None
     like: float | None
+    gather: float | None = None
 
     @property
     def problem(self) -> Attention:
@@ -91,6 +110,10 @@ class Cell:
             found[self.peer.kernel or ""] = OF_PEER * self.peer.us
         if part == "decode" and p in OWN_US:
             found["its own bar"] = OWN_US[p]
+        if part == "mla":
+            found |= self._latent_limits(p)
+        if part == "paged" and p.page == ALONE and self.gather:
+            found["the gather"] = OF_GATHER * self.gather
         if self.like is None:
             return found
         many = p.kv_bytes >= MANY_BYTES
@@ -102,6 +125,14 @@ class Cell:
             one = self.like * OF_ONE_TOKEN[p.q_len] if many else self.like + BEYOND_ONE_TOKEN_US[p.q_len]
             found["one token"] = one
         return found
+
+    def _latent_limits(self, p: Attention) -> dict[str, float]:
+        found = {self.peer.kernel or "": self.peer.us} if self.peer and self.peer.us else {}
+        if p.q_heads == FEW_HEADS:
+            return {**found, "the read": OF_LATENT_READ * self.read} if self.read else found
+        bytes_a_second, flops_a_second = LATENT_RATES
+        bill = max(p.bytes["total"] / bytes_a_second, p.flops / flops_a_second)
+        return {**found, "its own bar": 1e6 * bill / LATENT_SHARE}
 
     @property
     def missed(self) -> dict[str, float]:
@@ -115,7 +146,13 @@ def cells(records: Sequence[Record]) -> list[Cell]:
     ours = [r for r in records if r.metrics.get("bar") in PARTS and r.schedule is not None and not is_peer(r)]
     times = {(r.metrics["bar"], question_of(r)): r.us for r in ours}
     return [
-        Cell(r, read_of(records, r), best_peer(records, r), times.get((r.metrics["bar"], _like(question_of(r)))))
+        Cell(
+            r,
+            read_of(records, r),
+            best_peer(records, r),
+            times.get((r.metrics["bar"], _like(question_of(r)))),
+            read_of(records, r, GATHER),
+        )
         for r in ours
     ]
 

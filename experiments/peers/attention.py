@@ -1,18 +1,24 @@
 """What a user would call instead of the lab's kernels for attention: cuDNN's by way of PyTorch, and FlashInfer's."""
 
+from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from itertools import accumulate
 
+import cupy
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from experiments.peers.arrays import FORMATS, as_torch, on_this_stream
-from lab.gpu.bench import Arrays, Loose, Peer
+from lab.gpu.bench import Arrays, Loose, Mover, Peer
+from lab.gpu.device import card
+from lab.gpu.probes import WORD, kernel
+from lab.gpu.timing import Call
 from lab.problems import Attention
 
 FEW = 16  # queries of a sequence up to which it is decode
 ROUNDED = 2.0**-6  # of weights and results, to bf16
+SMALL_PAGE = 1  # tokens, whose reads are scattered
 WORKSPACE = 2**28  # bytes that FlashInfer asks for
 
 
@@ -20,13 +26,30 @@ def peers(problem: Attention) -> dict[str, Peer]:
     """Those that take the problem and are installed."""
     p, found = problem, {}
     alike = not p.q_lens and not p.kv_lens
-    if p.latent or p.window or p.lse or p.q_len > FEW:
+    if p.window or p.lse or p.q_len > FEW:
         return {}
+    if p.latent:
+        plain = p.page and not p.q_lens and (p.q_len == 1 or not p.causal) and p.kv == "bf16"
+        return {"flashinfer": flashinfer_mla} if plain and find_spec("flashinfer") else {}
     if not p.page and alike and p.kv == p.activations and (p.q_len == 1 or not p.causal):
         found["cudnn"] = cudnn
     if p.page and not p.q_lens and p.q_len == 1 and p.kv == p.activations and find_spec("flashinfer"):
         found["flashinfer"] = flashinfer
     return found
+
+
+def movers(problem: Attention) -> dict[str, Mover]:
+    """A plain read of the cache through the block table, where pages are small."""
+    return {"gather": gather} if 0 < problem.page <= SMALL_PAGE and not problem.kv_lens else {}
+
+
+def gather(arrays: Arrays) -> Call:
+    """All pages of the table, each read whole by neighbouring threads."""
+    cache, out = arrays["cache"], cupy.zeros(1, cupy.uint32)
+    words = cache[0].nbytes // WORD
+    size = arrays["block_table"].size * words
+    arguments = (cache, arrays["block_table"], cupy.uint64(size), cupy.uint32(words.bit_length() - 1), out)
+    return partial(kernel("gather"), (8 * card().sms,), (256,), arguments)
 
 
 def cudnn(problem: Attention, arrays: Arrays) -> Loose:
@@ -49,20 +72,12 @@ def flashinfer(problem: Attention, arrays: Arrays) -> Loose:
     """FlashInfer's paged decode on its tensor cores, planned on the host beforehand."""
     from flashinfer import BatchDecodeWithPagedKVCacheWrapper  # heavy, and asked for by its problems alone
 
-    p, table = problem, arrays["block_table"].get()
-    pages = [-(-sequence.kv_len // p.page) for sequence in p.sequences]
+    p, form = problem, FORMATS[problem.kv]
+    pages, used = _pages(p, arrays)
     last = [sequence.kv_len - (n - 1) * p.page for sequence, n in zip(p.sequences, pages, strict=True)]
-
-    def ints(values: Any) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int32, device="cuda")
-
-    starts = [sum(pages[:b]) for b in range(p.batch + 1)]
-    workspace = torch.empty(WORKSPACE, dtype=torch.uint8, device="cuda")
-    wrapper = BatchDecodeWithPagedKVCacheWrapper(workspace, "HND", use_tensor_cores=True)
-    used = [int(page) for b, n in enumerate(pages) for page in table[b, :n]]
-    form = FORMATS[p.kv]
+    wrapper = BatchDecodeWithPagedKVCacheWrapper(_workspace(), "HND", use_tensor_cores=True)
     wrapper.plan(
-        ints(starts), ints(used), ints(last), p.q_heads, p.kv_heads, p.head_dim, p.page, q_data_type=form,
+        _ints(_starts(pages)), _ints(used), _ints(last), p.q_heads, p.kv_heads, p.head_dim, p.page, q_data_type=form,
         kv_data_type=form,
     )  # fmt: skip
     q, cache, held = as_torch(arrays["q"], p.activations), as_torch(arrays["cache"], p.kv), []
@@ -71,3 +86,45 @@ def flashinfer(problem: Attention, arrays: Arrays) -> Loose:
         held[:] = [wrapper.run(q, cache)]
 
     return Loose(on_this_stream(work), lambda: held[0].float().cpu().numpy(), ROUNDED)
+
+
+def flashinfer_mla(problem: Attention, arrays: Arrays) -> Loose:
+    """FlashInfer's MLA decode by wgmma, planned on the host beforehand; queries come in two arrays of their own."""
+    from flashinfer.mla import BatchMLAPagedAttentionWrapper
+
+    p, form = problem, FORMATS[problem.kv]
+    pages, used = _pages(p, arrays)
+    lengths = [sequence.kv_len for sequence in p.sequences]
+    wrapper = BatchMLAPagedAttentionWrapper(_workspace(), backend="fa3")
+    wrapper.plan(
+        _ints(_starts([p.q_len] * p.batch)), _ints(_starts(pages)), _ints(used), _ints(lengths), p.q_heads, p.latent,
+        p.head_dim - p.latent, p.page, False, p.score_scale, form, form,
+    )  # fmt: skip
+    split = [p.latent, p.head_dim - p.latent]
+    queries = [part.contiguous() for part in as_torch(arrays["q"], p.kv).split(split, dim=-1)]
+    latents = as_torch(arrays["cache"], p.kv).split(split, dim=-1)
+    held: list[torch.Tensor] = []
+
+    def work() -> None:
+        held[:] = [wrapper.run(*queries, *latents)]
+
+    return Loose(on_this_stream(work), lambda: held[0].float().cpu().numpy(), ROUNDED)
+
+
+def _pages(problem: Attention, arrays: Arrays) -> tuple[list[int], list[int]]:
+    """How many pages each sequence has, and the ids of all, one sequence after another."""
+    table = arrays["block_table"].get()
+    pages = [-(-sequence.kv_len // problem.page) for sequence in problem.sequences]
+    return pages, [int(page) for b, n in enumerate(pages) for page in table[b, :n]]
+
+
+def _starts(counts: list[int]) -> list[int]:
+    return [0, *accumulate(counts)]
+
+
+def _ints(values: list[int]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32, device="cuda")
+
+
+def _workspace() -> torch.Tensor:
+    return torch.empty(WORKSPACE, dtype=torch.uint8, device="cuda")

@@ -46,6 +46,7 @@ def bench(argument: Any) -> Iterator[Record]:
             paces=tuple(Pace(pace) for pace in job.paces),
             facts={**job.facts, "plain": True} if job.plain else job.facts,
             reads=job.reads,
+            movers=_of_kind(problem, "movers") if job.reads else {},
         )
 
 
@@ -268,12 +269,18 @@ def _host_costs(calls: int = 200) -> dict[str, float]:
 
 
 def _peers(problem: Any) -> dict[str, Any]:
-    """What our kernels are measured against, by the problem's kind; none, saying so, where PyTorch is not installed."""
+    """What our kernels are measured against."""
+    return _of_kind(problem, "peers")
+
+
+def _of_kind(problem: Any, what: str) -> dict[str, Any]:
+    """What a function of the peers of the problem's kind finds; nothing, saying so, where PyTorch is not installed."""
     name = f"experiments.peers.{problem.kind}"
     if find_spec(name) is None:
         return {}
     try:
-        found: dict[str, Any] = import_module(name).peers(problem)
+        function = getattr(import_module(name), what, None)
+        found: dict[str, Any] = function(problem) if function else {}
     except ImportError as error:
         print(f"lab: no peers are timed beside it: {error}", flush=True)
         return {}

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from math import isfinite, prod
 from typing import Any
 
@@ -36,6 +37,8 @@ BAND = 1024  # elements around an output that nothing may touch; so many that it
 
 Arrays = Mapping[str, Any]  # CuPy arrays by argument name, in storage types
 Peer = Callable[[Problem, Arrays], "Call | Loose"]  # makes a call that computes the outputs on CuPy's current stream
+Mover = Callable[[Arrays], Call]  # makes a call that only moves what the problem does
+NO_MOVERS: Mapping[str, Mover] = {}
 READ, COPY = "read", "copy"  # contestants that move as many bytes as the problem, and compute nothing
 
 
@@ -144,13 +147,15 @@ class Bench:
         paces: Sequence[Pace] = (Pace.SUSTAINED,),
         facts: Mapping[str, Value] | None = None,
         reads: bool = False,
+        movers: Mapping[str, Mover] = NO_MOVERS,
     ) -> list[Record]:
         """Check, then time, kernels and peers: a record for each contestant, clock and pace, all of one run.
 
         A contestant whose check failed, or whose code does not compile, gets one record without a time. `facts` join
         every record's metrics. `reads` adds the fastest plain read of as many bytes as the weights and the KV cache
-        have, or, where those are not most of the bytes, a plain copy that moves as many as the problem. Raises
-        InputError or ScheduleError for what a kernel refuses, EnvironmentFailure where a kernel breaks the device.
+        have, or, where those are not most of the bytes, a plain copy that moves as many as the problem; `movers` are
+        others that move what the problem does and compute nothing, so that nothing is checked. Raises InputError or
+        ScheduleError for what a kernel refuses, EnvironmentFailure where a kernel breaks the device.
         """
         described = self._descriptions(entries, peers)
         predicted = {e.name: partial(e.kernel.predicted_us, self.problem, e.schedule, self.machine) for e in entries}
@@ -160,16 +165,20 @@ class Bench:
                 if name in self._ready and name not in self._checks:
                     self._judge(name, is_peer=name in peers)
             right = [self._ready[name] for name in described if name in self._checks and self._checks[name].passed]
-            movement, movers = _plain(self.problem, len(self._data)) if reads else ("", [])
-            timings = [measure([*right, *movers], c, rounds, p) for p in paces for c in clocks] if right else []
+            moving = {
+                name: [Contestant(name, tuple(mover(arrays) for arrays in self._data))]
+                for name, mover in movers.items()
+            } | (dict([_plain(self.problem, len(self._data))]) if reads else {})
+            contestants = [*right, *(one for alike in moving.values() for one in alike)]
+            timings = [measure(contestants, c, rounds, p) for p in paces for c in clocks] if right else []
         shared = shared_fields(self.problem, self.machine, self._experiment)
         found = [
             record
             for name, own in described.items()
             for record in self._records(name, {**shared, **own}, dict(facts or {}), timings, predicted.get(name))
         ]
-        for timing in timings if reads else []:
-            best = min((timing[mover.name] for mover in movers), key=lambda one: one.us)
+        for timing, (movement, alike) in product(timings, moving.items()):
+            best = min((timing[one.name] for one in alike), key=lambda one: one.us)
             fields = {**shared, "kernel": f"peer:{movement}"}
             found.append(
                 timed_record(fields, {**(facts or {}), "launch_shape": best.name}, best, self.problem, self.machine)

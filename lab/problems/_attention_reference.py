@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,33 +40,51 @@ def reference(problem: Attention, arrays: Arrays, rows: slice) -> dict[str, Esti
     chosen = np.arange(p.rows)[rows]
     y = Estimate(*np.zeros((2, len(chosen), p.q_heads, p.value_dim)))
     lse = Estimate(np.full((len(chosen), p.q_heads), -np.inf), np.zeros((len(chosen), p.q_heads)))
-    for b, sequence in enumerate(p.sequences):
+
+    def fill(b: int) -> None:
+        sequence = p.sequences[b]
         at = np.nonzero((chosen >= sequence.q_start) & (chosen < sequence.q_start + sequence.q_len))[0]
         if at.size == 0 or sequence.kv_len == 0:
-            continue
+            return
         first, end = (ends[chosen[at] - sequence.q_start] for ends in p.visible(sequence))
         key = np.arange(sequence.kv_len)
         seen = (key >= first[:, None]) & (key < end[:, None])
         q = decode(arrays["q"][chosen[at]], p.activations).astype(np.float64)
-        k, v = (decode(bits, p.kv).astype(np.float64) for bits in p.keys(arrays, b))
-        if p.kv == "fp8":
-            k = k * arrays["k_scale"][:, None]
-            v = v * arrays["k_scale" if p.latent else "v_scale"][:, None]
-        form = FORMATS["fp16" if p.kv == "fp8" else p.activations]
-        lost = 2**QUERY_SHIFT * form.smallest / 2 if p.kv == "fp8" else 0.0
-        for head in range(p.q_heads):
-            of = head // p.group
-            y.value[at, head], y.error[at, head], lse.value[at, head], lse.error[at, head] = _head(
-                q[:, head], k[:, of], v[:, of], seen, p.score_scale, form, lost
-            )
+        with ThreadPoolExecutor() as pool:
+            groups = pool.map(partial(_group, p, arrays, q, *p.keys(arrays, b), seen), range(p.kv_heads))
+            for kv_head, (*of_y, value, error) in enumerate(groups):
+                heads = slice(kv_head * p.group, (kv_head + 1) * p.group)
+                y.value[at, heads], y.error[at, heads] = of_y
+                lse.value[at, heads], lse.error[at, heads] = value, error
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(fill, range(p.batch)))
     found = {"y": y.stored(p.output)}
     return {**found, "lse": lse.stored("fp32")} if p.lse else found
 
 
-def _head(
+def _group(
+    problem: Attention, arrays: Arrays, q: NDArray, k: NDArray, v: NDArray, seen: NDArray[np.bool_], kv_head: int
+) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """(y, error, lse, error) of the query heads that share a KV head; k and v of one sequence, all heads, as bits."""
+    p = problem
+    queries = q[:, kv_head * p.group : (kv_head + 1) * p.group].reshape(-1, p.head_dim)
+    keys, values = (decode(bits[:, kv_head], p.kv).astype(np.float64) for bits in (k, v))
+    form, lost = FORMATS[p.activations], 0.0
+    if p.kv == "fp8":
+        keys = keys * arrays["k_scale"][kv_head]
+        values = values * arrays["k_scale" if p.latent else "v_scale"][kv_head]
+        form = FORMATS["fp16"]
+        lost = 2**QUERY_SHIFT * form.smallest / 2
+    found = _rows(queries, keys, values, np.repeat(seen, p.group, axis=0), p.score_scale, form, lost)
+    y, error, lse, lse_error = (part.reshape(len(q), p.group, *part.shape[1:]) for part in found)
+    return y, error, lse, lse_error
+
+
+def _rows(
     q: NDArray, k: NDArray, v: NDArray, seen: NDArray[np.bool_], scale: float, form: Format, lost: float
 ) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-    """(y, error, lse, error) of one head's queries [m, head_dim] against keys of which each sees some.
+    """(y, error, lse, error) of queries [m, head_dim] against keys of which each sees some.
 
     Weights are multiplied in the format `form`, queries may be off by `lost`.
     """

@@ -17,8 +17,8 @@ from lab.problems.protocol import (
     Estimate,
     Operand,
     Problem,
+    drawn,
     require_extents,
-    sprinkle,
 )
 from sim.errors import InputError
 from sim.formats import FORMATS, encode, format_named
@@ -347,9 +347,9 @@ class Attention(Problem):
             if name.endswith("_scale"):
                 found[name] = np.exp2(rng.uniform(-1, 1, operand.shape)).astype(np.float32)
             elif not operand.indexes:
-                values = rng.standard_normal(operand.shape, np.float32)
-                values[self._unused(name, found)] = np.nan
-                found[name] = encode(sprinkle(values, rng, special if name == "q" else ""), operand.format)
+                bits = drawn(rng, operand.shape, operand.format, special if name == "q" else "")
+                bits[self._unused(name, found)] = encode(np.full(1, np.nan), operand.format)
+                found[name] = bits
         return found
 
     def _unused(self, name: str, indices: Arrays) -> Any:

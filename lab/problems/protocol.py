@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from math import prod
 from typing import Any, ClassVar, NamedTuple, Self
@@ -10,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import InputError
-from sim.formats import FORMATS
+from sim.formats import FORMATS, encode
 
 MAX_DIMENSION = 2**31 - 1  # extents are int32 parameters of every kernel
 UNIT = 2.0**-24  # rounding unit of float32
 EVERY_ROW = slice(None)
+DRAWN_AT_ONCE = 2**22  # elements
 SPECIALS = ("inf", "nan", "huge", "subnormal")  # values that `draw` can mix in
 
 Arrays = Mapping[str, NDArray]  # by operand, as storage bits
@@ -191,6 +193,22 @@ def require_extents(problem: Any, names: tuple[str, ...], least: int = 1) -> Non
         value = getattr(problem, name)
         if not least <= value <= MAX_DIMENSION:
             raise InputError(f"{name} must be from {least} to {MAX_DIMENSION:,}; {name} = {value:,}")
+
+
+def drawn(rng: np.random.Generator, shape: tuple[int, ...], form: str, special: str = "") -> NDArray:
+    """N(0, 1) as storage bits, special values among them; threads draw the parts of a large array, each its own."""
+    size = prod(shape)
+    if size <= DRAWN_AT_ONCE:
+        return encode(sprinkle(rng.standard_normal(shape, np.float32), rng, special), form)
+    bits = np.empty(size, FORMATS[form].storage)
+    parts = [bits[at : at + DRAWN_AT_ONCE] for at in range(0, size, DRAWN_AT_ONCE)]
+
+    def fill(part: NDArray, own: np.random.Generator) -> None:
+        part[:] = drawn(own, part.shape, form, special)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(fill, parts, rng.spawn(len(parts))))
+    return bits.reshape(shape)
 
 
 def sprinkle(values: NDArray, rng: np.random.Generator, special: str) -> NDArray:

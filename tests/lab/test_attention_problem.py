@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lab.problems import QUESTIONS, Attention
+from lab.problems import QUESTIONS, Attention, protocol
 from sim.errors import InputError
 from sim.formats import decode
 
@@ -193,3 +193,14 @@ def test_a_part_has_the_same_options_and_fits_the_budget() -> None:
     part = problem.part(1e9)
     assert part.flops <= 1e9
     assert (part.page, part.group, part.head_dim) == (16, 4, 128)
+
+
+def test_what_threads_draw_is_the_same_however_many_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "DRAWN_AT_ONCE", 1000)
+    first, second = (protocol.drawn(np.random.default_rng(3), (7, 1001), "bf16") for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    values = decode(first, "bf16").reshape(-1)
+    parts = [values[at : at + 1000] for at in range(0, 7000, 1000)]
+    assert len({part.tobytes() for part in parts}) == len(parts)
+    assert abs(values.mean()) < 5 / np.sqrt(values.size)
+    assert abs(values.var() - 1) < 5 * np.sqrt(2 / values.size)

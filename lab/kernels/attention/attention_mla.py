@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 
 from numpy.typing import NDArray
 
-from lab.kernel import Solves, require_choice, require_shared
+from lab.cards import fits
+from lab.kernel import Bills, Solves, require_choice, require_shared
 from lab.kernels.attention import mla_simulation, mla_theory
-from lab.kernels.attention.mla_plan import BLOCK_M, BLOCK_N, BOX_COLUMNS, FLOAT, SIZE, WARP, workers_of
+from lab.kernels.attention.mla_plan import BLOCK_M, BLOCK_N, BOX_COLUMNS, FLOAT, SIZE, WARP, plan_of, workers_of
+from lab.kernels.common.norm import joined
 from lab.problems import Attention
 from sim.counts import Counts
 from sim.errors import ScheduleError
@@ -146,6 +148,29 @@ def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[La
 def box_rows(problem: Attention) -> int:
     """Tokens of a box: a block's, or as many of them as lie in one page."""
     return min(problem.page or BLOCK_N, BLOCK_N)
+
+
+class Coefficients(fits.Coefficients, frozen=True):
+    """What the estimate is made of."""
+
+    start_us: float  # of both launches, until the first latents are there, and from the last ones on
+    hbm_share: float  # of the rate of a large read
+    tensor_share: float  # of the data sheet's rate of an SM's tensor cores, while a block is multiplied
+    blend: float  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
+
+
+def bills(problem: Attention, schedule: Schedule, machine: Machine, clock: str) -> Bills:
+    """Starts, and little more than the longer of two: HBM, and the products of the worker with most blocks."""
+    p, s = problem, schedule
+    model = fits.coefficients(Coefficients, "attention_mla", machine, clock)
+    plan = plan_of(p, s, workers_of(s, machine))
+    most = (plan.each + (plan.longer > 0)) * (int(plan.blocks.max()) if plan.whole else 1)  # blocks
+    of_block = 2 * BLOCK_M * BLOCK_N * (p.head_dim + p.value_dim) * machine.sms
+    stream = {
+        "HBM": 1e6 * (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)),
+        "tensor cores": 1e6 * most * of_block / (model.tensor_share * machine.peak(p.unit)),
+    }
+    return Bills(model.start_us + joined(model.blend, *stream.values()), {"launch": model.start_us, **stream})
 
 
 def theory(problem: Attention, schedule: Schedule, machine: Machine) -> Counts:

@@ -78,30 +78,31 @@ __device__ __forceinline__ Row gather(const Merge& merge, int head, int row_grou
     return r;
 }
 
-// A row of a KV head from the partial results of `count` stretches from `first` on.
+// A row of a KV head from the partial results of `count` stretches from `first` on; all loads of AT_ONCE under way before
+// the first is waited for.
 __device__ __forceinline__ Row combine(const Results& results, int first, int count, int index, int head, int row) {
     const int lane = threadIdx.x % LANES, step = results.kv_heads * ROWS;
     const int64_t at = results.row(first, index, head, row);
-    const float2* sums = results.partial_sums + at;
+    const float2* sums = results.partial_sums + at + int64_t(lane) * step;
     const float* from = results.partial + at * DIM + lane * OWN;
     Row r = {unseen()};
-    for (int i = lane; i < count; i += LANES) r.base = fmaxf(r.base, sums[int64_t(i) * step].x);
-#pragma unroll
-    for (int offset = 1; offset < LANES; offset *= 2) r.base = fmaxf(r.base, __shfl_xor_sync(FULL, r.base, offset));
 #pragma unroll 1
     for (int done = 0; done < count; done += AT_ONCE) {
+        const float2 pair = lane < AT_ONCE && done + lane < count ? sums[int64_t(done) * step] : float2{unseen(), 0};
         Own own[AT_ONCE];
 #pragma unroll
         for (int i = 0; i < AT_ONCE; ++i) {
             own[i] = done + i < count ? *reinterpret_cast<const Own*>(from) : Own{};
             from += int64_t(step) * DIM;
         }
-        float weight = 0;
-        if (lane < AT_ONCE && done + lane < count) {
-            const float2 pair = sums[int64_t(done + lane) * step];
-            weight = power_of_two(pair.x - r.base);
-            r.sum = fmaf(pair.y, weight, r.sum);
-        }
+        float base = fmaxf(pair.x, r.base);
+#pragma unroll
+        for (int offset = 1; offset < LANES; offset *= 2) base = fmaxf(base, __shfl_xor_sync(FULL, base, offset));
+        const float before = power_of_two(r.base - base), weight = power_of_two(pair.x - base);
+        r.base = base;
+        r.sum = fmaf(pair.y, weight, r.sum * before);
+#pragma unroll
+        for (int i = 0; i < OWN; ++i) r.total[i] *= before;
 #pragma unroll
         for (int i = 0; i < AT_ONCE; ++i) add(r, own[i], __shfl_sync(FULL, weight, i));
     }

@@ -34,7 +34,7 @@ def theory(problem: Attention, schedule: Any, stretches: int) -> Counts:
     # Two elements a lane fill half a sector, four of an fp8 cache's queries a whole one.
     loads = 2 * p.kv_heads * int(tokens.sum()) * cache_row
     loads += int(queries.sum()) * p.kv_heads * s.slots * (q_row if p.kv == "fp8" else 2 * q_row)
-    loads += shared * (2 + float_row)
+    loads += shared * (1 + float_row)
     loads += p.kv_heads * s.row_groups * _where(p, s, plan, parts)
     warps = s.warps * p.kv_heads // s.heads
     loads += warps * _lengths(p, plan, stretches)

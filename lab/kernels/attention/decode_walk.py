@@ -291,11 +291,8 @@ def _combine(count, marks, data, shape, plan, sequence, y, exponent, total):
 
 @jit
 def _load_partial(count, marks, shape, at, parts):
-    """One row of all: the exponents, a lane each; then their sums with them, sixteen together, beside the rows."""
+    """One row of all: sixteen exponents and sums together, a lane each, beside the rows."""
     step = shape.kv_heads * shape.rows
-    for done in range(0, parts, LANES):
-        lanes = min(LANES, parts - done)
-        load_lanes(count, marks.partial_sums, PAIR * (at + done * step), PAIR * step, FLOAT, lanes, 0, 1)
     for done in range(0, parts, AT_ONCE):
         lanes = min(AT_ONCE, parts - done)
         load_lanes(count, marks.partial_sums, PAIR * (at + done * step), PAIR * step, PAIR, lanes, 0, 1)

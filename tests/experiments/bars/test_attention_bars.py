@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from experiments.bars import attention_bars, attention_decode
-from experiments.bars.attention_decode import LARGE, SMALL, decode
+from experiments.bars.attention_decode import LARGE, SMALL, decode, latent
 from lab.problems import Attention
 from lab.record import Record
 from tests.experiments.examples import NOTHING, timed
@@ -19,6 +19,12 @@ def cell(part: str, problem: Attention, us: float, read: float = 1e3, peer: floa
     others = {"peer:read": read} | ({"peer:cudnn": peer} if peer else {})
     beside = [msgspec.structs.replace(ours, kernel=name, schedule=None, us=time) for name, time in others.items()]
     return [ours, *beside]
+
+
+def gathered(problem: Attention, us: float) -> list[Record]:
+    """The plain read through the block table, of the same run."""
+    read = cell("paged", problem, us)[-1]
+    return [msgspec.structs.replace(read, kernel="peer:gather", us=us)]
 
 
 @pytest.mark.parametrize(
@@ -34,6 +40,14 @@ def cell(part: str, problem: Attention, us: float, read: float = 1e3, peer: floa
             1.02 * 480,
         ),
         ([*cell("paged", SMALL, 17.0), *cell("paged", replace(SMALL, page=64), 18.5)], "contiguous", 17 + 1.0),
+        (
+            cell("paged", replace(LARGE, page=1), 520.0) + gathered(replace(LARGE, page=1), 490.0),
+            "the gather",
+            1.05 * 490,
+        ),
+        (cell("mla", latent(64, 8192), 250.0), "its own bar", 1e6 * 2 * (576 + 512) * 128 * 64 * 8192 / 700e12 / 0.85),
+        (cell("mla", latent(64, 8192, 16), 170.0, read=150.0), "the read", 1.10 * 150),
+        (cell("mla", latent(64, 8192), 245.0, peer=240.0), "peer:cudnn", 240.0),
         ([*cell("fp8_kv", LARGE, 480.0), *cell("fp8_kv", replace(LARGE, kv="fp8"), 280.0)], "bf16", 480 / 1.8),
         ([*cell("queries", SMALL, 17.0), *cell("queries", replace(SMALL, q_len=4), 20.0)], "one token", 17 + 1.5),
         ([*cell("queries", LARGE, 480.0), *cell("queries", replace(LARGE, q_len=16), 560.0)], "one token", 1.12 * 480),
