@@ -95,9 +95,13 @@ class Solves:
         return self.arch if problem is None else self.arch_of.get(getattr(problem, problem.FORMAT), self.arch)
 
     def runs_on(self, arch: str, problem: Problem | None = None) -> bool:
-        """Whether a GPU of an architecture has what this needs: only the same where "a" asks for it, else any newer."""
-        needs = self.needs(problem)
-        return arch == needs if needs.endswith("a") else int(arch.strip("sm_a")) >= int(needs.strip("sm_"))
+        """Whether a GPU of an architecture has what this needs for the problem's format, or for some format."""
+        return provides(arch, self.needs(problem))
+
+
+def provides(arch: str, needs: str) -> bool:
+    """Whether an architecture has what another one has: only the same where "a" asks for it, else any newer."""
+    return arch == needs if needs.endswith("a") else int(arch.strip("sm_a")) >= int(needs.strip("sm_"))
 
 
 class Schedule(Protocol):

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 import typer
 
 from experiments.cli.options import Deadline, Json, Kernel, Schedule, Words
-from experiments.cli.output import emit, number, say, table, working
+from experiments.cli.output import emit, number, say, table
+from experiments.cli.waiting import working
 from sim.errors import InputError
 
 CLOCKS = ("cold", "graph")
