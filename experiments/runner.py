@@ -82,25 +82,25 @@ def answer(
     on: str = "sim",
     machine: str = "h100",
     record: bool | None = None,
-    told: Callable[[int, Record], None] = lambda done, last: None,
+    told: Callable[[Sequence[Record]], object] = len,
 ) -> Answer:
     """Run an experiment. Records are kept where `record` says so, by default those of a GPU.
 
-    Each is written as soon as it is there, so that an interrupted run leaves whole lines, and `told` of, with how many
-    there are. Raises InputError for unknown names and options, NoDeviceError where a GPU is asked for and there is
-    none.
+    Each is written as soon as it is there, so that an interrupted run leaves whole lines; `told` is then called with
+    all that there are. Raises InputError for unknown names and options, NoDeviceError where a GPU is asked for and
+    there is none.
     """
     experiment = get(name)
     options: Any = parse(experiment.Options, words)
     backend = backend_on(on, machine, name, provenance())
     past = archive()
     keep = backend.on == "gpu" if record is None else record
-    records = []
+    records: list[Record] = []
     for result in experiment.measure(options, backend):
         if keep:
             append(result, folder() / f"{name}.jsonl")
         records.append(result)
-        told(len(records), result)
+        told(records)
     return replace(conclude(name, records, archive() if keep else past), kept=keep)
 
 

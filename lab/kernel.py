@@ -73,7 +73,7 @@ class Solves:
     def refusal(self, problem: Problem) -> str | None:
         """One sentence why this kernel cannot take the problem, or None."""
         if not isinstance(problem, self.problem):
-            return f"solves {self.problem.kind} problems, not {problem.kind}"
+            return f"solves {self.problem.kind} problems, not {getattr(problem, 'kind', type(problem).__name__)}"
         form = getattr(problem, problem.FORMAT)
         if form not in self.formats:
             return f"takes {problem.FORMAT} in {' or '.join(self.formats)}, not {form}"

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from experiments.bars import attention_decode
-from experiments.lookup import GATHER, READ, is_peer
+from experiments.lookup import GATHER, READ
 from experiments.rows import Row, Verdict, size_of, time_row, timed_by, untimed
 from experiments.running.backends import Backend
 from experiments.running.formats import chosen_job

@@ -61,7 +61,7 @@ Version = Annotated[
 
 
 @app.callback()
-def lab(version: Version = False) -> None:  # noqa: ARG001 (its callback has done it)
+def lab(version: Version = False) -> None:
     """Kernels of LLM inference on a real and on a simulated GPU: theory, simulation and measurement side by side."""
 
 

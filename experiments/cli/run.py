@@ -1,5 +1,6 @@
 """lab run: one question of the article, answered on either chip."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -56,14 +57,7 @@ def run(
     from experiments import runner
 
     with working(f"running {experiment}") as now:
-        answer = runner.answer(
-            experiment,
-            words or [],
-            on.value,
-            machine,
-            record,
-            lambda done, last: now(f"{done} results so far, the last {last.kernel or ''} {spell(last.problem or {})}"),
-        )
+        answer = runner.answer(experiment, words or [], on.value, machine, record, lambda found: now(_so_far(found)))
     document = {
         "experiment": answer.experiment,
         "question": answer.question,
@@ -78,6 +72,11 @@ def run(
         warn(complaint)
     emit(document, as_json, lambda d: _render(d, answer.kept))
     return 1 if answer.passed is False else 0
+
+
+def _so_far(records: Sequence[Any]) -> str:
+    last = records[-1]
+    return f"{len(records)} results so far, the last {last.kernel or ''} {spell(last.problem or {})}"
 
 
 def _render(document: dict[str, Any], kept: bool) -> None:

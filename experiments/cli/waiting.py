@@ -3,11 +3,8 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Timer
 
-from experiments.cli.output import warn
-
-PATIENCE_S = 1.0  # what is over sooner is not mentioned where standard error is no terminal
+from sim.waits import mention
 
 Now = Callable[[str], None]  # takes what is done from now on
 
@@ -21,20 +18,13 @@ def working(what: str) -> Iterator[Now]:
         with Console(stderr=True).status(what) as status:
             yield lambda part: status.update(f"{what}: {part}")
         return
-    timers: list[Timer] = []
+    timers = [mention(what)]
 
-    def begin(what: str) -> None:
-        end()
-        timers.append(Timer(PATIENCE_S, warn, (f"{what} ...",)))
-        timers[0].daemon = True
-        timers[0].start()
+    def now(part: str) -> None:
+        timers.pop().cancel()
+        timers.append(mention(f"{what}: {part}"))
 
-    def end() -> None:
-        if timers:
-            timers.pop().cancel()
-
-    begin(what)
     try:
-        yield lambda part: begin(f"{what}: {part}")
+        yield now
     finally:
-        end()
+        timers.pop().cancel()

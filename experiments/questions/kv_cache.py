@@ -83,7 +83,9 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG00
 def _beyond(records: Sequence[Record]) -> str:
     """Which variants one card cannot hold, as a part of a sentence; nothing where it holds all."""
     card = machine(records[0].machine)
-    over = [f"{r.metrics['variant']} in {question_of(r).as_dict()['kv']}" for r in records if _cache(r) > card.hbm_bytes]
+    over = [
+        f"{r.metrics['variant']} in {question_of(r).as_dict()['kv']}" for r in records if _cache(r) > card.hbm_bytes
+    ]
     return f"; one {card.title} does not hold {', '.join(over)}" if over else ""
 
 
