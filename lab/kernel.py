@@ -188,9 +188,16 @@ class Kernel:
         if refusal:
             raise InputError(f"{self.name} {refusal}")
 
+    def require_arch(self, problem: Problem, machine: Machine) -> None:
+        """Raise InputError where this kernel needs another architecture for the problem than the machine's."""
+        if not self.solves.runs_on(machine.arch, problem):
+            needs = self.solves.needs(problem)
+            raise InputError(f"{self.name} needs architecture {needs}; the {machine.title} is {machine.arch}")
+
     def best_guess(self, problem: Problem, machine: Machine) -> Any:
         """The first candidate schedule; raises InputError or ScheduleError where there is none."""
         self.require(problem)
+        self.require_arch(problem, machine)
         for schedule in self.module.candidates(problem.envelope(), machine):
             return schedule
         raise ScheduleError(f"{self.name} has no legal schedule for {problem} on the {machine.title}")

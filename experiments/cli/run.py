@@ -9,7 +9,6 @@ from typer.core import TyperCommand
 from experiments.cli.options import Json, Keep, Machine, On, Where
 from experiments.cli.output import conclude, emit, number, say, spread, table, warn
 from experiments.cli.waiting import working
-from experiments.markdown import share
 from experiments.words import spell
 
 Name = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A name from lab list.", show_default=False)]
@@ -80,6 +79,8 @@ def _so_far(records: Sequence[Any]) -> str:
 
 
 def _render(document: dict[str, Any], kept: bool) -> None:
+    from experiments.markdown import share
+
     say(document["question"])
     rows = document["rows"]
     headings = ["", "", "theory", "simulated", "measured"]
