@@ -15,7 +15,7 @@ def working(what: str) -> Iterator[Now]:
     if sys.stderr.isatty():
         from rich.console import Console
 
-        with Console(stderr=True).status(what) as status:
+        with Console(stderr=True).status(what, spinner="line") as status:
             yield lambda part: status.update(f"{what}: {part}")
         return
     timers = [mention(what)]
