@@ -7,8 +7,12 @@ from pathlib import Path
 from experiments.lookup import best_peer, is_peer
 from experiments.words import spell
 from lab.gpu.statistics import median_interval
-from lab.record import Archive, Record, archive, read
+from lab.record import Archive, Record, Spread, archive, read
 from sim.errors import InputError
+
+SHORT = 8  # characters of a commit that are shown
+LEAST = 4  # characters of an id or a commit that may stand for it
+NEWEST = 3  # runs that an error names
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,8 @@ class Change:
     `of_peer` is the best peer's time over the kernel's, within its own run. `slowdown` is after over before: of these
     ratios where both sides have one, so that a card that runs slower on a day does not count, else of the times; None
     where the kernel has no time afterwards. A slowdown is `noise` where the medians' intervals, each as wide as its
-    samples leave it uncertain, overlap once the card's own speed on the day is taken out; noise is no regression.
+    samples leave it uncertain, overlap once the card's own speed on the day is taken out; noise is no regression. The
+    spreads are of the same samples.
     """
 
     kernel: str
@@ -31,16 +36,55 @@ class Change:
     slowdown: float | None
     noise: bool
     regression: bool
+    before_spread: Spread | None = None
+    after_spread: Spread | None = None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A kept run that timed something: its id, when and where it was made, and how many times it holds."""
+
+    run: str
+    time: str
+    commit: str
+    experiment: str
+    card: str
+    timed: int
+
+
+def runs(past: Archive) -> list[Kept]:
+    """Every run that timed kernels, the newest first."""
+    found: dict[str, list[Record]] = {}
+    for record in past.records:
+        if record.us is not None and record.kernel:
+            found.setdefault(record.run, []).append(record)
+    kept = [
+        Kept(run, r[-1].time, r[-1].commit[:SHORT], r[-1].experiment or "", r[-1].card or r[-1].machine, len(r))
+        for run, r in found.items()
+    ]
+    return sorted(kept, key=lambda one: one.time, reverse=True)
 
 
 def load(name: str) -> Archive:
-    """The records of a file, or of the run with that id; raises InputError where there is neither."""
+    """The records of a file, else of the kept run with that id, else of all runs of that commit.
+
+    The first characters of an id or a commit do where they fit one alone. Raises InputError where there is nothing.
+    """
     if Path(name).exists():
         return read([Path(name)])
-    found = archive().where(run=name)
-    if not found.records:
-        raise InputError(f"{name!r} is neither a records file nor the id of a kept run")
-    return found
+    past = archive()
+    for field in ("run", "commit"):
+        known = {getattr(record, field) for record in past.records}
+        fitting = sorted(one for one in known if one == name or (len(name) >= LEAST and one.startswith(name)))
+        if len(fitting) > 1:
+            raise InputError(f"{name!r} begins more than one {field}: {', '.join(fitting)}")
+        if fitting:
+            return past.where(**{field: fitting[0]})
+    newest = ", ".join(f"{one.run} ({one.experiment}, {one.commit})" for one in runs(past)[:NEWEST])
+    raise InputError(
+        f"{name!r} is neither a records file nor the id or commit of a kept run; "
+        f"the newest runs: {newest or 'none'} (all: lab compare)"
+    )
 
 
 def compare(before: Sequence[Record], after: Sequence[Record], threshold: float) -> list[Change]:
@@ -76,6 +120,8 @@ def compare(before: Sequence[Record], after: Sequence[Record], threshold: float)
                 slowdown=slowdown,
                 noise=noise,
                 regression=slowdown is None or (slowdown > 1 + threshold and not noise),
+                before_spread=was.spread,
+                after_spread=now.spread if now else None,
             )
         )
     if not changes:

@@ -14,7 +14,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def three_columns(rows: Sequence[Row], sentence: str) -> str:
     """Rows as a table of theory, simulation and measurement, a sentence, and where the measured figures come from."""
-    cells = ([r.case, r.shown, *map(figure, (r.theory, r.simulated, r.measured))] for r in rows)
+    cells = ([r.case, r.shown, *map(share if r.percent else figure, (r.theory, r.simulated, r.measured))] for r in rows)
     sources = sorted({r.source for r in rows if r.source})
     return "\n\n".join(
         [

@@ -1,12 +1,12 @@
 """Three columns: what a table of an experiment shows of its records."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from experiments.lookup import CLOCKS, IN_DOUBT, counted, disputed, is_peer, measured, note, question_of
 from experiments.words import spell
 from lab.explain import explain
-from lab.record import Archive, Record
+from lab.record import Archive, Record, Spread
 from sim.machine import machine
 
 MEGA = 1e6
@@ -23,7 +23,8 @@ _SHOWN = {
 class Row:
     """One quantity of one case by theory, simulation and measurement; None where a source does not give it.
 
-    `source` is the card and commit of the measured figure; `note` says what is the matter with the figures.
+    `source` is the card and commit of the measured figure, `spread` that of the samples whose median it is, `run` where
+    `lab compare` finds it; `note` says what is the matter with the figures. Where `percent`, they are shares of 1.
     """
 
     case: str
@@ -33,6 +34,9 @@ class Row:
     measured: float | None
     source: str = ""
     note: str = ""
+    spread: Spread | None = None
+    run: str = ""
+    percent: bool = False
 
     @property
     def shown(self) -> str:
@@ -42,10 +46,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
-    """An experiment's answer: one sentence made of its numbers, and whether the claim it tests held."""
+    """An experiment's answer: one sentence made of its numbers, and whether the claim it tests held.
 
-    passed: bool
+    None is undecided: nothing was measured, and a prediction refutes no claim about times.
+    """
+
+    passed: bool | None
     sentence: str
+
+
+def untimed(records: Sequence[Record], sentence: str) -> Verdict:
+    """The answer of records without a time: undecided by the simulated chip, failed on a GPU."""
+    return Verdict(None if all(r.on == "sim" for r in records) else False, sentence)
 
 
 def size_of(record: Record) -> str:
@@ -60,8 +72,15 @@ def floor_of(record: Record) -> float:
 
 def time_row(case: str, quantity: str, record: Record, found: Record | None) -> Row:
     """The floor of a record's problem, the time that it predicts, and the time of what was found measured of it."""
-    us, source = (found.us, found.source) if found and found.us is not None else (None, "")
-    return Row(case, quantity, floor_of(record), record.predicted_us, us, source, note(record, found))
+    row = Row(case, quantity, floor_of(record), record.predicted_us, None, note=note(record, found))
+    return timed_by(row, found) if found else row
+
+
+def timed_by(row: Row, found: Record) -> Row:
+    """The row with the time of a record as its measured figure; as it is where the record has none."""
+    if found.us is None:
+        return row
+    return replace(row, measured=found.us, source=found.source, spread=found.spread, run=found.run)
 
 
 def kernel_rows(record: Record, past: Archive, case: str) -> Iterator[Row]:
@@ -73,7 +92,7 @@ def kernel_rows(record: Record, past: Archive, case: str) -> Iterator[Row]:
             if is_peer(peer):
                 doubt = IN_DOUBT if disputed(past.records, peer) else ""
                 what = f"{peer.kernel} {CLOCKS[clock]}, us"
-                yield Row(case, what, floor_of(record), None, peer.us, peer.source, doubt)
+                yield timed_by(Row(case, what, floor_of(record), None, None, note=doubt), peer)
     if not timed:
         yield time_row(case, "time, us", record, None)
     read = counted(past, record)

@@ -1,8 +1,9 @@
 """Runs an experiment on either chip, keeps its records, answers its question."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
+from inspect import getdoc
 from typing import Any, Protocol, cast
 
 from experiments.catalog import module_of, names
@@ -42,11 +43,12 @@ class Answer:
     rows: tuple[Row, ...]
     verdict: Verdict
     complaints: tuple[str, ...] = ()  # of earlier records that could not be read
+    kept: bool = False  # whether the records were written to the records' folder
 
     @property
-    def passed(self) -> bool:
-        """Whether the claim held and every checked result was right."""
-        return self.verdict.passed and all(r.check.passed for r in self.records if r.check)
+    def passed(self) -> bool | None:
+        """Whether every checked result was right and the claim held; None where the claim is undecided."""
+        return self.verdict.passed if all(r.check.passed for r in self.records if r.check) else False
 
 
 def get(name: str) -> Experiment:
@@ -56,33 +58,50 @@ def get(name: str) -> Experiment:
     return cast(Experiment, import_module(module_of(name)))
 
 
+def described(name: str) -> dict[str, Any]:
+    """An experiment's question and options: what they mean, and the usual value of each; InputError as of `get`."""
+    experiment = get(name)
+    usual = {option.name: option.default for option in fields(experiment.Options)}
+    return {"experiment": name, "question": experiment.QUESTION, "about": getdoc(experiment.Options), "options": usual}
+
+
 def run(
     name: str, on: str = "sim", machine: str = "h100", record: bool | None = None, **options: int | str | bool
-) -> list[Record]:
-    """Run an experiment and return its records, as `lab run` prints them; `options` are those of its Options class."""
+) -> Answer:
+    """Run an experiment from Python: its rows, verdict and records; `options` are those of its Options class.
+
+    Raises InputError for unknown names and options, NoDeviceError where a GPU is asked for and there is none.
+    """
     words = [f"{key}={value}" for key, value in options.items()]
-    return list(answer(name, words, on, machine, record).records)
+    return answer(name, words, on, machine, record)
 
 
 def answer(
-    name: str, words: Sequence[str], on: str = "sim", machine: str = "h100", record: bool | None = None
+    name: str,
+    words: Sequence[str],
+    on: str = "sim",
+    machine: str = "h100",
+    record: bool | None = None,
+    told: Callable[[Sequence[Record]], object] = len,
 ) -> Answer:
     """Run an experiment. Records are kept where `record` says so, by default those of a GPU.
 
-    Each is written as soon as it is there, so that an interrupted run leaves whole lines. Raises InputError for unknown
-    names and options, NoDeviceError where a GPU is asked for and there is none.
+    Each is written as soon as it is there, so that an interrupted run leaves whole lines; `told` is then called with
+    all that there are. Raises InputError for unknown names and options, NoDeviceError where a GPU is asked for and
+    there is none.
     """
     experiment = get(name)
     options: Any = parse(experiment.Options, words)
     backend = backend_on(on, machine, name, provenance())
     past = archive()
     keep = backend.on == "gpu" if record is None else record
-    records = []
+    records: list[Record] = []
     for result in experiment.measure(options, backend):
         if keep:
             append(result, folder() / f"{name}.jsonl")
         records.append(result)
-    return conclude(name, records, archive() if keep else past)
+        told(records)
+    return replace(conclude(name, records, archive() if keep else past), kept=keep)
 
 
 def conclude(name: str, records: Sequence[Record], past: Archive) -> Answer:

@@ -5,9 +5,25 @@ from importlib import import_module
 from typing import Any
 
 from lab.explain import explain
+from lab.problems import Attention, Linear, Model
 from lab.verify import verify
+from sim.errors import InputError, LabError
+from sim.machine import machine
 
-__all__ = ["Int4Weights", "attention", "explain", "linear", "pack", "verify"]
+__all__ = [
+    "Attention",
+    "InputError",
+    "Int4Weights",
+    "LabError",
+    "Linear",
+    "Model",
+    "attention",
+    "explain",
+    "linear",
+    "machine",
+    "pack",
+    "verify",
+]
 
 _LATE = {
     "attention": "lab.ops.attention",

@@ -73,7 +73,7 @@ class Solves:
     def refusal(self, problem: Problem) -> str | None:
         """One sentence why this kernel cannot take the problem, or None."""
         if not isinstance(problem, self.problem):
-            return f"solves {self.problem.kind} problems, not {problem.kind}"
+            return f"solves {self.problem.kind} problems, not {getattr(problem, 'kind', type(problem).__name__)}"
         form = getattr(problem, problem.FORMAT)
         if form not in self.formats:
             return f"takes {problem.FORMAT} in {' or '.join(self.formats)}, not {form}"
@@ -95,9 +95,13 @@ class Solves:
         return self.arch if problem is None else self.arch_of.get(getattr(problem, problem.FORMAT), self.arch)
 
     def runs_on(self, arch: str, problem: Problem | None = None) -> bool:
-        """Whether a GPU of an architecture has what this needs: only the same where "a" asks for it, else any newer."""
-        needs = self.needs(problem)
-        return arch == needs if needs.endswith("a") else int(arch.strip("sm_a")) >= int(needs.strip("sm_"))
+        """Whether a GPU of an architecture has what this needs for the problem's format, or for some format."""
+        return provides(arch, self.needs(problem))
+
+
+def provides(arch: str, needs: str) -> bool:
+    """Whether an architecture has what another one has: only the same where "a" asks for it, else any newer."""
+    return arch == needs if needs.endswith("a") else int(arch.strip("sm_a")) >= int(needs.strip("sm_"))
 
 
 class Schedule(Protocol):
@@ -184,9 +188,16 @@ class Kernel:
         if refusal:
             raise InputError(f"{self.name} {refusal}")
 
+    def require_arch(self, problem: Problem, machine: Machine) -> None:
+        """Raise InputError where this kernel needs another architecture for the problem than the machine's."""
+        if not self.solves.runs_on(machine.arch, problem):
+            needs = self.solves.needs(problem)
+            raise InputError(f"{self.name} needs architecture {needs}; the {machine.title} is {machine.arch}")
+
     def best_guess(self, problem: Problem, machine: Machine) -> Any:
         """The first candidate schedule; raises InputError or ScheduleError where there is none."""
         self.require(problem)
+        self.require_arch(problem, machine)
         for schedule in self.module.candidates(problem.envelope(), machine):
             return schedule
         raise ScheduleError(f"{self.name} has no legal schedule for {problem} on the {machine.title}")

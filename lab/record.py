@@ -11,7 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from statistics import quantiles
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import msgspec
 
@@ -32,6 +33,14 @@ class Checked(msgspec.Struct, frozen=True):
 
     passed: bool
     error: float | None
+
+
+class Spread(NamedTuple):
+    """How far samples lie apart: their quartiles, in microseconds, and how many there are."""
+
+    low_us: float
+    high_us: float
+    samples: int
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +83,14 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, Value] = {}
 
     @property
+    def spread(self) -> Spread | None:
+        """The spread of the samples whose median is `us`; None where there are not several."""
+        if len(self.samples_us) < 2:
+            return None
+        low, _, high = quantiles(self.samples_us, method="inclusive")
+        return Spread(low, high, len(self.samples_us))
+
+    @property
     def source(self) -> str:
         """Card and commit, as a table cites a measured figure."""
         return f"{self.card or self.machine}, {self.commit[:8]}{'+' if self.dirty else ''}"
@@ -92,12 +109,12 @@ class Provenance(TypedDict):
 
 def provenance() -> Provenance:
     """Provenance of a run that starts now; call it once and give all rows of the run the same."""
-    commit, dirty = _commit()
+    at, dirty = commit()
     program = Path(sys.argv[0]).name.replace("__main__.py", "lab") or "python"
     return Provenance(
         run=uuid.uuid4().hex[:12],
         time=datetime.now(UTC).isoformat(timespec="seconds"),
-        commit=commit,
+        commit=at,
         dirty=dirty,
         command=unicode(shlex.join([program, *sys.argv[1:]])),
         versions=versions(),
@@ -266,16 +283,16 @@ def in_checkout() -> bool:
     return (ROOT / "pyproject.toml").exists()
 
 
-def _commit() -> tuple[str, bool]:
+def commit() -> tuple[str, bool]:
     """(commit, dirty): $LAB_COMMIT ("-dirty" at its end says so), else git's, else "unknown"."""
     given = os.environ.get("LAB_COMMIT")
     if given:
         return given.removesuffix("-dirty"), given.endswith("-dirty")
-    commit = _git("rev-parse", "HEAD") if in_checkout() else None
-    if commit is None:
+    at = _git("rev-parse", "HEAD") if in_checkout() else None
+    if at is None:
         return "unknown", False
     # Records and the tables made of them do not change what a run does.
-    return commit, bool(_git("status", "--porcelain", "--", ".", ":!experiments/records", ":!README.md", ":!docs"))
+    return at, bool(_git("status", "--porcelain", "--", ".", ":!experiments/records", ":!README.md", ":!docs"))
 
 
 def _git(*arguments: str) -> str | None:

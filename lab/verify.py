@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lab import catalog
 from lab.kernel import Kernel
 from lab.problems import Estimate, Problem
 from sim.counts import Counts, disagreements
 from sim.formats import decode
 from sim.launch import Array, Launch, Role
-from sim.machine import Machine
+from sim.machine import H100, Machine
 
 Execute = Callable[[tuple[Launch, ...], dict[str, NDArray]], Counts]  # runs launches in order, fills the output arrays
 
@@ -68,13 +69,24 @@ def simulator(kernel: Kernel, machine: Machine) -> Execute:
 
 
 def verify(
-    kernel: Kernel, problem: Problem, schedule: Any, machine: Machine, execute: Execute, seed: int = 0
+    kernel: Kernel | str,
+    problem: Problem,
+    schedule: Any = None,
+    machine: Machine = H100,
+    execute: Execute | None = None,
+    seed: int = 0,
 ) -> Verification:
-    """Run a kernel on fresh random inputs and check it.
+    """Run a kernel, or the one of that name, on fresh random inputs and check it.
 
-    `execute` is the chip: `simulator(kernel, machine)`, the emulator's or the GPU's. Raises InputError or ScheduleError
-    for a problem or schedule the kernel refuses.
+    The schedule is by default the kernel's best guess. `execute` is the chip: `simulator(kernel, machine)` by default,
+    or the emulator's or the GPU's. Raises InputError or ScheduleError for a problem or schedule the kernel refuses.
     """
+    if isinstance(kernel, str):
+        kernel = catalog.get(kernel)
+    if schedule is None:
+        schedule = kernel.best_guess(problem, machine)
+    if execute is None:
+        execute = simulator(kernel, machine)
     launches = kernel.launches(problem, schedule, machine)
     inputs = problem.draw(np.random.default_rng(seed))
     guarded = guarded_outputs(launches)

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from experiments.bars import attention_decode
-from experiments.lookup import GATHER, READ, is_peer
-from experiments.rows import Row, Verdict, size_of, time_row
+from experiments.lookup import GATHER, READ
+from experiments.rows import Row, Verdict, size_of, time_row, timed_by, untimed
 from experiments.running.backends import Backend
 from experiments.running.formats import chosen_job
 from experiments.running.jobs import Search
@@ -55,7 +55,7 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: AR
         if cell.gather:
             yield Row(case, f"{GATHER}, us", None, None, cell.gather, record.source)
         if cell.peer:
-            yield Row(case, f"{cell.peer.kernel}, us", None, None, cell.peer.us, record.source)
+            yield timed_by(Row(case, f"{cell.peer.kernel}, us", None, None, None), cell.peer)
 
 
 def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG001
@@ -63,8 +63,7 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG00
     found = attention_decode.cells(records)
     timed = [cell for cell in found if cell.record.us]
     if not timed:
-        on_gpu = any(record.on == "gpu" for record in records if not is_peer(record))
-        return Verdict(bool(found) and not on_gpu, f"{len(found)} problems were predicted, none was timed.")
+        return untimed(records, f"{len(found)} problems were predicted, none was timed.")
     judged = [cell for cell in timed if cell.limits]
     bad = [cell for cell in judged if cell.missed]
     parts = [f"{len(judged) - len(bad)} of {len(judged)} problems stand within their limits"]

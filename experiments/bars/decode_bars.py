@@ -15,7 +15,7 @@ from experiments.lookup import (
     source_of,
     stale,
 )
-from experiments.rows import Row, Verdict, time_row
+from experiments.rows import Row, Verdict, time_row, timed_by, untimed
 from experiments.running.backends import Backend
 from experiments.running.formats import chosen_job, in_format
 from experiments.running.jobs import Search
@@ -163,7 +163,7 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: AR
         if cell.read:
             yield Row(cell.name, f"{READ}, us", None, None, cell.read, row.source)
         if cell.peer:
-            yield Row(cell.name, f"{cell.peer.kernel}, us", None, None, cell.peer.us, row.source)
+            yield timed_by(Row(cell.name, f"{cell.peer.kernel}, us", None, None, None), cell.peer)
 
 
 def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG001
@@ -171,8 +171,7 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG00
     found = cells(records)
     timed = [cell for cell in found if cell.record.us]
     if not timed:
-        on_gpu = any(cell.record.on == "gpu" for cell in found)
-        return Verdict(bool(found) and not on_gpu, f"{len(found)} layers were predicted, none was timed.")
+        return untimed(records, f"{len(found)} layers were predicted, none was timed.")
     judged = [cell for cell in timed if cell.limits]
     bad = [cell for cell in judged if cell.missed]
     over = cliffs(timed)

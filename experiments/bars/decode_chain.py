@@ -7,7 +7,7 @@ from itertools import islice
 from msgspec.structs import replace
 
 from experiments.lookup import is_peer, layer_of, note, read_rate, stale
-from experiments.rows import Row, Verdict, floor_of
+from experiments.rows import Row, Verdict, floor_of, timed_by, untimed
 from experiments.running.backends import Backend
 from experiments.running.formats import chosen_job
 from lab.choice import best_guesses, legal_candidates, schedule_words
@@ -81,7 +81,7 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
         what = (
             record.kernel if is_peer(record) else f"{record.kernel}, {record.metrics.get('launches', 'plain')} launches"
         )
-        yield Row(case, f"{what}, us", floor, predicted, record.us, record.source if record.us else "", note(record))
+        yield timed_by(Row(case, f"{what}, us", floor, predicted, None, note=note(record)), record)
 
 
 def fastest(records: Sequence[Record]) -> list[Record]:
@@ -112,7 +112,7 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
         if r.us and r.metrics.get("launches") == "dependent" and not stale(r)
     ]
     if not chains:
-        return Verdict(all(r.on == "sim" for r in records), f"{len(records)} chains were predicted, none was timed.")
+        return untimed(records, f"{len(records)} chains were predicted, none was timed.")
     title = machine(chains[0].machine).title
     rate, _ = read_rate(past, chains[0].machine)
     if not rate:

@@ -10,7 +10,7 @@ from typing import Any
 from experiments import markdown
 from experiments.lookup import STALE, best_peer, is_peer, machines_of, stale
 from experiments.markdown import figure
-from experiments.rows import Row, Verdict, time_row
+from experiments.rows import Row, Verdict, time_row, timed_by, untimed
 from experiments.running.backends import Backend
 from experiments.running.formats import chosen_job
 from experiments.running.jobs import Search
@@ -172,7 +172,7 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: AR
         other = rival(records, record)
         if other:
             what = other.kernel if is_peer(other) else f"the best, {other.kernel}"
-            yield Row(case, f"{what}, us", row.theory, other.predicted_us, other.us, other.source)
+            yield timed_by(Row(case, f"{what}, us", row.theory, other.predicted_us, None), other)
             yield Row(case, "its time over ours", None, None, ratio(records, record), other.source)
 
 
@@ -181,7 +181,9 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG00
     judged = [judge(name, group, records) for name, group in by_bar(records).items()]
     if not judged:
         return Verdict(False, "Nothing was run.")
-    return Verdict(all(j.passed for j in judged), " ".join(j.sentence for j in judged))
+    answers = [j.passed for j in judged]
+    passed = next((answer for answer in (False, None) if answer in answers), True)
+    return Verdict(passed, " ".join(j.sentence for j in judged))
 
 
 def judge(bar: str, group: Sequence[Record], records: Sequence[Record]) -> Verdict:
@@ -191,7 +193,7 @@ def judge(bar: str, group: Sequence[Record], records: Sequence[Record]) -> Verdi
     why = ", ".join(sorted({str(r.metrics.get("failure", "no peer")) for r in missing}))
     lacking = f"; {len(missing)} of {len(group)} have no figure ({why})" if missing else ""
     if not ratios:
-        return Verdict(all(r.on == "sim" for r in group), f"{bar}: predicted, not measured, for {len(group)} shapes.")
+        return untimed(group, f"{bar}: predicted, not measured, for {len(group)} shapes.")
     lowest = min(ratios, key=lambda name: ratios[name])
     if bar == "pick":
         near = sum(1 / found <= NEAR for found in ratios.values())

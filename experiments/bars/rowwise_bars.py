@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from experiments.lookup import COPY, best_peer, is_peer, question_of, read_of
-from experiments.rows import Row, Verdict, time_row
+from experiments.rows import Row, Verdict, time_row, timed_by, untimed
 from experiments.running.backends import Backend
 from experiments.running.formats import chosen_job
 from experiments.running.jobs import Search
@@ -57,7 +57,7 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
         if copy:
             yield Row(case, "copy of as many bytes, us", None, None, copy, record.source)
         if peer:
-            yield Row(case, f"{peer.kernel}, us", None, None, peer.us, record.source)
+            yield timed_by(Row(case, f"{peer.kernel}, us", None, None, None), peer)
 
 
 def verdict(records: Sequence[Record], past: Archive) -> Verdict:
@@ -74,7 +74,7 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
         elif peer and peer.us:
             said.append(f"{case} takes {record.us / peer.us:.3f} of {peer.kernel} (bar {OF_PEER})")
             passed &= record.us <= OF_PEER * peer.us
-    return Verdict(passed, "; ".join(said) + "." if said else "Not timed yet.")
+    return Verdict(passed, "; ".join(said) + ".") if said else untimed(records, "Not timed yet.")
 
 
 def _ours(records: Sequence[Record], past: Archive) -> list[Record]:

@@ -4,13 +4,14 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from experiments.cli import bench, calibrate, check, compare, counters, env, explain, generate, list_, report, run
-from experiments.cli.output import complain, output_error
+from experiments.cli.output import complain, emit, output_error, say
 from sim.errors import EnvironmentFailure, InputError, LabError
 
 INTERRUPTED = 130
@@ -26,20 +27,48 @@ class Verbs(TyperGroup):
             raise InputError(f"unknown verb {cmd_name!r}; verbs: {', '.join(self.list_commands(ctx))}")
         return command
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Each verb with the whole first sentence of its help, which the parser would cut."""
+        helps = {name: self.get_command(ctx, name).help or "" for name in self.list_commands(ctx)}
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text.partition("\n\n")[0].replace("\n", " ")) for name, text in helps.items()])
+
 
 app = typer.Typer(
     name="lab",
     cls=Verbs,
-    help="Kernels of LLM inference on a real and on a simulated GPU: theory, simulation and measurement side by side.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: importing rich for it costs 0.15 s
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(asked: bool) -> None:
+    if not asked:
+        return
+    from lab.record import commit, versions
+
+    at, changed = commit()
+    print(f"lab {versions().get('kernel-lab', '(not installed)')}, commit {at[:8]}{' with changes' * changed}")
+    raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and the commit, and exit."),
+]
+
+
+@app.callback()
+def lab(version: Version = False) -> None:
+    """Kernels of LLM inference on a real and on a simulated GPU: theory, simulation and measurement side by side."""
+
+
 app.command("list")(list_.list_)
 app.command("explain")(explain.explain)
 app.command("check")(check.check)
-app.command("run")(run.run)
+app.command("run", cls=run.WithOptions)(run.run)
 app.command("bench")(bench.bench)
 app.command("calibrate")(calibrate.calibrate)
 app.command("counters")(counters.counters)
@@ -52,27 +81,46 @@ app.command("env")(env.env)
 def run_command(arguments: Sequence[str]) -> int:
     """Run one command line; failures become one line on standard error and the documented exit code.
 
-    What a kernel's own files did wrong is its author's: file and line, with the compiler's lines as they are.
+    What a kernel's own files did wrong is its author's: file and line, with the compiler's lines as they are. With
+    --json a failure is a document on standard output too.
     """
+    code, failure = _run(list(arguments))
+    if failure:
+        complain(failure)
+        if "--json" in arguments:
+            _emit_failure(failure, code)
+    return code
+
+
+def _run(arguments: list[str]) -> tuple[int, LabError | None]:
+    """(exit code, what failed)."""
     try:
-        result = app(args=list(arguments) or ["--help"], prog_name="lab", standalone_mode=False)
+        result = app(args=arguments or ["--help"], prog_name="lab", standalone_mode=False)
         sys.stdout.flush()
         if result == INTERRUPTED:  # the parser turns Ctrl-C into this code
             raise KeyboardInterrupt
-        return result if isinstance(result, int) else 0
+        return result if isinstance(result, int) else 0, None
     except LabError as error:
-        return _fail(error)
+        return error.exit_code, error
     except _USAGE_ERROR as error:
-        return _fail(InputError(f"{error.format_message()} See lab --help."))
+        return InputError.exit_code, InputError(f"{error.format_message()} See lab --help.")
     except (KeyboardInterrupt, typer.Abort):
-        return _fail(LabError("interrupted"), INTERRUPTED)
+        return INTERRUPTED, LabError("interrupted")
     except (BrokenPipeError, SystemExit):  # the reader of our output has left, which the parser turns into an exit
         output_error()
-        return 0
+        return 0, None
     except Exception as error:
         if os.environ.get("LAB_DEBUG"):
             traceback.print_exc()
-        return _fail(_explained(error))
+        failure = _explained(error)
+        return failure.exit_code, failure
+
+
+def _emit_failure(failure: LabError, code: int) -> None:
+    said = {"error": {"kind": type(failure).__name__, "message": str(failure), "exit_code": code}}
+    with suppress(OSError):  # it is said on standard error
+        emit(said, True, say)
+        sys.stdout.flush()
 
 
 def _explained(error: Exception) -> LabError:
@@ -83,8 +131,3 @@ def _explained(error: Exception) -> LabError:
         return EnvironmentFailure(f"standard output cannot be written: {unwritten.strerror}")
     ours = LabError(f"this is a bug in the lab ({type(error).__name__}: {error}); LAB_DEBUG=1 shows where")
     return surroundings_error(error) or kernel_error(error) or ours
-
-
-def _fail(error: LabError, code: int | None = None) -> int:
-    complain(error)
-    return error.exit_code if code is None else code

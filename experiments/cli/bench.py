@@ -5,7 +5,8 @@ from typing import Annotated, Any
 import typer
 
 from experiments.cli.options import Deadline, Json, Kernel, Schedule, Words
-from experiments.cli.output import emit, number, say, table, working
+from experiments.cli.output import conclude, emit, number, say, spread, table
+from experiments.cli.waiting import working
 from sim.errors import InputError
 
 CLOCKS = ("cold", "graph")
@@ -78,13 +79,19 @@ def bench(
         )
         found = backends.in_worker(on_device.bench, [job], provenance(), deadline, deadline)
     records = []
-    with working(f"timing {kernel}"):
+    with working(f"timing {kernel}") as now:
         for one in found:
             if record:
                 append(one, folder() / "bench.jsonl")
             records.append(one)
-    emit({"kernel": kernel, "problem": problem, "records": records}, as_json, _render)
-    return 0 if records and all(r.check and r.check.passed for r in records) else 1
+            now(f"{len(records)} results so far")
+    emit({"kernel": kernel, "problem": problem, "records": records}, as_json, lambda d: _render(d, record))
+    return 0 if _right(records) else 1
+
+
+def _right(records: list[Any]) -> bool:
+    """Whether there are results, and all of them are right."""
+    return bool(records) and all(r.check and r.check.passed for r in records)
 
 
 def _result(record: Any) -> str:
@@ -96,7 +103,7 @@ def _result(record: Any) -> str:
     return "; ".join(["right", *doubts])
 
 
-def _render(document: dict[str, Any]) -> None:
+def _render(document: dict[str, Any], kept: bool) -> None:
     from experiments.lookup import best_peer, question_of
     from experiments.words import spell
     from lab.explain import explain
@@ -114,11 +121,16 @@ def _render(document: dict[str, Any]) -> None:
                 spell(r.schedule or {}),
                 r.clock or "-",
                 number(r.us),
+                spread(r.spread),
                 f"{floor / r.us:.0%}" if floor and r.us else "-",
                 f"{peer.us / r.us:.3g}" if peer and peer.us and r.us else "-",
                 _result(r),
             ]
         )
-    table(["kernel", "schedule", "clock", "us", "of floor", "x best peer", "result"], rows, numbers_from=3)
+    headings = ["kernel", "schedule", "clock", "us", "quartiles, n", "of floor", "x best peer", "result"]
+    table(headings, rows, numbers_from=3)
     if records:
         say(f"measured on {records[0].source}")
+    if kept and records:
+        say(f"kept as run {records[0].run}: lab compare BEFORE {records[0].run}")
+    conclude(_right(records), f"{len(records)} results checked")

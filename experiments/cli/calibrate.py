@@ -1,6 +1,5 @@
 """lab calibrate: measure what this machine's card does at best, and keep it for predictions."""
 
-import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Annotated, Any
@@ -9,6 +8,7 @@ import typer
 
 from experiments.cli.options import Deadline, Json
 from experiments.cli.output import emit, number, say, table, warn
+from experiments.cli.waiting import working
 from sim.errors import InputError
 
 GEMM = 8192  # rows and columns of the matrices under whose product the SM clock is read
@@ -65,23 +65,10 @@ def _measured(deadline_s: float) -> Any:
     from lab.record import provenance
 
     device.require_device()
-    *_, last = _shown(worker.stream(on_device, {"origin": provenance()}, deadline_s))
-    return msgspec.convert(last["calibration"], Calibration)
-
-
-def _shown(steps: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The steps, with a bar on standard error where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield from steps
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("calibrating", total=None)
-        for step in steps:
-            bar.update(task, total=step["steps"], completed=step["done"], description=step["what"])
-            yield step
+    with working("calibrating") as now:
+        for step in worker.stream(on_device, {"origin": provenance()}, deadline_s):
+            now(f"{step['what']}, {step['done']} of {step['steps']}")
+    return msgspec.convert(step["calibration"], Calibration)
 
 
 def on_device(argument: Any) -> Iterator[Any]:

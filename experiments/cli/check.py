@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from experiments.cli.options import Deadline, Json, Kernel, Machine, On, Schedule, Where, Words
-from experiments.cli.output import emit, number, predicted, say, table, working
+from experiments.cli.output import conclude, emit, number, predicted, say, table
+from experiments.cli.waiting import working
 
 Ptx = Annotated[bool, typer.Option("--ptx", help="Also execute the compiled PTX in the emulator, looking for hazards.")]
 Seeds = Annotated[
@@ -51,16 +52,20 @@ def check(
         subject = checking.subject_on(backends.real_machine(), kernel, words, schedule)
     else:
         subject = checking.subject(kernel, words, schedule, machine)
-    with working(f"checking {kernel}"):
+    with working(f"checking {kernel}") as now:
+        now("compiling its device code with NVRTC")
         device_code = checking.compiled(subject)
+        now("running it on the GPU" if on is Where.GPU else "running its tile simulation, which is compiled at first")
         document = checking.on_gpu(subject, schedule, deadline) if on is Where.GPU else checking.on_sim(subject)
         document |= {"compiled": device_code, "executed": on is Where.GPU or emulated}
         if emulated:
+            now("executing its PTX in the emulator, which is compiled at first")
             document |= checking.on_ptx(subject, seeds or 1)
             document["passed"] = document["passed"] and document["ptx_passed"]
         if trace:
             checking.write_trace(subject, trace)
         if mutants and document["passed"]:  # a kernel that is wrong itself proves nothing
+            now("breaking its PTX in every systematic way")
             document |= checking.mutants(subject, seeds or 1)
             document["passed"] = document["passed"] and not document["mutants_missed"]
     emit(document, as_json, _render)
@@ -101,7 +106,7 @@ def _render(document: dict[str, Any]) -> None:
     errors = [_error(document["error"])]
     if "seeds" in document:
         errors.append(f"{_error(document['ptx_error'])} in PTX")
-    say(f"{'passed' if document['passed'] else 'FAILED'}: largest error {', '.join(errors)}")
+    conclude(document["passed"], f"largest error {', '.join(errors)}")
 
 
 def _say_what_is_wrong(check: dict[str, Any], where: str) -> None:

@@ -10,7 +10,7 @@ import msgspec
 
 from experiments.running import on_device
 from experiments.running.jobs import Job
-from experiments.running.simulation import require_arch, require_room, simulate
+from experiments.running.simulation import require_room, simulate
 from experiments.words import parse
 from lab import catalog
 from lab.cards import CLOCKS
@@ -44,7 +44,7 @@ def subject_on(machine: Machine, kernel_name: str, words: Sequence[str], schedul
     """Likewise, on a machine that is known already."""
     kernel = catalog.get(kernel_name)
     problem = problem_for(kernel, words)
-    require_arch(kernel, problem, machine)
+    kernel.require_arch(problem, machine)
     require_room(problem, machine)
     return Subject(kernel, problem, parse_schedule(kernel, schedule, problem, machine), machine)
 

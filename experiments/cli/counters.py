@@ -5,7 +5,8 @@ from typing import Annotated, Any
 import typer
 
 from experiments.cli.options import Json, Kernel, Schedule, Words
-from experiments.cli.output import emit, number, say, table, working
+from experiments.cli.output import emit, number, say, table
+from experiments.cli.waiting import working
 
 Keep = Annotated[bool, typer.Option("--record/--no-record", help="Keep the record.")]
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from experiments.cli.options import Json
 from experiments.cli.output import emit, table
+from experiments.cli.waiting import working
 
 
 def env(as_json: Json = False) -> None:
@@ -31,7 +32,8 @@ def env(as_json: Json = False) -> None:
     try:
         document["cache"] = str(cache_dir())
         kernel, problem = catalog.get("gemv_vectorized"), Linear(1, 8, 8)
-        compile_launch(kernel.launches(problem, kernel.best_guess(problem, H100), H100)[0], H100)
+        with working("compiling a kernel with NVRTC"):
+            compile_launch(kernel.launches(problem, kernel.best_guess(problem, H100), H100)[0], H100)
         works["compiler"] = "yes"
     except LabError as error:
         works["compiler"] = str(error)

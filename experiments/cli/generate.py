@@ -2,6 +2,7 @@
 
 import unicodedata
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from experiments.cli.options import Json, Keep, Machine
 from experiments.cli.output import emit, number, say, table
+from experiments.cli.waiting import working
 
 
 class Unit(StrEnum):
@@ -54,9 +56,10 @@ def generate(
 
     chip = backends.real_machine() if on is Unit.GPU else machine_named(machine)
     generation = start(prompt, model, max_tokens, chat, on.value, chip, Sampling(temperature, top_k, seed))
-    if not as_json and not chat:
-        print(printable(prompt), end="", flush=True)
-    for piece in generation:
+    pieces = iter(generation)
+    with working("reading the prompt: the simulated chip's kernels are compiled at first"):
+        first = next(pieces, "")
+    for piece in chain([first] if chat else [prompt, first], pieces):
         if not as_json:
             print(printable(piece), end="", flush=True)
     if record or (record is None and on is Unit.GPU):

@@ -3,14 +3,16 @@
 import json
 import os
 import re
+import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from sim.errors import KernelError, LabError
 
-WIDE = 140  # columns where standard output is no terminal
+SENTENCE = 30  # columns that a sentence in a table has at least, else it is a tower of words
 
 
 def prepare_streams() -> None:
@@ -48,8 +50,24 @@ def emit(document: Any, as_json: bool, render: Callable[[Any], None]) -> None:
 
 
 def say(text: str = "") -> None:
-    """Print one line of text for people."""
-    print(text)
+    """Print one sentence for people; a terminal's width breaks it between words."""
+    print(_wrapped(text) if sys.stdout.isatty() else text)
+
+
+def conclude(passed: bool | None, sentence: str) -> None:
+    """Print the answer of a verb, with PASS or FAILED before it where it was a matter of right and wrong."""
+    if passed is None:
+        say(sentence)
+        return
+    word, style = ("PASS", "bold green") if passed else ("FAILED", "bold red")
+    if not sys.stdout.isatty():
+        print(f"{word}: {sentence}")
+        return
+    from rich.text import Text
+
+    text = Text(_wrapped(f"{word}: {sentence}"))
+    text.stylize(style, 0, len(word))
+    _console().print(text, soft_wrap=True)
 
 
 def complain(error: LabError) -> None:
@@ -64,31 +82,94 @@ def warn(text: str) -> None:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers_from: int = 1) -> None:
-    """Print a table; columns from `numbers_from` on hold numbers and are set to the right."""
+    """Print a table; columns from `numbers_from` on hold numbers and are set to the right.
+
+    Where output is no terminal, a row is one line, however long. A terminal's width is kept by breaking lines between
+    words, and where not even the words fit side by side, by one block of lines a row: no word is ever cut.
+    """
+    cells = [list(map(str, row)) for row in rows]
+    if not sys.stdout.isatty():
+        _print_lines(headings, cells, numbers_from)
+        return
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    console = _console()
+    columns = list(zip(headings, *cells, strict=True))
+    natural = [max(map(len, column)) for column in columns]
+    words = [max(len(word) for cell in column for word in cell.split(" ")) for column in columns]
+    least = [max(word, SENTENCE) if width > 2 * SENTENCE else word for word, width in zip(words, natural, strict=True)]
+    widths = _fitted(natural, least, console.width - 3 * len(columns) - 1)  # between columns: two spaces and a frame's
+    if widths is None:
+        _print_blocks(headings, cells)
+        return
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, heading in enumerate(headings):
-        grid.add_column(heading, justify="right" if index >= numbers_from else "left")
-    for row in rows:
-        grid.add_row(*(Text(cell) for cell in row))
+    for index, (heading, width) in enumerate(zip(headings, widths, strict=True)):
+        grid.add_column(Text(heading), justify="right" if index >= numbers_from else "left", width=width)
+    for row in cells:
+        grid.add_row(*map(Text, row))
     console.print(grid)
 
 
-@contextmanager
-def working(what: str) -> Iterator[None]:
-    """Show on standard error that something is under way, where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield
-        return
+def _fitted(natural: Sequence[int], least: Sequence[int], room: int) -> list[int] | None:
+    """Widths of columns within the room, the widest made narrower first; None where the least ones need more."""
+    widths = list(natural)
+    while sum(widths) > room:
+        wide = [index for index, width in enumerate(widths) if width > least[index]]
+        if not wide:
+            return None
+        widths[max(wide, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def _print_lines(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int) -> None:
+    """One line a row, two spaces between columns."""
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    for row in (headings, *rows):
+        padded = [
+            cell.rjust(width) if index >= numbers_from else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        if line := "  ".join(padded).rstrip():
+            print(line)
+
+
+def _print_blocks(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """One block of lines a row: its first cell, then each other that says something, under its heading."""
+    for first, *others in rows:
+        print(_wrapped(first))
+        for heading, cell in zip(headings[1:], others, strict=True):
+            if cell not in ("", "-"):
+                print(_wrapped(f"{heading}: {cell}" if heading else cell, "  "))
+        print()
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    """Text in lines of the terminal's width, broken between words only."""
+    lines = (
+        textwrap.wrap(
+            line,
+            _columns(),
+            initial_indent=indent,
+            subsequent_indent=2 * indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for line in text.split("\n")
+    )
+    return "\n".join("\n".join(line) for line in lines)
+
+
+def _console() -> Any:
     from rich.console import Console
 
-    with Console(stderr=True).status(what):
-        yield
+    return Console(highlight=False, width=_columns(), height=25)  # of both, else rich measures itself
+
+
+def _columns() -> int:
+    """Columns of the terminal behind standard output."""
+    return max(shutil.get_terminal_size().columns, 20)
 
 
 def predicted(by_clock: Mapping[str, Any]) -> str:
@@ -97,6 +178,11 @@ def predicted(by_clock: Mapping[str, Any]) -> str:
     bills = by_clock["graph"]
     parts = ", ".join(f"{what} {number(us)}" for what, us in bills["parts"].items() if us)
     return f"predicted {times}; {bills['binds']} binds ({parts})"
+
+
+def spread(found: Any) -> str:
+    """The quartiles of samples and how many there are; "-" for none."""
+    return f"{number(found.low_us)} to {number(found.high_us)}, {found.samples}" if found else "-"
 
 
 def number(value: float | None) -> str:

@@ -6,6 +6,7 @@ import typer
 
 from experiments.cli.options import Json
 from experiments.cli.output import emit, say
+from experiments.cli.waiting import working
 
 Check = Annotated[
     bool, typer.Option("--check", help="Write nothing; exit code 1 where a file is not what the records make of it.")
@@ -17,9 +18,10 @@ def report(check: Check = False, as_json: Json = False) -> int:
     from experiments.tables.report import report as make
     from lab.record import archive
 
-    past = archive()
-    made = make(past)
-    changed = [str(path) for path in (made.outdated if check else made.write())]
+    with working("making the tables from the records"):
+        past = archive()
+        made = make(past)
+        changed = [str(path) for path in (made.outdated if check else made.write())]
     document = {"written": not check, "changed": changed, "doubts": made.doubts, "complaints": past.complaints}
     emit(document, as_json, _render)
     return 1 if check and changed else 0

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from experiments.lookup import CLOCKS, ceilings, read_rate
-from experiments.rows import Row, Verdict
+from experiments.rows import Row, Verdict, timed_by
 from experiments.running.backends import Backend
 from lab.record import Archive, Record
 from sim.machine import machine
@@ -38,7 +38,7 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
                 chip.title, f"{what} {int(size) / 2**20:,.0f} MiB {clock}, TB/s", sheet, None, rate, record.source
             )
         else:
-            yield Row(chip.title, f"{what} {clock}, us", None, None, record.us, record.source)
+            yield timed_by(Row(chip.title, f"{what} {clock}, us", None, None, None), record)
 
 
 def verdict(records: Sequence[Record], past: Archive) -> Verdict:
@@ -47,7 +47,7 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
     sheet = f"{chip.hbm_bandwidth / 1e12:.4g} TB/s"
     rate, source = read_rate(past, chip.name)
     if rate is None:
-        return Verdict(True, f"No {chip.title} has been measured here; its data sheet says {sheet}.")
+        return Verdict(None, f"No {chip.title} has been measured here; its data sheet says {sheet}.")
     share = rate / chip.hbm_bandwidth
     return Verdict(
         share <= 1, f"A read kernel gets {rate / 1e12:.3g} TB/s on {source}: {share:.1%} of the data sheet's {sheet}."

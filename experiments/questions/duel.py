@@ -20,9 +20,9 @@ class Slower:
     source: str  # "measured" or "predicted"
 
     @property
-    def held(self) -> bool:
-        """Whether many tokens need the GEMM's kernel, and one token does not go better with it."""
-        return self.many > 1 and self.one > 1 / NOISE
+    def held(self) -> bool | None:
+        """Whether many tokens need the GEMM's kernel, and one token does not go better with it; None: so predicted."""
+        return (self.many > 1 and self.one > 1 / NOISE) or (False if self.source == "measured" else None)
 
     @property
     def conclusion(self) -> str:

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from experiments import markdown
-from experiments.lookup import best_peer, counted, is_peer, layer_of, note
+from experiments.lookup import CLOCKS, best_peer, counted, is_peer, layer_of, measured, note
 from experiments.markdown import figure, share
 from experiments.questions.ladder import climb, tuned_fields
-from experiments.rows import MEGA, Row, Verdict, counters_of
+from experiments.rows import MEGA, Row, Verdict, counters_of, timed_by
 from experiments.running.backends import Backend
 from experiments.running.jobs import Job
 from experiments.words import spell
@@ -22,6 +22,7 @@ from sim.machine import Machine, machine
 QUESTION = "What does each rung of the GEMM ladder add, and how far from cuBLAS and from the chip's peak is it?"
 
 LADDERS = ("fp32", "bf16", "fp8")
+CLOCK = "cold"
 RASTER = "with a raster"
 NO_RASTER = "without a raster"
 TERA = 1e12
@@ -110,7 +111,7 @@ def measure(options: Options, backend: Backend) -> Iterator[Record]:
             kernel=rung.kernel.name,
             problem=rung.problem.as_dict(),
             schedules=(rung.words,),
-            clocks=("cold",),
+            clocks=(CLOCK,),
             rounds=options.rounds,
             experiment="gemm_ladder",
             facts={"ladder": ladder, "rung": number, "note": rung.note},
@@ -139,27 +140,31 @@ class Step:
     tflops: float | None
     of_peer: float | None
     of_peak: float | None
-    source: str
+    timed: Record | None
+    note: str
 
 
 def steps(records: Sequence[Record], past: Archive) -> dict[str, list[Step]]:
-    """The rungs of each ladder among the records of a run, in their order."""
+    """The rungs of each ladder among the records of a run, in their order, timed in this run or in the newest one."""
+    every = (*past.records, *records)
     found: dict[str, list[Step]] = {}
     for record in records:
         if "ladder" in record.metrics and not is_peer(record) and record.schedule is not None:
-            found.setdefault(str(record.metrics["ladder"]), []).append(_step(record, records, past))
+            found.setdefault(str(record.metrics["ladder"]), []).append(_step(record, past, every))
     return found
 
 
-def _step(record: Record, records: Sequence[Record], past: Archive) -> Step:
+def _step(record: Record, past: Archive, every: Sequence[Record]) -> Step:
     simulating = counted(past, record, "simulated")
     simulated = record.simulated or (simulating.simulated if simulating else None) or {}
     counters = counters_of(counted(past, record))
     hbm = [counters[name] for name in ("hbm_read_bytes", "hbm_write_bytes") if name in counters]
-    chip, problem, peer = machine(record.machine), layer_of(record), best_peer(records, record)
-    rate = problem.flops / record.us * 1e6 if record.us else None
-    held = (record.clocks or {}).get("sm")  # MHz
-    names = [record.kernel, record.metrics["note"], note(record)]
+    chip, problem = machine(record.machine), layer_of(record)
+    timed = record if record.us else measured(past, record, CLOCK)
+    peer = best_peer(every, timed) if timed else None
+    rate = problem.flops / timed.us * 1e6 if timed and timed.us else None
+    held = (timed.clocks or {}).get("sm") if timed else None  # MHz
+    names = [record.kernel, record.metrics["note"]]
     return Step(
         name=", ".join(str(name) for name in names if name),
         adds=catalog.get(record.kernel).adds if record.kernel in catalog.names() else "",
@@ -168,9 +173,10 @@ def _step(record: Record, records: Sequence[Record], past: Archive) -> Step:
         l2_counted=_mega(counters.get("l2_to_sm_bytes")),
         hbm_counted=_mega(sum(hbm)) if hbm else None,
         tflops=rate / TERA if rate else None,
-        of_peer=peer.us / record.us if peer and peer.us and record.us else None,
+        of_peer=peer.us / timed.us if peer and peer.us and timed and timed.us else None,
         of_peak=rate / (chip.peak(problem.activations) * held * MEGA / chip.clock_hz) if rate and held else None,
-        source=record.source if record.us else "",
+        timed=timed,
+        note=note(record, timed),
     )
 
 
@@ -184,14 +190,15 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
         for step in climbed:
             case = f"{ladder}: {step.name}"
             yield Row(case, "L2 to SM, MB", step.l2_theory, step.l2_simulated, step.l2_counted)
-            for quantity, value in (
-                ("HBM, MB", step.hbm_counted),
-                ("TFLOP/s", step.tflops),
-                ("of cuBLAS", step.of_peer),
-                ("of the peak at the clock held", step.of_peak),
-            ):
+            if step.hbm_counted is not None:
+                yield Row(case, "HBM, MB", None, None, step.hbm_counted)
+            if step.timed is None:
+                continue
+            yield timed_by(Row(case, f"time {CLOCKS[CLOCK]}, us", None, None, None, note=step.note), step.timed)
+            for quantity, value in (("of cuBLAS", step.of_peer), ("of the peak at the clock held", step.of_peak)):
                 if value is not None:
-                    yield Row(case, quantity, None, None, value, step.source)
+                    yield Row(case, quantity, None, None, value, step.timed.source, percent=True)
+            yield Row(case, "TFLOP/s", None, None, step.tflops, step.timed.source)
 
 
 def verdict(records: Sequence[Record], past: Archive) -> Verdict:
@@ -211,7 +218,7 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
             ends = [f"{step.of_peer:.1%} of cuBLAS ({step.name})" for step in (timed[0], top)]
             climbs.append(f"{ladder} climbs from {ends[0]} to {ends[1]}")
         else:
-            climbs.append(f"{ladder} has {len(climbed)} rungs, not timed in this run")
+            climbs.append(f"{ladder} has {len(climbed)} rungs, none of them timed yet")
     equal = f"bytes differ from theory at {', '.join(differing)}" if differing else "simulated bytes equal theory"
     return Verdict(not differing and bool(ladders), f"{'; '.join(climbs)}; {equal}.")
 
@@ -231,7 +238,7 @@ def table(past: Archive) -> str:
         climbed = steps([*rungs, *filter(is_peer, same)], past)[name]
         rows = (
             [
-                f"`{step.name}`",
+                f"`{', '.join(filter(None, (step.name, step.note)))}`",
                 step.adds,
                 *map(figure, (step.l2_theory, step.l2_simulated, step.l2_counted, step.hbm_counted, step.tflops)),
                 share(step.of_peer),
@@ -239,7 +246,7 @@ def table(past: Archive) -> str:
             ]
             for step in climbed
         )
-        sources = sorted({step.source for step in climbed if step.source})
+        sources = sorted({step.timed.source for step in climbed if step.timed})
         on = f", on {'; '.join(sources)}" if sources else ", not timed yet"
         shape = {key: value for key, value in (last.problem or {}).items() if key in ("m", "n", "k")}
         parts.append(f"{name}, {spell(shape)}{on}:\n\n{markdown.table(_HEADINGS, rows)}")

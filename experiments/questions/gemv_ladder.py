@@ -125,11 +125,13 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
             for quantity, value in (
                 ("of the floor", step.of_floor),
                 ("of HBM's peak", step.of_peak),
-                ("cuBLAS's time over its own", step.peer_us / us if step.peer_us else None),
-                ("time of the rung below over its own", after / us if after else None),
+                ("of cuBLAS", step.peer_us / us if step.peer_us else None),
             ):
                 if value is not None:
-                    yield Row(case, quantity, None, None, value, row.source, row.note)
+                    yield Row(case, quantity, None, None, value, row.source, row.note, percent=True)
+            if after:
+                what = "time of the rung below over its own"
+                yield Row(case, what, None, None, after / us, row.source, row.note)
 
 
 def _below(record: Record) -> str | None:

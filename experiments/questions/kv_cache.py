@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from experiments.lookup import question_of
+from experiments.markdown import figure
 from experiments.rows import Row, Verdict
 from experiments.running.backends import Backend
 from lab.problems import Attention
@@ -49,14 +50,15 @@ def measure(options: Options, backend: Backend) -> Iterator[Record]:
 
 
 def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: ARG001  (nothing here is measured yet)
-    """Size of the cache and the time to read it once, by variant."""
+    """Size of the cache and the time to read it once, by variant; a note where no such card holds it."""
     for record in records:
-        layer = question_of(record)
+        layer, card = question_of(record), machine(record.machine)
         assert isinstance(layer, Attention)
         case = f"{record.metrics['variant']}, {layer.kv}"
         nbytes = _cache(record)
-        yield Row(case, "KV cache, GB", nbytes / 1e9, None, None)
-        yield Row(case, "read of it, ms a step", nbytes / machine(record.machine).hbm_bandwidth * 1e3, None, None)
+        beyond = "" if nbytes <= card.hbm_bytes else f"more than the {_gigabytes(card.hbm_bytes)} of one {card.title}"
+        yield Row(case, "KV cache, GB", nbytes / 1e9, None, None, note=beyond)
+        yield Row(case, "read of it, ms a step", nbytes / card.hbm_bandwidth * 1e3, None, None)
         yield Row(case, "intensity, FLOP/B", layer.flops / layer.bytes["total"], None, None)
 
 
@@ -73,9 +75,22 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG00
     )
     return Verdict(
         _cache(first) == formula,
-        f"{layer.batch} sequence(s) of {layer.kv_len:,} tokens in {layers} layers hold {_cache(first) / 1e9:.2g} GB "
-        f"of keys and values, read whole for every token; {factors}.",
+        f"{layer.batch} sequence(s) of {layer.kv_len:,} tokens in {layers} layers hold {_gigabytes(_cache(first))} "
+        f"of keys and values, read whole for every token{_beyond(records)}; {factors}.",
     )
+
+
+def _beyond(records: Sequence[Record]) -> str:
+    """Which variants one card cannot hold, as a part of a sentence; nothing where it holds all."""
+    card = machine(records[0].machine)
+    over = [
+        f"{r.metrics['variant']} in {question_of(r).as_dict()['kv']}" for r in records if _cache(r) > card.hbm_bytes
+    ]
+    return f"; one {card.title} does not hold {', '.join(over)}" if over else ""
+
+
+def _gigabytes(nbytes: float) -> str:
+    return f"{figure(nbytes / 1e9)} GB"
 
 
 def _cache(record: Record) -> float:

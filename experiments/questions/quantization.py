@@ -102,8 +102,9 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
     said = ", ".join(f"{form} {share:.2f}" for form, share in shares.items())
     slope, start = np.polyfit([layer_of(record).bytes["weights"] for record in every], all_us, 1)
     line = f"about {start:.1f} us + bytes at {1e-6 / slope:.2f} TB/s" if slope > 0 else "on no line"
+    linear = min(shares.values(), default=1.0) >= LINEAR
     return Verdict(
-        min(shares.values(), default=1.0) >= LINEAR,
+        linear or (False if source == "measured" else None),
         f"On {name} the speed-up is this share of the ratio of bytes: {said or 'only one format'}; "
         f"all times lie {line} ({source}).",
     )

@@ -46,7 +46,7 @@ def simulate(
     kernel: Kernel, problem: Problem, schedule: Any, machine: Machine, budget_s: float = BUDGET, seed: int = 0
 ) -> Simulation:
     """Simulate and check a kernel; raises InputError or ScheduleError for what the kernel refuses."""
-    require_arch(kernel, problem, machine)
+    kernel.require_arch(problem, machine)
     require_room(problem, machine)
     theory = kernel.module.theory(problem, schedule, machine)
     part = problem.part(budget_s * (_TENSOR_RATE if theory.mma_flops else _SCALAR_RATE))
@@ -62,13 +62,6 @@ def simulate(
         simulated=whole,
         disagreements={**verified.disagreements, **disagreements(theory, whole)},
     )
-
-
-def require_arch(kernel: Kernel, problem: Problem, machine: Machine) -> None:
-    """Raise InputError where the kernel needs another architecture for the problem than the machine's."""
-    if not kernel.solves.runs_on(machine.arch, problem):
-        needs = kernel.solves.needs(problem)
-        raise InputError(f"{kernel.name} needs architecture {needs}; the {machine.title} is {machine.arch}")
 
 
 def require_room(problem: Problem, machine: Machine) -> None:

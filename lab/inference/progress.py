@@ -1,9 +1,11 @@
-"""A progress bar on standard error, where that is a terminal."""
+"""A progress bar on standard error where that is a terminal, else a line for what takes more than a second."""
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
+
+from sim.waits import mention
 
 Advance = Callable[[int], None]  # takes how much is done so far
 
@@ -16,7 +18,11 @@ def silent(done: int) -> None:
 def progress(what: str, total: int, unit: Literal["bytes", "tensors"]) -> Iterator[Advance]:
     """Show how far `what` is; the context's value is called with the amount done, and does nothing off a terminal."""
     if not sys.stderr.isatty():
-        yield silent
+        wait = mention(what)
+        try:
+            yield silent
+        finally:
+            wait.cancel()
         return
     from rich.console import Console  # only a terminal needs it
     from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

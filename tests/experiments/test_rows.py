@@ -9,7 +9,7 @@ from tests.experiments.examples import SMALL, measured
 
 
 def test_rows_show_the_fastest_schedule_of_the_newest_run_and_its_peers() -> None:
-    mine = experiments.run("two_machines", **SMALL["two_machines"])[0]
+    mine = experiments.run("two_machines", **SMALL["two_machines"]).records[0]
     past = Archive(
         (
             measured(msgspec.structs.replace(mine, run="old"), 1.0),

@@ -52,8 +52,12 @@ def test_they_are_found_by_the_question_they_ask() -> None:
 
 @pytest.mark.parametrize("name", ["ceilings", "kv_cache", "machines", *SMALL])
 def test_from_a_script(name: str) -> None:
-    records = experiments.run(name, on="sim", **SMALL.get(name, {}))
+    found = experiments.run(name, on="sim", **SMALL.get(name, {}))
+    records = found.records
     assert records
+    assert found.rows
+    assert not found.kept
+    assert found.passed is not False  # predictions refute nothing
     assert len({r.run for r in records}) == 1
     assert all(r.experiment == name and r.on == "sim" and r.us is None for r in records)
     assert all(r.check.passed for r in records if r.check)
@@ -117,7 +121,7 @@ def test_a_simulated_run_keeps_no_records_unless_asked(tmp_path: Path, monkeypat
     monkeypatch.setattr(runner, "folder", lambda: tmp_path)
     experiments.run("kv_cache")
     assert list(tmp_path.iterdir()) == []
-    written = experiments.run("kv_cache", record=True)
+    written = experiments.run("kv_cache", record=True).records
     lines = (tmp_path / "kv_cache.jsonl").read_text().splitlines()
     assert [json.loads(line)["metrics"] for line in lines] == [r.metrics for r in written]
 

@@ -50,7 +50,7 @@ def test_decode_is_held_to_the_read_the_peers_and_more_tokens() -> None:
 
 
 def test_a_chain_is_held_to_its_bytes_at_the_read_rate() -> None:
-    record = experiments.run("decode_chain", d=256)[0]
+    record = experiments.run("decode_chain", d=256).records[0]
     read = {"experiment": "ceilings", "metrics": {"what": "read", "nbytes": 2**31, "bytes_per_s": 3.0e12}}
     past = Archive((timed("", 1.0, schedule={}, **read), timed("", 1.0, schedule={}, machine="h200", **read)))
     floor = 8 * 2 * 256 * 256 / 3.0e12 * 1e6

@@ -137,7 +137,7 @@ def test_bench_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert run_command(["bench", *GEMV, "--no-record"]) == 0
     out = capsys.readouterr().out
     (line, _) = [line for line in out.splitlines() if line.lstrip().startswith("gemv_vectorized  ")]
-    assert line.split()[-5:] == ["cold", "4", "30%", "2", "right"]
+    assert line.split()[-6:] == ["cold", "4", "-", "30%", "2", "right"]
     assert "measured on a card, " in out
     assert list(tmp_path.iterdir()) == []
 
@@ -272,7 +272,7 @@ def test_check_on_gpu(gpu: Worker, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_experiment_on_gpu_keeps_its_records_and_shows_them(gpu: Worker, tmp_path: Path) -> None:
-    records = experiments.run("two_machines", on="gpu", d=256, m=64)
+    records = experiments.run("two_machines", on="gpu", d=256, m=64).records
     assert len(gpu.jobs) == 4
     assert record.read([tmp_path / "two_machines.jsonl"]).records == tuple(records)
     own = [r for r in records if r.kernel == "gemv_vectorized"]
@@ -287,7 +287,7 @@ def test_an_experiment_on_gpu_keeps_its_records_and_shows_them(gpu: Worker, tmp_
 
 @pytest.mark.usefixtures("gpu")
 def test_ceilings_on_gpu() -> None:
-    records = experiments.run("ceilings", on="gpu")
+    records = experiments.run("ceilings", on="gpu").records
     past = record.Archive(tuple(records))
     answer = runner.conclude("ceilings", records, past)
     assert "A read kernel gets 3.07 TB/s on a card, " in answer.verdict.sentence

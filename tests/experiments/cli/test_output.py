@@ -1,0 +1,173 @@
+"""What people see: whole words at any width, plain lines in a pipe, PASS and FAILED, what a wait waits for."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.cli import run_command
+from experiments.cli.output import conclude, say, table
+from experiments.cli.waiting import working
+from lab import catalog
+from sim import waits
+
+LAB = [sys.executable, "-m", "experiments"]
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+WAITING = "lab: reading the files of all kernels ..."
+COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-7]m")
+
+
+def on_terminal(arguments: list[str], columns: int, **environment: str) -> tuple[int, str]:
+    """(exit code, what a terminal of so many columns is sent on both streams)."""
+    shown, end = pty.openpty()
+    given = os.environ | {"COLUMNS": str(columns), "TERM": "xterm-256color"} | environment
+    with subprocess.Popen([*LAB, *arguments], stdout=end, stderr=end, env=given) as child:
+        os.close(end)
+        said = b""
+        while True:
+            try:
+                part = os.read(shown, 4096)
+            except OSError:  # the other end is closed
+                break
+            if not part:
+                break
+            said += part
+    os.close(shown)
+    return child.returncode, said.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_list_shows_every_name_whole_within_the_width(columns: int) -> None:
+    code, said = on_terminal(["list"], columns)
+    lines = ESCAPES.sub("", said.replace("\r", "\n")).splitlines()
+    assert code == 0
+    assert max(map(len, lines)) <= columns
+    for kernel in catalog.kernels():
+        assert any(re.search(rf"\b{kernel.name}\b", line) for line in lines)
+    assert "…" not in said
+    words = set(" ".join(lines).split())
+    assert all(word in words for kernel in catalog.kernels() for word in kernel.adds.split())
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+@pytest.mark.parametrize("arguments", [["run", "kv_cache", "batch=64"], ["run", "machines"], ["compare"], ["env"]])
+def test_tables_keep_words_whole_at_any_width(arguments: list[str], columns: int) -> None:
+    code, said = on_terminal(arguments, columns)
+    assert code == 0
+    assert "…" not in said
+    piped = subprocess.run([*LAB, *arguments], capture_output=True, text=True, check=True).stdout
+    shown = {word.rstrip(":") for word in ESCAPES.sub(" ", said).split()}  # of a block, headings end in colons
+    assert {word.rstrip(":") for word in piped.split()} - {"-", "run"} <= shown  # "run" heads the first cell of a block
+
+
+def test_a_pipe_gets_one_plain_line_a_row() -> None:
+    done = subprocess.run(
+        [*LAB, "list"], capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "40"}
+    )
+    assert done.stdout.isascii()
+    for kernel in catalog.kernels():
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"{kernel.name} ")]
+        assert line.endswith(kernel.adds)
+
+
+@pytest.mark.parametrize(
+    ("environment", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
+)
+def test_pass_is_said_and_coloured_where_colours_are_wanted(environment: dict[str, str], coloured: bool) -> None:
+    code, said = on_terminal(["run", "kv_cache"], 100, **environment)
+    assert code == 0
+    assert "PASS: 1 sequence(s)" in ESCAPES.sub("", said)
+    assert bool(COLOUR.search(said)) == coloured
+
+
+def test_an_ascii_terminal_gets_ascii() -> None:
+    code, said = on_terminal(["list", "kernels"], 140, LC_ALL="C", PYTHONIOENCODING="ascii", PYTHONCOERCECLOCALE="0")
+    assert code == 0
+    assert said.isascii()
+    assert "\\u" not in said
+
+
+def test_a_reader_of_one_line_and_a_full_disk() -> None:
+    done = subprocess.run(["sh", "-c", f"{' '.join(LAB)} list | head -1"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.count("\n")) == (0, 1)
+    assert set(done.stderr.splitlines()) <= {WAITING}
+    done = subprocess.run(["sh", "-c", f"{' '.join(LAB)} list > /dev/full"], capture_output=True, text=True, timeout=60)
+    (failure,) = set(done.stderr.splitlines()) - {WAITING}
+    assert (done.returncode, "No space left on device" in failure) == (4, True)
+
+
+def test_a_table_of_words_too_long_for_the_terminal_is_one_block_a_row(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "20")
+    table(["kernel", "adds", "us"], [["a_name_of_23_characters", "one two three four five", "-"]], numbers_from=2)
+    out = capsys.readouterr().out
+    assert out == "a_name_of_23_characters\n  adds: one two\n    three four five\n\n"
+    say("one two three four five")
+    assert capsys.readouterr().out == "one two three four\nfive\n"
+
+
+def test_failed_is_said_where_nothing_is_coloured(capsys: pytest.CaptureFixture[str]) -> None:
+    for passed in (True, False, None):
+        conclude(passed, "so it is")
+    assert capsys.readouterr().out == "PASS: so it is\nFAILED: so it is\nso it is\n"
+
+
+def test_a_wait_says_what_it_waits_for_as_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(waits, "PATIENCE_S", 0.05)
+    with working("checking") as now:
+        now("compiling")
+        time.sleep(0.3)
+        now("simulating")
+        now("emulating")
+        time.sleep(0.3)
+    with working("quick"):
+        pass
+    time.sleep(0.2)
+    assert capsys.readouterr().err == "lab: checking: compiling ...\nlab: checking: emulating ...\n"
+
+
+def test_run_help_names_the_options_of_the_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["run", "kv_cache", "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "How large does the KV cache get" in out
+    assert "layers=32 d=4096 head_dim=128 batch=1 context=8192" in out
+    assert run_command(["run", "--help"]) == 0
+    assert "kv_cache How large does the KV cache get" in " ".join(capsys.readouterr().out.split())
+
+
+def test_help_gives_each_verbs_whole_first_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert "and every experiment." in " ".join(out.split())
+
+
+def test_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAB_COMMIT", "0123456789abcdef-dirty")
+    assert run_command(["--version"]) == 0
+    assert re.fullmatch(
+        r"lab (\d+\.\d+\.\d+|\(not installed\)), commit 01234567 with changes\n", capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("stranger", ["lab/__init__.py", "sim.py"])
+def test_another_package_of_our_name_is_refused(stranger: str, tmp_path: Path) -> None:
+    other = tmp_path / stranger
+    other.parent.mkdir(exist_ok=True)
+    other.write_text("")
+    start = f"import sys; sys.path.append({os.getcwd()!r}); from experiments.__main__ import main; main()"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", start, "list"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (4, "", 1)
+    assert str(other.parent if stranger.startswith("lab") else other) in done.stderr
+    assert "in place of the lab's own" in done.stderr
