@@ -189,7 +189,8 @@ def _arena(problem: Any, job: Job | Search, last: Any = None) -> Any:
     if last and seed is None:
         if last.problem == problem:
             return last
-        if last.problem.m > problem.m and replace(last.problem, m=problem.m) == problem:
+        m, more = (getattr(each, "m", 0) for each in (problem, last.problem))  # rows, where inputs are nothing else
+        if more > m > 0 and replace(last.problem, m=m) == problem:
             wider = last
     return Bench(problem, device.machine(), job.experiment, seed, wider)
 

@@ -1,5 +1,7 @@
 """What the worker process does with the jobs it is sent, on a device that is replaced."""
 
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -11,7 +13,7 @@ from lab.choice import best_guesses, choose, contenders, schedule_words
 from lab.gpu import bench as gpu_bench
 from lab.gpu import device as gpu_device
 from lab.kernel import schedule_fields
-from lab.problems import Linear
+from lab.problems import Attention, Linear
 from lab.record import Record
 from sim.machine import H100
 from tests.lab.gpu.fake_bench import Device, install
@@ -52,6 +54,18 @@ def test_a_batch_is_timed_job_by_job(device: Device) -> None:
     assert [len(r.samples_us) for r in found] == [2] * 4
     assert len({r.run for r in found}) == len(device.measured) == 2
     assert all(r.check and r.check.passed for r in found)
+
+
+@pytest.mark.usefixtures("device")
+def test_only_fewer_rows_of_the_same_problem_take_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_bench, "Bench", lambda problem, *_: SimpleNamespace(problem=problem, wider=_[-1]))
+    fewer = replace(PROBLEM, m=7)
+    problems = [Attention(2, 4, 2, 64, 1, 40), Attention(1, 4, 2, 64, 1, 40), PROBLEM, fewer, PROBLEM]
+    last, wider = None, []
+    for problem in problems:
+        last = on_device._arena(problem, Job(kernel="", problem=problem.as_dict()), last)
+        wider.append(last.wider.problem if last.wider else None)
+    assert wider == [None, None, None, PROBLEM, None]
 
 
 @pytest.mark.usefixtures("device")
