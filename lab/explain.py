@@ -40,8 +40,10 @@ class Explanation:
 
     @cached_property
     def chosen(self) -> Plan | None:
-        """The plan whose times are predicted; None for a whole model."""
-        return None if isinstance(self.problem, Model) else self.choose(self.problem, self.machine)
+        """The plan whose times are predicted; None for a whole model, and for what does not fit."""
+        if isinstance(self.problem, Model) or not self.fits:
+            return None
+        return self.choose(self.problem, self.machine)
 
     @cached_property
     def step(self) -> ModelStep | None:

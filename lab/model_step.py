@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from lab.execute.plan import Plan
 from lab.problems import Model, Problem
+from lab.problems.model import DECODE
 from lab.problems.protocol import MAX_DIMENSION
 from sim.machine import Machine
 from sim.roofline import roofline
@@ -76,8 +77,9 @@ class ModelStep:
             placed = roofline(at.flops, at.streamed_bytes, at.unit, self.machine)
             return placed.intensity >= placed.ridge
 
-        least = 1 + bisect_left(range(1, MAX_DIMENSION + 1), True, key=met)
-        return least if least <= MAX_DIMENSION else None
+        batches = self._values("batch")
+        least = bisect_left(batches, True, key=met)
+        return batches[least] if least < len(batches) else None
 
     def as_dict(self, floor_us: float) -> dict[str, Any]:
         """What `lab explain model --json` has besides what it has of every problem; a step takes `floor_us` at best."""
@@ -117,4 +119,10 @@ class ModelStep:
         def nbytes(value: int) -> int:
             return replace(self.model, **{extent: value}).bytes["total"]  # type: ignore[arg-type]
 
-        return bisect_right(range(1, MAX_DIMENSION + 1), self.machine.hbm_bytes, key=nbytes)
+        return bisect_right(self._values(extent), self.machine.hbm_bytes, key=nbytes)
+
+    def _values(self, extent: str) -> range:
+        """What a model can have of batch or context, all else as it is."""
+        m = self.model
+        each = 1 if m.phase == DECODE else {"batch": m.context, "context": m.batch}[extent]
+        return range(1, MAX_DIMENSION // each + 1)

@@ -80,9 +80,9 @@ def lab(version: Version = False) -> None:
 
 app.command("list")(list_.list_)
 app.command("explain")(explain.explain)
-app.command("sweep")(sweep.sweep)
 app.command("check")(check.check)
 app.command("run", cls=run.WithOptions)(run.run)
+app.command("sweep")(sweep.sweep)
 app.command("bench")(bench.bench)
 app.command("calibrate")(calibrate.calibrate)
 app.command("counters")(counters.counters)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from lab.problems.attention import Attention
 from lab.problems.linear import Linear
-from lab.problems.protocol import Problem, require_extents
+from lab.problems.protocol import MAX_DIMENSION, Problem, require_extents
 from sim.errors import InputError
 from sim.formats import FORMATS, format_named
 
@@ -44,6 +44,9 @@ class Model:
         format_named(self.weights)
         if self.phase not in (DECODE, PREFILL):
             raise InputError(f"phase must be {DECODE} or {PREFILL}; phase = {self.phase!r}")
+        for what, value in (("tokens of a step", self.tokens), ("q_heads x head_dim", self.q_heads * self.head_dim)):
+            if value > MAX_DIMENSION:
+                raise InputError(f"{what} must be at most {MAX_DIMENSION:,}; they are {value:,}")
         self.attention  # noqa: B018  (its own checks of heads and format)
 
     @property
