@@ -40,7 +40,7 @@ def explain(
     """
     from experiments.asked import kernel_named, questions
     from experiments.cli.explained import render
-    from experiments.running.simulation import require_arch, require_room
+    from experiments.running.simulation import require_room
     from lab.execute.plan import Plan, plan
     from lab.explain import chosen_plan, explain
     from lab.kernel import parse_schedule
@@ -61,10 +61,8 @@ def explain(
 
     chips = [machine_named(name) for name in machine.split(",")]
     asked = [(question, chip) for question in questions(kind, words or []) for chip in chips]
-    if kernel:
-        for problem, chip in asked:
-            require_arch(kernel, problem, chip)
-            require_room(problem, chip)
+    for problem, chip in asked if kernel else ():
+        require_room(problem, chip)
     choose = cache(planned)  # contexts and batches share most of their layers
     documents = [explain(question, chip, choose).as_dict(compiled) for question, chip in asked]
     emit(documents if len(documents) > 1 else documents[0], as_json, lambda _: render(documents))

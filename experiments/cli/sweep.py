@@ -40,7 +40,6 @@ def sweep(
     Of a kind of problem, those of the kernels that are not outgrown by two others, one upon the other.
     """
     from experiments.asked import kernel_named, questions
-    from experiments.running.simulation import require_arch
     from lab.cards import CLOCKS
     from lab.choice import contenders, legal_candidates, outgrown
     from lab.explain import explain
@@ -59,8 +58,7 @@ def sweep(
         gone = outgrown([one for one, _ in tried])  # their predictions flatter
         tried = [(one, schedule) for one, schedule in tried if one.name not in gone]
     else:
-        require_arch(kernel, problem, chip)
-        kernel.best_guess(problem, chip)  # raises where the kernel does not take the problem
+        kernel.best_guess(problem, chip)  # raises where there is none
         tried = [(kernel, schedule) for schedule in legal_candidates(kernel, problem, chip)]
     priced = [(one, schedule, one.bills(problem, schedule, chip, clock)) for one, schedule in tried]
     document = {
