@@ -1,6 +1,7 @@
 """Counts: what moved and what was computed, with one meaning for every counter of it."""
 
 from dataclasses import dataclass, fields
+from math import gcd
 
 SECTOR = 32  # bytes: the unit in which L2 moves data
 
@@ -69,9 +70,17 @@ def row_sectors(rows: int, row_bytes: int, start: int, nbytes: int) -> int:
 
     The offset of a row within a sector repeats every 32 / gcd(row_bytes, 32) rows, so few rows stand for all.
     """
-    period = next(p for p in (1, 2, 4, 8, 16, 32) if p * row_bytes % SECTOR == 0)
+    period = SECTOR // gcd(row_bytes, SECTOR)
     counts = [sectors(r * row_bytes + start, nbytes) for r in range(min(period, rows))]
     return rows // period * sum(counts) + sum(counts[: rows % period]) if rows >= period else sum(counts)
+
+
+def column_sectors(rows: int, row_bytes: int, step: int) -> int:
+    """Sectors of all columns of those rows, taken `step` bytes at a time: one that two steps share counts for each."""
+    if row_bytes % SECTOR == step % SECTOR == 0:  # choosing among schedules asks this a thousand times
+        return rows * row_bytes // SECTOR
+    starts = range(0, row_bytes, step)
+    return sum(row_sectors(rows, row_bytes, start, min(step, row_bytes - start)) for start in starts)
 
 
 def lane_sectors(start: int, stride: int, width: int, lanes: int) -> int:

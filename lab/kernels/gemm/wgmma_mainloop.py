@@ -12,7 +12,7 @@ from lab.kernels.common import clusters, linear
 from lab.kernels.common.raster import tile_at, tiles_of
 from lab.kernels.gemm import wgmma_epilogue
 from lab.problems import Linear
-from sim.counts import SECTOR, Counts, row_sectors, sectors
+from sim.counts import SECTOR, Counts, column_sectors, sectors
 from sim.errors import ScheduleError
 from sim.formats import FORMATS
 from sim.jit import njit, prange
@@ -154,15 +154,12 @@ def tiled_theory(problem: Linear, block_m: int, block_n: int, tiles_m: int) -> C
     tiles_n, steps = tiles_of(p.columns, tile), tiles_of(p.k, step)
 
     def loaded(rows: int) -> int:
-        ks = ((at, min(step, p.k - at)) for at in range(0, p.k, step))
-        return sum(row_sectors(rows, size * p.k, size * at, size * width) for at, width in ks)
+        return column_sectors(rows, size * p.k, size * step)
 
     w = loaded(p.n)
     if p.swiglu:
         beyond = min(tiles_n * tile, p.n) - p.columns
         w += loaded(p.columns + beyond) - loaded(p.columns)
-    boxes = ((at, min(box, p.columns - at)) for at in range(0, p.columns, box))
-    y = sum(row_sectors(p.m, out * p.columns, out * at, out * width) for at, width in boxes)
     return Counts(
         flops=p.flops,
         mma_flops=2 * tiles_m * block_m * tiles_n * block_n * steps * step,
@@ -171,7 +168,7 @@ def tiled_theory(problem: Linear, block_m: int, block_n: int, tiles_m: int) -> C
         global_store_sectors=0,
         tma_load_bytes=tiles_m * tiles_n * steps * (block_m + block_n) * STEP_BYTES,
         l2_to_sm_bytes=SECTOR * (tiles_n * loaded(p.m) + tiles_m * w),
-        sm_to_l2_bytes=SECTOR * y,
+        sm_to_l2_bytes=SECTOR * column_sectors(p.m, out * p.columns, out * box),
         hbm_read_bytes=SECTOR
         * sum(
             sectors(0, a.nbytes)
