@@ -64,7 +64,7 @@ class Schedule:
 
 
 def candidates(problem: Sampling, machine: Machine) -> Iterator[Schedule]:
-    """Few rows: large clusters; many: as few CTAs as hold a row. Of those that hold it, the ones with few idle lanes."""
+    """Those with the fewest idle lanes; for few rows large clusters first, for many small ones."""
     choices = [(c, w, v) for c in (1, 2, 4, 8) for w in (1, 2, 4, 8, 16) for v in (1, 2, 4, 8)]
     legal = [s for s in (Schedule(*choice) for choice in choices) if s.columns >= problem.n]
     useful = [s for s in legal if s.columns < 2 * max(problem.n, REQUEST)]
