@@ -1,4 +1,4 @@
-"""Where a step runs: the simulated chip, whose arrays are NumPy's, or a GPU of this process, whose arrays are CuPy's."""
+"""Where a step runs: the simulated chip, on NumPy's arrays, or a GPU of this process, on CuPy's."""
 
 from dataclasses import dataclass
 from typing import Any

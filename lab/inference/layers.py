@@ -55,7 +55,7 @@ class Forward:
             cache = f"{layer}.cache"
             yield self._linear(f"{layer}.qkv", tokens, "normed", "qkv")
             yield Call(rope, {name: name for name in rope.inputs} | {"q": "q", "cache": cache})
-            scales = {name: name for name in ("k_scale", "v_scale") if name in attention.inputs}
+            scales = {name: name for name in attention.inputs if name.endswith("_scale")}
             where = {"q_starts": "query_starts", "kv_lens": "lengths", "block_table": "block_table"}
             yield Call(attention, {"q": "q", "cache": cache, **scales, **where, "y": "attended"})
             yield self._linear(f"{layer}.output", tokens, "attended", "branch")
@@ -75,7 +75,7 @@ class Forward:
 
     def buffers(self, layout: Layout) -> dict[str, Operand]:
         """The arrays that only a step itself reads and writes, and its results."""
-        written = {}
+        written: dict[str, Operand] = {}
         for call in self.calls(layout):
             own = call.problem.outputs
             written |= {call.arrays[name]: own[name] for name in own if not call.arrays[name].endswith(".cache")}

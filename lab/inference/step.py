@@ -86,8 +86,7 @@ class Step:
 
     def done(self) -> list[tuple[Plan, Problem]]:
         """Each call's plan, and its problem with the lengths that `input` holds."""
-        lengths = {"q_lens": self.input.q_lens, "kv_lens": self.input.kv_lens}
-        actual = {p: replace(p, **lengths) if isinstance(p, Attention) else p for p in self.plans}
+        actual = {p: _with_lengths(p, self.input.q_lens, self.input.kv_lens) for p in self.plans}
         return [(self.plans[problem], actual[problem]) for problem, _ in self.calls]
 
     def theory(self) -> Counts:
@@ -116,16 +115,21 @@ def step_us(model: Model, rows: Sequence[tuple[int, int]], machine: Machine, clo
     layout = Layout(len(rows), tokens, pages)
     config = config_of(model, pages * PAGE)
     forward = Forward(config, matrices_of(model), 1 + pages * len(rows), model.kv)
-    lengths = {"q_lens": tuple(q for q, _ in rows), "kv_lens": tuple(kv for _, kv in rows)}
+    q_lens, kv_lens = tuple(q for q, _ in rows), tuple(kv for _, kv in rows)
     times: dict[Problem, float] = {}
     total = 0.0
     for problem, _ in forward.calls(layout):
         if problem not in times:
             found = planned(problem, machine)
-            actual = replace(problem, **lengths) if isinstance(problem, Attention) else problem
+            actual = _with_lengths(problem, q_lens, kv_lens)
             times[problem] = found.kernel.predicted_us(actual, found.schedule, machine, clock)
         total += times[problem]
     return total
+
+
+def _with_lengths(problem: Problem, q_lens: tuple[int, ...], kv_lens: tuple[int, ...]) -> Problem:
+    """What a step asks with these lengths of its sequences."""
+    return replace(problem, q_lens=q_lens, kv_lens=kv_lens) if isinstance(problem, Attention) else problem
 
 
 def _plain(found: Plan) -> Plan:

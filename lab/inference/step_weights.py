@@ -123,8 +123,10 @@ def _stacked(parts: list[Any]) -> Any:
         return parts[0]
     kinds = {(part.group, part.zero_points) if isinstance(part, int4.Groups) else None for part in parts}
     if len(kinds) == 1 and None not in kinds:
-        joined = (np.concatenate([getattr(part, name) for part in parts]) for name in ("q", "scale", "offset"))
-        return int4.Groups(*joined, parts[0].group, parts[0].zero_points)
+        q, scale, offset = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("q", "scale", "offset")
+        )
+        return int4.Groups(q, scale, offset, parts[0].group, parts[0].zero_points)
     return np.concatenate([part.values if isinstance(part, int4.Groups) else part for part in parts])
 
 

@@ -192,7 +192,9 @@ def _race(exponents: NDArray, s: Settings) -> tuple[int, NDArray]:
 
     def kept(by: float) -> NDArray[np.bool_]:
         likely = (s.top_p >= 1) | (before < share * total + by * blur * total)
-        return few & (first == 0) | few & likely & (weight * (1 + by * slack) >= least) & (weight > 0)
+        able: NDArray[np.bool_] = first == 0
+        able |= few & likely & (weight * (1 + by * slack) >= least) & (weight > 0)
+        return able
 
     variate, wide = variates(s, weight.size)
     score = weight / variate

@@ -16,7 +16,7 @@ FLOPS = 3  # an element: a sum, a division, a product; the exponential is counte
 
 @dataclass(frozen=True)
 class SwiGLU(Problem):
-    """y[m, n] = silu(gate) * up (Shazeer, arXiv 2002.05202), the halves of gate_up[m, 2 n], in the format `activations`.
+    """y[m, n] = silu(gate) * up (Shazeer, arXiv 2002.05202), the halves of gate_up[m, 2 n], all in `activations`.
 
     Raises InputError for extents outside 1 to 2^31 - 1 and other formats.
     """
