@@ -62,13 +62,13 @@ class Step:
             p: {name: chip.xp.zeros(a.shape, a.storage) for name, a in scratch(found.launches).items()}
             for p, found in self.plans.items()
         }
-        bound = [
+        self.bound = [
             self.plans[problem].bind(
                 {**spaces[problem], **{operand: self.arrays[name] for operand, name in arrays.items()}}, chip.device
             )
             for problem, arrays in self.calls
         ]
-        self._graph = capture(*bound)
+        self._graph = capture(*self.bound)
 
     def run(self) -> Counts:
         """Enqueue the step that `input` describes; its results are in `arrays`: token, log_probability, logits."""
