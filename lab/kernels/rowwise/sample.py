@@ -67,7 +67,7 @@ def candidates(problem: Sampling, machine: Machine) -> Iterator[Schedule]:
     """Those with the fewest idle lanes; for few rows large clusters first, for many small ones."""
     choices = [(c, w, v) for c in (1, 2, 4, 8) for w in (1, 2, 4, 8, 16) for v in (1, 2, 4, 8)]
     legal = [s for s in (Schedule(*choice) for choice in choices) if s.columns >= problem.n]
-    useful = [s for s in legal if s.columns < 2 * max(problem.n, REQUEST)]
+    useful = [s for s in legal if s.columns <= 2 * max(problem.n, REQUEST)]
     few = problem.m * 8 <= machine.sms
     yield from sorted(useful, key=lambda s: (s.columns, -s.cluster if few else s.cluster, abs(s.warps - 8), s.vectors))
 
