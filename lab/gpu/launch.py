@@ -135,6 +135,12 @@ def read(pointer: int, shape: tuple[int, ...], dtype: np.dtype, device: int, str
     return found
 
 
+def write(array: NDArray, pointer: int, device: int, stream: int) -> None:
+    """Copy a dense array of the host to a GPU, in the order of the stream; it may change when this returns."""
+    with driver.current(device):
+        driver.call("cuMemcpyHtoDAsync", pointer, array.ctypes.data, array.nbytes, stream)
+
+
 @contextmanager
 def aside(device: int | None) -> Iterator[None]:
     """Allocate and fill arrays on a GPU beside whatever runs or is captured; all is done when this ends."""
