@@ -74,6 +74,16 @@ def row_sectors(rows: int, row_bytes: int, start: int, nbytes: int) -> int:
     return rows // period * sum(counts) + sum(counts[: rows % period]) if rows >= period else sum(counts)
 
 
+def box_sectors(rows: int, row_bytes: int, box_bytes: int) -> int:
+    """Sectors of the boxes that lie side by side along the rows, each asked for by itself; the last one may be cut.
+
+    A box is whole sectors wide, so that each but the last counts as many as the first.
+    """
+    whole = row_bytes // box_bytes
+    rest = row_sectors(rows, row_bytes, whole * box_bytes, row_bytes % box_bytes)
+    return whole * row_sectors(rows, row_bytes, 0, box_bytes) + rest
+
+
 def lane_sectors(start: int, stride: int, width: int, lanes: int) -> int:
     """Unique sectors of one request in which lane l accesses `width` naturally aligned bytes at start + l stride."""
     return lanes if stride >= SECTOR else sectors(start, (lanes - 1) * stride + width)
