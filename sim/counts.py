@@ -75,12 +75,14 @@ def row_sectors(rows: int, row_bytes: int, start: int, nbytes: int) -> int:
     return rows // period * sum(counts) + sum(counts[: rows % period]) if rows >= period else sum(counts)
 
 
-def column_sectors(rows: int, row_bytes: int, step: int) -> int:
-    """Sectors of all columns of those rows, taken `step` bytes at a time: one that two steps share counts for each."""
-    if row_bytes % SECTOR == step % SECTOR == 0:  # choosing among schedules asks this a thousand times
-        return rows * row_bytes // SECTOR
-    starts = range(0, row_bytes, step)
-    return sum(row_sectors(rows, row_bytes, start, min(step, row_bytes - start)) for start in starts)
+def box_sectors(rows: int, row_bytes: int, box_bytes: int) -> int:
+    """Sectors of the boxes that lie side by side along the rows, each asked for by itself; the last one may be cut.
+
+    A box is whole sectors wide, so that each but the last counts as many as the first.
+    """
+    whole = row_bytes // box_bytes
+    rest = row_sectors(rows, row_bytes, whole * box_bytes, row_bytes % box_bytes)
+    return whole * row_sectors(rows, row_bytes, 0, box_bytes) + rest
 
 
 def lane_sectors(start: int, stride: int, width: int, lanes: int) -> int:

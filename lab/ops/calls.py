@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from lab.execute import Plan, plan
 from lab.gpu.device import machine
 from lab.gpu.parameters import ALIGNMENT
-from lab.ops.arrays import Library, Operand, storage_of
+from lab.ops.arrays import Library, View
 from lab.problems import Problem
 from sim.errors import InputError
+from sim.formats import storage_of
 from sim.machine import H100
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def spoken(name: str) -> str:
     return "out" if name == "y" else name
 
 
-def one_device(described: Mapping[str, Operand]) -> int | None:
+def one_device(described: Mapping[str, View]) -> int | None:
     """The GPU that all arrays lie on, None for the host; raises InputError where they lie apart."""
     first, *others = described
     device = described[first].device
@@ -63,7 +64,7 @@ def one_device(described: Mapping[str, Operand]) -> int | None:
     return device
 
 
-def require_apart(described: Mapping[str, Operand], written: Collection[str]) -> None:
+def require_apart(described: Mapping[str, View], written: Collection[str]) -> None:
     """Raise InputError where a result overlaps another one, or what is still read while it is written."""
     ends = {name: o.pointer + _nbytes(o.shape, o.format) for name, o in described.items()}
     for result in written:

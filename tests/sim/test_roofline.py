@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from lab.problems import Linear
 from sim.bound import bills_us
-from sim.counts import SECTOR, Counts, column_sectors, row_sectors, sectors
+from sim.counts import SECTOR, Counts, box_sectors, row_sectors, sectors
 from sim.errors import InputError
 from sim.machine import MACHINES, machine
 from sim.roofline import roofline
@@ -73,13 +73,11 @@ def test_row_sectors_sums_over_rows(rows: int, row_bytes: int, start: int, nbyte
     )
 
 
-@given(
-    rows=st.integers(0, 20), row_bytes=st.integers(1, 200), step=st.integers(1, 100), unit=st.sampled_from([1, SECTOR])
-)
-def test_columns_are_taken_step_by_step(rows: int, row_bytes: int, step: int, unit: int) -> None:
-    parts = [(unit * at, unit * min(step, row_bytes - at)) for at in range(0, row_bytes, step)]
-    one_by_one = sum(row_sectors(rows, unit * row_bytes, start, nbytes) for start, nbytes in parts)
-    assert column_sectors(rows, unit * row_bytes, unit * step) == one_by_one
+@given(rows=st.integers(0, 50), row_bytes=st.integers(1, 700), box=st.sampled_from([32, 64, 96, 128]))
+def test_box_sectors_sums_over_boxes_side_by_side(rows: int, row_bytes: int, box: int) -> None:
+    assert box_sectors(rows, row_bytes, box) == sum(
+        row_sectors(rows, row_bytes, at, min(box, row_bytes - at)) for at in range(0, row_bytes, box)
+    )
 
 
 def test_a_field_that_one_launch_does_not_count_is_not_counted_in_the_sum() -> None:

@@ -17,7 +17,7 @@ from lab.kernels.gemm import gemm_dequant_simulation, wgmma_model
 from lab.kernels.gemm.gemm_dequant_simulation import BLOCK_K, BOX_K, FLOAT, ROWS, SCALE_ROWS, SUM_COLUMNS
 from lab.kernels.gemm.wgmma_mainloop import ALIGNMENT, MBARRIER, MMA_M, SWIZZLE
 from lab.problems import Linear
-from sim.counts import SECTOR, Counts, row_sectors, sectors
+from sim.counts import SECTOR, Counts, box_sectors, sectors
 from sim.errors import ScheduleError
 from sim.launch import Argument, Array, Launch, Role, TensorMap
 from sim.machine import Machine
@@ -341,12 +341,8 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     p, s = problem, layout(problem, schedule, machine)
     tiles_m, tiles_n, steps = tiles_of(p.m, s.block_m), tiles_of(p.n, s.block_n), tiles_of(p.k, BLOCK_K)
 
-    def boxes(rows: int, columns: int, itemsize: int, box: int) -> int:
-        widths = ((at, min(box, columns - at)) for at in range(0, columns, box))
-        return sum(row_sectors(rows, itemsize * columns, itemsize * at, itemsize * width) for at, width in widths)
-
     operands = [Array(name, Role.IN, *p.inputs[name]) for name in p.inputs]
-    w = sum(a.nbytes for a in operands if a.name != "x") // SECTOR if s.group else boxes(p.n, p.k, 1, BLOCK_K)
+    w = sum(a.nbytes for a in operands if a.name != "x") // SECTOR if s.group else box_sectors(p.n, p.k, BLOCK_K)
     loads = 0  # a warp asks for the scales of eight rows at once, or for that of all
     if p.row_scales:
         loads = tiles_m * s.split_k * (p.n // SCALE_ROWS)
@@ -360,8 +356,8 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
         global_load_sectors=loads,
         global_store_sectors=0,
         tma_load_bytes=tiles_m * tiles_n * steps * s.stage_bytes,
-        l2_to_sm_bytes=SECTOR * (tiles_n * boxes(p.m, p.k, HALF, BOX_K) + tiles_m * w + loads),
-        sm_to_l2_bytes=SECTOR * boxes(p.m, p.n, HALF, MMA_M),
+        l2_to_sm_bytes=SECTOR * (tiles_n * box_sectors(p.m, HALF * p.k, HALF * BOX_K) + tiles_m * w + loads),
+        sm_to_l2_bytes=SECTOR * box_sectors(p.m, HALF * p.n, HALF * MMA_M),
         hbm_read_bytes=SECTOR * sum(sectors(0, a.nbytes) for a in operands),
         hbm_write_bytes=SECTOR * sectors(0, p.write_bytes),
     )

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lab.gpu import bench
-from lab.gpu.bench import Expectation
+from lab.gpu import bench, ceilings
 from lab.gpu.device import Conditions
+from lab.gpu.expectation import Expectation
 from lab.gpu.timing import Clock, Contestant, Pace, Timing
 from lab.problems import Linear
 from sim.errors import KernelError
@@ -108,7 +108,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.setattr(bench, "device_workspaces", lambda steps: {"partials": None} if len(steps) > 9 else {})
     monkeypatch.setattr(bench, "pointers_of", lambda arrays, _: {n: address(a) for n, a in arrays.items()})
     reader = Contestant("read4 9 x 512", (lambda: None,))
-    monkeypatch.setattr(bench, "read_contestants", lambda nbytes, copies: [reader] if nbytes * copies else [])
+    monkeypatch.setattr(ceilings, "read_contestants", lambda nbytes, copies: [reader] if nbytes * copies else [])
     monkeypatch.setattr(bench, "compile_ahead", lambda *_: None)
     monkeypatch.setattr(bench.driver, "synchronize", lambda _: None)
     monkeypatch.setattr(bench, "card", lambda: SimpleNamespace(name="NVIDIA H100 80GB HBM3", driver="580"))

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab import catalog, tuned
-from lab.gpu import bench, search
-from lab.gpu.bench import Bench, Candidate, Expectation, Loose, floor_us
+from lab.gpu import bench, expectation, search
+from lab.gpu.bench import Bench, Candidate, Loose, floor_us
+from lab.gpu.expectation import Expectation
 from lab.gpu.timing import Clock, Pace, rotation, round_robin
 from lab.problems import Linear
 from sim.errors import EnvironmentFailure
@@ -175,7 +176,7 @@ def test_a_check_on_the_device_notices(kernel: Any, complaint: str, device: Devi
 
 def test_rows_that_no_reference_covers_must_be_written(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = replace(PROBLEM, m=7)
-    monkeypatch.setattr(bench, "REFERENCE_FLOPS", problem.flops // 2)
+    monkeypatch.setattr(expectation, "REFERENCE_FLOPS", problem.flops // 2)
     arena = Bench(problem, H100, seed=1)
     entry = Candidate(KERNEL, KERNEL.best_guess(problem, H100))
     (right,) = arena.race([entry], {}, (Clock.COLD,), 1)

@@ -19,7 +19,7 @@ from lab.gpu import driver
 from lab.ops import arrays as ops_arrays
 from lab.ops import attention, calls
 from lab.ops.arrays import TORCH
-from lab.ops.attention_request import Request, posed
+from lab.ops.attention_request import AttentionRequest, posed
 from lab.problems import Attention
 from sim.errors import InputError
 from sim.formats import decode, encode
@@ -252,7 +252,7 @@ def test_numbers_are_scales_of_every_head() -> None:
 def test_lengths_and_tables_are_no_part_of_a_plan() -> None:
     """Calls that differ in the values of their index arrays alone pose one problem; capacities that are usual none."""
     kinds = tuple((name, PAGED[name].shape, "int32" if name in attention.INDICES else "bf16") for name in PAGED)
-    problem, names = posed(Request(kinds))
+    problem, names = posed(AttentionRequest(kinds))
     assert problem == Attention(2, 4, 2, 8, 3, 8, page=4, pool=9)
     assert problem.pool_pages == CACHE.shape[0]
     assert names["cache"] == "k"

@@ -13,9 +13,9 @@ import lab
 from lab import catalog
 from lab.execute import plan
 from lab.ops import arrays, linear
-from lab.ops.arrays import TORCH, Operand, format_of
+from lab.ops.arrays import TORCH, View, format_of
 from lab.ops.calls import one_device
-from lab.ops.linear import Request, problem_of
+from lab.ops.linear import LinearRequest, problem_of
 from lab.problems import Linear
 from sim.errors import InputError
 from sim.machine import H100
@@ -93,7 +93,7 @@ ONE, ROWS, COLUMNS = np.full(1, 0.5, np.float32), np.full(4, 0.5, np.float32), n
 def request(*, output: str = "", swiglu: bool = False, accumulate: str = "", **arrays: Any) -> Linear:
     """The problem that a call with these arrays poses."""
     kinds = tuple((name, array.shape, format_of(array, name)) for name, array in arrays.items())
-    return problem_of(Request(kinds, output, swiglu, accumulate))
+    return problem_of(LinearRequest(kinds, output, swiglu, accumulate))
 
 
 def test_operands_say_what_the_problem_is() -> None:
@@ -258,6 +258,6 @@ def test_a_repeated_call_finds_its_plan_and_what_is_not_sure_goes_the_long_way(m
 
 
 def test_arrays_of_two_gpus_are_refused() -> None:
-    described = {"x": Operand(16, (4, 64), "bf16", 1), "w": Operand(16, (32, 64), "bf16", 0)}
+    described = {"x": View(16, (4, 64), "bf16", 1), "w": View(16, (32, 64), "bf16", 0)}
     with pytest.raises(InputError, match="w is on GPU 0 and x on GPU 1"):
         one_device(described)
