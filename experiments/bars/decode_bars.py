@@ -46,7 +46,7 @@ _HEADINGS = ["format", "n x k", "plain read, us", *(f"m = {m}" for m in BATCHES)
 
 @dataclass(frozen=True)
 class Options:
-    """`part` is bf16, fp8, int4_g128, int4_g32 or large; `tune` searches its layers first.
+    """`part` is bf16, fp8, int4_g128, int4_g32 or large; `tune` first searches its layers, so many schedules a kernel.
 
     `most` is the largest batch, `shape` the number of one shape or -1 for all. What has not begun after `seconds` is
     skipped.
@@ -57,16 +57,16 @@ class Options:
     shape: int = -1
     rounds: int = 20
     seconds: int = 500
-    tune: bool = False
+    tune: int = 0
 
     def __post_init__(self) -> None:
         if self.part not in (*PARTS, "large"):
             raise InputError(f"part is {', '.join(PARTS)} or large; got {self.part!r}")
         if not -1 <= self.shape < len(SHAPES):
             raise InputError(f"shape is -1 to {len(SHAPES) - 1}; got {self.shape}")
-        if min(self.most, self.rounds, self.seconds) < 1:
-            given = f"{self.most}, {self.rounds}, {self.seconds}"
-            raise InputError(f"most, rounds and seconds are at least 1; got {given}")
+        if min(self.most, self.rounds, self.seconds) < 1 or self.tune < 0:
+            given = f"{self.most}, {self.rounds}, {self.seconds}, {self.tune}"
+            raise InputError(f"most, rounds and seconds are at least 1, tune is 0 or more; got {given}")
 
     @property
     def problems(self) -> list[Linear]:
@@ -82,10 +82,8 @@ def measure(options: Options, backend: Backend) -> Iterator[Record]:
     """What the lab chooses for each layer beside its peers and the plain read: plain launches inside a graph."""
     facts = {"bar": options.part}
     if options.tune:
-        searches = [
-            Search(problem=p.as_dict(), clock="graph", plain=True, experiment="decode_bars", rounds=options.rounds)
-            for p in options.problems
-        ]
+        how = {"clock": "graph", "plain": True, "experiment": "decode_bars", "rounds": options.rounds}
+        searches = [Search(problem=p.as_dict(), most=options.tune, **how) for p in options.problems]
         yield from backend.tuned(searches, options.seconds)
     how = {"clocks": ("graph",), "plain": True, "reads": True, "rounds": options.rounds, "experiment": "decode_bars"}
     jobs = [chosen_job(problem, backend.machine, facts, **how) for problem in options.problems]
