@@ -66,7 +66,8 @@ def search(argument: Any) -> Iterator[Record]:
         arena = last = _arena(problem, job, last)
         if job.kernel:
             kernel = catalog.get(job.kernel)
-            found = [(kernel, schedule) for schedule in islice(legal_candidates(kernel, problem, arena.machine), job.most)]
+            legal = legal_candidates(kernel, problem, arena.machine)
+            found = [(kernel, schedule) for schedule in islice(legal, job.most)]
         else:
             found = list(contenders(problem, arena.machine, job.most))
         for name, words in job.incumbents:

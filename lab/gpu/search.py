@@ -19,8 +19,8 @@ def search(
 ) -> list[Record]:
     """Time all entries, then race the best ones at `rounds` rounds beside the peers: the records of both stages.
 
-    Their metrics say which `stage` they are of. The first stage is one record, with the time of each entry that ran; the
-    last ones say how many `candidates` that were and their `spread`, the median time over the best. Raises as
+    Their metrics say which `stage` they are of. The first is one record, with the time of each entry that ran; those of
+    the last say how many `candidates` that were and their `spread`, the median time over the best. Raises as
     `Bench.race` does.
     """
     times = bench.times(entries, clock, SEARCH_ROUNDS, SEARCH_SAMPLE_US)
