@@ -31,15 +31,14 @@ PARTS = ("bf16", "fp8", "int4_g128", "int4_g32")
 LARGE = Linear(1, 16384, 16384)
 
 FEW = 16  # tokens up to which a layer is to stand at the read's time
-BEYOND_READ_US = 2.0
+BEYOND_READ_US = {8: (1.5, 2.0), FEW: (1.5, 3.5)}  # up to so many tokens: bf16 and fp8, int4
 READ_RATE = 0.95  # of the plain read's, on the large matrix
 CLIFF = 1.05  # times what more tokens take
-# Of the best peer's time, by format, and by batch or shape where these have a bar of their own.
+# Of the best peer's time, by format and batch.
 SHARES = {
-    "bf16": {32: 0.97, 64: 0.97, 128: 0.97},
-    "int4_g128": {32: 0.90, 64: 0.90, 128: 0.95},
+    "bf16": {32: 1.00, 64: 1.00, 128: 1.00},
+    "int4_g128": {32: 0.95, 64: 0.97, 128: 1.00},
 }
-SMALLEST_SHARE = 0.90  # bf16 at 4096 x 4096
 
 _HEADINGS = ["format", "n x k", "plain read, us", *(f"m = {m}" for m in BATCHES)]
 
@@ -110,13 +109,12 @@ class Cell:
         if (p.n, p.k) == (LARGE.n, LARGE.k):
             return {"the read": self.read / READ_RATE if self.read else None}
         if p.m <= FEW:
-            own: dict[str, float | None] = {"the read": self.read + BEYOND_READ_US if self.read else None}
+            beyond = BEYOND_READ_US[8 if p.m <= 8 else FEW][bool(p.group)]
+            own: dict[str, float | None] = {"the read": self.read + beyond if self.read else None}
             return own | ({self.peer.kernel or "": peer_us} if self.peer else {})
         share = SHARES.get(p.weights, {}).get(p.m)
         if share is None or self.peer is None or peer_us is None:
             return {}
-        if p.weights == "bf16" and (p.n, p.k) == SHAPES[0]:
-            share = SMALLEST_SHARE
         return {self.peer.kernel or "": share * peer_us}
 
     @property
