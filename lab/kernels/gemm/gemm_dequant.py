@@ -42,7 +42,7 @@ HELPER_REGISTERS, FEW_HELPER_REGISTERS = 48, 40  # of a thread that does not mul
 OVERHEAD, ONE_GROUP_OVERHEAD = 40, 32
 MOST_REGISTERS = 232  # of a consumer's thread: 40 of the others and 2 x 232 are the 168 of three warpgroups
 MOST_ACCUMULATORS = 128  # of a consumer's thread
-HEIGHTS = (32, 64, 96, 128, 192, 256)
+HEIGHTS = (16, 32, 64, 96, 128, 192, 256)
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ STAGES = 12  # more brings nothing: the bytes in flight already cover the latenc
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """The schedules of least predicted time among all tiles and splits, each with as many stages as fit."""
-    heights = [block_m for block_m in HEIGHTS if block_m < problem.m + HEIGHTS[0]]
+    heights = [block_m for below, block_m in zip((0, *HEIGHTS), HEIGHTS, strict=False) if below < problem.m]
     found = [
         deepest
         for block_m, block_n, split_k, ctas in product(heights, (64, 128, 192, 256), (1, 2, 4, 8), (1, 2))
