@@ -23,7 +23,7 @@ from lab.gpu.expectation import Expectation
 from lab.gpu.launch import Prepared, device_workspaces
 from lab.gpu.parameters import pointers_of
 from lab.gpu.statistics import is_impossible
-from lab.gpu.timing import Call, Clock, Contestant, Pace, Timing, measure, rotation
+from lab.gpu.timing import GRAPH_SAMPLE_US, Call, Clock, Contestant, Pace, Timing, measure, rotation
 from lab.kernel import Kernel, schedule_fields
 from lab.problems import Operand, Problem
 from lab.record import Checked, Record, Value, provenance
@@ -82,7 +82,7 @@ class Bench:
     ):
         """`wider`, a bench of the same problem with more rows, lends its inputs and what it expects of them."""
         self.problem, self.machine = problem, machine
-        self._experiment = experiment
+        self.experiment = experiment
         self._expectation: Expectation = (
             wider._expectation.narrowed(problem) if wider else Expectation.of(problem, seed)
         )
@@ -132,7 +132,7 @@ class Bench:
             } | (plain_movers(self.problem, len(self._data)) if reads else {})
             contestants = [*right, *(one for alike in moving.values() for one in alike)]
             timings = [measure(contestants, c, rounds, p) for p in paces for c in clocks] if right else []
-        shared = shared_fields(self.problem, self.machine, self._experiment)
+        shared = shared_fields(self.problem, self.machine, self.experiment)
         found = [
             record
             for name, own in described.items()
@@ -146,7 +146,9 @@ class Bench:
             )
         return found
 
-    def times(self, entries: Sequence[Candidate], clock: Clock, rounds: int) -> dict[Candidate, float]:
+    def times(
+        self, entries: Sequence[Candidate], clock: Clock, rounds: int, sample_us: float = GRAPH_SAMPLE_US
+    ) -> dict[Candidate, float]:
         """Median microseconds of those that run, unchecked, interleaved: to see which are worth a race."""
         with self._stream:
             self._make_ready(entries, {})
@@ -155,7 +157,8 @@ class Bench:
                     self._ready[name].calls[0]()
                     driver.synchronize(cupy.cuda.get_current_stream().ptr)
             able = {entry.name: entry for entry in entries if entry.name in self._ready}
-            timings = measure([self._ready[name] for name in able], clock, rounds) if able else {}
+            able_ones = [self._ready[name] for name in able]
+            timings = measure(able_ones, clock, rounds, sample_us=sample_us) if able else {}
         return {able[name]: timing.us for name, timing in timings.items()}
 
     def check(self, entry: Candidate) -> Check:

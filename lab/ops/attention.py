@@ -126,7 +126,7 @@ def attention(
             if len(_ready) >= MOST_READY:
                 _ready.clear()
             _libraries[type(q)] = library
-            ready = Ready(bound, sizes(problem), tuple(problem.outputs))
+            ready = Ready(bound, sizes(problem), device, stream, tuple(problem.outputs))
             _ready[key] = ready, {name: names[name] for name in operands}
     bound.run_at({name: operand.pointer for name, operand in operands.items()}, stream)
     return results
@@ -148,7 +148,7 @@ def _repeated(given: dict[str, Any], options: tuple[Any, ...], stream: int | Non
         if stream is None:
             stream = current
         ready, names = _ready[_key(given, options, device, stream)]
-        return ready.run(library, {name: given[called] for name, called in names.items()}, device, stream)
+        return ready.run(library, names, [given[called] for called in names.values()])
     except (AttributeError, KeyError, TypeError):
         return False
 

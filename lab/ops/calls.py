@@ -1,9 +1,10 @@
 """What every front door does between its arrays and a chip: they lie together, results lie apart, plans are kept."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from lab.execute import Plan, plan
 from lab.gpu.device import machine
@@ -20,27 +21,45 @@ if TYPE_CHECKING:
 MOST_READY = 4096  # plans that repeated calls find at once
 
 
-class Ready(NamedTuple):
-    """What calls on arrays of the same shapes and types find at once; `nbytes` are those of each operand."""
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What calls on arrays of the same shapes and types find at once, on one GPU and stream.
+
+    `nbytes` are those of each operand. Addresses that were checked once have a call of their own.
+    """
 
     bound: "DeviceBound"
     nbytes: Mapping[str, int]
+    device: int
+    stream: int
     written: tuple[str, ...] = ("y",)
+    _known: dict[tuple[int, ...], Callable[[], None]] = field(default_factory=dict)
 
-    def run(self, library: Library, arrays: Mapping[str, Any], device: int, stream: int) -> bool:
-        """Run on a library's arrays by operand, of which only addresses are new; False where any cannot be taken so."""
-        address = library.address
-        pointers = {name: address(array, device) for name, array in arrays.items()}
-        for at in pointers.values():
-            if not at or at % ALIGNMENT:
+    def run(self, library: Library, names: Iterable[str], arrays: Iterable[Any]) -> bool:
+        """Run on a library's arrays, named in their order; False where any cannot be taken so."""
+        address, device = library.address, self.device
+        pointers = tuple([address(array, device) for array in arrays])
+        call = self._known.get(pointers)
+        if call is None:
+            at = dict(zip(names, pointers, strict=True))
+            if not self._apart(at):
                 return False
+            if len(self._known) >= MOST_READY:
+                self._known.clear()
+            call = self._known[pointers] = self.bound.at(at, self.stream)
+        call()
+        return True
+
+    def _apart(self, pointers: Mapping[str, int]) -> bool:
+        """Whether the arrays are there, aligned, and no result overlaps another array."""
+        if any(not at or at % ALIGNMENT for at in pointers.values()):
+            return False
         for result in self.written:
             start = pointers[result]
             end = start + self.nbytes[result]
             for name, at in pointers.items():
                 if name != result and at < end and start < at + self.nbytes[name]:
                     return False
-        self.bound.run_at(pointers, stream)
         return True
 
 

@@ -90,7 +90,7 @@ def linear(
         if len(_ready) >= MOST_READY:
             _ready.clear()
         _libraries[type(x)] = library
-        _ready[_key(x, w, out, device, stream)] = Ready(bound, sizes(problem))
+        _ready[_key(x, w, out, device, stream)] = Ready(bound, sizes(problem), device, stream)
     bound.run_at({name: operand.pointer for name, operand in described.items()}, stream)
     return out
 
@@ -114,9 +114,10 @@ def _repeated(x: Any, w: Any, out: Any, stream: int | None) -> bool:
         device, current = library.place(x)
         if stream is None:
             stream = current
-        ready = _ready[_key(x, w, out, device, stream)]
-        weights = {"w": w.w, "w_scale": w.w_scale} if type(w) is Int4Weights else {"w": w}
-        return ready.run(library, {"x": x, **weights, "y": out}, device, stream)
+        ready = _ready[x.shape, x.dtype, w.shape, w.dtype, out.shape, out.dtype, device, stream]  # _key, at once
+        if type(w) is Int4Weights:
+            return ready.run(library, ("x", "w", "w_scale", "y"), (x, w.w, w.w_scale, out))
+        return ready.run(library, ("x", "w", "y"), (x, w, out))
     except (AttributeError, KeyError, TypeError):
         return False
 

@@ -68,14 +68,14 @@ class Worker:
                 yield msgspec.to_builtins(self._record("peer:cublas", 8.0, check=Checked(True, 0.5), **shared))
 
     def _searched(self, searches: list[Search]) -> Iterator[Any]:
-        """Two schedules in a short race, the second of them and a peer in the last one."""
+        """Two schedules in a short race, one record; the second of them and a peer in the last one."""
         for search in searches:
             self.searches.append(search)
             shared = {"problem": search.problem, "clock": search.clock, "check": Checked(True, 0.5)}
-            for number, us in enumerate((9.0, 8.0)):
-                schedule = {**SCHEDULE, "unroll": number + 1}
-                found = self._record("gemv_vectorized", us, schedule=schedule, metrics={"stage": "search"}, **shared)
-                yield msgspec.to_builtins(found)
+            schedule = {**SCHEDULE, "unroll": 2}
+            tried = {"tried": {"gemv_vectorized(unroll=1)": 9.0, "gemv_vectorized(unroll=2)": 8.0}}
+            found = self._record(None, None, **tried, **{**shared, "check": None, "metrics": {"stage": "search"}})
+            yield msgspec.to_builtins(found)
             final = {"metrics": {"stage": "final"}, **shared}
             yield msgspec.to_builtins(self._record("gemv_vectorized", 8.5, schedule=schedule, **final))
             yield msgspec.to_builtins(self._record("peer:cublas", 9.5, **final))
@@ -161,8 +161,8 @@ def test_tuning_keeps_every_record_and_the_winner(
     (search,) = gpu.searches
     assert (search.kernel, search.clock, search.incumbents) == ("", "cold", ())
     document = msgspec.json.decode(capsys.readouterr().out)
-    assert [r["us"] for r in document["records"]] == [9.0, 8.0, 8.5, 9.5]
-    assert len(record.read([tmp_path / "bench.jsonl"]).records) == 4
+    assert [r["us"] for r in document["records"]] == [None, 8.5, 9.5]
+    assert len(record.read([tmp_path / "bench.jsonl"]).records) == 3
     (entry,) = tuned.load(table)
     assert (entry.kernel, entry.schedule["unroll"], entry.us, entry.problem_class["m"]) == (
         "gemv_vectorized",
@@ -180,8 +180,8 @@ def test_the_winner_of_each_problem_is_kept_when_its_search_ends(gpu: Worker, ta
     searches = [Search(problem=Linear(1, 64, k).as_dict()) for k in (64, 128)]
     chip = backends.GpuBackend(H100, "gemm_bars", provenance())
     found = chip.tuned(searches, 60)
-    kept = [(next(found).us, len(tuned.load(table))) for _ in range(8)]
-    assert [count for _, count in kept] == [0] * 4 + [1] * 4
+    kept = [(next(found).us, len(tuned.load(table))) for _ in range(6)]
+    assert [count for _, count in kept] == [0] * 3 + [1] * 3
     assert list(found) == []
     assert len(tuned.load(table)) == 2
     assert len(gpu.searches) == 2
@@ -203,7 +203,7 @@ def test_the_bars_of_a_part(gpu: Worker, table: Path, tmp_path: Path) -> None:
     assert answer.verdict.sentence == (
         "short k: 2.000 of cuBLAS (geometric mean of 4, bar 1.00), least 2.000 at 8192 x 8192 x 128 (bar 1.00)."
     )
-    assert len(record.read([tmp_path / "gemm_bars.jsonl"]).records) == 4 * 4 + 4 * 2
+    assert len(record.read([tmp_path / "gemm_bars.jsonl"]).records) == 4 * 3 + 4 * 2
     rows = {(row.case, row.quantity): row.measured for row in answer.rows}
     assert rows["8192 x 8192 x 128, short k", "gemv_vectorized, us"] == 4.0
     assert rows["8192 x 8192 x 128, short k", "its time over ours"] == 2.0

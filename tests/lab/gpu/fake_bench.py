@@ -12,7 +12,7 @@ import pytest
 from lab.gpu import bench, ceilings
 from lab.gpu.device import Conditions
 from lab.gpu.expectation import Expectation
-from lab.gpu.timing import Clock, Contestant, Pace, Timing
+from lab.gpu.timing import GRAPH_SAMPLE_US, Clock, Contestant, Pace, Timing
 from lab.problems import Linear
 from sim.errors import KernelError
 from sim.formats import encode
@@ -52,8 +52,14 @@ class Device:
         self.dependent: list[bool] = []  # of each that was made ready
 
     def measure(
-        self, contestants: list[Contestant], clock: Clock, rounds: int, pace: Pace = Pace.SUSTAINED
+        self,
+        contestants: list[Contestant],
+        clock: Clock,
+        rounds: int,
+        pace: Pace = Pace.SUSTAINED,
+        sample_us: float = GRAPH_SAMPLE_US,
     ) -> dict[str, Timing]:
+        assert 0 < sample_us <= GRAPH_SAMPLE_US
         self.measured.append(([c.name for c in contestants], clock, rounds, pace))
         conditions = Conditions(1700.0, 2619.0, 500.0, 50.0, ("power cap",))
         times = {c.name: self.us.get(c.name, self.usual_us) for c in contestants}

@@ -1,5 +1,6 @@
 """lab.linear on NumPy arrays runs the simulated chip; arrays that do not belong together are one sentence."""
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -229,9 +230,9 @@ class Tensor:
 def test_a_repeated_call_finds_its_plan_and_what_is_not_sure_goes_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second call runs at addresses, and nothing else is taken for one."""
     ran: list[Any] = []
-    bound: Any = SimpleNamespace(run_at=lambda pointers, stream: ran.append((pointers, stream)))
+    bound: Any = SimpleNamespace(at=lambda pointers, stream: partial(ran.append, (pointers, stream)))
     x, w, y = Tensor((4, 64), 1 << 12), Tensor((32, 64), 1 << 16), Tensor((4, 32), 1 << 20)
-    ready = linear.Ready(bound, {"x": 512, "w": 4096, "y": 256})
+    ready = linear.Ready(bound, {"x": 512, "w": 4096, "y": 256}, 0, 7)
     monkeypatch.setattr(linear, "_ready", {linear._key(x, w, y, 0, 7): ready})
     monkeypatch.setattr(linear, "_libraries", {Tensor: TORCH})
     monkeypatch.setattr(arrays, "_raw_stream", lambda: lambda device: 7 + device)
