@@ -28,7 +28,8 @@ def theory(problem: Attention, schedule: Any, stretches: int) -> Counts:
     queries = plan.q_len[parts.sequence] * p.group  # of each part and KV head
     units = int((parts.hi - parts.lo).sum())
     rows = p.rows * p.q_heads
-    shared = int(queries[parts.shared].sum()) * p.kv_heads  # rows of partial results
+    joined = parts.shared & (s.cluster == 1)  # through global memory
+    shared = int(queries[joined].sum()) * p.kv_heads  # rows of partial results
 
     tokens = np.maximum(np.minimum(parts.hi * s.unit, plan.kv_len[parts.sequence]) - parts.lo * s.unit, 0)
     # Two elements a lane fill half a sector, four of an fp8 cache's queries a whole one.
@@ -41,7 +42,7 @@ def theory(problem: Attention, schedule: Any, stretches: int) -> Counts:
     if p.kv == "fp8":
         loads += warps * stretches + rows
     stores = rows * (q_row + p.lse) + shared * (float_row + 1)
-    arrivals = int(parts.shared.sum()) * p.kv_heads // s.heads
+    arrivals = int(joined.sum()) * p.kv_heads // s.heads
     return Counts(
         flops=p.flops,
         mma_flops=4 * units * p.kv_heads * s.unit * s.rows * p.head_dim,

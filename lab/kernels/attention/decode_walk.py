@@ -55,6 +55,8 @@ def _cta(count, marks, data, shape, plan, cta, tiles):
     """The parts of a stretch, for some KV heads; planning first, each warp by itself."""
     ctas = shape.kv_heads // shape.heads
     stretch, first_head = cta // ctas, cta % ctas * shape.heads
+    if shape.cluster > 1:
+        stretch, first_head = cta % shape.cluster, cta // shape.cluster
     start, end = stretch * plan.length, (stretch + 1) * plan.length
     index = 0
     while index < shape.batch and plan.upto[index] <= start:
@@ -76,7 +78,7 @@ def _cta(count, marks, data, shape, plan, cta, tiles):
             part = Part(index, stretch, first + lo, first + max(hi, lo), whole)
             for head in range(first_head, first_head + shape.heads):
                 _part(count, marks, data, shape, plan, part, head, tiles)
-            if not whole:
+            if not whole and shape.cluster == 1:
                 add_atomically(count, marks.arrivals, INDEX * (index * ctas + first_head // shape.heads), INDEX)
         index += 1
 
@@ -111,8 +113,9 @@ def _part(count, marks, data, shape, plan, part, head, tiles):
         return
     for row in range(queries):
         at = _partial_row(shape, part.stretch, part.sequence, head) + row
-        store_vector(count, marks.partial, FLOAT * shape.dim * at, FLOAT * shape.dim)
-        store_vector(count, marks.partial_sums, PAIR * at, PAIR)
+        if shape.cluster == 1:
+            store_vector(count, marks.partial, FLOAT * shape.dim * at, FLOAT * shape.dim)
+            store_vector(count, marks.partial_sums, PAIR * at, PAIR)
         if numerics:
             _copy(data.partial[at], y[0, row], np.float32(1))
             data.partial_sums[at, 0], data.partial_sums[at, 1] = exponent[0, row], total[0, row]
@@ -279,7 +282,7 @@ def _combine(count, marks, data, shape, plan, sequence, y, exponent, total):
         y[:] = 0
         exponent[:] = -np.inf
         total[:] = 0
-        for row in range(queries):
+        for row in range(queries if shape.cluster == 1 else 0):
             _load_partial(count, marks, shape, _partial_row(shape, first, sequence, head) + row, last - first + 1)
         if data.q.size > 0:
             for stretch in range(first, last + 1):
