@@ -49,10 +49,9 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     if constexpr (CLUSTER) begin_cluster(shared.merge);
     ptx::griddepcontrol::wait();
     ptx::griddepcontrol::launch_dependents();
-    if (threadIdx.x < LANES) prefetch_table(cache, batch_size);
-    const int length = stretch_length(batch, gridDim.x / ctas);
-    Walk walk(batch, stretch, length);
-    Source source(cache, team, walk);
+    const int first_row_of_sequence = ask_ahead(cache, batch_size);
+    Walk walk(batch, stretch, gridDim.x / ctas);
+    Source source(cache, team, walk, first_row_of_sequence);
     Stage(&ring)[STAGES] = shared.ring[team.index()];
 #pragma unroll 1
     for (int i = 0; i < STAGES - 1; ++i) source.copy_next(ring[i]);
@@ -73,6 +72,6 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
             add_unit(softmax, ring[stage], queries, part, unit, first_row, scale_log2);
             stage = (stage + 1) % STAGES;
         }
-        finish(shared.merge, softmax, part, stretch, length, first_head, results);
+        finish(shared.merge, softmax, part, stretch, walk.length, first_head, results);
     }
 }

@@ -38,6 +38,8 @@ def theory(problem: Attention, schedule: Any, stretches: int) -> Counts:
     loads += shared * (1 + float_row)
     loads += p.kv_heads * s.row_groups * _where(p, s, plan, parts)
     warps = s.warps * p.kv_heads // s.heads
+    if not p.page:
+        loads += warps * stretches * sectors(0, INDEX * min(LANES, p.batch))
     loads += warps * _lengths(p, plan, stretches)
     if p.kv == "fp8":
         loads += warps * stretches + rows
@@ -60,7 +62,8 @@ def theory(problem: Attention, schedule: Any, stretches: int) -> Counts:
 def _lengths(problem: Attention, plan: Plan, stretches: int) -> int:
     """Sectors of lengths that a warp of each stretch loads, 32 sequences after another, or one of them.
 
-    First all of them, then those up to its first sequence again; then those of its own sequences, each of them twice.
+    First all of them, then those up to its first sequence again, the first 32 aside; then those of its own sequences,
+    each of them twice.
     """
     p = problem
     chunk = np.array(
@@ -75,17 +78,17 @@ def _lengths(problem: Attention, plan: Plan, stretches: int) -> int:
     last = np.searchsorted(plan.begin, starts + plan.length, side="left")
     found = np.minimum(first, p.batch - 1) // LANES
     own = np.maximum(last - first, 0)
-    return int(stretches * upto[-1] + upto[found].sum() + 2 * LENGTHS * own.sum())
+    return int(stretches * (upto[-1] - chunk[0]) + upto[found].sum() + 2 * LENGTHS * own.sum())
 
 
 def _where(problem: Attention, schedule: Any, plan: Plan, parts: Parts) -> int:
-    """Sectors of the block table, or of where sequences start, that the teams of one KV head load."""
+    """Sectors of the block table, or of where sequences beyond the first 32 start, that teams of one KV head load."""
     p, s = problem, schedule
     slot = np.arange(s.slots)
     unit, end = (parts.lo[:, None] + slot).ravel(), np.repeat(parts.hi, s.slots)
     sequence = np.repeat(parts.sequence, s.slots)
     if not p.page:
-        return int((unit < end).sum())
+        return int(((unit < end) & (sequence >= LANES)).sum())
     pages = max(s.unit // p.page, 1)  # of a unit
     width = LANES // pages  # units whose pages a warp asks for at once
     blocks = np.maximum(-(-(end - unit) // (width * s.slots)), 0)

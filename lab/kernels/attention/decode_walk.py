@@ -62,8 +62,10 @@ def _cta(count, marks, data, shape, plan, cta, tiles):
     while index < shape.batch and plan.upto[index] <= start:
         index += 1
     for warp in range(shape.warps):
-        _load_lengths(count, marks, shape, shape.batch - 1)
-        _load_lengths(count, marks, shape, min(index, shape.batch - 1))
+        if shape.page == 0:
+            load_vector(count, marks.where, 0, INDEX * min(LANES, shape.batch))
+        _load_lengths(count, marks, shape, 0, shape.batch - 1)
+        _load_lengths(count, marks, shape, LANES, min(index, shape.batch - 1))
         if shape.element == FP8:
             load_vector(count, marks.k_scale, FLOAT * (first_head + warp // shape.row_groups % shape.heads), FLOAT)
     while index < shape.batch and plan.begin[index] < end:
@@ -84,9 +86,9 @@ def _cta(count, marks, data, shape, plan, cta, tiles):
 
 
 @jit
-def _load_lengths(count, marks, shape, last):
-    """A warp loads the lengths of 32 sequences after another, up to those of sequence `last`."""
-    for first in range(0, last + 1, LANES):
+def _load_lengths(count, marks, shape, start, last):
+    """A warp loads the lengths of 32 sequences after another, from `start` up to those of sequence `last`."""
+    for first in range(start, last + 1, LANES):
         nbytes = INDEX * min(LANES, shape.batch - first)
         load_vector(count, marks.q_starts, INDEX * first, nbytes)
         load_vector(count, marks.q_starts, INDEX * (first + 1), nbytes)
@@ -177,9 +179,10 @@ def _units_at_once(shape):
 
 @jit
 def _load_where(count, marks, shape, plan, part, unit, at):
-    """The pages of the team's next units, or where the sequence starts."""
+    """The pages of the team's next units, or where the sequence starts, which is known of the first ones."""
     if shape.page == 0:
-        load_vector(count, marks.where, INDEX * part.sequence, INDEX)
+        if part.sequence >= LANES:
+            load_vector(count, marks.where, INDEX * part.sequence, INDEX)
         return
     keys, row, lanes = plan.kv_len[part.sequence], part.sequence * shape.table_width, 0
     for own in range(unit, min(part.hi, unit + _units_at_once(shape) * shape.slots), shape.slots):
