@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from experiments.cli import bench, calibrate, check, compare, counters, env, explain, generate, list_, report, run
+from experiments.cli import bench, calibrate, check, compare, counters, demo, env, explain, generate, list_, report, run
 from experiments.cli.output import complain, emit, output_error, say
 from sim.errors import EnvironmentFailure, InputError, LabError
 
@@ -74,6 +74,7 @@ app.command("calibrate")(calibrate.calibrate)
 app.command("counters")(counters.counters)
 app.command("report")(report.report)
 app.command("compare")(compare.compare)
+app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
 app.command("env")(env.env)
 
