@@ -1,6 +1,5 @@
 """lab demo: the article's claim in a minute on the simulated chip: two kernels on two shapes, then a model speaks."""
 
-from collections.abc import Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -38,13 +37,17 @@ def demo(machine: Machine = "h200", as_json: Json = False) -> int:
     say(f"the simulated {chip.title}. Results are checked, bytes and operations counted.")
     past = archive()
     answer = _answer(chip, past, say)
-    rows = [_row(record, past) for record in answer.records]
     if not as_json:
-        _headline(rows, answer, chip)
+        headline(answer, past, chip)
     say(f"\n2 of 2: a language model answers through such kernels on the simulated {chip.name.upper()}.")
     say("Its weights are fetched the first time. " + PROMPT)
     generation = _speak(chip, say)
-    document = {"rows": rows, "passed": answer.passed, "verdict": answer.verdict.sentence, **generation.as_dict()}
+    document = {
+        "rows": _rows(answer, past),
+        "passed": answer.passed,
+        "verdict": answer.verdict.sentence,
+        **generation.as_dict(),
+    }
     emit(document, as_json, _bills)
     return 0 if answer.passed else 1
 
@@ -65,6 +68,30 @@ def _answer(chip: "Chip", past: "Archive", say: Any) -> "Answer":
     return runner.conclude(EXPERIMENT, records, past)
 
 
+def _case(record: "Record") -> str:
+    from experiments.lookup import layer_of
+
+    tokens = layer_of(record).m
+    return f"prefill, m = {tokens:,}" if tokens > 1 else f"decode, m = {tokens}"
+
+
+def headline(answer: "Answer", past: "Archive", chip: "Chip") -> None:
+    """Print the table, what its words mean, and the verdict: one screen."""
+    rows = _rows(answer, past)
+    times = ("floor_us", "predicted_us", "measured_us")
+    cells = ([r["case"], r["kernel"], *(number(r[name]) for name in (*times, "intensity"))] for r in rows)
+    table(["", "kernel", "floor, us", "predicted", "measured", "FLOP/B"], cells, numbers_from=2)
+    _say(LEGEND.strip().format(ridge=chip.ridge("bf16"), chip=chip.name.upper()))
+    for source in sorted({r["source"] for r in rows if r["source"]}):
+        _say(f"Measured on {source}.")
+    _say(fill(answer.verdict.sentence, WIDTH))
+
+
+def _rows(answer: "Answer", past: "Archive") -> list[dict[str, Any]]:
+    """The lines of the headline: times in microseconds."""
+    return [_row(record, past) for record in answer.records]
+
+
 def _row(record: "Record", past: "Archive") -> dict[str, Any]:
     """One line of the headline: times in microseconds."""
     from experiments.lookup import measured, question_of
@@ -83,24 +110,6 @@ def _row(record: "Record", past: "Archive") -> dict[str, Any]:
         "intensity": placed.intensity,
         "regime": placed.regime,
     }
-
-
-def _case(record: "Record") -> str:
-    from experiments.lookup import layer_of
-
-    tokens = layer_of(record).m
-    return f"prefill, m = {tokens:,}" if tokens > 1 else f"decode, m = {tokens}"
-
-
-def _headline(rows: Sequence[dict[str, Any]], answer: "Answer", chip: "Chip") -> None:
-    """The table, what its words mean, and the verdict, on one screen."""
-    times = ("floor_us", "predicted_us", "measured_us")
-    cells = ([r["case"], r["kernel"], *(number(r[name]) for name in (*times, "intensity"))] for r in rows)
-    table(["", "kernel", "floor, us", "predicted", "measured", "FLOP/B"], cells, numbers_from=2)
-    _say(LEGEND.strip().format(ridge=chip.ridge("bf16"), chip=chip.name.upper()))
-    for source in sorted({r["source"] for r in rows if r["source"]}):
-        _say(f"Measured on {source}.")
-    _say(fill(answer.verdict.sentence, WIDTH))
 
 
 def _speak(chip: "Chip", say: Any) -> "Generation":

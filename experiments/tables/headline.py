@@ -3,15 +3,16 @@
 from collections.abc import Iterator
 
 from experiments import markdown
-from experiments.chart import Chart
+from experiments.chart import Chart, Series
 from experiments.lookup import best_peer, is_peer, layer_of, read_rate
 from experiments.markdown import figure, share
-from experiments.tables.roofline import INTENSITY, RATE, dots, roofs_of
+from experiments.tables.roofline import INTENSITY, RATE, TERA, dots, roofs_of
 from lab.problems import Linear
 from lab.record import Archive, Record
 from sim.machine import MACHINES
 
 EXPERIMENT, CLOCK = "two_machines", "graph"
+LOW = 1000  # the ridge is drawn from the peak down to this part of it
 HEADINGS = ("", "kernel", "time, us", "of the tensor cores' peak", "of the rate that HBM is read at", "x cuBLAS")
 
 
@@ -47,7 +48,9 @@ def pictures(past: Archive) -> dict[str, Chart]:
     title = f"One layer, two machines: prefill and decode on the {chip.title}"
     roofs = roofs_of(chip, [layer_of(record) for record in own], read_rate(past, chip.name)[0])
     marks = [each for record in own for each in dots(f"{_phase(layer_of(record))}: {record.kernel}", record)]
-    return {"two_machines": Chart(title, INTENSITY, RATE, (*roofs, *marks))}
+    peak, ridge = chip.peak("bf16") / TERA, chip.ridge("bf16")
+    line = Series(f"ridge: {ridge:.0f} FLOP/B", ((ridge, peak), (ridge, peak / LOW)), "limit")
+    return {"two_machines": Chart(title, INTENSITY, RATE, (*roofs, line, *marks))}
 
 
 def _newest(past: Archive) -> list[Record]:
