@@ -25,7 +25,7 @@ FENCE = re.compile(r"^```(sh|python)( gpu| slow)?\n(.*?)^```$", re.DOTALL | re.M
 ANY_FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"`(lab [^`]+)`")
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]+)?\)")
-GIVEN = re.compile(r"\b[A-Z]{2,}\b|\.\.|= ")  # of a pattern such as `lab check KERNEL ...`, which is not to be run
+PATTERN = re.compile(r"\b[A-Z]{2,}\b|\.\.")  # what stands for something else, as in `lab check KERNEL ...`
 MOST_LINES = 150  # by hand on a page; all of README
 
 
@@ -62,7 +62,8 @@ def test_commands_run(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     for name, *words in commands(block.text):
         assert name == "lab", "only `lab` runs here; mark the block slow"
-        assert run_command(words) == 0, words
+        held = (0, 1) if words[0] == "run" else (0,)  # a claim of the article may well be refuted
+        assert run_command(words) in held, words
 
 
 @some("python", "")
@@ -90,7 +91,8 @@ def test_every_command_can_be_parsed() -> None:
     found = {" ".join(words): words for block in blocks() for words in commands(block.text) if block.language == "sh"}
     for page in pages():
         inline = INLINE.findall(ANY_FENCE.sub("", page.read_text()))
-        found |= {text: shlex.split(text) for text in inline if not GIVEN.search(text)}
+        whole = (text for text in inline if len(text.split()) > 2 and not PATTERN.search(text))
+        found |= {text: shlex.split(text) for text in whole}
     verbs: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
     ours = {text: words[1:] for text, words in found.items() if words[0] == "lab" and not words[1].startswith("-")}
     assert len(ours) > 20
