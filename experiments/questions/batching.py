@@ -68,7 +68,7 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
             yield row
             for what, amount in (("weights, TB/s", layer.bytes["weights"]), ("TFLOP/s", layer.flops)):
                 rates = (amount / us * 1e6 / TERA if us else None for us in (row.theory, row.simulated, row.measured))
-                yield Row(case, what, *rates, row.source, row.note)
+                yield Row(case, what, *rates, row.source)
 
 
 def verdict(records: Sequence[Record], past: Archive) -> Verdict:
