@@ -1,7 +1,7 @@
 # `make demo` and `make test` set up what they need in .venv; neither needs a GPU.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
+PIP := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check
 
 .PHONY: demo test deep report clean
 
