@@ -12,7 +12,7 @@ from lab import catalog
 from lab.kernel import Kernel
 from lab.problems import Estimate, Problem
 from sim.counts import Counts, disagreements
-from sim.formats import decode
+from sim.formats import FORMATS, decode
 from sim.launch import Array, Launch, Role
 from sim.machine import H100, Machine
 
@@ -159,7 +159,7 @@ def compare_output(expected: Estimate, found: NDArray, form: str, name: str = ""
     Where the reference is infinite or NaN, so must the output be.
     """
     reference, bound = expected
-    values = decode(found, form).astype(reference.dtype)
+    values = (decode(found, form) if form in FORMATS else found).astype(reference.dtype)
     with np.errstate(divide="ignore", invalid="ignore"):
         difference = np.abs(values - reference)
         alike = np.where(np.isnan(reference), np.isnan(values), values == reference)

@@ -25,6 +25,11 @@ __device__ __forceinline__ void global<16>(void* to, const Vector16& v) {
                  : "memory");
 }
 
+// A word at a shared::cluster address (st.shared::cluster).
+__device__ __forceinline__ void cluster(uint32_t to, uint32_t word) {
+    asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(to), "r"(word) : "memory");
+}
+
 // Store four floats, aligned to 16 bytes, at a shared::cluster address; their bytes complete on the mbarrier at
 // `barrier`, which lies in the same CTA (st.async.shared::cluster).
 __device__ __forceinline__ void async_cluster(uint32_t to, const float* four, uint32_t barrier) {

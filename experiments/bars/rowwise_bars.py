@@ -9,22 +9,43 @@ from experiments.running.backends import Backend
 from experiments.running.formats import chosen_job
 from experiments.running.jobs import Search
 from experiments.words import spell
+from lab.problems import Problem
+from lab.problems.embedding import Embedding
 from lab.problems.rmsnorm import RMSNorm
+from lab.problems.rope_append import RopeAppend
+from lab.problems.sampling import Sampling
+from lab.problems.swiglu import SwiGLU
 from lab.record import Archive, Record
 from sim.errors import InputError
 
 QUESTION = "How far are the small kernels of a step from a copy of their bytes, and from PyTorch's compiled ones?"
 
-LARGE = RMSNorm(8192, 8192)
-SMALL = (RMSNorm(1, 4096), RMSNorm(64, 4096))
+VOCAB, PAGE = 128256, 64
+LARGE: tuple[Problem, ...] = (
+    RMSNorm(8192, 8192),
+    SwiGLU(2048, 14336),
+    RopeAppend(8192, 32, 8, page=PAGE),
+    Embedding(8192, 4096, vocab=VOCAB),
+)
+SMALL: tuple[Problem, ...] = (
+    *(RMSNorm(m, 4096) for m in (1, 64)),
+    *(SwiGLU(m, 14336) for m in (1, 64)),
+    *(RopeAppend(m, 32, 8, page=PAGE) for m in (1, 64)),
+    Embedding(64, 4096, vocab=VOCAB),
+    *(Sampling(m, VOCAB, settings=settings) for m in (1, 64) for settings in ("greedy", "plain", "filtered")),
+)
 OF_COPY = 1.05  # times a copy of its bytes, where these are many
 OF_PEER = 1.0  # times the best peer, where they are few
 
 
 @dataclass(frozen=True)
 class Options:
-    """`tune` searches the best schedules first. What has not begun after `seconds` is skipped."""
+    """`tune` searches the best schedules first. What has not begun after `seconds` is skipped.
 
+    `kind` is that of the problems to be measured, all where it is empty.
+    """
+
+    kind: str = ""
     rounds: int = 30
     seconds: int = 120
     tune: bool = False
@@ -32,17 +53,24 @@ class Options:
     def __post_init__(self) -> None:
         if min(self.rounds, self.seconds) < 1:
             raise InputError(f"rounds and seconds are at least 1; got {self.rounds}, {self.seconds}")
+        kinds = sorted({problem.kind for problem in (*SMALL, *LARGE)})
+        if self.kind and self.kind not in kinds:
+            raise InputError(f"kind is {', '.join(kinds)}, or empty for all; got {self.kind!r}")
+
+    @property
+    def problems(self) -> list[Problem]:
+        return [problem for problem in (*SMALL, *LARGE) if self.kind in ("", problem.kind)]
 
 
 def measure(options: Options, backend: Backend) -> Iterator[Record]:
     """What the lab chooses, in a graph, plain launches."""
     how = {"plain": True, "rounds": options.rounds, "experiment": "rowwise_bars"}
     if options.tune:
-        searches = [Search(problem=p.as_dict(), clock="graph", **how) for p in (*SMALL, LARGE)]
+        searches = [Search(problem=p.as_dict(), clock="graph", **how) for p in options.problems]
         yield from backend.tuned(searches, options.seconds)
     jobs = [
-        chosen_job(problem, backend.machine, {"bar": "rmsnorm"}, clocks=("graph",), reads=True, **how)
-        for problem in (*SMALL, LARGE)
+        chosen_job(problem, backend.machine, {"bar": problem.kind}, clocks=("graph",), reads=True, **how)
+        for problem in options.problems
     ]
     yield from backend.timed(jobs, options.seconds)
 
@@ -68,7 +96,7 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
         if record.us is None:
             continue
         case = _named(record)
-        if question_of(record) == LARGE and copy:
+        if question_of(record) in LARGE and copy:
             said.append(f"{case} takes {record.us / copy:.3f} of a copy (bar {OF_COPY})")
             passed &= record.us <= OF_COPY * copy
         elif peer and peer.us:

@@ -45,7 +45,7 @@ def reference(problem: Linear, arrays: Mapping[str, NDArray], rows: slice) -> Es
         scale = np.reshape(x_scale, (-1, 1)) * arrays["w_scale"].astype(dtype)
         y = y.scaled(scale).rounded(2)  # of the product of the scales, and with the sum
     if p.swiglu:
-        y = _swiglu(Estimate(*(part[:, : p.columns] for part in y)), Estimate(*(part[:, p.columns :] for part in y)))
+        y = swiglu(Estimate(*(part[:, : p.columns] for part in y)), Estimate(*(part[:, p.columns :] for part in y)))
     if p.residual:
         residual = decode(arrays["residual"][rows], p.inputs["residual"].format).astype(dtype)
         y = Estimate(y.value + residual, y.error).rounded(1)
@@ -108,7 +108,7 @@ def _truncation(x: NDArray, w: NDArray, promotion: int) -> NDArray:
     return cut
 
 
-def _swiglu(gate: Estimate, up: Estimate) -> Estimate:
+def swiglu(gate: Estimate, up: Estimate) -> Estimate:
     """silu(gate) * up with the fast exponential and division.
 
     exp(x) has 2 + 1.173 |x| ulp and the division 2 (CUDA C++ Programming Guide, intrinsic functions), an ulp being up

@@ -1,5 +1,6 @@
 // The epilogue of the wgmma GEMMs: accumulators become y, box by box, through shared memory.
 #pragma once
+#include "lab/kernels/common/silu.cuh"
 #include "lab/kernels/gemm/wgmma_mainloop.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/bulk.cuh"
@@ -107,8 +108,6 @@ __device__ __forceinline__ Pair unpacked(uint32_t neighbours) {
     reinterpret_cast<uint32_t&>(pair) = neighbours;
     return {ptx::convert::to_float(pair.low), ptx::convert::to_float(pair.high)};
 }
-
-__device__ __forceinline__ float silu(float gate) { return __fdividef(gate, 1 + __expf(-gate)); }
 
 // A warpgroup's accumulators of BOX_COLUMNS columns become the box of y whose first element is (row, column); `up` are
 // those of the second half of w. A warp holds 16 rows; registers 4j .. 4j + 3 are columns 8j .. 8j + 7 of its upper

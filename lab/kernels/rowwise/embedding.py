@@ -1,14 +1,14 @@
 """Rows of a table by their numbers: a copy whose rows are chosen, split over CTAs."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.kernel import Solves, require_choice, require_grid_y, require_threads
+from lab.kernel import Solves
+from lab.kernels.rowwise.row_parts import REQUEST, SIZE, Schedule, candidates, requests
 from lab.problems.embedding import Embedding
-from sim.counts import SECTOR, Counts, row_sectors
+from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.jit import njit, prange
 from sim.launch import Array, Launch, Role, Scalar
 from sim.machine import Machine
@@ -23,44 +23,9 @@ SOLVES = Solves(
     facts=("activations",),
 )
 
-LANES = 32
-SIZE = 2  # bytes of an element
-REQUEST = LANES * 16 // SIZE  # elements of a warp's load
+__all__ = ["SOLVES", "Schedule", "candidates", "launch", "simulate", "theory"]
+
 INDEX = 4  # bytes
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How much of a row a CTA has."""
-
-    warps: int
-    vectors: int  # 16-byte loads of a lane
-
-    def __post_init__(self) -> None:
-        require_choice(self, "warps", (1, 2, 4, 8))
-        require_choice(self, "vectors", (1, 2, 4, 8))
-
-    @property
-    def threads(self) -> int:
-        return LANES * self.warps
-
-    @property
-    def columns(self) -> int:
-        """Elements of a CTA."""
-        return self.warps * self.vectors * REQUEST
-
-    def fits(self, problem: Embedding, machine: Machine) -> None:
-        require_threads(1, self.threads, machine)
-        require_grid_y(-(-problem.n // self.columns), f"parts of {self.columns:,} elements of a row", machine)
-
-
-def candidates(problem: Embedding, machine: Machine) -> Iterator[Schedule]:
-    """Few rows: small parts, on many SMs; many: a row in as few CTAs as it fills."""
-    found = [Schedule(warps, vectors) for warps in (1, 2, 4, 8) for vectors in (1, 2, 4)]
-    legal = [s for s in found if -(-problem.n // s.columns) <= machine.max_grid[1]]
-    useful = [s for s in legal if s.columns < 2 * problem.n] or legal[:1]
-    few = problem.m <= machine.sms
-    yield from sorted(useful, key=lambda s: s.columns if few else (abs(s.columns - problem.n), s.vectors))
 
 
 def launch(problem: Embedding, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
@@ -71,7 +36,7 @@ def launch(problem: Embedding, schedule: Schedule, machine: Machine) -> tuple[La
             entry="embedding",
             problem=p,
             schedule=schedule,
-            grid=(p.m, -(-p.n // schedule.columns), 1),
+            grid=(p.m, schedule.parts(p.n), 1),
             block=(schedule.threads, 1, 1),
             arguments=(
                 *(Array(name, Role.IN, *operand) for name, operand in p.inputs.items()),
@@ -85,17 +50,11 @@ def launch(problem: Embedding, schedule: Schedule, machine: Machine) -> tuple[La
 
 
 def theory(problem: Embedding, schedule: Schedule, machine: Machine) -> Counts:
-    p = problem
-    requests = [(SIZE * at, SIZE * min(REQUEST, p.n - at)) for at in range(0, p.n, REQUEST)]
-    stores = sum(row_sectors(p.m, SIZE * p.n, *request) for request in requests)
-    period = SECTOR // np.gcd(SECTOR, SIZE * p.n)  # rows after which their place in a sector repeats
-    places = np.bincount(np.minimum(p.indices()["ids"].view(np.uint32), p.table_rows - 1) % period)
-    of_place = [
-        sum(row_sectors(r + 1, SIZE * p.n, *q) - row_sectors(r, SIZE * p.n, *q) for q in requests)
-        for r in range(len(places))
-    ]
-    warps = schedule.warps * -(-p.n // schedule.columns)
-    loads = int(places @ of_place) + p.m * warps
+    p, warps = problem, schedule.warps * schedule.parts(problem.n)
+    stores = sum(row_sectors(p.m, SIZE * p.n, *request) for request in requests(p.n))
+    ids, times = np.unique(np.minimum(p.indices()["ids"].view(np.uint32), p.table_rows - 1), return_counts=True)
+    rows = [sum(sectors(int(row) * SIZE * p.n + at, nbytes) for at, nbytes in requests(p.n)) for row in ids]
+    loads = int(np.dot(rows, times)) + p.m * warps
     return Counts(
         flops=0,
         mma_flops=0,

@@ -1,0 +1,130 @@
+"""A step as calls of kernels: each a problem, and what its operands are called in the step."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from lab.inference.config import LlamaConfig
+from lab.inference.step_input import PAGE, Layout
+from lab.problems import Attention, Linear, Operand, Problem
+from lab.problems.embedding import Embedding
+from lab.problems.rmsnorm import RMSNorm
+from lab.problems.rope_append import RopeAppend
+from lab.problems.sampling import Sampling
+from lab.problems.swiglu import SwiGLU
+
+
+class Call(NamedTuple):
+    """A problem, and the names of the arrays that its operands are."""
+
+    problem: Problem
+    arrays: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A model's step: dimensions, what each matrix asks of one token, and how the cache is kept.
+
+    Matrices are `layers.<i>.qkv`, `output`, `gate_up` and `down`, and `head`; q, k and v are one, and gate and up. The
+    cache has `pool` pages a layer in the format `kv`; `pairs` are those of RopeAppend.
+    """
+
+    config: LlamaConfig
+    matrices: Mapping[str, Linear]
+    pool: int
+    kv: str = "bf16"
+    pairs: str = "halves"
+    activations: str = "bf16"
+
+    def calls(self, layout: Layout) -> Iterator[Call]:
+        """Of one step, in order."""
+        c, tokens = self.config, layout.tokens
+        norm = RMSNorm(tokens, c.d, self.activations, eps=c.eps)
+        rope = self._rope(layout)
+        attention = self._attention(layout)
+        yield self._embedding(tokens, c.vocab, "tokens", "embedding", "stream0")
+        stream, other = "stream0", "stream1"
+        for i in range(c.layers):
+            layer = f"layers.{i}"
+            if i == 0:
+                first = {"x": stream, "weight": f"{layer}.attention_norm", "y": "normed"}
+                yield Call(replace(norm, residual=False), first)
+            else:
+                yield self._norm(norm, stream, other, f"{layer}.attention_norm")
+                stream, other = other, stream
+            cache = f"{layer}.cache"
+            yield self._linear(f"{layer}.qkv", tokens, "normed", "qkv")
+            yield Call(rope, {name: name for name in rope.inputs} | {"q": "q", "cache": cache})
+            scales = {name: name for name in attention.inputs if name.endswith("_scale")}
+            where = {"q_starts": "query_starts", "kv_lens": "lengths", "block_table": "block_table"}
+            yield Call(attention, {"q": "q", "cache": cache, **scales, **where, "y": "attended"})
+            yield self._linear(f"{layer}.output", tokens, "attended", "branch")
+            yield self._norm(norm, stream, other, f"{layer}.ffn_norm")
+            stream, other = other, stream
+            yield self._linear(f"{layer}.gate_up", tokens, "normed", "gate_up")
+            yield Call(SwiGLU(tokens, c.ffn, self.activations), {"gate_up": "gate_up", "y": "gated"})
+            yield self._linear(f"{layer}.down", tokens, "gated", "branch")
+        yield self._norm(norm, stream, other, "norm")
+        last = "normed"
+        if layout.rows < tokens:
+            yield self._embedding(layout.rows, tokens, "sample_rows", "normed", "last")
+            last = "last"
+        yield self._linear("head", layout.rows, last, "logits")
+        sampling = Sampling(layout.rows, c.vocab, self.activations)
+        yield Call(sampling, {name: name for name in (*sampling.inputs, *sampling.outputs)})
+
+    def buffers(self, layout: Layout) -> dict[str, Operand]:
+        """The arrays that only a step itself reads and writes, and its results."""
+        written: dict[str, Operand] = {}
+        for call in self.calls(layout):
+            own = call.problem.outputs
+            written |= {call.arrays[name]: own[name] for name in own if not call.arrays[name].endswith(".cache")}
+        return written
+
+    def cache(self) -> Operand:
+        """The keys and values of one layer."""
+        c = self.config
+        return Operand((self.pool, 2, c.kv_heads, PAGE, c.head_dim), self.kv)
+
+    def _embedding(self, rows: int, of: int, ids: str, table: str, y: str) -> Call:
+        problem = Embedding(rows, self.config.d, self.activations, of)
+        return Call(problem, {"ids": ids, "table": table, "y": y})
+
+    def _norm(self, problem: RMSNorm, residual: str, total: str, weight: str) -> Call:
+        return Call(problem, {"x": "branch", "residual": residual, "weight": weight, "y": "normed", "total": total})
+
+    def _linear(self, name: str, tokens: int, x: str, y: str) -> Call:
+        problem = replace(self.matrices[name], m=tokens)
+        own = {operand: f"{name}.{operand}" for operand in problem.inputs if operand != "x"}
+        return Call(problem, {"x": x, **own, "y": y})
+
+    def _rope(self, layout: Layout) -> RopeAppend:
+        c = self.config
+        return RopeAppend(
+            layout.tokens,
+            c.q_heads,
+            c.kv_heads,
+            c.head_dim,
+            self.kv,
+            page=PAGE,
+            pairs=self.pairs,
+            activations=self.activations,
+            context=c.context,
+            pool=self.pool,
+        )
+
+    def _attention(self, layout: Layout) -> Attention:
+        c = self.config
+        return Attention(
+            layout.rows,
+            c.q_heads,
+            c.kv_heads,
+            c.head_dim,
+            layout.q_len,
+            layout.capacity,
+            kv=self.kv,
+            page=PAGE,
+            activations=self.activations,
+            q_rows=layout.tokens,
+            pool=self.pool,
+        )

@@ -1,0 +1,136 @@
+"""A step on a chip: its calls planned and bound once, captured into one graph, run as often as there is input."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lab.choice import best_guesses
+from lab.execute import Plan, capture, plan
+from lab.inference.chip import Chip
+from lab.inference.layers import Call, Forward
+from lab.inference.step_input import PAGE, Layout, StepInput
+from lab.inference.step_weights import StepWeights, config_of, matrices_of
+from lab.problems import Attention, Model, Problem
+from lab.verify import scratch
+from sim.counts import Counts
+from sim.machine import Machine
+
+FEW_TOKENS = 16  # of a sequence: attention of a decode step
+
+
+class StepCache:
+    """Keys and values of all layers in `pool` pages each, the null page among them."""
+
+    def __init__(self, forward: Forward, chip: Chip) -> None:
+        operand, c = forward.cache(), forward.config
+        self.arrays: dict[str, Any] = {
+            f"layers.{i}.cache": chip.xp.zeros(operand.shape, operand.storage) for i in range(c.layers)
+        }
+        if forward.kv == "fp8":
+            self.arrays |= {name: chip.xp.ones(c.kv_heads, np.float32) for name in ("k_scale", "v_scale")}
+
+
+class Step:
+    """All steps of one bucket. Weights and cache are shared with other buckets; one step runs at a time.
+
+    `dependent` launches may begin before the one ahead has ended. Raises InputError where a layer has no kernel.
+    """
+
+    def __init__(
+        self,
+        weights: StepWeights,
+        cache: StepCache,
+        forward: Forward,
+        layout: Layout,
+        chip: Chip,
+        dependent: bool = True,
+    ) -> None:
+        self.layout, self.chip = layout, chip
+        self.input = StepInput(layout)
+        self.calls: list[Call] = list(forward.calls(layout))
+        self.plans = {p: planned(p, chip.machine) for p in dict.fromkeys(call.problem for call in self.calls)}
+        if not dependent:
+            self.plans = {p: _plain(found) for p, found in self.plans.items()}
+        self._block = chip.xp.zeros(layout.words, np.int32)
+        buffers = {name: chip.xp.zeros(o.shape, o.storage) for name, o in forward.buffers(layout).items()}
+        self.arrays = {**weights.arrays, **cache.arrays, **layout.views(self._block), **buffers}
+        # Launches of one plan follow one another and leave their workspaces as they were: all have the same.
+        spaces = {
+            p: {name: chip.xp.zeros(a.shape, a.storage) for name, a in scratch(found.launches).items()}
+            for p, found in self.plans.items()
+        }
+        self.bound = [
+            self.plans[problem].bind(
+                {**spaces[problem], **{operand: self.arrays[name] for operand, name in arrays.items()}}, chip.device
+            )
+            for problem, arrays in self.calls
+        ]
+        self._graph = capture(*self.bound)
+
+    def run(self) -> Counts:
+        """Enqueue the step that `input` describes; its results are in `arrays`: token, log_probability, logits."""
+        self.chip.write(self._block, self.input.block)
+        return self._graph.replay()
+
+    def tokens(self) -> NDArray[np.int32]:
+        """The token drawn for each row, when the step is done."""
+        found: NDArray[np.int32] = self.chip.read(self.arrays["token"])
+        return found
+
+    @property
+    def launches(self) -> int:
+        return sum(len(self.plans[problem].launches) for problem, _ in self.calls)
+
+    def done(self) -> list[tuple[Plan, Problem]]:
+        """Each call's plan, and its problem with the lengths that `input` holds."""
+        actual = {p: _with_lengths(p, self.input.q_lens, self.input.kv_lens) for p in self.plans}
+        return [(self.plans[problem], actual[problem]) for problem, _ in self.calls]
+
+    def theory(self) -> Counts:
+        """Closed-form counts of the whole step that `input` describes."""
+        total = Counts(**dict.fromkeys(Counts().as_dict(), 0))
+        for found, problem in self.done():
+            total = total + found.kernel.module.theory(problem, found.schedule, found.machine)
+        return total
+
+
+def planned(problem: Problem, machine: Machine) -> Plan:
+    """As `lab.execute.plan`; but where a few tokens attend, launches that overlap the ones ahead of them."""
+    if not isinstance(problem, Attention) or problem.q_len > FEW_TOKENS:
+        return plan(problem, machine)
+    guesses = [guess for guess in best_guesses(problem, machine) if guess.launches[0].dependent]
+    if not guesses:
+        return plan(problem, machine)
+    best = min(guesses, key=lambda guess: guess.us)
+    return Plan(problem, machine, best.kernel, best.schedule, best.launches)
+
+
+def step_us(model: Model, rows: Sequence[tuple[int, int]], machine: Machine, clock: str = "chain") -> float:
+    """Microseconds that a step of sequences, (new tokens, all tokens) each, is predicted to take; nothing is loaded."""
+    tokens, longest = sum(q for q, _ in rows), max(kv for _, kv in rows)
+    pages = -(-longest // PAGE)
+    layout = Layout(len(rows), tokens, pages)
+    config = config_of(model, pages * PAGE)
+    forward = Forward(config, matrices_of(model), 1 + pages * len(rows), model.kv)
+    q_lens, kv_lens = tuple(q for q, _ in rows), tuple(kv for _, kv in rows)
+    times: dict[Problem, float] = {}
+    total = 0.0
+    for problem, _ in forward.calls(layout):
+        if problem not in times:
+            found = planned(problem, machine)
+            actual = _with_lengths(problem, q_lens, kv_lens)
+            times[problem] = found.kernel.predicted_us(actual, found.schedule, machine, clock)
+        total += times[problem]
+    return total
+
+
+def _with_lengths(problem: Problem, q_lens: tuple[int, ...], kv_lens: tuple[int, ...]) -> Problem:
+    """What a step asks with these lengths of its sequences."""
+    return replace(problem, q_lens=q_lens, kv_lens=kv_lens) if isinstance(problem, Attention) else problem
+
+
+def _plain(found: Plan) -> Plan:
+    return replace(found, launches=tuple(replace(launch, dependent=False) for launch in found.launches))
