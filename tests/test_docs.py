@@ -25,7 +25,7 @@ FENCE = re.compile(r"^```(sh|python)( gpu| slow)?\n(.*?)^```$", re.DOTALL | re.M
 ANY_FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"`(lab [^`]+)`")
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]+)?\)")
-PATTERN = re.compile(r"\b[A-Z]{2,}\b|\.\.")  # what stands for something else, as in `lab check KERNEL ...`
+PATTERN = re.compile(r"\b[A-Z]{2,}\b|\.\.|\[")  # what stands for something else, as in `lab check KERNEL ...`
 MOST_LINES = 150  # by hand on a page; all of README
 
 

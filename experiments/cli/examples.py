@@ -13,6 +13,7 @@ from sim.machine import machine
 MACHINE = "h200"  # what the demo simulates unless told otherwise
 EXPLAIN = "explain linear m=1 n=4096 k=4096"
 CHECK = "check gemm_pingpong m=128 n=256 k=256 --ptx"
+MOST = 20  # lines of an output that are shown
 
 
 def table(past: Archive) -> str:
@@ -42,11 +43,11 @@ def _fenced(command: str, mark: str = "") -> str:
 
 
 def _output(printing: Callable[[], object]) -> str:
-    """What a function prints, as a block of text."""
+    """What a function prints, as a block of text, which "..." ends where there is more."""
     with redirect_stdout(io.StringIO()) as printed:
         printing()
-    lines = [line.rstrip() for line in printed.getvalue().splitlines()]
-    return "\n".join(["```text", *filter(None, lines), "```"])
+    lines = [line.rstrip() for line in printed.getvalue().splitlines() if line.strip()]
+    return "\n".join(["```text", *lines[:MOST], *(["..."] if len(lines) > MOST else []), "```"])
 
 
 def _run(command: str) -> None:
