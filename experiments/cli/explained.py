@@ -35,9 +35,9 @@ def render(documents: Sequence[Document]) -> None:
     say(f"{title(first['problem'])}, at data-sheet rates")
     rows = _model(documents) if first["problem"]["kind"] == "model" else _problem(documents)
     table(["", *_titles(documents)], rows)
-    if first["problem"]["kind"] == "model":
+    if first.get("parts"):
         table(*_parts(documents))
-        say("predicted: the kernel chosen for each matrix and for attention, in a chain; norms and the rest left out")
+        say("floor and prediction are of one of each, in a chain of launches")
     for document in documents:
         if document["schedule"]:
             say(f"{document['machine']}: {document['kernel']} with {spell(document['schedule'])}")
@@ -168,9 +168,9 @@ def _parts(documents: Sequence[Document]) -> tuple[list[str], list[Row]]:
 
 
 def _size(problem: Document) -> str:
-    if problem["kind"] == "linear":
-        return f"{problem['m']:,} x {problem['n']:,} x {problem['k']:,}"
-    return f"{problem['batch']:,} x {problem['q_len']:,} on {problem['kv_len']:,}"
+    if problem["kind"] == "attention":
+        return f"{problem['batch']:,} x {max(problem['q_lens']):,} on {max(problem['kv_lens']):,}"
+    return " x ".join(f"{problem[name]:,}" for name in ("m", "n", "k") if name in problem)
 
 
 def _several(documents: Sequence[Document]) -> None:
