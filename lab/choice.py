@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import islice
 from typing import Any, NamedTuple
 
 from lab import catalog, tuned
@@ -69,13 +70,18 @@ def best_guesses(problem: Problem, machine: Machine) -> list[Guess]:
     return found
 
 
-def contenders(problem: Problem, machine: Machine) -> Iterator[tuple[Kernel, Any]]:
-    """(kernel, schedule): all candidates of the kernels that a search must try, whichever they improve on."""
+def contenders(problem: Problem, machine: Machine, most: int | None = None) -> Iterator[tuple[Kernel, Any]]:
+    """(kernel, schedule): all candidates of the kernels that a search must try, whichever they improve on.
+
+    A brief search takes at most so many of each kernel, the best guesses, and none of kernels that are outgrown.
+    """
     guesses = best_guesses(problem, machine)
     limit = CONTENDING * min(guess.us for guess in guesses)
+    gone = set() if most is None else outgrown([guess.kernel for guess in guesses])
     for guess in guesses:
-        if guess.us <= limit:
-            yield from ((guess.kernel, schedule) for schedule in legal_candidates(guess.kernel, problem, machine))
+        if guess.us <= limit and guess.kernel.name not in gone:
+            legal = legal_candidates(guess.kernel, problem, machine)
+            yield from ((guess.kernel, schedule) for schedule in islice(legal, most))
 
 
 def legal_candidates(kernel: Kernel, problem: Problem, machine: Machine) -> Iterator[Any]:

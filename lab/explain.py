@@ -1,42 +1,63 @@
 """Explain a problem on a machine before running anything: bills, intensity, ridge, regime, floor, what is predicted."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from lab.cards import CLOCKS
+from lab.compile import compile_launch
 from lab.execute.plan import Plan, plan
 from lab.kernel import RANKING_CLOCK, schedule_fields
-from lab.problems import Problem, Question
+from lab.model_step import Chooser, ModelStep
+from lab.problems import Model, Problem, Question
 from sim.errors import InputError
+from sim.launch import Launch
 from sim.machine import H100, Machine
+from sim.occupancy import occupancy
 from sim.roofline import Roofline, roofline
+
+
+def chosen_plan(problem: Problem, machine: Machine) -> Plan | None:
+    """How `lab.choice` would run a problem; None where no kernel takes it."""
+    try:
+        return plan(problem, machine)
+    except InputError:
+        return None
 
 
 @dataclass(frozen=True)
 class Explanation:
     """A problem placed on a machine's roofline at data-sheet rates.
 
-    `fits` is whether the problem's bytes are within the machine's HBM.
+    `fits` is whether the problem's bytes are within the machine's HBM, `choose` finds the plan of a problem.
     """
 
     problem: Question
     machine: Machine
     roofline: Roofline
     fits: bool
+    choose: Chooser = field(default=chosen_plan, repr=False, compare=False)
 
     @cached_property
     def chosen(self) -> Plan | None:
-        """How `lab.choice` would run the problem; None for a whole model, and where no kernel takes it."""
-        if not isinstance(self.problem, Problem):
+        """The plan whose times are predicted; None for a whole model, and for what does not fit."""
+        if isinstance(self.problem, Model) or not self.fits:
             return None
-        try:
-            return plan(self.problem, self.machine)
-        except InputError:
-            return None
+        return self.choose(self.problem, self.machine)
 
-    def as_dict(self) -> dict[str, Any]:
-        """The document of `lab explain --json`: times in microseconds, intensities in FLOP per byte."""
+    @cached_property
+    def step(self) -> ModelStep | None:
+        """The parts of a whole model, and how large it may get; None for any other problem."""
+        if not isinstance(self.problem, Model):
+            return None
+        return ModelStep(self.problem, self.machine, self.choose if self.fits else lambda *_: None)
+
+    def as_dict(self, compiled: bool = False) -> dict[str, Any]:
+        """The document of `lab explain --json`: times in microseconds, intensities in FLOP per byte.
+
+        Registers are null but where the launches are to be `compiled`, by NVRTC alone; raises KernelError and
+        EnvironmentFailure as `lab.compile.compile_launch` does.
+        """
         p, r = self.problem, self.roofline
         return {
             "problem": p.as_dict(),
@@ -53,28 +74,46 @@ class Explanation:
             "launch_us": r.launch_us,
             "fits": self.fits,
             "details": p.details,
-            **_prediction(self.chosen),
+            **(_prediction(self.chosen, compiled) if self.step is None else self.step.as_dict(r.floor_us)),
         }
 
 
-def _prediction(chosen: Plan | None) -> dict[str, Any]:
-    """The chosen kernel and schedule, and their bills by every clock; all null where there is none."""
+def _prediction(chosen: Plan | None, compiled: bool) -> dict[str, Any]:
+    """The chosen kernel and schedule, their bills by every clock and their launches; all null where there is none."""
     if chosen is None:
-        return {"kernel": None, "schedule": None, "predicted_us": None, "predicted": None}
+        return dict.fromkeys(("kernel", "schedule", "predicted_us", "predicted", "launches"))
     return {
         "kernel": chosen.kernel.name,
         "schedule": schedule_fields(chosen.schedule),
         "predicted_us": chosen.predicted_us(RANKING_CLOCK),
         "predicted": {clock: chosen.bills(clock).as_dict() for clock in CLOCKS},
+        "launches": [_launched(launch, chosen.machine, compiled) for launch in chosen.launches],
     }
 
 
-def explain(problem: Question, machine: Machine = H100) -> Explanation:
-    """Weigh a linear layer, an attention or a whole model on a machine.
+def _launched(launch: Launch, machine: Machine, compiled: bool) -> dict[str, Any]:
+    """A launch's geometry, what it takes of an SM, and how many of its CTAs an SM holds."""
+    used = compile_launch(launch, machine).resources[launch.entry] if compiled else None
+    registers, static_bytes = (used.registers, used.static_shared_bytes) if used else (None, 0)
+    return {
+        "entry": launch.entry,
+        "grid": launch.grid,
+        "cluster": launch.cluster,
+        "block": launch.block,
+        "shared_bytes": launch.shared_bytes + static_bytes,
+        "registers": registers,
+        **occupancy(launch, machine, registers, static_bytes).as_dict(),
+    }
 
-    A whole model is taken as one launch, which no version of it can
-    undercut. Raises InputError where the machine has no such unit.
+
+def explain(problem: Question, machine: Machine = H100, choose: Chooser = chosen_plan) -> Explanation:
+    """Weigh a linear layer, an attention or another problem, or a step of a whole model on a machine.
+
+    A problem is taken as one launch, which no version of it can undercut; a model's step as those
+    that lab.inference makes. Raises InputError where the machine has no such unit.
     """
-    total = problem.bytes["total"]
-    placed = roofline(problem.flops, total, problem.unit, machine)
-    return Explanation(problem, machine, placed, total <= machine.hbm_bytes)
+    moved, launches = problem.bytes["total"], 1
+    if isinstance(problem, Model):
+        moved, launches = problem.streamed_bytes, problem.launches
+    placed = roofline(problem.flops, moved, problem.unit, machine, launches)
+    return Explanation(problem, machine, placed, problem.bytes["total"] <= machine.hbm_bytes, choose)

@@ -119,7 +119,10 @@ class KernelModule(Protocol):
     Schedule: type
 
     def candidates(self, problem: Any, machine: Machine) -> Iterator[Any]:
-        """Legal schedules worth trying, best guess first."""
+        """Legal schedules worth trying, best guess first.
+
+        There is one for every problem that the kernel solves; where none is legal, one whose `fits` says why.
+        """
 
     def launch(self, problem: Any, schedule: Any, machine: Machine) -> tuple[Launch, ...]:
         """The launches that solve every problem within an envelope, in order."""

@@ -49,8 +49,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     `run` is one id for all rows measured interleaved in one go. `on` is the chip that ran it, "sim" or "gpu", and
     `machine` the description its theory and prediction refer to. `us` is the median of `samples_us`. A peer's row has
     the kernel "peer:<name>". `overlapping` says whether the kernel's launches were dependent ones, which may start
-    before what is enqueued ahead of them has ended; null is unknown, as of a peer. `metrics` holds what only this
-    experiment defines, each name ending in its unit.
+    before what is enqueued ahead of them has ended; null is unknown, as of a peer. `tried` is a search's: the time of
+    each candidate, unchecked. `metrics` holds what only this experiment defines, each name ending in its unit.
     """
 
     schema: int = SCHEMA
@@ -80,6 +80,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     theory: dict[str, int | None] | None = None
     simulated: dict[str, int | None] | None = None
     counters: dict[str, float] | None = None
+    tried: dict[str, float] | None = None
     metrics: dict[str, Value] = {}
 
     @property

@@ -39,6 +39,8 @@ __device__ void mma(float (&d)[128], uint64_t a, uint64_t b, bool accumulate);  
 // The same with a in registers, each warp's 16 rows as the fragments of mma.m16n8k16, or for tf32, of which floats keep
 // 11 digits, of mma.m16n8k8; they stay untouched until the mma has been waited for.
 template <typename T>
+__device__ void mma(float (&d)[8], const uint32_t (&a)[4], uint64_t b, bool accumulate);  // n = 16
+template <typename T>
 __device__ void mma(float (&d)[16], const uint32_t (&a)[4], uint64_t b, bool accumulate);  // n = 32
 template <typename T>
 __device__ void mma(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool accumulate);  // n = 64
@@ -50,6 +52,7 @@ template <typename T>
 __device__ void mma(float (&d)[96], const uint32_t (&a)[4], uint64_t b, bool accumulate);  // n = 192
 template <typename T>
 __device__ void mma(float (&d)[128], const uint32_t (&a)[4], uint64_t b, bool accumulate);  // n = 256
+__device__ void mma_tf32(float (&d)[8], const float (&a)[4], uint64_t b, bool accumulate);  // n = 16
 __device__ void mma_tf32(float (&d)[16], const float (&a)[4], uint64_t b, bool accumulate);  // n = 32
 __device__ void mma_tf32(float (&d)[32], const float (&a)[4], uint64_t b, bool accumulate);  // n = 64
 __device__ void mma_tf32(float (&d)[48], const float (&a)[4], uint64_t b, bool accumulate);  // n = 96
@@ -1541,6 +1544,20 @@ __device__ __forceinline__ void mma<fp8>(float (&d)[128], uint64_t a, uint64_t b
 }
 
 template <>
+__device__ __forceinline__ void mma<bf16>(float (&d)[8], const uint32_t (&a)[4], uint64_t b,
+                                          bool accumulate) {
+    asm volatile(
+        "{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %13, 0;\n\t"
+        "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7"
+        "}, {%8, %9, %10, %11}, %12, p, 1, 1, 0;\n\t}"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]),
+          "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(uint32_t(accumulate))
+        : "memory");
+}
+
+template <>
 __device__ __forceinline__ void mma<bf16>(float (&d)[16], const uint32_t (&a)[4], uint64_t b,
                                           bool accumulate) {
     asm volatile(
@@ -1722,6 +1739,20 @@ __device__ __forceinline__ void mma<bf16>(float (&d)[128], const uint32_t (&a)[4
           "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119]),
           "+f"(d[120]), "+f"(d[121]), "+f"(d[122]), "+f"(d[123]),
           "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(uint32_t(accumulate))
+        : "memory");
+}
+
+template <>
+__device__ __forceinline__ void mma<fp16>(float (&d)[8], const uint32_t (&a)[4], uint64_t b,
+                                          bool accumulate) {
+    asm volatile(
+        "{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %13, 0;\n\t"
+        "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7"
+        "}, {%8, %9, %10, %11}, %12, p, 1, 1, 0;\n\t}"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]),
+          "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(uint32_t(accumulate))
         : "memory");
 }
@@ -1909,6 +1940,19 @@ __device__ __forceinline__ void mma<fp16>(float (&d)[128], const uint32_t (&a)[4
           "+f"(d[120]), "+f"(d[121]), "+f"(d[122]), "+f"(d[123]),
           "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(uint32_t(accumulate))
+        : "memory");
+}
+
+__device__ __forceinline__ void mma_tf32(float (&d)[8], const float (&a)[4], uint64_t b,
+                                          bool accumulate) {
+    asm volatile(
+        "{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %13, 0;\n\t"
+        "wgmma.mma_async.sync.aligned.m64n16k8.f32.tf32.tf32 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7"
+        "}, {%8, %9, %10, %11}, %12, p, 1, 1;\n\t}"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]),
+          "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
+        : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])), "l"(b), "r"(uint32_t(accumulate))
         : "memory");
 }
 

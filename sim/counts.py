@@ -1,6 +1,7 @@
 """Counts: what moved and what was computed, with one meaning for every counter of it."""
 
 from dataclasses import dataclass, fields
+from math import gcd
 
 SECTOR = 32  # bytes: the unit in which L2 moves data
 
@@ -74,9 +75,19 @@ def row_sectors(rows: int, row_bytes: int, start: int, nbytes: int) -> int:
 
     The offset of a row within a sector repeats every 32 / gcd(row_bytes, 32) rows, so few rows stand for all.
     """
-    period = next(p for p in (1, 2, 4, 8, 16, 32) if p * row_bytes % SECTOR == 0)
+    period = SECTOR // gcd(row_bytes, SECTOR)
     counts = [sectors(r * row_bytes + start, nbytes) for r in range(min(period, rows))]
     return rows // period * sum(counts) + sum(counts[: rows % period]) if rows >= period else sum(counts)
+
+
+def box_sectors(rows: int, row_bytes: int, box_bytes: int) -> int:
+    """Sectors of the boxes that lie side by side along the rows, each asked for by itself; the last one may be cut.
+
+    A box is whole sectors wide, so that each but the last counts as many as the first.
+    """
+    whole = row_bytes // box_bytes
+    rest = row_sectors(rows, row_bytes, whole * box_bytes, row_bytes % box_bytes)
+    return whole * row_sectors(rows, row_bytes, 0, box_bytes) + rest
 
 
 def lane_sectors(start: int, stride: int, width: int, lanes: int) -> int:

@@ -59,6 +59,11 @@ def format_named(name: str) -> Format:
     return FORMATS[name]
 
 
+def storage_of(name: str) -> np.dtype:
+    """The NumPy type that carries the bits of a format, or that is called so, such as "int32"."""
+    return FORMATS[name].storage if name in FORMATS else np.dtype(name)
+
+
 def encode(values: NDArray, name: str) -> NDArray:
     """Round float values to a format's bits, to nearest even; fp8 saturates at 448 as PTX `satfinite` does."""
     if name == "fp32":

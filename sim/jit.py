@@ -1,117 +1,86 @@
-"""Numba as the simulators use it: `njit` and `prange`, with a cache that knows code by its content.
+"""`njit` and `prange` as simulations use them; Numba itself is loaded when the first of them is called.
 
-Numba looks for an edit in the file that defines a compiled function, not in the files of what it calls, and keeps a
-cache for each folder that a file lies in. Here an entry is named after the text of a file and of all files of the
-simulated chip and of the kernels that it imports: an edit anywhere among them is seen, and all checkouts share what is
-alike. A cache that cannot be read or written is done without.
-
-Parallel loops run on Numba's own workers, the threading layer that a process forked later can use as well: GNU OpenMP
-kills such a process. These workers serve one thread at a time, which sim/turns.py sees to.
+Loading it takes longer than explaining a problem, and what lists, explains and ranks kernels imports their simulations
+without running any.
 """
 
-import hashlib
-import os
-import re
 from collections.abc import Callable
-from contextlib import suppress
-from functools import cache
-from pathlib import Path
+from functools import update_wrapper
+from threading import RLock
+from types import ModuleType
 from typing import Any
 
-import numba
-from numba import prange
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache, UserProvidedCacheLocator
+__all__ = ["linked_jit", "njit", "overload", "prange"]
 
-from sim.folders import ROOT, cache_path
+prange = range  # in compiled code numba.prange takes its place
 
-__all__ = ["njit", "prange"]
-
-if numba.config.THREADING_LAYER == "default":  # nobody has chosen another
-    numba.config.THREADING_LAYER = "workqueue"
-
-_IMPORTS = re.compile(r"^from ((?:sim|lab\.kernels)\b[\w.]*) import (?:\(([^)]*)\)|(.*))", re.MULTILINE)
+_settling = RLock()
+_overloads: list[tuple[Callable, dict[str, Any], Callable]] = []
 
 
-@cache
-def _own(path: Path) -> tuple[bytes, frozenset[Path]]:
-    """(text, files of compiled code that it imports)."""
-    text = path.read_text(encoding="utf-8")
-    found = set()
-    for module, several, one in _IMPORTS.findall(text):
-        package = ROOT / module.replace(".", "/")
-        for name in re.findall(r"(\w+)(?: as \w+)?", re.sub("#.*", "", several or one)):
-            inside, own = _file(package / name), _file(package)  # a file of the package, or what its own file defines
-            found.add(inside if inside.exists() else own)
-    return text.encode(), frozenset(found)
+class Late:
+    """A function of which `make` makes compiled code, once it is called."""
+
+    def __init__(self, function: Callable, make: Callable[[Callable], Any]) -> None:
+        update_wrapper(self, function)
+        self._function = function
+        self._make = make
+        self._compiled: Any = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.compiled(*arguments)
+
+    @property
+    def compiled(self) -> Any:
+        """Numba's dispatcher; those of all such functions that it knows take their places, in its module and others."""
+        with _settling:
+            if self._compiled is None:
+                self._compiled = self._make(self._function)
+                import numba  # loaded on first use, as said above
+
+                while _overloads:
+                    function, options, implementation = _overloads.pop()
+                    numba.extending.overload(function, **options)(implementation)
+                known = self._function.__globals__
+                for names in (known, *[vars(value) for value in known.values() if isinstance(value, ModuleType)]):
+                    names.update({name: value.compiled for name, value in names.items() if isinstance(value, Late)})
+                if "prange" in known:
+                    known["prange"] = numba.prange
+            return self._compiled
 
 
-def _file(module: Path) -> Path:
-    return module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
+def njit(*function: Callable, **options: Any) -> Any:
+    """numba.njit, with the cache of sim/cached_jit.py where `cache`."""
+
+    def make(function: Callable) -> Any:
+        from sim.cached_jit import njit
+
+        return njit(**options)(function)
+
+    return _late(function, make)
 
 
-@cache
-def content(path: Path) -> str:
-    """A digest of a file and of all that it imports of sim and lab.kernels."""
-    seen, left = {path}, [path]
-    while left:
-        new = _own(left.pop())[1] - seen
-        seen |= new
-        left += new
-    digest = hashlib.sha256()
-    for file in sorted(seen, key=lambda file: os.path.relpath(file, ROOT)):
-        digest.update(_own(file)[0])
-    return digest.hexdigest()[:16]
+def linked_jit(*function: Callable, **options: Any) -> Any:
+    """`jit` of sim/linked_jit.py."""
+
+    def make(function: Callable) -> Any:
+        from sim.linked_jit import jit
+
+        return jit(**options)(function)
+
+    return _late(function, make)
 
 
-class ContentLocator(UserProvidedCacheLocator):  # type: ignore[misc]  # Numba's stubs are skipped
-    """The cache entries of a file of this project, by its content; Numba's own locators serve every other file."""
+def overload(function: Callable, **options: Any) -> Callable[[Callable], Callable]:
+    """numba.extending.overload."""
 
-    def __init__(self, py_func: Any, py_file: str) -> None:
-        super().__init__(py_func, py_file)
-        path = Path(py_file).resolve()
-        self._cache_path = str(cache_path() / "numba" / f"{path.stem}-{content(path)}")
+    def keep(implementation: Callable) -> Callable:
+        _overloads.append((function, options, implementation))
+        return implementation
 
-    def get_source_stamp(self) -> str:
-        return Path(self._cache_path).name
-
-    @classmethod
-    def from_function(cls, py_func: Any, py_file: str) -> Any:
-        ours = ROOT in Path(py_file).resolve().parents and not numba.config.CACHE_DIR  # NUMBA_CACHE_DIR
-        return cls(py_func, py_file) if ours else None
+    return keep
 
 
-class _Entries(CompileResultCacheImpl):  # type: ignore[misc]
-    _locator_classes = (ContentLocator, UserProvidedCacheLocator)
-
-
-class _Cache(FunctionCache):  # type: ignore[misc]
-    """Compiled code of one function on disk: what cannot be read is compiled, what cannot be written is not kept."""
-
-    _impl_class = _Entries
-
-    def load_overload(self, *arguments: Any) -> Any:
-        with suppress(OSError, EOFError):
-            return super().load_overload(*arguments)
-
-    def save_overload(self, *arguments: Any) -> None:
-        with suppress(OSError):
-            super().save_overload(*arguments)
-
-
-def njit(*function: Callable, cache: bool = False, **options: Any) -> Any:
-    """numba.njit, with the cache described above."""
-
-    def compiled(function: Callable) -> Any:
-        made = numba.njit(**options)(function)
-        if cache:
-            made._cache = _cache_of(function)  # as Dispatcher.enable_caching does with Numba's own
-        return made
-
-    return compiled(*function) if function else compiled
-
-
-def _cache_of(function: Callable) -> Any:
-    try:
-        return _Cache(function)
-    except RuntimeError:  # no locator has a place for it
-        return NullCache()
+def _late(functions: tuple[Callable, ...], make: Callable[[Callable], Any]) -> Any:
+    """The one function, or without one what decorates it."""
+    return Late(functions[0], make) if functions else lambda function: Late(function, make)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.formats import FORMATS
+from sim.formats import storage_of
 
 
 class Role(StrEnum):
@@ -40,7 +40,7 @@ class Array:
 
     @property
     def storage(self) -> np.dtype:
-        return FORMATS[self.format].storage if self.format in FORMATS else np.dtype(self.format)
+        return storage_of(self.format)
 
     @property
     def nbytes(self) -> int:

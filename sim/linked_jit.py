@@ -15,7 +15,7 @@ from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import register_pass
 from numba.core.typed_passes import NativeLowering
 
-from sim.jit import njit
+from sim.cached_jit import njit
 
 
 class _Part(JITCodeLibrary):  # type: ignore[misc]  # Numba's stubs are skipped

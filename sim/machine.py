@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from math import isfinite
 from pathlib import Path
 from types import MappingProxyType, UnionType
@@ -26,7 +26,7 @@ class Machine:
     sms: int
     gpcs: tuple[int, ...]  # SMs of each GPC, the largest first; a cluster lies in one
     clock_hz: float  # boost clock at which the peaks are quoted
-    peaks: Mapping[str, float]  # FLOP/s by operand format
+    peaks: Mapping[str, float] = field(hash=False)  # FLOP/s by operand format
     hbm_bytes: int
     hbm_bandwidth: float  # B/s, data sheet
     l2_bytes: int
@@ -67,10 +67,10 @@ class Machine:
 
     def _sizes(self) -> Iterator[tuple[str, float]]:
         """(name, number) of every figure but those that are None."""
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for each in fields(self):
+            value = getattr(self, each.name)
             numbers = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else (value,)
-            yield from ((field.name, number) for number in numbers if isinstance(number, int | float))
+            yield from ((each.name, number) for number in numbers if isinstance(number, int | float))
 
     def peak(self, format_name: str) -> float:
         """FLOP/s for operands of one format; raises InputError where this chip has no such unit."""

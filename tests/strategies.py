@@ -134,6 +134,26 @@ def _attentions(draw: st.DrawFn, kernel: Kernel, form: Attention) -> Attention:
     )
 
 
+LARGE = {"m": 65_535, "n": 2**17, "k": 2**15, "batch": 512, "q_len": 2**17, "kv_len": 2**20}  # as models ask for
+
+
+@st.composite
+def large_problems(draw: st.DrawFn, kernel: Kernel) -> Any:
+    """A problem of any size that models ask for, small extents as likely as large ones."""
+    form = draw(st.sampled_from(variants(kernel)))
+    if isinstance(form, Attention):
+        kv_heads = 1 if form.latent else draw(st.integers(1, 16))
+        form = replace(form, kv_heads=kv_heads, q_heads=kv_heads * draw(st.integers(1, 8)))
+    extents = {}
+    for name in form.EXTENTS:
+        if name in LARGE:
+            most = min(LARGE[name], kernel.solves.at_most.get(name, LARGE[name]))
+            extents[name] = draw(st.integers(1, min(most, 2 ** draw(st.integers(0, most.bit_length())))))
+    if getattr(form, "swiglu", False):
+        extents["n"] *= 2
+    return fitted(kernel, replace(form, **extents))
+
+
 SMALL = {"m": 200, "n": 136, "k": 264, "batch": 2, "q_heads": 4, "kv_heads": 1, "q_len": 3, "kv_len": 100}
 
 

@@ -31,22 +31,21 @@ PARTS = ("bf16", "fp8", "int4_g128", "int4_g32")
 LARGE = Linear(1, 16384, 16384)
 
 FEW = 16  # tokens up to which a layer is to stand at the read's time
-BEYOND_READ_US = 2.0
+BEYOND_READ_US = {8: (1.5, 2.0), FEW: (1.5, 3.5)}  # up to so many tokens: bf16 and fp8, int4
 READ_RATE = 0.95  # of the plain read's, on the large matrix
 CLIFF = 1.05  # times what more tokens take
-# Of the best peer's time, by format, and by batch or shape where these have a bar of their own.
+# Of the best peer's time, by format and batch.
 SHARES = {
-    "bf16": {32: 0.97, 64: 0.97, 128: 0.97},
-    "int4_g128": {32: 0.90, 64: 0.90, 128: 0.95},
+    "bf16": {32: 1.00, 64: 1.00, 128: 1.00},
+    "int4_g128": {32: 0.95, 64: 0.97, 128: 1.00},
 }
-SMALLEST_SHARE = 0.90  # bf16 at 4096 x 4096
 
 _HEADINGS = ["format", "n x k", "plain read, us", *(f"m = {m}" for m in BATCHES)]
 
 
 @dataclass(frozen=True)
 class Options:
-    """`part` is bf16, fp8, int4_g128, int4_g32 or large; `tune` searches its layers first.
+    """`part` is bf16, fp8, int4_g128, int4_g32 or large; `tune` first searches its layers, so many schedules a kernel.
 
     `most` is the largest batch, `shape` the number of one shape or -1 for all. What has not begun after `seconds` is
     skipped.
@@ -57,16 +56,16 @@ class Options:
     shape: int = -1
     rounds: int = 20
     seconds: int = 500
-    tune: bool = False
+    tune: int = 0
 
     def __post_init__(self) -> None:
         if self.part not in (*PARTS, "large"):
             raise InputError(f"part is {', '.join(PARTS)} or large; got {self.part!r}")
         if not -1 <= self.shape < len(SHAPES):
             raise InputError(f"shape is -1 to {len(SHAPES) - 1}; got {self.shape}")
-        if min(self.most, self.rounds, self.seconds) < 1:
-            given = f"{self.most}, {self.rounds}, {self.seconds}"
-            raise InputError(f"most, rounds and seconds are at least 1; got {given}")
+        if min(self.most, self.rounds, self.seconds) < 1 or self.tune < 0:
+            given = f"{self.most}, {self.rounds}, {self.seconds}, {self.tune}"
+            raise InputError(f"most, rounds and seconds are at least 1, tune is 0 or more; got {given}")
 
     @property
     def problems(self) -> list[Linear]:
@@ -82,10 +81,8 @@ def measure(options: Options, backend: Backend) -> Iterator[Record]:
     """What the lab chooses for each layer beside its peers and the plain read: plain launches inside a graph."""
     facts = {"bar": options.part}
     if options.tune:
-        searches = [
-            Search(problem=p.as_dict(), clock="graph", plain=True, experiment="decode_bars", rounds=options.rounds)
-            for p in options.problems
-        ]
+        how = {"clock": "graph", "plain": True, "experiment": "decode_bars", "rounds": options.rounds}
+        searches = [Search(problem=p.as_dict(), most=options.tune, **how) for p in options.problems]
         yield from backend.tuned(searches, options.seconds)
     how = {"clocks": ("graph",), "plain": True, "reads": True, "rounds": options.rounds, "experiment": "decode_bars"}
     jobs = [chosen_job(problem, backend.machine, facts, **how) for problem in options.problems]
@@ -112,13 +109,12 @@ class Cell:
         if (p.n, p.k) == (LARGE.n, LARGE.k):
             return {"the read": self.read / READ_RATE if self.read else None}
         if p.m <= FEW:
-            own: dict[str, float | None] = {"the read": self.read + BEYOND_READ_US if self.read else None}
+            beyond = BEYOND_READ_US[8 if p.m <= 8 else FEW][bool(p.group)]
+            own: dict[str, float | None] = {"the read": self.read + beyond if self.read else None}
             return own | ({self.peer.kernel or "": peer_us} if self.peer else {})
         share = SHARES.get(p.weights, {}).get(p.m)
         if share is None or self.peer is None or peer_us is None:
             return {}
-        if p.weights == "bf16" and (p.n, p.k) == SHAPES[0]:
-            share = SMALLEST_SHARE
         return {self.peer.kernel or "": share * peer_us}
 
     @property

@@ -10,7 +10,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from experiments.cli import bench, calibrate, check, compare, counters, env, explain, generate, list_, report, run
+from experiments.cli import (
+    bench,
+    calibrate,
+    check,
+    compare,
+    counters,
+    env,
+    explain,
+    generate,
+    list_,
+    report,
+    run,
+    sweep,
+)
 from experiments.cli.output import complain, emit, output_error, say
 from sim.errors import EnvironmentFailure, InputError, LabError
 
@@ -69,6 +82,7 @@ app.command("list")(list_.list_)
 app.command("explain")(explain.explain)
 app.command("check")(check.check)
 app.command("run", cls=run.WithOptions)(run.run)
+app.command("sweep")(sweep.sweep)
 app.command("bench")(bench.bench)
 app.command("calibrate")(calibrate.calibrate)
 app.command("counters")(counters.counters)

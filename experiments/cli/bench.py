@@ -1,5 +1,7 @@
 """lab bench: time a kernel on this machine's GPU, beside its peers in the same run."""
 
+from collections.abc import Sequence
+from operator import attrgetter
 from typing import Annotated, Any
 
 import typer
@@ -90,8 +92,9 @@ def bench(
 
 
 def _right(records: list[Any]) -> bool:
-    """Whether there are results, and all of them are right."""
-    return bool(records) and all(r.check and r.check.passed for r in records)
+    """Whether there are results besides a search's, and all of them are right."""
+    raced = [r for r in records if r.tried is None]
+    return bool(raced) and all(r.check and r.check.passed for r in raced)
 
 
 def _result(record: Any) -> str:
@@ -103,13 +106,21 @@ def _result(record: Any) -> str:
     return "; ".join(["right", *doubts])
 
 
+def _say_ranking(swept: Sequence[Any]) -> None:
+    """Of the schedules that one clock timed: what it costs to take the one that is predicted to be the fastest."""
+    if len(swept) < 2:
+        return
+    fastest, chosen = (min(swept, key=attrgetter(name)) for name in ("us", "predicted_us"))
+    say(f"{chosen.clock}: predicted to be the fastest, one takes {chosen.us / fastest.us:.3f} of the fastest's time")
+
+
 def _render(document: dict[str, Any], kept: bool) -> None:
     from experiments.lookup import best_peer, question_of
     from experiments.words import spell
     from lab.explain import explain
     from sim.machine import MACHINES
 
-    records = document["records"]
+    records = [r for r in document["records"] if r.tried is None]
     say(f"{document['kernel']}: {spell(document['problem'])}")
     rows = []
     for r in sorted(records, key=lambda r: (r.clock or "", r.us or float("inf"))):
@@ -122,13 +133,16 @@ def _render(document: dict[str, Any], kept: bool) -> None:
                 r.clock or "-",
                 number(r.us),
                 spread(r.spread),
+                number(r.predicted_us),
                 f"{floor / r.us:.0%}" if floor and r.us else "-",
                 f"{peer.us / r.us:.3g}" if peer and peer.us and r.us else "-",
                 _result(r),
             ]
         )
-    headings = ["kernel", "schedule", "clock", "us", "quartiles, n", "of floor", "x best peer", "result"]
+    headings = ["kernel", "schedule", "clock", "us", "quartiles, n", "predicted", "of floor", "x best peer", "result"]
     table(headings, rows, numbers_from=3)
+    for clock in CLOCKS:
+        _say_ranking([r for r in records if r.clock == clock and r.us and r.predicted_us])
     if records:
         say(f"measured on {records[0].source}")
     if kept and records:

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from experiments.asked import problem_for
 from experiments.running import on_device
 from experiments.running.jobs import Job
 from experiments.running.simulation import require_room, simulate
@@ -57,12 +58,6 @@ def benched_on(machine: Machine, name: str, words: Sequence[str], schedule: str)
     require_room(problem, machine)
     kernel, chosen, _ = choose(problem, machine)
     return Subject(kernel, problem, parse_schedule(kernel, schedule, problem, machine) if schedule else chosen, machine)
-
-
-def problem_for(kernel: Kernel, words: Sequence[str]) -> Problem:
-    """The kernel's kind of problem from words; its own first format where none is given."""
-    cls = kernel.solves.problem
-    return parse(cls, words, {cls.FORMAT: kernel.solves.formats[0]})
 
 
 def compiled(subject: Subject) -> dict[str, Any]:

@@ -1,71 +1,68 @@
 """lab explain: a problem's bills, intensity, regime and floor, before anything runs."""
 
-from collections.abc import Sequence
-from typing import Annotated, Any
+from functools import cache
+from typing import Annotated
 
 import typer
 
-from experiments.cli.options import Json, Machine, Words
-from experiments.cli.output import emit, number, predicted, say, table
+from experiments.cli.options import Json, Schedule, Words
+from experiments.cli.output import emit
 from sim.errors import InputError
 
-Kind = Annotated[str, typer.Argument(metavar="KIND", help="linear, attention or model.", show_default=False)]
+Kind = Annotated[
+    str,
+    typer.Argument(
+        metavar="KIND|KERNEL",
+        help="A kind of problem (linear, attention ...), a kernel's name, or model: then the name of a known one or a "
+        "folder with a config.json.",
+        show_default=False,
+    ),
+]
+Machines = Annotated[
+    str, typer.Option("--machine", metavar="NAME,...", help="Chips that stand side by side: names, or JSON files.")
+]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the kernel too, for its registers; needs no GPU.")]
 
 
-def explain(kind: Kind, words: Words = None, machine: Machine = "h100", as_json: Json = False) -> None:
-    """Explain a problem: lab explain linear m=1 n=4096 k=4096; attention batch=..; model llama-2-13b context=4096."""
-    import lab
+def explain(
+    kind: Kind,
+    words: Words = None,
+    schedule: Schedule = "",
+    machine: Machines = "h100",
+    compiled: Compile = False,
+    as_json: Json = False,
+) -> None:
+    """Explain a problem, how a kernel solves it, or a step of a whole model: what it costs on a chip, and what binds.
+
+    lab explain linear m=1 n=4096 k=4096; gemm_pingpong m=2k n=4k k=4k; model llama-3-8b batch=1,8 context=1k..128k.
+
+    m=1,2,4 lists values, context=1k..128k doubles from the first to the last, k is 1,024: a table of all of them.
+    """
+    from experiments.asked import kernel_named, questions
+    from experiments.cli.explained import render
+    from experiments.running.simulation import require_room
+    from lab.execute.plan import Plan, plan
+    from lab.explain import chosen_plan, explain
+    from lab.kernel import parse_schedule
+    from lab.problems import Problem
+    from sim.machine import Machine
     from sim.machine import machine as machine_named
 
-    emit(lab.explain(question(kind, words or []), machine_named(machine)).as_dict(), as_json, _render)
+    kernel = kernel_named(kind)
+    if kernel is None and schedule:
+        raise InputError("a schedule is one kernel's: name the kernel in place of the kind of problem")
+    if kind == "model" and compiled:
+        raise InputError("--compile is for one kernel or one problem, not for a whole model")
 
+    def planned(problem: Problem, chip: Machine) -> Plan | None:
+        if kernel is None:
+            return chosen_plan(problem, chip)
+        return plan(problem, chip, parse_schedule(kernel, schedule, problem, chip), kernel)
 
-def question(kind: str, words: Sequence[str]) -> Any:
-    """The problem of that kind which the words describe; a model may start with the name of a known one."""
-    from experiments.words import parse
-    from lab.problems import MODELS, QUESTIONS, model_named
-
-    if kind not in QUESTIONS:
-        raise InputError(f"unknown kind {kind!r}; kinds: {', '.join(QUESTIONS)}")
-    cls = QUESTIONS[kind]
-    if kind != "model":
-        return parse(cls, words)
-    if words and "=" not in words[0]:
-        known = {name: value for name, value in model_named(words[0]).as_dict().items() if name != "kind"}
-        return parse(cls, words[1:], known)
-    if not words:
-        raise InputError(f"name a model or give its dimensions; known models: {', '.join(MODELS)}")
-    return parse(cls, words)
-
-
-def _render(document: dict[str, Any]) -> None:
-    from experiments.words import spell
-    from sim.machine import machine
-
-    title = machine(document["machine"]).title
-    say(f"{spell(document['problem'])} on the {title}, data-sheet rates")
-    size = document["bytes"]
-    rows = [
-        ["FLOPs", number(document["flops"]), "useful work"],
-        *([f"bytes: {name}", number(size[name]), "each once"] for name in ("weights", "kv", "activations", "total")),
-        ["intensity", number(document["intensity"]), "FLOP per byte"],
-        ["weight intensity", number(document["weight_intensity"]), "FLOP per weight byte"],
-        ["ridge", number(document["ridge"]), "FLOP per byte at which both bills take equally long"],
-        ["compute bill", number(document["compute_us"]), "us"],
-        ["memory bill", number(document["memory_us"]), "us"],
-        ["launch", number(document["launch_us"]), "us"],
-        ["floor", number(document["floor_us"]), "us: the largest of the three"],
-        *([name.replace("_", " "), number(value), ""] for name, value in document["details"].items()),
-    ]
-    table(["", "", ""], ([name, value, note] for name, value, note in rows), numbers_from=1)
-    advice = {
-        "compute": "feed the tensor cores",
-        "memory": "move fewer bytes",
-        "overhead": "launch less: both bills are below the launch time",
-    }
-    say(f"{document['regime']}-bound: {advice[document['regime']]}")
-    if document["predicted"]:
-        say(f"{document['kernel']} with {spell(document['schedule'])}")
-        say(predicted(document["predicted"]))
-    if not document["fits"]:
-        say(f"its {number(size['total'])} B do not fit into the HBM of one {title}")
+    chips = [machine_named(name) for name in machine.split(",")]
+    asked = [(question, chip) for question in questions(kind, words or []) for chip in chips]
+    for problem, chip in asked if kernel else ():
+        require_room(problem, chip)
+    choose = cache(planned)  # contexts and batches share most of their layers
+    documents = [explain(question, chip, choose).as_dict(compiled) for question, chip in asked]
+    emit(documents if len(documents) > 1 else documents[0], as_json, lambda _: render(documents))

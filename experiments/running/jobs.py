@@ -40,10 +40,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Search(msgspec.Struct, frozen=True, kw_only=True):
-    """A problem whose best schedule is sought among one kernel's candidates or, where it names none, all contenders."""
+    """A problem whose best schedule is sought among one kernel's candidates or, where it names none, all contenders.
+
+    `most` makes it brief (`lab.choice.contenders`).
+    """
 
     problem: dict[str, Any]
     kernel: str = ""
+    most: int | None = None
     incumbents: tuple[tuple[str, str], ...] = ()  # kernels and schedule words that race along
     clock: str = "cold"
     plain: bool = False

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -65,9 +66,10 @@ def search(argument: Any) -> Iterator[Record]:
         arena = last = _arena(problem, job, last)
         if job.kernel:
             kernel = catalog.get(job.kernel)
-            found = [(kernel, schedule) for schedule in legal_candidates(kernel, problem, arena.machine)]
+            legal = legal_candidates(kernel, problem, arena.machine)
+            found = [(kernel, schedule) for schedule in islice(legal, job.most)]
         else:
-            found = list(contenders(problem, arena.machine))
+            found = list(contenders(problem, arena.machine, job.most))
         for name, words in job.incumbents:
             with suppress(InputError):  # it may have been found by an older lab
                 kernel = catalog.get(name)
@@ -189,7 +191,8 @@ def _arena(problem: Any, job: Job | Search, last: Any = None) -> Any:
     if last and seed is None:
         if last.problem == problem:
             return last
-        if last.problem.m > problem.m and replace(last.problem, m=problem.m) == problem:
+        m, more = (getattr(each, "m", 0) for each in (problem, last.problem))  # rows, where inputs are nothing else
+        if more > m > 0 and replace(last.problem, m=m) == problem:
             wider = last
     return Bench(problem, device.machine(), job.experiment, seed, wider)
 

@@ -1,6 +1,6 @@
 """Launches on a GPU: loaded, with workspaces in its memory and the arrays they work on; graphs of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from threading import Lock
 from typing import Any
@@ -43,6 +43,10 @@ class DeviceBound:
         with self._lock:
             self._prepared(stream)
         return _NOT_COUNTED
+
+    def at(self, pointers: Mapping[str, int], stream: int) -> Callable[[], None]:
+        """A call that runs on arrays at these addresses, which the caller has checked and keeps, on one stream."""
+        return self._prepared.at(pointers, stream)
 
     def run_at(self, pointers: Mapping[str, int], stream: int | None = None) -> None:
         """Run on arrays at these addresses, which the caller has checked and keeps."""

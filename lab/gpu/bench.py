@@ -17,29 +17,28 @@ from numpy.typing import NDArray
 from lab.choice import schedule_words
 from lab.compile import compile_launch
 from lab.gpu import driver
-from lab.gpu.ceilings import copy_contestants, read_contestants
+from lab.gpu.ceilings import plain_movers
 from lab.gpu.device import card
+from lab.gpu.expectation import Expectation
 from lab.gpu.launch import Prepared, device_workspaces
 from lab.gpu.parameters import pointers_of
 from lab.gpu.statistics import is_impossible
-from lab.gpu.timing import Call, Clock, Contestant, Pace, Timing, measure, rotation
+from lab.gpu.timing import GRAPH_SAMPLE_US, Call, Clock, Contestant, Pace, Timing, measure, rotation
 from lab.kernel import Kernel, schedule_fields
-from lab.problems import Estimate, Operand, Problem
+from lab.problems import Operand, Problem
 from lab.record import Checked, Record, Value, provenance
-from lab.verify import Check, compare_output, joined
+from lab.verify import Check
 from sim.errors import EnvironmentFailure, KernelError
 from sim.launch import Launch, overlap
 from sim.machine import Machine
 from sim.roofline import roofline
 
-REFERENCE_FLOPS = 2**33  # above it the reference covers evenly spaced rows: comparing them takes a host 20 ms
 BAND = 1024  # elements around an output that nothing may touch; so many that it keeps an allocation's alignment
 
 Arrays = Mapping[str, Any]  # CuPy arrays by argument name, in storage types
 Peer = Callable[[Problem, Arrays], "Call | Loose"]  # makes a call that computes the outputs on CuPy's current stream
 Mover = Callable[[Arrays], Call]  # makes a call that only moves what the problem does
 NO_MOVERS: Mapping[str, Mover] = {}
-READ, COPY = "read", "copy"  # contestants that move as many bytes as the problem, and compute nothing
 
 
 @dataclass(frozen=True)
@@ -67,44 +66,6 @@ class Candidate:
         return f"{self.kernel.name}({schedule_words(schedule_fields(self.schedule))})"
 
 
-@dataclass(frozen=True)
-class Expectation:
-    """Fresh random inputs of a problem and what the outputs must be on the rows `rows`."""
-
-    inputs: dict[str, NDArray]
-    rows: slice
-    expected: dict[str, Estimate]
-
-    @classmethod
-    def of(cls, problem: Problem, seed: int | None) -> "Expectation":
-        inputs = problem.draw(np.random.default_rng(seed))
-        step = max(1, -(-problem.flops // REFERENCE_FLOPS)) | 1  # odd, so that every row of a tile has its turn
-        rows = slice(None, None, step)
-        return cls(inputs, rows, problem.reference(inputs, rows))
-
-    def narrowed(self, problem: Problem) -> "Expectation":
-        """What those rows of the inputs make that a narrower problem has."""
-        inputs = {name: self.inputs[name][_rows_of(operand)] for name, operand in problem.inputs.items()}
-        expected = {}
-        rows = len(range(problem.rows)[self.rows])
-        for name in problem.outputs:
-            expected[name] = Estimate(*(part[:rows] for part in self.expected[name]))
-        return Expectation(inputs, self.rows, expected)
-
-    def check(self, problem: Problem, outputs: Arrays, intact: bool = True) -> Check:
-        """Compare outputs, which may lie on the device: only the expected rows of them come to the host."""
-        checks = []
-        for name, operand in problem.outputs.items():
-            rows = outputs[name].reshape(operand.shape)[: problem.written(name)][self.rows]
-            host = rows if isinstance(rows, np.ndarray) else rows.get()
-            checks.append(compare_output(self.expected[name], host, operand.format, name))
-        found = joined(checks)
-        if found.first_mismatch is not None:
-            row, *rest = found.first_mismatch
-            found = replace(found, first_mismatch=(row * (self.rows.step or 1), *rest))
-        return replace(found, guards_intact=intact)
-
-
 class Bench:
     """A problem on this GPU: its arrays as often as a rotation needs them, and what the outputs must be.
 
@@ -121,7 +82,7 @@ class Bench:
     ):
         """`wider`, a bench of the same problem with more rows, lends its inputs and what it expects of them."""
         self.problem, self.machine = problem, machine
-        self._experiment = experiment
+        self.experiment = experiment
         self._expectation: Expectation = (
             wider._expectation.narrowed(problem) if wider else Expectation.of(problem, seed)
         )
@@ -168,10 +129,10 @@ class Bench:
             moving = {
                 name: [Contestant(name, tuple(mover(arrays) for arrays in self._data))]
                 for name, mover in movers.items()
-            } | (dict([_plain(self.problem, len(self._data))]) if reads else {})
+            } | (plain_movers(self.problem, len(self._data)) if reads else {})
             contestants = [*right, *(one for alike in moving.values() for one in alike)]
             timings = [measure(contestants, c, rounds, p) for p in paces for c in clocks] if right else []
-        shared = shared_fields(self.problem, self.machine, self._experiment)
+        shared = shared_fields(self.problem, self.machine, self.experiment)
         found = [
             record
             for name, own in described.items()
@@ -185,7 +146,9 @@ class Bench:
             )
         return found
 
-    def times(self, entries: Sequence[Candidate], clock: Clock, rounds: int) -> dict[Candidate, float]:
+    def times(
+        self, entries: Sequence[Candidate], clock: Clock, rounds: int, sample_us: float = GRAPH_SAMPLE_US
+    ) -> dict[Candidate, float]:
         """Median microseconds of those that run, unchecked, interleaved: to see which are worth a race."""
         with self._stream:
             self._make_ready(entries, {})
@@ -194,7 +157,8 @@ class Bench:
                     self._ready[name].calls[0]()
                     driver.synchronize(cupy.cuda.get_current_stream().ptr)
             able = {entry.name: entry for entry in entries if entry.name in self._ready}
-            timings = measure([self._ready[name] for name in able], clock, rounds) if able else {}
+            able_ones = [self._ready[name] for name in able]
+            timings = measure(able_ones, clock, rounds, sample_us=sample_us) if able else {}
         return {able[name]: timing.us for name, timing in timings.items()}
 
     def check(self, entry: Candidate) -> Check:
@@ -334,15 +298,6 @@ def compile_ahead(launches: Sequence[Launch], machine: Machine) -> None:
         list(pool.map(compile_one, launches))
 
 
-def _plain(problem: Problem, copies: int) -> tuple[str, list[Contestant]]:
-    """What moves a problem's bytes and does nothing else: its name, and it in several launch shapes."""
-    size = problem.bytes
-    streamed = size["weights"] + size["kv"]
-    if 2 * streamed > size["total"]:
-        return READ, read_contestants(streamed, copies)
-    return COPY, copy_contestants(size["total"] // 2, copies)
-
-
 def floor_us(problem: Problem, machine: Machine) -> float:
     """The larger of the two bills at data-sheet rates: a time below it is impossible."""
     bills = roofline(problem.flops, problem.bytes["total"], problem.unit, machine)
@@ -367,11 +322,7 @@ def _copies(problem: Problem, inputs: Mapping[str, NDArray]) -> list[dict[str, A
 def _narrowed(problem: Problem, copies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The arrays of a wider problem as far as this one's rows reach."""
     operands = {**problem.inputs, **problem.outputs}
-    return [{name: copy[name][_rows_of(operand)] for name, operand in operands.items()} for copy in copies]
-
-
-def _rows_of(operand: Operand) -> slice:
-    return slice(operand.shape[0])
+    return [{name: copy[name][: operand.shape[0]] for name, operand in operands.items()} for copy in copies]
 
 
 def _guarded(operand: Operand) -> Any:

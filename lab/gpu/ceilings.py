@@ -15,6 +15,7 @@ from lab.gpu.device import Conditions, card
 from lab.gpu.probes import WORD, dependent_call, kernel, random_words
 from lab.gpu.statistics import median_us
 from lab.gpu.timing import Call, Clock, Contestant, Timing, measure, rotation
+from lab.problems import Problem
 
 SIZES = tuple(2**20 * mib for mib in (2, 8, 32, 128, 512, 2048))  # bytes
 _THREADS = (256, 512)
@@ -129,6 +130,18 @@ def host_launch_us(calls: int = 2000) -> float:
         took = time.perf_counter() - began
         driver.synchronize(stream.ptr)
     return took / calls * 1e6
+
+
+def plain_movers(problem: Problem, copies: int) -> dict[str, list[Contestant]]:
+    """What moves a problem's bytes and computes nothing, "read" or "copy", in several launch shapes.
+
+    A read of the weights and the KV cache, where these are most of the bytes; else a copy that moves as many as all.
+    """
+    size = problem.bytes
+    streamed = size["weights"] + size["kv"]
+    if 2 * streamed > size["total"]:
+        return {"read": read_contestants(streamed, copies)}
+    return {"copy": copy_contestants(size["total"] // 2, copies)}
 
 
 def read_contestants(nbytes: int, copies: int) -> list[Contestant]:

@@ -1,6 +1,6 @@
 """Launches on the GPU: compiled, loaded, parameters packed once, then run in microseconds on any stream."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from math import prod
@@ -41,7 +41,8 @@ class Prepared:
             require_kernel(launch.kernel, runs_on, solves.needs(launch.problem), machine, device)
         self.device = device
         with driver.current(device), driver.relaxed_capture():
-            self._ready = [Ready(launch, compile_launch(launch, machine).path, device) for launch in launches]
+            self._compiled = [(launch, compile_launch(launch, machine).path) for launch in launches]
+            self._ready = [Ready(*compiled, device) for compiled in self._compiled]
         self._pointers: dict[str, int] = {}
 
     def bind(self, pointers: Mapping[str, int]) -> "Prepared":
@@ -52,6 +53,18 @@ class Prepared:
                     ready.parameters.point(name, pointer)
                 self._pointers[name] = pointer
         return self
+
+    def at(self, pointers: Mapping[str, int], stream: int) -> Callable[[], None]:
+        """A call of the launches on what is bound and on these addresses, on one stream: for any thread, at any time.
+
+        It has parameters of its own, so that the host has nothing to do but launch.
+        """
+        steps = [Ready(*compiled, self.device) for compiled in self._compiled]
+        for step in steps:
+            for name, pointer in {**self._pointers, **pointers}.items():
+                step.parameters.point(name, pointer)
+        calls = [partial(step, stream) for step in steps]
+        return calls[0] if len(calls) == 1 else partial(_each, calls)
 
     def __call__(self, stream: int | None = None) -> None:
         """Enqueue the launches on a stream (a CUstream address; CuPy's current one by default)."""
@@ -169,11 +182,20 @@ class Ready:
         if stream != self._stream:
             self._config.hStream = self._stream = stream
         (status,) = self._launch(self._config, self._function, self.parameters.address, 0)
+        if status:
+            self._retry(status)
+
+    def _retry(self, status: Any) -> None:
         if status in _OTHER_CONTEXT:
             with driver.current(self._device):
                 (status,) = self._launch(self._config, self._function, self.parameters.address, 0)
         if status:
             raise driver.failure(status, f"cuLaunchKernelEx of {self._entry}")
+
+
+def _each(calls: Sequence[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
 
 
 def launch_config(launch: Launch) -> Any:

@@ -1,16 +1,15 @@
-"""The search for the best kernel and schedule: all candidates in a short race, the best of them in a long one."""
+"""The search for the best kernel and schedule: all candidates in a short race, unchecked, the best in a long one."""
 
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from msgspec import structs
-
-from lab.gpu.bench import Bench, Candidate, Peer
+from lab.gpu.bench import Bench, Candidate, Peer, shared_fields
 from lab.gpu.timing import Clock
 from lab.record import Record, Value
 from lab.tuned import FINAL, SEARCH
 
 SEARCH_ROUNDS = 5  # interleaved samples of each candidate: a burst of noise hits all of a round alike
+SEARCH_SAMPLE_US = 500.0  # of a graph: its start then costs one or two percent, of all candidates alike
 WORTH = 1.25  # times the fastest: what is slower in the short race does not win the long one
 FINALISTS = 5
 
@@ -18,20 +17,20 @@ FINALISTS = 5
 def search(
     bench: Bench, entries: Sequence[Candidate], peers: Mapping[str, Peer], clock: Clock, rounds: int
 ) -> list[Record]:
-    """Race all entries, then the best ones at `rounds` rounds beside the peers: the records of both stages.
+    """Time all entries, then race the best ones at `rounds` rounds beside the peers: the records of both stages.
 
-    Their metrics say which `stage` they are of, and in the last one how many `candidates` ran and their `spread`, the
-    median time over the best. Raises as `Bench.race` does.
+    Their metrics say which `stage` they are of. The first is one record, with the time of each entry that ran; those of
+    the last say how many `candidates` that were and their `spread`, the median time over the best. Raises as
+    `Bench.race` does.
     """
-    short = bench.race(entries, {}, (clock,), SEARCH_ROUNDS, facts={"stage": SEARCH})
-    times = {
-        entry: record.us for entry, record in zip(entries, short, strict=True) if record.us is not None
-    }  # one clock and one pace: one record an entry, in their order
-    brief = [structs.replace(record, theory=None) for record in short]  # hundreds, and it follows from the schedule
+    times = bench.times(entries, clock, SEARCH_ROUNDS, SEARCH_SAMPLE_US)
+    tried = {entry.name: us for entry, us in times.items()}
+    shared = shared_fields(bench.problem, bench.machine, bench.experiment)
+    searched = Record(**shared, clock=clock.value, tried=tried, metrics={"stage": SEARCH, "rounds": SEARCH_ROUNDS})
     facts: dict[str, Value] = {"stage": FINAL, "candidates": len(times)}
     if times:
         facts["spread"] = median(times.values()) / min(times.values())
-    return [*brief, *bench.race(best(times), peers, (clock,), rounds, facts=facts)]
+    return [searched, *bench.race(best(times), peers, (clock,), rounds, facts=facts)]
 
 
 def best(times: Mapping[Candidate, float], most: int = FINALISTS) -> list[Candidate]:

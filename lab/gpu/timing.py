@@ -83,9 +83,16 @@ def round_robin(count: int, rounds: int) -> Iterator[list[int]]:
 
 
 def measure(
-    contestants: Sequence[Contestant], clock: Clock, rounds: int = 30, pace: Pace = Pace.SUSTAINED
+    contestants: Sequence[Contestant],
+    clock: Clock,
+    rounds: int = 30,
+    pace: Pace = Pace.SUSTAINED,
+    sample_us: float = GRAPH_SAMPLE_US,
 ) -> dict[str, Timing]:
-    """Time all contestants on one clock, one sample of each a round; raises EnvironmentFailure where one fails."""
+    """Time all contestants on one clock, one sample of each a round; raises EnvironmentFailure where one fails.
+
+    A replay of a graph lasts `sample_us` or longer.
+    """
     stream = cupy.cuda.get_current_stream()
     if stream.ptr == 0:
         raise ValueError("timing needs a stream of its own: `with cupy.cuda.Stream(non_blocking=True): ...`")
@@ -93,7 +100,7 @@ def measure(
         for call in contestant.calls[:2]:
             call()
     driver.synchronize(stream.ptr)
-    sampler, flush = (_cold if clock is Clock.COLD else _graph), Flush()
+    sampler, flush = _cold if clock is Clock.COLD else partial(_graph, sample_us), Flush()
     samplers = [sampler(c, flush, stream) for c in contestants]
     _warm_up(samplers, stream, pace)
     samples: list[list[float]] = [[] for _ in contestants]
@@ -129,14 +136,14 @@ def _cold(contestant: Contestant, flush: Flush, stream: Any) -> Sampler:
     return sample
 
 
-def _graph(contestant: Contestant, flush: Flush, stream: Any) -> Sampler:
+def _graph(sample_us: float, contestant: Contestant, flush: Flush, stream: Any) -> Sampler:
     calls = contestant.calls
     once = partial(_capture(calls, 1, stream).launch, stream)
     once()
     start, stop = _timed(once, flush, stream)
     driver.synchronize(stream.ptr)
     us = cupy.cuda.get_elapsed_time(start, stop) * 1e3 / len(calls)
-    repeats = max(1, ceil(min(MAX_GRAPH_CALLS, GRAPH_SAMPLE_US / us) / len(calls)))
+    repeats = max(1, ceil(min(MAX_GRAPH_CALLS, sample_us / us) / len(calls)))
     replay = partial(_capture(calls, repeats, stream).launch, stream)
     return lambda _: (*_timed(replay, flush, stream), repeats * len(calls))
 

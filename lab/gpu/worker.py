@@ -1,6 +1,6 @@
 """A function in a process of its own, with a deadline: a kernel that hangs or breaks the device takes only that down.
 
-The child gets its request as JSON on standard input and answers in JSON lines on a pipe of its own, so what it prints
+The child gets its task as JSON on standard input and answers in JSON lines on a pipe of its own, so what it prints
 disturbs nobody. It leads a process group, which is killed as a whole at the deadline, on Ctrl-C and on any error here.
 """
 
@@ -27,7 +27,7 @@ _REAP_S = 10.0  # how long a killed process may take to leave the driver
 _DIE_WITH_PARENT = 1  # prctl PR_SET_PDEATHSIG
 
 
-class Request(msgspec.Struct):
+class Task(msgspec.Struct):
     """What the child is asked to do, and where it finds its modules."""
 
     function: str  # "module:name"
@@ -64,7 +64,7 @@ def environment() -> dict[str, str]:
 
 
 def _items(function: Callable[[Any], Any], argument: Any, deadline_s: float) -> Iterator[Any]:
-    request = msgspec.json.encode(Request(_name_of(function), argument, sys.path))
+    task = msgspec.json.encode(Task(_name_of(function), argument, sys.path))
     answers, answering = os.pipe()
     child = subprocess.Popen(
         [sys.executable, "-m", "lab.gpu.worker", str(answering)],
@@ -79,7 +79,7 @@ def _items(function: Callable[[Any], Any], argument: Any, deadline_s: float) -> 
     try:
         with suppress(BrokenPipeError):
             assert child.stdin is not None
-            child.stdin.write(request)
+            child.stdin.write(task)
             child.stdin.close()
         for line in _lines(answers, end):
             reply = msgspec.json.decode(line, type=Reply)
@@ -152,10 +152,10 @@ def _has_descriptor(file: Any) -> bool:
 
 
 def serve(answering: int) -> None:
-    """The child: run the request on standard input and answer on the pipe."""
+    """The child: run the task on standard input and answer on the pipe."""
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-    request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
-    sys.path[:] = request.path
+    task = msgspec.json.decode(sys.stdin.buffer.read(), type=Task)
+    sys.path[:] = task.path
 
     def answer(reply: Reply) -> None:
         line = msgspec.json.encode(reply) + b"\n"
@@ -163,8 +163,8 @@ def serve(answering: int) -> None:
             line = line[os.write(answering, line) :]
 
     try:
-        module, _, name = request.function.partition(":")
-        result = getattr(importlib.import_module(module), name)(request.argument)
+        module, _, name = task.function.partition(":")
+        result = getattr(importlib.import_module(module), name)(task.argument)
         for item in result if isinstance(result, Iterator) else (result,):
             answer(Reply(item=msgspec.to_builtins(item)))
         answer(Reply(error=""))

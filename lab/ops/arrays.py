@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lab.gpu.parameters import ALIGNMENT, dense_strides, device_of
 from sim.errors import InputError
-from sim.formats import FORMATS, decode
+from sim.formats import FORMATS, decode, storage_of
 
 # Formats by the names that NumPy, ml_dtypes, CuPy and PyTorch give element types. Unsigned integers carry bits.
 FORMATS_OF = {
@@ -35,7 +35,7 @@ _DTYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": n
 _SWAPPED = ">" if sys.byteorder == "little" else "<"  # how the array interface marks the other byte order
 
 
-class Operand(NamedTuple):
+class View(NamedTuple):
     """An array as a kernel sees it: its address, shape and format, and the number of its GPU, None on the host."""
 
     pointer: int
@@ -47,7 +47,7 @@ class Operand(NamedTuple):
 class Library(Protocol):
     """How one library's arrays are looked at."""
 
-    def describe(self, array: Any, name: str, packed: str = "", written: bool = False) -> Operand:
+    def describe(self, array: Any, name: str, packed: str = "", written: bool = False) -> View:
         """An array as a kernel sees it; raises InputError where no kernel can take it, or write to it.
 
         `packed` is the format of arrays whose element type only carries bits, or INDEX.
@@ -56,7 +56,7 @@ class Library(Protocol):
     def empty(self, like: Any, shape: tuple[int, ...], form: str) -> Any:
         """An array beside `like` for results in a format, of its element type where that has this format."""
 
-    def number(self, value: float, name: str, device: int | None, count: int = 1) -> tuple[Any, Operand]:
+    def number(self, value: float, name: str, device: int | None, count: int = 1) -> tuple[Any, View]:
         """So many float32 of this value, where the library's arrays lie, and how a kernel sees them."""
 
     def place(self, array: Any) -> tuple[int, int]:
@@ -95,11 +95,6 @@ def format_of(array: Any, name: str, packed: str = "") -> str:
         one_of = "one of " if len(legal) > 1 else ""
         raise InputError(f"{name} must be in {one_of}{', '.join(legal)}; it is in {element}")
     return packed or FORMATS_OF[element]
-
-
-def storage_of(form: str) -> np.dtype:
-    """The NumPy type that carries a format's bits, or an index."""
-    return np.dtype(form) if form == INDEX else FORMATS[form].storage
 
 
 def is_number(value: Any) -> bool:
@@ -157,7 +152,7 @@ def beside(array: NDArray, like: Any) -> Any:
 class _NumPy:
     """Arrays on the host, for the simulated chip."""
 
-    def describe(self, array: Any, name: str, packed: str = "", written: bool = False) -> Operand:
+    def describe(self, array: Any, name: str, packed: str = "", written: bool = False) -> View:
         if not isinstance(array, np.ndarray):
             raise InputError(f"{name} must be a NumPy array as the first is, not {_type_name(array)}")
         if isinstance(array, np.ma.MaskedArray):
@@ -166,14 +161,14 @@ class _NumPy:
         _require_dense(array.flags.c_contiguous, name)
         if written and not array.flags.writeable:
             raise InputError(f"{name} is read-only")
-        return Operand(array.__array_interface__["data"][0], array.shape, form)
+        return View(array.__array_interface__["data"][0], array.shape, form)
 
     def empty(self, like: Any, shape: tuple[int, ...], form: str) -> Any:
         if FORMATS_OF[like.dtype.name] == form:
             return np.empty(shape, like.dtype)
         return np.empty(shape, FORMATS[form].storage if like.dtype.name.startswith("uint") else _DTYPES[form])
 
-    def number(self, value: float, name: str, device: int | None, count: int = 1) -> tuple[Any, Operand]:  # noqa: ARG002
+    def number(self, value: float, name: str, device: int | None, count: int = 1) -> tuple[Any, View]:  # noqa: ARG002
         array = np.full(count, single(value, name))
         return array, self.describe(array, name)
 
@@ -187,17 +182,17 @@ class _NumPy:
 class _OnDevice:
     """What the libraries of GPU arrays share: numbers become constants that stay on the GPU for good."""
 
-    def number(self, value: float, name: str, device: int | None, count: int = 1) -> tuple[Any, Operand]:
+    def number(self, value: float, name: str, device: int | None, count: int = 1) -> tuple[Any, View]:
         from lab.gpu.launch import constant  # loaded on first use: the simulated chip needs no GPU library
 
         array = constant(float(single(value, name)), device, count)
-        return array, Operand(array.data.ptr, (count,), "fp32", device)
+        return array, View(array.data.ptr, (count,), "fp32", device)
 
 
 class _Torch(_OnDevice):
     """PyTorch tensors on a GPU."""
 
-    def describe(self, array: Any, name: str, packed: str = "", written: bool = False) -> Operand:  # noqa: ARG002
+    def describe(self, array: Any, name: str, packed: str = "", written: bool = False) -> View:  # noqa: ARG002
         if not _is_torch(array):
             raise InputError(f"{name} must be a PyTorch tensor as the first is, not {_type_name(array)}")
         form = format_of(array, name, packed)
@@ -209,7 +204,7 @@ class _Torch(_OnDevice):
         if str(array.layout) != "torch.strided":
             raise InputError(f"{name} must be dense and row-major; its layout is {array.layout}")
         _require_dense(array.is_contiguous(), name)
-        return _aligned(Operand(pointer, tuple(array.shape), form, array.get_device()), name)
+        return _aligned(View(pointer, tuple(array.shape), form, array.get_device()), name)
 
     def empty(self, like: Any, shape: tuple[int, ...], form: str) -> Any:
         if FORMATS_OF[str(like.dtype).removeprefix("torch.")] == form:
@@ -227,7 +222,7 @@ class _Torch(_OnDevice):
 class _Cuda(_OnDevice):
     """CuPy's arrays, and all others with `__cuda_array_interface__`."""
 
-    def describe(self, array: Any, name: str, packed: str = "", written: bool = False) -> Operand:
+    def describe(self, array: Any, name: str, packed: str = "", written: bool = False) -> View:
         interface = getattr(array, "__cuda_array_interface__", None)
         if interface is None or _is_torch(array):
             raise InputError(f"{name} must be an array on the GPU, or all arrays NumPy's; it is {_type_name(array)}")
@@ -240,7 +235,7 @@ class _Cuda(_OnDevice):
         _require_dense(strides is None or tuple(strides) == dense_strides(shape, itemsize), name)
         if written and read_only:
             raise InputError(f"{name} is read-only")
-        return _aligned(Operand(pointer, shape, form, _gpu_of(array)), name)
+        return _aligned(View(pointer, shape, form, _gpu_of(array)), name)
 
     def empty(self, like: Any, shape: tuple[int, ...], form: str) -> Any:
         same = FORMATS_OF[element_of(like, "x")] == form
@@ -313,7 +308,7 @@ def _require_dense(dense: bool, name: str) -> None:
         raise InputError(f"{name} must be dense and row-major; it is strided (make a contiguous copy)")
 
 
-def _aligned(operand: Operand, name: str) -> Operand:
+def _aligned(operand: View, name: str) -> View:
     alignment = storage_of(INDEX).itemsize if operand.format == INDEX else ALIGNMENT
     if operand.pointer % alignment:
         raise InputError(f"{name} must start at a multiple of {alignment} B; it starts at {operand.pointer:#x}")

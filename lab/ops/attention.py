@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.ops.arrays import INDEX, Library, Operand, is_number, library_of
-from lab.ops.attention_request import NUMBER, SCALES, Request, posed, scale_of
+from lab.ops.arrays import INDEX, Library, View, is_number, library_of
+from lab.ops.attention_request import NUMBER, SCALES, AttentionRequest, posed, scale_of
 from lab.ops.calls import MOST_READY, Ready, on_gpu, one_device, require_apart, simulated, sizes, spoken
 from lab.ops.indices import require_legal
 from lab.problems import Attention
@@ -95,7 +95,7 @@ def attention(
     }
     kinds = [(name, operand.shape, operand.format) for name, operand in described.items()]
     kinds += [(name, (), NUMBER) for name in given if name not in described]
-    problem, names = posed(Request(tuple(kinds), *options))
+    problem, names = posed(AttentionRequest(tuple(kinds), *options))
     leading = described["q"].shape[:-1]
     for name, shape, form in (("y", (*leading, problem.value_dim), problem.output), ("lse", leading, "fp32")):
         if name not in given and (name == "y" or makes_lse):
@@ -126,7 +126,7 @@ def attention(
             if len(_ready) >= MOST_READY:
                 _ready.clear()
             _libraries[type(q)] = library
-            ready = Ready(bound, sizes(problem), tuple(problem.outputs))
+            ready = Ready(bound, sizes(problem), device, stream, tuple(problem.outputs))
             _ready[key] = ready, {name: names[name] for name in operands}
     bound.run_at({name: operand.pointer for name, operand in operands.items()}, stream)
     return results
@@ -148,13 +148,13 @@ def _repeated(given: dict[str, Any], options: tuple[Any, ...], stream: int | Non
         if stream is None:
             stream = current
         ready, names = _ready[_key(given, options, device, stream)]
-        return ready.run(library, {name: given[called] for name, called in names.items()}, device, stream)
+        return ready.run(library, names, [given[called] for called in names.values()])
     except (AttributeError, KeyError, TypeError):
         return False
 
 
 def _fill_scales(
-    library: Library, problem: Attention, device: int | None, given: dict[str, Any], described: dict[str, Operand]
+    library: Library, problem: Attention, device: int | None, given: dict[str, Any], described: dict[str, View]
 ) -> bool:
     """Make arrays of the scales that are numbers, and of those not given, which are 1; whether there are any such."""
     missing = [name for name in SCALES if name in problem.inputs and name not in described]
@@ -163,7 +163,7 @@ def _fill_scales(
     return bool(missing)
 
 
-def _read(operands: dict[str, Operand], device: int, stream: int) -> dict[str, NDArray]:
+def _read(operands: dict[str, View], device: int, stream: int) -> dict[str, NDArray]:
     """The index arrays on the host; raises InputError while a graph is captured."""
     from lab.gpu import driver, launch  # loaded on first use: the simulated chip needs no GPU library
 

@@ -15,7 +15,7 @@ NUMBER = "number"  # the kind of a scale that is no array
 Shapes = Mapping[str, tuple[int, ...]]  # as callers name the arrays
 
 
-class Request(NamedTuple):
+class AttentionRequest(NamedTuple):
     """All that decides how a call runs. `kinds` are the name, shape and format of each array, as callers name them."""
 
     kinds: tuple[tuple[str, tuple[int, ...], str], ...]
@@ -57,7 +57,7 @@ class Keys(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def posed(request: Request) -> Posed:
+def posed(request: AttentionRequest) -> Posed:
     """The problem of a request; raises InputError where its arrays do not belong together."""
     kinds = {name: (shape, form) for name, shape, form in request.kinds}
     shapes = {name: shape for name, shape, _ in request.kinds}
@@ -122,7 +122,7 @@ def scale_of(scale: float | None) -> float:
     return float(scale)
 
 
-def _queries(request: Request, shapes: Shapes) -> Queries:
+def _queries(request: AttentionRequest, shapes: Shapes) -> Queries:
     q, starts = shapes["q"], shapes.get("q_starts")
     if starts is None:
         if len(q) != 4:
@@ -137,7 +137,7 @@ def _queries(request: Request, shapes: Shapes) -> Queries:
     return Queries(starts[0] - 1, min(tokens, _most("max_q_len", request.max_q_len, tokens)), heads, dim, tokens)
 
 
-def _keys(request: Request, shapes: Shapes, q: Queries) -> Keys:
+def _keys(request: AttentionRequest, shapes: Shapes, q: Queries) -> Keys:
     k, table, latent = shapes["k"], shapes.get("block_table"), request.latent
     axes = 1 if latent else 2  # of one token
     packed = "q_starts" in shapes and len(k) == 1 + axes
@@ -157,7 +157,7 @@ def _keys(request: Request, shapes: Shapes, q: Queries) -> Keys:
     return Keys(1 if latent else k[2], _only("max_kv_len", request.max_kv_len, k[1]))
 
 
-def _paged(request: Request, k: tuple[int, ...], table: tuple[int, ...]) -> Keys:
+def _paged(request: AttentionRequest, k: tuple[int, ...], table: tuple[int, ...]) -> Keys:
     latent, most = request.latent, request.max_kv_len
     if len(k) != (3 if latent else 5) or (not latent and k[1] != 2):
         legal = "latent k must be [pages, page, dim]" if latent else "k must be [pages, 2, kv_heads, page, dim]"

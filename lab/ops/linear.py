@@ -8,7 +8,7 @@ from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lab.ops.arrays import Library, Operand, is_number, library_of
+from lab.ops.arrays import Library, View, is_number, library_of
 from lab.ops.calls import MOST_READY, Ready, on_gpu, one_device, require_apart, simulated, sizes, spoken
 from lab.problems import Linear
 from lab.weights import Int4Weights
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _SCALES = ("x_scale", "w_scale", "y_scale")
 
 
-class Request(NamedTuple):
+class LinearRequest(NamedTuple):
     """All that decides how a call runs. `kinds` are the name, shape and format of each array.
 
     `matrix` and `offset` are the shape of int4 weights, which their packed arrays do not tell, and how they are offset.
@@ -71,7 +71,7 @@ def linear(
     given, described = _operands(library, x, w, residual, x_scale, w_scale, y_scale, out)
     kinds = tuple([(name, operand.shape, operand.format) for name, operand in described.items()])
     packing = (w.shape, w.offset) if isinstance(w, Int4Weights) else ()
-    request = Request(kinds, output, swiglu, accumulate, *packing)
+    request = LinearRequest(kinds, output, swiglu, accumulate, *packing)
     problem = problem_of(request)
     if out is None:
         out = given["y"] = library.empty(x, (*described["x"].shape[:-1], problem.columns), problem.output)
@@ -90,7 +90,7 @@ def linear(
         if len(_ready) >= MOST_READY:
             _ready.clear()
         _libraries[type(x)] = library
-        _ready[_key(x, w, out, device, stream)] = Ready(bound, sizes(problem))
+        _ready[_key(x, w, out, device, stream)] = Ready(bound, sizes(problem), device, stream)
     bound.run_at({name: operand.pointer for name, operand in described.items()}, stream)
     return out
 
@@ -114,16 +114,17 @@ def _repeated(x: Any, w: Any, out: Any, stream: int | None) -> bool:
         device, current = library.place(x)
         if stream is None:
             stream = current
-        ready = _ready[_key(x, w, out, device, stream)]
-        weights = {"w": w.w, "w_scale": w.w_scale} if type(w) is Int4Weights else {"w": w}
-        return ready.run(library, {"x": x, **weights, "y": out}, device, stream)
+        ready = _ready[x.shape, x.dtype, w.shape, w.dtype, out.shape, out.dtype, device, stream]  # _key, at once
+        if type(w) is Int4Weights:
+            return ready.run(library, ("x", "w", "w_scale", "y"), (x, w.w, w.w_scale, out))
+        return ready.run(library, ("x", "w", "y"), (x, w, out))
     except (AttributeError, KeyError, TypeError):
         return False
 
 
 def _operands(
     library: Library, x: Any, w: Any, residual: Any, x_scale: Any, w_scale: Any, y_scale: Any, out: Any
-) -> tuple[dict[str, Any], dict[str, Operand]]:
+) -> tuple[dict[str, Any], dict[str, View]]:
     """The arrays by operand, and each as a kernel sees it; numbers among the scales become arrays beside x."""
     known: dict[str, str] = {}
     given = {"x": x, "w": w}
@@ -135,7 +136,7 @@ def _operands(
     if w_scale is not None:
         given["w_scale"] = w_scale
     given = {name: array for name, array in given.items() if array is not None}
-    described: dict[str, Operand] = {}
+    described: dict[str, View] = {}
     for name, array in given.items():
         if name in _SCALES and is_number(array):
             given[name], described[name] = library.number(array, name, described["x"].device)
@@ -145,7 +146,7 @@ def _operands(
 
 
 @lru_cache(maxsize=4096)
-def problem_of(request: Request) -> Linear:
+def problem_of(request: LinearRequest) -> Linear:
     """The problem of a request; raises InputError where its arrays do not belong together."""
     kinds = {name: (shape, form) for name, shape, form in request.kinds}
     (x_shape, x_format), (w_shape, w_format) = kinds["x"], kinds["w"]

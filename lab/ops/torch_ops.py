@@ -11,10 +11,9 @@ import torch
 from lab.ops.arrays import INDEX, TORCH, format_of
 from lab.ops.attention import INDICES
 from lab.ops.attention import attention as lab_attention
-from lab.ops.attention_request import SCALES, Request, posed, scale_of
-from lab.ops.linear import Request as LinearRequest
+from lab.ops.attention_request import SCALES, AttentionRequest, posed, scale_of
+from lab.ops.linear import LinearRequest, problem_of
 from lab.ops.linear import linear as lab_linear
-from lab.ops.linear import problem_of
 from lab.weights import Int4Weights
 
 
@@ -111,7 +110,7 @@ def _attended(
         )
         for name, tensor in given.items()
     ]
-    request = Request(tuple(kinds), causal, window, scale_of(scale), latent=latent)
+    request = AttentionRequest(tuple(kinds), causal, window, scale_of(scale), latent=latent)
     problem, _ = posed(request)
     q = given["q"]
     y = TORCH.empty(q, (*q.shape[:-1], problem.value_dim), problem.output)

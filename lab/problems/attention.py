@@ -1,5 +1,6 @@
 """Attention: softmax(q @ k.T / sqrt(head_dim)) @ v for a batch of sequences, each with its own lengths."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -230,10 +231,17 @@ class Attention(Problem):
             Sequence(*one) for one in zip(q_lens, kv_lens, q_starts[: self.batch], kv_starts[: self.batch], strict=True)
         )
 
+    @cached_property
+    def _alike(self) -> Counter[tuple[int, int]]:
+        """How many sequences have each (q_len, kv_len)."""
+        if self.q_lens or self.kv_lens or self.q_rows or self.pool:
+            return Counter((sequence.q_len, sequence.kv_len) for sequence in self.sequences)
+        return Counter({(self.q_len, self.kv_len): self.batch})  # however many: a batch is only counted here
+
     @property
     def rows(self) -> int:
         """Queries that are there."""
-        return sum(sequence.q_len for sequence in self.sequences)
+        return sum(times * q_len for (q_len, _), times in self._alike.items())
 
     def visible(self, sequence: Sequence) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(first, end): which keys each query of a sequence sees; none where end <= first."""
@@ -246,36 +254,40 @@ class Attention(Problem):
     @property
     def pairs(self) -> int:
         """Unmasked (query, key) pairs of all heads."""
-        alike: dict[tuple[int, int], int] = {}
-        for sequence in self.sequences:
-            key = sequence.q_len, sequence.kv_len
-            if key not in alike:
-                first, end = self.visible(sequence)
-                alike[key] = int(np.maximum(end - first, 0).sum())
-        return self.q_heads * sum(alike[s.q_len, s.kv_len] for s in self.sequences)
+        return self.q_heads * sum(times * self._pairs(*lengths) for lengths, times in self._alike.items())
+
+    def _pairs(self, q_len: int, kv_len: int) -> int:
+        """Of one head of a sequence: the causal query that ends at key e sees min(e, window) keys."""
+        if not self.causal:
+            return q_len * kv_len
+        least, window = max(kv_len - q_len, 0), self.window or kv_len
+        slope = [min(end, window) for end in (least, kv_len)]
+        triangle = slope[1] * (slope[1] + 1) // 2 - slope[0] * (slope[0] + 1) // 2
+        return triangle + window * (kv_len - least - (slope[1] - slope[0]))
 
     @property
     def flops(self) -> int:
         """2 head_dim for the score and 2 value_dim for the weighted sum of each unmasked pair."""
         return 2 * (self.head_dim + self.value_dim) * self.pairs
 
-    def _seen(self) -> Iterator[int]:
-        """Of each sequence, how many of its keys any query sees."""
-        for sequence in self.sequences:
-            first, end = self.visible(sequence)
-            yield max(0, int(end.max(initial=0)) - int(first.min(initial=sequence.kv_len)))
+    def _seen(self) -> Iterator[tuple[int, int]]:
+        """(times, how many of its keys any query of a sequence sees)."""
+        for (q_len, kv_len), times in self._alike.items():
+            unseen = max(kv_len - q_len + 1 - self.window, 0) if self.window else 0
+            yield times, kv_len - unseen if q_len else 0
 
     @property
     def kv_bytes(self) -> int:
         """Bytes of the cache that some query sees: key and value of each token, or the one latent vector."""
         vectors = 1 if self.latent else 2
-        return FORMATS[self.kv].nbytes(vectors * sum(self._seen()) * self.kv_heads, self.head_dim)
+        seen = sum(times * keys for times, keys in self._seen())
+        return FORMATS[self.kv].nbytes(vectors * seen * self.kv_heads, self.head_dim)
 
     @property
     def read_bytes(self) -> int:
         """What is seen of the cache, the queries that are there, and the entries of the block table in use, once."""
         queries = FORMATS[self.activations].nbytes(self.rows * self.q_heads, self.head_dim)
-        pages = sum(-(-seen // self.page) for seen in self._seen()) if self.page else 0
+        pages = sum(times * -(-keys // self.page) for times, keys in self._seen()) if self.page else 0
         return self.kv_bytes + queries + 4 * pages
 
     @property

@@ -1,4 +1,4 @@
-"""Model: one step of a whole Llama-class transformer, as sizes; for bills and floors, not for running."""
+"""Model: one step of a whole Llama-class transformer, as sizes and as the problems it is made of."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -6,7 +6,8 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from lab.problems.attention import Attention
-from lab.problems.protocol import require_extents
+from lab.problems.linear import Linear
+from lab.problems.protocol import MAX_DIMENSION, Problem, require_extents
 from sim.errors import InputError
 from sim.formats import FORMATS, format_named
 
@@ -43,6 +44,9 @@ class Model:
         format_named(self.weights)
         if self.phase not in (DECODE, PREFILL):
             raise InputError(f"phase must be {DECODE} or {PREFILL}; phase = {self.phase!r}")
+        for what, value in (("tokens of a step", self.tokens), ("q_heads x head_dim", self.q_heads * self.head_dim)):
+            if value > MAX_DIMENSION:
+                raise InputError(f"{what} must be at most {MAX_DIMENSION:,}; they are {value:,}")
         self.attention  # noqa: B018  (its own checks of heads and format)
 
     @property
@@ -77,11 +81,34 @@ class Model:
         return Attention(self.batch, self.q_heads, self.kv_heads, self.head_dim, q_len, self.context, kv=self.kv)
 
     @property
+    def parts(self) -> dict[str, tuple[int, Problem]]:
+        """What a step consists of, by name: how often, and which problem; norms and element-wise work left out."""
+        layer = {name: Linear(self.tokens, n, k, self.weights) for name, (n, k) in self.layer_matrices.items()}
+        found: dict[str, tuple[int, Problem]] = {name: (self.layers, linear) for name, linear in layer.items()}
+        head = Linear(self.batch, self.vocab, self.d, self.weights)
+        return {**found, "attention": (self.layers, self.attention), "head": (1, head)}
+
+    @property
+    def launches(self) -> int:
+        """Kernels of a step as lab.inference runs it, where q, k and v are one matrix, and gate and up another.
+
+        A layer has four matrices, two norms, rotary embedding, attention and SwiGLU; beside them are the embedding, the
+        last norm, the head and the draw, and in prefill the choice of the rows that go through the head.
+        """
+        return 9 * self.layers + (5 if self.phase == PREFILL else 4)
+
+    @property
+    def tokens(self) -> int:
+        """Rows that go through every layer in a step."""
+        return self.batch * (self.context if self.phase == PREFILL else 1)
+
+    @property
     def flops(self) -> int:
         """2 a weight and token in every linear layer, and attention; one head row a sequence, norms left out."""
-        tokens = self.batch * (self.context if self.phase == PREFILL else 1)
         matrices = self.layers * sum(n * k for n, k in self.layer_matrices.values())
-        return 2 * tokens * matrices + 2 * self.batch * self.vocab * self.d + self.layers * self.attention.flops
+        pairs = self.context * (self.context + 1) // 2 if self.phase == PREFILL else self.context  # of a head
+        attention = 4 * self.head_dim * self.q_heads * pairs
+        return 2 * self.tokens * matrices + self.batch * (2 * self.vocab * self.d + self.layers * attention)
 
     @property
     def bytes(self) -> dict[str, int]:
@@ -89,16 +116,25 @@ class Model:
         weights = self.layers * sum(FORMATS[self.weights].nbytes(n, k) for n, k in self.layer_matrices.values())
         tables = (1 if self.tied else 2) * FORMATS[self.weights].nbytes(self.vocab, self.d)
         weights += tables + FORMATS[self.unit].nbytes(1, self._norms)
-        tokens = self.batch * (self.context if self.phase == PREFILL else 1)
-        activations = FORMATS[self.unit].nbytes(tokens, self.d)
+        activations = FORMATS[self.unit].nbytes(self.tokens, self.d)
         activations += FORMATS[self.unit].nbytes(self.batch, self.vocab)
-        kv = self.layers * self.attention.kv_bytes
+        kv = self.batch * self.context * self.kv_bytes_per_token
         return {"weights": weights, "kv": kv, "activations": activations, "total": weights + kv + activations}
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of the KV cache of one token in all layers."""
+        return self.layers * Attention(1, self.q_heads, self.kv_heads, self.head_dim, 1, 1, kv=self.kv).kv_bytes
 
     @property
     def lookup_bytes(self) -> int:
         """Bytes of an untied embedding table: a step looks up one row a token there and need not stream it."""
         return 0 if self.tied else FORMATS[self.weights].nbytes(self.vocab, self.d)
+
+    @property
+    def streamed_bytes(self) -> int:
+        """What a step cannot but move through HBM: all but the embedding table, of which rows are looked up."""
+        return self.bytes["total"] - self.lookup_bytes
 
     @property
     def weight_intensity(self) -> float:
@@ -109,7 +145,7 @@ class Model:
     def details(self) -> dict[str, int]:
         return {
             "parameters": self.parameters,
-            "kv_bytes_per_token": self.layers * self.attention.kv_bytes // (self.batch * self.context),
+            "kv_bytes_per_token": self.kv_bytes_per_token,
             "lookup_bytes": self.lookup_bytes,
         }
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.errors import InputError
-from sim.formats import FORMATS, encode
+from sim.formats import FORMATS, encode, storage_of
 
 MAX_DIMENSION = 2**31 - 1  # extents are int32 parameters of every kernel
 UNIT = 2.0**-24  # rounding unit of float32
@@ -35,7 +35,7 @@ class Operand(NamedTuple):
 
     @property
     def storage(self) -> np.dtype:
-        return FORMATS[self.format].storage if self.format in FORMATS else np.dtype(self.format)
+        return storage_of(self.format)
 
     @property
     def nbytes(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.emulator import decode_memory, decode_scalar, flow, isa
+from sim.emulator import decode_memory, decode_scalar, decode_tensor, flow, isa
 from sim.emulator.program import Program
 from sim.emulator.ptx import EmulatorError, Entry, Instruction, Module, Variable, parse
 
@@ -187,7 +187,7 @@ class Decoder:
     def _one(self) -> None:
         parts = self.instruction.parts
         handler: Callable[[Decoder, tuple[str, ...], tuple[str, ...]], Any] | None = None
-        for table in (decode_scalar.HANDLERS, decode_memory.HANDLERS):
+        for table in (decode_scalar.HANDLERS, decode_memory.HANDLERS, decode_tensor.HANDLERS):
             handler = handler or table.get(parts[0])
         if handler is None:
             raise self.fail()

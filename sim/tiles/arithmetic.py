@@ -1,10 +1,8 @@
 """Counted CUDA-core arithmetic with float32 accumulation."""
 
 import numpy as np
-from numba import types
-from numba.extending import overload
 
-from sim.jit import njit
+from sim.jit import njit, overload
 from sim.tiles.chip import EXP, FLOPS
 from sim.tiles.elements import float_of_bf16
 
@@ -22,7 +20,7 @@ def _float_of(element):
 
 @overload(_float_of, inline="always")
 def _compile_float_of(element):
-    if isinstance(element, types.Float):
+    if str(element) == "float32":
         return lambda element: element
     return lambda element: float_of_bf16(element)
 

@@ -120,6 +120,16 @@ def test_contenders_are_all_candidates_of_the_kernels_near_the_best() -> None:
         assert set(legal) == set(kernel.module.candidates(PROBLEM, H100))
 
 
+def test_a_brief_search_has_the_best_guesses_of_what_is_not_outgrown() -> None:
+    every = list(contenders(PROBLEM, H100))
+    gone = outgrown([guess.kernel for guess in best_guesses(PROBLEM, H100)])
+    brief = [(k, s) for k, s in every if k.name not in gone]
+    assert list(contenders(PROBLEM, H100, 3)) == [
+        pair for name in dict.fromkeys(k.name for k, _ in brief) for pair in [p for p in brief if p[0].name == name][:3]
+    ]
+    assert gone & {kernel.name for kernel, _ in every}
+
+
 def test_words_give_the_schedule_back() -> None:
     kernel, schedule, _ = choose(PROBLEM, H100)
     words = schedule_words(schedule_fields(schedule))

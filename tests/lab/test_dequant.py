@@ -32,6 +32,7 @@ HARD = (
     (Linear(100, 264, 520, "int4_g32"), Schedule(96, 128, 2, 2, 1, 3)),  # tokens for one of three warps more
     (Linear(40, 320, 776, "int4_g128", offset="zero"), Schedule(32, 256, 2, 2, 1, 8)),  # four consumers
     (Linear(70, 264, 776, "int4_g128"), Schedule(64, 256, 2, 2, 1, 2)),  # units of one step
+    (Linear(13, 200, 1096, "int4_g128"), Schedule(16, 128, 2, 2, 1, 1)),  # eight tokens a CTA
 )
 
 

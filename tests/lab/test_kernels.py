@@ -17,7 +17,7 @@ from sim.errors import InputError, ScheduleError
 from sim.formats import FORMATS
 from sim.launch import Array, Scalar, TensorMap
 from sim.machine import H100
-from tests.strategies import each_kernel, examples, problems, schedules, small, some
+from tests.strategies import each_kernel, examples, large_problems, problems, schedules, small, some
 
 
 def test_what_families_share_is_no_kernel() -> None:
@@ -25,6 +25,14 @@ def test_what_families_share_is_no_kernel() -> None:
     assert list(shared.glob("*.cuh"))
     assert not list(shared.glob("*.cu"))
     assert "common" not in {kernel.family for kernel in catalog.kernels()}
+
+
+@each_kernel
+@examples(40)
+@given(data=st.data())
+def test_every_problem_of_a_models_size_has_a_schedule(kernel: Kernel, data: st.DataObject) -> None:
+    problem = data.draw(large_problems(kernel))
+    assert kernel.launches(problem, kernel.best_guess(problem, H100), H100)
 
 
 @each_kernel

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lab import catalog
 from lab.compile import compile_launch
-from lab.kernels.gemm.simt_tile import ROW, Request, patch_sectors, vectors
+from lab.kernels.gemm.simt_tile import ROW, WarpRequest, patch_sectors, vectors
 from lab.problems import Linear
 from lab.ptx_executor import Emulator
 from lab.verify import verify
@@ -36,9 +36,9 @@ BIG = Linear(4096, 4096, 4096, "fp32")
 @given(
     rows=st.integers(1, 70),
     columns=st.integers(1, 90),
-    request=st.sampled_from([ROW, vectors(8), vectors(16), vectors(32), Request(4, 8), Request(2, 16)]),
+    request=st.sampled_from([ROW, vectors(8), vectors(16), vectors(32), WarpRequest(4, 8), WarpRequest(2, 16)]),
 )
-def test_patches_touch_the_sectors_that_enumeration_finds(rows: int, columns: int, request: Request) -> None:
+def test_patches_touch_the_sectors_that_enumeration_finds(rows: int, columns: int, request: WarpRequest) -> None:
     expected = 0
     for top in range(0, rows, request.rows):
         for left in range(0, columns, request.columns):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sim import jit
+from sim import cached_jit as jit
 
 WHOLE = """
 from sim import atoms, tiles as t

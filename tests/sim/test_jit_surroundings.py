@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import lab
-from sim.jit import njit
+from sim.cached_jit import njit
+from sim.jit import Late
 from sim.tiles import groups
 
 
@@ -19,7 +20,7 @@ def test_without_a_place_for_its_cache_code_is_compiled_anew(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("LAB_CACHE_DIR", str(tmp_path / place))
-    function = next(value for value in vars(groups).values() if hasattr(value, "py_func")).py_func
+    function = next(value for value in vars(groups).values() if isinstance(value, Late)).__wrapped__
     compiled = njit(cache=True)(function)
     assert compiled.stats.cache_path.startswith(str(tmp_path / place))
     with pytest.raises(OSError, match="Not a directory"):

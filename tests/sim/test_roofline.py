@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from lab.problems import Linear
 from sim.bound import bills_us
-from sim.counts import SECTOR, Counts, row_sectors, sectors
+from sim.counts import SECTOR, Counts, box_sectors, row_sectors, sectors
 from sim.errors import InputError
 from sim.machine import MACHINES, machine
 from sim.roofline import roofline
@@ -70,6 +70,13 @@ def test_sectors_are_those_that_hold_a_byte_of_the_range(start: int, nbytes: int
 def test_row_sectors_sums_over_rows(rows: int, row_bytes: int, start: int, nbytes: int) -> None:
     assert row_sectors(rows, row_bytes, start, nbytes) == sum(
         sectors(r * row_bytes + start, nbytes) for r in range(rows)
+    )
+
+
+@given(rows=st.integers(0, 50), row_bytes=st.integers(1, 700), box=st.sampled_from([32, 64, 96, 128]))
+def test_box_sectors_sums_over_boxes_side_by_side(rows: int, row_bytes: int, box: int) -> None:
+    assert box_sectors(rows, row_bytes, box) == sum(
+        row_sectors(rows, row_bytes, at, min(box, row_bytes - at)) for at in range(0, row_bytes, box)
     )
 
 

@@ -45,6 +45,7 @@ MBARRIER = 8  # bytes
 TICKET = 4  # bytes
 FROM_REGISTERS = (64, 96, 128, 192)  # block_n of a wgmma with queries in registers
 PARTS = ("part_y", "part_log_sums", "arrived")  # of splits: null where there is one
+MOST_SPLITS = 64
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class Schedule:
         prefill.require_blocks(self, (128, 192), tuple(range(64, 193, 16)))
         require_choice(self, "turns", (0, 1))
         require_choice(self, "q_registers", (0, 1))
-        if not 1 <= self.splits <= 64:
-            raise ScheduleError(f"splits are from 1 to 64; splits = {self.splits}")
+        if not 1 <= self.splits <= MOST_SPLITS:
+            raise ScheduleError(f"splits are from 1 to {MOST_SPLITS}; splits = {self.splits}")
         if not 1 <= self.section <= 1024:
             raise ScheduleError(f"section is from 1 to 1,024 KV heads; section = {self.section}")
         if not 0 <= self.slack <= 8:
@@ -140,7 +141,7 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
     best = FULL if not p.causal else LONG if p.kv_len >= LONG_KEYS else SHORT
     tiles = prefill.tile_count(p, LONG.block_m) if p.group <= LONG.block_m else machine.sms
     blocks = -(-p.kv_len // LONG.block_n)
-    fill = min(machine.sms // tiles, blocks // SPLIT_BLOCKS)  # splits that leave no SM without work
+    fill = min(machine.sms // tiles, blocks // SPLIT_BLOCKS, MOST_SPLITS)  # splits that leave no SM without work
     few = [replace(LONG, q_registers=0, splits=fill)] if fill > 1 else []
     halves = [replace(MEASURED[-1], splits=2)] if blocks > 1 else []
     for schedule in dict.fromkeys((*few, best, *MEASURED, *halves)):

@@ -177,7 +177,9 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
                 s = Schedule(warps, min(stages, MOST_STAGES), heads, row_groups, query_tiles, ctas, OVERHEAD, LEAST)
                 s.fits(p, machine)
                 found.append(s)
-    yield from found
+    yield from found or [
+        Schedule(8, 2, 1, *GROUPS[max(GROUPS)][0], 1, OVERHEAD, LEAST)
+    ]  # holds most, and says how much
     for s in found[:1]:
         if s.stages >= 4:
             yield replace(s, stages=s.stages // 2)

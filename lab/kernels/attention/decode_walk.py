@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sim.linked_jit import jit
+from sim.jit import linked_jit as jit
 from sim.tiles import (
     FP8,
     add_atomically,

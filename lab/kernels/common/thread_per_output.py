@@ -1,7 +1,7 @@
 """What the naive kernels share: a warp takes 32 neighbouring columns of one row of y, each lane a whole dot product."""
 
 from lab.problems import Linear
-from sim.counts import SECTOR, Counts, lane_sectors, row_sectors, sectors
+from sim.counts import SECTOR, Counts, box_sectors, lane_sectors, sectors
 from sim.formats import FORMATS
 from sim.jit import njit
 from sim.tiles import count_fma, dot, load_lanes, store_vector
@@ -23,7 +23,7 @@ def theory(problem: Linear) -> Counts:
     full, rest = divmod(p.n, LANES)
     w = p.m * (full * strided(LANES) + (strided(rest) if rest else 0))
     x = p.m * p.k * -(-p.n // LANES)
-    y = sum(row_sectors(p.m, size * p.n, size * c, size * min(LANES, p.n - c)) for c in range(0, p.n, LANES))
+    y = box_sectors(p.m, size * p.n, size * LANES)
     return Counts(
         flops=p.flops,
         mma_flops=0,

@@ -1,6 +1,6 @@
 """What the kernels share in which the lanes of a warp lie side by side along k, an element each."""
 
-from sim.counts import row_sectors
+from sim.counts import box_sectors
 from sim.jit import njit
 from sim.tiles import load_lanes, load_vector
 
@@ -9,7 +9,7 @@ LANES = 32
 
 def request_sectors(rows: int, k: int, size: int) -> int:
     """Sectors of a walk along each of `rows` contiguous rows of k elements of `size` bytes."""
-    return sum(row_sectors(rows, size * k, size * k0, size * min(LANES, k - k0)) for k0 in range(0, k, LANES))
+    return box_sectors(rows, size * k, size * LANES)
 
 
 @njit(cache=True)

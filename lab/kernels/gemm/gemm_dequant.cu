@@ -3,15 +3,16 @@
 // Idea: weights stay narrow all the way to the registers, where each warp widens its own to bf16: they are the operand A
 // of wgmma, which may come from registers, and tokens are its N. So shared memory and HBM hold few bytes of w, and a
 // tile is as wide as there are tokens. A unit of k is widened while the tensor cores multiply the one before it. int4
-// groups are multiplied as integers with a bias, from 16 to 31, each group into a fresh partial sum P; then
-// total += (min - 16 scale) X + scale P in float32, where X, the sum of the group's x, is made once for all warps of the
-// CTA. The first term is a product of the tensor cores too: min and scale are tf32, X is the sum of three, exactly.
+// groups are multiplied as integers, less their zero points, each group into a fresh partial sum P; then
+// total += scale P in float32. Where offsets are added to groups, integers have a bias, from 16 to 31, and
+// total += (min - 16 scale) X + scale P, where X, the sum of the group's x, is made once for all warps of the CTA. The
+// first term is a product of the tensor cores too: min and scale are tf32, X is the sum of three, exactly.
 // Adds to gemm_split_k: operand A from registers, narrow weights, group scales; y^T in registers is stored as y.
 //
-// Warp roles: warpgroup g owns rows 64 g .. 64 g + 63 of w in the tile; one more warp loads; for int4 more sum x.
+// Warp roles: warpgroup g owns rows 64 g .. 64 g + 63 of w in the tile; one more warp loads; with offsets more sum x.
 //
 //   loads      | x, w step 0 | x, w step 1 | ...                            into a ring of stages
-//   sums x                   | X of step 0    | X of step 1    | ...        into the stage, int4 only
+//   sums x                   | X of step 0    | X of step 1    | ...        into the stage, with offsets only
 //   widens                   | w 0 | w 1 | w 2 | w 3 | ...                  into registers, units of a step
 //   multiplies                     | x w 0 | x w 1 | x w 2 | x w 3 | ...    tensor cores
 //
@@ -29,16 +30,15 @@
 #include "ptx/wgmma.cuh"
 
 constexpr int SPLIT = schedule::split_k;
-constexpr bool GROUPED = schedule::group > 0;
 constexpr int WARPGROUP_ROWS = 64;  // of w
 constexpr int CONSUMERS = schedule::block_n / WARPGROUP_ROWS;
 constexpr int PRODUCER = CONSUMERS * WARPGROUP;  // the thread that loads; those before it multiply
-constexpr int SUMMERS = schedule::helper_warpgroups * 4 - 1;  // warps that sum x for int4, after the one that loads
+constexpr int SUMMERS = schedule::helper_threads / WARP - 1;  // warps that sum x, if it is summed, after the one that loads
 constexpr int PART = schedule::block_m / SPLIT;  // tokens that each CTA sums and stores
 constexpr int PART_REGISTERS = PART / 2;         // of a consumer's thread
 constexpr bool MOVES_REGISTERS = schedule::consumer_registers > schedule::registers;
 
-using Rows = Weights<schedule::group>;
+using Rows = RowsOf<schedule::group, SUMMED>::type;
 using Inbox = InboxOf<PART_REGISTERS, PRODUCER>;
 using Box = bf16[PART][WARPGROUP_ROWS];  // of y, with the 128-byte swizzle
 
@@ -53,7 +53,7 @@ struct alignas(ALIGNMENT) Shared {
         Box y[CONSUMERS];  // after the last k-step
     };
     uint64_t full[schedule::stages];    // one arrival, and the bytes of the stage
-    uint64_t summed[schedule::stages];  // one arrival from every warp that sums x
+    uint64_t summed[schedule::stages];  // one arrival from every warp that sums x, if it is summed
     uint64_t empty[schedule::stages];   // one arrival from every warp that reads the stage
     uint64_t arrived;                   // one arrival, and the bytes of all inboxes
 };
@@ -61,7 +61,7 @@ struct alignas(ALIGNMENT) Shared {
 static_assert(sizeof(Stage) == schedule::stage_span, "x, w and what is summed, aligned");
 static_assert(sizeof(Shared) + (SPLIT - 1) * sizeof(Inbox) + ALIGNMENT == schedule::shared_bytes, "as launched");
 static_assert(box::y_map::rows == PART && box::y_map::columns == WARPGROUP_ROWS, "a consumer's part of y");
-static_assert(schedule::threads == PRODUCER + WARP * (1 + SUMMERS), "helper warpgroups after the consumers");
+static_assert(schedule::threads == PRODUCER + schedule::helper_threads, "helpers after the consumers");
 static_assert(PART % 8 == 0, "a CTA's tokens are whole 8 x 8 matrices");
 
 __device__ __forceinline__ void load_weights(Stage& stage, uint64_t& full, const Maps& maps, int step, int row) {
@@ -96,11 +96,12 @@ __device__ __forceinline__ void arrive(uint64_t& barrier) {
 }
 
 // One of the warps that sum x over each group, every SUMMERS-th 16 tokens of all stages.
+template <typename Shared>
 __device__ __forceinline__ void summer(Shared& shared, int index, int steps) {
     Position at;
     int token = index * 16;
     for (int step = 0; step < steps; ++step, at.advance()) {
-        Stage& stage = shared.ring[at.stage];
+        auto& stage = shared.ring[at.stage];
         ptx::mbarrier::wait(shared.full[at.stage], at.parity);
         for (; token < schedule::block_m; token += SUMMERS * 16) stage.w.sum_tokens(stage.x, token);
         token -= schedule::block_m;
@@ -123,10 +124,12 @@ __device__ __forceinline__ void multiply(Sums& sum, const Fragments& a, const To
 }
 
 // All k-steps. While a unit is multiplied the next one is widened, into fragments whose last mma has been waited for.
+template <typename Shared>
 __device__ __forceinline__ void accumulate(Sums& total, Shared& shared, int steps) {
     Sums partial;  // of a group; of two that took turns, ptxas would serialise the wgmma
     Sums& sum = GROUPED ? partial : total;
     Fragments a[2];
+    float a_sums[4];
     Position now;
     int before = 0;
     static_assert(UNITS % 2 == 0, "every step starts with the first fragments");
@@ -137,7 +140,7 @@ __device__ __forceinline__ void accumulate(Sums& total, Shared& shared, int step
     ptx::mbarrier::wait(shared.full[0], 0);
     dequantise(shared.ring[0], 0);
     for (int step = 0; step < steps; ++step) {
-        const Stage& stage = shared.ring[now.stage];
+        const auto& stage = shared.ring[now.stage];
         Position next = now;
         next.advance();
 #pragma unroll
@@ -151,23 +154,25 @@ __device__ __forceinline__ void accumulate(Sums& total, Shared& shared, int step
                 ptx::mbarrier::wait(shared.full[next.stage], next.parity);
                 dequantise(shared.ring[next.stage], 0);
             }
-            if (Rows::starts_group((unit + 1) * UNIT_K)) {  // and the last one ends
-                if ((unit + 1) * UNIT_K == schedule::group)
-                    ptx::mbarrier::wait(shared.summed[now.stage], now.parity);
-                float a_sums[4];
-                const float2 scale = stage.w.offsets(a_sums, unit * UNIT_K);
-                ptx::wgmma::hold(a_sums);
-                ptx::wgmma::fence();
-                ptx::wgmma::mma_tf32(problem::zero_points ? partial : total, a_sums, stage.w.sums_of(unit * UNIT_K),
-                                     true);
-                ptx::wgmma::commit_group();
-                ptx::wgmma::wait_group<0>();
-                if (unit + 1 == UNITS) arrive(shared.empty[now.stage]);
-                ptx::wgmma::hold(a_sums);
-                ptx::wgmma::hold(partial);
-                ptx::wgmma::hold(total);
-                stage.w.promote(total, partial, scale);
-            }
+            if constexpr (GROUPED)
+                if (Rows::starts_group((unit + 1) * UNIT_K)) {  // and the last one ends
+                    const float2 scale = stage.w.scales(unit * UNIT_K);
+                    if constexpr (SUMMED) {
+                        if ((unit + 1) * UNIT_K == schedule::group)
+                            ptx::mbarrier::wait(shared.summed[now.stage], now.parity);
+                        stage.w.offsets(a_sums, unit * UNIT_K);
+                        ptx::wgmma::hold(a_sums);
+                        ptx::wgmma::fence();
+                        ptx::wgmma::mma_tf32(total, a_sums, stage.w.sums_of(unit * UNIT_K), true);
+                        ptx::wgmma::commit_group();
+                    }
+                    ptx::wgmma::wait_group<0>();
+                    if (unit + 1 == UNITS) arrive(shared.empty[now.stage]);
+                    ptx::wgmma::hold(a_sums);
+                    ptx::wgmma::hold(partial);
+                    ptx::wgmma::hold(total);
+                    stage.w.promote(total, partial, scale);
+                }
         }
         before = now.stage;
         now = next;
@@ -242,8 +247,9 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
 
     if (threadIdx.x == 0) {
         ptx::mbarrier::init(shared.arrived, 1);
-        for (int stage = 0; stage < schedule::stages; ++stage) ptx::mbarrier::init(shared.summed[stage], SUMMERS);
-        init_ring(shared, x_map, w_map, y_map, PRODUCER / WARP + (GROUPED ? SUMMERS : 0));
+        if constexpr (SUMMED)
+            for (int stage = 0; stage < schedule::stages; ++stage) ptx::mbarrier::init(shared.summed[stage], SUMMERS);
+        init_ring(shared, x_map, w_map, y_map, PRODUCER / WARP + (SUMMED ? SUMMERS : 0));
         ptx::mbarrier::arrive_expect_tx(shared.arrived, (SPLIT - 1) * sizeof(Inbox));
         ptx::griddepcontrol::launch_dependents();
     }
@@ -256,8 +262,8 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     } else {
         if constexpr (MOVES_REGISTERS) ptx::setmaxnreg::dec<schedule::helper_registers>();
         if (threadIdx.x == PRODUCER) producer(shared, Maps{x_map, w_map, pairs_map}, tile, first, end);
-        if (GROUPED && warp > PRODUCER / WARP)
-            summer(shared, warp - PRODUCER / WARP - 1, end - first);
+        if constexpr (SUMMED)
+            if (warp > PRODUCER / WARP) summer(shared, warp - PRODUCER / WARP - 1, end - first);
         __syncwarp();
         if constexpr (SPLIT > 1) ptx::cluster::wait();
     }

@@ -17,7 +17,7 @@ from lab.kernels.gemm import gemm_dequant_simulation, wgmma_model
 from lab.kernels.gemm.gemm_dequant_simulation import BLOCK_K, BOX_K, FLOAT, ROWS, SCALE_ROWS, SUM_COLUMNS
 from lab.kernels.gemm.wgmma_mainloop import ALIGNMENT, MBARRIER, MMA_M, SWIZZLE
 from lab.problems import Linear
-from sim.counts import SECTOR, Counts, row_sectors, sectors
+from sim.counts import SECTOR, Counts, box_sectors, sectors
 from sim.errors import ScheduleError
 from sim.launch import Argument, Array, Launch, Role, TensorMap
 from sim.machine import Machine
@@ -37,12 +37,13 @@ HALF = 2  # bytes
 MATRIX = 8  # tokens of an 8 x 8 matrix of stmatrix, of which a CTA stores whole ones
 WARPGROUP, LANES = 128, 32  # threads of a warpgroup, of a warp
 RUN = 256  # elements: the longest edge of a box of TMA
-HELPER_REGISTERS, FEW_HELPER_REGISTERS = 48, 40  # of a thread that does not multiply; where fewer are enough for it
+# Of a thread that does not multiply; where fewer are enough for it; where it has nothing to sum.
+HELPER_REGISTERS, FEW_HELPER_REGISTERS, LOADER_REGISTERS = 48, 40, 32
 # A consumer's thread's beside its accumulators and fragments, at most; where a step is one group.
 OVERHEAD, ONE_GROUP_OVERHEAD = 40, 32
 MOST_REGISTERS = 232  # of a consumer's thread: 40 of the others and 2 x 232 are the 168 of three warpgroups
 MOST_ACCUMULATORS = 128  # of a consumer's thread
-HEIGHTS = (32, 64, 96, 128, 192, 256)
+HEIGHTS = (16, 32, 64, 96, 128, 192, 256)
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Layout(Schedule):
     """A schedule for weights of one format and a chip's registers, and what follows from them."""
 
     group: int  # columns of w that share a scale; 0: fp8
+    summed: bool  # x over each group, as offsets are added
     sm_registers: int  # of an SM
     thread_registers: int  # the most of a thread
 
@@ -116,17 +118,17 @@ class Layout(Schedule):
         return ROWS * BLOCK_K // 2 // RUN
 
     @property
-    def helper_warpgroups(self) -> int:
-        """Warpgroups that do not multiply: a warp loads, for int4 the others sum x.
+    def helper_threads(self) -> int:
+        """Threads that do not multiply, whose registers the consumers get: a warp loads, the others sum x.
 
-        A second one where there is much to sum and the consumers can spare the registers.
+        Two warpgroups where there is much to sum and the consumers can spare the registers.
         """
-        return 2 if self.group and self.block_m >= 64 and self.block_n <= 128 else 1
+        return WARPGROUP * (2 if self.summed and self.block_m >= 64 and self.block_n <= 128 else 1)
 
     @property
     def threads(self) -> int:
         """A warpgroup for every 64 rows of w, and the helpers."""
-        return WARPGROUP * (self.block_n // MMA_M + self.helper_warpgroups)
+        return WARPGROUP * (self.block_n // MMA_M) + self.helper_threads
 
     @property
     def registers(self) -> int:
@@ -137,16 +139,17 @@ class Layout(Schedule):
     def helper_registers(self) -> int:
         """Those that a thread that does not multiply keeps, where its warpgroup can give some away.
 
-        Few where two CTAs share an SM; without a split ptxas spilled some of them.
+        Few where two CTAs share an SM; without a split ptxas spilled some of them. To load takes the least.
         """
+        if self.group and not self.summed:
+            return LOADER_REGISTERS
         return FEW_HELPER_REGISTERS if self.ctas_per_sm > 1 and self.split_k > 1 else HELPER_REGISTERS
 
     @property
     def consumer_registers(self) -> int:
         """Those of a thread that multiplies."""
-        helpers = WARPGROUP * self.helper_warpgroups
-        consumers = self.threads - helpers
-        given = (self.registers * self.threads - self.helper_registers * helpers) // consumers // 8 * 8
+        consumers = self.threads - self.helper_threads
+        given = (self.registers * self.threads - self.helper_registers * self.helper_threads) // consumers // 8 * 8
         return max(self.registers, min(MOST_REGISTERS, given))
 
     @property
@@ -183,7 +186,8 @@ class Layout(Schedule):
     @property
     def stage_span(self) -> int:
         """A stage with the sums of x over each group, aligned."""
-        return tiles_of(self.stage_bytes + FLOAT * SUM_COLUMNS * self.groups * self.block_m, ALIGNMENT) * ALIGNMENT
+        sums = FLOAT * SUM_COLUMNS * self.groups * self.block_m if self.summed else 0
+        return tiles_of(self.stage_bytes + sums, ALIGNMENT) * ALIGNMENT
 
     @property
     def inbox_bytes(self) -> int:
@@ -198,7 +202,8 @@ class Layout(Schedule):
 
 def layout(problem: Linear, schedule: Schedule, machine: Machine) -> Layout:
     registers = {"sm_registers": machine.registers_per_sm, "thread_registers": machine.registers_per_thread}
-    return Layout(**asdict(schedule), group=problem.group, **registers)
+    summed = problem.group > 0 and not problem.zero_points
+    return Layout(**asdict(schedule), group=problem.group, summed=summed, **registers)
 
 
 TRIED = 16  # schedules that are worth trying
@@ -207,7 +212,7 @@ STAGES = 12  # more brings nothing: the bytes in flight already cover the latenc
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """The schedules of least predicted time among all tiles and splits, each with as many stages as fit."""
-    heights = [block_m for block_m in HEIGHTS if block_m < problem.m + HEIGHTS[0]]
+    heights = [block_m for below, block_m in zip((0, *HEIGHTS), HEIGHTS, strict=False) if below < problem.m]
     found = [
         deepest
         for block_m, block_n, split_k, ctas in product(heights, (64, 128, 192, 256), (1, 2, 4, 8), (1, 2))
@@ -271,7 +276,7 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     resident = min(s.ctas_per_sm, tiles_of(s.split_k * tiles, machine.sms))  # CTAs that share an SM
     consumers = s.block_n // MMA_M
 
-    depth = BLOCK_K + ROWS * s.groups  # 8 along k of tf32 take as long as 16 of bf16
+    depth = BLOCK_K + ROWS * s.groups * s.summed  # 8 along k of tf32 take as long as 16 of bf16
     mma = 2 * s.block_m * s.block_n * depth * machine.sms * machine.clock_hz / machine.peak(p.activations)
     widening = (model.widen_int4 if s.group else model.widen_fp8) * BLOCK_K // ROWS
     promoting = model.promote * (s.block_m + 2 * ROWS) * s.groups
@@ -334,25 +339,21 @@ def _arguments(p: Linear, s: Layout) -> tuple[Argument, ...]:
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
-    """Each column of tiles loads x, each row of tiles loads w; y is stored in boxes; the sums of x are eight rows of w.
+    """Each column of tiles loads x, each row of tiles loads w; y is stored in boxes.
 
-    Those of a group are eight more along k, where offsets are their weights.
+    Sums of x, where there are any, are eight rows of w; those of a group eight more along k, offsets their weights.
     """
     p, s = problem, layout(problem, schedule, machine)
     tiles_m, tiles_n, steps = tiles_of(p.m, s.block_m), tiles_of(p.n, s.block_n), tiles_of(p.k, BLOCK_K)
 
-    def boxes(rows: int, columns: int, itemsize: int, box: int) -> int:
-        widths = ((at, min(box, columns - at)) for at in range(0, columns, box))
-        return sum(row_sectors(rows, itemsize * columns, itemsize * at, itemsize * width) for at, width in widths)
-
     operands = [Array(name, Role.IN, *p.inputs[name]) for name in p.inputs]
-    w = sum(a.nbytes for a in operands if a.name != "x") // SECTOR if s.group else boxes(p.n, p.k, 1, BLOCK_K)
+    w = sum(a.nbytes for a in operands if a.name != "x") // SECTOR if s.group else box_sectors(p.n, p.k, BLOCK_K)
     loads = 0  # a warp asks for the scales of eight rows at once, or for that of all
     if p.row_scales:
         loads = tiles_m * s.split_k * (p.n // SCALE_ROWS)
     elif p.scaled:
         loads = tiles_m * s.split_k * tiles_n * (s.block_n // ROWS)
-    sums = SUM_COLUMNS * (BLOCK_K + s.groups * s.block_n) if s.group else 0  # products for each token and step
+    sums = SUM_COLUMNS * (BLOCK_K + s.groups * s.block_n) if s.summed else 0  # products for each token and step
     return Counts(
         flops=p.flops,
         mma_flops=2 * tiles_m * s.block_m * tiles_n * steps * (s.block_n * BLOCK_K + sums),
@@ -360,8 +361,8 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
         global_load_sectors=loads,
         global_store_sectors=0,
         tma_load_bytes=tiles_m * tiles_n * steps * s.stage_bytes,
-        l2_to_sm_bytes=SECTOR * (tiles_n * boxes(p.m, p.k, HALF, BOX_K) + tiles_m * w + loads),
-        sm_to_l2_bytes=SECTOR * boxes(p.m, p.n, HALF, MMA_M),
+        l2_to_sm_bytes=SECTOR * (tiles_n * box_sectors(p.m, HALF * p.k, HALF * BOX_K) + tiles_m * w + loads),
+        sm_to_l2_bytes=SECTOR * box_sectors(p.m, HALF * p.n, HALF * MMA_M),
         hbm_read_bytes=SECTOR * sum(sectors(0, a.nbytes) for a in operands),
         hbm_write_bytes=SECTOR * sectors(0, p.write_bytes),
     )

@@ -30,10 +30,10 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     given = dict(arrays) if arrays else {}
     x, w, y = (given.get(a.name, np.zeros((0, 0), a.storage)) for a in launch.arrays[:3])
     marks = [chip.marks(name) if name in p.inputs or name == "y" else np.zeros(0, np.uint8) for name in MARKED]
-    biased, scale, offset = _groups(p, given)
+    integers, scale, offset = _groups(p, given)
     row_scales = np.broadcast_to(given.get("w_scale", np.ones(1)) if p.scaled else np.ones(1), p.n)
     _grid(
-        chip.count, *marks, x, w if not s.group else np.zeros((0, 0), np.uint8), y, biased, scale, offset,
+        chip.count, *marks, x, w if not s.group else np.zeros((0, 0), np.uint8), y, integers, scale, offset,
         row_scales.astype(np.float32), p.m, p.n, p.k, launch.ctas // s.split_k, s.block_m, s.block_n, s.split_k,
         s.group_m, s.group, *_packed(p), p.zero_points, 2 if p.row_scales else int(p.scaled), x.size > 0,
     )  # fmt: skip
@@ -52,19 +52,20 @@ def _packed(problem: Linear) -> tuple[int, int, int]:
 
 
 def _groups(problem: Linear, given: Mapping[str, NDArray]) -> tuple[NDArray, NDArray, NDArray]:
-    """Biased integers [n, k], and as float32 the scales of groups and their offsets, those of zero points negated."""
+    """Integers [n, k], less their zero points or with a bias, and as float32 the scales of groups and their offsets."""
     empty = np.zeros((0, 0), np.float32)
     if not problem.group or not given:
-        return np.zeros((0, 0), np.uint8), empty, empty
+        return np.zeros((0, 0), np.int8), empty, empty
     groups = int4.unpack(given["w"], given["w_scale"], problem.n, problem.k, problem.group, problem.zero_points)
     scale, offset = groups.scale.astype(np.float32), groups.offset.astype(np.float32)
-    return groups.q + np.uint8(int4.BIAS), scale, -offset if problem.zero_points else offset
+    shift = -groups.each(groups.offset).astype(np.int8) if problem.zero_points else np.int8(int4.BIAS)
+    return groups.q.astype(np.int8) + shift, scale, offset
 
 
 @njit(cache=True, parallel=True)
 def _grid(
-    count, x_marks, w_marks, scale_marks, y_marks, x, w, y, biased, scale, offset, row_scales, m, n, k, tiles, block_m,
-    block_n, split_k, group_m, group, packed_rows, packed_bytes, packed_halves, zero_points, scales, numerics,
+    count, x_marks, w_marks, scale_marks, y_marks, x, w, y, integers, scale, offset, row_scales, m, n, k, tiles,
+    block_m, block_n, split_k, group_m, group, packed_rows, packed_bytes, packed_halves, zero_points, scales, numerics,
 ):  # fmt: skip
     workers = count.shape[0]
     steps, part = -(-k // BLOCK_K), block_m // split_k
@@ -87,7 +88,7 @@ def _grid(
                         mma(counter, sums[rank], x_tile, w_tile, m - row, n - column, k - at, numerics)
                         continue
                     _load_groups(
-                        counter, w_marks, scale_marks, biased, w_tile, column, at, group, packed_rows, packed_bytes,
+                        counter, w_marks, scale_marks, integers, w_tile, column, at, group, packed_rows, packed_bytes,
                         packed_halves, numerics,
                     )  # fmt: skip
                     for first in range(0, BLOCK_K, group):
@@ -119,7 +120,7 @@ def _load_scales(count, marks, column, block_n, n, scales):
 
 @njit(cache=True)
 def _load_groups(
-    count, w_marks, scale_marks, biased, w_tile, column, at, group, packed_rows, packed_bytes, packed_halves, numerics
+    count, w_marks, scale_marks, integers, w_tile, column, at, group, packed_rows, packed_bytes, packed_halves, numerics
 ):
     """A step of packed weights, 1,024 bytes of every 16 rows, and its scales and offsets, 32 halves of every group."""
     boxes = w_tile.shape[1] // ROWS
@@ -135,31 +136,33 @@ def _load_groups(
     )  # fmt: skip
     if numerics:
         w_tile[:] = 0
-        for r in range(min(w_tile.shape[1], biased.shape[0] - column)):
-            for c in range(min(BLOCK_K, biased.shape[1] - at)):
-                w_tile[c, r] = biased[column + r, at + c]
+        for r in range(min(w_tile.shape[1], integers.shape[0] - column)):
+            for c in range(min(BLOCK_K, integers.shape[1] - at)):
+                w_tile[c, r] = integers[column + r, at + c]
 
 
 @njit(cache=True)
 def _add_group(count, total, x, w, scale, offset, rows, columns, depth, first, index, zero_points, numerics):
-    """total += scale (x w) + (offset - bias scale) (sum of x), of a group; or with zero points scale (all the rest).
+    """total += scale (x w) of a group, and where it has no zero points + (offset - bias scale) (sum of x).
 
     All products but the one with scale are the tensor cores'. A sum is there in three parts, each what is left of it:
     of an infinite one nothing is, inf - inf.
     """
     x = np.ascontiguousarray(x)
-    partial, sums = np.zeros(total.shape, np.float32), np.zeros((total.shape[0], SUM_COLUMNS), np.float32)
+    partial = np.zeros(total.shape, np.float32)
     mma(count, partial, x, w, rows, columns, depth, numerics)
-    mma(count, sums, x, np.ones((x.shape[1], SUM_COLUMNS), np.float32), 0, 0, 0, numerics)
-    offsets = np.zeros((SUM_COLUMNS, total.shape[1]), np.float32)
     within = min(total.shape[1], columns) if numerics and index < scale.shape[1] else 0
-    sums[:, 1] = sums[:, 0] * np.float32(-int4.BIAS)
-    sums[:, 2] = sums[:, 0] - sums[:, 0]
-    sums[:, 3:] = 0  # on the chip they hold more of the digits, and are exact
-    for j in range(within):
-        offsets[0, j] = offset[first + j, index]
-        offsets[1, j] = 1 if zero_points else scale[first + j, index]
-    mma(count, partial if zero_points else total, sums, offsets, 0, 0, 0, numerics)
+    if not zero_points:
+        sums = np.zeros((total.shape[0], SUM_COLUMNS), np.float32)
+        mma(count, sums, x, np.ones((x.shape[1], SUM_COLUMNS), np.float32), 0, 0, 0, numerics)
+        offsets = np.zeros((SUM_COLUMNS, total.shape[1]), np.float32)
+        sums[:, 1] = sums[:, 0] * np.float32(-int4.BIAS)
+        sums[:, 2] = sums[:, 0] - sums[:, 0]
+        sums[:, 3:] = 0  # on the chip they hold more of the digits, and are exact
+        for j in range(within):
+            offsets[0, j] = offset[first + j, index]
+            offsets[1, j] = scale[first + j, index]
+        mma(count, total, sums, offsets, 0, 0, 0, numerics)
     for j in range(within):
         for i in range(total.shape[0]):
             total[i, j] += scale[first + j, index] * partial[i, j]

@@ -15,6 +15,8 @@ constexpr int UNIT_K = UNIT_STEPS * MMA_K;
 constexpr int UNITS = BLOCK_K / UNIT_K;
 constexpr int ACCUMULATORS = schedule::block_m / 2;  // of a consumer's thread
 constexpr int BOX_K = 64;                            // of a box of x: 128 bytes
+constexpr bool GROUPED = schedule::group > 0;
+constexpr bool SUMMED = GROUPED && !problem::zero_points;  // x, over each group
 
 using Sums = float[ACCUMULATORS];
 using Fragments = uint32_t[UNIT_STEPS][4];
@@ -30,15 +32,20 @@ struct Maps {
     const TensorMap &x, &w, &pairs;
 };
 
-// int4: tiles of 16 x 64 as they are packed (sim/int4.py), scales and offsets, sums of x over each group.
+// int4: tiles of 16 x 64 as they are packed (sim/int4.py), scales and offsets. Integers are multiplied less their zero
+// points where they have some.
 template <int group>
 struct Weights {
     static constexpr int GROUPS = BLOCK_K / group;
     static constexpr int TILE_K = 64;
 
+    // Of rows g and g + 8 in a group.
+    struct alignas(8) Quad {
+        fp16 scale, offset, lower_scale, lower_offset;
+    };
+
     uint32_t tiles[schedule::block_n / ROWS][BLOCK_K / TILE_K][WARP][4];
-    fp16 pairs[schedule::block_n / ROWS][GROUPS][ROWS / 2][4];  // scale and offset of row g, then those of row g + 8
-    alignas(16) float sums[GROUPS][schedule::block_m / 8][2][8][4];  // eight columns for each token, as below
+    Quad pairs[schedule::block_n / ROWS][GROUPS][ROWS / 2];
 
     static __device__ constexpr bool starts_group(int k) { return k % group == 0; }
 
@@ -47,7 +54,19 @@ struct Weights {
         ptx::tma::load_3d(pairs, maps.pairs, 0, step * GROUPS, row / ROWS, full);
     }
 
-    // Integers as q + INT4_BIAS.
+    // This lane's pairs of the group that k is in.
+    __device__ __forceinline__ Quad quad(int k) const {
+        const Lane lane;
+        return pairs[lane.warp][k / group][lane.g];
+    }
+
+    // Scales of rows g and g + 8 in the group that k is in.
+    __device__ __forceinline__ float2 scales(int k) const {
+        const Quad own = quad(k);
+        return {ptx::convert::to_float(own.scale), ptx::convert::to_float(own.lower_scale)};
+    }
+
+    // Integers less their zero points, or as q + INT4_BIAS.
     __device__ __forceinline__ void dequantise(Fragments& a, int unit) const {
         struct alignas(4 * UNIT_STEPS) Words {
             uint32_t of_step[UNIT_STEPS];
@@ -55,32 +74,21 @@ struct Weights {
         const int step = unit * UNIT_STEPS;
         const uint32_t* own = tiles[threadIdx.x / WARP][step / 4][threadIdx.x % WARP];
         const Words words = *reinterpret_cast<const Words*>(own + step % 4);
-        const uint32_t significands = INT4_SIGNIFICANDS * gridDim.y;  // which is 1: it thus stays in one register
+        const uint32_t one = gridDim.y;  // a constant that it multiplies stays in a register
+        uint32_t zeros[2] = {};
+        if constexpr (problem::zero_points) {
+            const Quad pair = quad(unit * UNIT_K);
+            const float upper = ptx::convert::to_float(pair.offset), lower = ptx::convert::to_float(pair.lower_offset);
+            zeros[0] = ptx::convert::pair<bf16>(upper + ZERO_BIAS, upper + ZERO_BIAS);
+            zeros[1] = ptx::convert::pair<bf16>(lower + ZERO_BIAS, lower + ZERO_BIAS);
+        }
 #pragma unroll
-        for (int i = 0; i < 4 * UNIT_STEPS; ++i)
-            a[i / 4][i % 4] = biased_bf16_of_int4(words.of_step[i / 4], i % 4, significands);
+        for (int i = 0; i < 4 * UNIT_STEPS; ++i) {
+            const uint32_t word = words.of_step[i / 4];
+            a[i / 4][i % 4] = problem::zero_points ? bf16_of_int4(word, i % 4, zeros[i % 2], INT4_DIGITS * one)
+                                                   : biased_bf16_of_int4(word, i % 4, INT4_SIGNIFICANDS * one);
+        }
     }
-
-    // What the sums of x are multiplied with in the group that k is in, as a fragment of tf32, of which fp16 is a part: in
-    // row g and row g + 8, the offset for columns 0 to 3 and for the others, which are -INT4_BIAS times the same, what
-    // the bias is worth: the scale; or 1 where offsets, zero points, are scaled with the integers.
-    __device__ __forceinline__ float2 offsets(float (&a)[4], int k) const {
-        struct alignas(8) Quad {
-            fp16 scale, offset, lower_scale, lower_offset;
-        };
-        const Lane lane;
-        const Quad quad = *reinterpret_cast<const Quad*>(pairs[lane.warp][k / group][lane.g]);
-        const float2 scale = {ptx::convert::to_float(quad.scale), ptx::convert::to_float(quad.lower_scale)};
-        const float upper = ptx::convert::to_float(quad.offset), lower = ptx::convert::to_float(quad.lower_offset);
-        a[0] = problem::zero_points ? -upper : upper;
-        a[1] = problem::zero_points ? -lower : lower;
-        a[2] = problem::zero_points ? 1 : scale.x;
-        a[3] = problem::zero_points ? 1 : scale.y;
-        return scale;
-    }
-
-    // The sums of x of the group that k is in.
-    __device__ __forceinline__ uint64_t sums_of(int k) const { return ptx::wgmma::descriptor_k_major(sums[k / group]); }
 
     // Accumulators 4 j .. 4 j + 3 are tokens 8 j + 2 t and the next of row g, then those of row g + 8.
     // total += scale * partial.
@@ -89,6 +97,28 @@ struct Weights {
         for (int i = 0; i < ACCUMULATORS; ++i)
             total[i] = fmaf(i % 4 < 2 ? scale.x : scale.y, partial[i], total[i]);
     }
+};
+
+// The same with offsets that are added, and so with the sums of x over each group.
+template <int group>
+struct SummedWeights : Weights<group> {
+    using Weights<group>::GROUPS;
+
+    alignas(16) float sums[GROUPS][schedule::block_m / 8][2][8][4];  // eight columns for each token, as below
+
+    // What the sums of x are multiplied with in the group that k is in, as a fragment of tf32, of which fp16 is a part: in
+    // row g and row g + 8, the offset for columns 0 to 3 and for the others, which are -INT4_BIAS times the same, what
+    // the bias is worth: the scale.
+    __device__ __forceinline__ void offsets(float (&a)[4], int k) const {
+        const auto own = this->quad(k);
+        a[0] = ptx::convert::to_float(own.offset);
+        a[1] = ptx::convert::to_float(own.lower_offset);
+        a[2] = ptx::convert::to_float(own.scale);
+        a[3] = ptx::convert::to_float(own.lower_scale);
+    }
+
+    // The sums of x of the group that k is in.
+    __device__ __forceinline__ uint64_t sums_of(int k) const { return ptx::wgmma::descriptor_k_major(sums[k / group]); }
 
     // Sum x over each group, for 16 tokens, by one warp: x times a matrix of ones, in two chains where there is one group,
     // as an mma waits for the one whose sum it continues.
@@ -150,9 +180,13 @@ struct Weights<0> {
             }
         }
     }
+};
 
-    __device__ __forceinline__ float2 offsets(float (&)[4], int) const { return {}; }
-    __device__ __forceinline__ uint64_t sums_of(int) const { return 0; }
-    static __device__ __forceinline__ void promote(Sums&, const Sums&, float2) {}
-    __device__ __forceinline__ void sum_tokens(const Tokens&, int) {}
+template <int group, bool summed>
+struct RowsOf {
+    using type = Weights<group>;
+};
+template <int group>
+struct RowsOf<group, true> {
+    using type = SummedWeights<group>;
 };

@@ -12,7 +12,7 @@ from lab.kernels.common import linear
 from lab.kernels.common.raster import require_group, tile_at, tiles_of
 from lab.kernels.gemm import wgmma_mainloop, wgmma_model
 from lab.problems import Linear
-from sim.counts import SECTOR, Counts, row_sectors, sectors
+from sim.counts import SECTOR, Counts, box_sectors, sectors
 from sim.errors import ScheduleError
 from sim.formats import decode, encode
 from sim.jit import njit, prange
@@ -227,8 +227,7 @@ def _column_sectors(rows: int, columns: int, width: int) -> int:
     """
     if columns <= width:
         return sectors(0, SIZE * rows * columns)
-    starts = range(0, columns, width)
-    return sum(row_sectors(rows, SIZE * columns, SIZE * at, SIZE * min(width, columns - at)) for at in starts)
+    return box_sectors(rows, SIZE * columns, SIZE * width)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from lab.kernel import RANKING_CLOCK, Bills, Solves, require_choice, require_shared, require_threads
 from lab.kernels.gemm import simt_tile
-from lab.kernels.gemm.simt_tile import FLOAT, ROW, VECTOR, Request
+from lab.kernels.gemm.simt_tile import FLOAT, ROW, VECTOR, WarpRequest
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.errors import ScheduleError
@@ -24,7 +24,7 @@ SOLVES = Solves(
 )
 
 LANES_M, LANES_N = 4, 8  # lanes of a warp, down and across its tile
-LOAD = Request(4, 8)  # whole sectors; each row of a warp's request meets other banks of the transposed tile
+LOAD = WarpRequest(4, 8)  # whole sectors; each row of a warp's request meets other banks of the transposed tile
 STORE = ROW  # 16 bytes a lane, of four rows that lie 4 apart and so share no sector
 MAX_SUMS = 128  # outputs of a thread: as many registers again hold fragments and addresses
 OTHER_REGISTERS = 24  # a thread's registers beside its sums and fragments, at least

@@ -28,19 +28,19 @@ VECTOR = 4  # floats in 16 bytes
 STRIP = 8  # rows of a tile that are copied together, so that a transposed one is written as short runs
 
 
-class Request(NamedTuple):
-    """The patch of a matrix that one warp request covers: neighbouring rows, contiguous columns (whole sectors)."""
+class WarpRequest(NamedTuple):
+    """What one request of a warp covers of a matrix: neighbouring rows, contiguous columns (whole sectors)."""
 
     rows: int
     columns: int
 
 
-ROW = Request(1, LANES)  # one element a lane, all in one row
+ROW = WarpRequest(1, LANES)  # one element a lane, all in one row
 
 
-def vectors(block_k: int) -> Request:
+def vectors(block_k: int) -> WarpRequest:
     """16 bytes a lane, as many rows as fit."""
-    return Request(LANES * VECTOR // block_k, block_k)
+    return WarpRequest(LANES * VECTOR // block_k, block_k)
 
 
 class RowByRow:
@@ -69,7 +69,7 @@ def require_warps(schedule: Any) -> None:
         raise ScheduleError(f"the tile takes {schedule.threads} threads, which are no whole warps")
 
 
-def require_rows(schedule: Any, request: Request) -> None:
+def require_rows(schedule: Any, request: WarpRequest) -> None:
     """Raise ScheduleError where the rows of a tile are not a multiple of those that all warps load at once."""
     together = schedule.threads // LANES * request.rows
     for name in ("block_m", "block_n"):
@@ -109,10 +109,10 @@ class PatchSchedule(RowByRow):
     def threads(self) -> int:
         return self.spread_m * self.spread_n
 
-    def store(self) -> Request:
+    def store(self) -> WarpRequest:
         """What a warp writes of y at once."""
         columns = min(LANES, self.spread_n)
-        return Request(LANES // columns, columns)
+        return WarpRequest(LANES // columns, columns)
 
 
 PATCHES = (  # block_m, block_n, thread_m, thread_n
@@ -142,7 +142,7 @@ def launch(kernel: str, problem: Linear, schedule: Any, shared_bytes: int = 0) -
     )
 
 
-def patch_sectors(rows: int, columns: int, request: Request) -> int:
+def patch_sectors(rows: int, columns: int, request: WarpRequest) -> int:
     """Sectors of all requests when a [rows, columns] fp32 matrix is accessed once, patch by patch."""
     full, rest = divmod(columns, request.columns)
     return full * _strip(rows, columns, request.rows, request.columns) + _strip(rows, columns, request.rows, rest)
@@ -189,7 +189,7 @@ def theory(problem: Linear, x: int, w: int, y: int) -> Counts:
     )
 
 
-def tiled_theory(problem: Linear, schedule: Any, load: Request, store: Request) -> Counts:
+def tiled_theory(problem: Linear, schedule: Any, load: WarpRequest, store: WarpRequest) -> Counts:
     """Each column of tiles loads x, each row of tiles loads w: through shared memory, so nothing leans on L1."""
     p = problem
     x = tiles_of(p.n, schedule.block_n) * patch_sectors(p.m, p.k, load)
@@ -232,8 +232,8 @@ def simulate_tiles(
     launch: Launch,
     arrays: Mapping[str, NDArray],
     machine: Machine,
-    load: Request,
-    store: Request,
+    load: WarpRequest,
+    store: WarpRequest,
 ) -> Counts:
     """The tiles of x and w through shared memory, k-step by k-step; what a thread owns shows in `store` alone."""
     p, s = launch.problem, launch.schedule

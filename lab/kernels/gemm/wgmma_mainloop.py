@@ -12,7 +12,7 @@ from lab.kernels.common import clusters, linear
 from lab.kernels.common.raster import tile_at, tiles_of
 from lab.kernels.gemm import wgmma_epilogue
 from lab.problems import Linear
-from sim.counts import SECTOR, Counts, row_sectors, sectors
+from sim.counts import SECTOR, Counts, box_sectors, sectors
 from sim.errors import ScheduleError
 from sim.formats import FORMATS
 from sim.jit import njit, prange
@@ -150,19 +150,17 @@ def tiled_theory(problem: Linear, block_m: int, block_n: int, tiles_m: int) -> C
     """
     p = problem
     size, out = FORMATS[p.activations].storage.itemsize, FORMATS[p.output].storage.itemsize
-    tile, step, box = columns_of(p, block_n), step_of(p), box_columns(p, block_n)
+    tile, step = columns_of(p, block_n), step_of(p)
     tiles_n, steps = tiles_of(p.columns, tile), tiles_of(p.k, step)
 
     def loaded(rows: int) -> int:
-        ks = ((at, min(step, p.k - at)) for at in range(0, p.k, step))
-        return sum(row_sectors(rows, size * p.k, size * at, size * width) for at, width in ks)
+        return box_sectors(rows, size * p.k, STEP_BYTES)
 
     w = loaded(p.n)
     if p.swiglu:
         beyond = min(tiles_n * tile, p.n) - p.columns
         w += loaded(p.columns + beyond) - loaded(p.columns)
-    boxes = ((at, min(box, p.columns - at)) for at in range(0, p.columns, box))
-    y = sum(row_sectors(p.m, out * p.columns, out * at, out * width) for at, width in boxes)
+    y = box_sectors(p.m, out * p.columns, out * box_columns(p, block_n))
     return Counts(
         flops=p.flops,
         mma_flops=2 * tiles_m * block_m * tiles_n * block_n * steps * step,

@@ -141,8 +141,9 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
         for block_m, shape, cluster in product(blocks, WARP_SHAPES, CLUSTERS)
         for schedule in _deepest(problem, block_m, shape, cluster, machine)
     ]
+    least = Schedule(blocks[-1], *WARP_SHAPES[0], CLUSTERS[-1], stages=2, ctas_per_sm=1)  # leaves most room for x
     tried: dict[tuple[int, ...], Schedule] = {}  # the best of its kind
-    for schedule in sorted(found, key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us):
+    for schedule in sorted(found or [least], key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us):
         kind = schedule.block_n, schedule.warps, schedule.cluster, schedule.ctas_per_sm
         tried.setdefault(kind, schedule)
     of_cluster = list({s.cluster: s for s in reversed(tried.values())}.values())  # the best for each size

@@ -19,7 +19,7 @@ from lab.kernels.gemv.mma_tiles import (
 )
 from lab.problems import Linear
 from sim import int4
-from sim.counts import SECTOR, Counts, row_sectors, sectors
+from sim.counts import SECTOR, Counts, box_sectors, sectors
 from sim.formats import FORMATS, decode, encode
 from sim.jit import njit, prange
 from sim.launch import Launch, Role
@@ -67,7 +67,7 @@ def _weight_sectors(problem: Linear, schedule: Any) -> int:
     row, span = p.k * FORMATS[p.weights].storage.itemsize, PART_BYTES * schedule.fold
     if row <= span:  # rows adjoin, and a request counts a sector that two of them share once
         return sectors(0, p.n * row)
-    return sum(row_sectors(p.n, row, at, min(span, row - at)) for at in range(0, row, span))
+    return box_sectors(p.n, row, span)
 
 
 def _x_sectors(problem: Linear, schedule: Any) -> int:

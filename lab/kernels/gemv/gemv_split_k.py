@@ -70,10 +70,10 @@ class Schedule(Streaming):
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
-    """One wave of clusters, each with as many rows; first the least split that gives a cluster enough of them."""
+    """As few waves of clusters as their threads have rows for; first the least split that gives a cluster enough."""
 
-    def rows(split_k: int, ctas_per_sm: int) -> int:
-        return -(-problem.n // clusters.at_once(split_k, ctas_per_sm, machine))
+    def rows(split_k: int, ctas_per_sm: int, waves: int = 1) -> int:
+        return -(-problem.n // (waves * clusters.at_once(split_k, ctas_per_sm, machine)))
 
     def too_little(split_k: int) -> tuple[bool, int]:
         return problem.k < split_k * ENOUGH_COLUMNS, -min(rows(split_k, 2), ENOUGH_ROWS)
@@ -81,9 +81,9 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     lines = -(-problem.k // LINE)
     for split_k in sorted((split for split in SPLITS if split <= lines), key=too_little):
         for ctas_per_sm, warps, step_bytes, stages in RINGS:
-            block_n = -(-rows(split_k, ctas_per_sm) // split_k) * split_k
-            if block_n <= split_k * LANES * warps:
-                yield Schedule(block_n, warps, step_bytes, stages, split_k)
+            waves = -(-rows(split_k, ctas_per_sm) // (split_k * LANES * warps))
+            block_n = -(-rows(split_k, ctas_per_sm, waves) // split_k) * split_k
+            yield Schedule(block_n, warps, step_bytes, stages, split_k)
 
 
 def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:

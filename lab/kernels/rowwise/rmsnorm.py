@@ -17,6 +17,13 @@ from sim.launch import Array, Launch, Role, Scalar
 from sim.machine import Machine
 from sim.tiles import Chip, count_fma, load_vector, store_vector
 
+LANES = 32
+VECTOR_BYTES = 16  # of a lane's load
+SIZE = 2  # bytes of an element
+REQUEST = LANES * VECTOR_BYTES // SIZE  # elements of a warp's load
+WARPS = (1, 2, 4, 8, 16, 32)  # that share a row
+VECTORS = (1, 2, 3, 4, 6, 8)  # loads of a lane
+
 SOLVES = Solves(
     RMSNorm,
     formats=("bf16", "fp16"),
@@ -24,13 +31,9 @@ SOLVES = Solves(
     row_bytes=16,
     why_multiple="rows are read 16 bytes at a time",
     options={"residual": (False,)},
+    at_most={"n": WARPS[-1] * VECTORS[-1] * REQUEST},
     facts=("activations", "residual"),
 )
-
-LANES = 32
-VECTOR_BYTES = 16  # of a lane's load
-SIZE = 2  # bytes of an element
-REQUEST = LANES * VECTOR_BYTES // SIZE  # elements of a warp's load
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class Schedule:
     rows: int = 1  # of a CTA
 
     def __post_init__(self) -> None:
-        require_choice(self, "warps", (1, 2, 4, 8, 16, 32))
-        require_choice(self, "vectors", (1, 2, 3, 4, 6, 8))
+        require_choice(self, "warps", WARPS)
+        require_choice(self, "vectors", VECTORS)
         require_choice(self, "rows", (1, 2, 4, 8))
 
     @property
@@ -62,11 +65,12 @@ class Schedule:
 def candidates(problem: RMSNorm, machine: Machine) -> Iterator[Schedule]:
     """Few rows: a row over as many warps as it fills; many: fewer warps with more loads in flight each."""
     needed = -(-problem.n // REQUEST)  # requests of a warp that cover a row
-    most, found = machine.max_block_threads, []
-    for warps in (1, 2, 4, 8, 16, 32):
-        vectors = next((v for v in (1, 2, 3, 4, 6, 8) if v * warps >= needed), None)
-        if vectors is not None and (warps - 1) * vectors < needed:
-            found += [Schedule(warps, vectors, rows) for rows in (1, 2, 4) if warps * rows * LANES <= most]
+    covering = [(w, next(v for v in VECTORS if v * w >= needed)) for w in WARPS if w * VECTORS[-1] >= needed]
+    least = min(w * v for w, v in covering)
+    shapes = [(w, v) for w, v in covering if (w - 1) * v < needed]  # every warp has a part of the row
+    shapes = shapes or [(w, v) for w, v in covering if w * v == least]
+    most = machine.max_block_threads
+    found = [Schedule(w, v, rows) for w, v in shapes for rows in (1, 2, 4) if w * rows * LANES <= most]
     few = problem.m <= machine.sms
     yield from sorted(found, key=lambda s: (s.rows > 1, s.vectors) if few else (abs(s.threads - 256), -s.vectors))
 

@@ -1,5 +1,7 @@
 """What the worker process does with the jobs it is sent, on a device that is replaced."""
 
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -10,8 +12,9 @@ from experiments.running.jobs import Job, Search, batch
 from lab.choice import best_guesses, choose, contenders, schedule_words
 from lab.gpu import bench as gpu_bench
 from lab.gpu import device as gpu_device
+from lab.gpu.bench import Candidate
 from lab.kernel import schedule_fields
-from lab.problems import Linear
+from lab.problems import Attention, Linear
 from lab.record import Record
 from sim.machine import H100
 from tests.lab.gpu.fake_bench import Device, install
@@ -55,6 +58,18 @@ def test_a_batch_is_timed_job_by_job(device: Device) -> None:
 
 
 @pytest.mark.usefixtures("device")
+def test_only_fewer_rows_of_the_same_problem_take_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_bench, "Bench", lambda problem, *_: SimpleNamespace(problem=problem, wider=_[-1]))
+    fewer = replace(PROBLEM, m=7)
+    problems = [Attention(2, 4, 2, 64, 1, 40), Attention(1, 4, 2, 64, 1, 40), PROBLEM, fewer, PROBLEM]
+    last, wider = None, []
+    for problem in problems:
+        last = on_device._arena(problem, Job(kernel="", problem=problem.as_dict()), last)
+        wider.append(last.wider.problem if last.wider else None)
+    assert wider == [None, None, None, PROBLEM, None]
+
+
+@pytest.mark.usefixtures("device")
 def test_a_sweep_adds_every_candidate_once() -> None:
     job = Job(kernel=KERNEL.name, problem=PROBLEM.as_dict(), sweep=True, peers=False, clocks=("cold",), rounds=1)
     found = list(on_device.bench(sent([job])))
@@ -79,10 +94,9 @@ def test_a_search_of_all_contenders_ends_with_the_best_beside_the_peers() -> Non
     job = Search(problem=PROBLEM.as_dict(), incumbents=held, rounds=3, facts={"part": "large"})
     found = list(on_device.search(sent([job])))
     assert {r.metrics["part"] for r in found} == {"large"}
-    tried = [(r.kernel, str(r.schedule)) for r in found if r.metrics["stage"] == "search"]
-    wanted = {(kernel.name, str(schedule_fields(schedule))) for kernel, schedule in contenders(PROBLEM, H100)}
-    assert len(tried) == len(set(tried))
-    assert set(tried) == wanted | {(KERNEL.name, str(schedule_fields(SCHEDULE)))}
+    (searched,) = [r for r in found if r.metrics["stage"] == "search"]
+    assert searched.tried is not None
+    assert searched.tried.keys() == {Candidate(*pair).name for pair in [*contenders(PROBLEM, H100), (KERNEL, SCHEDULE)]}
     final = [r for r in found if r.metrics["stage"] == "final"]
     assert len(final) == 6
     assert names(final)[-1] == "peer:cublas"
@@ -92,7 +106,14 @@ def test_a_search_of_all_contenders_ends_with_the_best_beside_the_peers() -> Non
 def test_a_search_of_one_kernel_stays_with_it() -> None:
     job = Search(problem=PROBLEM.as_dict(), kernel="gemm_wgmma", rounds=3)
     found = list(on_device.search(sent([job])))
-    assert {r.kernel for r in found} == {"gemm_wgmma", "peer:cublas"}
+    assert {r.kernel for r in found} == {None, "gemm_wgmma", "peer:cublas"}
+
+
+@pytest.mark.usefixtures("device")
+def test_a_brief_search_tries_the_best_guesses_alone() -> None:
+    job = Search(problem=PROBLEM.as_dict(), most=2, rounds=3)
+    searched, *_ = on_device.search(sent([job]))
+    assert list(searched.tried or {}) == [Candidate(*pair).name for pair in contenders(PROBLEM, H100, 2)]
 
 
 def test_a_pick_is_raced_with_the_best_of_all(device: Device) -> None:

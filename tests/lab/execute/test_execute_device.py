@@ -104,6 +104,18 @@ def test_addresses_that_the_caller_has_checked_run_at_once(gpus: FakeDriver) -> 
     assert [config["stream"] for config in gpus.configs] == [5, 5]
 
 
+def test_calls_keep_their_addresses_beside_what_is_bound(gpus: FakeDriver) -> None:
+    """Each call has parameters of its own: neither another call nor binding moves them."""
+    bound: Any = PLAN.bind({})
+    made = [arrays_of(seed) for seed in (1, 2)]
+    calls = [bound.at({name: array.data.ptr for name, array in arrays.items()}, 5) for arrays in made]
+    bound.bind(arrays_of(3))
+    for call, arrays in zip(calls, made, strict=True):
+        call()
+        assert right(arrays)
+    assert [config["stream"] for config in gpus.configs] == [5, 5]
+
+
 def test_a_graph_replays_what_it_captured_and_follows_when_told(gpus: FakeDriver) -> None:
     bound = PLAN.bind(first := arrays_of(1))
     graph = capture(bound)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lab.gpu import bench
-from lab.gpu.bench import Expectation
+from lab.gpu import bench, ceilings
 from lab.gpu.device import Conditions
-from lab.gpu.timing import Clock, Contestant, Pace, Timing
+from lab.gpu.expectation import Expectation
+from lab.gpu.timing import GRAPH_SAMPLE_US, Clock, Contestant, Pace, Timing
 from lab.problems import Linear
 from sim.errors import KernelError
 from sim.formats import encode
@@ -52,8 +52,14 @@ class Device:
         self.dependent: list[bool] = []  # of each that was made ready
 
     def measure(
-        self, contestants: list[Contestant], clock: Clock, rounds: int, pace: Pace = Pace.SUSTAINED
+        self,
+        contestants: list[Contestant],
+        clock: Clock,
+        rounds: int,
+        pace: Pace = Pace.SUSTAINED,
+        sample_us: float = GRAPH_SAMPLE_US,
     ) -> dict[str, Timing]:
+        assert 0 < sample_us <= GRAPH_SAMPLE_US
         self.measured.append(([c.name for c in contestants], clock, rounds, pace))
         conditions = Conditions(1700.0, 2619.0, 500.0, 50.0, ("power cap",))
         times = {c.name: self.us.get(c.name, self.usual_us) for c in contestants}
@@ -108,7 +114,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.setattr(bench, "device_workspaces", lambda steps: {"partials": None} if len(steps) > 9 else {})
     monkeypatch.setattr(bench, "pointers_of", lambda arrays, _: {n: address(a) for n, a in arrays.items()})
     reader = Contestant("read4 9 x 512", (lambda: None,))
-    monkeypatch.setattr(bench, "read_contestants", lambda nbytes, copies: [reader] if nbytes * copies else [])
+    monkeypatch.setattr(ceilings, "read_contestants", lambda nbytes, copies: [reader] if nbytes * copies else [])
     monkeypatch.setattr(bench, "compile_ahead", lambda *_: None)
     monkeypatch.setattr(bench.driver, "synchronize", lambda _: None)
     monkeypatch.setattr(bench, "card", lambda: SimpleNamespace(name="NVIDIA H100 80GB HBM3", driver="580"))

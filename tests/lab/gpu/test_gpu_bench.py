@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab import catalog, tuned
-from lab.gpu import bench, search
-from lab.gpu.bench import Bench, Candidate, Expectation, Loose, floor_us
+from lab.gpu import bench, expectation, search
+from lab.gpu.bench import Bench, Candidate, Loose, floor_us
+from lab.gpu.expectation import Expectation
 from lab.gpu.timing import Clock, Pace, rotation, round_robin
 from lab.problems import Linear
 from sim.errors import EnvironmentFailure
@@ -175,7 +176,7 @@ def test_a_check_on_the_device_notices(kernel: Any, complaint: str, device: Devi
 
 def test_rows_that_no_reference_covers_must_be_written(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = replace(PROBLEM, m=7)
-    monkeypatch.setattr(bench, "REFERENCE_FLOPS", problem.flops // 2)
+    monkeypatch.setattr(expectation, "REFERENCE_FLOPS", problem.flops // 2)
     arena = Bench(problem, H100, seed=1)
     entry = Candidate(KERNEL, KERNEL.best_guess(problem, H100))
     (right,) = arena.race([entry], {}, (Clock.COLD,), 1)
@@ -241,20 +242,23 @@ def test_a_time_below_the_floor_is_flagged(device: Device) -> None:
 
 
 def test_a_search_races_the_best_again_beside_the_peers(device: Device) -> None:
-    device.us = {GOOD.name: 10.0, OTHER.name: 12.0}
+    device.us = {GOOD.name: 10.0, WRONG.name: 9.5, OTHER.name: 12.0}
     records = search.search(
         Bench(PROBLEM, H100, seed=1), [GOOD, SPILLS, WRONG, OTHER], {"cublas": device.peer}, Clock.COLD, 9
     )
     assert device.measured == [
-        ([GOOD.name, OTHER.name], Clock.COLD, search.SEARCH_ROUNDS, Pace.SUSTAINED),
+        ([GOOD.name, WRONG.name, OTHER.name], Clock.COLD, search.SEARCH_ROUNDS, Pace.SUSTAINED),
         ([GOOD.name, OTHER.name, "cublas"], Clock.COLD, 9, Pace.SUSTAINED),
     ]
-    assert [r.metrics["stage"] for r in records] == ["search"] * 4 + ["final"] * 3
-    assert records[-1].metrics["candidates"] == 2
-    assert records[-1].metrics["spread"] == pytest.approx(13 / 12)  # of 12 and 14, the medians of five samples
+    assert [r.metrics["stage"] for r in records] == ["search"] + ["final"] * 4
+    assert records[0].tried == {GOOD.name: 12.0, WRONG.name: 11.5, OTHER.name: 14.0}  # medians of five samples
+    assert (records[0].us, records[0].check) == (None, None)
+    assert [r.check and r.check.passed for r in records[1:]] == [False, True, True, True]
+    assert records[-1].metrics["candidates"] == 3
+    assert records[-1].metrics["spread"] == pytest.approx(12 / 11.5)
     entry = tuned.winner(records, PROBLEM)
     assert entry is not None
-    assert (entry.kernel, entry.schedule) == ("gemv_vectorized", records[0].schedule)
+    assert (entry.kernel, entry.schedule) == ("gemv_vectorized", records[2].schedule)
     assert entry.run == records[-1].run != records[0].run
 
 

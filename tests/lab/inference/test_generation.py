@@ -7,11 +7,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from lab import catalog, inference
+from lab import catalog, explain, inference
 from lab.inference import LanguageModel, Settings
 from lab.inference.generation import ON
 from lab.inference.sessions import StepRunner
-from lab.problems import Attention
+from lab.problems import Attention, Model
 from sim.errors import InputError, NoDeviceError
 from sim.machine import A100, H100
 from sim.roofline import roofline
@@ -175,3 +175,21 @@ def test_without_a_driver_the_gpu_is_refused_before_anything_is_read(monkeypatch
     monkeypatch.setattr("lab.gpu.device.require_device", refuse)
     with pytest.raises(NoDeviceError, match="there is no GPU"):
         inference.load(Path("no such file"), on="gpu")
+
+
+def test_generate_and_explain_mean_the_same_by_launch_bill_and_regime(simulated: LanguageModel) -> None:
+    run = simulated.generate("the door", max_tokens=4)
+    list(run)
+    config = run.model.runner.config
+    model = Model(
+        config.layers, config.d, config.q_heads, config.kv_heads, config.head_dim, config.ffn, config.vocab, tied=True
+    )
+    prompt = len(run.prompt_tokens)
+    steps = {
+        "prefill": [replace(model, phase="prefill", context=prompt)],
+        "decode": [replace(model, context=prompt + 1 + i) for i in range(len(run.tokens) - 1)],
+    }
+    for phase in run.phases:
+        explained = [explain(step, run.model.machine) for step in steps[phase.name]]
+        assert phase.roofline.launch_us == pytest.approx(sum(one.roofline.launch_us for one in explained))
+        assert {phase.roofline.regime} == {one.roofline.regime for one in explained} == {"overhead"}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import lab
 from lab.ops import arrays
-from lab.ops.arrays import CUDA, FORMATS_OF, NUMPY, TORCH, Operand, format_of, is_number, library_of, single
+from lab.ops.arrays import CUDA, FORMATS_OF, NUMPY, TORCH, View, format_of, is_number, library_of, single
 from sim import int4
 from sim.errors import InputError
 from sim.formats import FORMATS, encode
@@ -100,7 +100,7 @@ def second_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_device_arrays_are_described_without_a_device(array: Any, sentence: str) -> None:
-    assert CUDA.describe(device_array(strides=(128, 2)), "x") == Operand(256, (4, 64), "bf16", 1)
+    assert CUDA.describe(device_array(strides=(128, 2)), "x") == View(256, (4, 64), "bf16", 1)
     assert CUDA.describe(device_array(0), "x").device is None  # without elements it lies nowhere
     with pytest.raises(InputError, match=sentence):
         CUDA.describe(array, "x")
@@ -140,7 +140,7 @@ def tensor(**changes: Any) -> Any:
     ],
 )
 def test_tensors_are_described_without_pytorch(changes: dict[str, Any], sentence: str) -> None:
-    assert TORCH.describe(tensor(), "w") == Operand(256, (4, 64), "bf16", 1)
+    assert TORCH.describe(tensor(), "w") == View(256, (4, 64), "bf16", 1)
     with pytest.raises(InputError, match=sentence):
         TORCH.describe(tensor(**changes), "w")
 

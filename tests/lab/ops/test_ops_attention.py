@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from lab.gpu import driver
 from lab.ops import arrays as ops_arrays
 from lab.ops import attention, calls
 from lab.ops.arrays import TORCH
-from lab.ops.attention_request import Request, posed
+from lab.ops.attention_request import AttentionRequest, posed
 from lab.problems import Attention
 from sim.errors import InputError
 from sim.formats import decode, encode
@@ -252,7 +253,7 @@ def test_numbers_are_scales_of_every_head() -> None:
 def test_lengths_and_tables_are_no_part_of_a_plan() -> None:
     """Calls that differ in the values of their index arrays alone pose one problem; capacities that are usual none."""
     kinds = tuple((name, PAGED[name].shape, "int32" if name in attention.INDICES else "bf16") for name in PAGED)
-    problem, names = posed(Request(kinds))
+    problem, names = posed(AttentionRequest(kinds))
     assert problem == Attention(2, 4, 2, 8, 3, 8, page=4, pool=9)
     assert problem.pool_pages == CACHE.shape[0]
     assert names["cache"] == "k"
@@ -286,14 +287,14 @@ class Tensor:
 
 def test_a_repeated_call_finds_its_plan_and_what_is_not_sure_goes_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[Any] = []
-    bound: Any = SimpleNamespace(run_at=lambda pointers, stream: ran.append((pointers, stream)))
+    bound: Any = SimpleNamespace(at=lambda pointers, stream: partial(ran.append, (pointers, stream)))
     q, cache, out = Tensor(Q.shape, 1 << 12), Tensor(CACHE.shape, 1 << 16), Tensor(Q.shape, 1 << 20)
     lens, table = Tensor((2,), 1 << 21, "torch.int32"), Tensor((2, 2), 1 << 22, "torch.int32")
     call = {"q": q, "k": cache, "kv_lens": lens, "block_table": table}
     names = {"q": "q", "cache": "k", "kv_lens": "kv_lens", "block_table": "block_table", "y": "y"}
     problem = Attention(2, 4, 2, 8, 3, 8, page=4, pool=9)
     key = attention._key({**call, "y": out}, (True, 0, 0.0, None, None, 0, False), 0, 7)
-    monkeypatch.setattr(attention, "_ready", {key: (calls.Ready(bound, calls.sizes(problem)), names)})
+    monkeypatch.setattr(attention, "_ready", {key: (calls.Ready(bound, calls.sizes(problem), 0, 7), names)})
     monkeypatch.setattr(attention, "_libraries", {Tensor: TORCH})
     monkeypatch.setattr(ops_arrays, "_raw_stream", lambda: lambda device: 7 + device)
     assert lab.attention(**call, out=out) is out

@@ -1,5 +1,6 @@
 """lab.linear on NumPy arrays runs the simulated chip; arrays that do not belong together are one sentence."""
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +14,9 @@ import lab
 from lab import catalog
 from lab.execute import plan
 from lab.ops import arrays, linear
-from lab.ops.arrays import TORCH, Operand, format_of
+from lab.ops.arrays import TORCH, View, format_of
 from lab.ops.calls import one_device
-from lab.ops.linear import Request, problem_of
+from lab.ops.linear import LinearRequest, problem_of
 from lab.problems import Linear
 from sim.errors import InputError
 from sim.machine import H100
@@ -93,7 +94,7 @@ ONE, ROWS, COLUMNS = np.full(1, 0.5, np.float32), np.full(4, 0.5, np.float32), n
 def request(*, output: str = "", swiglu: bool = False, accumulate: str = "", **arrays: Any) -> Linear:
     """The problem that a call with these arrays poses."""
     kinds = tuple((name, array.shape, format_of(array, name)) for name, array in arrays.items())
-    return problem_of(Request(kinds, output, swiglu, accumulate))
+    return problem_of(LinearRequest(kinds, output, swiglu, accumulate))
 
 
 def test_operands_say_what_the_problem_is() -> None:
@@ -229,9 +230,9 @@ class Tensor:
 def test_a_repeated_call_finds_its_plan_and_what_is_not_sure_goes_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second call runs at addresses, and nothing else is taken for one."""
     ran: list[Any] = []
-    bound: Any = SimpleNamespace(run_at=lambda pointers, stream: ran.append((pointers, stream)))
+    bound: Any = SimpleNamespace(at=lambda pointers, stream: partial(ran.append, (pointers, stream)))
     x, w, y = Tensor((4, 64), 1 << 12), Tensor((32, 64), 1 << 16), Tensor((4, 32), 1 << 20)
-    ready = linear.Ready(bound, {"x": 512, "w": 4096, "y": 256})
+    ready = linear.Ready(bound, {"x": 512, "w": 4096, "y": 256}, 0, 7)
     monkeypatch.setattr(linear, "_ready", {linear._key(x, w, y, 0, 7): ready})
     monkeypatch.setattr(linear, "_libraries", {Tensor: TORCH})
     monkeypatch.setattr(arrays, "_raw_stream", lambda: lambda device: 7 + device)
@@ -258,6 +259,6 @@ def test_a_repeated_call_finds_its_plan_and_what_is_not_sure_goes_the_long_way(m
 
 
 def test_arrays_of_two_gpus_are_refused() -> None:
-    described = {"x": Operand(16, (4, 64), "bf16", 1), "w": Operand(16, (32, 64), "bf16", 0)}
+    described = {"x": View(16, (4, 64), "bf16", 1), "w": View(16, (32, 64), "bf16", 0)}
     with pytest.raises(InputError, match="w is on GPU 0 and x on GPU 1"):
         one_device(described)

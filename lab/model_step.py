@@ -1,0 +1,128 @@
+"""A step of a whole model on a machine: its parts and what runs them, how large it may get, where its ridge is."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from lab.execute.plan import Plan
+from lab.problems import Model, Problem
+from lab.problems.model import DECODE
+from lab.problems.protocol import MAX_DIMENSION
+from sim.machine import Machine
+from sim.roofline import roofline
+
+Chooser = Callable[[Problem, Machine], Plan | None]
+
+CLOCK = "chain"  # what a launch costs among the others of a step
+
+
+class Part(NamedTuple):
+    """One of the problems of a step, which it solves so many `times`, and the plan for it."""
+
+    name: str
+    times: int
+    problem: Problem
+    plan: Plan | None
+
+
+@dataclass(frozen=True)
+class ModelStep:
+    """A model on a machine; `choose` finds the plan of a problem, or None where nothing runs it."""
+
+    model: Model
+    machine: Machine
+    choose: Chooser
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """Every matrix, and a layer's attention."""
+        plans: dict[Problem, Plan | None] = {}
+
+        def found() -> Iterator[Part]:
+            for name, (times, problem) in self.model.parts.items():
+                if problem not in plans:
+                    plans[problem] = self.choose(problem, self.machine)
+                yield Part(name, times, problem, plans[problem])
+
+        return tuple(found())
+
+    @property
+    def predicted_us(self) -> float | None:
+        """Microseconds of all parts, each launch in a chain of others; None where a part has no plan."""
+        total = 0.0
+        for part in self.parts:
+            if part.plan is None:
+                return None
+            total += part.times * part.plan.predicted_us(CLOCK)
+        return total
+
+    @property
+    def largest_batch(self) -> int:
+        """The most sequences of this context that fit the HBM; 0 where not even one does."""
+        return self._most("batch")
+
+    @property
+    def longest_context(self) -> int:
+        """The most tokens that so many sequences can have within the HBM; 0 where there is no room for one."""
+        return self._most("context")
+
+    @property
+    def ridge_batch(self) -> int | None:
+        """The least batch whose compute bill is as large as its memory bill; None where the KV cache prevents it."""
+
+        def met(batch: int) -> bool:
+            at = replace(self.model, batch=batch)
+            placed = roofline(at.flops, at.streamed_bytes, at.unit, self.machine)
+            return placed.intensity >= placed.ridge
+
+        batches = self._values("batch")
+        least = bisect_left(batches, True, key=met)
+        return batches[least] if least < len(batches) else None
+
+    def as_dict(self, floor_us: float) -> dict[str, Any]:
+        """What `lab explain model --json` has besides what it has of every problem; a step takes `floor_us` at best."""
+        tokens, predicted_us = self.model.tokens, self.predicted_us
+        return {
+            "kernel": None,
+            "schedule": None,
+            "predicted_us": predicted_us,
+            "predicted": None,
+            "launches": self.model.launches,
+            "tokens": tokens,
+            "tokens_per_s": tokens / floor_us * 1e6,
+            "predicted_tokens_per_s": predicted_us and tokens / predicted_us * 1e6,
+            "largest_batch": self.largest_batch,
+            "longest_context": self.longest_context,
+            "ridge_batch": self.ridge_batch,
+            "parts": [self._part(part) for part in self.parts],
+        }
+
+    def _part(self, part: Part) -> dict[str, Any]:
+        problem, plan = part.problem, part.plan
+        size = problem.bytes
+        placed = roofline(problem.flops, size["total"], problem.unit, self.machine)
+        return {
+            "part": part.name,
+            "times": part.times,
+            "problem": problem.as_dict(),
+            "bytes": size,
+            "share": part.times * (size["weights"] + size["kv"]) / self.model.streamed_bytes,
+            "regime": placed.regime,
+            "floor_us": placed.floor_us,
+            "kernel": plan.kernel.name if plan else None,
+            "predicted_us": plan.predicted_us(CLOCK) if plan else None,
+        }
+
+    def _most(self, extent: str) -> int:
+        def nbytes(value: int) -> int:
+            return replace(self.model, **{extent: value}).bytes["total"]  # type: ignore[arg-type]
+
+        return bisect_right(self._values(extent), self.machine.hbm_bytes, key=nbytes)
+
+    def _values(self, extent: str) -> range:
+        """What a model can have of batch or context, all else as it is."""
+        m = self.model
+        each = 1 if m.phase == DECODE else {"batch": m.context, "context": m.batch}[extent]
+        return range(1, MAX_DIMENSION // each + 1)
