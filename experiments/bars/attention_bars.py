@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.bars import attention_decode
+from experiments.bars import attention_decode, attention_prefill
 from experiments.lookup import GATHER, READ
 from experiments.rows import Row, Verdict, size_of, time_row, timed_by, untimed
 from experiments.running.backends import Backend
@@ -16,7 +16,7 @@ from sim.errors import InputError
 QUESTION = "How far is attention from the time that its bytes or its operations take, and from other libraries?"
 
 CLOCK = "cold"
-PARTS = attention_decode.PARTS
+PARTS = {**attention_decode.PARTS, **attention_prefill.PARTS}
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,21 @@ def measure(options: Options, backend: Backend) -> Iterator[Record]:
         yield from backend.tuned(
             [Search(problem=p.as_dict(), clock=CLOCK, **how) for _, p in problems], options.seconds
         )
-    how |= {"clocks": (CLOCK,), "reads": True}
-    jobs = [chosen_job(p, backend.machine, {"bar": part}, **how) for part, p in problems]
+    jobs = [  # prefill is not bound by bytes
+        chosen_job(p, backend.machine, {"bar": part}, clocks=(CLOCK,), reads=part in attention_decode.PARTS, **how)
+        for part, p in problems
+    ]
     yield from backend.timed(jobs, options.seconds)
+
+
+def cells(records: Sequence[Record]) -> list[attention_decode.Cell]:
+    """The problems of all parts among the records of one card, searches left out."""
+    return [*attention_decode.cells(records), *attention_prefill.cells(records)]
 
 
 def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: ARG001 (all is of one run)
     """Each problem: its time, the read's, the best peer's."""
-    for cell in attention_decode.cells(records):
+    for cell in cells(records):
         record, case = cell.record, size_of(cell.record)
         yield time_row(case, f"{record.kernel}, us", record, record)
         if cell.read:
@@ -70,7 +77,7 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: AR
 
 def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG001
     """How many problems stand within their limits, the worst of the others, and how much longer peers take."""
-    found = attention_decode.cells(records)
+    found = cells(records)
     timed = [cell for cell in found if cell.record.us]
     if not timed:
         return untimed(records, f"{len(found)} problems were predicted, none was timed.")
