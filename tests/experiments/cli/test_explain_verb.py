@@ -105,6 +105,12 @@ def test_a_row_for_each_context(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row[-1] for row in rows[-2:]] == ["no", "no"]
 
 
+def test_a_row_says_what_differs_even_where_one_has_the_usual_value(capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(["explain", "linear", "m=64", "n=4k", "k=4k", "weights=fp8", "activations=bf16,fp8"], capsys)
+    assert "as usual" in text
+    assert "activations=fp8" in text
+
+
 def test_schedules_are_ranked_by_what_they_are_predicted(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["sweep", "gemm_pingpong", "m=512", "n=1k", "k=1k"]
     found = document([*words, "--clock", "cold", "--machine", "h200"], capsys)
