@@ -1,8 +1,8 @@
 """int4 groups: weights of four bits, a scale and an offset for each group, and the layout in which kernels read them.
 
 A weight is scale * q + min or, where the offset is a zero point, scale * (q - zero); q is 0 to 15, scale and offset are
-fp16, one pair for every row and group of columns. The packed form holds the fragments of tensor cores, so that a lane
-reads its own weights with one 16-byte load and no kernel shuffles:
+fp16, one pair for every row and group of columns, and a zero point is a whole number. The packed form holds the
+fragments of tensor cores, so that a lane reads its own weights with one 16-byte load and no kernel shuffles:
 
 - w, uint8 [rows / 16, columns / 64, 512]: a tile of 16 x 64 weights is contiguous. Lane l owns its bytes 16 l to
   16 l + 15, four 32-bit words; word s holds the lane's part of the A fragment of mma.m16n8k16 for columns 16 s to
@@ -25,6 +25,7 @@ TILE_ROWS, TILE_COLUMNS = 16, 64
 TILE_BYTES = TILE_ROWS * TILE_COLUMNS // 2
 PADDED_ROWS = 64  # of a wgmma
 LEVELS = 16
+MOST_ZERO = 127  # zero point: with the bias that kernels give it, it is a bf16
 BIAS = 16  # tensor cores multiply q + BIAS, a bf16 among whose digits are those of q; offsets take it away
 
 Q4_1_BLOCK, Q4_1_BYTES = 32, 20  # weights of a block, and its bytes: fp16 scale and min, 16 bytes of nibbles
@@ -35,7 +36,8 @@ _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the column, of eight, in each nibble of
 class Groups:
     """A quantised matrix: q uint8 [n, k], scale and offset float16 [n, ceil(k / group)].
 
-    `zero_points` says that the offset is subtracted from q, otherwise it is added to scale * q.
+    `zero_points` says that the offset, a whole number, is subtracted from q, otherwise it is added to scale * q. Raises
+    InputError for other types and shapes, and for values and zero points that are none.
     """
 
     q: NDArray[np.uint8]
@@ -59,6 +61,10 @@ class Groups:
             )
         if self.q.size and self.q.max() >= LEVELS:
             raise InputError(f"int4 values are 0 to 15; found {self.q.max()}")
+        if self.zero_points:
+            wrong = ~((self.offset >= 0) & (self.offset <= MOST_ZERO) & (self.offset == np.rint(self.offset)))
+            if wrong.any():
+                raise InputError(f"zero points are whole numbers from 0 to {MOST_ZERO}; found {self.offset[wrong][0]}")
 
     def each(self, values: NDArray) -> NDArray[np.float32]:
         """A value of every group as one of every weight, float32 [n, k]."""
