@@ -46,9 +46,9 @@ _HEADINGS = ["format", "n x k", "plain read, us", *(f"m = {m}" for m in BATCHES)
 
 @dataclass(frozen=True)
 class Options:
-    """`part` is bf16, fp8, gptq_g128, int4_g128, int4_g32 or large; `tune` first searches its layers, so many schedules a kernel.
+    """`part` is bf16, fp8, gptq_g128, int4_g128, int4_g32 or large.
 
-    `most` is the largest batch, `shape` the number of one shape or -1 for all. What has not begun after `seconds` is
+    `tune` first searches its layers, so many schedules of each kernel; 0 does not. `most` is the largest batch, `shape` the number of one shape or -1 for all. What has not begun after `seconds` is
     skipped.
     """
 
