@@ -46,10 +46,10 @@ _HEADINGS = ["format", "n x k", "plain read, us", *(f"m = {m}" for m in BATCHES)
 
 @dataclass(frozen=True)
 class Options:
-    """`part` is bf16, fp8, gptq_g128, int4_g128, int4_g32 or large.
+    """`part` is bf16, fp8, gptq_g128, int4_g128, int4_g32 or large; a `tune` above 0 searches its layers first.
 
-    `tune` first searches its layers, so many schedules of each kernel; 0 does not. `most` is the largest batch, `shape` the number of one shape or -1 for all. What has not begun after `seconds` is
-    skipped.
+    That tries so many schedules of each kernel. `most` is the largest batch, `shape` the number of one shape or -1 for
+    all. What has not begun after `seconds` is skipped.
     """
 
     part: str = "bf16"
