@@ -4,7 +4,7 @@ Element types are judged here and nowhere else: a name that is not in `FORMATS_O
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, NamedTuple, Protocol
@@ -62,8 +62,8 @@ class Library(Protocol):
     def place(self, array: Any) -> tuple[int, int]:
         """(the number of its GPU, the CUstream address of the library's current stream there), in few instructions."""
 
-    def address(self, array: Any, device: int) -> int:
-        """Where a dense array on that GPU lies; 0 for any other. Nothing else is looked at."""
+    def addresses(self, arrays: Iterable[Any], device: int) -> tuple[int, ...]:
+        """Where dense arrays on that GPU lie; 0 for any other. Nothing else is looked at, and few calls are made."""
 
 
 def library_of(array: Any) -> Library:
@@ -175,8 +175,8 @@ class _NumPy:
     def place(self, array: Any) -> tuple[int, int]:  # noqa: ARG002
         raise TypeError("the host has no GPU and no stream")
 
-    def address(self, array: Any, device: int) -> int:  # noqa: ARG002
-        return 0
+    def addresses(self, arrays: Iterable[Any], device: int) -> tuple[int, ...]:  # noqa: ARG002
+        return tuple(0 for _ in arrays)
 
 
 class _OnDevice:
@@ -215,8 +215,8 @@ class _Torch(_OnDevice):
         device = array.get_device()
         return device, _raw_stream()(device)
 
-    def address(self, array: Any, device: int) -> int:
-        return int(array.data_ptr()) if array.get_device() == device and array.is_contiguous() else 0
+    def addresses(self, arrays: Iterable[Any], device: int) -> tuple[int, ...]:
+        return tuple([a.data_ptr() if a.get_device() == device and a.is_contiguous() else 0 for a in arrays])
 
 
 class _Cuda(_OnDevice):
@@ -246,8 +246,8 @@ class _Cuda(_OnDevice):
         device = array.data.device_id
         return device, _cupy().cuda.get_current_stream(device).ptr
 
-    def address(self, array: Any, device: int) -> int:
-        return int(array.data.ptr) if array.flags.c_contiguous and array.data.device_id == device else 0
+    def addresses(self, arrays: Iterable[Any], device: int) -> tuple[int, ...]:
+        return tuple([a.data.ptr if a.flags.c_contiguous and a.data.device_id == device else 0 for a in arrays])
 
 
 NUMPY, TORCH, CUDA = _NumPy(), _Torch(), _Cuda()
