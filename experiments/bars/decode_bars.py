@@ -81,12 +81,14 @@ class Options:
 def measure(options: Options, backend: Backend) -> Iterator[Record]:
     """What the lab chooses for each layer beside its peers and the plain read: plain launches inside a graph."""
     facts = {"bar": options.part}
-    if options.tune:
-        how = {"clock": "graph", "plain": True, "experiment": "decode_bars", "rounds": options.rounds}
-        searches = [Search(problem=p.as_dict(), most=options.tune, **how) for p in options.problems]
+    how = {"plain": True, "reads": True, "rounds": options.rounds, "experiment": "decode_bars"}
+    if options.tune and backend.on == "gpu":
+        searches = [
+            Search(problem=p.as_dict(), most=options.tune, clock="graph", facts=facts, **how) for p in options.problems
+        ]
         yield from backend.tuned(searches, options.seconds)
-    how = {"clocks": ("graph",), "plain": True, "reads": True, "rounds": options.rounds, "experiment": "decode_bars"}
-    jobs = [chosen_job(problem, backend.machine, facts, **how) for problem in options.problems]
+        return
+    jobs = [chosen_job(problem, backend.machine, facts, clocks=("graph",), **how) for problem in options.problems]
     yield from backend.timed(jobs, options.seconds)
 
 
@@ -133,7 +135,8 @@ def cells(records: Sequence[Record]) -> list[Cell]:
     """The layers among the records of a run, searches left out."""
     found = []
     for record in records:
-        if "bar" in record.metrics and not is_peer(record) and record.schedule is not None:
+        settled = "bar" in record.metrics and "stage" not in record.metrics
+        if settled and not is_peer(record) and record.schedule is not None:
             found.append(Cell(record, layer_of(record), read_of(records, record), best_peer(records, record)))
     return sorted(found, key=lambda cell: (cell.part, -cell.problem.n, cell.problem.k, cell.problem.m))
 
@@ -202,9 +205,10 @@ def _of_machine(records: Sequence[Record]) -> str:
 
 def _newest(timed: Sequence[Record]) -> list[Record]:
     """The newest time of each layer, plain launches, with what was timed beside it; `large` has a line of its own."""
-    own = [r for r in timed if r.schedule is not None and "bar" in r.metrics and r.overlapping is not True]
+    raced = [r for r in timed if "stage" not in r.metrics]
+    own = [r for r in raced if r.schedule is not None and "bar" in r.metrics and r.overlapping is not True]
     runs = {str(r.problem): r.run for r in own}
-    return [r for r in timed if runs.get(str(r.problem)) == r.run and "stage" not in r.metrics]
+    return [r for r in raced if runs.get(str(r.problem)) == r.run]
 
 
 def _lines(records: Sequence[Record]) -> Iterator[list[str]]:
