@@ -32,6 +32,11 @@ class Counts:
     l2_dirty_bytes: int | None = None
     l2_lookup_bytes: int | None = None
 
+    @classmethod
+    def zero(cls) -> "Counts":
+        """Nothing moved, nothing computed: what sums begin with."""
+        return cls(**{f.name: 0 for f in fields(cls)})
+
     def as_dict(self) -> dict[str, int | None]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 

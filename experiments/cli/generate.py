@@ -1,4 +1,4 @@
-"""lab generate: a language model whose linear layers are the lab's kernels, and the bill of each phase."""
+"""lab generate: a language model whose every layer is a kernel of the lab, and the bill of each phase."""
 
 import unicodedata
 from enum import StrEnum
@@ -14,7 +14,7 @@ from experiments.cli.waiting import working
 
 
 class Unit(StrEnum):
-    """What computes the linear layers; "reference" is plain float32 NumPy."""
+    """What computes; "reference" is plain float32 NumPy."""
 
     SIM = "sim"
     GPU = "gpu"
@@ -29,6 +29,8 @@ MaxTokens = Annotated[int, typer.Option(min=1, help="How many tokens to generate
 Chat = Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token each time.")]
 TopK = Annotated[int, typer.Option(help="Draw from this many likeliest tokens; 0 allows all.")]
+TopP = Annotated[float, typer.Option(help="Keep a token where likelier ones have less than this much probability.")]
+MinP = Annotated[float, typer.Option(help="Keep a token with at least this share of the likeliest one's probability.")]
 Seed = Annotated[int, typer.Option(help="Of the draws.")]
 On = Annotated[Unit, typer.Option("--on", help="The simulated chip, this machine's GPU, or plain NumPy.")]
 
@@ -40,6 +42,8 @@ def generate(
     chat: Chat = False,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
     seed: Seed = 0,
     on: On = Unit.SIM,
     machine: Machine = "h100",
@@ -49,13 +53,14 @@ def generate(
     """Generate text with a model made of these kernels, then print what prefill and decode cost."""
     from experiments.running import backends
     from experiments.running.generation import records
-    from lab.inference import Sampling
+    from lab.inference import Settings
     from lab.inference import generate as start
     from lab.record import append, folder, provenance
     from sim.machine import machine as machine_named
 
     chip = backends.real_machine() if on is Unit.GPU else machine_named(machine)
-    generation = start(prompt, model, max_tokens, chat, on.value, chip, Sampling(temperature, top_k, seed))
+    settings = Settings(temperature, top_k, top_p, min_p, seed)
+    generation = start(prompt, model, max_tokens, chat, on.value, chip, settings)
     pieces = iter(generation)
     with working("reading the prompt: the simulated chip's kernels are compiled at first"):
         first = next(pieces, "")

@@ -8,14 +8,16 @@ from typing import Any, ClassVar, Literal, Protocol
 import msgspec
 from msgspec import structs
 
-from experiments.running import on_device
-from experiments.running.jobs import Job, Search, batch, problem_of
+from experiments.running import on_device, steps_on_device
+from experiments.running.jobs import Job, Search, StepJob, batch, problem_of
 from experiments.running.simulation import BUDGET, require_room, simulate
 from lab import catalog, tuned
 from lab.choice import schedule_words
 from lab.gpu import device, worker
+from lab.inference.step import step_us
 from lab.kernel import RANKING_CLOCK, Kernel, parse_schedule, schedule_fields
 from lab.problems import Problem, Question
+from lab.problems.model import PREFILL
 from lab.record import Checked, Provenance, Record
 from sim.errors import InputError
 from sim.launch import overlap
@@ -55,6 +57,9 @@ class Backend(Protocol):
 
     def chained(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
         """Records of chains of layers, each job's problem as often as its fact `layers` says, beside their peers."""
+
+    def stepped(self, jobs: Sequence[StepJob], seconds: float) -> Iterator[Record]:
+        """Records of whole steps of models, beside PyTorch's; on the simulated chip what they are predicted to take."""
 
     def counted(self, jobs: Sequence[Job]) -> Iterator[Record]:
         """Hardware counters of each job's first schedule; nothing on the simulated chip."""
@@ -144,6 +149,21 @@ class SimulatedBackend(_Common):
                     metrics=dict(job.facts),
                 )
 
+    def stepped(self, jobs: Sequence[StepJob], seconds: float) -> Iterator[Record]:  # noqa: ARG002
+        for job in jobs:
+            model = problem_of(job.problem)
+            new = model.context if model.phase == PREFILL else 1
+            yield Record(
+                **self.origin,
+                on="sim",
+                machine=self.machine.name,
+                experiment=self.experiment,
+                problem=job.problem,
+                overlapping=True,
+                predicted_us=step_us(model, [(new, model.context)] * model.batch, self.machine),
+                metrics={**job.facts, "launches": "overlapping"},
+            )
+
     def tuned(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:  # noqa: ARG002
         yield from ()
 
@@ -182,6 +202,9 @@ class GpuBackend(_Common):
     def chained(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
         return in_worker(on_device.chains, jobs, self.origin, seconds)
 
+    def stepped(self, jobs: Sequence[StepJob], seconds: float) -> Iterator[Record]:
+        return in_worker(steps_on_device.steps, jobs, self.origin, seconds)
+
     def tuned(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:
         return tune(searches, self.origin, seconds)
 
@@ -198,7 +221,7 @@ class GpuBackend(_Common):
 
 def in_worker(
     function: Callable[[Any], Iterator[Record]],
-    jobs: Sequence[Job | Search],
+    jobs: Sequence[Job | Search | StepJob],
     origin: Provenance,
     seconds: float,
     deadline_s: float | None = None,

@@ -58,6 +58,17 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
     facts: dict[str, Value] = {}
 
 
+class StepJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole step of a model with random weights; `peers` asks for PyTorch's on the same ones in the same run."""
+
+    problem: dict[str, Any]
+    kernel: str = ""
+    peers: bool = True
+    rounds: int = 30
+    experiment: str | None = None
+    facts: dict[str, Value] = {}
+
+
 def problem_of(fields: Mapping[str, Any]) -> Any:
     """The problem that a record or a job describes; raises InputError for one that there is not."""
     own = dict(fields)
@@ -70,7 +81,7 @@ def problem_of(fields: Mapping[str, Any]) -> Any:
         raise InputError(f"no {kind} problem has the fields {', '.join(own)}: {error}") from error
 
 
-def batch(jobs: Sequence[Job | Search], seconds: float) -> dict[str, Any]:
+def batch(jobs: Sequence[Job | Search | StepJob], seconds: float) -> dict[str, Any]:
     """What the generators of on_device take: work in its order.
 
     What has not begun when the seconds are over is skipped, and a record says so.

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from experiments.running.jobs import Job, Search, problem_of
+from experiments.running.jobs import Job, Search, StepJob, problem_of
 from lab import catalog
 from lab.choice import contenders, legal_candidates
 from lab.kernel import parse_schedule, schedule_fields
@@ -31,7 +31,7 @@ def bench(argument: Any) -> Iterator[Record]:
     from lab.gpu.timing import Clock, Pace
 
     last: Bench | None = None
-    for job in _in_time(argument, Job):
+    for job in in_time(argument, Job):
         if isinstance(job, Record):
             yield job
             continue
@@ -59,7 +59,7 @@ def search(argument: Any) -> Iterator[Record]:
     from lab.gpu.timing import Clock
 
     last: Bench | None = None
-    for job in _in_time(argument, Search):
+    for job in in_time(argument, Search):
         if isinstance(job, Record):
             yield job
             continue
@@ -99,7 +99,7 @@ def pick(argument: Any) -> Iterator[Record]:
     from lab.gpu.search import best
     from lab.gpu.timing import Clock
 
-    for job in _in_time(argument, Job):
+    for job in in_time(argument, Job):
         if isinstance(job, Record):
             yield job
             continue
@@ -124,7 +124,7 @@ def chains(argument: Any) -> Iterator[Record]:
     from lab.gpu.bench import shared_fields, timed_record
 
     last: gpu.Chain | None = None
-    for job in _in_time(argument, Job):
+    for job in in_time(argument, Job):
         if isinstance(job, Record):
             yield job
             continue
@@ -164,7 +164,7 @@ def check(argument: Any) -> dict[str, Any]:
     return {"passed": found.passed, **asdict(found)}
 
 
-def _in_time(argument: Any, kind: type[Any]) -> Iterator[Any]:
+def in_time(argument: Any, kind: type[Any]) -> Iterator[Any]:
     """The jobs of a batch as long as its time lasts, then for each other one a record that says it was skipped."""
     jobs = msgspec.convert(argument["jobs"], list[kind])  # type: ignore[valid-type]
     end = time.monotonic() + argument["seconds"]
@@ -175,7 +175,7 @@ def _in_time(argument: Any, kind: type[Any]) -> Iterator[Any]:
             yield _skipped(job)
 
 
-def _skipped(job: Job | Search) -> Record:
+def _skipped(job: Job | Search | StepJob) -> Record:
     from lab.gpu import device
 
     return Record(

@@ -1,4 +1,4 @@
-"""Arrays of a model on the GPU: CuPy's, in float32, and in bf16 bits where kernels take and give them."""
+"""Arrays of a model on the GPU, CuPy's, and bits of bf16 in them."""
 
 from typing import Any
 
@@ -17,16 +17,8 @@ _to_bf16 = cupy.ElementwiseKernel(
     """,
     "float32_to_bf16",
 )
-_from_bf16 = cupy.ElementwiseKernel(
-    "uint16 x", "float32 y", "y = __uint_as_float(unsigned(x) << 16)", "bf16_to_float32"
-)
 
 
 def encode_bf16(x: Any) -> Any:
     """float32 rounded to the bits of bf16, dense."""
     return _to_bf16(cupy.ascontiguousarray(x))
-
-
-def decode_bf16(bits: Any) -> Any:
-    """The float32 values that bits of bf16 stand for; exact."""
-    return _from_bf16(bits)

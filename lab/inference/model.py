@@ -1,4 +1,4 @@
-"""The Llama forward pass: every linear layer on a LinearUnit, the rest plain array code in the unit's namespace."""
+"""The Llama forward pass in float32 array code: what steps of kernels are held against."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 from lab.inference.config import LlamaConfig
 from lab.inference.gguf_file import GgufFile
 from lab.inference.progress import Advance, silent
-from lab.inference.units import LinearUnit
+from lab.inference.reference import Reference
 from sim.errors import InputError
 
 _QUERIES = 256  # rows of queries whose scores exist at once
@@ -17,7 +17,7 @@ _QUERIES = 256  # rows of queries whose scores exist at once
 
 @dataclass(frozen=True)
 class Layer:
-    """One transformer layer: norms as arrays, linear layers as the unit's handles."""
+    """One transformer layer: norms, and matrices [out, in]."""
 
     attn_norm: Any
     attn_q: Any
@@ -33,15 +33,14 @@ class Layer:
 class KVCache:
     """Keys and values of one sequence, preallocated: [layers, kv_heads, capacity, head_dim] each; `length` are in use.
 
-    Values are rounded to the unit's format and lie in float32 arrays. Raises InputError where the model's context is
-    shorter than the capacity.
+    Raises InputError where the model's context is shorter than the capacity.
     """
 
-    def __init__(self, config: LlamaConfig, capacity: int, xp: Any) -> None:
+    def __init__(self, config: LlamaConfig, capacity: int) -> None:
         if capacity > config.context:
             raise InputError(f"prompt and answer take up to {capacity} tokens; the model's context is {config.context}")
         shape = (config.layers, config.kv_heads, capacity, config.head_dim)
-        self.keys, self.values = xp.zeros(shape, np.float32), xp.zeros(shape, np.float32)
+        self.keys, self.values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         self.capacity = capacity
         self.length = 0
 
@@ -59,7 +58,7 @@ class KVCache:
 class Llama:
     """A model whose weights have been loaded onto a unit."""
 
-    def __init__(self, config: LlamaConfig, file: GgufFile, unit: LinearUnit, advance: Advance = silent) -> None:
+    def __init__(self, config: LlamaConfig, file: GgufFile, unit: Reference, advance: Advance = silent) -> None:
         """Load every tensor; `advance` hears how many are loaded."""
         self.config = config
         self.unit = unit
@@ -81,7 +80,7 @@ class Llama:
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache for a sequence of at most `capacity` tokens."""
-        return KVCache(self.config, capacity, self.unit.xp)
+        return KVCache(self.config, capacity)
 
     def forward(self, tokens: Sequence[int], cache: KVCache) -> Any:
         """One step: hidden states [m, d] of m new tokens, whose keys and values join the cache.
@@ -91,8 +90,7 @@ class Llama:
         m, start = len(tokens), cache.length
         if start + m > cache.capacity:
             raise InputError(f"{start} tokens and {m} more do not fit in a KV cache of {cache.capacity}")
-        xp = self.unit.xp
-        x = self.unit.round(xp.asarray(self._file.rows("token_embd.weight", list(tokens))))
+        x = self._file.rows("token_embd.weight", list(tokens))
         turn = self._turn(start, m)
         for i, layer in enumerate(self._layers):
             x = x + self._attention(i, layer, self._normalise(x, layer.attn_norm), turn, cache)
@@ -107,19 +105,19 @@ class Llama:
     def _load(self, name: str) -> Any:
         if len(self._file.tensors[name].shape) == 2:
             return self.unit.load(self._file.matrix(name))
-        return self.unit.xp.asarray(self._file.rows(name))
+        return self._file.rows(name)
 
     def _normalise(self, x: Any, weight: Any) -> Any:
         """RMSNorm (Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019)."""
         mean_square = (x * x).mean(axis=-1, keepdims=True)
-        return x / self.unit.xp.sqrt(mean_square + np.float32(self.config.eps)) * weight
+        return x / np.sqrt(mean_square + np.float32(self.config.eps)) * weight
 
     def _turn(self, start: int, m: int) -> tuple[Any, Any]:
         """(cos, sin) of the rotary angles, [m, 1, head_dim / 2]; angles in float64, for far positions."""
         angles = np.arange(start, start + m)[:, None, None] * self._frequencies
-        xp, magnitude = self.unit.xp, self.config.rope_scaling.magnitude
+        magnitude = self.config.rope_scaling.magnitude
         cos, sin = (magnitude * turned(angles) for turned in (np.cos, np.sin))
-        return xp.asarray(cos.astype(np.float32)), xp.asarray(sin.astype(np.float32))
+        return cos.astype(np.float32), sin.astype(np.float32)
 
     def _attention(self, i: int, layer: Layer, x: Any, turn: tuple[Any, Any], cache: KVCache) -> Any:
         c, unit = self.config, self.unit
@@ -127,28 +125,28 @@ class Llama:
             unit(x, weights).reshape(x.shape[0], heads, c.head_dim)
             for weights, heads in ((layer.attn_q, c.q_heads), (layer.attn_k, c.kv_heads), (layer.attn_v, c.kv_heads))
         )
-        keys, values = cache.append(i, unit.round(rotate(k, turn, unit.xp)), v)
-        return unit(attend(rotate(q, turn, unit.xp), keys, values, unit.xp), layer.attn_output)
+        keys, values = cache.append(i, rotate(k, turn), v)
+        return unit(attend(rotate(q, turn), keys, values), layer.attn_output)
 
     def _feed_forward(self, layer: Layer, x: Any) -> Any:
         """SwiGLU (Shazeer, "GLU Variants Improve Transformer", 2020)."""
         gate = self.unit(x, layer.ffn_gate)
         up = self.unit(x, layer.ffn_up)
-        silu = gate / (1 + self.unit.xp.exp(-gate.clip(-80, None)))  # below -80 it is 0 for every purpose
+        silu = gate / (1 + np.exp(-gate.clip(-80, None)))  # below -80 it is 0 for every purpose
         return self.unit(silu * up, layer.ffn_down)
 
 
-def rotate(x: Any, turn: tuple[Any, Any], xp: Any) -> Any:
+def rotate(x: Any, turn: tuple[Any, Any]) -> Any:
     """Rotary embedding (Su et al., "RoFormer", 2021) of [m, heads, head_dim].
 
     GGUF stores the Q and K rows of `llama` so that elements 2i and 2i + 1 are a pair, not i and i + head_dim / 2.
     """
     cos, sin = turn
     even, odd = x[..., 0::2], x[..., 1::2]
-    return xp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape)
+    return np.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape)
 
 
-def attend(q: Any, keys: Any, values: Any, xp: Any) -> Any:
+def attend(q: Any, keys: Any, values: Any) -> Any:
     """Causal attention of the last m of n tokens -> [m, q_heads * head_dim].
 
     q is [m, q_heads, head_dim], keys and values are [kv_heads, n, head_dim]. Query head h reads KV
@@ -163,10 +161,10 @@ def attend(q: Any, keys: Any, values: Any, xp: Any) -> Any:
         count = rows.shape[2]
         last = n - m + first + count  # keys that the last of these rows sees
         scores = rows.reshape(kv_heads, group * count, head_dim) @ keys[:, :last].swapaxes(1, 2)
-        hidden = xp.arange(last)[None, :] > xp.arange(last - count, last)[:, None]
-        scores = xp.where(hidden, np.float32(-np.inf), scores.reshape(kv_heads, group, count, last))
-        weights = xp.exp(scores - scores.max(axis=-1, keepdims=True))
+        hidden = np.arange(last)[None, :] > np.arange(last - count, last)[:, None]
+        scores = np.where(hidden, np.float32(-np.inf), scores.reshape(kv_heads, group, count, last))
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights = weights / weights.sum(axis=-1, keepdims=True)
         y = weights.reshape(kv_heads, group * count, last) @ values[:, :last]
         parts.append(y.reshape(kv_heads, group, count, head_dim))
-    return xp.concatenate(parts, axis=2).transpose(2, 0, 1, 3).reshape(m, q_heads * head_dim)
+    return np.concatenate(parts, axis=2).transpose(2, 0, 1, 3).reshape(m, q_heads * head_dim)

@@ -7,8 +7,7 @@ from functools import reduce
 from operator import add
 from typing import Any
 
-from lab.inference.units import Done
-from lab.problems import Attention
+from lab.problems import Problem
 from sim.counts import Counts
 from sim.machine import Machine
 from sim.roofline import Roofline, roofline
@@ -17,12 +16,26 @@ PREFILL, DECODE = "prefill", "decode"
 
 
 @dataclass(frozen=True)
-class Step:
-    """One forward pass: its linear layers, one layer's attention, how many layers, and the wall clock it took."""
+class Solved:
+    """A problem that a pass solved several `times`: by which kernel, in how many launches each time.
 
-    done: tuple[Done, ...]
-    attention: Attention
-    layers: int
+    `predicted_us` is what the simulated chip would take each time; None where the time is measured.
+    """
+
+    kernel: str
+    launches: int
+    problem: Problem
+    times: int
+    predicted_us: float | None
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass of so many new tokens: what it solved, its counts, and the wall clock it took."""
+
+    tokens: int
+    solved: tuple[Solved, ...]
+    counts: Counts
     wall_us: float
 
 
@@ -30,15 +43,14 @@ class Step:
 class Phase:
     """The forward passes of one phase together.
 
-    Linear layers are as the kernels counted them; attention, plain array code so far, is its closed form, one launch a
-    layer at its floor. `bytes` holds each weight, KV element and activation of a pass once; norms, rotary embedding and
-    element-wise work are left out. `us` is predicted where the chip is simulated, else the wall clock.
+    Counts are as the kernels counted them, on a GPU their closed forms. `bytes` holds each weight, KV element and
+    activation that a kernel takes or gives once. `us` is predicted where the chip is simulated, else the wall clock.
     """
 
     name: str
     tokens: int
-    launches: dict[str, int]  # of linear layers, by kernel
-    counts: Counts  # of linear layers
+    launches: dict[str, int]  # by kernel
+    counts: Counts
     bytes: dict[str, int]
     flops: int
     roofline: Roofline
@@ -68,43 +80,28 @@ class Phase:
         }
 
 
-def summarise(name: str, steps: Sequence[Step], machine: Machine) -> Phase:
+def summarise(name: str, passes: Sequence[Pass], machine: Machine) -> Phase:
     """The bill of one or more forward passes; raises InputError where the machine has no unit for their format."""
-    done = [d for step in steps for d in step.done]
+    solved = [s for one in passes for s in one.solved]
     size: Counter[str] = Counter()
-    for problem, times in _problems(steps):
-        size.update({kind: times * nbytes for kind, nbytes in problem.bytes.items()})
-    flops = sum(d.counts.flops or 0 for d in done) + sum(s.layers * s.attention.flops for s in steps)
     launches: Counter[str] = Counter()
-    for d in done:
-        launches[d.kernel] += d.launches
-    issued = launches.total() + sum(s.layers for s in steps)
-    wall_us = sum(s.wall_us for s in steps)
-    predicted = [d.predicted_us for d in done if d.predicted_us is not None]
-    simulated = len(predicted) == len(done)
-    attention_us = sum(s.layers * _floor_us(s.attention, machine) for s in steps)
+    for s in solved:
+        size.update({kind: s.times * nbytes for kind, nbytes in s.problem.bytes.items()})
+        launches[s.kernel] += s.times * s.launches
+    flops = sum(s.times * s.problem.flops for s in solved)
+    wall_us = sum(one.wall_us for one in passes)
+    predicted = [s.times * s.predicted_us for s in solved if s.predicted_us is not None]
+    simulated = len(predicted) == len(solved)
+    unit = next(s.problem.unit for s in solved if s.problem.kind == "linear")
     return Phase(
         name=name,
-        tokens=sum(s.attention.q_len for s in steps),
+        tokens=sum(one.tokens for one in passes),
         launches=dict(launches),
-        counts=reduce(add, (d.counts for d in done)),
+        counts=reduce(add, (one.counts for one in passes)),
         bytes=dict(size),
         flops=flops,
-        roofline=roofline(flops, size["total"], done[0].problem.activations, machine, issued),
-        us=sum(predicted) + attention_us if simulated else wall_us,
+        roofline=roofline(flops, size["total"], unit, machine, launches.total()),
+        us=sum(predicted) if simulated else wall_us,
         clock="predicted" if simulated else "wall",
         wall_us=wall_us,
     )
-
-
-def _problems(steps: Sequence[Step]) -> list[tuple[Any, int]]:
-    """Every problem of the steps and how often it was solved."""
-    linear = Counter(d.problem for step in steps for d in step.done)
-    attention: Counter[Attention] = Counter()
-    for step in steps:
-        attention[step.attention] += step.layers
-    return [*linear.items(), *attention.items()]
-
-
-def _floor_us(attention: Attention, machine: Machine) -> float:
-    return roofline(attention.flops, attention.bytes["total"], attention.activations, machine).floor_us

@@ -1,8 +1,11 @@
 """A step on a chip: its calls planned and bound once, captured into one graph, run as often as there is input."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import reduce
+from operator import add
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +59,10 @@ class Step:
             self.plans = {p: _plain(found) for p, found in self.plans.items()}
         self._block = chip.xp.zeros(layout.words, np.int32)
         buffers = {name: chip.xp.zeros(o.shape, o.storage) for name, o in forward.buffers(layout).items()}
+        # Both results of a row are read at once: they lie in one array, each at a multiple of 16 bytes.
+        self._drawn = chip.xp.zeros(-(-layout.rows // 4) * 4 + layout.rows, np.int32)
+        buffers["token"] = self._drawn[: layout.rows]
+        buffers["log_probability"] = self._drawn[-layout.rows :].view(np.float32)
         self.arrays = {**weights.arrays, **cache.arrays, **layout.views(self._block), **buffers}
         # Launches of one plan follow one another and leave their workspaces as they were: all have the same.
         spaces = {
@@ -71,29 +78,31 @@ class Step:
         self._graph = capture(*self.bound)
 
     def run(self) -> Counts:
-        """Enqueue the step that `input` describes; its results are in `arrays`: token, log_probability, logits."""
+        """Enqueue the step that `input` describes; its results are in `arrays`: logits, and what `drawn` reads."""
         self.chip.write(self._block, self.input.block)
         return self._graph.replay()
 
-    def tokens(self) -> NDArray[np.int32]:
-        """The token drawn for each row, when the step is done."""
-        found: NDArray[np.int32] = self.chip.read(self.arrays["token"])
-        return found
+    def drawn(self) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """(token of each row, its log-probability), when the step is done."""
+        words = self.chip.read(self._drawn)
+        rows = self.layout.rows
+        return words[:rows], words[-rows:].view(np.float32)
 
     @property
     def launches(self) -> int:
         return sum(len(self.plans[problem].launches) for problem, _ in self.calls)
 
-    def done(self) -> list[tuple[Plan, Problem]]:
-        """Each call's plan, and its problem with the lengths that `input` holds."""
-        actual = {p: _with_lengths(p, self.input.q_lens, self.input.kv_lens) for p in self.plans}
+    def solved(self, q_lens: tuple[int, ...], kv_lens: tuple[int, ...]) -> list[tuple[Plan, Problem]]:
+        """Each call's plan, and its problem where sequences have these lengths."""
+        actual = {p: _with_lengths(p, q_lens, kv_lens) for p in self.plans}
         return [(self.plans[problem], actual[problem]) for problem, _ in self.calls]
 
-    def theory(self) -> Counts:
-        """Closed-form counts of the whole step that `input` describes."""
-        total = Counts(**dict.fromkeys(Counts().as_dict(), 0))
-        for found, problem in self.done():
-            total = total + found.kernel.module.theory(problem, found.schedule, found.machine)
+    def theory(self, q_lens: tuple[int, ...], kv_lens: tuple[int, ...]) -> Counts:
+        """Closed-form counts of a whole step of sequences with these lengths."""
+        total = Counts.zero()
+        for (found, problem), times in Counter(self.solved(q_lens, kv_lens)).items():
+            one = found.kernel.module.theory(problem, found.schedule, found.machine)
+            total = reduce(add, [one] * times, total)
         return total
 
 
@@ -108,23 +117,46 @@ def planned(problem: Problem, machine: Machine) -> Plan:
     return Plan(problem, machine, best.kernel, best.schedule, best.launches)
 
 
-def step_us(model: Model, rows: Sequence[tuple[int, int]], machine: Machine, clock: str = "chain") -> float:
-    """Microseconds that a step of sequences, (new tokens, all tokens) each, is predicted to take; nothing is loaded."""
+class Part(NamedTuple):
+    """A problem that a step solves so many `times`, with the plan for it, if any; `name` is its matrix's or its kind.
+
+    The plan is of the bucket, the problem has its sequences' own lengths.
+    """
+
+    name: str
+    times: int
+    problem: Problem
+    plan: Plan | None
+
+    def predicted_us(self, clock: str) -> float | None:
+        """Microseconds of one of them."""
+        if self.plan is None:
+            return None
+        return self.plan.kernel.predicted_us(self.problem, self.plan.schedule, self.plan.machine, clock)
+
+
+def parts_of(
+    model: Model,
+    rows: Sequence[tuple[int, int]],
+    machine: Machine,
+    choose: Callable[[Problem, Machine], Plan | None] = planned,
+) -> list[Part]:
+    """What a step of sequences, (new tokens, all tokens) each, consists of; nothing is loaded."""
     tokens, longest = sum(q for q, _ in rows), max(kv for _, kv in rows)
     pages = -(-longest // PAGE)
     layout = Layout(len(rows), tokens, pages)
     config = config_of(model, pages * PAGE)
-    forward = Forward(config, matrices_of(model), 1 + pages * len(rows), model.kv)
+    forward = Forward(config, matrices_of(model), 1 + pages * len(rows), model.kv, activations=model.unit)
     q_lens, kv_lens = tuple(q for q, _ in rows), tuple(kv for _, kv in rows)
-    times: dict[Problem, float] = {}
-    total = 0.0
-    for problem, _ in forward.calls(layout):
-        if problem not in times:
-            found = planned(problem, machine)
-            actual = _with_lengths(problem, q_lens, kv_lens)
-            times[problem] = found.kernel.predicted_us(actual, found.schedule, machine, clock)
-        total += times[problem]
-    return total
+    calls = list(forward.calls(layout))
+    times = Counter(problem for problem, _ in calls)
+    names = {problem: arrays["w"].split(".")[-2] if "w" in arrays else problem.kind for problem, arrays in calls}
+    return [Part(names[p], times[p], _with_lengths(p, q_lens, kv_lens), choose(p, machine)) for p in times]
+
+
+def step_us(model: Model, rows: Sequence[tuple[int, int]], machine: Machine, clock: str = "chain") -> float:
+    """Microseconds that such a step is predicted to take; raises InputError where a part has no kernel."""
+    return sum(part.times * (part.predicted_us(clock) or 0.0) for part in parts_of(model, rows, machine))
 
 
 def _with_lengths(problem: Problem, q_lens: tuple[int, ...], kv_lens: tuple[int, ...]) -> Problem:

@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lab.choice import is_solvable
 from lab.inference.chip import Chip
 from lab.inference.config import LlamaConfig
 from lab.inference.gguf_file import GgufFile
 from lab.inference.progress import Advance, silent
+from lab.inference.reference import Weights
 from lab.inference.rotary import RopeScaling
-from lab.inference.units.protocol import matrix_of
 from lab.problems import Linear, Model
 from sim import int4
 from sim.errors import InputError
-from sim.formats import FORMATS
+from sim.formats import FORMATS, decode, encode
+from sim.machine import Machine
 
 _PARTS = {
     "qkv": ("attn_q", "attn_k", "attn_v"),
@@ -47,15 +49,15 @@ def of_file(config: LlamaConfig, file: GgufFile, chip: Chip, advance: Advance = 
     arrays: dict[str, Any] = {}
 
     def take(name: str, *tensors: str) -> None:
-        matrix = matrix_of(_stacked([file.matrix(f"{tensor}.weight") for tensor in tensors]), chip.machine)
-        matrices[name] = matrix.of_one_token
-        arrays.update({f"{name}.{operand}": chip.xp.asarray(bits) for operand, bits in matrix.arrays.items()})
+        stacked = _stacked([file.matrix(f"{tensor}.weight") for tensor in tensors])
+        matrices[name], operands = matrix_of(stacked, chip.machine)
+        arrays.update({f"{name}.{operand}": chip.xp.asarray(bits) for operand, bits in operands.items()})
 
     def norm(name: str, tensor: str) -> None:
         arrays[name] = chip.encode_bf16(chip.xp.asarray(file.rows(f"{tensor}.weight")))
 
     for i in range(config.layers):
-        advance(i)
+        advance(i * len(config.shapes) // config.layers)
         for name, tensors in _PARTS.items():
             take(f"layers.{i}.{name}", *(f"blk.{i}.{tensor}" for tensor in tensors))
         norm(f"layers.{i}.attention_norm", f"blk.{i}.attn_norm")
@@ -117,17 +119,34 @@ def matrices_of(model: Model) -> dict[str, Linear]:
     return {**found, "head": linear(model.vocab, model.d)}
 
 
-def _stacked(parts: list[Any]) -> Any:
+def matrix_of(weights: Weights, machine: Machine) -> tuple[Linear, dict[str, NDArray]]:
+    """What a matrix asks of one token, and its operands on the host; raises InputError for one beyond bf16.
+
+    Groups are packed, or dequantised where no kernel of the machine takes them; floats are rounded to bf16.
+    """
+    if isinstance(weights, int4.Groups):
+        (n, k), form = weights.q.shape, f"int4_g{weights.group}"
+        problem = Linear(1, n, k, form, offset="zero" if weights.zero_points else "min")
+        if is_solvable(problem, machine):
+            return problem, dict(zip(("w", "w_scale"), int4.pack(weights), strict=True))
+        weights = weights.values
+    bits = encode(weights, "bf16")
+    if not np.isfinite(decode(bits, "bf16")).all():
+        raise InputError("a weight is too large for bf16")
+    n, k = weights.shape
+    return Linear(1, n, k, "bf16"), {"w": bits}
+
+
+def _stacked(parts: list[Weights]) -> Weights:
     """Matrices one below the other: int4 groups where all are alike, else floats."""
     if len(parts) == 1:
         return parts[0]
-    kinds = {(part.group, part.zero_points) if isinstance(part, int4.Groups) else None for part in parts}
-    if len(kinds) == 1 and None not in kinds:
-        q, scale, offset = (
-            np.concatenate([getattr(part, name) for part in parts]) for name in ("q", "scale", "offset")
-        )
-        return int4.Groups(q, scale, offset, parts[0].group, parts[0].zero_points)
-    return np.concatenate([part.values if isinstance(part, int4.Groups) else part for part in parts])
+    groups = [part for part in parts if isinstance(part, int4.Groups)]
+    if len(groups) == len(parts) and len({(one.group, one.zero_points) for one in groups}) == 1:
+        q, scale, offset = (np.concatenate([getattr(g, name) for g in groups]) for name in ("q", "scale", "offset"))
+        return int4.Groups(q, scale, offset, groups[0].group, groups[0].zero_points)
+    floats: NDArray[np.float32] = np.concatenate([p.values if isinstance(p, int4.Groups) else p for p in parts])
+    return floats
 
 
 def _turns(frequencies: NDArray[np.float64], config: LlamaConfig) -> NDArray[np.float32]:

@@ -39,12 +39,12 @@ class Settings(NamedTuple):
         s = self
         if not (0 <= s.temperature <= 100 and 0 < s.top_p <= 1 and 0 <= s.min_p <= 1):
             raise InputError(
-                "temperature is from 0 to 100, top_p above 0 and up to 1, min_p from 0 to 1; got "
+                "temperature must be from 0 to 100, top_p above 0 and up to 1, min_p from 0 to 1; got "
                 f"{s.temperature}, {s.top_p}, {s.min_p}"
             )
         if not (0 <= s.top_k < 2**31 and 0 <= s.seed < 2**64 and 0 <= s.draw < 2**32):
             raise InputError(
-                f"top_k, seed and draw are from 0 and of 31, 64 and 32 bits; got {s.top_k}, {s.seed}, {s.draw}"
+                f"top_k, seed and draw must be at least 0 and of 31, 64 and 32 bits; got {s.top_k}, {s.seed}, {s.draw}"
             )
         floats = np.array([s.temperature, s.top_p, s.min_p], np.float32).view(np.uint32)
         words = [floats[0], s.top_k, floats[1], floats[2], s.seed & 0xFFFFFFFF, s.seed >> 32, s.draw, 0]
@@ -56,6 +56,9 @@ class Settings(NamedTuple):
         w = np.ascontiguousarray(words).view(np.uint32)
         temperature, top_p, min_p = (float(x) for x in w[[0, 2, 3]].view(np.float32))
         return cls(temperature, int(w[1]), top_p, min_p, int(w[4]) | int(w[5]) << 32, int(w[6]))
+
+
+GREEDY = Settings()
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,11 @@ class Sampling(Problem):
         found = [_of_row(row, Settings.of_words(words)) for row, words in zip(logits, settings, strict=True)]
         token, off, log_probability, error = (np.array(column, np.float64) for column in zip(*found, strict=True))
         return {"token": Estimate(token, off), "log_probability": Estimate(log_probability, error).stored("fp32")}
+
+
+def sampled(logits: NDArray[np.float32], settings: Settings) -> int:
+    """The token of one row of logits."""
+    return _of_row(logits, settings)[0]
 
 
 def _of_row(logits: NDArray[np.float32], settings: Settings) -> tuple[int, int, float, float]:

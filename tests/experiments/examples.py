@@ -22,6 +22,7 @@ SMALL = {
     "decode_chain": {"d": 256},
     "decode_bars": {"shape": 0, "most": 2},
     "attention_bars": {"part": "skewed"},
+    "step_bars": {"part": "formats"},
 }
 NOTHING = Archive(())
 
@@ -32,7 +33,7 @@ def measured(like: Record, us: float, clock: str = "graph") -> Record:
     return msgspec.structs.replace(like, **changes)
 
 
-def timed(kernel: str = "gemv_vectorized", us: float = 12.0, **changes: object) -> Record:
+def timed(kernel: str | None = "gemv_vectorized", us: float = 12.0, **changes: object) -> Record:
     """A GPU's record of a kernel with its best guess of a schedule, or of a peer."""
     base = Record(
         **provenance(),
@@ -47,7 +48,7 @@ def timed(kernel: str = "gemv_vectorized", us: float = 12.0, **changes: object) 
         check=Checked(True, 0.5),
     )
     found = msgspec.structs.replace(base, **{"run": "one", **changes})
-    if found.schedule is None and not kernel.startswith("peer:"):
+    if kernel and found.schedule is None and not kernel.startswith("peer:"):
         return msgspec.structs.replace(found, schedule=_best_guess(kernel, msgspec.json.encode(found.problem)))
     return found
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -12,7 +11,7 @@ from lab import catalog, choice, explain
 from lab.cards import CLOCKS
 from lab.gpu.bench import Bench, Candidate
 from lab.gpu.timing import Clock
-from lab.inference.units.simulated import SimulatedChip
+from lab.inference.step import planned
 from lab.kernel import RANKING_CLOCK
 from lab.problems import Linear
 from sim.machine import H100
@@ -51,8 +50,4 @@ def test_explain_and_generate_say_it_of_the_chosen_kernel(m: int, n: int, k: int
     assert {clock: bills["us"] for clock, bills in document["predicted"].items()} == predicted
     assert document["predicted_us"] == predicted[RANKING_CLOCK]
 
-    chip = SimulatedChip(H100)
-    weights = chip.load(np.ones((n, k), np.float32))
-    chip(np.ones((m, k), np.float32), weights)
-    (done,) = chip.drain()
-    assert (done.kernel, done.predicted_us) == (kernel.name, predicted["chain"])
+    assert planned(problem, H100).predicted_us("chain") == predicted["chain"]

@@ -141,5 +141,5 @@ def test_settings_go_through_their_words(s: Settings) -> None:
     "s", [Settings(-1.0), Settings(101.0), Settings(1.0, top_p=0.0), Settings(1.0, min_p=1.5), Settings(1.0, top_k=-1)]
 )
 def test_settings_that_mean_nothing_are_refused(s: Settings) -> None:
-    with pytest.raises(InputError, match=r"temperature is from 0 to 100|top_k, seed and draw are from 0"):
+    with pytest.raises(InputError, match=r"temperature must be from 0 to 100|top_k, seed and draw must be"):
         s.words()

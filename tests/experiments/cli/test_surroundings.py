@@ -42,7 +42,8 @@ def test_a_narrow_encoding_and_the_name_of_a_file_that_is_not_utf_8(tmp_path: Pa
     assert done.returncode == 0
     assert json.loads(done.stdout)["cache"] == name
     done = shell(f"{LAB} compare '{name}' '{name}é'", PYTHONIOENCODING="ascii")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    said = [line for line in done.stderr.splitlines() if not line.endswith("...")]  # what a slow machine waits for
+    assert (done.returncode, len(said)) == (2, 1)
 
 
 def test_json_is_ascii(capsys: pytest.CaptureFixture[str]) -> None:

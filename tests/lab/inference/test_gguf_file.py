@@ -15,8 +15,8 @@ from lab.inference import gguf_file
 from lab.inference.config import read_config
 from lab.inference.gguf_file import GgufFile
 from lab.inference.model import Llama
+from lab.inference.reference import Reference
 from lab.inference.tokenizer import Tokenizer
-from lab.inference.units import Reference
 from sim.errors import InputError
 from tests.lab.inference import tiny
 
@@ -116,7 +116,7 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
         ({"llama.block_count": 0}, "from 1 to 1024"),
         ({"llama.feed_forward_length": 128}, "the metadata imply"),
         ({"llama.attention.head_count": 6, "llama.attention.head_count_kv": 4}, "cannot share"),
-        ({"llama.rope.dimension_count": 8}, "is 8 and head_dim 16; both must be the same even"),
+        ({"llama.rope.dimension_count": 8}, "is 8 and head_dim 64; both must be the same even"),
         ({"llama.rope.scaling.type": "longrope"}, "rotary scaling is 'longrope'; supported: none, linear, yarn"),
         ({"llama.rope.scaling.factor": -2.0}, "scaling factor -2.0 or attention factor 1.0 is out of range"),
         ({"llama.rope.scaling.attn_factor": float("inf")}, "attention factor inf is out of range"),

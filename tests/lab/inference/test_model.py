@@ -1,4 +1,4 @@
-"""The forward pass: against an independent one, against itself in steps, and layer by layer on the simulated chip."""
+"""The reference: against an independent forward pass, and against itself in steps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,15 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lab import catalog
-from lab.choice import choose
 from lab.inference import model as model_module
 from lab.inference.config import LlamaConfig, read_config
 from lab.inference.gguf_file import GgufFile
 from lab.inference.model import Llama, attend
-from lab.inference.units import Matrix, Reference, SimulatedChip
+from lab.inference.reference import Reference
+from lab.inference.step_weights import matrix_of
 from lab.problems import Attention
-from sim.counts import disagreements
 from sim.errors import InputError
 from sim.formats import encode
 from sim.machine import A100, H100
@@ -130,60 +128,8 @@ def test_attention_is_within_the_problem_s_bound(data: st.DataObject) -> None:
     keys, values = arrays["k"].swapaxes(0, 1), arrays["v"].swapaxes(0, 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model_module, "_QUERIES", data.draw(st.integers(1, 8)))
-        y = attend(arrays["q"], keys, values, np)
+        y = attend(arrays["q"], keys, values)
     assert (np.abs(y.reshape(expected.shape) - expected) <= bound).all()
-
-
-class Checked(SimulatedChip):
-    """The simulated chip, every layer of which is held against the problem's reference on the very same inputs."""
-
-    def __call__(self, x: NDArray[np.float32], weights: Matrix) -> NDArray[np.float32]:
-        y = super().__call__(x, weights)
-        expected, bound = weights.problem(x.shape[0]).reference({"x": encode(x, "bf16"), **weights.arrays})["y"]
-        assert (np.abs(y - expected) <= bound).all()
-        return y
-
-
-@settings(max_examples=10)
-@given(tokens=st.lists(st.integers(0, 264), min_size=2, max_size=12))
-def test_every_layer_on_the_simulated_chip(tiny_config: LlamaConfig, tiny_file: GgufFile, tokens: list[int]) -> None:
-    chip = Checked(H100)
-    llama = Llama(tiny_config, tiny_file, chip)
-    cache = llama.new_cache(len(tokens) + 1)
-    llama.logits(llama.forward(tokens, cache)[-1:])
-    prefill = chip.drain()
-    llama.logits(llama.forward([7], cache))
-    decode = chip.drain()
-    assert len(prefill) == len(decode) == 7 * tiny_config.layers + 1
-    assert {"bf16", "int4_g32"} == {d.problem.weights for d in decode}
-    assert chip.drain() == []
-    for done in prefill + decode:
-        kernel, schedule, _ = choose(done.problem, H100)
-        assert done.kernel == kernel.name
-        theory = kernel.module.theory(done.problem, schedule, H100)
-        assert disagreements(theory, done.counts) == {}
-        assert done.predicted_us is not None
-        assert done.predicted_us >= H100.launch_us
-
-
-def test_a_chip_without_a_kernel_for_groups_dequantises_them(tiny_config: LlamaConfig, tiny_file: GgufFile) -> None:
-    chip = SimulatedChip(A100)
-    llama = Llama(tiny_config, tiny_file, chip)
-    llama.forward([1, 2, 3], llama.new_cache(3))
-    done = chip.drain()
-    assert {d.problem.weights for d in done} == {"bf16"}
-    assert all(catalog.get(d.kernel).solves.runs_on(A100.arch) for d in done)
-
-
-def test_the_cache_holds_the_chip_s_format(tiny_config: LlamaConfig, tiny_file: GgufFile) -> None:
-    chip = SimulatedChip(H100)
-    llama = Llama(tiny_config, tiny_file, chip)
-    cache = llama.new_cache(4)
-    llama.forward([5, 6, 7], cache)
-    for stored in (cache.keys, cache.values):
-        np.testing.assert_array_equal(stored, chip.round(stored))
-        assert stored.shape == (tiny_config.layers, tiny_config.kv_heads, 4, tiny_config.head_dim)
-        assert (stored[:, :, 3] == 0).all()
 
 
 def test_limits_are_one_sentence(reference: Llama, tiny_config: LlamaConfig) -> None:
@@ -206,8 +152,9 @@ def test_an_untied_head_and_rotary_divisors(tmp_path: Path, tiny_file: GgufFile,
     expected = all_logits(reference, tokens)
     np.testing.assert_array_equal(logits({}, {"output.weight": (head, "F32")}), expected)
     np.testing.assert_array_equal(logits({}, {"output.weight": (head * 2, "F32")}), expected * 2)
-    pairs = np.arange(8)
-    divisors = (2.0 ** (pairs / 8)).astype(np.float32)  # theta^(-2i/16) / 2^(i/8) is (2 theta)^(-i/8)
+    half = tiny.HEAD_DIM // 2
+    pairs = np.arange(half)
+    divisors = (2.0 ** (pairs / half)).astype(np.float32)  # theta^(-i/h) / 2^(i/h) is (2 theta)^(-i/h)
     other_base = logits({"llama.rope.freq_base": 20000.0}, {})
     divided = logits({}, {"rope_freqs.weight": (divisors, "F32")})
     assert np.abs(divided - other_base).max() <= rounding(reference.config, len(tokens), expected)
@@ -216,4 +163,13 @@ def test_an_untied_head_and_rotary_divisors(tmp_path: Path, tiny_file: GgufFile,
 
 def test_a_weight_too_large_for_bf16() -> None:
     with pytest.raises(InputError, match="too large for bf16"):
-        SimulatedChip(H100).load(np.full((8, 8), np.finfo(np.float32).max))
+        matrix_of(np.full((8, 8), np.finfo(np.float32).max), H100)
+
+
+def test_a_chip_without_a_kernel_for_groups_dequantises_them(tiny_file: GgufFile) -> None:
+    name = next(name for name, tensor in tiny_file.tensors.items() if tensor.type == "Q4_1" and len(tensor.shape) == 2)
+    groups = tiny_file.matrix(name)
+    assert matrix_of(groups, H100)[0].weights == "int4_g32"
+    problem, operands = matrix_of(groups, A100)
+    assert problem.weights == "bf16"
+    np.testing.assert_array_equal(operands["w"], encode(groups.values, "bf16"))

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from lab.inference.config import read_config
 from lab.inference.gguf_file import GgufFile
 from lab.inference.model import Llama
+from lab.inference.reference import Reference
 from lab.inference.rotary import RopeScaling
-from lab.inference.units import Reference
 from tests.lab.inference import tiny
 
 TOKENS = [9, 50, 120, 7, 33]

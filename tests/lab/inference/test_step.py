@@ -49,7 +49,8 @@ def test_every_call_is_right_on_the_inputs_that_it_had(form: str) -> None:
     """Each call's outputs are within its own problem's bound of the reference, which only sees its inputs."""
     session = Session(replace(MODEL, weights=form))
     step = session.step(Layout(2, 8, 1), Chunk(TOKENS[:5], 0, [3]), Chunk(TOKENS[5:8], 0, [1]))
-    for (problem, arrays), (_, actual) in zip(step.calls, step.done(), strict=True):
+    solved = step.solved(step.input.q_lens, step.input.kv_lens)
+    for (problem, arrays), (_, actual) in zip(step.calls, solved, strict=True):
         own = {name: step.arrays[array] for name, array in arrays.items()}
         again = {name: own[name].copy() for name in problem.outputs}
         step.plans[problem].bind({**own, **again}, None).run()
@@ -66,7 +67,7 @@ def test_every_call_is_right_on_the_inputs_that_it_had(form: str) -> None:
 def test_counts_of_a_step_are_those_of_theory(form: str, kv: str) -> None:
     session = Session(replace(MODEL, weights=form, kv=kv))
     step = session.step(Layout(3, 3, 2), Chunk(TOKENS[:1], 0, [3]), Chunk(TOKENS[:1], 70, [1, 5]))
-    assert disagreements(session.counts, step.theory()) == {}
+    assert disagreements(session.counts, step.theory(step.input.q_lens, step.input.kv_lens)) == {}
     assert session.counts.flops
 
 
@@ -117,5 +118,5 @@ def test_what_does_not_fit_a_bucket_is_refused() -> None:
             block.fill([chunk])
     with pytest.raises(InputError, match="a step has 1 row or more"):
         Layout(2, 1, 1)
-    with pytest.raises(InputError, match="temperature is from"):
+    with pytest.raises(InputError, match="temperature must be from"):
         block.fill([Chunk([1], 0, [1], Settings(-1.0))])

@@ -11,9 +11,17 @@ from lab.inference.tokenizer import _BYTES
 gguf = pytest.importorskip("gguf", reason="reading weights needs the extra `model`")
 pytest.importorskip("tokenizers", reason="tokenizing needs the extra `model`")
 
-D, FFN, Q_HEADS, KV_HEADS, HEAD_DIM, LAYERS, CONTEXT = 64, 96, 4, 2, 16, 2, 400
+D, FFN, Q_HEADS, KV_HEADS, HEAD_DIM, LAYERS, CONTEXT = 64, 96, 4, 2, 64, 2, 400
 CONTROLS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-MERGES = ["Ġ t", "h e", "Ġt he", "i n", "o r", "Ã ©"]
+MERGES = [
+    "Ġ t",
+    "h e",
+    "Ġt he",
+    "i n",
+    "o r",
+    "Ã ©",
+    *(f"q {c}" for c in "bcdfghj"),
+]  # the last ones for a vocabulary of whole 16-byte rows
 TOKENS = [*CONTROLS, *sorted(_BYTES), *(m.replace(" ", "") for m in MERGES)]
 VOCAB = len(TOKENS)
 TEMPLATE = (  # blocks on lines of their own, and a turn that only exists where it is asked for
@@ -60,6 +68,8 @@ METADATA: dict[str, Any] = {
     "llama.attention.head_count": Q_HEADS,
     "llama.attention.head_count_kv": KV_HEADS,
     "llama.context_length": CONTEXT,
+    "llama.attention.key_length": HEAD_DIM,
+    "llama.attention.value_length": HEAD_DIM,
     "llama.rope.dimension_count": HEAD_DIM,
     "llama.rope.freq_base": 10000.0,
     "llama.attention.layer_norm_rms_epsilon": 1e-5,

@@ -1,0 +1,129 @@
+"""Whole steps of models with random weights, one graph replayed, beside PyTorch's compiled step in the same run."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from experiments.lookup import best_peer, is_peer, question_of, read_rate
+from experiments.rows import Row, Verdict, floor_of, timed_by, untimed
+from experiments.running.backends import Backend
+from experiments.running.jobs import StepJob
+from lab.problems import MODELS, Model
+from lab.problems.model import PREFILL
+from lab.record import Archive, Record
+from sim.errors import InputError
+
+QUESTION = "How far is a whole step of a model from the time that its bytes or its operations take?"
+
+LLAMA_3_8B, LLAMA_2_13B = MODELS["llama-3-8b"], MODELS["llama-2-13b"]
+# meta-llama/Llama-3.2-1B, config.json
+LLAMA_3_1B = Model(16, 2048, q_heads=32, kv_heads=8, head_dim=64, ffn=8192, vocab=128256, tied=True)
+LAYER_US = 7.5  # beside the time that a step's bytes take
+
+
+class Bar(NamedTuple):
+    """What a step may take: by a rule of its bytes and layers, or in microseconds on an H200, or TFLOP/s at least."""
+
+    times_bytes: float = 0.0
+    a_layer_us: float = 0.0
+    us: float = 0.0
+    tflops: float = 0.0
+
+
+RULE = Bar(times_bytes=1.0, a_layer_us=LAYER_US)
+
+
+def _decode(model: Model, batch: int, context: int, weights: str = "bf16") -> Model:
+    return replace(model, batch=batch, context=context, weights=weights)
+
+
+PARTS: dict[str, dict[Model, Bar]] = {
+    "decode": {
+        _decode(LLAMA_3_8B, 1, 2048): RULE,
+        _decode(LLAMA_3_8B, 1, 8192): RULE,
+        _decode(LLAMA_3_8B, 16, 2048): Bar(us=4800),
+        _decode(LLAMA_3_8B, 16, 8192): Bar(us=7900),
+    },
+    "formats": {_decode(LLAMA_3_8B, 1, 2048, form): RULE for form in ("fp8", "int4_g128")},
+    "models": {
+        _decode(LLAMA_2_13B, 1, 2048): Bar(times_bytes=1.05),
+        _decode(LLAMA_3_1B, 1, 160): Bar(us=690),
+    },
+    "prefill": {replace(LLAMA_3_8B, phase=PREFILL, context=context): Bar(tflops=600) for context in (2048, 8192)},
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """`part` names the steps; `peers` times PyTorch's too. What has not begun after `seconds` is skipped."""
+
+    part: str = "decode"
+    peers: bool = True
+    rounds: int = 30
+    seconds: int = 600
+
+    def __post_init__(self) -> None:
+        if self.part not in PARTS:
+            raise InputError(f"part is {', '.join(PARTS)}; got {self.part!r}")
+        if min(self.rounds, self.seconds) < 1:
+            raise InputError(f"rounds and seconds are at least 1; got {self.rounds}, {self.seconds}")
+
+
+def measure(options: Options, backend: Backend) -> Iterator[Record]:
+    """Each step of a part, in launches that overlap and in plain ones."""
+    how = {"facts": {"bar": options.part}, "peers": options.peers, "rounds": options.rounds}
+    jobs = [StepJob(problem=model.as_dict(), experiment="step_bars", **how) for model in PARTS[options.part]]
+    yield from backend.stepped(jobs, options.seconds)
+
+
+def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: ARG001 (all is of one run)
+    """Each step: its floor, its prediction and its times."""
+    for record in records:
+        if is_peer(record):
+            continue
+        model, what = _asked(record), record.metrics.get("launches", "overlapping")
+        row = Row(_named(model), f"{what} launches, us", floor_of(record), record.predicted_us, None)
+        yield timed_by(row, record)
+        peer = best_peer(records, record)
+        if peer and what == "overlapping":
+            yield timed_by(Row(_named(model), f"{peer.kernel}, us", None, None, None), peer)
+
+
+def verdict(records: Sequence[Record], past: Archive) -> Verdict:
+    """Each step against its bar."""
+    ours = [r for r in records if not is_peer(r) and r.us and r.metrics.get("launches") == "overlapping"]
+    if not ours:
+        return untimed(records, f"{len(records)} steps were predicted, none was timed.")
+    rate, _ = read_rate(past, ours[0].machine)
+    said, passed = [], True
+    for record in ours:
+        model = _asked(record)
+        bar = next((bar for part in PARTS.values() for of, bar in part.items() if of == model), None)
+        if bar is None or record.us is None:
+            continue
+        limit = _limit(bar, model, rate)
+        if limit is None:
+            return Verdict(False, "How fast this card reads has not been measured here (lab run ceilings --on gpu).")
+        passed &= record.us <= limit
+        said.append(f"{_named(model)} takes {record.us / 1000:.2f} ms (bar {limit / 1000:.2f})")
+    return Verdict(passed, "; ".join(said) + ".")
+
+
+def _limit(bar: Bar, model: Model, rate: float | None) -> float | None:
+    """Microseconds that a step may take; None where the rate of a read is needed and not known."""
+    if bar.us:
+        return bar.us
+    if bar.tflops:
+        return model.flops / bar.tflops / 1e6
+    return bar.times_bytes * model.streamed_bytes / rate * 1e6 + bar.a_layer_us * model.layers if rate else None
+
+
+def _asked(record: Record) -> Model:
+    model = question_of(record)
+    assert isinstance(model, Model)
+    return model
+
+
+def _named(model: Model) -> str:
+    what = "prefill of" if model.phase == PREFILL else f"batch {model.batch},"
+    return f"{model.layers} layers of {model.d:,} in {model.weights}, {what} {model.context:,} tokens"

@@ -1,0 +1,223 @@
+"""A sequence that a model goes on with, token by token: on a chip by steps, or by the float32 reference."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence as Sized
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Protocol
+
+import numpy as np
+
+from lab.inference.chip import Chip
+from lab.inference.config import LlamaConfig
+from lab.inference.layers import Forward
+from lab.inference.model import Llama
+from lab.inference.phases import Pass, Solved
+from lab.inference.step import Step, StepCache
+from lab.inference.step_input import PAGE, Chunk, Layout
+from lab.inference.step_weights import StepWeights
+from lab.problems import Attention
+from lab.problems.sampling import Settings, sampled
+from sim.counts import Counts
+from sim.errors import InputError
+
+BUCKET = 16  # new tokens of a step, beside 1, are rounded up to a multiple of it
+MOST_TOKENS = 2048  # of a step: a longer prompt takes several
+
+
+class Session(Protocol):
+    """One sequence and its cache."""
+
+    def start(self, tokens: Sized[int], settings: Settings) -> None:
+        """Go on with new tokens; raises InputError where the cache is full."""
+
+    def finish(self) -> int:
+        """The token that follows those started last; raises InputError where the scores are not finite."""
+
+    def passes(self) -> list[Pass]:
+        """What each start to finish so far has cost."""
+
+    def close(self) -> None:
+        """Give the cache back."""
+
+
+class Runner(Protocol):
+    """A model on a chip."""
+
+    @property
+    def config(self) -> LlamaConfig: ...
+
+    def session(self, capacity: int) -> Session:
+        """A new sequence of at most `capacity` tokens."""
+
+
+def require_context(config: LlamaConfig, capacity: int) -> None:
+    """Raise InputError where a model's context is shorter than a sequence may become."""
+    if capacity > config.context:
+        raise InputError(f"prompt and answer take up to {capacity} tokens; the model's context is {config.context}")
+
+
+@dataclass
+class Room:
+    """A cache of so many pages, and the steps that are bound to it."""
+
+    cache: StepCache
+    forward: Forward
+    steps: dict[Layout, Step] = field(default_factory=dict)
+
+
+class StepRunner:
+    """A model whose every layer is a kernel of the lab, on a GPU or the simulated chip.
+
+    Caches and captured graphs are kept for later sequences. Raises InputError where a layer has no kernel.
+    """
+
+    def __init__(self, weights: StepWeights, chip: Chip) -> None:
+        self.weights, self.chip = weights, chip
+        self._free: dict[int, list[Room]] = {}
+
+    @property
+    def config(self) -> LlamaConfig:
+        return self.weights.config
+
+    def session(self, capacity: int) -> "StepSession":
+        """A sequence with a cache of its own; raises InputError where the model's context is shorter."""
+        require_context(self.config, capacity)
+        pages = 1 << (-(-capacity // PAGE) - 1).bit_length()  # few sizes, so that rooms are found again
+        free = self._free.setdefault(pages, [])
+        return StepSession(self, pages, free.pop() if free else self._new_room(pages))
+
+    def step(self, room: Room, layout: Layout) -> Step:
+        """The step of a bucket."""
+        if layout not in room.steps:
+            room.steps[layout] = Step(self.weights, room.cache, room.forward, layout, self.chip)
+        return room.steps[layout]
+
+    def give_back(self, pages: int, room: Room) -> None:
+        """Take a room that no sequence is in any more."""
+        self._free[pages].append(room)
+
+    def _new_room(self, pages: int) -> Room:
+        forward = Forward(self.config, self.weights.matrices, 1 + pages, pairs=self.weights.pairs)
+        return Room(StepCache(forward, self.chip), forward)
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """A step that ran, with the lengths it had."""
+
+    step: Step
+    q_lens: tuple[int, ...]
+    kv_lens: tuple[int, ...]
+    counts: Counts
+
+
+class StepSession:
+    """A sequence in a room of a runner's."""
+
+    def __init__(self, runner: StepRunner, pages: int, room: Room) -> None:
+        self._runner, self._room = runner, room
+        self._pages = range(1, pages + 1)
+        self._length = 0
+        self._started = 0.0
+        self._running: list[_Ran] = []
+        self._ran: list[tuple[list[_Ran], float]] = []
+        self._closed = False
+
+    def start(self, tokens: Sized[int], settings: Settings) -> None:
+        self._started = time.perf_counter()
+        for first in range(0, len(tokens), MOST_TOKENS):
+            self._step(tokens[first : first + MOST_TOKENS], settings)
+
+    def finish(self) -> int:
+        token, log_probability = self._running[-1].step.drawn()
+        if not isfinite(log_probability[0]):
+            raise InputError("the model gives scores that are not finite")
+        self._ran.append((self._running, (time.perf_counter() - self._started) * 1e6))
+        self._running = []
+        return int(token[0])
+
+    def passes(self) -> list[Pass]:
+        return [_bill(steps, wall_us) for steps, wall_us in self._ran]
+
+    def close(self) -> None:
+        if not self._closed:
+            self._runner.give_back(len(self._pages), self._room)
+        self._closed = True
+
+    def _step(self, tokens: Sized[int], settings: Settings) -> None:
+        bucket = 1 if len(tokens) == 1 else -(-len(tokens) // BUCKET) * BUCKET
+        step = self._runner.step(self._room, Layout(1, bucket, len(self._pages)))
+        step.input.fill([Chunk(tokens, self._length, self._pages, settings)])
+        counts = step.run()
+        self._length += len(tokens)
+        self._running.append(_Ran(step, (len(tokens),), (self._length,), counts))
+
+
+def _bill(steps: Sized[_Ran], wall_us: float) -> Pass:
+    """What steps cost: counted on the simulated chip, closed forms on a GPU, whose time is measured."""
+    solved, counts, tokens = [], Counts.zero(), 0
+    for ran in steps:
+        simulated = ran.step.chip.device is None
+        counts += ran.counts if simulated else ran.step.theory(ran.q_lens, ran.kv_lens)
+        tokens += sum(ran.q_lens)
+        for (plan, problem), times in Counter(ran.step.solved(ran.q_lens, ran.kv_lens)).items():
+            us = plan.kernel.predicted_us(problem, plan.schedule, plan.machine, "chain") if simulated else None
+            solved.append(Solved(plan.kernel.name, len(plan.launches), problem, times, us))
+    return Pass(tokens, tuple(solved), counts, wall_us)
+
+
+class ReferenceRunner:
+    """A model in float32 array code."""
+
+    def __init__(self, llama: Llama) -> None:
+        self.llama = llama
+
+    @property
+    def config(self) -> LlamaConfig:
+        return self.llama.config
+
+    def session(self, capacity: int) -> "ReferenceSession":
+        """A sequence with a cache of its own; raises InputError where the model's context is shorter."""
+        return ReferenceSession(self.llama, capacity)
+
+
+class ReferenceSession:
+    """A sequence of the reference's."""
+
+    def __init__(self, llama: Llama, capacity: int) -> None:
+        self._llama, self._cache = llama, llama.new_cache(capacity)
+        self._tokens: Sized[int] = ()
+        self._settings = Settings()
+        self._passes: list[Pass] = []
+
+    def start(self, tokens: Sized[int], settings: Settings) -> None:
+        self._tokens, self._settings = tokens, settings
+
+    def finish(self) -> int:
+        llama, c = self._llama, self.config
+        started = time.perf_counter()
+        logits = llama.logits(llama.forward(self._tokens, self._cache)[-1:])[0]
+        if not np.isfinite(logits).all():
+            raise InputError("the model gives scores that are not finite")
+        token = sampled(logits, self._settings)
+        wall_us = (time.perf_counter() - started) * 1e6
+        new, length = len(self._tokens), self._cache.length
+        attention = Attention(1, c.q_heads, c.kv_heads, c.head_dim, new, length, kv=llama.unit.format)
+        linear = Counter(llama.unit.drain())
+        solved = [Solved("numpy", 1, problem, times, None) for problem, times in linear.items()]
+        solved.append(Solved("numpy", 1, attention, c.layers, None))
+        counts = Counts(flops=sum(s.times * s.problem.flops for s in solved))
+        self._passes.append(Pass(new, tuple(solved), counts, wall_us))
+        return token
+
+    @property
+    def config(self) -> LlamaConfig:
+        return self._llama.config
+
+    def passes(self) -> list[Pass]:
+        return self._passes
+
+    def close(self) -> None:
+        """The cache goes with the session."""

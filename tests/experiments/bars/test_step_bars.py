@@ -1,0 +1,61 @@
+"""The bars of whole steps: by bytes and layers, by a time, by a rate; predictions on the simulated chip."""
+
+from dataclasses import replace
+
+import pytest
+
+from experiments import runner
+from experiments.bars import step_bars
+from experiments.bars.step_bars import LLAMA_3_1B, LLAMA_3_8B, PARTS
+from lab.problems import Model
+from lab.problems.model import PREFILL
+from lab.record import Archive, Record
+from sim.errors import InputError
+from tests.experiments.examples import timed
+
+
+def stepped(model: Model, us: float, launches: str = "overlapping") -> Record:
+    facts = {"bar": "decode", "launches": launches}
+    return timed(None, us, problem=model.as_dict(), schedule=None, experiment="step_bars", clock="cold", metrics=facts)
+
+
+def read(bytes_per_s: float) -> Record:
+    facts = {"what": "read", "nbytes": 2**31, "bytes_per_s": bytes_per_s}
+    return timed(None, 1.0, problem=None, schedule=None, experiment="ceilings", clock="graph", metrics=facts)
+
+
+def test_the_simulated_chip_predicts_every_decode_step() -> None:
+    answer = runner.answer("step_bars", ["part=formats"], "sim", "h200", record=False)
+    assert len(answer.records) == len(PARTS["formats"])
+    assert all(r.predicted_us and r.us is None for r in answer.records)
+    assert answer.verdict.passed is None
+    assert {row.simulated for row in answer.rows} == {r.predicted_us for r in answer.records}
+
+
+@pytest.mark.parametrize(("us", "passed"), [(690.0, True), (691.0, False)])
+def test_a_bar_may_be_a_time(us: float, passed: bool) -> None:
+    model = replace(LLAMA_3_1B, batch=1, context=160)
+    found = step_bars.verdict([stepped(model, us), stepped(model, 1.0, "plain")], Archive(()))
+    assert found.passed is passed
+    assert f"takes {us / 1000:.2f} ms (bar 0.69)" in found.sentence
+
+
+def test_a_bar_may_be_a_rate_of_operations() -> None:
+    model = replace(LLAMA_3_8B, phase=PREFILL, context=2048)
+    limit = model.flops / 600e6
+    assert step_bars.verdict([stepped(model, limit)], Archive(())).passed is True
+    assert step_bars.verdict([stepped(model, 1.01 * limit)], Archive(())).passed is False
+
+
+def test_a_bar_may_be_the_time_of_the_bytes_and_some_a_layer() -> None:
+    model = replace(LLAMA_3_8B, batch=1, context=2048)
+    limit = model.streamed_bytes / 4.0e12 * 1e6 + 7.5 * 32
+    past = Archive((read(4.0e12),))
+    assert step_bars.verdict([stepped(model, limit)], past).passed is True
+    assert step_bars.verdict([stepped(model, 1.01 * limit)], past).passed is False
+    assert "has not been measured" in step_bars.verdict([stepped(model, limit)], Archive(())).sentence
+
+
+def test_an_unknown_part_is_refused() -> None:
+    with pytest.raises(InputError, match="part is decode, formats, models, prefill; got 'all'"):
+        step_bars.Options("all")
