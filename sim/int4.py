@@ -66,6 +66,10 @@ class Groups:
             if wrong.any():
                 raise InputError(f"zero points are whole numbers from 0 to {MOST_ZERO}; found {self.offset[wrong][0]}")
 
+    def of_rows(self, rows: slice) -> "Groups":
+        """Some rows of the matrix."""
+        return Groups(self.q[rows], self.scale[rows], self.offset[rows], self.group, self.zero_points)
+
     def each(self, values: NDArray) -> NDArray[np.float32]:
         """A value of every group as one of every weight, float32 [n, k]."""
         return np.repeat(values.astype(np.float32), self.group, axis=1)[:, : self.q.shape[1]]
