@@ -5,6 +5,7 @@ Errors are carried along beside the values, first order and upper bounds through
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,8 @@ def reference(problem: Linear, arrays: Mapping[str, NDArray], rows: slice) -> Es
             return _group_sums(p, x, groups.of_rows(of_w))
         return _sums(p, x, decode(arrays["w"][of_w], p.weights).astype(dtype))
 
-    with ThreadPoolExecutor() as pool:
+    alone = os.environ.get("OPENBLAS_NUM_THREADS") == "1"  # else each product has all cores, and two would share them
+    with ThreadPoolExecutor(None if alone else 1) as pool:
         parts = list(pool.map(part, range(0, p.n, AT_ONCE)))
     y = Estimate(*(np.concatenate(each, axis=1) for each in zip(*parts, strict=True)))
     if p.scaled:
