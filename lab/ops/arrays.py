@@ -56,6 +56,9 @@ class Library(Protocol):
     def empty(self, like: Any, shape: tuple[int, ...], form: str) -> Any:
         """An array beside `like` for results in a format, of its element type where that has this format."""
 
+    def columns(self, array: Any, order: Any) -> Any:
+        """A new array[..., order], made on the library's current stream."""
+
     def number(self, value: float, name: str, device: int | None, count: int = 1) -> tuple[Any, View]:
         """So many float32 of this value, where the library's arrays lie, and how a kernel sees them."""
 
@@ -168,6 +171,9 @@ class _NumPy:
             return np.empty(shape, like.dtype)
         return np.empty(shape, FORMATS[form].storage if like.dtype.name.startswith("uint") else _DTYPES[form])
 
+    def columns(self, array: Any, order: Any) -> Any:
+        return np.take(array, order, axis=-1)
+
     def number(self, value: float, name: str, device: int | None, count: int = 1) -> tuple[Any, View]:  # noqa: ARG002
         array = np.full(count, single(value, name))
         return array, self.describe(array, name)
@@ -211,6 +217,9 @@ class _Torch(_OnDevice):
             return like.new_empty(shape)
         return like.new_empty(shape, dtype=getattr(sys.modules["torch"], _DTYPES[form].name))
 
+    def columns(self, array: Any, order: Any) -> Any:
+        return array.index_select(-1, order)
+
     def place(self, array: Any) -> tuple[int, int]:
         device = array.get_device()
         return device, _raw_stream()(device)
@@ -241,6 +250,10 @@ class _Cuda(_OnDevice):
         same = FORMATS_OF[element_of(like, "x")] == form
         with _on_gpu_of(like) as cupy:
             return cupy.empty(shape, like.dtype if same else FORMATS[form].storage)
+
+    def columns(self, array: Any, order: Any) -> Any:
+        with _on_gpu_of(array) as cupy:
+            return cupy.take(cupy.asarray(array), order, axis=-1)
 
     def place(self, array: Any) -> tuple[int, int]:
         device = array.data.device_id
