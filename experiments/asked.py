@@ -44,7 +44,9 @@ def questions(subject: str, words: Sequence[str]) -> list[Question]:
         if not words:
             raise InputError(f"name a model or give its dimensions; known models: {', '.join(MODELS)}")
         if "=" not in words[0]:
-            known = {name: value for name, value in _model(words[0]).as_dict().items() if name != "kind"}
+            model = _model(words[0])
+            left = ("kind", "kv") if model.kv == model.unit else ("kind",)  # the cache follows other weights
+            known = {name: value for name, value in model.as_dict().items() if name not in left}
             words = words[1:]
     return [parse(cls, one, known) for one in spread(cls, words, MOST)]
 

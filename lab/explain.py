@@ -1,20 +1,25 @@
 """Explain a problem on a machine before running anything: bills, intensity, ridge, regime, floor, what is predicted."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lab.cards import CLOCKS
 from lab.compile import compile_launch
 from lab.execute.plan import Plan, plan
 from lab.kernel import RANKING_CLOCK, schedule_fields
-from lab.model_step import Chooser, ModelStep
 from lab.problems import Model, Problem, Question
 from sim.errors import InputError
 from sim.launch import Launch
 from sim.machine import H100, Machine
 from sim.occupancy import occupancy
 from sim.roofline import Roofline, roofline
+
+if TYPE_CHECKING:
+    from lab.inference.model_step import ModelStep
+
+Chooser = Callable[[Problem, Machine], Plan | None]
 
 
 def chosen_plan(problem: Problem, machine: Machine) -> Plan | None:
@@ -29,28 +34,31 @@ def chosen_plan(problem: Problem, machine: Machine) -> Plan | None:
 class Explanation:
     """A problem placed on a machine's roofline at data-sheet rates.
 
-    `fits` is whether the problem's bytes are within the machine's HBM, `choose` finds the plan of a problem.
+    `fits` is whether the problem's bytes are within the machine's HBM; `choose` finds the plan of a problem or of a
+    step's parts, by default as `lab.choice` and as `lab.inference` do.
     """
 
     problem: Question
     machine: Machine
     roofline: Roofline
     fits: bool
-    choose: Chooser = field(default=chosen_plan, repr=False, compare=False)
+    choose: Chooser | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def chosen(self) -> Plan | None:
         """The plan whose times are predicted; None for a whole model, and for what does not fit."""
         if isinstance(self.problem, Model) or not self.fits:
             return None
-        return self.choose(self.problem, self.machine)
+        return (self.choose or chosen_plan)(self.problem, self.machine)
 
     @cached_property
-    def step(self) -> ModelStep | None:
+    def step(self) -> "ModelStep | None":
         """The parts of a whole model, and how large it may get; None for any other problem."""
         if not isinstance(self.problem, Model):
             return None
-        return ModelStep(self.problem, self.machine, self.choose if self.fits else lambda *_: None)
+        from lab.inference.model_step import ModelStep, step_plan  # loaded on first use: only a model needs them
+
+        return ModelStep(self.problem, self.machine, (self.choose or step_plan) if self.fits else lambda *_: None)
 
     def as_dict(self, compiled: bool = False) -> dict[str, Any]:
         """The document of `lab explain --json`: times in microseconds, intensities in FLOP per byte.
@@ -106,11 +114,11 @@ def _launched(launch: Launch, machine: Machine, compiled: bool) -> dict[str, Any
     }
 
 
-def explain(problem: Question, machine: Machine = H100, choose: Chooser = chosen_plan) -> Explanation:
+def explain(problem: Question, machine: Machine = H100, choose: Chooser | None = None) -> Explanation:
     """Weigh a linear layer, an attention or another problem, or a step of a whole model on a machine.
 
-    A problem is taken as one launch, which no version of it can undercut; a model's step as those
-    that lab.inference makes. Raises InputError where the machine has no such unit.
+    A problem is taken as one launch, which no version of it can undercut; a model's step as the launches that
+    `lab.inference` makes of it. Raises InputError where the machine has no such unit.
     """
     moved, launches = problem.bytes["total"], 1
     if isinstance(problem, Model):

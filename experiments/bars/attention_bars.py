@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from experiments.bars import attention_decode
+from experiments.bars import attention_decode, attention_prefill
 from experiments.lookup import GATHER, READ
 from experiments.rows import Row, Verdict, size_of, time_row, timed_by, untimed
 from experiments.running.backends import Backend
@@ -15,7 +15,7 @@ from sim.errors import InputError
 QUESTION = "How far is attention from the time that its bytes or its operations take, and from other libraries?"
 
 CLOCK = "cold"
-PARTS = attention_decode.PARTS
+PARTS = {**attention_decode.PARTS, **attention_prefill.PARTS}
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,19 @@ def measure(options: Options, backend: Backend) -> Iterator[Record]:
     if options.tune:
         yield from backend.tuned([Search(problem=p.as_dict(), clock=CLOCK, **how) for p in problems], options.seconds)
     facts = {"bar": options.part}
-    jobs = [chosen_job(p, backend.machine, facts, clocks=(CLOCK,), reads=True, **how) for p in problems]
+    reads = options.part in attention_decode.PARTS  # prefill is not bound by bytes
+    jobs = [chosen_job(p, backend.machine, facts, clocks=(CLOCK,), reads=reads, **how) for p in problems]
     yield from backend.timed(jobs, options.seconds)
+
+
+def cells(records: Sequence[Record]) -> list[attention_decode.Cell]:
+    """The problems of all parts among the records of one card, searches left out."""
+    return [*attention_decode.cells(records), *attention_prefill.cells(records)]
 
 
 def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: ARG001 (all is of one run)
     """Each problem: its time, the read's, the best peer's."""
-    for cell in attention_decode.cells(records):
+    for cell in cells(records):
         record, case = cell.record, size_of(cell.record)
         yield time_row(case, f"{record.kernel}, us", record, record)
         if cell.read:
@@ -60,7 +66,7 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: AR
 
 def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG001
     """How many problems stand within their limits, the worst of the others, and how much longer peers take."""
-    found = attention_decode.cells(records)
+    found = cells(records)
     timed = [cell for cell in found if cell.record.us]
     if not timed:
         return untimed(records, f"{len(found)} problems were predicted, none was timed.")

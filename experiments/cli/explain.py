@@ -43,6 +43,7 @@ def explain(
     from experiments.running.simulation import require_room
     from lab.execute.plan import Plan, plan
     from lab.explain import chosen_plan, explain
+    from lab.inference.model_step import step_plan
     from lab.kernel import parse_schedule
     from lab.problems import Problem
     from sim.machine import Machine
@@ -56,7 +57,7 @@ def explain(
 
     def planned(problem: Problem, chip: Machine) -> Plan | None:
         if kernel is None:
-            return chosen_plan(problem, chip)
+            return step_plan(problem, chip) if kind == "model" else chosen_plan(problem, chip)
         return plan(problem, chip, parse_schedule(kernel, schedule, problem, chip), kernel)
 
     chips = [machine_named(name) for name in machine.split(",")]

@@ -21,26 +21,26 @@ _STEP = {"decode": "inter-token latency", "prefill": "time to first token"}
 _CLOCKS = {"cold": "with a cold L2", "graph": "in a graph", "chain": "in a chain"}
 
 
+def title(problem: Document) -> str:
+    """A problem in one line, its kind first."""
+    return f"{problem['kind']} {spell({name: value for name, value in problem.items() if name != 'kind'})}"
+
+
 def render(documents: Sequence[Document]) -> None:
     """Print them, which are of one problem on several machines, or of several problems."""
     first = documents[0]
     if any(document["problem"] != first["problem"] for document in documents):
         _several(documents)
         return
-    say(_title(first["problem"]))
+    say(f"{title(first['problem'])}, at data-sheet rates")
     rows = _model(documents) if first["problem"]["kind"] == "model" else _problem(documents)
     table(["", *_titles(documents)], rows)
-    if first["problem"]["kind"] == "model":
+    if first.get("parts"):
         table(*_parts(documents))
-        say("predicted: the kernel chosen for each matrix and for attention, in a chain; norms and the rest left out")
+        say("floor and prediction are of one of each, in a chain of launches")
     for document in documents:
         if document["schedule"]:
             say(f"{document['machine']}: {document['kernel']} with {spell(document['schedule'])}")
-
-
-def _title(problem: Document) -> str:
-    sizes = spell({name: value for name, value in problem.items() if name != "kind"})
-    return f"{problem['kind']} {sizes}, at data-sheet rates"
 
 
 def _titles(documents: Sequence[Document]) -> list[str]:
@@ -168,9 +168,9 @@ def _parts(documents: Sequence[Document]) -> tuple[list[str], list[Row]]:
 
 
 def _size(problem: Document) -> str:
-    if problem["kind"] == "linear":
-        return f"{problem['m']:,} x {problem['n']:,} x {problem['k']:,}"
-    return f"{problem['batch']:,} x {problem['q_len']:,} on {problem['kv_len']:,}"
+    if problem["kind"] == "attention":
+        return f"{problem['batch']:,} x {max(problem['q_lens']):,} on {max(problem['kv_lens']):,}"
+    return " x ".join(f"{problem[name]:,}" for name in ("m", "n", "k") if name in problem)
 
 
 def _several(documents: Sequence[Document]) -> None:
@@ -180,9 +180,9 @@ def _several(documents: Sequence[Document]) -> None:
     problems = [group[0]["problem"] for group in groups]
     names = [name for name in problems[0] if any(p.get(name) != problems[0][name] for p in problems)]
     fixed = {name: value for name, value in problems[0].items() if name not in names}
-    say(_title(fixed))
+    say(f"{title(fixed)}, at data-sheet rates")
     of_model = "tokens_per_s" in documents[0]
-    headings = [*names, *(["weights", "KV cache"] if of_model else [])]
+    headings = ["problem", *(["weights", "KV cache"] if of_model else [])]
     for name in machines:
         of = "" if len(machines) == 1 else f", {name}"
         headings += [f"floor{of}", *([f"tokens/s{of}"] if of_model else []), f"predicted{of}", f"bound by{of}"]
@@ -190,7 +190,7 @@ def _several(documents: Sequence[Document]) -> None:
         headings.append("fits" if of_model else "kernel")
     rows = []
     for problem, group in zip(problems, groups, strict=True):
-        row = [spell({name: problem.get(name)}).partition("=")[2] for name in names]
+        row = [spell({name: problem.get(name) for name in names})]
         row += [_bytes(group[0]["bytes"][of]) for of in ("weights", "kv")] if of_model else []
         for d in group:
             rate = [_rate(d["tokens_per_s"])] if of_model else []
@@ -198,4 +198,4 @@ def _several(documents: Sequence[Document]) -> None:
         if len(machines) == 1:
             row.append(("yes" if group[0]["fits"] else "no") if of_model else group[0]["kernel"] or "-")
         rows.append(row)
-    table(headings, rows, numbers_from=0)
+    table(headings, rows)

@@ -75,22 +75,22 @@ def sweep(
     emit(document, as_json, lambda d: _render(d, chip.title, top))
 
 
-def _render(document: dict[str, Any], title: str, top: int) -> None:
+def _render(document: dict[str, Any], chip: str, top: int) -> None:
+    from experiments.cli.explained import title
     from experiments.words import spell
 
     ranked = document["schedules"]
-    say(f"{spell(document['problem'])} on the {title}, clock {document['clock']}")
+    say(f"{title(document['problem'])} on the {chip}, clock {document['clock']}")
     rows = [
         [
-            str(place),
             one["kernel"],
+            spell(one["schedule"]),
             duration(one["us"]),
             f"{document['floor_us'] / one['us']:.0%}",
             f"{one['us'] / ranked[0]['us']:.3f}",
             one["binds"],
-            spell(one["schedule"]),
         ]
-        for place, one in enumerate(ranked[:top], 1)
+        for one in ranked[:top]
     ]
-    table(["", "kernel", "predicted", "of floor", "x best", "binds", "schedule"], rows, numbers_from=7)
+    table(["kernel", "schedule", "predicted", "of floor", "x best", "binds"], rows, numbers_from=2)
     say(f"{len(rows)} of {len(ranked)} schedules; floor {duration(document['floor_us'])}")

@@ -1,5 +1,6 @@
-"""What a user would call instead of the lab's kernels for attention: cuDNN's by way of PyTorch, and FlashInfer's."""
+"""What a user would call instead of the lab's kernels for attention: cuDNN by way of PyTorch, FlashInfer, FA4."""
 
+from collections.abc import Iterator
 from functools import partial
 from importlib.util import find_spec
 from itertools import accumulate
@@ -20,21 +21,26 @@ FEW = 16  # queries of a sequence up to which it is decode
 ROUNDED = 2.0**-6  # of weights and results, to bf16
 SMALL_PAGE = 1  # tokens, whose reads are scattered
 WORKSPACE = 2**28  # bytes that FlashInfer asks for
+PACKAGES = {"fa4": "quack", "flashinfer": "flashinfer"}  # FA4 is in a folder of others, but nothing works without quack
 
 
 def peers(problem: Attention) -> dict[str, Peer]:
     """Those that take the problem and are installed."""
     p, found = problem, {}
     alike = not p.q_lens and not p.kv_lens
-    if p.window or p.lse or p.q_len > FEW:
+    if p.window or p.lse:
         return {}
     if p.latent:
-        plain = p.page and not p.q_lens and (p.q_len == 1 or not p.causal) and p.kv == "bf16"
-        return {"flashinfer": flashinfer_mla} if plain and find_spec("flashinfer") else {}
-    if not p.page and alike and p.kv == p.activations and (p.q_len == 1 or not p.causal):
+        plain = p.page and not p.q_lens and (p.q_len == 1 or not p.causal) and p.kv == "bf16" and p.q_len <= FEW
+        return {"flashinfer": flashinfer_mla} if plain and find_spec(PACKAGES["flashinfer"]) else {}
+    if p.kv != p.activations:
+        return {}
+    if not p.page and alike and (not p.causal or p.q_len in (1, p.kv_len)):  # PyTorch's mask is aligned to the top left
         found["cudnn"] = cudnn
-    if p.page and not p.q_lens and p.q_len == 1 and p.kv == p.activations and find_spec("flashinfer"):
-        found["flashinfer"] = flashinfer
+    if not p.page and alike and p.q_len > FEW:
+        found |= {name: peer for name, peer in (("fa4", fa4), ("flashinfer", flashinfer)) if find_spec(PACKAGES[name])}
+    if p.page and not p.q_lens and p.q_len == 1 and find_spec(PACKAGES["flashinfer"]):
+        found["flashinfer"] = flashinfer_decode
     return found
 
 
@@ -55,20 +61,51 @@ def gather(arrays: Arrays) -> Call:
 def cudnn(problem: Attention, arrays: Arrays) -> Loose:
     """PyTorch's scaled_dot_product_attention, held to cuDNN: [batch, heads, tokens, head_dim] views of the arrays."""
     p = problem
-    q, k, v = (
-        as_torch(arrays[name], p.kv).view(p.batch, -1, heads, p.head_dim).transpose(1, 2)
-        for name, heads in (("q", p.q_heads), ("k", p.kv_heads), ("v", p.kv_heads))
-    )
+    q, k, v = (array.transpose(1, 2) for array in _by_sequence(p, arrays))
+    causal = p.causal and p.q_len > 1
     held: list[torch.Tensor] = []
 
     def work() -> None:
         with sdpa_kernel([SDPBackend.CUDNN_ATTENTION]):
-            held[:] = [scaled_dot_product_attention(q, k, v, enable_gqa=p.group > 1)]
+            held[:] = [scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=p.group > 1)]
 
     return Loose(on_this_stream(work), lambda: held[0].transpose(1, 2).float().cpu().numpy(), ROUNDED)
 
 
+def fa4(problem: Attention, arrays: Arrays) -> Loose:
+    """FlashAttention-4's kernel for Hopper: [batch, tokens, heads, head_dim], its mask aligned to the bottom right."""
+    from flash_attn.cute.interface import flash_attn_func  # heavy, and asked for by its problems alone
+
+    p, (q, k, v) = problem, _by_sequence(problem, arrays)
+    held: list[torch.Tensor] = []
+
+    def work() -> None:
+        held[:] = [flash_attn_func(q, k, v, causal=p.causal, softmax_scale=p.score_scale)[0]]
+
+    return Loose(on_this_stream(work), lambda: held[0].float().cpu().numpy(), ROUNDED)
+
+
 def flashinfer(problem: Attention, arrays: Arrays) -> Loose:
+    """FlashInfer's FA3 template on ragged sequences, planned on the host beforehand."""
+    from flashinfer import BatchPrefillWithRaggedKVCacheWrapper
+
+    p, form = problem, FORMATS[problem.kv]
+    starts = (_ints([rows * b for b in range(p.batch + 1)]) for rows in (p.q_len, p.kv_len))
+    wrapper = BatchPrefillWithRaggedKVCacheWrapper(_workspace(), "NHD", backend="fa3")
+    wrapper.plan(
+        *starts, p.q_heads, p.kv_heads, p.head_dim, causal=p.causal, sm_scale=p.score_scale, q_data_type=form,
+        kv_data_type=form,
+    )  # fmt: skip
+    q, k, v = (as_torch(arrays[name], p.kv) for name in ("q", "k", "v"))
+    held: list[torch.Tensor] = []
+
+    def work() -> None:
+        held[:] = [wrapper.run(q, k, v)]
+
+    return Loose(on_this_stream(work), lambda: held[0].float().cpu().numpy(), ROUNDED)
+
+
+def flashinfer_decode(problem: Attention, arrays: Arrays) -> Loose:
     """FlashInfer's paged decode on its tensor cores, planned on the host beforehand."""
     from flashinfer import BatchDecodeWithPagedKVCacheWrapper  # heavy, and asked for by its problems alone
 
@@ -120,6 +157,13 @@ def _pages(problem: Attention, arrays: Arrays) -> tuple[list[int], list[int]]:
 
 def _starts(counts: list[int]) -> list[int]:
     return [0, *accumulate(counts)]
+
+
+def _by_sequence(problem: Attention, arrays: Arrays) -> Iterator[torch.Tensor]:
+    """q, k and v as [batch, tokens, heads, head_dim]."""
+    p = problem
+    for name, heads in (("q", p.q_heads), ("k", p.kv_heads), ("v", p.kv_heads)):
+        yield as_torch(arrays[name], p.kv).view(p.batch, -1, heads, p.head_dim)
 
 
 def _ints(values: list[int]) -> torch.Tensor:

@@ -1,11 +1,11 @@
 """A step on a chip: its calls planned and bound once, captured into one graph, run as often as there is input."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import reduce
 from operator import add
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,23 +119,46 @@ def planned(problem: Problem, machine: Machine) -> Plan:
     return Plan(problem, machine, best.kernel, best.schedule, best.launches)
 
 
-def step_us(model: Model, rows: Sequence[tuple[int, int]], machine: Machine, clock: str = "chain") -> float:
-    """Microseconds that a step of sequences, (new tokens, all tokens) each, is predicted to take; nothing is loaded."""
+class Part(NamedTuple):
+    """A problem that a step solves so many `times`, with the plan for it, if any; `name` is its matrix's or its kind.
+
+    The plan is of the bucket, the problem has its sequences' own lengths.
+    """
+
+    name: str
+    times: int
+    problem: Problem
+    plan: Plan | None
+
+    def predicted_us(self, clock: str) -> float | None:
+        """Microseconds of one of them."""
+        if self.plan is None:
+            return None
+        return self.plan.kernel.predicted_us(self.problem, self.plan.schedule, self.plan.machine, clock)
+
+
+def parts_of(
+    model: Model,
+    rows: Sequence[tuple[int, int]],
+    machine: Machine,
+    choose: Callable[[Problem, Machine], Plan | None] = planned,
+) -> list[Part]:
+    """What a step of sequences, (new tokens, all tokens) each, consists of; nothing is loaded."""
     tokens, longest = sum(q for q, _ in rows), max(kv for _, kv in rows)
     pages = -(-longest // PAGE)
     layout = Layout(len(rows), tokens, pages)
     config = config_of(model, pages * PAGE)
-    forward = Forward(config, matrices_of(model), 1 + pages * len(rows), model.kv)
+    forward = Forward(config, matrices_of(model), 1 + pages * len(rows), model.kv, activations=model.unit)
     q_lens, kv_lens = tuple(q for q, _ in rows), tuple(kv for _, kv in rows)
-    times: dict[Problem, float] = {}
-    total = 0.0
-    for problem, _ in forward.calls(layout):
-        if problem not in times:
-            found = planned(problem, machine)
-            actual = _with_lengths(problem, q_lens, kv_lens)
-            times[problem] = found.kernel.predicted_us(actual, found.schedule, machine, clock)
-        total += times[problem]
-    return total
+    calls = list(forward.calls(layout))
+    times = Counter(problem for problem, _ in calls)
+    names = {problem: arrays["w"].split(".")[-2] if "w" in arrays else problem.kind for problem, arrays in calls}
+    return [Part(names[p], times[p], _with_lengths(p, q_lens, kv_lens), choose(p, machine)) for p in times]
+
+
+def step_us(model: Model, rows: Sequence[tuple[int, int]], machine: Machine, clock: str = "chain") -> float:
+    """Microseconds that such a step is predicted to take; raises InputError where a part has no kernel."""
+    return sum(part.times * (part.predicted_us(clock) or 0.0) for part in parts_of(model, rows, machine))
 
 
 def _with_lengths(problem: Problem, q_lens: tuple[int, ...], kv_lens: tuple[int, ...]) -> Problem:

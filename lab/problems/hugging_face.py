@@ -97,22 +97,17 @@ def _model(config: _Config) -> Model:
         vocab=c.vocab_size,
         tied=c.tie_word_embeddings,
         weights=_weights(c),
-        kv=_stored(c),
     )
 
 
-def _stored(config: _Config) -> str:
-    """The format of what is not quantised."""
-    stored = config.dtype or config.torch_dtype or "bfloat16"
-    if stored not in _DTYPES:
-        raise InputError(f"its dtype is {stored!r:.60}; known ones: {', '.join(_DTYPES)}")
-    return _DTYPES[stored]
-
-
 def _weights(config: _Config) -> str:
+    """The format of the weights: a quantised one, or what they are stored in."""
     quantised = config.quantization_config
     if quantised is None:
-        return _stored(config)
+        stored = config.dtype or config.torch_dtype or "bfloat16"
+        if stored not in _DTYPES:
+            raise InputError(f"its dtype is {stored!r:.60}; known ones: {', '.join(_DTYPES)}")
+        return _DTYPES[stored]
     name = "fp8" if quantised.quant_method == "fp8" else f"int{quantised.bits}_g{quantised.group_size}"
     if quantised.quant_method not in ("fp8", "gptq", "awq") or name not in FORMATS:
         raise InputError(

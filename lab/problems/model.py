@@ -1,4 +1,4 @@
-"""Model: one step of a whole Llama-class transformer, as sizes and as the problems it is made of."""
+"""Model: one step of a whole Llama-class transformer, as sizes; for bills and floors, not for running."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -6,8 +6,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from lab.problems.attention import Attention
-from lab.problems.linear import Linear
-from lab.problems.protocol import MAX_DIMENSION, Problem, require_extents
+from lab.problems.protocol import MAX_DIMENSION, require_extents
 from sim.errors import InputError
 from sim.formats import FORMATS, format_named
 
@@ -19,7 +18,8 @@ class Model:
     """A decode step of `batch` sequences that attend to `context` tokens each, or the prefill of those tokens.
 
     `ffn` is the width of the gated MLP (three matrices), `tied` whether the head is the embedding table. `weights` and
-    `kv` are formats. Raises InputError for extents outside 1 to 2^31 - 1, unknown formats and phases.
+    `kv` are formats; the cache is by default in that of the activations. Raises InputError for extents outside 1 to
+    2^31 - 1, unknown formats and phases.
     """
 
     kind: ClassVar[str] = "model"
@@ -35,13 +35,15 @@ class Model:
     batch: int = 1
     context: int = 2048
     weights: str = "bf16"
-    kv: str = "bf16"
+    kv: str = ""
     phase: str = DECODE
 
     def __post_init__(self) -> None:
         extents = ("layers", "d", "q_heads", "kv_heads", "head_dim", "ffn", "vocab", "batch", "context")
         require_extents(self, extents)
         format_named(self.weights)
+        if not self.kv:
+            object.__setattr__(self, "kv", self.unit)
         if self.phase not in (DECODE, PREFILL):
             raise InputError(f"phase must be {DECODE} or {PREFILL}; phase = {self.phase!r}")
         for what, value in (("tokens of a step", self.tokens), ("q_heads x head_dim", self.q_heads * self.head_dim)):
@@ -81,21 +83,14 @@ class Model:
         return Attention(self.batch, self.q_heads, self.kv_heads, self.head_dim, q_len, self.context, kv=self.kv)
 
     @property
-    def parts(self) -> dict[str, tuple[int, Problem]]:
-        """What a step consists of, by name: how often, and which problem; norms and element-wise work left out."""
-        layer = {name: Linear(self.tokens, n, k, self.weights) for name, (n, k) in self.layer_matrices.items()}
-        found: dict[str, tuple[int, Problem]] = {name: (self.layers, linear) for name, linear in layer.items()}
-        head = Linear(self.batch, self.vocab, self.d, self.weights)
-        return {**found, "attention": (self.layers, self.attention), "head": (1, head)}
-
-    @property
     def launches(self) -> int:
-        """Kernels of a step as lab.inference runs it, where q, k and v are one matrix, and gate and up another.
+        """Kernels of a step, as `lab.inference.layers.Forward` calls them.
 
-        A layer has four matrices, two norms, rotary embedding, attention and SwiGLU; beside them are the embedding, the
-        last norm, the head and the draw, and in prefill the choice of the rows that go through the head.
+        In a layer two norms, q with k and v, their rotation and append, attention, its output, gate with up, their
+        product, down; besides them the embedding, the last norm, the head, the sampling, and of a prefill the rows
+        whose logits are asked for.
         """
-        return 9 * self.layers + (5 if self.phase == PREFILL else 4)
+        return 9 * self.layers + 4 + (self.batch < self.tokens)
 
     @property
     def tokens(self) -> int:

@@ -29,7 +29,7 @@ from sim.tiles.softmax import (
     take_scores,
     take_scores_by_powers,
 )
-from sim.tiles.tensor import load_tile, mma, mma_useful, store_tile
+from sim.tiles.tensor import copy_tile, load_tile, mma, mma_useful, store_tile
 
 __all__ = [
     "BF16",
@@ -39,6 +39,7 @@ __all__ = [
     "FP32",
     "Chip",
     "add_atomically",
+    "copy_tile",
     "count_exp",
     "count_fma",
     "dot",

@@ -8,7 +8,7 @@ from sim.cache import READ, WRITTEN
 from sim.counts import SECTOR
 from sim.jit import njit
 from sim.tiles.arithmetic import multiply_add
-from sim.tiles.chip import FLOPS, L2_TO_SM, MMA_FLOPS, SM_TO_L2, TMA_LOAD_BYTES
+from sim.tiles.chip import FLOPS, L2_TO_SM, LOAD_SECTORS, MMA_FLOPS, SM_TO_L2, TMA_LOAD_BYTES
 from sim.tiles.elements import (
     BF16,
     FP8,
@@ -34,6 +34,16 @@ def load_tile(count, marks, source, rows, columns, row, column, tile, element):
     """
     count[TMA_LOAD_BYTES] += tile.shape[0] * tile.shape[1] * source.itemsize
     count[L2_TO_SM] += SECTOR * _box(marks, source.itemsize, rows, columns, row, column, tile.shape, _READ)
+    if source.size > 0:
+        _fill(tile, source, rows, columns, row, column, element)
+
+
+@njit(cache=True)
+def copy_tile(count, marks, source, rows, columns, row, column, tile, element):
+    """The same box by cp.async, 16 bytes a lane past L1: whole rows are a request's, nothing is read out of bounds."""
+    sectors = _box(marks, source.itemsize, rows, columns, row, column, tile.shape, _READ)
+    count[LOAD_SECTORS] += sectors
+    count[L2_TO_SM] += SECTOR * sectors
     if source.size > 0:
         _fill(tile, source, rows, columns, row, column, element)
 

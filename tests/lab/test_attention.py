@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lab import catalog
+from lab.choice import choose
 from lab.kernel import Kernel
 from lab.problems import Attention
 from lab.verify import compare, guarded_outputs, simulator, verify, workspaces
@@ -13,7 +14,8 @@ from sim.errors import InputError, ScheduleError
 from sim.machine import H100
 
 NAIVE, PINGPONG = catalog.get("attention_naive"), catalog.get("attention_pingpong")
-KERNELS = pytest.mark.parametrize("kernel", [NAIVE, PINGPONG], ids=lambda kernel: kernel.name)
+LADDER = [NAIVE, *(catalog.get(f"attention_{name}") for name in ("mma_sync", "wgmma", "warp_specialized")), PINGPONG]
+KERNELS = pytest.mark.parametrize("kernel", LADDER, ids=lambda kernel: kernel.name)
 BOTH = Attention(3, 4, 2, 128, 70, 200)
 
 
@@ -50,6 +52,19 @@ def test_few_tiles_of_many_keys_are_split_so_that_no_sm_idles() -> None:
     (launch,) = PINGPONG.launches(long, schedule, H100)
     assert schedule.splits > 1
     assert launch.ctas <= H100.sms < 2 * launch.ctas
+
+
+def test_pages_that_are_no_box_are_copied_row_by_row() -> None:
+    chosen = {page: choose(replace(BOTH, page=page), H100)[0].name for page in (0, 1, 16)}
+    assert chosen == {0: "attention_pingpong", 1: "attention_mma_sync", 16: "attention_pingpong"}
+
+
+def test_a_cluster_loads_keys_for_the_tiles_that_see_fewest_too() -> None:
+    problem = Attention(1, 1, 1, 128, 256, 256)
+    one = replace(PINGPONG.best_guess(problem, H100), block_n=128, q_registers=0, splits=1)
+    counts = [PINGPONG.module.theory(problem, replace(one, cluster=cluster), H100) for cluster in (1, 2)]
+    visited = [(found.mma_flops or 0) // (4 * 128 * 128 * 128) for found in counts]
+    assert visited == [1 + 2, 2 + 2]
 
 
 def test_only_the_naive_kernel_moves_bytes_that_grow_with_the_square_of_the_length() -> None:

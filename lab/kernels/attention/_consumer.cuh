@@ -5,6 +5,9 @@
 #include "ptx/ldmatrix.cuh"
 #include "ptx/wgmma.cuh"
 
+// What a thread has; a producer that does the work of a cluster's first needs more.
+constexpr int CONSUMER_REGISTERS = (CONSUMERS == 2 ? 232 : 160) - (schedule::cluster > 1 ? 8 : 0);
+constexpr int PRODUCER_REGISTERS = schedule::cluster > 1 ? 56 : CONSUMERS == 2 ? 40 : 32;
 constexpr int MMA_K = 16;                                  // of a wgmma
 constexpr int MMA_BYTES = MMA_K * sizeof(Element);
 constexpr int STEPS = schedule::block_n / MMA_K;           // of the weights along a block's keys
@@ -62,17 +65,4 @@ __device__ __forceinline__ void multiply_values(Values& y, const Weights& weight
 // One of each warp's lanes arrives: the warp needs what the barrier guards no more.
 __device__ __forceinline__ void release(uint64_t& empty) {
     if (threadIdx.x % WARP == 0) ptx::mbarrier::arrive(empty);
-}
-
-// What a thread sees of the block that starts at `key`; `row` is its first.
-__device__ __forceinline__ Visible visible(const Work& work, int row, int key) {
-    Visible seen;
-    key += first_column();
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-        const int token = (row + 8 * r) / problem::group;
-        seen.start[r] = work.start(token) - key;
-        seen.end[r] = work.end(token) - key;
-    }
-    return seen;
 }

@@ -1,6 +1,21 @@
-// What a warp of a consumer stores: 16 rows of y, normalised, and their log-sum-exp; merged where the keys are split.
+// What a warp does with its 16 rows of a tile beside products: which keys they see, and what it stores of them: rows of y,
+// normalised, and their log-sum-exp; merged where the keys are split.
 #pragma once
-#include "lab/kernels/attention/_consumer.cuh"
+#include "lab/kernels/attention/_softmax.cuh"
+#include "lab/kernels/attention/_work.cuh"
+
+// What a thread sees of the block that starts at `key`; `row` is its first.
+__device__ __forceinline__ Visible visible(const Work& work, int row, int key) {
+    Visible seen;
+    key += first_column();
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        const int token = (row + 8 * r) / problem::group;
+        seen.start[r] = work.start(token) - key;
+        seen.end[r] = work.end(token) - key;
+    }
+    return seen;
+}
 
 // A split's rows of y, normalised, and the logarithms to base 2 of their sums, for the last split to merge.
 // Dao et al., "Flash-Decoding for long-context inference" (2023).
@@ -89,7 +104,7 @@ struct Results {
 
     // 16 rows of a warp from row `first` of the tile on. Lanes trade pairs with their neighbours: each then has four
     // elements side by side, and the four lanes of a row 32 bytes.
-    __device__ __forceinline__ void store(Values& values, const Softmax& softmax, const Work& work, int first) const {
+    __device__ __forceinline__ void store(const float (&values)[problem::head_dim / 2], const Softmax& softmax, const Work& work, int first) const {
         const int lane = threadIdx.x % WARP, odd = lane % 2;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {

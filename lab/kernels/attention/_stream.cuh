@@ -11,10 +11,6 @@
 #include "ptx/types.cuh"
 #include "schedule.cuh"
 
-using Element = problem::activations;  // of q, k, v and y
-
-constexpr int WARP = 32;
-constexpr int WARPGROUP = 128;
 constexpr int ALIGNMENT = 1024;  // bytes, of a tile with the 128-byte swizzle
 constexpr int MMA_M = 64;        // rows of a wgmma
 constexpr int CONSUMERS = schedule::block_m / MMA_M;
@@ -79,7 +75,7 @@ static_assert(PART % BOX_ROWS == 0 && PAGE % BOX_ROWS == 0 && BOXES_HIGH <= WARP
 
 struct Cache {
     const TensorMap &k_map, &v_map;
-    const int* places;  // the first row of each sequence; or the block table, `row_pages` pages a sequence
+    const int* places;  // the block table, `row_pages` pages a sequence
     int kv_heads, row_pages, pages, rank;
 
     // The first key of this lane's box of the block; beyond the sequence's last page that page again.
@@ -88,9 +84,9 @@ struct Cache {
         return problem::page == 0 ? key : max(min(key, (work.keys - 1) / BOX_ROWS * BOX_ROWS), 0);
     }
 
-    // What the tables say of this lane's box: the sequence's first row, or the page. Read a block ahead of its use.
+    // The page of this lane's box, read a block ahead of its use; or the sequence's first row.
     __device__ __forceinline__ int place(const Work& work, int block) const {
-        if constexpr (problem::page == 0) return places[work.sequence];
+        if constexpr (problem::page == 0) return work.key;
         const int page = places[work.sequence * row_pages + key(work, block) / PAGE];
         return min(max(page, 0), pages - 1);
     }
@@ -128,8 +124,9 @@ __device__ __forceinline__ void clear(Tile<rows>& tile, int row) {
     __syncwarp();
 }
 
-// Numbers of works from a counter in global memory, each asked for one work ahead; for all CTAs of a cluster by rank 0's.
-// The counter is 0 again when every cluster has been told that there is no further work.
+// Numbers of works: each cluster's first is its own number, the others come from a counter in global memory, asked for one
+// work ahead, for all CTAs of a cluster by rank 0's. The counter is 0 again when every cluster has been told that there is
+// no further work.
 struct Tickets {
     Shared& shared;
     int* counter;
@@ -137,11 +134,14 @@ struct Tickets {
     uint32_t parity = 0;
     int index;
 
+    static __device__ __forceinline__ int first() { return int(blockIdx.x) / schedule::cluster; }
+
     __device__ __forceinline__ void ask() {
         if (rank > 0 || threadIdx.x % WARP > 0) return;
         if constexpr (schedule::cluster > 1) ptx::mbarrier::wait(shared.ticket_empty, parity ^ 1);
         index = atomicAdd(counter, 1);
-        if (index == works + int(gridDim.x) / schedule::cluster - 1) atomicExch(counter, 0);
+        if (index == works - 1) atomicExch(counter, 0);
+        index += int(gridDim.x) / schedule::cluster;
         if constexpr (schedule::cluster > 1)
             for (int cta = 0; cta < schedule::cluster; ++cta)
                 ptx::store::async_cluster(ptx::address::shared_of_cta(&shared.ticket, cta), index,
@@ -169,6 +169,7 @@ struct Producer {
     const bool speaks = threadIdx.x % WARP == 0;  // this lane, for the warp
     Position k_at, v_at;
     uint32_t q_parity = 0, landed_parity = 0;
+    int here = 0, next = 0;  // places of the block whose values are next, and of the one after
 
     __device__ __forceinline__ void keys(const Work& work, int block, int place) {
         ptx::mbarrier::wait(shared.k_empty[k_at.stage], k_at.parity ^ 1);  // on the first lap every stage is empty
@@ -215,22 +216,30 @@ struct Producer {
         if constexpr (ROWS < schedule::block_m) clear(shared.q, ROWS);
     }
 
-    // A tile of queries, its keys and its values.
-    __device__ __forceinline__ void feed(const Work& work) {
-        int block = work.last - 1, here = 0, next = 0;  // places of this block, of the one after
+    // The first keys of a tile, and its queries.
+    __device__ __forceinline__ void start(const Work& work) {
+        const int block = work.last - 1;
         if (block >= work.first) {
             here = cache.place(work, block);
             next = cache.place(work, max(block - 1, work.first));
             keys(work, block, here);
         }
         queries(work);
-        for (; block >= work.first; --block) {
-            const int later = cache.place(work, max(block - 2, work.first));
-            if (block > work.first) keys(work, block - 1, next);
-            values(work, block, here);
-            here = next;
-            next = later;
-        }
+    }
+
+    // The values of a block, and the keys of the next.
+    __device__ __forceinline__ void go_on(const Work& work, int block) {
+        const int later = cache.place(work, max(block - 2, work.first));
+        if (block > work.first) keys(work, block - 1, next);
+        values(work, block, here);
+        here = next;
+        next = later;
+    }
+
+    // A tile of queries, its keys and its values.
+    __device__ __forceinline__ void feed(const Work& work) {
+        start(work);
+        for (int block = work.last - 1; block >= work.first; --block) go_on(work, block);
     }
 
     // There is no further work.

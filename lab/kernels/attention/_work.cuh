@@ -1,8 +1,8 @@
 // What a CTA of prefill attention works on: a tile of queries of one sequence and KV head against a range of KV blocks.
 #pragma once
-#include "ptx/types.cuh"
-#include "schedule.cuh"
+#include "lab/kernels/attention/elements.cuh"
 
+constexpr int WARPGROUP = 128;
 constexpr int TOKENS = schedule::block_m / problem::group;  // of a tile: all query heads of a KV head are its rows
 constexpr int ROWS = TOKENS * problem::group;                 // of a tile that are some query's
 constexpr int SPAN = schedule::cluster * TOKENS;              // tokens of the tiles of a cluster, which lie side by side
@@ -16,6 +16,7 @@ struct Work {
     int head;         // KV head
     int sequence;     // or -1: there is no further work
     int keys;         // of the sequence
+    int key;          // where a contiguous cache has the first of them
     int diagonal;     // how many of them its first token sees, if it sees any: more by one with every token
     int first, last;  // KV blocks of the split that any token of the cluster sees, `last` excluded
     int split;        // which part of the KV blocks this is
@@ -42,7 +43,7 @@ struct Work {
 
 // The problem at run time.
 struct Lengths {
-    const int *q_starts, *kv_lens;
+    const int *q_starts, *kv_lens, *places;  // places: the first row of each sequence's keys, or the block table
     int batch, q_len, kv_heads;  // q_len is the longest that a sequence may have
 
     __device__ __forceinline__ int spans() const { return blocks_of(q_len, SPAN) * batch * kv_heads; }
@@ -64,6 +65,7 @@ struct Lengths {
         work.query = start + token;
         work.tokens = min(SPAN, queries - token);
         work.keys = kv_lens[work.sequence];
+        if constexpr (problem::page == 0) work.key = places[work.sequence];
         work.diagonal = token + work.keys - queries + 1;
         work.first = max(work.start(0), 0) / schedule::block_n;
         work.last = blocks_of(max(work.end(work.tokens - 1), 0), schedule::block_n);

@@ -3,7 +3,7 @@
 // Idea: one consumer's softmax hides under the other's products. Named barriers pass the turn: a consumer issues the
 // scores of its next block and the weighted sum of its last one, then lets the other issue, and makes weights of its
 // scores meanwhile. A CTA takes one tile of queries after another from a counter in global memory, longest first.
-// Adds to attention_warp_specialized: turns, a persistent CTA whose producer runs ahead into the next tile.
+// Adds to attention_warp_specialized: turns, products that do not wait for each other, a persistent CTA whose producer runs ahead into the next tile.
 //
 //   producer    | q, k 0 | k 1, v 0 | k 2, v 1 | k 3, v 2 ...                            blocks from the last to the first
 //   consumer 0      | qk 0 |          | qk 1, wv 0 |  softmax 1  | qk 2, wv 1 |  softmax 2 ...
@@ -11,11 +11,11 @@
 //
 // Bytes expected through TMA: q once, k and v once for every tile of queries that sees them. From HBM: each once, while
 // the heads of a section fit in L2.
+#include "lab/kernels/attention/_consumer.cuh"
 #include "lab/kernels/attention/_results.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/setmaxnreg.cuh"
 
-constexpr int PRODUCER_REGISTERS = CONSUMERS == 2 ? 40 : 32, CONSUMER_REGISTERS = CONSUMERS == 2 ? 232 : 160;
 constexpr int TURN = 1;  // named barrier of consumer 0's turn; the others' are the next
 
 static_assert(schedule::threads == (1 + CONSUMERS) * WARPGROUP, "a producer and the consumers");
@@ -25,10 +25,10 @@ struct Turn {
     int consumer;
 
     __device__ __forceinline__ void wait() const {
-        if constexpr (schedule::turns) ptx::barrier::sync<2 * WARPGROUP>(TURN + consumer);
+        if constexpr (schedule::turns > 0) ptx::barrier::sync<2 * WARPGROUP>(TURN + consumer);
     }
     __device__ __forceinline__ void pass() const {
-        if constexpr (schedule::turns) ptx::barrier::arrive<2 * WARPGROUP>(TURN + (consumer + 1) % CONSUMERS);
+        if constexpr (schedule::turns > 0) ptx::barrier::arrive<2 * WARPGROUP>(TURN + (consumer + 1) % CONSUMERS);
     }
     __device__ __forceinline__ void begin() const {
         if (consumer == CONSUMERS - 1) pass();
@@ -103,8 +103,9 @@ struct Consumer {
         turn.wait();
         ptx::wgmma::fence();
         issue_scores(scores, k_at.stage);
-        turn.pass();
+        if constexpr (schedule::turns == 1) turn.pass();
         ptx::wgmma::wait_group<0>();
+        if constexpr (schedule::turns == 2) turn.pass();
         take<true>(work, work.last - 1, scores, softmax);
         pack<Element>(weights, scores);
         accumulate = false;
@@ -122,11 +123,12 @@ struct Consumer {
         ptx::wgmma::fence();
         issue_scores(scores, k_stage);
         multiply_values<0, STEPS - schedule::lead>(y, weights, shared.v[v_stage], accumulate);
-        if constexpr (schedule::lead > 0) turn.pass();
+        if constexpr (schedule::turns == 1 && schedule::lead > 0) turn.pass();
         multiply_values<STEPS - schedule::lead, STEPS>(y, weights, shared.v[v_stage], accumulate);
         ptx::wgmma::commit_group();
-        if constexpr (schedule::lead == 0) turn.pass();
+        if constexpr (schedule::turns == 1 && schedule::lead == 0) turn.pass();
         ptx::wgmma::wait_group<1>();
+        if constexpr (schedule::turns == 2) turn.pass();
         const int before = v_at.stage;
         v_at.advance();
         take<masked>(work, block, scores, softmax);
@@ -208,13 +210,12 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
         ptx::setmaxnreg::dec<PRODUCER_REGISTERS>();
         if (threadIdx.x < WARP) {
             const int rank = schedule::cluster == 1 ? 0 : int(ptx::cluster::rank());
-            const Lengths lengths{q_starts, kv_lens, batch, q_len, kv_heads};
+            const Lengths lengths{q_starts, kv_lens, places, batch, q_len, kv_heads};
             const Cache cache{k_map, v_map, places, kv_heads, row_pages, pages, rank};
             Producer producer{shared, q_map, cache};
             Tickets tickets{shared, counter, lengths.works(), rank};
             producer.begin();
-            tickets.ask();
-            for (int index = tickets.get(); index < tickets.works; index = tickets.get()) {
+            for (int index = tickets.first(); index < tickets.works; index = tickets.get()) {
                 tickets.ask();
                 Work work;
                 if (lengths.work(index, rank, work)) producer.feed(work);

@@ -1,5 +1,6 @@
 // Tiles of 16-bit elements in shared memory, and a warp's products of them by mma.sync.
 #pragma once
+#include "lab/kernels/attention/elements.cuh"
 #include "ptx/address.cuh"
 #include "ptx/ldmatrix.cuh"
 #include "ptx/load.cuh"
@@ -7,9 +8,6 @@
 #include "ptx/types.cuh"
 #include "schedule.cuh"
 
-using Element = problem::activations;  // of q, k, v, y and the weights between them
-
-constexpr int WARP = 32;
 constexpr int MMA_M = 16, MMA_K = 16;
 constexpr int CHUNK = 8;  // elements in 16 bytes
 

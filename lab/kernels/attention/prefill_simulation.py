@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from lab.kernels.attention.prefill import (
     BOX_COLUMNS,
+    CHUNK,
     FLOAT,
     FOUR,
     INDEX,
@@ -16,7 +17,7 @@ from lab.kernels.attention.prefill import (
     SIZE,
     WARP_ROWS,
     box_rows,
-    tile_count,
+    span_count,
     tokens_of,
 )
 from sim.formats import encode
@@ -26,6 +27,7 @@ from sim.tiles import (
     ELEMENT,
     Chip,
     add_atomically,
+    copy_tile,
     count_exp,
     load_tile,
     load_vector,
@@ -69,6 +71,8 @@ class Shape(NamedTuple):
     scale: np.float32  # with log2(e)
     element: int
     splits: int
+    cluster: int
+    copiers: int
 
 
 class Marks(NamedTuple):
@@ -113,14 +117,17 @@ class Work(NamedTuple):
     last: int
 
 
-def simulate(launch: Launch, arrays: Mapping[str, NDArray], chip: Chip, section: int, slack: int) -> None:
-    """Every tile of a launch, an SM's after one another; writes y and lse where `arrays` has q."""
+def simulate(launch: Launch, arrays: Mapping[str, NDArray], chip: Chip, copiers: int = 0) -> None:
+    """Every tile of a launch, an SM's after one another; writes y and lse where `arrays` has q.
+
+    `copiers` are the warps that copy rows to shared memory and read the lengths; 0: a producer does, by TMA.
+    """
     p, s = launch.problem, launch.schedule
     shape = Shape(
         p.batch, p.q_len, p.kv_heads, p.group, p.head_dim, p.causal, p.window, p.page, p.pages_per_sequence,
         p.pool_pages, p.lse, p.tokens, p.kv_rows, tokens_of(p, s.block_m), s.block_m, s.block_n,
-        box_rows(p, s.block_n), section, slack, np.float32(p.score_scale) * LOG2_E, ELEMENT[p.activations],
-        s.splits,
+        box_rows(p, s), s.section, s.slack, np.float32(p.score_scale) * LOG2_E, ELEMENT[p.activations],
+        s.splits, s.cluster, copiers,
     )  # fmt: skip
     places = "block_table" if p.page else "kv_starts"
     k, v = ("cache", "cache") if p.page else ("k", "v")
@@ -138,7 +145,8 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], chip: Chip, section:
     y, lse = np.zeros((rows, p.head_dim), np.float32), np.zeros(rows if p.lse else 0, np.float32)
     q_starts, kv_lens, flat = (np.ascontiguousarray(arrays[x]).reshape(-1) for x in ("q_starts", "kv_lens", places))
     data = Data(matrix("q", p.head_dim), matrix(k, width), matrix(v, width), y, lse, q_starts, kv_lens, flat)
-    _grid(chip.count, marks, data, shape, launch.grid[0], tile_count(p, s.block_m))
+    ctas = min(launch.ctas, len(chip.count))  # those beyond come after them on the same SMs
+    _grid(chip.count, marks, data, shape, ctas, span_count(p, s))
     if computed:
         written = slice(int(data.q_starts[0]), int(data.q_starts[-1]))
         arrays["y"][written] = encode(y, p.output).reshape(p.tokens, p.q_heads, p.head_dim)[written]
@@ -147,14 +155,14 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], chip: Chip, section:
 
 
 @njit(cache=True, parallel=True)
-def _grid(count, marks, data, shape, ctas, tiles):
+def _grid(count, marks, data, shape, ctas, spans):
     for cta in prange(ctas):
-        _cta(count, marks, data, shape, np.int64(cta), ctas, tiles)  # prange's index is unsigned: compiled once more
+        _cta(count, marks, data, shape, np.int64(cta), ctas, spans)  # prange's index is unsigned: compiled once more
 
 
 @njit(cache=True)
-def _cta(count, marks, data, shape, cta, ctas, tiles):
-    """Every tile of one CTA."""
+def _cta(count, marks, data, shape, cta, ctas, spans):
+    """One CTA's tile of every span of its cluster."""
     q = np.zeros((shape.block_m, shape.dim), np.float32)  # no load reaches the rows that are no query's
     k = np.empty((shape.dim, shape.block_n), np.float32)  # transposed on its way in, as the product wants it
     v = np.empty((shape.block_n, shape.dim), np.float32)
@@ -162,39 +170,50 @@ def _cta(count, marks, data, shape, cta, ctas, tiles):
     y = np.empty((shape.splits, shape.block_m, shape.dim), np.float32)
     log_sums = np.empty((shape.splits, shape.block_m), np.float32)
     parts = np.zeros((shape.splits, 2), np.int64)  # keys that each split sees: from, to
-    for index in range(cta, tiles, ctas):
+    rank = cta % shape.cluster
+    for span in range(cta // shape.cluster, spans, ctas // shape.cluster):
         for split in range(shape.splits):
-            work = _work(count[cta], marks, data, shape, index, split)
-            if work.tokens > 0:
+            work, exists = _work(count[cta], marks, data, shape, span, split, rank)
+            if exists:
                 _tile(count[cta], marks, data, shape, work, q, k, v, scores, y[split], log_sums[split])
             parts[split] = shape.block_n * work.first, shape.block_n * work.last
-        if work.tokens > 0:
+        if exists:
             if shape.splits > 1:
-                _merge(count[cta], marks, data, shape, work, index, parts, y, log_sums)
+                _merge(count[cta], marks, data, shape, work, span * shape.cluster + rank, parts, y, log_sums)
             _store(count[cta], marks, data, shape, work, y[0], log_sums[0])
 
 
 @njit(cache=True)
-def _work(count, marks, data, shape, index, split):
-    """A split of tile `index`: sections of heads after one another, in a section the last tiles first."""
-    heads, blocks = shape.batch * shape.kv_heads, -(-shape.q_len // shape.tokens)
+def _work(count, marks, data, shape, index, split, rank):
+    """A split of tile `rank` of span `index`, and whether the span exists.
+
+    Sections of heads come after one another, in a section the last spans first.
+    """
+    most = shape.cluster * shape.tokens
+    heads, blocks = shape.batch * shape.kv_heads, -(-shape.q_len // most)
     before = index // (shape.section * blocks) * shape.section
     width, inside = min(shape.section, heads - before), index - before * blocks
-    head, token = before + inside % width, (blocks - 1 - inside // width) * shape.tokens
+    head, token = before + inside % width, (blocks - 1 - inside // width) * most
     sequence = head // shape.kv_heads
-    load_vector(count, marks.q_starts, INDEX * sequence, INDEX)
-    load_vector(count, marks.q_starts, INDEX * (sequence + 1), INDEX)
-    load_vector(count, marks.kv_lens, INDEX * sequence, INDEX)
+    for _ in range(max(shape.copiers, 1)):
+        load_vector(count, marks.q_starts, INDEX * sequence, INDEX)
+        load_vector(count, marks.q_starts, INDEX * (sequence + 1), INDEX)
+        load_vector(count, marks.kv_lens, INDEX * sequence, INDEX)
+        if shape.page == 0:
+            load_vector(count, marks.places, INDEX * sequence, INDEX)
     start = data.q_starts[sequence]
     queries = data.q_starts[sequence + 1] - start
-    tokens, keys = min(shape.tokens, queries - token), data.kv_lens[sequence]
+    tokens, keys = min(most, queries - token), data.kv_lens[sequence]
     diagonal = token + keys - queries + 1
     end = diagonal + tokens - 1 if shape.causal else keys
     first = max(diagonal - shape.window, 0) // shape.block_n if shape.window > 0 else 0
     seen = max(-(-max(end, 0) // shape.block_n) - first, 0)
     last = first + seen * (split + 1) // shape.splits
     first += seen * split // shape.splits
-    return Work(start + token, tokens, head % shape.kv_heads, sequence, keys, diagonal, first, last)
+    offset = rank * shape.tokens
+    mine = max(min(tokens - offset, shape.tokens), 0)
+    work = Work(start + token + offset, mine, head % shape.kv_heads, sequence, keys, diagonal + offset, first, last)
+    return work, tokens > 0
 
 
 @njit(cache=True)
@@ -207,11 +226,14 @@ def _tile(count, marks, data, shape, work, q, k, v, scores, y, log_sums):
     decay = np.empty(shape.block_m, np.float32)
     start, end = np.empty(shape.block_m, np.int64), np.empty(shape.block_m, np.int64)
     for block in range(work.last - 1, work.first - 1, -1):
-        if block == work.last - 1:
-            _load_places(count, marks, shape, work, block)
-            if shape.page > 0:
-                _load_places(count, marks, shape, work, max(block - 1, work.first))
-        _load_places(count, marks, shape, work, max(block - 2, work.first))
+        if shape.page > 0 and shape.copiers == 0:
+            if block == work.last - 1:
+                _load_pages(count, marks, shape, work, block)
+                _load_pages(count, marks, shape, work, max(block - 1, work.first))
+            _load_pages(count, marks, shape, work, max(block - 2, work.first))
+        elif shape.page > 0:
+            for _ in range(2):  # of keys, of values
+                _look_up(count, marks, shape, work, block)
         _load_block(count, marks.k, data.k, data.places, shape, work, block, 0, k.T)
         _load_block(count, marks.v, data.v, data.places, shape, work, block, 1, v)
         v[max(work.keys - block * shape.block_n, 0) :] = 0
@@ -234,14 +256,24 @@ def _tile(count, marks, data, shape, work, q, k, v, scores, y, log_sums):
 
 @njit(cache=True)
 def _load_queries(count, marks, data, shape, work, q):
-    """A box of whole tokens, token by token."""
+    """A box of whole tokens, token by token; warps copy those that are there, where they see a key."""
     rows, heads = shape.rows_of_q, shape.kv_heads * shape.group
+    if shape.copiers > 0:
+        rows = work.query + work.tokens if work.last > work.first else 0
     for token in range(shape.tokens):
         row = token * shape.group
         at = (work.query + token) * heads + work.head * shape.group
         for column in range(0, shape.dim, BOX_COLUMNS):
             part = q[row : row + shape.group, column : column + BOX_COLUMNS]
-            load_tile(count, marks.q, data.q, rows * heads, shape.dim, at, column, part, shape.element)
+            _load(count, marks.q, data.q, rows * heads, shape.dim, at, column, part, shape)
+
+
+@njit(cache=True)
+def _load(count, marks, source, rows, columns, row, column, tile, shape):
+    if shape.copiers == 0:
+        load_tile(count, marks, source, rows, columns, row, column, tile, shape.element)
+    else:
+        copy_tile(count, marks, source, rows, columns, row, column, tile, shape.element)
 
 
 @njit(cache=True)
@@ -252,20 +284,28 @@ def _key(shape, work, block, lane):
 
 
 @njit(cache=True)
-def _load_places(count, marks, shape, work, block):
-    """Where a block's keys lie: the start of the sequence, or a page for every lane."""
-    if shape.page == 0:
-        load_vector(count, marks.places, INDEX * work.sequence, INDEX)
-        return
+def _load_pages(count, marks, shape, work, block):
+    """The pages of a block, one for every lane."""
     first, last = _key(shape, work, block, 0) // shape.page, _key(shape, work, block, LANES - 1) // shape.page
     load_vector(count, marks.places, INDEX * (work.sequence * shape.row_pages + first), INDEX * (last - first + 1))
 
 
 @njit(cache=True)
+def _look_up(count, marks, shape, work, block):
+    """The pages of the rows of each request that copies keys, or values."""
+    together, row = LANES * CHUNK // (SIZE * shape.dim), work.sequence * shape.row_pages
+    end = min((block + 1) * shape.block_n, work.keys)
+    for key in range(block * shape.block_n, end, together):
+        first, last = key // shape.page, (min(key + together, end) - 1) // shape.page
+        load_vector(count, marks.places, INDEX * (row + first), INDEX * (last - first + 1))
+
+
+@njit(cache=True)
 def _load_block(count, marks, source, places, shape, work, block, value, tile):
-    """Keys (value = 0) or values (1) of a block, box by box."""
+    """Keys (value = 0) or values (1) of a block, box by box; warps copy those that are there."""
     for lane in range(shape.block_n // shape.box_rows):
         key = _key(shape, work, block, lane)
+        missing = block * shape.block_n + lane * shape.box_rows >= work.keys
         if shape.page == 0:
             rows, width = shape.rows_of_kv, shape.kv_heads * shape.dim
             row, first = places[work.sequence] + key, work.head * shape.dim
@@ -273,10 +313,12 @@ def _load_block(count, marks, source, places, shape, work, block, value, tile):
             page = min(max(places[work.sequence * shape.row_pages + key // shape.page], 0), shape.pages - 1)
             rows, width = 2 * shape.pages * shape.kv_heads * shape.page, shape.dim
             row, first = ((2 * page + value) * shape.kv_heads + work.head) * shape.page + key % shape.page, 0
+        if shape.copiers > 0:
+            rows = 0 if missing else row + min(work.keys - key, shape.box_rows)
         for column in range(0, shape.dim, BOX_COLUMNS):
             to = lane * shape.box_rows
             part = tile[to : to + shape.box_rows, column : column + BOX_COLUMNS]
-            load_tile(count, marks, source, rows, width, row, first + column, part, shape.element)
+            _load(count, marks, source, rows, width, row, first + column, part, shape)
 
 
 @njit(cache=True)

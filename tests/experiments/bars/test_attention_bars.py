@@ -1,15 +1,18 @@
-"""The bars of attention: each part of decode against what limits it."""
+"""The bars of attention: each part against what limits it."""
 
 from dataclasses import replace
 
 import msgspec
 import pytest
 
-from experiments.bars import attention_bars, attention_decode
+from experiments.bars import attention_bars, attention_decode, attention_prefill
 from experiments.bars.attention_decode import LARGE, SMALL, decode, latent
 from lab.problems import Attention
 from lab.record import Record
 from tests.experiments.examples import NOTHING, timed
+
+PROMPT = attention_prefill.PARTS["prefill"][0]
+FEW_HEADS = attention_prefill.chunk(65536, 8, 1)
 
 
 def cell(part: str, problem: Attention, us: float, read: float = 1e3, peer: float | None = None) -> list[Record]:
@@ -51,18 +54,20 @@ def gathered(problem: Attention, us: float) -> list[Record]:
         ([*cell("fp8_kv", LARGE, 480.0), *cell("fp8_kv", replace(LARGE, kv="fp8"), 280.0)], "bf16", 480 / 1.8),
         ([*cell("queries", SMALL, 17.0), *cell("queries", replace(SMALL, q_len=4), 20.0)], "one token", 17 + 1.5),
         ([*cell("queries", LARGE, 480.0), *cell("queries", replace(LARGE, q_len=16), 560.0)], "one token", 1.12 * 480),
+        (cell("prefill", PROMPT, 253.0, peer=250.0), "peer:cudnn", 250.0),
+        (cell("chunk", FEW_HEADS, 255.0), "its own bar", FEW_HEADS.flops / 550e6),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_each_part_is_held_to_its_limit(records: list[Record], limit: str, allowed: float) -> None:
-    last = attention_decode.cells(records)[-1]
+    last = attention_bars.cells(records)[-1]
     assert last.limits[limit] == pytest.approx(allowed)
     assert last.missed == pytest.approx({limit: (last.record.us or 0) / allowed})
     found = attention_bars.verdict(records, NOTHING)
     assert not found.passed
     assert f"times what {limit} allows" in found.sentence
     inside = msgspec.structs.replace(last.record, us=0.999 * allowed)
-    assert not attention_decode.cells([inside if r is last.record else r for r in records])[-1].missed
+    assert not attention_bars.cells([inside if r is last.record else r for r in records])[-1].missed
 
 
 def test_decode_is_held_to_its_peers_in_the_mean_of_all_cells() -> None:

@@ -1,6 +1,9 @@
 """lab explain and lab sweep: one problem, a kernel, a model, lists of them, machines side by side."""
 
 import json
+import re
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from lab import catalog
 from lab.problems import Attention, Linear
 from sim.machine import H100, MACHINES
 from tests.experiments.cli.test_cli import document
+from tests.experiments.cli.test_output import ESCAPES, on_terminal
 from tests.lab.test_hugging_face import LLAMA_3_8B, written
 
 LINEAR = ["linear", "m=1", "n=4096", "k=4096"]
@@ -96,8 +100,8 @@ def test_a_model_is_told_in_units_a_person_reads(capsys: pytest.CaptureFixture[s
 def test_a_row_for_each_context(capsys: pytest.CaptureFixture[str]) -> None:
     lines = said(["explain", "model", "llama-2-13b", "context=1k..128k", "weights=bf16,fp8"], capsys).splitlines()
     contexts = [1024 << doublings for doublings in range(8)]
-    rows = [line.split() for line in lines if line.split()[:1] in [[str(context)] for context in contexts]]
-    assert [(int(row[0]), row[1]) for row in rows] == [(c, w) for c in contexts for w in ("bf16", "fp8")]
+    rows = [line.split() for line in lines if line.strip().startswith("context=")]
+    assert [row[:2] for row in rows] == [[f"context={c}", f"weights={w}"] for c in contexts for w in ("bf16", "fp8")]
     assert [row[-1] for row in rows[-2:]] == ["no", "no"]
 
 
@@ -164,3 +168,40 @@ def test_what_does_not_fit_is_said_and_not_predicted(capsys: pytest.CaptureFixtu
     found = document(words, capsys)
     assert (found["fits"], found["kernel"]) == (False, None)
     assert "fits the memory" in said(words, capsys)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["explain", "model", "smollm2-135m", "--machine", "h100,h200"],
+            ["attention", "launch", "inter-token", "head"],
+        ),
+        (["explain", "model", "smollm2-135m", "batch=1,8", "context=1k"], ["weights", "predicted"]),
+        (["explain", *MLA], ["attention_mla", "cluster", "latent=512"]),
+        (["sweep", "gemm_warp_specialized", "m=1k", "n=1k", "k=1k", "--top", "2"], ["gemm_warp_specialized"]),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
+def test_words_stay_whole_at_any_width(arguments: list[str], words: list[str], columns: int) -> None:
+    code, shown = on_terminal(arguments, columns, NO_COLOR="1")
+    lines = ESCAPES.sub("", shown.replace("\r", "\n")).splitlines()
+    assert code == 0
+    assert max(map(len, lines)) <= columns
+    assert "…" not in shown
+    assert "Traceback" not in shown
+    for word in words:
+        assert any(re.search(rf"(^|[\s:]){word}\b", line) for line in lines), word
+
+
+@pytest.mark.parametrize("verb", ["explain model llama-3-8b", "sweep gemv_vectorized m=1 n=4k k=4k"])
+def test_a_reader_of_one_line_and_a_full_disk(verb: str) -> None:
+    command = f"{sys.executable} -m experiments {verb}"
+    done = subprocess.run(["sh", "-c", f"{command} | head -1"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.count("\n")) == (0, 1)
+    assert "Traceback" not in done.stderr
+    done = subprocess.run(["sh", "-c", f"LANG=C {command} > /dev/full"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 4
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr

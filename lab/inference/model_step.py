@@ -1,30 +1,30 @@
 """A step of a whole model on a machine: its parts and what runs them, how large it may get, where its ridge is."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from lab.execute.plan import Plan
+from lab.inference.step import Part, parts_of, planned
 from lab.problems import Model, Problem
 from lab.problems.model import DECODE
 from lab.problems.protocol import MAX_DIMENSION
+from sim.errors import InputError
 from sim.machine import Machine
 from sim.roofline import roofline
 
-Chooser = Callable[[Problem, Machine], Plan | None]
-
 CLOCK = "chain"  # what a launch costs among the others of a step
+MOST_TOKENS = 2**20  # of a step whose parts are listed: some of them are looked at one by one
 
 
-class Part(NamedTuple):
-    """One of the problems of a step, which it solves so many `times`, and the plan for it."""
-
-    name: str
-    times: int
-    problem: Problem
-    plan: Plan | None
+def step_plan(problem: Problem, machine: Machine) -> Plan | None:
+    """How a step would run a problem; None where no kernel takes it."""
+    try:
+        return planned(problem, machine)
+    except InputError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -33,30 +33,25 @@ class ModelStep:
 
     model: Model
     machine: Machine
-    choose: Chooser
+    choose: Callable[[Problem, Machine], Plan | None] = step_plan
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
-        """Every matrix, and a layer's attention."""
-        plans: dict[Problem, Plan | None] = {}
-
-        def found() -> Iterator[Part]:
-            for name, (times, problem) in self.model.parts.items():
-                if problem not in plans:
-                    plans[problem] = self.choose(problem, self.machine)
-                yield Part(name, times, problem, plans[problem])
-
-        return tuple(found())
+        """What the step consists of; nothing where the lab has no such step: its formats, too many tokens."""
+        m = self.model
+        if m.tokens > MOST_TOKENS:
+            return ()
+        try:
+            return tuple(parts_of(m, [(m.tokens // m.batch, m.context)] * m.batch, self.machine, self.choose))
+        except InputError:
+            return ()
 
     @property
     def predicted_us(self) -> float | None:
         """Microseconds of all parts, each launch in a chain of others; None where a part has no plan."""
-        total = 0.0
-        for part in self.parts:
-            if part.plan is None:
-                return None
-            total += part.times * part.plan.predicted_us(CLOCK)
-        return total
+        times = [(part.times, part.predicted_us(CLOCK)) for part in self.parts]
+        known = [times * us for times, us in times if us is not None]
+        return sum(known) if known and len(known) == len(times) else None
 
     @property
     def largest_batch(self) -> int:
@@ -100,7 +95,7 @@ class ModelStep:
         }
 
     def _part(self, part: Part) -> dict[str, Any]:
-        problem, plan = part.problem, part.plan
+        problem = part.problem
         size = problem.bytes
         placed = roofline(problem.flops, size["total"], problem.unit, self.machine)
         return {
@@ -111,8 +106,8 @@ class ModelStep:
             "share": part.times * (size["weights"] + size["kv"]) / self.model.streamed_bytes,
             "regime": placed.regime,
             "floor_us": placed.floor_us,
-            "kernel": plan.kernel.name if plan else None,
-            "predicted_us": plan.predicted_us(CLOCK) if plan else None,
+            "kernel": part.plan.kernel.name if part.plan else None,
+            "predicted_us": part.predicted_us(CLOCK),
         }
 
     def _most(self, extent: str) -> int:

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lab
-from lab.explain import chosen_plan
-from lab.problems import MODELS, Model
+from lab.inference.step import step_us
+from lab.problems import MODELS, Attention, Linear, Model
 from sim.errors import InputError
 from sim.formats import FORMATS
 from sim.machine import H100, H200, Machine
@@ -32,19 +32,21 @@ def models(draw: st.DrawFn) -> Model:
         batch=draw(st.integers(1, 50)),
         context=draw(st.integers(1, 300)),
         weights=draw(st.sampled_from(["bf16", "fp16", "fp8", "fp32"])),
-        kv=draw(st.sampled_from(["bf16", "fp8"])),
+        kv=draw(st.sampled_from(["", "fp8"])),
         phase=draw(st.sampled_from(["decode", "prefill"])),
     )
 
 
 @given(model=models())
 def test_a_step_is_its_parts(model: Model) -> None:
-    parts = model.parts.values()
-    assert model.launches == sum(times for times, _ in parts)
-    assert model.flops == sum(times * problem.flops for times, problem in parts)
-    assert model.bytes["kv"] == sum(times * problem.bytes["kv"] for times, problem in parts)
+    step = lab.explain(model, H100, lambda *_: None).step
+    assert step is not None
+    large = [(times, problem) for _, times, problem, _ in step.parts if isinstance(problem, Linear | Attention)]
+    assert model.launches == sum(part.times for part in step.parts)
+    assert model.flops == sum(times * problem.flops for times, problem in large)
+    assert model.bytes["kv"] == sum(times * problem.bytes["kv"] for times, problem in large)
     norms = FORMATS[model.unit].nbytes(1, (2 * model.layers + 1) * model.d)
-    matrices = sum(times * problem.bytes["weights"] for times, problem in parts)
+    matrices = sum(times * problem.bytes["weights"] for times, problem in large)
     assert model.bytes["weights"] == matrices + norms + model.lookup_bytes
     assert model.streamed_bytes == model.bytes["total"] - model.lookup_bytes
 
@@ -82,22 +84,33 @@ def test_its_prediction_is_the_sum_of_its_parts() -> None:
     assert explained["predicted_us"] == pytest.approx(
         sum(part["times"] * part["predicted_us"] for part in explained["parts"])
     )
-    assert explained["predicted_tokens_per_s"] == 1e6 / explained["predicted_us"]
-    assert explained["tokens_per_s"] == 1e6 / explained["floor_us"]
-    (q,) = (part for part in explained["parts"] if part["part"] == "q")
-    plan = chosen_plan(MODELS["smollm2-135m"].parts["q"][1], H200)
-    assert plan is not None
-    assert (q["kernel"], q["predicted_us"]) == (plan.kernel.name, plan.predicted_us("chain"))
+    assert explained["predicted_tokens_per_s"] == pytest.approx(1e6 / explained["predicted_us"])
+    assert explained["tokens_per_s"] == pytest.approx(1e6 / explained["floor_us"])
     assert sum(part["share"] for part in explained["parts"]) == pytest.approx(1, abs=0.001)
+    names = [part["part"] for part in explained["parts"]]
+    assert {"qkv", "output", "gate_up", "down", "head", "attention", "rmsnorm"} <= set(names)
+
+
+@pytest.mark.parametrize("phase", ["decode", "prefill"])
+def test_it_is_the_prediction_of_the_step_that_runs(phase: str) -> None:
+    model = replace(MODELS["smollm2-135m"], batch=2, context=100, phase=phase)
+    rows = [(100 if phase == "prefill" else 1, 100)] * 2
+    assert lab.explain(model, H100).as_dict()["predicted_us"] == step_us(model, rows, H100)
 
 
 def test_what_does_not_fit_or_has_no_kernel_is_not_predicted() -> None:
     large = replace(MODELS["llama-2-13b"], batch=10**6)
     assert lab.explain(large).as_dict()["predicted_us"] is None
-    odd = replace(MODELS["llama-2-7b"], head_dim=4096)
-    explained = lab.explain(odd).as_dict()
-    assert explained["predicted_us"] is None
-    assert {part["part"]: part["kernel"] for part in explained["parts"]}["attention"] is None
+    wide = lab.explain(replace(MODELS["smollm2-135m"], head_dim=1024)).as_dict()
+    assert wide["predicted_us"] is None
+    assert {part["part"]: part["kernel"] for part in wide["parts"]}["attention"] is None
+    assert lab.explain(replace(MODELS["smollm2-135m"], kv="int4_g32")).as_dict()["parts"] == [], "nothing appends to it"
+
+
+def test_the_cache_is_in_the_format_of_the_activations() -> None:
+    sizes = {"layers": 1, "d": 8, "q_heads": 1, "kv_heads": 1, "head_dim": 8, "ffn": 8, "vocab": 8}
+    found = {weights: Model(**sizes, weights=weights).kv for weights in ("bf16", "fp16", "fp32", "fp8", "int4_g32")}
+    assert found == {"bf16": "bf16", "fp16": "fp16", "fp32": "fp32", "fp8": "bf16", "int4_g32": "bf16"}
 
 
 def test_absurd_sizes_take_no_memory() -> None:
