@@ -159,7 +159,7 @@ class Coefficients(fits.Coefficients, frozen=True):
 
     start_us: float  # of a launch, to its first products and from its last ones on
     tensor_share: float  # of the data sheet's rate of the tensor cores, while consumers multiply
-    merge_us: float = 0.0  # until the parts of splits are stored and merged
+    merge_us: float  # until the parts of splits are stored and merged
 
 
 def bills(kernel: str, problem: Attention, schedule: Any, machine: Machine, clock: str) -> Bills:
