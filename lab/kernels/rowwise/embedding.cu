@@ -5,8 +5,8 @@
 //
 // Launches overlap: ids are read, and y written, when the launch before has ended. The table may be its output too.
 //
-// The launch behind may begin before the one before has ended where there is one token; where there are more, its CTAs
-// would take whole SMs from that one.
+// With one token, the launch behind may begin before the one before has ended. With more it may not: a step of 16
+// sequences, whose layers take whole SMs, was measured to be a third longer so.
 //
 // Bytes expected from HBM: each row that is named and each row of y once.
 #include "ptx/griddepcontrol.cuh"

@@ -10,8 +10,8 @@
 //
 // Launches overlap, though nothing is read before the wait: all depends on what the launch before has written.
 //
-// The launch behind may begin before the one before has ended where there is one token; where there are more, its CTAs
-// would take whole SMs from that one.
+// With one token, the launch behind may begin before the one before has ended. With more it may not: a step of 16
+// sequences, whose layers take whole SMs, was measured to be a third longer so.
 //
 // Bytes expected from HBM: qkv, q, what is appended, and a row of `turns` a token, once each.
 #include "ptx/convert.cuh"

@@ -5,8 +5,8 @@
 //
 // Launches overlap; what is read, the launch before has written.
 //
-// The launch behind may begin before the one before has ended where there is one token; where there are more, its CTAs
-// would take whole SMs from that one.
+// With one token, the launch behind may begin before the one before has ended. With more it may not: a step of 16
+// sequences, whose layers take whole SMs, was measured to be a third longer so.
 //
 // Bytes expected from HBM: gate, up and y once.
 #include "lab/kernels/common/silu.cuh"
