@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from experiments.chart import Series
-from experiments.lookup import measured, note, question_of
+from experiments.lookup import cases, measured, note, question_of
 from experiments.rows import MEGA, Row, time_row
 from experiments.running.jobs import Job
 from lab.choice import choose, schedule_words
@@ -31,6 +31,11 @@ def job(problem: Problem, machine: Machine, experiment: str, rounds: int, kernel
         experiment=experiment,
         facts=facts,
     )
+
+
+def runs_of(records: Sequence[Record]) -> list[Record]:
+    """One record of each kernel on each problem; those that a time box skipped are left out."""
+    return [record for record in cases(records) if record.predicted_us]
 
 
 def attention_of(record: Record) -> Attention:

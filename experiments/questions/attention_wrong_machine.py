@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from experiments.lookup import cases
-from experiments.questions.attention_runs import all_measured, attention_of, job, run_rows, spelled, us_of
+from experiments.questions.attention_runs import all_measured, attention_of, job, run_rows, runs_of, spelled, us_of
 from experiments.rows import Row, Verdict
 from experiments.running.backends import Backend
 from lab.problems import Attention
@@ -55,7 +54,7 @@ def measure(options: Options, backend: Backend) -> Iterator[Record]:
 
 def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
     """Time and traffic of each kernel on each ground, and FLOPs issued for each useful one."""
-    for record in cases(records):
+    for record in runs_of(records):
         case = f"{record.kernel}, {_ground(record)}"
         yield from run_rows(record, past, case)
         yield Row(case, "FLOP issued for each useful one", _issued(record), None, None)
@@ -63,7 +62,7 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
 
 def verdict(records: Sequence[Record], past: Archive) -> Verdict:
     """How many times as long the wrong kernel takes, and what for."""
-    found = cases(records)
+    found = runs_of(records)
     if len(found) < 4:
         return Verdict(None, "Not every kernel ran on every ground.")
     prefill, decode, prefill_decodes, decode_reads = found[:4]

@@ -4,8 +4,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from experiments.chart import Chart, Series
-from experiments.lookup import cases
-from experiments.questions.attention_runs import all_measured, attention_of, hbm_bytes, job, run_rows, spelled, times_of
+from experiments.questions.attention_runs import (
+    all_measured,
+    attention_of,
+    hbm_bytes,
+    job,
+    run_rows,
+    runs_of,
+    spelled,
+    times_of,
+)
 from experiments.questions.attention_runs import us_of as us
 from experiments.rows import MEGA, Row, Verdict
 from experiments.running.backends import Backend
@@ -92,6 +100,6 @@ def pictures(past: Archive) -> dict[str, Chart]:
 def _pairs(records: Sequence[Record]) -> dict[int, tuple[Record, Record]]:
     """(naive, fused) by the length of the prompt, the shortest first."""
     naive, fused = (
-        {attention_of(r).q_len: r for r in cases(records) if (r.kernel == NAIVE) is alone} for alone in (True, False)
+        {attention_of(r).q_len: r for r in runs_of(records) if (r.kernel == NAIVE) is alone} for alone in (True, False)
     )
     return {length: (naive[length], fused[length]) for length in sorted(naive.keys() & fused.keys())}

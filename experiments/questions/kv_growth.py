@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from experiments.chart import Chart, Series
-from experiments.lookup import cases, measured, question_of
-from experiments.questions.attention_runs import CLOCK, all_measured, job, spelled, us_of
+from experiments.lookup import measured, question_of
+from experiments.questions.attention_runs import CLOCK, all_measured, job, runs_of, spelled, us_of
 from experiments.rows import MEGA, Row, Verdict, time_row
 from experiments.running.backends import Backend
 from lab.problems import MODELS, Attention, Linear
@@ -135,7 +135,7 @@ def pictures(past: Archive) -> dict[str, Chart]:
 
 def _layers(records: Sequence[Record]) -> list[Layer]:
     """The layer at each context, the shortest first."""
-    ours = cases(records)
+    ours = runs_of(records)
     matrices = tuple(r for r in ours if isinstance(question_of(r), Linear))
     found = [Layer(matrices, r) for r in ours if isinstance(question_of(r), Attention)]
     return sorted(found, key=lambda layer: layer.context)

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from experiments.chart import Chart, Series
-from experiments.lookup import cases
-from experiments.questions.attention_runs import all_measured, attention_of, job, run_rows, spelled, us_of
+from experiments.questions.attention_runs import all_measured, attention_of, job, run_rows, runs_of, spelled, us_of
 from experiments.questions.kv_cache import GQA_HEADS, MLA_LATENT, MLA_ROPE
 from experiments.rows import MEGA, Row, Verdict
 from experiments.running.backends import Backend
@@ -61,6 +60,8 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
 def verdict(records: Sequence[Record], past: Archive) -> Verdict:
     """By how much each variant shrinks bytes and time."""
     found = _variants(records)
+    if len(found) < 2:
+        return Verdict(None, "There are not two variants to compare.")
     known = all_measured(list(found.values()), past)
     first, *others = found.items()
     said, held = [], bool(others)
@@ -90,7 +91,7 @@ def pictures(past: Archive) -> dict[str, Chart]:
 
 def _variants(records: Sequence[Record]) -> dict[str, Record]:
     """By name, the largest cache first."""
-    ours = sorted(cases(records), key=lambda record: -attention_of(record).kv_bytes)
+    ours = sorted(runs_of(records), key=lambda record: -attention_of(record).kv_bytes)
     return {_name(attention_of(record)): record for record in ours}
 
 

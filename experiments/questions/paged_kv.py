@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from experiments.chart import Chart
-from experiments.lookup import cases
-from experiments.questions.attention_runs import all_measured, attention_of, job, run_rows, times_of, us_of
+from experiments.questions.attention_runs import all_measured, attention_of, job, run_rows, runs_of, times_of, us_of
 from experiments.rows import Row, Verdict
 from experiments.running.backends import Backend
 from lab.problems import Attention
@@ -58,6 +57,8 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
 def verdict(records: Sequence[Record], past: Archive) -> Verdict:
     """How many times as long each size of page takes as no pages."""
     found = _by_page(records)
+    if 0 not in found or len(found) < 2:
+        return Verdict(None, "There is no contiguous cache, or no pages, to compare.")
     known = all_measured(list(found.values()), past)
     times = {page: us_of(r, past)[0] if known else r.predicted_us or 0.0 for page, r in found.items()}
     over = {page: us / times[0] for page, us in times.items() if page}
@@ -81,7 +82,7 @@ def pictures(past: Archive) -> dict[str, Chart]:
 
 
 def _by_page(records: Sequence[Record]) -> dict[int, Record]:
-    return {attention_of(record).page: record for record in cases(records)}
+    return {attention_of(record).page: record for record in runs_of(records)}
 
 
 def _case(page: int) -> str:
