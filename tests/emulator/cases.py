@@ -99,7 +99,7 @@ def _ragged(kernel: Kernel, form: Attention) -> Attention:
     q_len = min(70, most)
     q_lens, kv_lens = (q_len, q_len // 2, q_len), (290, 130, 17)
     if most < 70:
-        q_lens, kv_lens = (*q_lens, 1, q_len, q_len), (*kv_lens, 0, 3, 64)
+        q_lens, kv_lens = (*q_lens, 1, q_len, q_len, 1, q_len, 1), (*kv_lens, 70, 0, 3, 64, 33, 9)
     lengths = {"q_len": q_len, "q_lens": q_lens, "kv_len": 290, "kv_lens": kv_lens}
     window = 30 if form.window else 0
     return replace(form, batch=len(q_lens), q_heads=2 * heads, kv_heads=heads, window=window, **lengths)
