@@ -267,9 +267,11 @@ def machine_in(path: Path) -> Machine:
     Lists stand for tuples; fields that have defaults may be left out.
     """
     try:
-        if path.stat().st_size > _MAX_FILE:
+        with path.open("rb") as file:
+            text = file.read(_MAX_FILE + 1)  # a device has no end
+        if len(text) > _MAX_FILE:
             raise InputError(f"it has more than {_MAX_FILE:,} bytes, too many for a machine")
-        given = json.loads(path.read_bytes())
+        given = json.loads(text)
         if not isinstance(given, dict):
             raise InputError("it is no JSON object of a machine's fields")
         found = _from_fields(given)
