@@ -21,10 +21,18 @@ from typing import Any
 import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache, UserProvidedCacheLocator
 
+from sim.errors import EnvironmentFailure
 from sim.folders import ROOT, cache_path
 
 if numba.config.THREADING_LAYER == "default":  # nobody has chosen another
     numba.config.THREADING_LAYER = "workqueue"
+if numba.config.DISABLE_JIT:
+    raise EnvironmentFailure("the simulated chip is compiled code; NUMBA_DISABLE_JIT must not be set")
+try:
+    if numba.get_num_threads() < 1:  # which starts them
+        raise ValueError("there must be a thread")
+except (ValueError, RuntimeError) as error:
+    raise EnvironmentFailure(f"Numba's settings NUMBA_NUM_THREADS and NUMBA_THREADING_LAYER: {error}") from error
 
 _IMPORTS = re.compile(r"^ *from ((?:sim|lab\.kernels)\b[\w.]*) import (?:\(([^)]*)\)|(.*))", re.MULTILINE)
 

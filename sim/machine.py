@@ -234,6 +234,8 @@ def machine(word: str) -> Machine:
 
     A name may also be of a file in the user folder `machines`. Raises InputError and lists the known names otherwise.
     """
+    if not isinstance(word, str):
+        raise InputError(f"a machine is named, such as h100; got {word!r:.40}")
     name = word.lower()
     if name in MACHINES or name in _met:
         return MACHINES.get(name) or _met[name]

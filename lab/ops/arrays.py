@@ -125,13 +125,15 @@ def host_floats(array: Any) -> NDArray[np.float32]:
     Raises InputError for element types other than float32, float16 and bfloat16.
     """
     element = element_of(array, "weights to pack")
+    if isinstance(array, np.ma.MaskedArray):
+        raise InputError("weights to pack are masked; all of an array is packed: fill it first")
     if FORMATS_OF.get(element) not in ("fp32", "fp16", "bf16"):
         raise InputError(f"weights to pack are in float32, float16 or bfloat16; these are in {element}")
     if _is_torch(array):
         _require_data(array, "the matrix to pack")
         here = array.detach().cpu()
         found: Any = here.numpy() if element == "uint16" else here.float().numpy()
-    elif isinstance(array, np.ndarray):
+    elif isinstance(array, np.ndarray | np.generic):
         found = array
     else:
         with _on_gpu_of(array) as cupy:
