@@ -29,8 +29,9 @@ if numba.config.THREADING_LAYER == "default":  # nobody has chosen another
 if numba.config.DISABLE_JIT:
     raise EnvironmentFailure("the simulated chip is compiled code; NUMBA_DISABLE_JIT must not be set")
 try:
-    if numba.get_num_threads() < 1:  # which starts them
+    if numba.config.NUMBA_NUM_THREADS < 1:
         raise ValueError("there must be a thread")
+    numba.get_num_threads()  # starts them
 except (ValueError, RuntimeError) as error:
     raise EnvironmentFailure(f"Numba's settings NUMBA_NUM_THREADS and NUMBA_THREADING_LAYER: {error}") from error
 

@@ -127,6 +127,9 @@ def unpack(w: NDArray, w_scale: NDArray, n: int, k: int, group: int, zero_points
     return Groups(np.ascontiguousarray(q), pairs[..., 0].copy(), pairs[..., 1].copy(), group, zero_points)
 
 
+_UNSCALABLE = "weights to quantise must be finite, and the range of each group within fp16's"
+
+
 def quantise(values: NDArray[np.float32], group: int) -> Groups:
     """Round a float matrix [n, k] to scale + min: the range of each group in 15 equal steps.
 
@@ -135,7 +138,7 @@ def quantise(values: NDArray[np.float32], group: int) -> Groups:
     """
     n, k = values.shape
     if not np.isfinite(values).all():
-        raise InputError("weights to quantise must be finite")
+        raise InputError(_UNSCALABLE)
     groups = -(-k // group)
     padded = np.full((n, groups * group), np.nan, np.float32)
     padded[:, :k] = values
@@ -145,7 +148,7 @@ def quantise(values: NDArray[np.float32], group: int) -> Groups:
         step = (high - low) / (LEVELS - 1)
         scale, offset = step.astype(np.float16), low.astype(np.float16)
     if not (np.isfinite(scale).all() and np.isfinite(offset).all()):
-        raise InputError("weights to quantise must have groups whose range is within fp16's")
+        raise InputError(_UNSCALABLE)
     lost = (LEVELS - 1) * np.abs(scale.astype(np.float32) - step) + np.abs(offset.astype(np.float32) - low)
     small = lost > 2 * FORMATS["fp16"].unit_roundoff * ((LEVELS - 1) * step + np.abs(low))
     if small.any():
