@@ -139,7 +139,7 @@ def test_bad_input(
     assert 1 <= len(lines) <= 2
     assert says in lines[-1]
     assert "bug" not in err
-    assert run_command([*arguments, "--json"]) == code
+    assert run_command([arguments[0], "--json", *arguments[1:]]) == code
     out, _ = capsys.readouterr()
     failure = json.loads(out)["error"]
     assert (failure["exit_code"], out.count("\n"), says in failure["message"]) == (code, 1, True)
