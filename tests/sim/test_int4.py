@@ -235,7 +235,7 @@ def test_what_is_no_matrix_of_packed_words(wrong: Any) -> None:
     with pytest.raises(InputError, match="scales are a NumPy matrix"):
         from_gptq(words, zeros, scales.tolist())
     with pytest.raises(InputError, match="Q4_1 blocks are"):
-        from_q4_1(wrong)
+        from_gguf(wrong, "Q4_1")
     for group in ("a", 2.5, True):
         with pytest.raises(InputError, match="group is a number of columns"):
             from_gptq(words, zeros, scales, group=group)
