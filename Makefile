@@ -1,12 +1,12 @@
 # `make demo` and `make test` set up what they need in .venv; neither needs a GPU.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check
 
 .PHONY: demo test deep report clean
 
 demo: .venv/demo
-	$(BIN)/lab run two_machines
-	$(BIN)/lab generate "The capital of France is"
+	@$(BIN)/lab demo
 
 test: .venv/test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -23,12 +23,14 @@ clean:
 
 # One stamp for each set of extras: an edited pyproject.toml installs again.
 .venv/demo: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[model]"
-	touch $@
+	@echo "Installing CuPy, NVRTC, Numba and others into .venv: under a minute if pip has them, else as long as 500 MB take."
+	@$(PIP) --editable ".[model]"
+	@touch $@
 
 .venv/test: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[model,pictures,test]"
-	touch $@
+	@echo "Installing what the tests need into .venv."
+	@$(PIP) --editable ".[model,pictures,test]"
+	@touch $@
 
 .venv/bin/python:
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv

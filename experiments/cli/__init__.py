@@ -16,6 +16,7 @@ from experiments.cli import (
     check,
     compare,
     counters,
+    demo,
     env,
     explain,
     generate,
@@ -88,6 +89,7 @@ app.command("calibrate")(calibrate.calibrate)
 app.command("counters")(counters.counters)
 app.command("report")(report.report)
 app.command("compare")(compare.compare)
+app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
 app.command("env")(env.env)
 

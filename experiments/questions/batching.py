@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
+from experiments.chart import Chart, Series
 from experiments.lookup import cases, comparable, layer_of, measured
 from experiments.rows import Row, Verdict, time_row
 from experiments.running.backends import Backend
@@ -67,7 +68,7 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
             yield row
             for what, amount in (("weights, TB/s", layer.bytes["weights"]), ("TFLOP/s", layer.flops)):
                 rates = (amount / us * 1e6 / TERA if us else None for us in (row.theory, row.simulated, row.measured))
-                yield Row(case, what, *rates, row.source, row.note)
+                yield Row(case, what, *rates, row.source)
 
 
 def verdict(records: Sequence[Record], past: Archive) -> Verdict:
@@ -89,6 +90,23 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
         sentences.append(sentence)
     ridge = f"(the ridge of bf16 is {_ridge(walks):.0f} FLOP/B)" if walks else ""
     return Verdict(all(held) if held else None, f"{'; '.join(sentences)} {ridge}.")
+
+
+def pictures(past: Archive) -> dict[str, Chart]:
+    """The time of a layer over its tokens, by format: flat while HBM binds, then rising with the tokens."""
+    records = past.newest_run(experiment="batching", on="sim")
+    walks = _walks(records)
+    if not walks:
+        return {}
+    series = []
+    for name, by_batch in walks.items():
+        timed = {m: found.us for m, record in by_batch.items() if (found := _timed(record, past)) and found.us}
+        predicted = {m: record.predicted_us for m, record in by_batch.items() if record.predicted_us}
+        series.append(Series(name, tuple(predicted.items()), "predicted"))
+        series += [Series(name, tuple(timed.items()))] if timed else []
+    layer, chip = layer_of(records[0]), machine(records[0].machine)
+    title = f"A layer of {layer.n:,} x {layer.k:,} on the {chip.title}, launches back to back"
+    return {"batching": Chart(title, "tokens", "time, us", tuple(series))}
 
 
 def _crossing(times: dict[int, float | None], flip: int) -> float | None:

@@ -128,10 +128,10 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
                 ("of cuBLAS", step.peer_us / us if step.peer_us else None),
             ):
                 if value is not None:
-                    yield Row(case, quantity, None, None, value, row.source, row.note, percent=True)
+                    yield Row(case, quantity, None, None, value, row.source, percent=True)
             if after:
                 what = "time of the rung below over its own"
-                yield Row(case, what, None, None, after / us, row.source, row.note)
+                yield Row(case, what, None, None, after / us, row.source)
 
 
 def _below(record: Record) -> str | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from experiments.chart import Chart, Series
 from experiments.lookup import READ, cases, comparable, layer_of, measured, read_of, times
 from experiments.rows import Row, Verdict, time_row
 from experiments.running.backends import Backend
@@ -12,10 +13,12 @@ from experiments.running.formats import chosen_job, formats_of, in_format
 from lab.problems import Linear
 from lab.record import Archive, Record
 from sim.errors import InputError
+from sim.machine import machine
 
 QUESTION = "Is decode as many times faster as its weights have fewer bytes?"
 
 CLOCK = "graph"
+MEGA = 1e6
 LINEAR = 0.85  # of the ratio of bytes that the ratio of times must reach on the largest layer
 SHAPES = ((4096, 4096), (8192, 8192), (16384, 16384))  # n, k
 
@@ -108,6 +111,30 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
         f"On {name} the speed-up is this share of the ratio of bytes: {said or 'only one format'}; "
         f"all times lie {line} ({source}).",
     )
+
+
+def pictures(past: Archive) -> dict[str, Chart]:
+    """The time of each layer over the bytes of its weights, by format, above the time that the bytes take."""
+    records = [
+        r for layer in _layers(past.newest_run(experiment="quantization", on="sim")).values() for r in layer.values()
+    ]
+    if not records:
+        return {}
+    chip = machine(records[0].machine)
+    by_format: dict[str, list[Record]] = {}
+    for record in records:
+        by_format.setdefault(str(record.metrics["format"]), []).append(record)
+    sizes = [layer_of(record).bytes["weights"] / MEGA for record in records]
+    ends = tuple((size, size * MEGA / chip.hbm_bandwidth * 1e6) for size in (max(sizes), min(sizes)))
+    series = [Series("HBM: data sheet", ends, "limit")]
+    for form, layers in by_format.items():
+        predicted = tuple((layer_of(r).bytes["weights"] / MEGA, r.predicted_us) for r in layers if r.predicted_us)
+        timed = [(r, found) for r in layers if (found := measured(past, r, CLOCK))]
+        series.append(Series(form, predicted, "predicted"))
+        if timed:
+            series.append(Series(form, tuple((layer_of(r).bytes["weights"] / MEGA, t.us or 0.0) for r, t in timed)))
+    title = f"Layers of {layer_of(records[0]).m} token on the {chip.title}, launches back to back"
+    return {"quantization": Chart(title, "weights, MB", "time, us", tuple(series))}
 
 
 def _layers(records: Sequence[Record]) -> dict[str, dict[str, Record]]:

@@ -14,6 +14,7 @@ FONT = 9  # points
 LETTER, LINE = 0.56 * FONT, 1.25 * FONT  # points; about what a letter and a line take, so that no font is asked
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9")  # Okabe and Ito
 GREY = "#767676"
+FEW_DECADES = 1000  # largest over smallest value up to which 2 and 5 are written too
 DOTS = "os^Dv"  # one for each round through the colours
 LOOKS: dict[str, dict[str, Any]] = {
     "limit": {"linestyle": "-", "linewidth": 1.0},
@@ -36,6 +37,7 @@ def draw(chart: Chart) -> str:
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter
     except ImportError:
         raise InputError("pictures need the package matplotlib: pip install 'kernel-lab[pictures]'") from None
     settings = {"svg.hashsalt": "lab", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": FONT}
@@ -44,12 +46,19 @@ def draw(chart: Chart) -> str:
         figure.subplots_adjust(**FRAME)
         axes = figure.add_subplot()
         axes.set(title=chart.title, xlabel=chart.x, ylabel=chart.y)
-        for name in chart.logarithmic:
-            axes.set(**{f"{name}scale": "log"})
-            getattr(axes, f"{name}axis").set_major_formatter("{x:,g}")
         axes.grid(color="#e4e4e4", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
+        for name in chart.logarithmic:
+            axes.set(**{f"{name}scale": "log"})
+            axis, values = (
+                getattr(axes, f"{name}axis"),
+                [point["xy".index(name)] for s in chart.series for point in s.points],
+            )
+            few = max(values) < FEW_DECADES * min(values)
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+            axis.set_major_formatter("{x:,g}")
+            axis.set_minor_formatter(NullFormatter())
         labels = list(dict.fromkeys(s.label for s in chart.series if s.mark != "limit"))
         for series in chart.series:
             look = {**LOOKS[series.mark], **_look(series, labels)}

@@ -24,9 +24,9 @@ def pictures(past: Archive) -> dict[str, Chart]:
         for family in dict.fromkeys(map(_family, found)):
             mine = [record for record in found if _family(record) == family]
             roofs = roofs_of(machine, [question_of(record) for record in mine], read_rate(past, name)[0])
-            dots = (dot(str(record.kernel), record) for record in mine)
+            marks = (each for record in mine for each in list(dots(str(record.kernel), record))[-1:])
             title = f"{family} kernels on the {machine.title}, each where it is nearest to its roof"
-            charts[f"roofline_{name}_{family}"] = Chart(title, INTENSITY, RATE, (*roofs, *dots))
+            charts[f"roofline_{name}_{family}"] = Chart(title, INTENSITY, RATE, (*roofs, *marks))
     return charts
 
 
@@ -45,11 +45,13 @@ def roofs_of(machine: Machine, problems: Sequence[Question], read_rate: float | 
         yield Series(f"{unit}: {peak / TERA:,.4g} TFLOP/s", ((start, peak / TERA), (high, peak / TERA)), "limit")
 
 
-def dot(label: str, record: Record) -> Series:
-    """A record as a dot: FLOP per compulsory byte, and the rate of useful operations, measured or else predicted."""
+def dots(label: str, record: Record) -> Iterator[Series]:
+    """A record as dots: FLOP per compulsory byte, and the rates of useful operations, predicted and measured."""
     problem = question_of(record)
-    mark: Mark = "predicted" if record.us is None else "measured"
-    return Series(label, ((problem.flops / problem.bytes["total"], problem.flops / _us(record) * 1e6 / TERA),), mark)
+    times: dict[Mark, float | None] = {"predicted": record.predicted_us, "measured": record.us}
+    for mark, us in times.items():
+        if us:
+            yield Series(label, ((problem.flops / problem.bytes["total"], problem.flops / us * 1e6 / TERA),), mark)
 
 
 def _best(past: Archive) -> Iterator[Record]:
