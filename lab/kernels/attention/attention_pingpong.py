@@ -98,13 +98,15 @@ MEASURED = (
     replace(LONG, block_n=64, stages=4),
 )
 SPLIT_BLOCKS = 16  # blocks that a split has at least
+FEW = 16  # tokens up to which shorter rings are faster
 LONG_KEYS = 8192  # from so many on causal attention has enough tiles to fill the chip section by section
 
 
 def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
     """Measured schedules that fit, the best for problems of this kind first."""
     p = problem
-    best = FULL if not p.causal else LONG if p.kv_len >= LONG_KEYS else SHORT
+    long = p.kv_len >= LONG_KEYS and p.q_len > FEW
+    best = FULL if not p.causal else LONG if long else SHORT
     tiles = prefill.tile_count(p, LONG) if p.group <= LONG.block_m else machine.sms
     blocks = -(-p.kv_len // LONG.block_n)
     fill = min(machine.sms // tiles, blocks // SPLIT_BLOCKS, MOST_SPLITS)  # splits that leave no SM without work

@@ -53,15 +53,15 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     Walk walk(batch, stretch, gridDim.x / ctas);
     Source source(cache, team, walk, first_row_of_sequence);
     Stage(&ring)[STAGES] = shared.ring[team.index()];
-#pragma unroll 1
-    for (int i = 0; i < STAGES - 1; ++i) source.copy_next(ring[i]);
     if constexpr (CLUSTER) ptx::cluster::wait();
     const float scale_log2 = scale * LOG2_E * (FP8 ? k_scale[head] / QUERY_SCALE : 1);
     const int first_row = team.row_group * TILES * EIGHT;
-    int stage = 0;
+    int stage = 0, filled = 0;
     for (Part part = walk.next(); part.exists(); part = walk.next()) {
         Queries queries;
         load_queries(queries, q, part.sequence, head, kv_heads * problem::group, first_row);
+#pragma unroll 1
+        for (; filled < STAGES - 1; ++filled) source.copy_next(ring[filled]);  // later than queries, or these wait for it
         Softmax softmax;
         clear(softmax);
 #pragma unroll 1
