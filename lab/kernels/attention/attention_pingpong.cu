@@ -11,14 +11,11 @@
 //
 // Bytes expected through TMA: q once, k and v once for every tile of queries that sees them. From HBM: each once, while
 // the heads of a section fit in L2.
-#include "lab/kernels/attention/_consumer.cuh"
+#include "lab/kernels/attention/_persistent.cuh"
 #include "lab/kernels/attention/_results.cuh"
 #include "ptx/barrier.cuh"
-#include "ptx/setmaxnreg.cuh"
 
 constexpr int TURN = 1;  // named barrier of consumer 0's turn; the others' are the next
-
-static_assert(schedule::threads == (1 + CONSUMERS) * WARPGROUP, "a producer and the consumers");
 
 // The right to issue goes round.
 struct Turn {
@@ -195,41 +192,12 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
                        Element* y, float* lse, const int* q_starts, const int* kv_lens, const int* places,
                        int* counter, float* part_y, float* part_log_sums, uint32_t* arrived, int batch, int q_len,
                        int kv_heads, int row_pages, int pages, float scale) {
-    extern __shared__ uint8_t dynamic[];
-    Shared& shared = aligned(dynamic);
-    const int warpgroup = threadIdx.x / WARPGROUP;
-    if (threadIdx.x == 0) {
-        ptx::tma::prefetch(q_map);
-        ptx::tma::prefetch(k_map);
-        ptx::tma::prefetch(v_map);
-        init(shared);
-    }
-    sync_cluster();
-
-    if (warpgroup == 0) {
-        ptx::setmaxnreg::dec<PRODUCER_REGISTERS>();
-        if (threadIdx.x < WARP) {
-            const int rank = schedule::cluster == 1 ? 0 : int(ptx::cluster::rank());
-            const Lengths lengths{q_starts, kv_lens, places, batch, q_len, kv_heads};
-            const Cache cache{k_map, v_map, places, kv_heads, row_pages, pages, rank};
-            Producer producer{shared, q_map, cache};
-            Tickets tickets{shared, counter, lengths.works(), rank};
-            producer.begin();
-            for (int index = tickets.first(); index < tickets.works; index = tickets.get()) {
-                tickets.ask();
-                Work work;
-                if (lengths.work(index, rank, work)) producer.feed(work);
-            }
-            producer.end();
-        }
-    } else {
-        ptx::setmaxnreg::inc<CONSUMER_REGISTERS>();
-        const Turn turn{uniform(warpgroup) - 1};
-        constexpr float LOG2_E = 1.4426950408889634f;
-        const Results results{y, lse, kv_heads, {part_y, part_log_sums, arrived}};
+    const Lengths lengths{q_starts, kv_lens, places, batch, q_len, kv_heads};
+    const Results results{y, lse, kv_heads, {part_y, part_log_sums, arrived}};
+    run_persistent({q_map, k_map, v_map}, lengths, row_pages, pages, counter, [&](Shared& shared, int consumer) {
+        const Turn turn{consumer};
         turn.begin();
         Consumer(shared, turn, results, scale * LOG2_E).run();
         turn.end();
-    }
-    finish();
+    });
 }
