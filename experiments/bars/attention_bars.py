@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from experiments.bars import attention_decode, attention_prefill
 from experiments.lookup import GATHER, READ
@@ -20,7 +21,10 @@ PARTS = {**attention_decode.PARTS, **attention_prefill.PARTS}
 
 @dataclass(frozen=True)
 class Options:
-    """`part` names the problems; `tune` searches them first. What has not begun after `seconds` is skipped."""
+    """`part` names the problems, of several parts joined by +; `tune` searches them first.
+
+    What has not begun after `seconds` is skipped.
+    """
 
     part: str = "decode"
     rounds: int = 20
@@ -28,21 +32,28 @@ class Options:
     tune: bool = False
 
     def __post_init__(self) -> None:
-        if self.part not in PARTS:
-            raise InputError(f"part is {', '.join(PARTS)}; got {self.part!r}")
+        if unknown := [part for part in self.parts if part not in PARTS]:
+            raise InputError(f"part is {', '.join(PARTS)}, or some of them joined by +; got {unknown[0]!r}")
         if min(self.rounds, self.seconds) < 1:
             raise InputError(f"rounds and seconds are at least 1; got {self.rounds}, {self.seconds}")
+
+    @property
+    def parts(self) -> list[str]:
+        return self.part.split("+")
 
 
 def measure(options: Options, backend: Backend) -> Iterator[Record]:
     """What the lab chooses for each problem of a part, beside its peers and the plain read."""
-    problems = PARTS[options.part]
-    how = {"plain": True, "rounds": options.rounds, "experiment": "attention_bars"}
+    problems = [(part, problem) for part in options.parts for problem in PARTS[part]]
+    how: dict[str, Any] = {"plain": True, "rounds": options.rounds, "experiment": "attention_bars"}
     if options.tune:
-        yield from backend.tuned([Search(problem=p.as_dict(), clock=CLOCK, **how) for p in problems], options.seconds)
-    facts = {"bar": options.part}
-    reads = options.part in attention_decode.PARTS  # prefill is not bound by bytes
-    jobs = [chosen_job(p, backend.machine, facts, clocks=(CLOCK,), reads=reads, **how) for p in problems]
+        yield from backend.tuned(
+            [Search(problem=p.as_dict(), clock=CLOCK, **how) for _, p in problems], options.seconds
+        )
+    jobs = [  # prefill is not bound by bytes
+        chosen_job(p, backend.machine, {"bar": part}, clocks=(CLOCK,), reads=part in attention_decode.PARTS, **how)
+        for part, p in problems
+    ]
     yield from backend.timed(jobs, options.seconds)
 
 

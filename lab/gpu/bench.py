@@ -55,7 +55,10 @@ class Loose:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A kernel with one schedule, as a contestant; a `plain` one waits for the launch before it to end."""
+    """A kernel with one schedule, as a contestant; a `plain` one waits for what is enqueued ahead of it to end.
+
+    Its own later launches follow its first one as they always do.
+    """
 
     kernel: Kernel
     schedule: Any
@@ -173,8 +176,8 @@ class Bench:
         new = [entry for entry in entries if entry.name not in self._ready and entry.name not in self._failures]
         launches = [
             tuple(
-                replace(launch, dependent=launch.dependent and not entry.plain)
-                for launch in entry.kernel.launches(self.problem, entry.schedule, self.machine)
+                replace(launch, dependent=False) if entry.plain and number == 0 else launch
+                for number, launch in enumerate(entry.kernel.launches(self.problem, entry.schedule, self.machine))
             )
             for entry in new
         ]

@@ -106,6 +106,9 @@ CASES = [
     (Attention(2, 8, 2, 128, 2, 200, kv_lens=(77, 200), page=1, lse=True), {}),
     (Attention(2, 3, 1, 64, 6, 200, q_lens=(4, 6), kv_lens=(3, 200), page=16, window=50), {"row_groups": 2}),
     (Attention(2, 8, 2, 128, 1, 300, kv_lens=(230, 300), kv="fp8", page=64, lse=True), {"overhead_units": 1}),
+    (Attention(1, 8, 2, 128, 1, 300, lse=True), {"cluster": 4}),
+    (Attention(1, 3, 1, 64, 6, 200, kv_lens=(150,)), {"cluster": 2, "row_groups": 2}),
+    (Attention(1, 4, 1, 64, 2, 300, kv_lens=(20,), page=16), {"cluster": 4}),  # not all of the cluster have a part
     (Attention(40, 2, 2, 64, 1, 40, kv_lens=tuple(i % 41 for i in range(40)), causal=False), {"heads": 2}),
 ]
 
@@ -117,6 +120,21 @@ def test_the_ptx_does_what_the_simulation_does(problem: Attention, changed: dict
     assert found.passed, found
     counted = verify(KERNEL, problem, schedule, CHIP, simulator(KERNEL, CHIP)).counted
     assert counted.as_dict() | {"flops": None} == found.counts.as_dict() | {"flops": None}
+
+
+@examples(20)
+@given(
+    group=st.sampled_from([1, 4, 5]),
+    q_len=st.integers(0, 4),
+    kv_len=st.integers(0, 500),
+    cluster=st.sampled_from([2, 3, 8]),
+    page=st.sampled_from([0, 16]),
+)
+def test_rows_that_a_cluster_adds_up_are_right(group: int, q_len: int, kv_len: int, cluster: int, page: int) -> None:
+    problem = Attention(1, 2 * group, 2, 64, 4, 500, page=page, q_lens=(q_len,), kv_lens=(kv_len,), lse=True)
+    found = verify(KERNEL, problem, split(problem, cluster=cluster), CHIP, simulator(KERNEL, CHIP))
+    assert found.check.passed, found.check
+    assert found.disagreements == {}
 
 
 def test_who_comes_last_leaves_the_counter_at_zero_for_the_next_launch() -> None:
@@ -170,6 +188,10 @@ def test_what_does_not_fit_says_both_sides() -> None:
         replace(schedule, heads=4, row_groups=2).fits(problem, H100)
     with pytest.raises(ScheduleError, match="up to 16 warps; warps = 6"):
         replace(schedule, warps=6, heads=4)
+    with pytest.raises(ScheduleError, match="a cluster shares one sequence, and one KV head; 3 sequences, 1 heads"):
+        replace(schedule, cluster=2).fits(replace(problem, batch=3), H100)
+    with pytest.raises(ScheduleError, match="cluster is from 1 to 16; cluster = 17"):
+        replace(schedule, cluster=17)
     with pytest.raises(InputError, match="takes q_len up to 16; q_len = 17"):
         KERNEL.require(replace(problem, q_len=17))
     with pytest.raises(InputError, match="a cache in bf16 takes activations in bf16, not fp16"):

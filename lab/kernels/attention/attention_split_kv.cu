@@ -22,7 +22,8 @@ struct Shared {
     Stage ring[SLOTS * HEADS][STAGES];
     Merge merge;
 };
-constexpr int INSIDE = schedule::ring_rows * ROW_BYTES + schedule::merge_rows * (PITCH + 2) * int(sizeof(float)) + 1;
+constexpr int INSIDE = schedule::ring_rows * ROW_BYTES + schedule::merge_rows * (PITCH + 2) * int(sizeof(float)) +
+                       schedule::inbox_rows * (DIM + 2) * int(sizeof(float)) + int(sizeof(uint64_t)) + 1;
 static_assert(sizeof(Shared) == (INSIDE + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT, "what the launch asks for");
 
 extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_per_sm)
@@ -36,22 +37,25 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     extern __shared__ __align__(ALIGNMENT) uint8_t dynamic[];
     Shared& shared = *reinterpret_cast<Shared*>(dynamic);
     const Team team;
-    const int ctas = kv_heads / HEADS, stretch = blockIdx.x / ctas;  // of a stretch
-    const int first_head = blockIdx.x % ctas * HEADS, head = first_head + team.head;
+    const int ctas = kv_heads / HEADS;  // of a stretch
+    const int stretch = CLUSTER ? blockIdx.x % schedule::cluster : blockIdx.x / ctas;
+    const int first_head = (CLUSTER ? blockIdx.x / schedule::cluster : blockIdx.x % ctas) * HEADS;
+    const int head = first_head + team.head;
     const Cache cache{
         k + head * head_stride, PAGED ? value_offset : v - k, where, page_stride, token_stride, pages, table_width};
     const Results results{y, lse, partial, partial_sums, arrivals, v_scale, kv_heads};
     const Batch batch{q_starts, kv_lens, batch_size, max_kv_len};
 
+    if constexpr (CLUSTER) begin_cluster(shared.merge);
     ptx::griddepcontrol::wait();
     ptx::griddepcontrol::launch_dependents();
-    if (threadIdx.x < LANES) prefetch_table(cache, batch_size);
-    const int length = stretch_length(batch, gridDim.x / ctas);
-    Walk walk(batch, stretch, length);
-    Source source(cache, team, walk);
+    const int first_row_of_sequence = ask_ahead(cache, batch_size);
+    Walk walk(batch, stretch, gridDim.x / ctas);
+    Source source(cache, team, walk, first_row_of_sequence);
     Stage(&ring)[STAGES] = shared.ring[team.index()];
 #pragma unroll 1
     for (int i = 0; i < STAGES - 1; ++i) source.copy_next(ring[i]);
+    if constexpr (CLUSTER) ptx::cluster::wait();
     const float scale_log2 = scale * LOG2_E * (FP8 ? k_scale[head] / QUERY_SCALE : 1);
     const int first_row = team.row_group * TILES * EIGHT;
     int stage = 0;
@@ -68,6 +72,6 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
             add_unit(softmax, ring[stage], queries, part, unit, first_row, scale_log2);
             stage = (stage + 1) % STAGES;
         }
-        finish(shared.merge, softmax, part, stretch, length, first_head, results);
+        finish(shared.merge, softmax, part, stretch, walk.length, first_head, results);
     }
 }

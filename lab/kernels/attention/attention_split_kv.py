@@ -40,9 +40,11 @@ EIGHT = 8  # columns of an mma
 MMA_K = 16
 MERGED_ROWS = 4  # of a warp, that meet in shared memory at once
 FLOAT = 4  # bytes
+MBARRIER = 8  # bytes
 ALIGNMENT = 128  # bytes, of what lies in shared memory
 MOST_WARPS = 16
 MOST_STAGES = 32
+MOST_CLUSTER = 16
 OTHER_REGISTERS = 60  # of a thread beside queries and sums
 
 
@@ -58,6 +60,7 @@ class Schedule:
     ctas_per_sm: int  # CTAs that an SM holds at once
     overhead_units: int  # what a sequence costs beside its units, in these
     least_units: int  # of a CTA, before another one is given work
+    cluster: int = 1  # CTAs that share the only sequence, and add up its rows between them
 
     def __post_init__(self) -> None:
         require_choice(self, "heads", (1, 2, 4, 8))
@@ -73,6 +76,7 @@ class Schedule:
             ("ctas_per_sm", 1, 4),
             ("overhead_units", 1, 1024),
             ("least_units", 1, 1024),
+            ("cluster", 1, MOST_CLUSTER),
         ):
             if not least <= getattr(self, name) <= most:
                 raise ScheduleError(f"{name} is from {least} to {most:,}; {name} = {getattr(self, name)}")
@@ -106,6 +110,11 @@ class Schedule:
         return self.warps * MERGED_ROWS
 
     @property
+    def inbox_rows(self) -> int:
+        """Rows of float32 sums that the cluster sends to a CTA: of each row that it adds up, from every sharer."""
+        return self.rows + self.cluster if self.cluster > 1 else 1
+
+    @property
     def slack(self) -> int:
         """Powers of two by which the largest weight may grow before sums are scaled anew."""
         return 8
@@ -130,15 +139,22 @@ class Schedule:
             )
         if p.kv_heads % self.heads:
             raise ScheduleError(f"heads must divide the {p.kv_heads} KV heads; heads = {self.heads}")
+        if self.cluster > 1 and (p.batch > 1 or self.heads > 1):
+            raise ScheduleError(
+                f"a cluster shares one sequence, and one KV head; {p.batch} sequences, {self.heads} heads"
+            )
+        if self.cluster > machine.max_cluster:
+            raise ScheduleError(f"a cluster is up to {machine.max_cluster} CTAs; cluster = {self.cluster}")
         require_shared(shared_bytes(p, self), f"rings of {self.stages} stages for {self.warps} warps", machine)
         require_resident(self.ctas_per_sm, shared_bytes(p, self), self.threads, registers(p, self), machine)
 
 
 def shared_bytes(problem: Attention, schedule: Schedule) -> int:
-    """The rings; a row of sums with its exponent, its sum of weights and four floats against bank conflicts; a flag."""
+    """The rings; rows of sums, each with two floats, and four more against bank conflicts; inbox, mbarrier, flag."""
     p, s = problem, schedule
-    row, sums = FORMATS[p.kv].nbytes(1, p.head_dim), FLOAT * (p.head_dim + 4 + 2)
-    return -(-(s.ring_rows * row + s.merge_rows * sums + 1) // ALIGNMENT) * ALIGNMENT
+    row, sums = FORMATS[p.kv].nbytes(1, p.head_dim), FLOAT * (p.head_dim + 2)
+    inside = s.ring_rows * row + s.merge_rows * (sums + FLOAT * 4) + s.inbox_rows * sums + MBARRIER + 1
+    return -(-inside // ALIGNMENT) * ALIGNMENT
 
 
 def registers(problem: Attention, schedule: Schedule) -> int:
@@ -189,6 +205,8 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
 def stretches(problem: Attention, schedule: Schedule, machine: Machine) -> int:
     """Into how many parts all sequences together are divided: as many as fill the SMs, or as there may be work for."""
     p, s = problem, schedule
+    if s.cluster > 1:
+        return s.cluster
     at_once = max(machine.sms * s.ctas_per_sm * s.heads // p.kv_heads, 1)
     return min(at_once, -(-p.batch * (s.overhead_units + -(-p.kv_len // UNIT)) // s.least_units))
 
@@ -196,7 +214,6 @@ def stretches(problem: Attention, schedule: Schedule, machine: Machine) -> int:
 def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
     p, s = problem, schedule
     ctas, parts = p.kv_heads // s.heads, stretches(p, s, machine)
-    partial = (parts + p.batch) * p.kv_heads * s.rows
     return (
         Launch(
             kernel="attention_split_kv",
@@ -209,14 +226,26 @@ def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[La
                 *_inputs(p),
                 Array("y", Role.OUT, *p.outputs["y"]),
                 Array("lse", Role.OUT, *p.outputs["lse"]) if p.lse else Scalar("lse", 0, "int64"),
-                Array("partial", Role.WORKSPACE, (partial, p.head_dim), "fp32"),
-                Array("partial_sums", Role.WORKSPACE, (partial, 2), "fp32"),
-                Array("arrivals", Role.WORKSPACE, (p.batch, ctas), "int32"),
+                *_workspaces(p, s, parts),
                 *_extents(p),
             ),
             shared_bytes=shared_bytes(p, s),
+            cluster=(s.cluster, 1, 1),
             dependent=True,
         ),
+    )
+
+
+def _workspaces(problem: Attention, schedule: Schedule, parts: int) -> tuple[Argument, ...]:
+    """Partial results and how many there are of each sequence; none where they stay in a cluster."""
+    p, s = problem, schedule
+    if s.cluster > 1:
+        return tuple(Scalar(name, 0, "int64") for name in ("partial", "partial_sums", "arrivals"))
+    rows = (parts + p.batch) * p.kv_heads * s.rows
+    return (
+        Array("partial", Role.WORKSPACE, (rows, p.head_dim), "fp32"),
+        Array("partial_sums", Role.WORKSPACE, (rows, 2), "fp32"),
+        Array("arrivals", Role.WORKSPACE, (p.batch, p.kv_heads // s.heads), "int32"),
     )
 
 

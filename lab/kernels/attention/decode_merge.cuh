@@ -1,8 +1,13 @@
 // The end of a part in decode attention: what the warps of a CTA have summed meets in shared memory, and is the result, or
-// a partial one where other stretches share the sequence. Whoever comes last adds the partial ones up, in their order.
+// a partial one where other stretches share the sequence. Partial ones lie in global memory, where whoever comes last adds
+// them up, in their order. Of a cluster, whose CTAs are all stretches of the only sequence, each adds up some rows: the
+// others send them to its shared memory.
 #pragma once
 #include "lab/kernels/attention/decode_rows.cuh"
 #include "ptx/atom.cuh"
+#include "ptx/cluster.cuh"
+#include "ptx/fence.cuh"
+#include "ptx/mbarrier.cuh"
 #include "ptx/store.cuh"
 
 constexpr int ROWS = EIGHT * TILES * ROW_GROUPS;  // of q that share a KV head, at most
@@ -10,7 +15,11 @@ constexpr int FOUR = EIGHT / 2;                   // rows that meet in shared me
 constexpr int PITCH = DIM + 4;                    // floats: from row to row in shared memory
 constexpr int OWN = DIM / LANES;                  // elements of a row that a lane adds up
 constexpr int AT_ONCE = 16;                       // partial results whose loads are under way together
+constexpr bool CLUSTER = schedule::cluster > 1;
 using Own = Vector<4 * OWN>;
+
+static_assert(schedule::cluster <= AT_ONCE && (!CLUSTER || HEADS == 1), "rows of one KV head, from all at once");
+static_assert(schedule::inbox_rows >= (CLUSTER ? ROWS + schedule::cluster - 1 : 1), "a row has its place");
 
 // Where the results go.
 struct Results {
@@ -35,6 +44,9 @@ struct Row {
 // Shared by the warps of a CTA.
 struct Merge {
     float o[schedule::warps][FOUR][PITCH];
+    float inbox[schedule::inbox_rows][DIM];  // partial results from the cluster, those of a row side by side
+    float2 inbox_sums[schedule::inbox_rows];
+    uint64_t arrived;  // one arrival, and the bytes of the inbox
     float base[schedule::warps][FOUR], sum[schedule::warps][FOUR];
     bool last;
 };
@@ -78,23 +90,18 @@ __device__ __forceinline__ Row gather(const Merge& merge, int head, int row_grou
     return r;
 }
 
-// A row of a KV head from the partial results of `count` stretches from `first` on; all loads of AT_ONCE under way before
-// the first is waited for.
-__device__ __forceinline__ Row combine(const Results& results, int first, int count, int index, int head, int row) {
-    const int lane = threadIdx.x % LANES, step = results.kv_heads * ROWS;
-    const int64_t at = results.row(first, index, head, row);
-    const float2* sums = results.partial_sums + at + int64_t(lane) * step;
-    const float* from = results.partial + at * DIM + lane * OWN;
+// A row from `count` partial results: `sums(i)` are exponent and sum of weights of one, `own(i)` this lane's elements. All
+// loads of AT_ONCE are under way before the first is waited for.
+template <typename Sums, typename Elements>
+__device__ __forceinline__ Row combine(int count, Sums sums, Elements own) {
+    const int lane = threadIdx.x % LANES;
     Row r = {unseen()};
 #pragma unroll 1
     for (int done = 0; done < count; done += AT_ONCE) {
-        const float2 pair = lane < AT_ONCE && done + lane < count ? sums[int64_t(done) * step] : float2{unseen(), 0};
-        Own own[AT_ONCE];
+        const float2 pair = lane < AT_ONCE && done + lane < count ? sums(done + lane) : float2{unseen(), 0};
+        Own part[AT_ONCE];
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; ++i) {
-            own[i] = done + i < count ? *reinterpret_cast<const Own*>(from) : Own{};
-            from += int64_t(step) * DIM;
-        }
+        for (int i = 0; i < AT_ONCE; ++i) part[i] = done + i < count ? own(done + i) : Own{};
         float base = fmaxf(pair.x, r.base);
 #pragma unroll
         for (int offset = 1; offset < LANES; offset *= 2) base = fmaxf(base, __shfl_xor_sync(FULL, base, offset));
@@ -104,7 +111,7 @@ __device__ __forceinline__ Row combine(const Results& results, int first, int co
 #pragma unroll
         for (int i = 0; i < OWN; ++i) r.total[i] *= before;
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; ++i) add(r, own[i], __shfl_sync(FULL, weight, i));
+        for (int i = 0; i < AT_ONCE; ++i) add(r, part[i], __shfl_sync(FULL, weight, i));
     }
 #pragma unroll
     for (int offset = 1; offset < LANES; offset *= 2) r.sum += __shfl_xor_sync(FULL, r.sum, offset);
@@ -134,10 +141,63 @@ __device__ __forceinline__ void store_partial(const Results& results, const Row&
     if (lane == 0) results.partial_sums[at] = {r.base, r.sum};
 }
 
+// The CTAs that share a sequence: the ranks `first` to `first + count - 1` of a cluster, or stretches.
+struct Sharers {
+    int first, count;
+
+    __device__ __forceinline__ Sharers(const Part& part, int length)
+        : first(part.first_stretch(length)), count(part.last_stretch(length) - first + 1) {}
+};
+
+// Before any CTA of the cluster may send; all threads.
+__device__ __forceinline__ void begin_cluster(Merge& merge) {
+    if (threadIdx.x == 0) {
+        ptx::mbarrier::init(merge.arrived, 1);
+        ptx::fence::mbarrier_init();
+    }
+    __syncwarp();
+    ptx::cluster::arrive_relaxed();
+}
+
+// A row of this CTA of rank `rank` to the one that adds it up.
+__device__ __forceinline__ void send(Merge& merge, const Row& r, const Sharers& sharers, int rank, int row) {
+    const int lane = threadIdx.x % LANES, owner = sharers.first + row % sharers.count;
+    const int at = row / sharers.count * sharers.count + rank - sharers.first;
+    const uint32_t arrived = ptx::address::shared_of_cta(&merge.arrived, owner);
+    const auto to = [&](const float& place) { return ptx::address::shared_of_cta(&place, owner); };
+    static_assert(OWN == 2 || OWN == 4, "a row of 64 or 128 elements");
+    if constexpr (OWN == 4)
+        ptx::store::async_cluster(to(merge.inbox[at][lane * OWN]), r.total, arrived);
+    else
+        for (int i = 0; i < OWN; ++i) ptx::store::async_cluster(to(merge.inbox[at][lane * OWN + i]), r.total[i], arrived);
+    if (lane > 0) return;
+    ptx::store::async_cluster(to(merge.inbox_sums[at].x), r.base, arrived);
+    ptx::store::async_cluster(to(merge.inbox_sums[at].y), r.sum, arrived);
+}
+
+// The rows that this CTA adds up.
+__device__ __forceinline__ void receive(Merge& merge, const Sharers& sharers, int rank, const Sequence& sequence,
+                                        int head, const Results& results) {
+    const int rows = sequence.q_len * problem::group, place = rank - sharers.first, count = sharers.count;
+    const int own = (rows - place + count - 1) / count;
+    if (own <= 0) return;
+    if (threadIdx.x == 0) ptx::mbarrier::arrive_expect_tx(merge.arrived, own * count * (DIM + 2) * sizeof(float));
+    __syncwarp();
+    ptx::mbarrier::wait_cluster(merge.arrived, 0);
+    for (int i = warp_index(); i < own; i += schedule::warps) {
+        const auto sums = [&](int of) { return merge.inbox_sums[i * count + of]; };
+        const auto elements = [&](int of) {
+            return *reinterpret_cast<const Own*>(&merge.inbox[i * count + of][threadIdx.x % LANES * OWN]);
+        };
+        store_result(results, combine(count, sums, elements), sequence, head, i * count + place);
+    }
+}
+
 // All warps of the CTA end a part of a stretch together; the first KV head of the CTA is `first_head`.
 __device__ __forceinline__ void finish(Merge& merge, const Softmax& softmax, const Part& part, int stretch, int length,
                                        int first_head, const Results& results) {
     const int warp = warp_index(), rows = part.sequence.q_len * problem::group;
+    const Sharers sharers(part, length);
 #pragma unroll
     for (int n = 0; n < TILES; ++n) {
 #pragma unroll 1
@@ -152,23 +212,34 @@ __device__ __forceinline__ void finish(Merge& merge, const Softmax& softmax, con
                 const Row r = gather(merge, head, row_group, own);
                 if (part.whole())
                     store_result(results, r, part.sequence, first_head + head, row);
+                else if constexpr (CLUSTER)
+                    send(merge, r, sharers, stretch, row);
                 else
                     store_partial(results, r, results.row(stretch, part.index, first_head + head, row));
             }
         }
     }
     if (part.whole()) return;
-
-    const int first = part.first_stretch(length), last = part.last_stretch(length);
+    if constexpr (CLUSTER) {
+        receive(merge, sharers, stretch, part.sequence, first_head, results);
+        return;
+    }
     __syncthreads();
     if (threadIdx.x == 0) {
         uint32_t* arrivals = results.arrivals + (part.index * results.kv_heads + first_head) / HEADS;
-        merge.last = ptx::atom::count(arrivals, last - first) == last - first;
+        merge.last = ptx::atom::count(arrivals, sharers.count - 1) == sharers.count - 1;
     }
     __syncthreads();
     if (!merge.last) return;
+    const int step = results.kv_heads * ROWS;
     for (int job = warp; job < HEADS * rows; job += schedule::warps) {
         const int head = first_head + job % HEADS, row = job / HEADS;
-        store_result(results, combine(results, first, last - first + 1, part.index, head, row), part.sequence, head, row);
+        const int64_t at = results.row(sharers.first, part.index, head, row);
+        const auto sums = [&](int i) { return results.partial_sums[at + int64_t(i) * step]; };
+        const auto elements = [&](int i) {
+            const float* from = results.partial + (at + int64_t(i) * step) * DIM;
+            return *reinterpret_cast<const Own*>(from + threadIdx.x % LANES * OWN);
+        };
+        store_result(results, combine(sharers.count, sums, elements), part.sequence, head, row);
     }
 }

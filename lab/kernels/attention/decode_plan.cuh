@@ -61,14 +61,6 @@ __device__ __forceinline__ int lane_cost(const Batch& batch, int first) {
     return index < batch.size ? sequence(batch, index).cost() : 0;
 }
 
-// The length of each of so many stretches; a warp finds it together.
-__device__ __forceinline__ int stretch_length(const Batch& batch, int stretches) {
-    int total = 0;
-    for (int first = 0; first < batch.size; first += LANES) total += lane_cost(batch, first);
-    total = __reduce_add_sync(FULL, total);
-    return max((total + stretches - 1) / stretches, schedule::least_units);
-}
-
 // The part of a sequence that one stretch has: units `lo` to `hi` of those of the sequence.
 struct Part {
     int index = -1;  // of the sequence; -1 is no part
@@ -91,24 +83,33 @@ struct Part {
     }
 };
 
-// Walks over the parts of one stretch; the lanes of a warp do it together and alike.
+// Walks over the parts of one of so many stretches; the lanes of a warp do it together and alike.
 struct Walk {
     Batch batch;
-    int from, to;      // the stretch
-    int index, begin;  // the sequence that comes next, and where it begins
+    int length, from, to;  // of a stretch; where this one begins and ends
+    int index, begin;      // the sequence that comes next, and where it begins
 
-    __device__ __forceinline__ Walk(const Batch& batch, int stretch, int length)
-        : batch(batch), from(stretch * length), to(from + length), begin(0) {
-        for (index = 0; index < batch.size; index += LANES) {
-            const int cost = lane_cost(batch, index), upto = begin + prefix_sum(cost);
-            const uint32_t beyond = __ballot_sync(FULL, upto > from);
-            if (beyond) {
-                const int lane = LANES - __popc(beyond);  // the first: the sums only grow
+    __device__ __forceinline__ Walk(const Batch& batch, int stretch, int stretches)
+        : batch(batch), index(0), begin(0) {
+        int cost = lane_cost(batch, 0), upto = prefix_sum(cost), beyond = 0;
+        for (int first = LANES; first < batch.size; first += LANES) beyond += lane_cost(batch, first);
+        const int total = __shfl_sync(FULL, upto, LANES - 1) + __reduce_add_sync(FULL, beyond);
+        length = max((total + stretches - 1) / stretches, schedule::least_units);
+        from = stretch * length;
+        to = from + length;
+        for (;;) {
+            const uint32_t found = __ballot_sync(FULL, upto > from);
+            if (found) {
+                const int lane = LANES - __popc(found);  // the first: the sums only grow
                 index += lane;
                 begin = __shfl_sync(FULL, upto - cost, lane);
-                break;
+                return;
             }
             begin = __shfl_sync(FULL, upto, LANES - 1);
+            index += LANES;
+            if (index >= batch.size) return;
+            cost = lane_cost(batch, index);
+            upto = begin + prefix_sum(cost);
         }
     }
 

@@ -41,6 +41,7 @@ class Shape(NamedTuple):
     slots: int
     heads: int
     row_groups: int
+    cluster: int
     rows: int
     unit: int
     stretches: int
@@ -133,7 +134,8 @@ def _shape(launch: Launch) -> Shape:
         window=p.window, page=p.page, table_width=p.pages_per_sequence, pages=p.pool_pages, lse=p.lse,
         page_stride=page, head_stride=head, token_stride=token, value_offset=value,
         row_bytes=FORMATS[p.kv].nbytes(1, p.head_dim), warps=s.warps, slots=s.slots, heads=s.heads,
-        row_groups=s.row_groups, rows=s.rows, unit=s.unit, stretches=launch.ctas // (p.kv_heads // s.heads),
+        row_groups=s.row_groups, cluster=s.cluster, rows=s.rows, unit=s.unit,
+        stretches=launch.ctas // (p.kv_heads // s.heads),
         scale=np.float32(p.score_scale) * LOG2_E, headroom=s.headroom if operand == "fp16" else 0, slack=s.slack,
         element=ELEMENT[p.kv], operand=ELEMENT[operand],
     )  # fmt: skip
@@ -153,7 +155,8 @@ def _data(launch: Launch, arrays: Mapping[str, NDArray]) -> Data:
         shift = np.float32(2.0**s.query_shift)
         q = decode(encode(q / shift, "fp16"), "fp16") * shift
     cache = floats("cache" if p.page else "k", p.kv, dim)
-    partial = next(a.shape[0] for a in launch.arrays if a.name == "partial") if computed else 0
+    parts = launch.ctas // (p.kv_heads // s.heads) + p.batch
+    partial = parts * p.kv_heads * s.rows if computed else 0
     q_starts, kv_lens, where = (
         np.ascontiguousarray(arrays[name]).reshape(-1)
         for name in ("q_starts", "kv_lens", "block_table" if p.page else "kv_starts")

@@ -94,9 +94,10 @@ struct Source {
     Part part;
     int unit;  // where the block after the next begins
     Block now, next;
+    int first_row;  // of the cache, of the sequence of this lane's number
 
-    __device__ __forceinline__ Source(const Cache& cache, const Team& team, const Walk& start)
-        : cache(cache), team(team), walk(start), now{}, next{} {
+    __device__ __forceinline__ Source(const Cache& cache, const Team& team, const Walk& start, int first_row)
+        : cache(cache), team(team), walk(start), now{}, next{}, first_row(first_row) {
         part = walk.next();
         unit = part.lo + team.slot;
 #pragma unroll 1
@@ -122,7 +123,7 @@ struct Source {
             block.where = ptx::load::cached_4_if(cache.where + int64_t(part.index) * cache.table_width + token / PAGE,
                                                  own < block.end && token < block.kv_len);
         } else {
-            block.where = cache.where[part.index];
+            block.where = part.index < LANES ? __shfl_sync(FULL, first_row, part.index) : cache.where[part.index];
         }
         unit += BLOCK * SLOTS;
         return block;
@@ -171,9 +172,15 @@ struct Source {
     }
 };
 
-// All CTAs together bring the table to L2, while the lengths are on their way.
-__device__ __forceinline__ void prefetch_table(const Cache& cache, int batch_size) {
+// What a warp asks for beside the lengths: all CTAs together bring the block table to L2; of a contiguous cache the first
+// row of the sequence of each lane's number.
+__device__ __forceinline__ int ask_ahead(const Cache& cache, int batch_size) {
     constexpr int LINE = 128 / sizeof(int32_t);
+    if constexpr (!PAGED) {
+        const int lane = threadIdx.x % LANES;
+        return ptx::load::cached_4_if(cache.where + lane, lane < batch_size);
+    }
     const int64_t at = (int64_t(blockIdx.x) * LANES + threadIdx.x) * LINE;
-    if (at < int64_t(batch_size) * (PAGED ? cache.table_width : 1)) ptx::prefetch::to_l2(cache.where + at);
+    if (threadIdx.x < LANES && at < int64_t(batch_size) * cache.table_width) ptx::prefetch::to_l2(cache.where + at);
+    return 0;
 }

@@ -28,7 +28,8 @@ def theory(problem: Attention, schedule: Any, stretches: int) -> Counts:
     queries = plan.q_len[parts.sequence] * p.group  # of each part and KV head
     units = int((parts.hi - parts.lo).sum())
     rows = p.rows * p.q_heads
-    shared = int(queries[parts.shared].sum()) * p.kv_heads  # rows of partial results
+    joined = parts.shared & (s.cluster == 1)  # through global memory
+    shared = int(queries[joined].sum()) * p.kv_heads  # rows of partial results
 
     tokens = np.maximum(np.minimum(parts.hi * s.unit, plan.kv_len[parts.sequence]) - parts.lo * s.unit, 0)
     # Two elements a lane fill half a sector, four of an fp8 cache's queries a whole one.
@@ -37,11 +38,13 @@ def theory(problem: Attention, schedule: Any, stretches: int) -> Counts:
     loads += shared * (1 + float_row)
     loads += p.kv_heads * s.row_groups * _where(p, s, plan, parts)
     warps = s.warps * p.kv_heads // s.heads
+    if not p.page:
+        loads += warps * stretches * sectors(0, INDEX * min(LANES, p.batch))
     loads += warps * _lengths(p, plan, stretches)
     if p.kv == "fp8":
         loads += warps * stretches + rows
     stores = rows * (q_row + p.lse) + shared * (float_row + 1)
-    arrivals = int(parts.shared.sum()) * p.kv_heads // s.heads
+    arrivals = int(joined.sum()) * p.kv_heads // s.heads
     return Counts(
         flops=p.flops,
         mma_flops=4 * units * p.kv_heads * s.unit * s.rows * p.head_dim,
@@ -59,7 +62,8 @@ def theory(problem: Attention, schedule: Any, stretches: int) -> Counts:
 def _lengths(problem: Attention, plan: Plan, stretches: int) -> int:
     """Sectors of lengths that a warp of each stretch loads, 32 sequences after another, or one of them.
 
-    First all of them, then those up to its first sequence again; then those of its own sequences, each of them twice.
+    First all of them, then those up to its first sequence again, the first 32 aside; then those of its own sequences,
+    each of them twice.
     """
     p = problem
     chunk = np.array(
@@ -74,17 +78,17 @@ def _lengths(problem: Attention, plan: Plan, stretches: int) -> int:
     last = np.searchsorted(plan.begin, starts + plan.length, side="left")
     found = np.minimum(first, p.batch - 1) // LANES
     own = np.maximum(last - first, 0)
-    return int(stretches * upto[-1] + upto[found].sum() + 2 * LENGTHS * own.sum())
+    return int(stretches * (upto[-1] - chunk[0]) + upto[found].sum() + 2 * LENGTHS * own.sum())
 
 
 def _where(problem: Attention, schedule: Any, plan: Plan, parts: Parts) -> int:
-    """Sectors of the block table, or of where sequences start, that the teams of one KV head load."""
+    """Sectors of the block table, or of where sequences beyond the first 32 start, that teams of one KV head load."""
     p, s = problem, schedule
     slot = np.arange(s.slots)
     unit, end = (parts.lo[:, None] + slot).ravel(), np.repeat(parts.hi, s.slots)
     sequence = np.repeat(parts.sequence, s.slots)
     if not p.page:
-        return int((unit < end).sum())
+        return int(((unit < end) & (sequence >= LANES)).sum())
     pages = max(s.unit // p.page, 1)  # of a unit
     width = LANES // pages  # units whose pages a warp asks for at once
     blocks = np.maximum(-(-(end - unit) // (width * s.slots)), 0)

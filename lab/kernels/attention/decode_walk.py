@@ -55,13 +55,17 @@ def _cta(count, marks, data, shape, plan, cta, tiles):
     """The parts of a stretch, for some KV heads; planning first, each warp by itself."""
     ctas = shape.kv_heads // shape.heads
     stretch, first_head = cta // ctas, cta % ctas * shape.heads
+    if shape.cluster > 1:
+        stretch, first_head = cta % shape.cluster, cta // shape.cluster
     start, end = stretch * plan.length, (stretch + 1) * plan.length
     index = 0
     while index < shape.batch and plan.upto[index] <= start:
         index += 1
     for warp in range(shape.warps):
-        _load_lengths(count, marks, shape, shape.batch - 1)
-        _load_lengths(count, marks, shape, min(index, shape.batch - 1))
+        if shape.page == 0:
+            load_vector(count, marks.where, 0, INDEX * min(LANES, shape.batch))
+        _load_lengths(count, marks, shape, 0, shape.batch - 1)
+        _load_lengths(count, marks, shape, LANES, min(index, shape.batch - 1))
         if shape.element == FP8:
             load_vector(count, marks.k_scale, FLOAT * (first_head + warp // shape.row_groups % shape.heads), FLOAT)
     while index < shape.batch and plan.begin[index] < end:
@@ -76,15 +80,15 @@ def _cta(count, marks, data, shape, plan, cta, tiles):
             part = Part(index, stretch, first + lo, first + max(hi, lo), whole)
             for head in range(first_head, first_head + shape.heads):
                 _part(count, marks, data, shape, plan, part, head, tiles)
-            if not whole:
+            if not whole and shape.cluster == 1:
                 add_atomically(count, marks.arrivals, INDEX * (index * ctas + first_head // shape.heads), INDEX)
         index += 1
 
 
 @jit
-def _load_lengths(count, marks, shape, last):
-    """A warp loads the lengths of 32 sequences after another, up to those of sequence `last`."""
-    for first in range(0, last + 1, LANES):
+def _load_lengths(count, marks, shape, start, last):
+    """A warp loads the lengths of 32 sequences after another, from `start` up to those of sequence `last`."""
+    for first in range(start, last + 1, LANES):
         nbytes = INDEX * min(LANES, shape.batch - first)
         load_vector(count, marks.q_starts, INDEX * first, nbytes)
         load_vector(count, marks.q_starts, INDEX * (first + 1), nbytes)
@@ -111,8 +115,9 @@ def _part(count, marks, data, shape, plan, part, head, tiles):
         return
     for row in range(queries):
         at = _partial_row(shape, part.stretch, part.sequence, head) + row
-        store_vector(count, marks.partial, FLOAT * shape.dim * at, FLOAT * shape.dim)
-        store_vector(count, marks.partial_sums, PAIR * at, PAIR)
+        if shape.cluster == 1:
+            store_vector(count, marks.partial, FLOAT * shape.dim * at, FLOAT * shape.dim)
+            store_vector(count, marks.partial_sums, PAIR * at, PAIR)
         if numerics:
             _copy(data.partial[at], y[0, row], np.float32(1))
             data.partial_sums[at, 0], data.partial_sums[at, 1] = exponent[0, row], total[0, row]
@@ -174,9 +179,10 @@ def _units_at_once(shape):
 
 @jit
 def _load_where(count, marks, shape, plan, part, unit, at):
-    """The pages of the team's next units, or where the sequence starts."""
+    """The pages of the team's next units, or where the sequence starts, which is known of the first ones."""
     if shape.page == 0:
-        load_vector(count, marks.where, INDEX * part.sequence, INDEX)
+        if part.sequence >= LANES:
+            load_vector(count, marks.where, INDEX * part.sequence, INDEX)
         return
     keys, row, lanes = plan.kv_len[part.sequence], part.sequence * shape.table_width, 0
     for own in range(unit, min(part.hi, unit + _units_at_once(shape) * shape.slots), shape.slots):
@@ -279,7 +285,7 @@ def _combine(count, marks, data, shape, plan, sequence, y, exponent, total):
         y[:] = 0
         exponent[:] = -np.inf
         total[:] = 0
-        for row in range(queries):
+        for row in range(queries if shape.cluster == 1 else 0):
             _load_partial(count, marks, shape, _partial_row(shape, first, sequence, head) + row, last - first + 1)
         if data.q.size > 0:
             for stretch in range(first, last + 1):

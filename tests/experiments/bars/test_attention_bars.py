@@ -9,6 +9,7 @@ from experiments.bars import attention_bars, attention_decode, attention_prefill
 from experiments.bars.attention_decode import LARGE, SMALL, decode, latent
 from lab.problems import Attention
 from lab.record import Record
+from sim.errors import InputError
 from tests.experiments.examples import NOTHING, timed
 
 PROMPT = attention_prefill.PARTS["prefill"][0]
@@ -77,3 +78,9 @@ def test_decode_is_held_to_its_peers_in_the_mean_of_all_cells() -> None:
     assert "2 of 2 problems stand within their limits; the best peers take 1.061 times as long" in found.sentence
     fast = cell("decode", decode(8, 100), 400.0, peer=450.0)
     assert attention_bars.verdict(fast, NOTHING).passed
+
+
+def test_parts_are_measured_together() -> None:
+    assert attention_bars.Options(part="skewed+mla").parts == ["skewed", "mla"]
+    with pytest.raises(InputError, match="or some of them joined by \\+; got 'all'"):
+        attention_bars.Options(part="skewed+all")
