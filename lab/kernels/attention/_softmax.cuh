@@ -66,15 +66,23 @@ struct Softmax {
     float scale;
     float maximum[2] = {-infinity(), -infinity()};  // of the scores; or, with slack, at most 2^slack below it
     float sum[2] = {0, 0};                      // of the weights in this thread's columns
+    float base[2];                              // the maximum, scaled, as weights of the last block are relative to it
     float decay[2];                             // what the last block made of earlier weights
     bool decayed;                               // whether any row of this warp's did
 
     __device__ __forceinline__ explicit Softmax(float scale) : scale(scale) {}
 
-    // Scores to weights. Weights up to 2^slack are as good as up to 1: the maximum stays where it is until one is that far
-    // off, which each thread sees of its own scores.
+    // Scores to weights.
     template <int n>
     __device__ __forceinline__ void take(float (&scores)[n]) {
+        begin(scores);
+        weigh<0, n>(scores);
+    }
+
+    // What the scores of a block change: the maximum, and what is summed up so far. Weights up to 2^slack are as good as
+    // up to 1: the maximum stays where it is until one is that far off, which each thread sees of its own scores.
+    template <int n>
+    __device__ __forceinline__ void begin(const float (&scores)[n]) {
         float top[2];
         positive_max(scores, top);
         bool higher = false;
@@ -83,15 +91,19 @@ struct Softmax {
         const float before[2] = {maximum[0], maximum[1]};
         decayed = false;
         if (__any_sync(0xffffffffu, higher)) raise(scores);
-        float base[2];
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             base[r] = maximum[r] == -infinity() ? 0 : maximum[r] * scale;  // a row that saw nothing yet
             decay[r] = ptx::ex2::approx(before[r] * scale - base[r]);
             sum[r] *= decay[r];
         }
+    }
+
+    // Scores from `from` to `to` - 1 to weights, after `begin`.
+    template <int from, int to, int n>
+    __device__ __forceinline__ void weigh(float (&scores)[n]) {
 #pragma unroll
-        for (int i = 0; i < n; ++i) {
+        for (int i = from; i < to; ++i) {
             scores[i] = ptx::ex2::approx(fmaf(scores[i], scale, -base[row_of(i)]));
             sum[row_of(i)] += scores[i];
         }

@@ -11,11 +11,14 @@
 //
 // Bytes expected through TMA: q once, k and v once for every tile of queries that sees them. From HBM: each once, while
 // the heads of a section fit in L2.
-#include "lab/kernels/attention/_persistent.cuh"
+#include "lab/kernels/attention/_consumer.cuh"
 #include "lab/kernels/attention/_results.cuh"
 #include "ptx/barrier.cuh"
+#include "ptx/setmaxnreg.cuh"
 
 constexpr int TURN = 1;  // named barrier of consumer 0's turn; the others' are the next
+
+static_assert(schedule::threads == (1 + CONSUMERS) * WARPGROUP, "a producer and the consumers");
 
 // The right to issue goes round.
 struct Turn {
@@ -82,14 +85,18 @@ struct Consumer {
         ptx::wgmma::commit_group();
     }
 
-    // Scores that have been waited for become weights, which wait for their values.
-    template <bool masked>
-    __device__ __forceinline__ void take(const Work& work, int block, Scores& scores, Softmax& softmax) {
+    // Scores that have been waited for become weights, which wait for their values; `between` is called half way.
+    template <bool masked, typename Between>
+    __device__ __forceinline__ void take(const Work& work, int block, Scores& scores, Softmax& softmax,
+                                         Between between) {
         ptx::wgmma::hold(scores);
         release_cluster(shared.k_empty[k_at.stage]);
         k_at.advance();
         if constexpr (masked) visible(work, row + threadIdx.x % WARP / 4, block * schedule::block_n).mask(scores);
-        softmax.take(scores);
+        softmax.begin(scores);
+        softmax.template weigh<0, schedule::block_n / 4>(scores);
+        between();
+        softmax.template weigh<schedule::block_n / 4, schedule::block_n / 2>(scores);
         ptx::mbarrier::wait(shared.v_full[v_at.stage], v_at.parity ^ softmax.taken());
     }
 
@@ -102,8 +109,8 @@ struct Consumer {
         issue_scores(scores, k_at.stage);
         if constexpr (schedule::turns == 1) turn.pass();
         ptx::wgmma::wait_group<0>();
-        if constexpr (schedule::turns == 2) turn.pass();
-        take<true>(work, work.last - 1, scores, softmax);
+        if constexpr (schedule::turns >= 2) turn.pass();
+        take<true>(work, work.last - 1, scores, softmax, [] {});
         pack<Element>(weights, scores);
         accumulate = false;
     }
@@ -119,16 +126,27 @@ struct Consumer {
         ptx::wgmma::hold(y);
         ptx::wgmma::fence();
         issue_scores(scores, k_stage);
-        multiply_values<0, STEPS - schedule::lead>(y, weights, shared.v[v_stage], accumulate);
-        if constexpr (schedule::turns == 1 && schedule::lead > 0) turn.pass();
-        multiply_values<STEPS - schedule::lead, STEPS>(y, weights, shared.v[v_stage], accumulate);
-        ptx::wgmma::commit_group();
-        if constexpr (schedule::turns == 1 && schedule::lead == 0) turn.pass();
-        ptx::wgmma::wait_group<1>();
-        if constexpr (schedule::turns == 2) turn.pass();
+        if constexpr (schedule::turns < 3) {
+            multiply_values<0, STEPS - schedule::lead>(y, weights, shared.v[v_stage], accumulate);
+            if constexpr (schedule::turns == 1 && schedule::lead > 0) turn.pass();
+            multiply_values<STEPS - schedule::lead, STEPS>(y, weights, shared.v[v_stage], accumulate);
+            ptx::wgmma::commit_group();
+            if constexpr (schedule::turns == 1 && schedule::lead == 0) turn.pass();
+            ptx::wgmma::wait_group<1>();
+        } else {
+            ptx::wgmma::wait_group<0>();
+        }
+        if constexpr (schedule::turns >= 2) turn.pass();
         const int before = v_at.stage;
         v_at.advance();
-        take<masked>(work, block, scores, softmax);
+        take<masked>(work, block, scores, softmax, [&] {
+            if constexpr (schedule::turns == 3) {
+                ptx::wgmma::hold(scores);
+                ptx::wgmma::fence();
+                multiply_values<0, STEPS>(y, weights, shared.v[v_stage], accumulate);
+                ptx::wgmma::commit_group();
+            }
+        });
         ptx::wgmma::wait_group<0>();
         ptx::wgmma::hold(y);
         ptx::wgmma::hold(weights);
@@ -192,12 +210,41 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
                        Element* y, float* lse, const int* q_starts, const int* kv_lens, const int* places,
                        int* counter, float* part_y, float* part_log_sums, uint32_t* arrived, int batch, int q_len,
                        int kv_heads, int row_pages, int pages, float scale) {
-    const Lengths lengths{q_starts, kv_lens, places, batch, q_len, kv_heads};
-    const Results results{y, lse, kv_heads, {part_y, part_log_sums, arrived}};
-    run_persistent({q_map, k_map, v_map}, lengths, row_pages, pages, counter, [&](Shared& shared, int consumer) {
-        const Turn turn{consumer};
+    extern __shared__ uint8_t dynamic[];
+    Shared& shared = aligned(dynamic);
+    const int warpgroup = threadIdx.x / WARPGROUP;
+    if (threadIdx.x == 0) {
+        ptx::tma::prefetch(q_map);
+        ptx::tma::prefetch(k_map);
+        ptx::tma::prefetch(v_map);
+        init(shared);
+    }
+    sync_cluster();
+
+    if (warpgroup == 0) {
+        ptx::setmaxnreg::dec<PRODUCER_REGISTERS>();
+        if (threadIdx.x < WARP) {
+            const int rank = schedule::cluster == 1 ? 0 : int(ptx::cluster::rank());
+            const Lengths lengths{q_starts, kv_lens, places, batch, q_len, kv_heads};
+            const Cache cache{k_map, v_map, places, kv_heads, row_pages, pages, rank};
+            Producer producer{shared, q_map, cache};
+            Tickets tickets{shared, counter, lengths.works(), rank};
+            producer.begin();
+            for (int index = tickets.first(); index < tickets.works; index = tickets.get()) {
+                tickets.ask();
+                Work work;
+                if (lengths.work(index, rank, work)) producer.feed(work);
+            }
+            producer.end();
+        }
+    } else {
+        ptx::setmaxnreg::inc<CONSUMER_REGISTERS>();
+        const Turn turn{uniform(warpgroup) - 1};
+        constexpr float LOG2_E = 1.4426950408889634f;
+        const Results results{y, lse, kv_heads, {part_y, part_log_sums, arrived}};
         turn.begin();
         Consumer(shared, turn, results, scale * LOG2_E).run();
         turn.end();
-    });
+    }
+    finish();
 }
