@@ -45,7 +45,11 @@ MOST_SECTION = 1024
 
 @dataclass(frozen=True)
 class Schedule(prefill.RingTiling):
-    """The tile of a CTA, its ring, and how its consumers share the tensor cores."""
+    """The tile of a CTA, its ring, and how its consumers share the tensor cores.
+
+    `turns` 0: they multiply as they come. Else in turn, passed on when all is issued (1) or when scores are done (2, 3);
+    with 3 the weighted sum of the block before is issued amid the softmax.
+    """
 
     section: int  # KV heads whose tiles are walked together, so that their keys and values stay in L2
     slack: int  # powers of two by which weights may exceed 1 before the running maximum moves
