@@ -47,8 +47,8 @@ MOST_SECTION = 1024
 class Schedule(prefill.RingTiling):
     """The tile of a CTA, its ring, and how its consumers share the tensor cores.
 
-    `turns` 0: they multiply as they come. Else in turn, passed on when all is issued (1) or when scores are done (2, 3);
-    with 3 the weighted sum of the block before is issued amid the softmax.
+    `turns` 0: they multiply as they come; else in turn, passed on when all is issued (1) or scores are done (2, 3),
+    and with 3 the weighted sum of the block before is issued amid the softmax.
     """
 
     section: int  # KV heads whose tiles are walked together, so that their keys and values stay in L2
