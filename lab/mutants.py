@@ -152,5 +152,5 @@ def _judge(bench: _Bench, right: Iterable[_Outcome], outcomes: Iterator[_Outcome
             return Verdict.CAUGHT, "other result bits"
         same &= exact and outcome.order == expected.order
     if same:
-        return Verdict.HARMLESS, "every access follows the same write as before, and every result bit is the same"
-    return Verdict.MISSED, "accesses follow other writes than before, and nothing was reported"
+        return Verdict.HARMLESS, "every read finds what the same part of a CTA wrote, and every result bit is the same"
+    return Verdict.MISSED, "reads find what other parts of a CTA wrote, and nothing was reported"

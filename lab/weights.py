@@ -1,10 +1,12 @@
 """Weights that other programs pack once and pass to `lab.linear` for every m: int4 groups, where x lives."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from lab.ops.arrays import beside, format_of, host_floats
+import numpy as np
+
+from lab.ops.arrays import INDEX, beside, format_of, host_floats
 from sim import int4
 from sim.errors import InputError
 from sim.formats import FORMATS
@@ -15,6 +17,8 @@ class Int4Weights:
     """An [n, k] matrix in int4 groups as kernels read it: `w` and `w_scale` as sim/int4.py lays them out.
 
     Both are NumPy's, CuPy's, or PyTorch CUDA tensors: bytes, and 16-bit words (float16, or integers with its bits).
+    Zero points are whole numbers. `order`, beside them, int32 [k], is which column of the matrix each packed one is, as
+    an act-order layer has it: None for their own order.
     """
 
     w: Any
@@ -22,9 +26,14 @@ class Int4Weights:
     shape: tuple[int, int]
     group: int
     zero_points: bool = False
+    order: Any = None
 
     def __post_init__(self) -> None:
         require_group(self.group)
+        if self.order is not None:
+            format_of(self.order, "order", INDEX)
+            if tuple(self.order.shape) != (self.shape[1],):
+                raise InputError(f"order is [{self.shape[1]}], a column each; it is {list(self.order.shape)}")
         for name, array, form in (("w", self.w, self.format), ("w_scale", self.w_scale, "fp16")):
             format_of(array, f"packed {name}", form)
         wanted = int4.shapes(*self.shape, self.group)
@@ -39,7 +48,13 @@ class Int4Weights:
         """A quantised matrix, packed, in arrays of the library and on the device of `like`, by default NumPy's."""
         n, k = groups.q.shape
         w, w_scale = (beside(array, like) for array in int4.pack(groups))
-        return cls(w, w_scale, (n, k), groups.group, groups.zero_points)
+        order = None if groups.order is None else beside(groups.order.astype(np.int32), like)
+        return cls(w, w_scale, (n, k), groups.group, groups.zero_points, order)
+
+    @cached_property
+    def in_order(self) -> "Int4Weights":
+        """The same arrays for activations whose columns are in their order."""
+        return replace(self, order=None)
 
     @property
     def format(self) -> str:

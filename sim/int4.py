@@ -1,8 +1,8 @@
 """int4 groups: weights of four bits, a scale and an offset for each group, and the layout in which kernels read them.
 
 A weight is scale * q + min or, where the offset is a zero point, scale * (q - zero); q is 0 to 15, scale and offset are
-fp16, one pair for every row and group of columns. The packed form holds the fragments of tensor cores, so that a lane
-reads its own weights with one 16-byte load and no kernel shuffles:
+fp16, one pair for every row and group of columns, and a zero point is a whole number. The packed form holds the
+fragments of tensor cores, so that a lane reads its own weights with one 16-byte load and no kernel shuffles:
 
 - w, uint8 [rows / 16, columns / 64, 512]: a tile of 16 x 64 weights is contiguous. Lane l owns its bytes 16 l to
   16 l + 15, four 32-bit words; word s holds the lane's part of the A fragment of mma.m16n8k16 for columns 16 s to
@@ -25,6 +25,7 @@ TILE_ROWS, TILE_COLUMNS = 16, 64
 TILE_BYTES = TILE_ROWS * TILE_COLUMNS // 2
 PADDED_ROWS = 64  # of a wgmma
 LEVELS = 16
+MOST_ZERO = 127  # zero point: with the bias that kernels give it, it is a bf16
 BIAS = 16  # tensor cores multiply q + BIAS, a bf16 among whose digits are those of q; offsets take it away
 
 Q4_1_BLOCK, Q4_1_BYTES = 32, 20  # weights of a block, and its bytes: fp16 scale and min, 16 bytes of nibbles
@@ -33,9 +34,12 @@ _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the column, of eight, in each nibble of
 
 @dataclass(frozen=True)
 class Groups:
-    """A quantised matrix: q uint8 [n, k], scale and offset float16 [n, ceil(k / group)].
+    """A quantised matrix: q uint8 [n, k], scale and offset float16 [n, ceil(k / group)], order integers [k] or None.
 
-    `zero_points` says that the offset is subtracted from q, otherwise it is added to scale * q.
+    Column i of q is column order[i] of the matrix, so that the columns of a group are neighbours.
+
+    `zero_points` says that the offset, a whole number, is subtracted from q, otherwise it is added to scale * q. Raises
+    InputError for other types and shapes, and for values and zero points that are none.
     """
 
     q: NDArray[np.uint8]
@@ -43,6 +47,7 @@ class Groups:
     offset: NDArray[np.float16]
     group: int
     zero_points: bool = False
+    order: NDArray[np.integer] | None = None
 
     def __post_init__(self) -> None:
         kinds = (self.q.dtype, self.scale.dtype, self.offset.dtype)
@@ -59,6 +64,14 @@ class Groups:
             )
         if self.q.size and self.q.max() >= LEVELS:
             raise InputError(f"int4 values are 0 to 15; found {self.q.max()}")
+        if self.zero_points:
+            wrong = ~((self.offset >= 0) & (self.offset <= MOST_ZERO) & (self.offset == np.rint(self.offset)))
+            if wrong.any():
+                raise InputError(f"zero points are whole numbers from 0 to {MOST_ZERO}; found {self.offset[wrong][0]}")
+
+    def of_rows(self, rows: slice) -> "Groups":
+        """Some rows of the matrix."""
+        return Groups(self.q[rows], self.scale[rows], self.offset[rows], self.group, self.zero_points, self.order)
 
     def each(self, values: NDArray) -> NDArray[np.float32]:
         """A value of every group as one of every weight, float32 [n, k]."""
@@ -66,10 +79,12 @@ class Groups:
 
     @property
     def values(self) -> NDArray[np.float32]:
-        """The weights, float32 [n, k]: exact with zero points, with a min rounded once."""
+        """The weights, float32 [n, k], in the matrix's order: exact with zero points, with a min rounded once."""
         if self.zero_points:
-            return (self.q - self.each(self.offset)) * self.each(self.scale)
-        return self.q * self.each(self.scale) + self.each(self.offset)
+            values = (self.q - self.each(self.offset)) * self.each(self.scale)
+        else:
+            values = self.q * self.each(self.scale) + self.each(self.offset)
+        return values if self.order is None else values[:, np.argsort(self.order)]
 
 
 def shapes(n: int, k: int, group: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -168,8 +183,8 @@ def from_gptq(
     Exact. Nibble i of a word is row or column 8 j + i; stored zero points are `bias` too small (1 in GPTQ's first
     format, 0 in its second). `group` is the columns of one group, the last of which may be shorter, and -1 one group
     for all columns; it may be left out where k is 32, 64 or 128 for each group, or there is one. `g_idx` [k] is the
-    group of each column, as an act-order layer has it. Raises InputError where neighbours of a group are not together,
-    and where a scale is no fp16 number.
+    group of each column, as an act-order layer has it; columns that lie apart are brought together, in an `order`.
+    Raises InputError where groups are of no size that kernels read, and where a scale is no fp16 number.
     """
     if bias not in (0, 1):
         raise InputError(f"zero points are stored 0 or 1 too small; got bias = {bias}")
@@ -209,14 +224,17 @@ def _from_columns(
             f"{list(scales.shape)} and {list(zeros.shape)}"
         )
     groups = len(scales)
-    index = _ordered(k, groups, group) if g_idx is None else _indexed(k, groups, g_idx)
+    given = _ordered(k, groups, group) if g_idx is None else _indexed(k, groups, g_idx)
     most = max(group if group and group > 0 else k, min(GROUPS))
-    for width in sorted(GROUPS, reverse=True):
-        first = index[::width]
-        if width <= most and np.array_equal(index, first.repeat(width)[:k]):
-            scale, zero = (np.ascontiguousarray(a[first].T) for a in (_halves(scales), zeros.astype(np.float16)))
-            return Groups(np.ascontiguousarray(q.T), scale, zero, width, zero_points=True)
-    raise InputError(f"the columns of a group must be {min(GROUPS)} neighbours or a multiple of it; here they are not")
+    together = np.lexsort((given, -np.bincount(given)[given]))  # groups side by side, a short one last
+    for order in (None, together.astype(np.int32)):
+        index, columns = (given, q) if order is None else (given[order], q[order])
+        for width in sorted(GROUPS, reverse=True):
+            first = index[::width]
+            if width <= most and np.array_equal(index, first.repeat(width)[:k]):
+                scale, zero = (np.ascontiguousarray(a[first].T) for a in (_halves(scales), zeros.astype(np.float16)))
+                return Groups(np.ascontiguousarray(columns.T), scale, zero, width, True, order)
+    raise InputError(f"the columns of a group must be {min(GROUPS)} or a multiple of it; here they are not")
 
 
 def _ordered(k: int, groups: int, group: int | None) -> NDArray[np.integer]:

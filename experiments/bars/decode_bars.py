@@ -27,7 +27,7 @@ QUESTION = "How far are the linear layers of decode from the time it takes to re
 
 SHAPES = ((4096, 4096), (8192, 8192), (13824, 5120), (14336, 4096), (4096, 14336))  # n, k
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
-PARTS = ("bf16", "fp8", "int4_g128", "int4_g32")
+PARTS = ("bf16", "fp8", "gptq_g128", "int4_g128", "int4_g32")
 LARGE = Linear(1, 16384, 16384)
 
 FEW = 16  # tokens up to which a layer is to stand at the read's time
@@ -37,6 +37,7 @@ CLIFF = 1.05  # times what more tokens take
 # Of the best peer's time, by format and batch.
 SHARES = {
     "bf16": {32: 1.00, 64: 1.00, 128: 1.00},
+    "gptq_g128": {32: 0.95, 64: 0.97, 128: 1.00},
     "int4_g128": {32: 0.95, 64: 0.97, 128: 1.00},
 }
 
@@ -45,10 +46,10 @@ _HEADINGS = ["format", "n x k", "plain read, us", *(f"m = {m}" for m in BATCHES)
 
 @dataclass(frozen=True)
 class Options:
-    """`part` is bf16, fp8, int4_g128, int4_g32 or large; `tune` first searches its layers, so many schedules a kernel.
+    """`part` is bf16, fp8, gptq_g128, int4_g128, int4_g32 or large; a `tune` above 0 searches its layers first.
 
-    `most` is the largest batch, `shape` the number of one shape or -1 for all. What has not begun after `seconds` is
-    skipped.
+    That tries so many schedules of each kernel. `most` is the largest batch, `shape` the number of one shape or -1 for
+    all. What has not begun after `seconds` is skipped.
     """
 
     part: str = "bf16"
@@ -80,12 +81,14 @@ class Options:
 def measure(options: Options, backend: Backend) -> Iterator[Record]:
     """What the lab chooses for each layer beside its peers and the plain read: plain launches inside a graph."""
     facts = {"bar": options.part}
-    if options.tune:
-        how = {"clock": "graph", "plain": True, "experiment": "decode_bars", "rounds": options.rounds}
-        searches = [Search(problem=p.as_dict(), most=options.tune, **how) for p in options.problems]
+    how = {"plain": True, "reads": True, "rounds": options.rounds, "experiment": "decode_bars"}
+    if options.tune and backend.on == "gpu":
+        searches = [
+            Search(problem=p.as_dict(), most=options.tune, clock="graph", facts=facts, **how) for p in options.problems
+        ]
         yield from backend.tuned(searches, options.seconds)
-    how = {"clocks": ("graph",), "plain": True, "reads": True, "rounds": options.rounds, "experiment": "decode_bars"}
-    jobs = [chosen_job(problem, backend.machine, facts, **how) for problem in options.problems]
+        return
+    jobs = [chosen_job(problem, backend.machine, facts, clocks=("graph",), **how) for problem in options.problems]
     yield from backend.timed(jobs, options.seconds)
 
 
@@ -100,7 +103,11 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"{self.problem.weights}, m = {self.problem.m}, {self.problem.n} x {self.problem.k}"
+        return f"{self.part}, m = {self.problem.m}, {self.problem.n} x {self.problem.k}"
+
+    @property
+    def part(self) -> str:
+        return str(self.record.metrics["bar"])
 
     @property
     def limits(self) -> dict[str, float | None]:
@@ -112,7 +119,7 @@ class Cell:
             beyond = BEYOND_READ_US[8 if p.m <= 8 else FEW][bool(p.group)]
             own: dict[str, float | None] = {"the read": self.read + beyond if self.read else None}
             return own | ({self.peer.kernel or "": peer_us} if self.peer else {})
-        share = SHARES.get(p.weights, {}).get(p.m)
+        share = SHARES.get(self.part, {}).get(p.m)
         if share is None or self.peer is None or peer_us is None:
             return {}
         return {self.peer.kernel or "": share * peer_us}
@@ -128,9 +135,10 @@ def cells(records: Sequence[Record]) -> list[Cell]:
     """The layers among the records of a run, searches left out."""
     found = []
     for record in records:
-        if "bar" in record.metrics and not is_peer(record) and record.schedule is not None:
+        settled = "bar" in record.metrics and "stage" not in record.metrics
+        if settled and not is_peer(record) and record.schedule is not None:
             found.append(Cell(record, layer_of(record), read_of(records, record), best_peer(records, record)))
-    return sorted(found, key=lambda cell: (cell.problem.weights, -cell.problem.n, cell.problem.k, cell.problem.m))
+    return sorted(found, key=lambda cell: (cell.part, -cell.problem.n, cell.problem.k, cell.problem.m))
 
 
 def cliffs(found: Sequence[Cell]) -> dict[str, float]:
@@ -141,9 +149,7 @@ def cliffs(found: Sequence[Cell]) -> dict[str, float]:
         later = [
             c.record.us
             for c in found
-            if c.record.us
-            and (c.problem.weights, c.problem.n, c.problem.k) == (p.weights, p.n, p.k)
-            and c.problem.m > p.m
+            if c.record.us and (c.part, c.problem.n, c.problem.k) == (cell.part, p.n, p.k) and c.problem.m > p.m
         ]
         if cell.record.us and later and cell.record.us > CLIFF * min(later):
             over[cell.name] = cell.record.us / min(later)
@@ -199,16 +205,17 @@ def _of_machine(records: Sequence[Record]) -> str:
 
 def _newest(timed: Sequence[Record]) -> list[Record]:
     """The newest time of each layer, plain launches, with what was timed beside it; `large` has a line of its own."""
-    own = [r for r in timed if r.schedule is not None and "bar" in r.metrics and r.overlapping is not True]
+    raced = [r for r in timed if "stage" not in r.metrics]
+    own = [r for r in raced if r.schedule is not None and "bar" in r.metrics and r.overlapping is not True]
     runs = {str(r.problem): r.run for r in own}
-    return [r for r in timed if runs.get(str(r.problem)) == r.run and "stage" not in r.metrics]
+    return [r for r in raced if runs.get(str(r.problem)) == r.run]
 
 
 def _lines(records: Sequence[Record]) -> Iterator[list[str]]:
     """A row for each format and shape: ours, in brackets the best peer's time; * marks a bar that is missed."""
     every = cells(records)
     for part in PARTS:
-        of_part = [cell for cell in every if cell.record.metrics["bar"] == part]
+        of_part = [cell for cell in every if cell.part == part]
         for n, k in dict.fromkeys((cell.problem.n, cell.problem.k) for cell in of_part):
             by_batch = {cell.problem.m: cell for cell in of_part if (cell.problem.n, cell.problem.k) == (n, k)}
             reads = [cell.read for cell in by_batch.values() if cell.read]

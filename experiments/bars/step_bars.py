@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from experiments.lookup import best_peer, is_peer, question_of, read_rate
+from experiments.markdown import three_columns
 from experiments.rows import Row, Verdict, floor_of, timed_by, untimed
 from experiments.running.backends import Backend
 from experiments.running.jobs import StepJob
@@ -107,6 +108,18 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
         passed &= record.us <= limit
         said.append(f"{_named(model)} takes {record.us / 1000:.2f} ms (bar {limit / 1000:.2f})")
     return Verdict(passed, "; ".join(said) + ".")
+
+
+def table(past: Archive) -> str:
+    """The newest times of each step."""
+    newest: dict[str, Record] = {}
+    for record in past.where(experiment="step_bars", on="gpu").records:
+        if record.us is not None:
+            newest[f"{record.machine} {record.problem} {record.kernel} {record.metrics.get('launches')}"] = record
+    found = list(newest.values())
+    if not found:
+        return "No records yet: `lab run step_bars --on gpu` makes them."
+    return three_columns(list(rows(found, past)), verdict(found, past).sentence)
 
 
 def _limit(bar: Bar, model: Model, rate: float | None) -> float | None:

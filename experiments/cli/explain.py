@@ -1,12 +1,13 @@
 """lab explain: a problem's bills, intensity, regime and floor, before anything runs."""
 
-from functools import cache
-from typing import Annotated
+from functools import cache, partial
+from typing import Annotated, Any
 
 import typer
 
 from experiments.cli.options import Json, Schedule, Words
 from experiments.cli.output import emit
+from experiments.cli.waiting import working
 from sim.errors import InputError
 
 Kind = Annotated[
@@ -41,12 +42,7 @@ def explain(
     from experiments.asked import kernel_named, questions
     from experiments.cli.explained import render
     from experiments.running.simulation import require_room
-    from lab.execute.plan import Plan, plan
-    from lab.explain import chosen_plan, explain
-    from lab.inference.model_step import step_plan
-    from lab.kernel import parse_schedule
-    from lab.problems import Problem
-    from sim.machine import Machine
+    from lab.explain import Chooser, explain
     from sim.machine import machine as machine_named
 
     kernel = kernel_named(kind)
@@ -55,15 +51,23 @@ def explain(
     if kind == "model" and compiled:
         raise InputError("--compile is for one kernel or one problem, not for a whole model")
 
-    def planned(problem: Problem, chip: Machine) -> Plan | None:
-        if kernel is None:
-            return step_plan(problem, chip) if kind == "model" else chosen_plan(problem, chip)
-        return plan(problem, chip, parse_schedule(kernel, schedule, problem, chip), kernel)
+    choose: Chooser | None = partial(_planned, kernel, schedule) if kernel else None
+    if kind == "model":
+        from lab.inference.model_step import step_plan  # loaded on first use: only a model needs it
 
+        choose = cache(step_plan)  # contexts and batches share most of their layers
     chips = [machine_named(name) for name in machine.split(",")]
     asked = [(question, chip) for question in questions(kind, words or []) for chip in chips]
     for problem, chip in asked if kernel else ():
         require_room(problem, chip)
-    choose = cache(planned)  # contexts and batches share most of their layers
-    documents = [explain(question, chip, choose).as_dict(compiled) for question, chip in asked]
+    with working(f"explaining {kind}"):
+        documents = [explain(question, chip, choose).as_dict(compiled) for question, chip in asked]
     emit(documents if len(documents) > 1 else documents[0], as_json, lambda _: render(documents))
+
+
+def _planned(kernel: Any, schedule: str, problem: Any, chip: Any) -> Any:
+    """The plan of a kernel's schedule, in words as --schedule takes them."""
+    from lab.execute.plan import plan
+    from lab.kernel import parse_schedule
+
+    return plan(problem, chip, parse_schedule(kernel, schedule, problem, chip), kernel)

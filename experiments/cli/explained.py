@@ -178,7 +178,8 @@ def _several(documents: Sequence[Document]) -> None:
     machines = list(dict.fromkeys(document["machine"] for document in documents))
     groups = [documents[at : at + len(machines)] for at in range(0, len(documents), len(machines))]
     problems = [group[0]["problem"] for group in groups]
-    names = [name for name in problems[0] if any(p.get(name) != problems[0][name] for p in problems)]
+    known = dict.fromkeys(name for problem in problems for name in problem)  # unusual options are not in each
+    names = [name for name in known if any(p.get(name) != problems[0].get(name) for p in problems)]
     fixed = {name: value for name, value in problems[0].items() if name not in names}
     say(f"{title(fixed)}, at data-sheet rates")
     of_model = "tokens_per_s" in documents[0]
@@ -190,7 +191,7 @@ def _several(documents: Sequence[Document]) -> None:
         headings.append("fits" if of_model else "kernel")
     rows = []
     for problem, group in zip(problems, groups, strict=True):
-        row = [spell({name: problem.get(name) for name in names})]
+        row = [spell({name: problem[name] for name in names if name in problem}) or "as usual"]
         row += [_bytes(group[0]["bytes"][of]) for of in ("weights", "kv")] if of_model else []
         for d in group:
             rate = [_rate(d["tokens_per_s"])] if of_model else []

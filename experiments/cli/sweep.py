@@ -7,6 +7,7 @@ import typer
 from experiments.cli.options import Json, Machine, Words
 from experiments.cli.output import emit, say, table
 from experiments.cli.units import duration
+from experiments.cli.waiting import working
 from sim.errors import InputError
 
 Subject = Annotated[
@@ -60,7 +61,8 @@ def sweep(
     else:
         kernel.best_guess(problem, chip)  # raises where there is none
         tried = [(kernel, schedule) for schedule in legal_candidates(kernel, problem, chip)]
-    priced = [(one, schedule, one.bills(problem, schedule, chip, clock)) for one, schedule in tried]
+    with working(f"predicting {len(tried)} schedules"):
+        priced = [(one, schedule, one.bills(problem, schedule, chip, clock)) for one, schedule in tried]
     document = {
         "subject": subject,
         "problem": problem.as_dict(),

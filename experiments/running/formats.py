@@ -19,6 +19,7 @@ FORMATS: Mapping[str, Mapping[str, Any]] = {
     "fp8_fp8": {"weights": "fp8", "activations": "fp8", "scales": "row"},
     "int4_g128": {"weights": "int4_g128"},
     "int4_g32": {"weights": "int4_g32"},
+    "gptq_g128": {"weights": "int4_g128", "offset": "zero"},  # zero points, as GPTQ and AWQ have them
 }
 
 

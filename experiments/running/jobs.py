@@ -42,7 +42,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 class Search(msgspec.Struct, frozen=True, kw_only=True):
     """A problem whose best schedule is sought among one kernel's candidates or, where it names none, all contenders.
 
-    `most` makes it brief (`lab.choice.contenders`).
+    `most` makes it brief (`lab.choice.contenders`). With `reads` the peers do not race the finalists but, beside what
+    only moves as many bytes, the winner, once more.
     """
 
     problem: dict[str, Any]
@@ -51,6 +52,7 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
     incumbents: tuple[tuple[str, str], ...] = ()  # kernels and schedule words that race along
     clock: str = "cold"
     plain: bool = False
+    reads: bool = False
     rounds: int = 30
     experiment: str | None = None
     facts: dict[str, Value] = {}

@@ -16,6 +16,7 @@ from lab import catalog
 from lab.choice import contenders, legal_candidates
 from lab.kernel import parse_schedule, schedule_fields
 from lab.record import Record, provenance
+from lab.tuned import winner
 from sim.errors import InputError
 from sim.launch import overlap
 
@@ -77,8 +78,16 @@ def search(argument: Any) -> Iterator[Record]:
                 kernel.launches(problem, schedule, arena.machine)
                 found.append((kernel, schedule))
         entries = [Candidate(*pair, job.plain) for pair in dict.fromkeys(found)]
-        for record in gpu_search(arena, entries, _peers(problem), Clock(job.clock), job.rounds):
-            yield msgspec.structs.replace(record, metrics={**job.facts, **record.metrics})
+        clock, peers = Clock(job.clock), _peers(problem)
+        facts = {**job.facts, "plain": True} if job.plain else job.facts
+        records = gpu_search(arena, entries, {} if job.reads else peers, clock, job.rounds)
+        yield from (msgspec.structs.replace(record, metrics={**facts, **record.metrics}) for record in records)
+        best = winner(records, problem)
+        if job.reads and best:
+            (won,) = [
+                e for e in entries if (e.kernel.name, schedule_fields(e.schedule)) == (best.kernel, best.schedule)
+            ]
+            yield from arena.race([won], peers, (clock,), job.rounds, facts=facts, reads=True)
 
 
 def pick(argument: Any) -> Iterator[Record]:

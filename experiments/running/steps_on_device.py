@@ -127,6 +127,7 @@ class _Arena:
             self.peer_error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
             compiled = cache(lambda part: torch.compile(part, mode="max-autotune-no-cudagraphs", dynamic=False))
             graph = captured(lambda: peer.logits(tokens, compiled).argmax(-1))
+            torch.cuda.synchronize()
             self.contestants.append(Contestant(COMPILED, (on_this_stream(graph.replay),)))
 
 
@@ -137,8 +138,12 @@ def _replay(step: Any) -> Any:
 @lru_cache(maxsize=1)
 def _weights(model: Model, context: int) -> Any:
     """Random weights, kept for the steps that follow."""
+    import cupy
+
     from lab.gpu import device
     from lab.inference.chip import gpu
     from lab.inference.step_weights import random
 
-    return random(model, context, gpu(device.machine()))
+    found = random(model, context, gpu(device.machine()))
+    cupy.cuda.get_current_stream().synchronize()  # steps run on another stream
+    return found

@@ -59,8 +59,12 @@ def stream(function: Callable[[Any], Iterable[Any]], argument: Any, deadline_s: 
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, with its module path, for a child that is a Python."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    """This process's environment, with its module path, for a child that is a Python.
+
+    References there are computed by threads of our own: those of OpenBLAS beside them would be far too many.
+    """
+    paths = os.pathsep.join(p for p in sys.path if p)
+    return {"OPENBLAS_NUM_THREADS": "1", **os.environ, "PYTHONPATH": paths}
 
 
 def _items(function: Callable[[Any], Any], argument: Any, deadline_s: float) -> Iterator[Any]:

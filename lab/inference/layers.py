@@ -13,6 +13,8 @@ from lab.problems.rope_append import RopeAppend
 from lab.problems.sampling import Sampling
 from lab.problems.swiglu import SwiGLU
 
+BYTES = ".bytes"  # ends the name of an array's bytes
+
 
 class Call(NamedTuple):
     """A problem, and the names of the arrays that its operands are."""
@@ -26,7 +28,8 @@ class Forward:
     """A model's step: dimensions, what each matrix asks of one token, and how the cache is kept.
 
     Matrices are `layers.<i>.qkv`, `output`, `gate_up` and `down`, and `head`; q, k and v are one, and gate and up. The
-    cache has `pool` pages a layer in the format `kv`; `pairs` are those of RopeAppend.
+    cache has `pool` pages a layer in the format `kv`; `pairs` are those of RopeAppend. A decode step brings matrices
+    `output` of up to `ahead` bytes to L2 while attention runs.
     """
 
     config: LlamaConfig
@@ -35,6 +38,7 @@ class Forward:
     kv: str = "bf16"
     pairs: str = "halves"
     activations: str = "bf16"
+    ahead: int = 0
 
     def calls(self, layout: Layout) -> Iterator[Call]:
         """Of one step, in order."""
@@ -54,7 +58,8 @@ class Forward:
                 stream, other = other, stream
             cache = f"{layer}.cache"
             yield self._linear(f"{layer}.qkv", tokens, "normed", "qkv")
-            yield Call(rope, {name: name for name in rope.inputs} | {"q": "q", "cache": cache})
+            named = {name: name for name in rope.inputs} | {"q": "q", "cache": cache}
+            yield Call(rope, named | ({"ahead": f"{layer}.output.w{BYTES}"} if rope.ahead else {}))
             scales = {name: name for name in attention.inputs if name.endswith("_scale")}
             where = {"q_starts": "query_starts", "kv_lens": "lengths", "block_table": "block_table"}
             yield Call(attention, {"q": "q", "cache": cache, **scales, **where, "y": "attended"})
@@ -99,7 +104,8 @@ class Forward:
         return Call(problem, {"x": x, **own, "y": y})
 
     def _rope(self, layout: Layout) -> RopeAppend:
-        c = self.config
+        c, w = self.config, self.matrices["layers.0.output"].inputs["w"]
+        decode = layout.tokens == layout.rows
         return RopeAppend(
             layout.tokens,
             c.q_heads,
@@ -111,6 +117,7 @@ class Forward:
             activations=self.activations,
             context=c.context,
             pool=self.pool,
+            ahead=w.nbytes if decode and w.nbytes <= self.ahead else 0,
         )
 
     def _attention(self, layout: Layout) -> Attention:

@@ -16,7 +16,7 @@ from sim.machine import Machine
 from sim.roofline import roofline
 
 CLOCK = "chain"  # what a launch costs among the others of a step
-MOST_TOKENS = 2**20  # of a step whose parts are listed: some of them are looked at one by one
+MOST_ROWS, MOST_TOKENS = 2**12, 2**20  # of a step whose parts are listed: some kernels look at each of them
 
 
 def step_plan(problem: Problem, machine: Machine) -> Plan | None:
@@ -37,21 +37,25 @@ class ModelStep:
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
-        """What the step consists of; nothing where the lab has no such step: its formats, too many tokens."""
+        """What the step consists of; nothing where the lab has no such step, or it is too large."""
         m = self.model
-        if m.tokens > MOST_TOKENS:
+        if m.batch > MOST_ROWS or m.tokens > MOST_TOKENS:
             return ()
         try:
             return tuple(parts_of(m, [(m.tokens // m.batch, m.context)] * m.batch, self.machine, self.choose))
         except InputError:
             return ()
 
+    @cached_property
+    def part_us(self) -> tuple[float | None, ...]:
+        """Microseconds of one of each part, its launch in a chain of others; None where it has no plan."""
+        return tuple(part.predicted_us(CLOCK) for part in self.parts)
+
     @property
     def predicted_us(self) -> float | None:
-        """Microseconds of all parts, each launch in a chain of others; None where a part has no plan."""
-        times = [(part.times, part.predicted_us(CLOCK)) for part in self.parts]
-        known = [times * us for times, us in times if us is not None]
-        return sum(known) if known and len(known) == len(times) else None
+        """Microseconds of all parts; None where one of them has no plan."""
+        known = [part.times * us for part, us in zip(self.parts, self.part_us, strict=True) if us is not None]
+        return sum(known) if known and len(known) == len(self.parts) else None
 
     @property
     def largest_batch(self) -> int:
@@ -91,10 +95,10 @@ class ModelStep:
             "largest_batch": self.largest_batch,
             "longest_context": self.longest_context,
             "ridge_batch": self.ridge_batch,
-            "parts": [self._part(part) for part in self.parts],
+            "parts": [self._part(part, us) for part, us in zip(self.parts, self.part_us, strict=True)],
         }
 
-    def _part(self, part: Part) -> dict[str, Any]:
+    def _part(self, part: Part, us: float | None) -> dict[str, Any]:
         problem = part.problem
         size = problem.bytes
         placed = roofline(problem.flops, size["total"], problem.unit, self.machine)
@@ -107,7 +111,7 @@ class ModelStep:
             "regime": placed.regime,
             "floor_us": placed.floor_us,
             "kernel": part.plan.kernel.name if part.plan else None,
-            "predicted_us": part.predicted_us(CLOCK),
+            "predicted_us": us,
         }
 
     def _most(self, extent: str) -> int:

@@ -14,7 +14,7 @@ from lab.inference.config import LlamaConfig
 from lab.inference.layers import Forward
 from lab.inference.model import Llama
 from lab.inference.phases import Pass, Solved
-from lab.inference.step import Step, StepCache
+from lab.inference.step import Step, StepCache, require_kernels
 from lab.inference.step_input import PAGE, Chunk, Layout
 from lab.inference.step_weights import StepWeights
 from lab.problems import Attention
@@ -74,6 +74,7 @@ class StepRunner:
     """
 
     def __init__(self, weights: StepWeights, chip: Chip) -> None:
+        require_kernels(Forward(weights.config, weights.matrices, 2, pairs=weights.pairs), chip.machine)
         self.weights, self.chip = weights, chip
         self._free: dict[int, list[Room]] = {}
 

@@ -10,15 +10,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.choice import best_guesses
+from lab import catalog
+from lab.choice import best_guesses, is_solvable
 from lab.execute import Plan, capture, plan
 from lab.inference.chip import Chip
-from lab.inference.layers import Call, Forward
+from lab.inference.layers import BYTES, Call, Forward
 from lab.inference.step_input import PAGE, Layout, StepInput
 from lab.inference.step_weights import StepWeights, config_of, matrices_of
 from lab.problems import Attention, Model, Problem
 from lab.verify import scratch
 from sim.counts import Counts
+from sim.errors import InputError
 from sim.machine import Machine
 
 FEW_TOKENS = 16  # of a sequence: attention of a decode step
@@ -64,6 +66,8 @@ class Step:
         buffers["token"] = self._drawn[: layout.rows]
         buffers["log_probability"] = self._drawn[-layout.rows :].view(np.float32)
         self.arrays = {**weights.arrays, **cache.arrays, **layout.views(self._block), **buffers}
+        views = {name for _, arrays in self.calls for name in arrays.values() if name.endswith(BYTES)}
+        self.arrays |= {v: self.arrays[v.removesuffix(BYTES)].reshape(-1).view(np.uint8) for v in views}
         # Launches of one plan follow one another and leave their workspaces as they were: all have the same.
         spaces = {
             p: {name: chip.xp.zeros(a.shape, a.storage) for name, a in scratch(found.launches).items()}
@@ -104,6 +108,17 @@ class Step:
             one = found.kernel.module.theory(problem, found.schedule, found.machine)
             total = reduce(add, [one] * times, total)
         return total
+
+
+def require_kernels(forward: Forward, machine: Machine) -> None:
+    """Raise InputError where a call of a decode step is one that no kernel of the machine takes, and say why."""
+    for problem in dict.fromkeys(call.problem for call in forward.calls(Layout(1, 1, 1))):
+        if not is_solvable(problem, machine):
+            kernels = [kernel for kernel in catalog.kernels() if isinstance(problem, kernel.solves.problem)]
+            needs = {k.name: f"needs {k.solves.needs(problem)}" for k in kernels}
+            reasons = [f"{k.name} {k.solves.refusal(problem) or needs[k.name]}" for k in kernels]
+            where = f"{problem.kind} on the {machine.title}"
+            raise InputError(f"a step of this model has no kernel for its {where}: {'; '.join(reasons)}")
 
 
 def planned(problem: Problem, machine: Machine) -> Plan:

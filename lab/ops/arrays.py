@@ -4,7 +4,7 @@ Element types are judged here and nowhere else: a name that is not in `FORMATS_O
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, NamedTuple, Protocol
@@ -56,14 +56,17 @@ class Library(Protocol):
     def empty(self, like: Any, shape: tuple[int, ...], form: str) -> Any:
         """An array beside `like` for results in a format, of its element type where that has this format."""
 
+    def columns(self, array: Any, order: Any) -> Any:
+        """A new array[..., order], made on the library's current stream."""
+
     def number(self, value: float, name: str, device: int | None, count: int = 1) -> tuple[Any, View]:
         """So many float32 of this value, where the library's arrays lie, and how a kernel sees them."""
 
     def place(self, array: Any) -> tuple[int, int]:
         """(the number of its GPU, the CUstream address of the library's current stream there), in few instructions."""
 
-    def address(self, array: Any, device: int) -> int:
-        """Where a dense array on that GPU lies; 0 for any other. Nothing else is looked at."""
+    def addresses(self, arrays: Iterable[Any], device: int) -> tuple[int, ...]:
+        """Where dense arrays on that GPU lie; 0 for any other. Nothing else is looked at, and few calls are made."""
 
 
 def library_of(array: Any) -> Library:
@@ -168,6 +171,9 @@ class _NumPy:
             return np.empty(shape, like.dtype)
         return np.empty(shape, FORMATS[form].storage if like.dtype.name.startswith("uint") else _DTYPES[form])
 
+    def columns(self, array: Any, order: Any) -> Any:
+        return np.take(array, order, axis=-1)
+
     def number(self, value: float, name: str, device: int | None, count: int = 1) -> tuple[Any, View]:  # noqa: ARG002
         array = np.full(count, single(value, name))
         return array, self.describe(array, name)
@@ -175,8 +181,8 @@ class _NumPy:
     def place(self, array: Any) -> tuple[int, int]:  # noqa: ARG002
         raise TypeError("the host has no GPU and no stream")
 
-    def address(self, array: Any, device: int) -> int:  # noqa: ARG002
-        return 0
+    def addresses(self, arrays: Iterable[Any], device: int) -> tuple[int, ...]:  # noqa: ARG002
+        return tuple(0 for _ in arrays)
 
 
 class _OnDevice:
@@ -211,12 +217,15 @@ class _Torch(_OnDevice):
             return like.new_empty(shape)
         return like.new_empty(shape, dtype=getattr(sys.modules["torch"], _DTYPES[form].name))
 
+    def columns(self, array: Any, order: Any) -> Any:
+        return array.index_select(-1, order)
+
     def place(self, array: Any) -> tuple[int, int]:
         device = array.get_device()
         return device, _raw_stream()(device)
 
-    def address(self, array: Any, device: int) -> int:
-        return int(array.data_ptr()) if array.get_device() == device and array.is_contiguous() else 0
+    def addresses(self, arrays: Iterable[Any], device: int) -> tuple[int, ...]:
+        return tuple([a.data_ptr() if a.get_device() == device and a.is_contiguous() else 0 for a in arrays])
 
 
 class _Cuda(_OnDevice):
@@ -242,12 +251,16 @@ class _Cuda(_OnDevice):
         with _on_gpu_of(like) as cupy:
             return cupy.empty(shape, like.dtype if same else FORMATS[form].storage)
 
+    def columns(self, array: Any, order: Any) -> Any:
+        with _on_gpu_of(array) as cupy:
+            return cupy.take(cupy.asarray(array), order, axis=-1)
+
     def place(self, array: Any) -> tuple[int, int]:
         device = array.data.device_id
         return device, _cupy().cuda.get_current_stream(device).ptr
 
-    def address(self, array: Any, device: int) -> int:
-        return int(array.data.ptr) if array.flags.c_contiguous and array.data.device_id == device else 0
+    def addresses(self, arrays: Iterable[Any], device: int) -> tuple[int, ...]:
+        return tuple([a.data.ptr if a.flags.c_contiguous and a.data.device_id == device else 0 for a in arrays])
 
 
 NUMPY, TORCH, CUDA = _NumPy(), _Torch(), _Cuda()

@@ -37,8 +37,7 @@ class Ready:
 
     def run(self, library: Library, names: Iterable[str], arrays: Iterable[Any]) -> bool:
         """Run on a library's arrays, named in their order; False where any cannot be taken so."""
-        address, device = library.address, self.device
-        pointers = tuple([address(array, device) for array in arrays])
+        pointers = library.addresses(arrays, self.device)
         call = self._known.get(pointers)
         if call is None:
             at = dict(zip(names, pointers, strict=True))

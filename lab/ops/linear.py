@@ -51,12 +51,13 @@ def linear(
     """y[..., n] = x[..., k] @ w[n, k].T, as `torch.nn.functional.linear` without a bias, and what may follow it.
 
     Arrays are all CuPy's or PyTorch's on one GPU, or all NumPy's, dense and row-major. x and w are float32, float16 or
-    bfloat16 (uint16 bits count as bfloat16); beside bfloat16 x, w may be `lab.Int4Weights` or float8_e4m3fn (or uint8
-    bits), which may, with or without scales, also stand beside x of its own type. `residual`, in y's shape, is added;
-    `swiglu` takes w in two halves of its rows, gate and up, and makes y[..., n / 2] = silu(gate) * up. `x_scale` and
-    `w_scale` are float32, one element each or one for each row; `y_scale`, one element, divides an fp8 y; a number does
-    for one element. y has the type of `out`, else the format `output` (such as "fp8"), else x's type, or bfloat16 where
-    x is fp8. Products of fp8 are summed in the few bits that the tensor cores keep, with `accumulate="float32"` in
+    bfloat16 (uint16 bits count as bfloat16); beside bfloat16 x, w may be `lab.Int4Weights`, whose `order` takes a copy
+    of x in one more launch, or float8_e4m3fn (or uint8 bits), which may, with or without scales, also stand beside x of
+    its own type. `residual`, in y's shape, is added; `swiglu` takes w in two halves of its rows, gate and up, and makes
+    y[..., n / 2] = silu(gate) * up. `x_scale` and `w_scale` are float32, one element each or one for each row;
+    `y_scale`, one element, divides an fp8 y; a number does for one element. y has the type of `out`, else the format
+    `output` (such as "fp8"), else x's type, or bfloat16 where x is fp8. Products of fp8 are summed in the few bits that
+    the tensor cores keep, with `accumulate="float32"` in
     float32. Where x has no rows, nor has y.
 
     On the GPU arrays start at multiples of 16 bytes, nothing is copied, and the work runs on `stream` (a CUstream
@@ -64,6 +65,8 @@ def linear(
     gradient flows. Returns out, which is made where it is None. Raises InputError in one sentence for anything else,
     NoDeviceError where the GPU cannot run a kernel for it.
     """
+    if type(w) is Int4Weights and w.order is not None:
+        x, w = _in_order(x, w, stream), w.in_order
     plain = residual is x_scale is w_scale is y_scale is None and not (swiglu or output or accumulate)
     if plain and out is not None and _repeated(x, w, out, stream):
         return out
@@ -93,6 +96,17 @@ def linear(
         _ready[_key(x, w, out, device, stream)] = Ready(bound, sizes(problem), device, stream)
     bound.run_at({name: operand.pointer for name, operand in described.items()}, stream)
     return out
+
+
+def _in_order(x: Any, w: Int4Weights, stream: int | None) -> Any:
+    """x with its columns as those of w are packed: one more launch; raises InputError for what it cannot follow."""
+    library = library_of(x)
+    view = library.describe(x, "x")
+    if view.shape[-1:] != w.order.shape:
+        raise InputError(f"x [..., k] and w [n, k] must share k; x is {list(view.shape)} and w is {list(w.shape)}")
+    if stream is not None and stream != library.place(x)[1]:
+        raise InputError("weights with an order need x on the current stream: it is put in their order there")
+    return library.columns(x, w.order)
 
 
 _ready: dict[Any, Ready] = {}  # by what `_key` says of the arrays

@@ -5,7 +5,9 @@ Errors are carried along beside the values, first order and upper bounds through
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +28,7 @@ FADED = 2.0**-118  # |silu(g)| is below it where exp(-g) overflows float32
 TRUNCATION = 2.0**-13  # of the largest term: what an fp8 wgmma keeps of each
 FP8_STEP = 32  # products along k in one fp8 wgmma
 PROMOTION = 128  # along k: the longest partial sum of fp8 products that may stay in the tensor cores
+AT_ONCE = 512  # rows of w that a thread multiplies
 CACHED_ROWS = 64  # of y that are walked along k together, so that they stay in the host's cache
 GROUP_ROUNDINGS = 4  # of a term, beside one for each product: scaled, added, a zero point's product
 TAIL = 8.0  # Hoeffding's deviation: exceeded with probability 2 exp(-TAIL^2 / 2) = 2.5e-14
@@ -36,10 +39,18 @@ def reference(problem: Linear, arrays: Mapping[str, NDArray], rows: slice) -> Es
     p = problem
     dtype: Any = np.float64 if p.flops <= FLOAT64_FLOPS else np.float32
     x = decode(arrays["x"][rows], p.activations).astype(dtype)
-    if p.group:
-        y = _group_sums(p, x, int4.unpack(arrays["w"], arrays["w_scale"], p.n, p.k, p.group, p.zero_points))
-    else:
-        y = _sums(p, x, decode(arrays["w"], p.weights).astype(dtype))
+    groups = int4.unpack(arrays["w"], arrays["w_scale"], p.n, p.k, p.group, p.zero_points) if p.group else None
+
+    def part(first: int) -> Estimate:
+        of_w = slice(first, first + AT_ONCE)
+        if groups:
+            return _group_sums(p, x, groups.of_rows(of_w))
+        return _sums(p, x, decode(arrays["w"][of_w], p.weights).astype(dtype))
+
+    alone = os.environ.get("OPENBLAS_NUM_THREADS") == "1"  # else each product has all cores, and two would share them
+    with ThreadPoolExecutor(None if alone else 1) as pool:
+        parts = list(pool.map(part, range(0, p.n, AT_ONCE)))
+    y = Estimate(*(np.concatenate(each, axis=1) for each in zip(*parts, strict=True)))
     if p.scaled:
         x_scale = arrays["x_scale"].astype(dtype)[rows if p.row_scales else slice(1)] if "x_scale" in arrays else 1
         scale = np.reshape(x_scale, (-1, 1)) * arrays["w_scale"].astype(dtype)

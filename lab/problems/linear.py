@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.problems._linear_reference import reference
-from lab.problems.protocol import EVERY_ROW, Arrays, Estimate, Operand, Problem, require_extents, sprinkle
+from lab.problems.protocol import EVERY_ROW, Arrays, Estimate, Operand, Problem, drawn, require_extents
 from sim import int4
 from sim.errors import InputError
-from sim.formats import FORMATS, encode, format_named
+from sim.formats import FORMATS, format_named
 
 SCALES = ("none", "tensor", "row")
 ACCUMULATIONS = ("float32", "fast")
@@ -186,8 +186,7 @@ class Linear(Problem):
         def one(name: str, operand: Operand) -> NDArray:
             if name.endswith("scale"):
                 return np.exp2(rng.uniform(-1, 1, operand.shape)).astype(np.float32)
-            values = rng.standard_normal(operand.shape, np.float32)
-            return encode(sprinkle(values, rng, "" if name == "w" else special), operand.format)
+            return drawn(rng, operand.shape, operand.format, "" if name == "w" else special)
 
         if not self.group:
             return {name: one(name, operand) for name, operand in self.inputs.items()}

@@ -164,16 +164,20 @@ def _name_race(h, record, me, mine_writes, other_wrote):
 
 
 @jit
-def _followed(writes, first_granule, last_granule, mine, is_write, address):
-    """A digest of which agent's write this access of agent `mine` follows in each granule.
+def _found(h, writes, first_granule, last_granule, mine):
+    """A digest of whose writes a read of agent `mine` finds: which parts of a CTA the two are, all mbarriers being one.
 
-    Its sum over a run is the same for every interleaving of a kernel whose accesses are all ordered.
+    Its sum over a run is the same for every interleaving of a kernel whose accesses are all ordered, whichever CTA
+    takes which tile and whichever stage of a ring holds what. A write counts where it is read; where a read lies does
+    not, as what another one finds there shows in results.
     """
+    cfg = t.i64_1(h, t.CFG)
+    agents, barriers = cfg[t.AGENTS], cfg[t.MBAR_AGENT]
     total = 0
     for g in range(first_granule, last_granule + 1):
         last = writes[g]
-        author = 0 if last == 0 or last & ATOMIC else agent_of(last) + 1
-        key = 2 * (mine + 1) + is_write + 0x9E3779B97F4A7C1 * author + 0x2545F4914F6CDD1 * (address + g - first_granule)
+        author = 0 if last == 0 or last & ATOMIC else 1 + min(agent_of(last) % agents, barriers)
+        key = 1 + mine % agents + 0x9E3779B97F4A7C1 * author
         key = (key ^ (key >> 31)) * 0x7FB5D329728EA185
         total += key ^ (key >> 29)
     return total
@@ -191,8 +195,8 @@ def touch(h, writes, reads, state, first_granule, last_granule, w, first, me, is
     agents, tensors, copies, barriers = cfg[t.AGENTS], cfg[t.TENSOR_AGENT], cfg[t.CP_ASYNC_AGENT], cfg[t.MBAR_AGENT]
     mine = agent_of(me)
     dirty = False
-    if not me & ATOMIC:
-        t.i64_1(h, t.STAT)[t.ORDER] += _followed(writes, first_granule, last_granule, mine, is_write, address)
+    if not (is_write or me & ATOMIC):
+        t.i64_1(h, t.STAT)[t.ORDER] += _found(h, writes, first_granule, last_granule, mine)
     for g in range(first_granule, last_granule + 1):
         last = writes[g]
         if last == me and is_write and is_async and not last & ATOMIC:

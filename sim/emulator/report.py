@@ -82,8 +82,8 @@ class Event:
 class Emulation:
     """The result of running one launch: what was counted, which hazards were met, statistics, and events if asked.
 
-    `order` is a digest of which write each access to memory followed: equal for every interleaving of a kernel that has
-    no hazards and no atomics, and for two kernels that do the same in the same order.
+    `order` is a digest of whose writes each part of a CTA read: equal for every interleaving of a kernel without
+    hazards in which no atomic chooses who reads what, and for two kernels that do the same in the same order.
     """
 
     counts: Counts

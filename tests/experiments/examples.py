@@ -23,6 +23,7 @@ SMALL = {
     "decode_bars": {"shape": 0, "most": 2},
     "attention_bars": {"part": "skewed"},
     "step_bars": {"part": "formats"},
+    "step_batching": {"most": 2},
 }
 NOTHING = Archive(())
 

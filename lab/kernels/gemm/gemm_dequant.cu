@@ -133,12 +133,12 @@ __device__ __forceinline__ void accumulate(Sums& total, Shared& shared, int step
     Position now;
     int before = 0;
     static_assert(UNITS % 2 == 0, "every step starts with the first fragments");
-    const auto dequantise = [&](const Stage& stage, int unit) {
-        stage.w.dequantise(a[unit % 2], unit);
+    const auto widen = [&](const Rows::Packed& packed, int unit) {
+        Rows::widen(a[unit % 2], packed);
         ptx::wgmma::hold(a[unit % 2]);
     };
     ptx::mbarrier::wait(shared.full[0], 0);
-    dequantise(shared.ring[0], 0);
+    widen(shared.ring[0].w.read(0), 0);
     for (int step = 0; step < steps; ++step) {
         const auto& stage = shared.ring[now.stage];
         Position next = now;
@@ -146,14 +146,13 @@ __device__ __forceinline__ void accumulate(Sums& total, Shared& shared, int step
 #pragma unroll
         for (int unit = 0; unit < UNITS; ++unit) {
             multiply(sum, a[unit % 2], stage.x, unit);
+            const bool last = unit + 1 == UNITS, more = !last || step + 1 < steps;
+            Rows::Packed packed;
+            if (last && more) ptx::mbarrier::wait(shared.full[next.stage], next.parity);
+            if (more) packed = (last ? shared.ring[next.stage] : stage).w.read((unit + 1) % UNITS);
             ptx::wgmma::wait_group<1>();
             if (!GROUPED && unit == 0 && step > 0) arrive(shared.empty[before]);
-            if (unit + 1 < UNITS) {
-                dequantise(stage, unit + 1);
-            } else if (step + 1 < steps) {
-                ptx::mbarrier::wait(shared.full[next.stage], next.parity);
-                dequantise(shared.ring[next.stage], 0);
-            }
+            if (more) widen(packed, unit + 1);
             if constexpr (GROUPED)
                 if (Rows::starts_group((unit + 1) * UNIT_K)) {  // and the last one ends
                     const float2 scale = stage.w.scales(unit * UNIT_K);
@@ -167,7 +166,7 @@ __device__ __forceinline__ void accumulate(Sums& total, Shared& shared, int step
                         ptx::wgmma::commit_group();
                     }
                     ptx::wgmma::wait_group<0>();
-                    if (unit + 1 == UNITS) arrive(shared.empty[now.stage]);
+                    if (last) arrive(shared.empty[now.stage]);
                     ptx::wgmma::hold(a_sums);
                     ptx::wgmma::hold(partial);
                     ptx::wgmma::hold(total);

@@ -160,9 +160,9 @@ class Layout(Schedule):
     @property
     def unit_steps(self) -> int:
         """k16-steps that are widened together: four; two where groups are short or registers few, or one."""
-        roomy = self.accumulators + 32 + OVERHEAD <= self.consumer_registers
-        tight = self.accumulators + 16 + OVERHEAD > self.consumer_registers
-        return 1 if tight else 4 if roomy and self.group != 32 else 2
+        overhead = ONE_GROUP_OVERHEAD if self.groups == 1 and not self.summed else OVERHEAD
+        spare = self.consumer_registers - self.accumulators - overhead
+        return 1 if spare < 16 else 4 if spare >= 32 and self.group != 32 else 2
 
     @property
     def fragments(self) -> int:

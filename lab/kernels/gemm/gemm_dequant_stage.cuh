@@ -66,25 +66,29 @@ struct Weights {
         return {ptx::convert::to_float(own.scale), ptx::convert::to_float(own.lower_scale)};
     }
 
-    // Integers less their zero points, or as q + INT4_BIAS.
-    __device__ __forceinline__ void dequantise(Fragments& a, int unit) const {
+    // What a lane has of a unit, and of zero points those of rows g and g + 8.
+    struct Packed {
         struct alignas(4 * UNIT_STEPS) Words {
             uint32_t of_step[UNIT_STEPS];
-        };
+        } words;
+        Quad pairs;
+    };
+
+    __device__ __forceinline__ Packed read(int unit) const {
         const int step = unit * UNIT_STEPS;
         const uint32_t* own = tiles[threadIdx.x / WARP][step / 4][threadIdx.x % WARP];
-        const Words words = *reinterpret_cast<const Words*>(own + step % 4);
+        return {*reinterpret_cast<const typename Packed::Words*>(own + step % 4), quad(unit * UNIT_K)};
+    }
+
+    // Integers less their zero points, or as q + INT4_BIAS.
+    static __device__ __forceinline__ void widen(Fragments& a, const Packed& packed) {
         const uint32_t one = gridDim.y;  // a constant that it multiplies stays in a register
-        uint32_t zeros[2] = {};
-        if constexpr (problem::zero_points) {
-            const Quad pair = quad(unit * UNIT_K);
-            const float upper = ptx::convert::to_float(pair.offset), lower = ptx::convert::to_float(pair.lower_offset);
-            zeros[0] = ptx::convert::pair<bf16>(upper + ZERO_BIAS, upper + ZERO_BIAS);
-            zeros[1] = ptx::convert::pair<bf16>(lower + ZERO_BIAS, lower + ZERO_BIAS);
-        }
+        const float upper = ptx::convert::to_float(packed.pairs.offset) + ZERO_BIAS;
+        const float lower = ptx::convert::to_float(packed.pairs.lower_offset) + ZERO_BIAS;
+        const uint32_t zeros[2] = {ptx::convert::pair<bf16>(upper, upper), ptx::convert::pair<bf16>(lower, lower)};
 #pragma unroll
         for (int i = 0; i < 4 * UNIT_STEPS; ++i) {
-            const uint32_t word = words.of_step[i / 4];
+            const uint32_t word = packed.words.of_step[i / 4];
             a[i / 4][i % 4] = problem::zero_points ? bf16_of_int4(word, i % 4, zeros[i % 2], INT4_DIGITS * one)
                                                    : biased_bf16_of_int4(word, i % 4, INT4_SIGNIFICANDS * one);
         }
@@ -167,12 +171,22 @@ struct Weights<0> {
         ptx::tma::load_2d(rows, maps.w, step * BLOCK_K, row, full);
     }
 
-    __device__ __forceinline__ void dequantise(Fragments& a, int unit) const {
+    // Where a unit is: what takes so many registers is read when it is widened.
+    struct Packed {
+        const uint8_t* own;
+        int step;
+    };
+
+    __device__ __forceinline__ Packed read(int unit) const {
         const Lane lane;
-        const uint8_t* own = rows[lane.warp * ROWS + lane.g] + 2 * lane.t;
+        return {rows[lane.warp * ROWS + lane.g] + 2 * lane.t, unit * UNIT_STEPS};
+    }
+
+    static __device__ __forceinline__ void widen(Fragments& a, const Packed& packed) {
+        const Lane lane;
 #pragma unroll
         for (int s = 0; s < UNIT_STEPS; ++s) {
-            const uint8_t* chunk = own + ((unit * UNIT_STEPS + s) ^ lane.g) * MMA_K;
+            const uint8_t* chunk = packed.own + ((packed.step + s) ^ lane.g) * MMA_K;
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const uint8_t* pair = chunk + i % 2 * 8 * BLOCK_K + i / 2 * 8;

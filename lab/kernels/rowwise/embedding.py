@@ -52,8 +52,9 @@ def launch(problem: Embedding, schedule: Schedule, machine: Machine) -> tuple[La
 def theory(problem: Embedding, schedule: Schedule, machine: Machine) -> Counts:
     p, warps = problem, schedule.warps * schedule.parts(problem.n)
     stores = sum(row_sectors(p.m, SIZE * p.n, *request) for request in requests(p.n))
-    ids, times = np.unique(np.minimum(p.indices()["ids"].view(np.uint32), p.table_rows - 1), return_counts=True)
-    rows = [sum(sectors(int(row) * SIZE * p.n + at, nbytes) for at, nbytes in requests(p.n)) for row in ids]
+    ids = np.minimum(p.indices()["ids"].view(np.uint32), p.table_rows - 1).astype(np.int64)
+    starts, times = np.unique(ids * SIZE * p.n % SECTOR, return_counts=True)  # of a row in its first sector: few differ
+    rows = [sum(sectors(int(start) + at, nbytes) for at, nbytes in requests(p.n)) for start in starts]
     loads = int(np.dot(rows, times)) + p.m * warps
     return Counts(
         flops=0,

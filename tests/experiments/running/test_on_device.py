@@ -110,6 +110,17 @@ def test_a_search_of_one_kernel_stays_with_it() -> None:
 
 
 @pytest.mark.usefixtures("device")
+def test_a_search_may_end_with_its_winner_beside_the_peers_and_the_read() -> None:
+    job = Search(problem=PROBLEM.as_dict(), most=2, rounds=3, plain=True, reads=True, facts={"bar": "bf16"})
+    found = list(on_device.search(sent([job])))
+    stages = [r.metrics.get("stage") for r in found]
+    assert stages == ["search", *["final"] * (len(found) - 4), None, None, None]
+    assert not any(name.startswith("peer:") for name in names(found[1:-3]))
+    assert names(found[-3:]) == [found[1].kernel, "peer:cublas", "peer:read"]
+    assert all(r.metrics["bar"] == "bf16" and r.metrics["plain"] for r in found)
+
+
+@pytest.mark.usefixtures("device")
 def test_a_brief_search_tries_the_best_guesses_alone() -> None:
     job = Search(problem=PROBLEM.as_dict(), most=2, rounds=3)
     searched, *_ = on_device.search(sent([job]))

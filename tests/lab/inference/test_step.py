@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 
 from lab.inference import chip as chips
 from lab.inference.layers import Forward
-from lab.inference.step import Step, StepCache, planned, step_us
+from lab.inference.step import Step, StepCache, planned, require_kernels, step_us
 from lab.inference.step_input import PAGE, Chunk, Layout, StepInput
-from lab.inference.step_weights import StepWeights, random
+from lab.inference.step_weights import StepWeights, config_of, matrices_of, random
 from lab.problems import Attention, Model
 from lab.problems.sampling import Settings
 from sim.counts import disagreements
 from sim.errors import InputError
 from sim.formats import decode
-from sim.machine import H100
+from sim.machine import A100, H100, Machine
 
 MODEL = Model(2, 128, q_heads=4, kv_heads=2, head_dim=64, ffn=256, vocab=512)
 CHIP = chips.simulated(H100)
@@ -109,6 +109,21 @@ def test_decode_is_planned_with_launches_that_overlap_and_is_predicted_without_w
             assert all(launch.dependent for launch in planned(problem, H100).launches)
     one, many = (step_us(MODEL, [(1, 2048)] * batch, H100) for batch in (1, 64))
     assert 0 < one < many
+
+
+@pytest.mark.parametrize(
+    ("changes", "machine", "says"),
+    [
+        ({"head_dim": 16}, H100, r"no kernel for its rope_append on the H100.*: rope_append takes head_dim 128 or 64"),
+        ({"vocab": 513}, H100, "no kernel for its sampling on the H100.*needs n to be a multiple of 8"),
+        ({}, A100, "on the A100"),
+    ],
+)
+def test_a_model_without_kernels_is_refused_in_a_sentence(changes: dict, machine: Machine, says: str) -> None:
+    model = replace(MODEL, **changes)
+    forward = Forward(config_of(model, 64), matrices_of(model), 2)
+    with pytest.raises(InputError, match=says):
+        require_kernels(forward, machine)
 
 
 def test_what_does_not_fit_a_bucket_is_refused() -> None:
