@@ -1,4 +1,4 @@
-// attention_mma_sync: y = softmax(q k^T / sqrt(head_dim)) v in one launch, scores in registers: prefill as Ampere does it.
+// attention_mma_sync: y = softmax(q k^T / sqrt(head_dim)) v in one launch, scores in registers: prefill on Ampere.
 //
 // Idea: a tile of queries stays in shared memory while all keys and values that it sees come by, block after block. A
 // row's maximum and sum run along; where the maximum grows, what was summed up so far is scaled down. The accumulators of
@@ -90,7 +90,8 @@ struct Rows {
         uint32_t a[schedule::block_n / MMA_K][4];
         pack<Element>(a, weights);
 #pragma unroll
-        for (int step = 0; step < schedule::block_n / MMA_K; ++step) multiply_columns<DIM>(sums, a[step], shared.v, step);
+        for (int step = 0; step < schedule::block_n / MMA_K; ++step)
+            multiply_columns<DIM>(sums, a[step], shared.v, step);
     }
 };
 
