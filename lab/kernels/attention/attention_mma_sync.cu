@@ -60,10 +60,9 @@ struct Cache {
     }
 };
 
-// All copies but the last `pending` groups are there, for all threads, and what was read before may be copied over.
-template <int pending>
+// All copies are there, for all threads, and what was read before may be copied over.
 __device__ __forceinline__ void meet() {
-    ptx::cp_async::wait_group<pending>();
+    ptx::cp_async::wait_group<0>();
     __syncthreads();
 }
 
@@ -119,11 +118,11 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
     });
     copy_block(shared.k, 0, work.last - 1);
     for (int block = work.last - 1; block >= work.first; --block) {
-        meet<0>();
+        meet();
         copy_block(shared.v, 1, block);
         float scores[schedule::block_n / 2] = {};
         rows.multiply_keys(scores);
-        meet<0>();
+        meet();
         if (block > work.first) copy_block(shared.k, 0, block - 1);
         if (block >= work.ragged_end() || block < work.ragged_start())
             visible(work, rows.row + threadIdx.x % WARP / 4, block * schedule::block_n).mask(scores);
