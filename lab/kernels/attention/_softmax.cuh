@@ -66,29 +66,21 @@ struct Softmax {
     float scale;
     float maximum[2] = {-infinity(), -infinity()};  // of the scores; or, with slack, at most 2^slack below it
     float sum[2] = {0, 0};                      // of the weights in this thread's columns
-    float base[2];                              // the maximum, scaled, as weights of the last block are relative to it
     float decay[2];                             // what the last block made of earlier weights
     bool decayed;                               // whether any row of this warp's did
 
     __device__ __forceinline__ explicit Softmax(float scale) : scale(scale) {}
 
-    // Scores to weights.
+    // Scores to weights. Weights up to 2^slack are as good as up to 1: the maximum stays where it is until one is that far
+    // off, which each thread sees of its own scores.
     template <int n>
     __device__ __forceinline__ void take(float (&scores)[n]) {
-        begin(scores);
-        weigh<0, n>(scores);
-    }
-
-    // What the scores of a block change: the maximum, and what is summed up so far. Weights up to 2^slack are as good as
-    // up to 1: the maximum stays where it is until one is that far off, which each thread sees of its own scores.
-    template <int n>
-    __device__ __forceinline__ void begin(const float (&scores)[n]) {
-        float top[2];
+        float top[2], base[2];
+        const float before[2] = {maximum[0], maximum[1]};
         positive_max(scores, top);
         bool higher = false;
 #pragma unroll
         for (int r = 0; r < 2; ++r) higher |= is_above(top[r], maximum[r]) || top[r] == 0 && maximum[r] < 0;
-        const float before[2] = {maximum[0], maximum[1]};
         decayed = false;
         if (__any_sync(0xffffffffu, higher)) raise(scores);
 #pragma unroll
@@ -97,13 +89,8 @@ struct Softmax {
             decay[r] = ptx::ex2::approx(before[r] * scale - base[r]);
             sum[r] *= decay[r];
         }
-    }
-
-    // Scores from `from` to `to` - 1 to weights, after `begin`.
-    template <int from, int to, int n>
-    __device__ __forceinline__ void weigh(float (&scores)[n]) {
 #pragma unroll
-        for (int i = from; i < to; ++i) {
+        for (int i = 0; i < n; ++i) {
             scores[i] = ptx::ex2::approx(fmaf(scores[i], scale, -base[row_of(i)]));
             sum[row_of(i)] += scores[i];
         }

@@ -109,7 +109,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
     if (work.first >= work.last) return results.store_nothing(work, rows.row);
 
     const Cache cache{k, v, places, kv_heads, row_pages, pages};
-    const auto copy_block = [&](auto& tile, int value, int block) {
+    const auto copy_block = [&](MmaTile<schedule::block_n, DIM>& tile, int value, int block) {
         copy(tile, [&](int row) { return cache.row(work, value, block * schedule::block_n + row); });
     };
     copy(shared.q, [&](int row) -> const Element* {

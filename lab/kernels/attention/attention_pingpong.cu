@@ -86,18 +86,14 @@ struct Consumer {
         ptx::wgmma::commit_group();
     }
 
-    // Scores that have been waited for become weights, which wait for their values; `between` is called half way.
-    template <bool masked, typename Between>
-    __device__ __forceinline__ void take(const Work& work, int block, Scores& scores, Softmax& softmax,
-                                         Between between) {
+    // Scores that have been waited for become weights, which wait for their values.
+    template <bool masked>
+    __device__ __forceinline__ void take(const Work& work, int block, Scores& scores, Softmax& softmax) {
         ptx::wgmma::hold(scores);
         release_cluster(shared.k_empty[k_at.stage]);
         k_at.advance();
         if constexpr (masked) visible(work, row + threadIdx.x % WARP / 4, block * schedule::block_n).mask(scores);
-        softmax.begin(scores);
-        softmax.template weigh<0, schedule::block_n / 4>(scores);
-        between();
-        softmax.template weigh<schedule::block_n / 4, schedule::block_n / 2>(scores);
+        softmax.take(scores);
         ptx::mbarrier::wait(shared.v_full[v_at.stage], v_at.parity ^ softmax.taken());
     }
 
@@ -110,8 +106,8 @@ struct Consumer {
         issue_scores(scores, k_at.stage);
         if constexpr (schedule::turns == 1) turn.pass();
         ptx::wgmma::wait_group<0>();
-        if constexpr (schedule::turns >= 2) turn.pass();
-        take<true>(work, work.last - 1, scores, softmax, [] {});
+        if constexpr (schedule::turns == 2) turn.pass();
+        take<true>(work, work.last - 1, scores, softmax);
         pack<Element>(weights, scores);
         accumulate = false;
     }
@@ -127,27 +123,16 @@ struct Consumer {
         ptx::wgmma::hold(y);
         ptx::wgmma::fence();
         issue_scores(scores, k_stage);
-        if constexpr (schedule::turns < 3) {
-            multiply_values<0, STEPS - schedule::lead>(y, weights, shared.v[v_stage], accumulate);
-            if constexpr (schedule::turns == 1 && schedule::lead > 0) turn.pass();
-            multiply_values<STEPS - schedule::lead, STEPS>(y, weights, shared.v[v_stage], accumulate);
-            ptx::wgmma::commit_group();
-            if constexpr (schedule::turns == 1 && schedule::lead == 0) turn.pass();
-            ptx::wgmma::wait_group<1>();
-        } else {
-            ptx::wgmma::wait_group<0>();
-        }
-        if constexpr (schedule::turns >= 2) turn.pass();
+        multiply_values<0, STEPS - schedule::lead>(y, weights, shared.v[v_stage], accumulate);
+        if constexpr (schedule::turns == 1 && schedule::lead > 0) turn.pass();
+        multiply_values<STEPS - schedule::lead, STEPS>(y, weights, shared.v[v_stage], accumulate);
+        ptx::wgmma::commit_group();
+        if constexpr (schedule::turns == 1 && schedule::lead == 0) turn.pass();
+        ptx::wgmma::wait_group<1>();
+        if constexpr (schedule::turns == 2) turn.pass();
         const int before = v_at.stage;
         v_at.advance();
-        take<masked>(work, block, scores, softmax, [&] {
-            if constexpr (schedule::turns == 3) {
-                ptx::wgmma::hold(scores);
-                ptx::wgmma::fence();
-                multiply_values<0, STEPS>(y, weights, shared.v[v_stage], accumulate);
-                ptx::wgmma::commit_group();
-            }
-        });
+        take<masked>(work, block, scores, softmax);
         ptx::wgmma::wait_group<0>();
         ptx::wgmma::hold(y);
         ptx::wgmma::hold(weights);

@@ -47,15 +47,12 @@ MOST_SECTION = 1024
 class Schedule(prefill.RingTiling):
     """The tile of a CTA, its ring, and how its consumers share the tensor cores.
 
-    `turns` 0: they multiply as they come; else in turn, passed on when all is issued (1) or scores are done (2, 3),
-    and with 3 the weighted sum of the block before is issued amid the softmax.
+    `turns` 0: they multiply as they come; else in turn, passed on when all is issued (1) or scores are done (2).
     """
 
     section: int  # KV heads whose tiles are walked together, so that their keys and values stay in L2
     slack: int  # powers of two by which weights may exceed 1 before the running maximum moves
-    turns: (
-        int  # 0: as consumers come; passed on 1: when all is issued, 2, 3: when scores are done; 3: then weighted sums
-    )
+    turns: int  # how consumers share the tensor cores, from 0 to 2
     lead: int  # steps of the weighted sum that are issued after the turn was passed on
     q_registers: int  # 1: queries are held in registers; 0: wgmma reads them from shared memory
     splits: int = 1  # parts of the blocks that a tile sees, each multiplied on its own
@@ -63,7 +60,7 @@ class Schedule(prefill.RingTiling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice(self, "turns", (0, 1, 2, 3))
+        require_choice(self, "turns", (0, 1, 2))
         require_choice(self, "q_registers", (0, 1))
         require_choice(self, "cluster", (1, 2, 4))
         if not 1 <= self.splits <= MOST_SPLITS:
