@@ -1,5 +1,6 @@
 """Files of calibrations: where they lie, read with care, written whole."""
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sim.machine import Machine
 
 COMMITTED = Path(__file__).parent  # ships with the package
 MAX_FILE = 2**20  # bytes; a larger file is none of ours
+_PLACES = ("LAB_CONFIG_DIR", "XDG_CONFIG_HOME", "HOME")  # what the user's folder depends on
 
 
 def user_path(machine_name: str) -> Path:
@@ -29,12 +31,12 @@ def calibration(machine: Machine) -> Calibration:
 
     Raises InputError for a file that is no calibration of that machine.
     """
-    return _calibration(machine.name, user_path(machine.name))
+    return _calibration(machine.name, *map(os.environ.get, _PLACES))
 
 
-@cache  # a search asks thousands of times
-def _calibration(machine_name: str, own: Path) -> Calibration:
-    for path in (own, committed_path(machine_name)):
+@cache  # a choice among schedules asks a thousand times
+def _calibration(machine_name: str, *_places: str | None) -> Calibration:
+    for path in (user_path(machine_name), committed_path(machine_name)):
         if path.exists():
             return _read(path, machine_name)
     return Calibration(machine=machine_name)

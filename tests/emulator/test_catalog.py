@@ -65,9 +65,11 @@ def test_the_cases_are_hard(case: Case) -> None:
 
 @pytest.mark.parametrize("case", HARDEST, ids=str)
 def test_the_hardest_case_of_a_kernel_with_clusters_or_splits_has_them(case: Case) -> None:
+    known = list(case.kernel.module.candidates(case.problem, case.machine))
     for field in fields(case.schedule):
         if field.name == "cluster" or field.name.startswith("split"):
-            assert getattr(case.schedule, field.name) > 1
+            most = max(getattr(schedule, field.name) for schedule in known)
+            assert getattr(case.schedule, field.name) > 1 or most == 1
 
 
 def test_a_trace_shows_who_waited_for_what() -> None:

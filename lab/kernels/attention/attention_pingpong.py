@@ -103,6 +103,7 @@ MEASURED = (
     replace(LONG, block_n=64, stages=4),
 )
 SPLIT_BLOCKS = 16  # blocks that a split has at least
+FEW_TOKENS = 16  # up to which shorter rings are faster
 LONG_KEYS = 8192  # from so many on causal attention has enough tiles to fill the chip section by section
 
 
@@ -111,6 +112,8 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
     p = problem
     if not p.causal:
         best = replace(FULL, section=_cached_heads(p, machine))
+    elif p.q_len <= FEW_TOKENS:
+        best = replace(SHORT, stages=2)
     elif p.q_len < p.kv_len:
         best = CHUNK
     else:

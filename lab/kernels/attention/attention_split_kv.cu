@@ -3,7 +3,8 @@
 // Idea: the cache is read once, as a plain read does it: every team of warps copies the tokens it will multiply, 16 at a
 // time, to its own ring in shared memory, and waits for nobody; so what an SM has under way is what its shared memory
 // holds. Sequences are divided over the SMs on the device, from their lengths. A CTA that shares a sequence with others
-// leaves a partial result, and who comes last adds them up in the same launch.
+// leaves a partial result, and who comes last adds them up in the same launch. A short sequence alone is a cluster's, whose
+// CTAs add up its rows between them.
 //
 // Warp roles: all alike. The teams of a KV head take the units of a stretch in turn, each with a softmax of its own; at
 // the end of a sequence their sums meet in shared memory. A team is one warp, or several where the queries are many.
@@ -53,15 +54,15 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     Walk walk(batch, stretch, gridDim.x / ctas);
     Source source(cache, team, walk, first_row_of_sequence);
     Stage(&ring)[STAGES] = shared.ring[team.index()];
-#pragma unroll 1
-    for (int i = 0; i < STAGES - 1; ++i) source.copy_next(ring[i]);
     if constexpr (CLUSTER) ptx::cluster::wait();
     const float scale_log2 = scale * LOG2_E * (FP8 ? k_scale[head] / QUERY_SCALE : 1);
     const int first_row = team.row_group * TILES * EIGHT;
-    int stage = 0;
+    int stage = 0, filled = 0;
     for (Part part = walk.next(); part.exists(); part = walk.next()) {
         Queries queries;
         load_queries(queries, q, part.sequence, head, kv_heads * problem::group, first_row);
+#pragma unroll 1
+        for (; filled < STAGES - 1; ++filled) source.copy_next(ring[filled]);  // later than queries, or these wait for it
         Softmax softmax;
         clear(softmax);
 #pragma unroll 1

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from lab.cards import fits
 from lab.kernel import Bills, Solves, require_choice, require_resident, require_shared
 from lab.kernels.attention import decode_plan, decode_simulation, decode_theory
+from lab.kernels.common import clusters
 from lab.kernels.common.norm import joined
 from lab.problems import Attention
 from sim.counts import Counts
@@ -174,13 +175,15 @@ SHAPES = (
     (16, 2, 1),
     (4, 2, 2),
 )  # warps, heads, CTAs
-RING = 192 * 1024  # bytes of an SM's rings
+RING = 192 * 1024  # bytes of an SM's rings; half as many where teams are of several warps
 OVERHEAD, LEAST = 4, 4
 LONG = 2**30  # bytes of a contiguous cache from which two heads a CTA are faster
+SHORT, SHORTEST = 2**26, 2**24  # bytes of one sequence up to which clusters are faster, and rings of two stages
+CLUSTER = 8  # of larger ones an H200 does not hold eight at once
 
 
 def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
-    """Measured shapes with as deep rings as fit; then half of the ring, and more for the ends of a sequence."""
+    """Measured shapes with as deep rings as fit, of a short sequence in a cluster; then shallower ones, longer ends."""
     p = problem
     needed = next((rows for rows in GROUPS if rows >= p.q_len * p.group), max(GROUPS))
     first = (8, 2) if not p.page and p.kv_bytes > LONG else (12, 1) if needed == 64 else (8, 1)
@@ -188,11 +191,14 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
     for row_groups, query_tiles in GROUPS[needed]:
         for warps, heads, ctas in sorted(SHAPES, key=lambda shape: shape[:2] != first):
             teams = max(warps // row_groups, 1)
-            stages = RING // (ctas * teams * 2 * UNIT * FORMATS[p.kv].nbytes(1, p.head_dim))
+            stages = (
+                RING // (1 if row_groups == 1 else 2) // (ctas * teams * 2 * UNIT * FORMATS[p.kv].nbytes(1, p.head_dim))
+            )
             with suppress(ScheduleError):
                 s = Schedule(warps, min(stages, MOST_STAGES), heads, row_groups, query_tiles, ctas, OVERHEAD, LEAST)
                 s.fits(p, machine)
                 found.append(s)
+    yield from _clustered(p, found, machine)
     yield from found or [
         Schedule(8, 2, 1, *GROUPS[max(GROUPS)][0], 1, OVERHEAD, LEAST)
     ]  # holds most, and says how much
@@ -200,6 +206,18 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
         if s.stages >= 4:
             yield replace(s, stages=s.stages // 2)
         yield replace(s, overhead_units=2 * OVERHEAD)
+
+
+def _clustered(problem: Attention, found: list[Schedule], machine: Machine) -> Iterator[Schedule]:
+    """The best of those found, in clusters that are all resident at once and take up a good part of the SMs."""
+    p = problem
+    few = p.kv_heads <= clusters.at_once(CLUSTER, 1, machine) and 3 * CLUSTER * p.kv_heads >= machine.sms
+    for s in found[:1]:
+        if p.batch == 1 and p.kv_bytes <= SHORT and few and s.heads == 1 and s.rows <= 32:
+            clustered = replace(s, cluster=CLUSTER, stages=2 if p.kv_bytes <= SHORTEST else s.stages)
+            with suppress(ScheduleError):
+                clustered.fits(p, machine)
+                yield clustered
 
 
 def stretches(problem: Attention, schedule: Schedule, machine: Machine) -> int:

@@ -159,6 +159,7 @@ class Coefficients(fits.Coefficients, frozen=True):
 
     start_us: float  # of a launch, to its first products and from its last ones on
     tensor_share: float  # of the data sheet's rate of the tensor cores, while consumers multiply
+    merge_us: float  # until the parts of splits are stored and merged
 
 
 def bills(kernel: str, problem: Attention, schedule: Any, machine: Machine, clock: str) -> Bills:
@@ -174,4 +175,5 @@ def bills(kernel: str, problem: Attention, schedule: Any, machine: Machine, cloc
         "tensor cores": 1e6 * (theory(p, s).mma_flops or 0) / rate,
         "longest tile": 1e6 * most * of_block * machine.sms / rate,
     }
-    return Bills(model.start_us + max(stream.values()), {"launch": model.start_us, **stream})
+    start = model.start_us + (model.merge_us if s.splits > 1 else 0)
+    return Bills(start + max(stream.values()), {"launch": start, **stream})
