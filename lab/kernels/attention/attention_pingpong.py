@@ -98,7 +98,6 @@ MEASURED = (
     SHORT,
     CHUNK,
     FULL,
-    replace(LONG, block_n=176, stages=2, q_registers=0),
     replace(LONG, turns=1, lead=2),
     replace(LONG, block_n=64, stages=4),
 )
