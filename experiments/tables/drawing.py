@@ -19,8 +19,8 @@ DOTS = "os^Dv"  # one for each round through the colours
 LOOKS: dict[str, dict[str, Any]] = {
     "limit": {"linestyle": "-", "linewidth": 1.0},
     "theory": {"linestyle": "-", "linewidth": 1.3},
-    "predicted": {"linestyle": "--", "linewidth": 1.0, "markerfacecolor": "white"},
-    "measured": {"linestyle": "-", "linewidth": 1.6},
+    "predicted": {"linestyle": "--", "linewidth": 1.0, "markerfacecolor": "white", "markersize": 9},
+    "measured": {"linestyle": "-", "linewidth": 1.6, "markersize": 6},
 }
 MEANING = {"theory": "line: theory", "predicted": "hollow: predicted", "measured": "full: measured"}
 
@@ -78,7 +78,7 @@ def _look(series: Series, labels: list[str]) -> dict[str, Any]:
         return {"color": GREY}
     turn, colour = divmod(labels.index(series.label), len(COLOURS))
     dot = "" if series.mark == "theory" else DOTS[turn % len(DOTS)]
-    return {"color": COLOURS[colour], "marker": dot, "markersize": 6}
+    return {"color": COLOURS[colour], "marker": dot}
 
 
 def _label(axes: Any, chart: Chart, labels: list[str]) -> None:

@@ -75,9 +75,10 @@ def report(past: Archive) -> Report:
                 shown = {ROOT / FOLDER / f"{file}.svg": chart for file, chart in module.pictures(past).items()}
                 charts.update(shown)
                 links = (f"![{chart.title}]({path.relative_to(page.parent)})" for path, chart in shown.items())
-                return f"{start}{' '.join(links)}\n{end}"
-            text = module.table(past) if hasattr(module, "table") else experiment(name, past)
-            doubts.update(dict.fromkeys(_doubts(name, text)))
+                text = "\n\n".join(links)
+            else:
+                text = module.table(past) if hasattr(module, "table") else experiment(name, past)
+                doubts.update(dict.fromkeys(_doubts(name, text)))
             return f"{start}{text}\n{end}"
 
         texts[page] = _BLOCK.sub(made, _text(page))
