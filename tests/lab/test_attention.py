@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lab import catalog
-from lab.choice import choose
+from lab.choice import ancestors, choose
 from lab.kernel import Kernel
 from lab.problems import Attention
 from lab.verify import compare, guarded_outputs, simulator, verify, workspaces
@@ -14,7 +14,8 @@ from sim.errors import InputError, ScheduleError
 from sim.machine import H100
 
 NAIVE, PINGPONG = catalog.get("attention_naive"), catalog.get("attention_pingpong")
-LADDER = [NAIVE, *(catalog.get(f"attention_{name}") for name in ("mma_sync", "wgmma", "warp_specialized")), PINGPONG]
+STEPS = [catalog.get(f"attention_{name}") for name in ("mma_sync", "wgmma", "warp_specialized")]
+LADDER = [NAIVE, *STEPS, PINGPONG]
 KERNELS = pytest.mark.parametrize("kernel", LADDER, ids=lambda kernel: kernel.name)
 BOTH = Attention(3, 4, 2, 128, 70, 200)
 
@@ -56,7 +57,11 @@ def test_few_tiles_of_many_keys_are_split_so_that_no_sm_idles() -> None:
 
 def test_pages_that_are_no_box_are_copied_row_by_row() -> None:
     chosen = {page: choose(replace(BOTH, page=page), H100)[0].name for page in (0, 1, 16)}
-    assert chosen == {0: "attention_pingpong", 1: "attention_mma_sync", 16: "attention_pingpong"}
+    assert chosen == {0: PINGPONG.name, 1: "attention_mma_sync", 16: PINGPONG.name}
+
+
+def test_each_step_of_the_ladder_improves_on_the_one_before() -> None:
+    assert ancestors(PINGPONG) == [kernel.name for kernel in reversed(LADDER[:-1])]
 
 
 def test_a_cluster_loads_keys_for_the_tiles_that_see_fewest_too() -> None:

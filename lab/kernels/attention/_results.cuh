@@ -1,5 +1,5 @@
-// What a warp does with its 16 rows of a tile beside products: which keys they see, and what it stores of them: rows of y,
-// normalised, and their log-sum-exp; merged where the keys are split.
+// What a warp does with its 16 rows of a tile beside products: which keys they see, and what it stores of them, which is
+// rows of y, normalised, and their log-sum-exp; merged where the keys are split.
 #pragma once
 #include "lab/kernels/attention/_softmax.cuh"
 #include "lab/kernels/attention/_work.cuh"
@@ -104,7 +104,8 @@ struct Results {
 
     // 16 rows of a warp from row `first` of the tile on. Lanes trade pairs with their neighbours: each then has four
     // elements side by side, and the four lanes of a row 32 bytes.
-    __device__ __forceinline__ void store(const float (&values)[problem::head_dim / 2], const Softmax& softmax, const Work& work, int first) const {
+    __device__ __forceinline__ void store(const float (&values)[problem::head_dim / 2], const Softmax& softmax,
+                                          const Work& work, int first) const {
         const int lane = threadIdx.x % WARP, odd = lane % 2;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {

@@ -24,7 +24,8 @@ __device__ __forceinline__ float row_sum(float value) {
     return value + __shfl_xor_sync(0xffffffffu, value, 2);
 }
 
-// The largest score of each row, or 0: as integers floats are in order from 0 up, and three of those are compared at once.
+// The largest of a thread's scores of each row, or 0: as integers floats are in order from 0 up, and three of those are
+// compared at once.
 template <int n>
 __device__ __forceinline__ void positive_max(const float (&scores)[n], float (&largest)[2]) {
     int top[2] = {0, 0};
@@ -32,11 +33,12 @@ __device__ __forceinline__ void positive_max(const float (&scores)[n], float (&l
     for (int i = 0; i < n; i += 2)
         top[row_of(i)] = __vimax3_s32(top[row_of(i)], __float_as_int(scores[i]), __float_as_int(scores[i + 1]));
 #pragma unroll
-    for (int r = 0; r < 2; ++r) largest[r] = __int_as_float(row_max(top[r]));
+    for (int r = 0; r < 2; ++r) largest[r] = __int_as_float(top[r]);
 }
 
+// The largest score of each row.
 template <int n>
-__device__ __forceinline__ void any_max(const float (&scores)[n], float (&largest)[2]) {
+__device__ __forceinline__ void row_maxima(const float (&scores)[n], float (&largest)[2]) {
     largest[0] = scores[0], largest[1] = scores[2];
 #pragma unroll
     for (int i = 0; i < n; ++i) largest[row_of(i)] = fmaxf(largest[row_of(i)], scores[i]);
@@ -69,31 +71,47 @@ struct Softmax {
 
     __device__ __forceinline__ explicit Softmax(float scale) : scale(scale) {}
 
-    // Scores to weights.
+    // Scores to weights. Weights up to 2^slack are as good as up to 1: the maximum stays where it is until one is that far
+    // off, which each thread sees of its own scores.
     template <int n>
     __device__ __forceinline__ void take(float (&scores)[n]) {
-        float largest[2];
-        positive_max(scores, largest);
-        if (__any_sync(0xffffffffu, largest[0] == 0 && maximum[0] < 0 || largest[1] == 0 && maximum[1] < 0))
-            any_max(scores, largest);
-        float base[2];
+        float top[2], base[2];
+        const float before[2] = {maximum[0], maximum[1]};
+        positive_max(scores, top);
+        bool higher = false;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) higher |= is_above(top[r], maximum[r]) || top[r] == 0 && maximum[r] < 0;
         decayed = false;
+        if (__any_sync(0xffffffffu, higher)) raise(scores);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            const float before = maximum[r];
-            // Weights up to 2^slack are as good as up to 1: the maximum stays where it is until it is that far off.
-            if (largest[r] * scale > before * scale + schedule::slack) maximum[r] = largest[r];
             base[r] = maximum[r] == -infinity() ? 0 : maximum[r] * scale;  // a row that saw nothing yet
-            decay[r] = ptx::ex2::approx(before * scale - base[r]);
-            decayed |= maximum[r] != before;
+            decay[r] = ptx::ex2::approx(before[r] * scale - base[r]);
             sum[r] *= decay[r];
         }
-        decayed = __any_sync(0xffffffffu, decayed);
 #pragma unroll
         for (int i = 0; i < n; ++i) {
             scores[i] = ptx::ex2::approx(fmaf(scores[i], scale, -base[row_of(i)]));
             sum[row_of(i)] += scores[i];
         }
+    }
+
+    __device__ __forceinline__ bool is_above(float score, float maximum) const {
+        return score * scale > maximum * scale + schedule::slack;
+    }
+
+    // New maxima of the rows that need them.
+    template <int n>
+    __device__ __forceinline__ void raise(const float (&scores)[n]) {
+        float largest[2];
+        row_maxima(scores, largest);
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+            if (is_above(largest[r], maximum[r])) {
+                maximum[r] = largest[r];
+                decayed = true;
+            }
+        decayed = __any_sync(0xffffffffu, decayed);
     }
 
     // Earlier weighted sums of values, as the last block left them.

@@ -1,4 +1,4 @@
-// attention_mma_sync: y = softmax(q k^T / sqrt(head_dim)) v in one launch, scores in registers: prefill as Ampere does it.
+// attention_mma_sync: y = softmax(q k^T / sqrt(head_dim)) v in one launch, scores in registers: prefill on Ampere.
 //
 // Idea: a tile of queries stays in shared memory while all keys and values that it sees come by, block after block. A
 // row's maximum and sum run along; where the maximum grows, what was summed up so far is scaled down. The accumulators of
@@ -60,10 +60,9 @@ struct Cache {
     }
 };
 
-// All copies but the last `pending` groups are there, for all threads, and what was read before may be copied over.
-template <int pending>
+// All copies are there, for all threads, and what was read before may be copied over.
 __device__ __forceinline__ void meet() {
-    ptx::cp_async::wait_group<pending>();
+    ptx::cp_async::wait_group<0>();
     __syncthreads();
 }
 
@@ -90,7 +89,8 @@ struct Rows {
         uint32_t a[schedule::block_n / MMA_K][4];
         pack<Element>(a, weights);
 #pragma unroll
-        for (int step = 0; step < schedule::block_n / MMA_K; ++step) multiply_columns<DIM>(sums, a[step], shared.v, step);
+        for (int step = 0; step < schedule::block_n / MMA_K; ++step)
+            multiply_columns<DIM>(sums, a[step], shared.v, step);
     }
 };
 
@@ -109,7 +109,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
     if (work.first >= work.last) return results.store_nothing(work, rows.row);
 
     const Cache cache{k, v, places, kv_heads, row_pages, pages};
-    const auto copy_block = [&](auto& tile, int value, int block) {
+    const auto copy_block = [&](MmaTile<schedule::block_n, DIM>& tile, int value, int block) {
         copy(tile, [&](int row) { return cache.row(work, value, block * schedule::block_n + row); });
     };
     copy(shared.q, [&](int row) -> const Element* {
@@ -118,11 +118,11 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
     });
     copy_block(shared.k, 0, work.last - 1);
     for (int block = work.last - 1; block >= work.first; --block) {
-        meet<0>();
+        meet();
         copy_block(shared.v, 1, block);
         float scores[schedule::block_n / 2] = {};
         rows.multiply_keys(scores);
-        meet<0>();
+        meet();
         if (block > work.first) copy_block(shared.k, 0, block - 1);
         if (block >= work.ragged_end() || block < work.ragged_start())
             visible(work, rows.row + threadIdx.x % WARP / 4, block * schedule::block_n).mask(scores);

@@ -3,7 +3,8 @@
 // Idea: one consumer's softmax hides under the other's products. Named barriers pass the turn: a consumer issues the
 // scores of its next block and the weighted sum of its last one, then lets the other issue, and makes weights of its
 // scores meanwhile. A CTA takes one tile of queries after another from a counter in global memory, longest first.
-// Adds to attention_warp_specialized: turns, products that do not wait for each other, a persistent CTA whose producer runs ahead into the next tile.
+// Adds to attention_warp_specialized: the scores of a block beside the weighted sum of the one before, turns, a
+// persistent CTA whose producer runs ahead into the next tile.
 //
 //   producer    | q, k 0 | k 1, v 0 | k 2, v 1 | k 3, v 2 ...                            blocks from the last to the first
 //   consumer 0      | qk 0 |          | qk 1, wv 0 |  softmax 1  | qk 2, wv 1 |  softmax 2 ...

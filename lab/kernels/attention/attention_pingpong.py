@@ -40,15 +40,19 @@ OPTION_REGISTERS = 4  # for masks of rows that share a token, or for pages
 FROM_REGISTERS = (64, 96, 128, 192)  # block_n of a wgmma with queries in registers
 PARTS = ("part_y", "part_log_sums", "arrived")  # of splits: null where there is one
 MOST_SPLITS = 64
+MOST_SECTION = 1024
 
 
 @dataclass(frozen=True)
 class Schedule(prefill.RingTiling):
-    """The tile of a CTA, its ring, and how its consumers share the tensor cores."""
+    """The tile of a CTA, its ring, and how its consumers share the tensor cores.
+
+    `turns` 0: they multiply as they come; else in turn, passed on when all is issued (1) or scores are done (2).
+    """
 
     section: int  # KV heads whose tiles are walked together, so that their keys and values stay in L2
     slack: int  # powers of two by which weights may exceed 1 before the running maximum moves
-    turns: int  # 0: consumers multiply as they come; 1: in turn, passed on when all is issued; 2: when scores are done
+    turns: int  # how consumers share the tensor cores, from 0 to 2
     lead: int  # steps of the weighted sum that are issued after the turn was passed on
     q_registers: int  # 1: queries are held in registers; 0: wgmma reads them from shared memory
     splits: int = 1  # parts of the blocks that a tile sees, each multiplied on its own
@@ -61,8 +65,8 @@ class Schedule(prefill.RingTiling):
         require_choice(self, "cluster", (1, 2, 4))
         if not 1 <= self.splits <= MOST_SPLITS:
             raise ScheduleError(f"splits are from 1 to {MOST_SPLITS}; splits = {self.splits}")
-        if not 1 <= self.section <= 1024:
-            raise ScheduleError(f"section is from 1 to 1,024 KV heads; section = {self.section}")
+        if not 1 <= self.section <= MOST_SECTION:
+            raise ScheduleError(f"section is from 1 to {MOST_SECTION:,} KV heads; section = {self.section}")
         if not 0 <= self.slack <= 8:
             raise ScheduleError(f"slack is from 0 to 8 powers of two; slack = {self.slack}")
         steps = self.block_n // prefill.MMA_K
@@ -84,35 +88,47 @@ class Schedule(prefill.RingTiling):
 
 
 # Measured on the H200 at head_dim 128.
-LONG = Schedule(128, 128, 3, section=8, slack=8, turns=0, lead=0, q_registers=1)
-SHORT = replace(LONG, stages=2, section=32)
+LONG = Schedule(128, 128, 3, section=16, slack=8, turns=0, lead=0, q_registers=1)
+SHORT = replace(LONG, section=32)
+CHUNK = replace(LONG, turns=2)
+FEW = replace(CHUNK, q_registers=0)
 FULL = replace(LONG, block_m=192, block_n=80, q_registers=0)
 MEASURED = (
     LONG,
     SHORT,
+    CHUNK,
     FULL,
-    replace(LONG, block_n=176, stages=2, q_registers=0),
-    replace(FULL, section=32),
-    replace(LONG, section=32),
     replace(LONG, turns=1, lead=2),
     replace(LONG, block_n=64, stages=4),
 )
 SPLIT_BLOCKS = 16  # blocks that a split has at least
-FEW = 16  # tokens up to which shorter rings are faster
+FEW_TOKENS = 16  # up to which shorter rings are faster
 LONG_KEYS = 8192  # from so many on causal attention has enough tiles to fill the chip section by section
 
 
 def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
     """Measured schedules that fit, the best for problems of this kind first."""
     p = problem
-    long = p.kv_len >= LONG_KEYS and p.q_len > FEW
-    best = FULL if not p.causal else LONG if long else SHORT
+    if not p.causal:
+        best = replace(FULL, section=_cached_heads(p, machine))
+    elif p.q_len <= FEW_TOKENS:
+        best = replace(SHORT, stages=2)
+    elif p.q_len < p.kv_len:
+        best = CHUNK
+    else:
+        best = LONG if p.kv_len >= LONG_KEYS else SHORT
     tiles = prefill.tile_count(p, LONG) if p.group <= LONG.block_m else machine.sms
     blocks = -(-p.kv_len // LONG.block_n)
     fill = min(machine.sms // tiles, blocks // SPLIT_BLOCKS, MOST_SPLITS)  # splits that leave no SM without work
-    few = [replace(LONG, q_registers=0, splits=fill)] if fill > 1 else []
+    few = [replace(FEW, splits=fill)] if fill > 1 else []
     halves = [replace(MEASURED[-1], q_registers=0, splits=2, cluster=2)] if blocks > 1 else []
     yield from prefill.fitting((*few, best, *MEASURED, *halves), p, machine)
+
+
+def _cached_heads(problem: Attention, machine: Machine) -> int:
+    """KV heads, a power of two of them, whose keys and values fill half of L2; one at least."""
+    heads = machine.l2_bytes // 2 // (2 * problem.kv_len * problem.head_dim * prefill.SIZE)
+    return min(1 << max(heads, 1).bit_length() - 1, MOST_SECTION)
 
 
 def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
