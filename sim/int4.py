@@ -28,7 +28,9 @@ LEVELS = 16
 MOST_ZERO = 127  # zero point: with the bias that kernels give it, it is a bf16
 BIAS = 16  # tensor cores multiply q + BIAS, a bf16 among whose digits are those of q; offsets take it away
 
-Q4_1_BLOCK, Q4_1_BYTES = 32, 20  # weights of a block, and its bytes: fp16 scale and min, 16 bytes of nibbles
+GGUF_BLOCK = 32  # weights of a block of a GGUF file
+GGUF_BYTES = {"Q4_0": 18, "Q4_1": 20}  # of a block: fp16 scale, of Q4_1 also an fp16 min, and 16 bytes of nibbles
+Q4_0_ZERO = 8  # of every block of Q4_0
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the column, of eight, in each nibble of a word
 
 
@@ -155,19 +157,25 @@ def quantise(values: NDArray[np.float32], group: int) -> Groups:
     return Groups(np.ascontiguousarray(q), scale, offset, group)
 
 
-def from_q4_1(blocks: NDArray[np.uint8]) -> Groups:
-    """The weights of a GGUF tensor of type Q4_1, uint8 [n, k / 32, 20]: exact (ggml, block_q4_1).
+def from_gguf(blocks: NDArray[np.uint8], kind: str) -> Groups:
+    """The weights of a GGUF tensor of type Q4_0 or Q4_1, uint8 [n, k / 32, bytes of a block]: exact (ggml, block_q4_0).
 
-    A block is fp16 scale, fp16 min, and 16 bytes whose low nibbles are its first 16 weights, the high ones the others.
+    A block is fp16 scale, of Q4_1 an fp16 min too, and 16 bytes whose low nibbles are its first 16 weights, the high
+    ones the others. Those of Q4_0 are around a zero point of 8.
     """
-    if blocks.ndim != 3 or blocks.shape[2] != Q4_1_BYTES or blocks.dtype != np.uint8:
+    if blocks.ndim != 3 or blocks.shape[2] != GGUF_BYTES[kind] or blocks.dtype != np.uint8:
         raise InputError(
-            f"Q4_1 blocks are [n, k / {Q4_1_BLOCK}, {Q4_1_BYTES}] bytes; got {list(blocks.shape)} in {blocks.dtype}"
+            f"{kind} blocks are [n, k / {GGUF_BLOCK}, {GGUF_BYTES[kind]}] bytes; got {list(blocks.shape)} in "
+            f"{blocks.dtype}"
         )
-    pairs = np.ascontiguousarray(blocks[..., :4]).view(np.float16)
-    nibbles = blocks[..., 4:]
+    head = GGUF_BYTES[kind] - GGUF_BLOCK // 2
+    numbers = np.ascontiguousarray(blocks[..., :head]).view(np.float16)
+    nibbles = blocks[..., head:]
     q = np.concatenate([nibbles & 15, nibbles >> 4], axis=-1).reshape(blocks.shape[0], -1)
-    return Groups(q, pairs[..., 0].copy(), pairs[..., 1].copy(), Q4_1_BLOCK)
+    scale = numbers[..., 0].copy()
+    if kind == "Q4_0":
+        return Groups(q, scale, np.full_like(scale, Q4_0_ZERO), GGUF_BLOCK, zero_points=True)
+    return Groups(q, scale, numbers[..., 1].copy(), GGUF_BLOCK)
 
 
 def from_gptq(

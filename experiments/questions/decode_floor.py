@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from experiments.lookup import cases, comparable, layer_of, measured, note, question_of, read_rate
-from experiments.rows import Row, Verdict
+from experiments.rows import Row, Verdict, floor_of
 from experiments.running.backends import Backend
 from lab.problems import Linear, Model, model_named
 from lab.record import Archive, Record
@@ -60,6 +60,9 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
         doubts = {note(record, found) for record, found in zip(every, timed or [None] * len(every), strict=True)}
         source = timed[0].source if timed else ""
         yield Row(case, f"all linear layers by {KERNEL}, ms", *layers, source, ", ".join(sorted(filter(None, doubts))))
+    for context, step in _whole_steps(records, past).items():
+        times = (us / 1e3 if us else None for us in (floor_of(step), step.predicted_us, step.us))
+        yield Row(case, f"a whole step, {context:,} tokens of context, ms", *times, step.source)
 
 
 def verdict(records: Sequence[Record], past: Archive) -> Verdict:
@@ -79,6 +82,19 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
         else "; what this card really reads has not been measured here (lab run ceilings --on gpu)."
     )
     return Verdict(holds, sheet + card)
+
+
+def _whole_steps(records: Sequence[Record], past: Archive) -> dict[int, Record]:
+    """By context, the newest step of one sequence of this model on this machine, its launches overlapping."""
+    asked = question_of(records[0])
+    assert isinstance(asked, Model)
+    found = {}
+    for record in past.where(experiment="step_bars", on="gpu", machine=records[0].machine).records:
+        model = question_of(record)
+        timed = record.us and record.metrics.get("launches") == "overlapping"
+        if timed and isinstance(model, Model) and replace(model, context=asked.context) == asked:
+            found[model.context] = record
+    return found
 
 
 def _layers(model: Model) -> dict[tuple[int, int], int]:

@@ -18,6 +18,7 @@ from lab.gpu.timing import Call, Clock, Contestant, Timing, measure, rotation
 from lab.problems import Problem
 
 SIZES = tuple(2**20 * mib for mib in (2, 8, 32, 128, 512, 2048))  # bytes
+LINE = 128  # bytes of L2
 _THREADS = (256, 512)
 _WAVES = (1, 2, 4, 8)  # CTAs an SM
 _L2_SHAPES = ((256, 4), (512, 2), (512, 4), (1024, 2))  # threads, CTAs an SM
@@ -151,7 +152,8 @@ def read_contestants(nbytes: int, copies: int) -> list[Contestant]:
 
 
 def copy_contestants(nbytes: int, copies: int) -> list[Contestant]:
-    """Plain copies of so many bytes, over data of their own."""
+    """Plain copies of so many bytes, in whole lines, over data of their own."""
+    nbytes = -(-nbytes // LINE) * LINE  # which every copy then begins at
     shapes = tuple(("copy", threads, waves) for threads in _THREADS for waves in (8, None))
     out = cupy.empty(nbytes // 4, cupy.uint32)
     return _contestants(nbytes, random_words(nbytes * copies), copies, shapes, Clock.GRAPH, out)

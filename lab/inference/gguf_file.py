@@ -96,12 +96,13 @@ class GgufFile:
         return values
 
     def matrix(self, name: str) -> NDArray[np.float32] | int4.Groups:
-        """A tensor whole: of type Q4_1 as the int4 groups that it is, else as float32; InputError as `rows`."""
+        """A tensor whole: of type Q4_0 or Q4_1 as its own int4 groups, else as float32; InputError as `rows`."""
         tensor = self.tensors[name]
-        if tensor.type != "Q4_1" or len(tensor.shape) != 2:
+        if tensor.type not in int4.GGUF_BYTES or len(tensor.shape) != 2:
             return self.rows(name)
         raw = self._data[tensor.start : tensor.start + tensor.nbytes]
-        groups = int4.from_q4_1(np.asarray(raw).reshape(tensor.shape[0], -1, int4.Q4_1_BYTES))
+        blocks = np.asarray(raw).reshape(tensor.shape[0], -1, int4.GGUF_BYTES[tensor.type])
+        groups = int4.from_gguf(blocks, tensor.type)
         if not (np.isfinite(groups.scale).all() and np.isfinite(groups.offset).all()):
             self.refuse(f"the tensor {name!r} holds infinities or NaN")
         return groups

@@ -13,8 +13,6 @@ from lab.problems.rope_append import RopeAppend
 from lab.problems.sampling import Sampling
 from lab.problems.swiglu import SwiGLU
 
-BYTES = ".bytes"  # ends the name of an array's bytes
-
 
 class Call(NamedTuple):
     """A problem, and the names of the arrays that its operands are."""
@@ -28,8 +26,7 @@ class Forward:
     """A model's step: dimensions, what each matrix asks of one token, and how the cache is kept.
 
     Matrices are `layers.<i>.qkv`, `output`, `gate_up` and `down`, and `head`; q, k and v are one, and gate and up. The
-    cache has `pool` pages a layer in the format `kv`; `pairs` are those of RopeAppend. A decode step brings matrices
-    `output` of up to `ahead` bytes to L2 while attention runs.
+    cache has `pool` pages a layer in the format `kv`; `pairs` are those of RopeAppend.
     """
 
     config: LlamaConfig
@@ -38,7 +35,6 @@ class Forward:
     kv: str = "bf16"
     pairs: str = "halves"
     activations: str = "bf16"
-    ahead: int = 0
 
     def calls(self, layout: Layout) -> Iterator[Call]:
         """Of one step, in order."""
@@ -58,8 +54,7 @@ class Forward:
                 stream, other = other, stream
             cache = f"{layer}.cache"
             yield self._linear(f"{layer}.qkv", tokens, "normed", "qkv")
-            named = {name: name for name in rope.inputs} | {"q": "q", "cache": cache}
-            yield Call(rope, named | ({"ahead": f"{layer}.output.w{BYTES}"} if rope.ahead else {}))
+            yield Call(rope, {name: name for name in rope.inputs} | {"q": "q", "cache": cache})
             scales = {name: name for name in attention.inputs if name.endswith("_scale")}
             where = {"q_starts": "query_starts", "kv_lens": "lengths", "block_table": "block_table"}
             yield Call(attention, {"q": "q", "cache": cache, **scales, **where, "y": "attended"})
@@ -104,8 +99,7 @@ class Forward:
         return Call(problem, {"x": x, **own, "y": y})
 
     def _rope(self, layout: Layout) -> RopeAppend:
-        c, w = self.config, self.matrices["layers.0.output"].inputs["w"]
-        decode = layout.tokens == layout.rows
+        c = self.config
         return RopeAppend(
             layout.tokens,
             c.q_heads,
@@ -117,7 +111,6 @@ class Forward:
             activations=self.activations,
             context=c.context,
             pool=self.pool,
-            ahead=w.nbytes if decode and w.nbytes <= self.ahead else 0,
         )
 
     def _attention(self, layout: Layout) -> Attention:

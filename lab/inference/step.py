@@ -14,7 +14,7 @@ from lab import catalog
 from lab.choice import best_guesses, is_solvable
 from lab.execute import Plan, capture, plan
 from lab.inference.chip import Chip
-from lab.inference.layers import BYTES, Call, Forward
+from lab.inference.layers import Call, Forward
 from lab.inference.step_input import PAGE, Layout, StepInput
 from lab.inference.step_weights import StepWeights, config_of, matrices_of
 from lab.problems import Attention, Model, Problem
@@ -66,8 +66,6 @@ class Step:
         buffers["token"] = self._drawn[: layout.rows]
         buffers["log_probability"] = self._drawn[-layout.rows :].view(np.float32)
         self.arrays = {**weights.arrays, **cache.arrays, **layout.views(self._block), **buffers}
-        views = {name for _, arrays in self.calls for name in arrays.values() if name.endswith(BYTES)}
-        self.arrays |= {v: self.arrays[v.removesuffix(BYTES)].reshape(-1).view(np.uint8) for v in views}
         # Launches of one plan follow one another and leave their workspaces as they were: all have the same.
         spaces = {
             p: {name: chip.xp.zeros(a.shape, a.storage) for name, a in scratch(found.launches).items()}

@@ -278,9 +278,14 @@ class Attention(Problem):
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of the cache that some query sees: key and value of each token, or the one latent vector."""
+        """Bytes of the cache that some query sees: key and value of each token, or the one latent vector.
+
+        Pages that sequences share, as they do where the pool has too few for all, count once.
+        """
         vectors = 1 if self.latent else 2
         seen = sum(times * keys for times, keys in self._seen())
+        if self.page:
+            seen = min(seen, (self.pool_pages - 1) * self.page)
         return FORMATS[self.kv].nbytes(vectors * seen * self.kv_heads, self.head_dim)
 
     @property

@@ -25,9 +25,8 @@ class RopeAppend(Problem):
     [pool, kv_heads, head_dim], or with `page` tokens a page to slot % page of page slot / page of the cache
     [pool, 2, kv_heads, page, head_dim]; a slot is given once. `kv` is the format of the cache, `activations` that of
     qkv and q; an fp8 cache holds values divided by a float32 scale for each KV head and for each of k and v.
-    A context or pool of 0 is as large as m tokens need. `ahead` are the bytes of an array that kernels after this one
-    read, which it has brought to L2 meanwhile; they count where they are read. Raises InputError for extents outside 1
-    to 2^31 - 1, an odd head_dim, unknown words, and a pool without room for m tokens.
+    A context or pool of 0 is as large as m tokens need. Raises InputError for extents outside 1 to 2^31 - 1, an odd
+    head_dim, unknown words, and a pool without room for m tokens.
     """
 
     kind: ClassVar[str] = "rope_append"
@@ -45,7 +44,6 @@ class RopeAppend(Problem):
     activations: str = ""
     context: int = 0  # rows of `turns`; 0: m
     pool: int = 0  # rows of k and v, or pages of the cache; 0: as m tokens need
-    ahead: int = 0  # bytes, a multiple of 16
 
     def __post_init__(self) -> None:
         require_extents(self, ("m", "q_heads", "kv_heads", "head_dim"))
@@ -61,8 +59,6 @@ class RopeAppend(Problem):
             raise InputError(f"head_dim is even: its elements turn in pairs; head_dim = {self.head_dim}")
         if min(self.page, self.context, self.pool) < 0:
             raise InputError(f"page, context and pool are at least 0; got {self.page}, {self.context}, {self.pool}")
-        if self.ahead < 0 or self.ahead % 16:
-            raise InputError(f"ahead must be at least 0 bytes, in whole vectors of 16; ahead = {self.ahead:,}")
         least = -(-self.m // self.page) if self.page else self.m
         if 0 < self.pool < least:
             raise InputError(f"pool must be at least {least:,} for {self.m:,} tokens; pool = {self.pool:,}")
@@ -104,8 +100,6 @@ class RopeAppend(Problem):
             "slots": Operand((self.m,), "int32", indexes=True),
             "turns": Operand((self.turn_rows, self.head_dim // 2, 2), "fp32"),
         }
-        if self.ahead:
-            found["ahead"] = Operand((self.ahead,), "uint8")
         scale = Operand((self.kv_heads,), "fp32")
         return found | ({"k_scale": scale, "v_scale": scale} if self.kv == "fp8" else {})
 
@@ -162,8 +156,6 @@ class RopeAppend(Problem):
             "turns": np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32),
             **self.indices(),
         }
-        if self.ahead:
-            found["ahead"] = np.zeros(self.ahead, np.uint8)
         for name in ("k_scale", "v_scale"):
             if name in self.inputs:
                 found[name] = np.exp2(rng.uniform(-1, 1, self.kv_heads)).astype(np.float32)

@@ -23,6 +23,11 @@ SMALL = {
     "decode_bars": {"shape": 0, "most": 2},
     "attention_bars": {"part": "skewed"},
     "step_bars": {"part": "formats"},
+    "flash_attention": {"q_heads": 4, "kv_heads": 2, "shortest": 64, "longest": 256},
+    "kv_growth": {"longest": 4096},
+    "paged_kv": {"batch": 4, "context": 512},
+    "kv_shrink": {"batch": 2, "context": 512},
+    "attention_wrong_machine": {"prompt": 64, "batch": 2, "context": 512},
     "step_batching": {"most": 2},
 }
 NOTHING = Archive(())

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.errors import InputError
-from sim.int4 import Groups, from_awq, from_gptq, from_q4_1, pack, quantise, shapes, unpack
+from sim.int4 import GGUF_BYTES, Groups, from_awq, from_gguf, from_gptq, pack, quantise, shapes, unpack
 
 GROUPS = (32, 64, 128)
 
@@ -110,14 +110,15 @@ def test_a_group_that_fp16_would_make_zero(value: float) -> None:
         quantise(values, 32)
 
 
-def test_q4_1_is_taken_exactly() -> None:
+@pytest.mark.parametrize("kind", GGUF_BYTES)
+def test_blocks_of_a_gguf_file_are_taken_exactly(kind: str) -> None:
     quants = pytest.importorskip("gguf.quants")
     from gguf import GGMLQuantizationType
 
     values = np.random.default_rng(0).standard_normal((6, 96), np.float32)
-    raw = quants.quantize(values, GGMLQuantizationType.Q4_1)
-    groups = from_q4_1(raw.reshape(6, 3, 20))
-    assert np.array_equal(groups.values, quants.dequantize(raw, GGMLQuantizationType.Q4_1))
+    raw = quants.quantize(values, GGMLQuantizationType[kind])
+    groups = from_gguf(raw.reshape(6, 3, GGUF_BYTES[kind]), kind)
+    assert np.array_equal(groups.values, quants.dequantize(raw, GGMLQuantizationType[kind]))
 
 
 def words(nibbles: np.ndarray) -> np.ndarray:
@@ -218,6 +219,6 @@ def test_what_does_not_belong_together_is_refused() -> None:
     with pytest.raises(InputError, match="packed weights"):
         unpack(w, w_scale, 65, 64, 32)
     with pytest.raises(InputError, match=r"Q4_1 blocks are"):
-        from_q4_1(np.zeros((1, 1, 18), np.uint8))
+        from_gguf(np.zeros((1, 1, 18), np.uint8), "Q4_1")
     with pytest.raises(InputError, match="need scales and zero points"):
         from_awq(np.zeros((8, 1), np.int32), np.zeros((1, 1), np.int32), np.zeros((2, 8), np.float16))

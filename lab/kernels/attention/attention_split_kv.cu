@@ -3,7 +3,8 @@
 // Idea: the cache is read once, as a plain read does it: every team of warps copies the tokens it will multiply, 16 at a
 // time, to its own ring in shared memory, and waits for nobody; so what an SM has under way is what its shared memory
 // holds. Sequences are divided over the SMs on the device, from their lengths. A CTA that shares a sequence with others
-// leaves a partial result, and who comes last adds them up in the same launch.
+// leaves a partial result, and who comes last adds them up in the same launch. A short sequence alone is a cluster's, whose
+// CTAs add up its rows between them.
 //
 // Warp roles: all alike. The teams of a KV head take the units of a stretch in turn, each with a softmax of its own; at
 // the end of a sequence their sums meet in shared memory. A team is one warp, or several where the queries are many.

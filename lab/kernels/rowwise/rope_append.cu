@@ -8,13 +8,12 @@
 //
 // Warp roles: all alike. A CTA has heads of one token: queries, then keys, then values, as a row of qkv holds them.
 //
-// In a decode step attention, which follows, is too short to keep HBM busy: what the kernel behind it reads, `ahead`, is
-// asked for here, so that L2 has it by then.
-//
 // Launches overlap, though nothing is read before the wait: all depends on what the launch before has written.
 //
+// With one token, the launch behind may begin before the one before has ended. With more it may not: a step of 16
+// sequences, whose layers take whole SMs, was measured to be a third longer so.
+//
 // Bytes expected from HBM: qkv, q, what is appended, and a row of `turns` a token, once each.
-#include "ptx/bulk.cuh"
 #include "ptx/convert.cuh"
 #include "ptx/griddepcontrol.cuh"
 #include "ptx/load.cuh"
@@ -31,7 +30,6 @@ constexpr int UNITS = HALF / VECTOR;                           // lanes of a hea
 constexpr int AT_ONCE = schedule::warps * (LANES / UNITS);     // heads of a CTA, in each round
 constexpr bool PAGED = problem::page > 0;
 constexpr int PAGE = PAGED ? problem::page : 1;  // tokens
-constexpr int CHUNK = 4096;  // bytes that a thread asks for at once
 constexpr bool FP8 = sizeof(Element) == 1;
 static_assert(VECTOR == 8 && LANES % UNITS == 0, "whole heads a warp");
 
@@ -116,27 +114,20 @@ __device__ __forceinline__ void append(fp8* to, const Floats& f, float scale) {
     ptx::store::global<VECTOR>(to, v);
 }
 
-// All threads of the grid together.
-__device__ __forceinline__ void prefetch(const uint8_t* ahead, int64_t bytes) {
-    const int64_t cta = blockIdx.y * int64_t(gridDim.x) + blockIdx.x, ctas = int64_t(gridDim.x) * gridDim.y;
-    for (int64_t at = (cta * schedule::threads + threadIdx.x) * CHUNK; at < bytes; at += ctas * schedule::threads * CHUNK)
-        ptx::bulk::prefetch(ahead + at, min(int64_t(CHUNK), bytes - at));
-}
-
 extern "C" __global__ void __launch_bounds__(schedule::threads)
     rope_append(const Activation* __restrict__ qkv, const int32_t* __restrict__ positions,
                 const int32_t* __restrict__ slots, const float2* __restrict__ turns, const float* __restrict__ k_scale,
                 const float* __restrict__ v_scale, Activation* __restrict__ q, Element* __restrict__ k,
-                Element* __restrict__ v, const uint8_t* __restrict__ ahead, int64_t ahead_bytes, int q_heads,
-                int kv_heads, int turn_rows) {
+                Element* __restrict__ v, int q_heads, int kv_heads, int turn_rows) {
     const int64_t token = blockIdx.x;
     const int heads = q_heads + 2 * kv_heads, unit = threadIdx.x % UNITS;
     const int first_head = blockIdx.y * schedule::rounds * AT_ONCE + threadIdx.x / UNITS;
     const Cache cache{k, v, kv_heads};
 
-    ptx::griddepcontrol::launch_dependents();
+    const bool one_token = gridDim.x == 1;
+    if (one_token) ptx::griddepcontrol::launch_dependents();
     ptx::griddepcontrol::wait();  // until the launch before has written qkv, and reads q and the cache no more
-    prefetch(ahead, ahead_bytes);
+    if (!one_token) ptx::griddepcontrol::launch_dependents();
     if (first_head >= heads) return;
     const uint32_t position = min(ptx::load::cached_4(positions + token), uint32_t(turn_rows - 1));
     const int slot = ptx::load::cached_4(slots + token);

@@ -94,8 +94,6 @@ def launch(problem: RopeAppend, schedule: Schedule, machine: Machine) -> tuple[L
                     Array(name, role, *arrays[name]) if name in arrays else Scalar(name or "v", 0, "int64")
                     for name, role in (*taken, ("q", Role.OUT), (k, Role.OUT), (v, Role.OUT))
                 ),
-                Array("ahead", Role.IN, *p.inputs["ahead"]) if p.ahead else Scalar("ahead", 0, "int64"),
-                Scalar("ahead_bytes", p.ahead, "int64"),
                 Scalar("q_heads", p.q_heads),
                 Scalar("kv_heads", p.kv_heads),
                 Scalar("turn_rows", p.turn_rows),
