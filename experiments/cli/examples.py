@@ -21,7 +21,8 @@ def table(past: Archive) -> str:
     records = past.newest_run(experiment=demo.EXPERIMENT, on="sim", machine=MACHINE)
     parts = [
         "`make demo` sets up `.venv` and shows the two machines on the simulated chip, within a minute and a half; "
-        "then a language model speaks through the kernels, in another minute (its weights are fetched once):",
+        "then a language model speaks through the kernels, in two minutes more while Numba compiles and weights are "
+        "fetched, later in half a minute:",
         _fenced("make demo", "slow"),
         _output(lambda: demo.headline(runner.conclude(demo.EXPERIMENT, records, past), past, machine(MACHINE)))
         if records
