@@ -11,8 +11,8 @@ _WRONG_SURROUNDINGS = 4  # the exit code of sim.errors.EnvironmentFailure, which
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    if stranger := _stranger():
-        print(f"lab: {stranger}", file=sys.stderr)
+    if complaint := _stranger() or _stripped():
+        print(f"lab: {complaint}", file=sys.stderr)
         sys.exit(_WRONG_SURROUNDINGS)
     from experiments.cli import run_command
     from experiments.cli.output import prepare_streams
@@ -33,6 +33,11 @@ def _stranger() -> str:
                 "start where there is no such folder, and take it out of PYTHONPATH"
             )
     return ""
+
+
+def _stripped() -> str:
+    """One sentence where Python has taken the docstrings away, of which help and lists are made; else empty."""
+    return "Python must keep docstrings: no -OO, no PYTHONOPTIMIZE=2" if sys.flags.optimize > 1 else ""
 
 
 if __name__ == "__main__":

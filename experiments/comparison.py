@@ -70,7 +70,7 @@ def load(name: str) -> Archive:
 
     The first characters of an id or a commit do where they fit one alone. Raises InputError where there is nothing.
     """
-    if Path(name).exists():
+    if name and Path(name).exists():
         return read([Path(name)])
     past = archive()
     for field in ("run", "commit"):

@@ -54,8 +54,7 @@ def best_guesses(problem: Problem, machine: Machine) -> list[Guess]:
     """Every kernel's best guess; raises InputError, with each kernel's reason, where none takes the problem."""
     found, reasons = [], []
     for kernel in catalog.kernels():
-        if not kernel.solves.runs_on(machine.arch, problem):
-            reasons.append(f"{kernel.name} needs {kernel.solves.needs(problem)}")
+        if not isinstance(problem, kernel.solves.problem):
             continue
         try:
             schedule = kernel.best_guess(problem, machine)

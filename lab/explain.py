@@ -13,6 +13,7 @@ from lab.problems import Model, Problem, Question
 from sim.errors import InputError
 from sim.launch import Launch
 from sim.machine import H100, Machine
+from sim.machine import machine as machine_named
 from sim.occupancy import occupancy
 from sim.roofline import Roofline, roofline
 
@@ -114,12 +115,16 @@ def _launched(launch: Launch, machine: Machine, compiled: bool) -> dict[str, Any
     }
 
 
-def explain(problem: Question, machine: Machine = H100, choose: Chooser | None = None) -> Explanation:
+def explain(problem: Question, machine: Machine | str = H100, choose: Chooser | None = None) -> Explanation:
     """Weigh a linear layer, an attention or another problem, or a step of a whole model on a machine.
 
     A problem is taken as one launch, which no version of it can undercut; a model's step as the launches that
     `lab.inference` makes of it. Raises InputError where the machine has no such unit.
     """
+    if not isinstance(problem, Question):
+        raise InputError(f"a problem such as lab.Linear(m=1, n=4096, k=4096) is explained; got {problem!r:.40}")
+    if not isinstance(machine, Machine):
+        machine = machine_named(machine)
     moved, launches = problem.bytes["total"], 1
     if isinstance(problem, Model):
         moved, launches = problem.streamed_bytes, problem.launches

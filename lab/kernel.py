@@ -244,8 +244,14 @@ def parse_schedule(kernel: Kernel, text: str, problem: Problem, machine: Machine
     base = kernel.best_guess(problem, machine)
     known = {f.name: f.type for f in fields(base)}
     values: dict[str, Any] = {f.name: getattr(base, f.name) for f in fields(base)}
+    if not isinstance(text, str):
+        raise InputError(f"{kernel.name} takes a schedule of its own or words such as stages=4; got {text!r:.40}")
+    given: set[str] = set()
     for word in filter(None, text.split(",")):
         name, _, value = word.partition("=")
+        if name in given:
+            raise InputError(f"schedule field {name} is given twice")
+        given.add(name)
         if name not in known:
             raise InputError(f"{kernel.name} has no schedule field {name!r}; its fields: {', '.join(known)}")
         current = values[name]

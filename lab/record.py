@@ -260,12 +260,13 @@ class _Schema(msgspec.Struct):
 def _lines(path: Path) -> list[tuple[int, bytes]]:
     """The lines that are not blank, each with its number."""
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE:
-            raise InputError(f"{path} has {size:,} bytes; a records file has at most {MAX_FILE:,}")
-        lines = path.read_bytes().split(b"\n")
+        with path.open("rb") as file:
+            text = file.read(MAX_FILE + 1)  # a device has no end
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    if len(text) > MAX_FILE:
+        raise InputError(f"{path} is too large; a records file has at most {MAX_FILE:,} bytes")
+    lines = text.split(b"\n")
     if any(len(line) > MAX_LINE for line in lines):
         raise InputError(f"{path} has a line of more than {MAX_LINE:,} bytes; it is no records file")
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]

@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab import catalog
-from lab.kernel import Kernel
+from lab.kernel import Kernel, parse_schedule
 from lab.problems import Estimate, Problem
 from sim.counts import Counts, disagreements
 from sim.formats import FORMATS, decode
 from sim.launch import Array, Launch, Role
 from sim.machine import H100, Machine
+from sim.machine import machine as machine_named
 
 Execute = Callable[[tuple[Launch, ...], dict[str, NDArray]], Counts]  # runs launches in order, fills the output arrays
 
@@ -71,20 +72,23 @@ def simulator(kernel: Kernel, machine: Machine) -> Execute:
 def verify(
     kernel: Kernel | str,
     problem: Problem,
-    schedule: Any = None,
-    machine: Machine = H100,
+    schedule: Any = "",
+    machine: Machine | str = H100,
     execute: Execute | None = None,
     seed: int = 0,
 ) -> Verification:
     """Run a kernel, or the one of that name, on fresh random inputs and check it.
 
-    The schedule is by default the kernel's best guess. `execute` is the chip: `simulator(kernel, machine)` by default,
-    or the emulator's or the GPU's. Raises InputError or ScheduleError for a problem or schedule the kernel refuses.
+    A schedule in words, such as "stages=4", is the kernel's best guess with those fields. `execute` is the chip:
+    `simulator(kernel, machine)` by default, or the emulator's or the GPU's. Raises InputError or ScheduleError for a
+    problem or schedule the kernel refuses.
     """
-    if isinstance(kernel, str):
+    if not isinstance(kernel, Kernel):
         kernel = catalog.get(kernel)
-    if schedule is None:
-        schedule = kernel.best_guess(problem, machine)
+    if not isinstance(machine, Machine):
+        machine = machine_named(machine)
+    if not isinstance(schedule, kernel.module.Schedule):
+        schedule = parse_schedule(kernel, schedule, problem, machine)
     if execute is None:
         execute = simulator(kernel, machine)
     launches = kernel.launches(problem, schedule, machine)

@@ -30,6 +30,8 @@ class Int4Weights:
 
     def __post_init__(self) -> None:
         require_group(self.group)
+        if len(self.shape) != 2 or not all(isinstance(size, int | np.integer) and size > 0 for size in self.shape):
+            raise InputError(f"packed weights have a shape of two positive integers; got {self.shape!r:.40}")
         if self.order is not None:
             format_of(self.order, "order", INDEX)
             if tuple(self.order.shape) != (self.shape[1],):

@@ -18,13 +18,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numba
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache, UserProvidedCacheLocator
-
+from sim.errors import EnvironmentFailure
 from sim.folders import ROOT, cache_path
 
-if numba.config.THREADING_LAYER == "default":  # nobody has chosen another
-    numba.config.THREADING_LAYER = "workqueue"
+try:
+    import numba
+    from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache, UserProvidedCacheLocator
+
+    if numba.config.THREADING_LAYER == "default":  # nobody has chosen another
+        numba.config.THREADING_LAYER = "workqueue"
+    if numba.config.DISABLE_JIT:
+        raise ValueError("NUMBA_DISABLE_JIT is set, and the simulated chip is compiled code")
+    numba.get_num_threads()  # starts them
+except (ValueError, RuntimeError) as error:
+    raise EnvironmentFailure(f"Numba's settings (NUMBA_NUM_THREADS, NUMBA_THREADING_LAYER ...): {error}") from error
 
 _IMPORTS = re.compile(r"^ *from ((?:sim|lab\.kernels)\b[\w.]*) import (?:\(([^)]*)\)|(.*))", re.MULTILINE)
 

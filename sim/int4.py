@@ -127,6 +127,9 @@ def unpack(w: NDArray, w_scale: NDArray, n: int, k: int, group: int, zero_points
     return Groups(np.ascontiguousarray(q), pairs[..., 0].copy(), pairs[..., 1].copy(), group, zero_points)
 
 
+_UNSCALABLE = "weights to quantise must be finite, and the range of each group within fp16's"
+
+
 def quantise(values: NDArray[np.float32], group: int) -> Groups:
     """Round a float matrix [n, k] to scale + min: the range of each group in 15 equal steps.
 
@@ -134,6 +137,8 @@ def quantise(values: NDArray[np.float32], group: int) -> Groups:
     exceeds fp16's, or lies so deep in its subnormals that they lose more than rounding takes from normal numbers.
     """
     n, k = values.shape
+    if not np.isfinite(values).all():
+        raise InputError(_UNSCALABLE)
     groups = -(-k // group)
     padded = np.full((n, groups * group), np.nan, np.float32)
     padded[:, :k] = values
@@ -142,8 +147,8 @@ def quantise(values: NDArray[np.float32], group: int) -> Groups:
     with np.errstate(over="ignore", invalid="ignore"):
         step = (high - low) / (LEVELS - 1)
         scale, offset = step.astype(np.float16), low.astype(np.float16)
-    if not (np.isfinite(values).all() and np.isfinite(scale).all() and np.isfinite(offset).all()):
-        raise InputError("weights to quantise must be finite, and the range of each group within fp16's")
+    if not (np.isfinite(scale).all() and np.isfinite(offset).all()):
+        raise InputError(_UNSCALABLE)
     lost = (LEVELS - 1) * np.abs(scale.astype(np.float32) - step) + np.abs(offset.astype(np.float32) - low)
     small = lost > 2 * FORMATS["fp16"].unit_roundoff * ((LEVELS - 1) * step + np.abs(low))
     if small.any():
@@ -163,11 +168,9 @@ def from_gguf(blocks: NDArray[np.uint8], kind: str) -> Groups:
     A block is fp16 scale, of Q4_1 an fp16 min too, and 16 bytes whose low nibbles are its first 16 weights, the high
     ones the others. Those of Q4_0 are around a zero point of 8.
     """
-    if blocks.ndim != 3 or blocks.shape[2] != GGUF_BYTES[kind] or blocks.dtype != np.uint8:
-        raise InputError(
-            f"{kind} blocks are [n, k / {GGUF_BLOCK}, {GGUF_BYTES[kind]}] bytes; got {list(blocks.shape)} in "
-            f"{blocks.dtype}"
-        )
+    got = f"{list(blocks.shape)} in {blocks.dtype}" if isinstance(blocks, np.ndarray) else type(blocks).__name__
+    if not isinstance(blocks, np.ndarray) or blocks.shape[2:] != (GGUF_BYTES[kind],) or blocks.dtype != np.uint8:
+        raise InputError(f"{kind} blocks are [n, k / {GGUF_BLOCK}, {GGUF_BYTES[kind]}] bytes; got {got}")
     head = GGUF_BYTES[kind] - GGUF_BLOCK // 2
     numbers = np.ascontiguousarray(blocks[..., :head]).view(np.float16)
     nibbles = blocks[..., head:]
@@ -215,7 +218,9 @@ def from_awq(qweight: NDArray, qzeros: NDArray, scales: NDArray, group: int | No
 
 def _nibbles(words: NDArray) -> NDArray[np.uint8]:
     """The eight nibbles of each 32-bit word of a matrix, lowest first, along a new last axis."""
-    if words.ndim != 2 or words.dtype.kind not in "iu" or words.dtype.itemsize != 4:
+    if not isinstance(words, np.ndarray):
+        raise InputError(f"packed nibbles are a NumPy matrix in int32; got {type(words).__name__}")
+    if words.ndim != 2 or not words.size or words.dtype.kind not in "iu" or words.dtype.itemsize != 4:
         raise InputError(f"packed nibbles are a matrix in int32; got {list(words.shape)} in {words.dtype}")
     bits = np.ascontiguousarray(words).astype(f"={words.dtype.kind}4").view(np.uint32)
     return (bits[..., None] >> np.arange(0, 32, 4, dtype=np.uint32) & 15).astype(np.uint8)
@@ -226,6 +231,8 @@ def _from_columns(
 ) -> Groups:
     """From q [k, n], zero points and scales [groups, n]."""
     k, n = q.shape
+    if not isinstance(scales, np.ndarray):
+        raise InputError(f"scales are a NumPy matrix; got {type(scales).__name__}")
     if scales.ndim != 2 or scales.shape != zeros.shape or n != scales.shape[1] or not 1 <= len(scales) <= k:
         raise InputError(
             f"weights [{k}, {n}] need scales and zero points of [groups, {n}], 1 to {k} groups; got "
@@ -247,6 +254,8 @@ def _from_columns(
 
 def _ordered(k: int, groups: int, group: int | None) -> NDArray[np.integer]:
     """The group of each column where they are in order."""
+    if group is not None and (isinstance(group, bool) or not isinstance(group, int | np.integer)):
+        raise InputError(f"group is a number of columns, or -1; got {group!r:.40}")
     if group is None and groups > 1 and (k % groups or k // groups not in GROUPS):
         raise InputError(f"{k} columns in {groups} groups are none of {GROUPS} each; say how many with group=")
     width = k // groups if group is None else k if group == -1 else group

@@ -234,6 +234,8 @@ def machine(word: str) -> Machine:
 
     A name may also be of a file in the user folder `machines`. Raises InputError and lists the known names otherwise.
     """
+    if not isinstance(word, str):
+        raise InputError(f"a machine is named, such as h100; got {word!r:.40}")
     name = word.lower()
     if name in MACHINES or name in _met:
         return MACHINES.get(name) or _met[name]
@@ -267,9 +269,11 @@ def machine_in(path: Path) -> Machine:
     Lists stand for tuples; fields that have defaults may be left out.
     """
     try:
-        if path.stat().st_size > _MAX_FILE:
+        with path.open("rb") as file:
+            text = file.read(_MAX_FILE + 1)  # a device has no end
+        if len(text) > _MAX_FILE:
             raise InputError(f"it has more than {_MAX_FILE:,} bytes, too many for a machine")
-        given = json.loads(path.read_bytes())
+        given = json.loads(text)
         if not isinstance(given, dict):
             raise InputError("it is no JSON object of a machine's fields")
         found = _from_fields(given)

@@ -34,6 +34,6 @@ def roofline(flops: float, hbm_bytes: float, unit: str, machine: Machine, launch
         compute_us=flops / machine.peak(unit) * 1e6,
         memory_us=hbm_bytes / machine.hbm_bandwidth * 1e6,
         launch_us=launches * machine.launch_us,
-        intensity=flops / hbm_bytes,
+        intensity=flops / hbm_bytes if hbm_bytes else 0.0,  # sequences without tokens move nothing
         ridge=machine.ridge(unit),
     )

@@ -46,49 +46,50 @@ _HEADINGS = ["format", "n x k", "plain read, us", *(f"m = {m}" for m in BATCHES)
 
 @dataclass(frozen=True)
 class Options:
-    """`part` is bf16, fp8, gptq_g128, int4_g128, int4_g32 or large; a `tune` above 0 searches its layers first.
+    """`part` is bf16, fp8, gptq_g128, int4_g128, int4_g32, some joined by +, or large.
 
-    That tries so many schedules of each kernel. `most` is the largest batch, `shape` the number of one shape or -1 for
-    all. What has not begun after `seconds` is skipped.
+    A `tune` above 0 searches each layer first, among so many schedules of each kernel. `most` is the largest batch,
+    `shape` the number of one shape or -1 for all from number `first` on. What has not begun after `seconds` is skipped.
     """
 
     part: str = "bf16"
     most: int = 128
     shape: int = -1
+    first: int = 0
     rounds: int = 20
     seconds: int = 500
     tune: int = 0
 
     def __post_init__(self) -> None:
-        if self.part not in (*PARTS, "large"):
-            raise InputError(f"part is {', '.join(PARTS)} or large; got {self.part!r}")
-        if not -1 <= self.shape < len(SHAPES):
-            raise InputError(f"shape is -1 to {len(SHAPES) - 1}; got {self.shape}")
+        if self.part != "large" and (unknown := [name for name in self.part.split("+") if name not in PARTS]):
+            raise InputError(f"parts are {', '.join(PARTS)}, joined by +, or large; got {unknown[0]!r}")
+        if not (-1 <= self.shape < len(SHAPES) and 0 <= self.first < len(SHAPES)):
+            last = len(SHAPES) - 1
+            raise InputError(f"shape is -1 to {last}, first 0 to {last}; got {self.shape}, {self.first}")
         if min(self.most, self.rounds, self.seconds) < 1 or self.tune < 0:
             given = f"{self.most}, {self.rounds}, {self.seconds}, {self.tune}"
             raise InputError(f"most, rounds and seconds are at least 1, tune is 0 or more; got {given}")
 
     @property
-    def problems(self) -> list[Linear]:
-        """Shape by shape, the most tokens first: fewer are their first rows."""
+    def problems(self) -> list[tuple[str, Linear]]:
+        """(part, layer): shape by shape, the most tokens first: fewer are their first rows."""
         if self.part == "large":
-            return [LARGE]
-        chosen = SHAPES if self.shape < 0 else SHAPES[self.shape : self.shape + 1]
+            return [("large", LARGE)]
+        chosen = SHAPES[self.first :] if self.shape < 0 else SHAPES[self.shape : self.shape + 1]
         batches = [m for m in reversed(BATCHES) if m <= self.most]
-        return [in_format(self.part, Linear(m, n, k)) for n, k in chosen for m in batches]
+        parts = self.part.split("+")
+        return [(part, in_format(part, Linear(m, n, k))) for part in parts for n, k in chosen for m in batches]
 
 
 def measure(options: Options, backend: Backend) -> Iterator[Record]:
     """What the lab chooses for each layer beside its peers and the plain read: plain launches inside a graph."""
-    facts = {"bar": options.part}
     how = {"plain": True, "reads": True, "rounds": options.rounds, "experiment": "decode_bars"}
     if options.tune and backend.on == "gpu":
-        searches = [
-            Search(problem=p.as_dict(), most=options.tune, clock="graph", facts=facts, **how) for p in options.problems
-        ]
+        brief = {"clock": "graph", "most": options.tune, **how}
+        searches = [Search(problem=p.as_dict(), facts={"bar": part}, **brief) for part, p in options.problems]
         yield from backend.tuned(searches, options.seconds)
         return
-    jobs = [chosen_job(problem, backend.machine, facts, clocks=("graph",), **how) for problem in options.problems]
+    jobs = [chosen_job(p, backend.machine, {"bar": part}, clocks=("graph",), **how) for part, p in options.problems]
     yield from backend.timed(jobs, options.seconds)
 
 

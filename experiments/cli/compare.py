@@ -11,26 +11,26 @@ from sim.errors import InputError
 
 NEWEST = 20  # kept runs that are shown
 WHAT = "A records file, or the run id or the commit of kept records."
-Before = Annotated[str, typer.Argument(metavar="BEFORE", help=f"{WHAT} Without it the kept runs are listed.")]
-After = Annotated[str, typer.Argument(metavar="AFTER", help="Likewise.")]
+Before = Annotated[str | None, typer.Argument(metavar="BEFORE", help=f"{WHAT} Without it the kept runs are listed.")]
+After = Annotated[str | None, typer.Argument(metavar="AFTER", help="Likewise.")]
 Threshold = Annotated[
     float, typer.Option(min=0, help="How much slower counts as a regression, beyond what samples leave uncertain.")
 ]
 
 
-def compare(before: Before = "", after: After = "", threshold: Threshold = 0.05, as_json: Json = False) -> int:
+def compare(before: Before = None, after: After = None, threshold: Threshold = 0.05, as_json: Json = False) -> int:
     """Compare timings, relative to the best peer of their run where both have one; or list the runs there are.
 
     Exit code 1 on a regression, and where a line of the records was skipped.
     """
-    if before and not after:
+    if before is not None and after is None:
         raise InputError("two sets of records are compared; lab compare lists what there is")
     with working("reading the records"):
         from experiments.comparison import compare as changes
         from experiments.comparison import load, runs
         from lab.record import archive
 
-        if not before:
+        if before is None or after is None:
             past = archive()
             emit(runs(past), as_json, _render_runs)
             return _complained(past.complaints)

@@ -69,6 +69,9 @@ class Options:
     def __post_init__(self) -> None:
         if self.only not in ("all", *LADDERS):
             raise InputError(f"only is all, {', '.join(LADDERS)}; got {self.only!r}")
+        if min(self.rounds, self.seconds) < 1:
+            raise InputError(f"rounds and seconds are at least 1; got {self.rounds}, {self.seconds}")
+        catalog.get(self.raster)
 
     @property
     def ladders(self) -> tuple[str, ...]:

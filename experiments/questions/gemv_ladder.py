@@ -38,6 +38,8 @@ class Options:
         names = [_name(*shape) for shape in SHAPES]
         if self.only not in ("all", *names):
             raise InputError(f"only is all, {', '.join(names)}; got {self.only!r}")
+        if min(self.rounds, self.seconds) < 1:
+            raise InputError(f"rounds and seconds are at least 1; got {self.rounds}, {self.seconds}")
 
     @property
     def problems(self) -> list[Linear]:

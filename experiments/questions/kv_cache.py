@@ -14,6 +14,7 @@ from sim.machine import machine
 
 QUESTION = "How large does the KV cache get, and what do GQA, MLA and fp8 make of it?"
 GQA_HEADS = 8  # Llama 3
+MOST_LAYERS = 100_000
 MLA_LATENT, MLA_ROPE = 512, 64  # DeepSeek-V2, arXiv 2405.04434, 3.1.2
 
 
@@ -28,9 +29,9 @@ class Options:
     context: int = 8192
 
     def __post_init__(self) -> None:
-        if self.layers < 1 or self.head_dim < 1 or self.d < self.head_dim:
+        if not 1 <= self.layers <= MOST_LAYERS or self.head_dim < 1 or self.d < self.head_dim:
             raise InputError(
-                "layers and head_dim must be at least 1, d at least head_dim; "
+                f"layers and head_dim must be at least 1, layers at most {MOST_LAYERS:,}, d at least head_dim; "
                 f"layers = {self.layers}, head_dim = {self.head_dim}, d = {self.d}"
             )
 
@@ -93,5 +94,5 @@ def _gigabytes(nbytes: float) -> str:
     return f"{figure(nbytes / 1e9)} GB"
 
 
-def _cache(record: Record) -> float:
-    return float(record.metrics["cache_bytes"] or 0)
+def _cache(record: Record) -> int:
+    return int(record.metrics["cache_bytes"] or 0)

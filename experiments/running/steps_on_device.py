@@ -95,7 +95,7 @@ class _Arena:
                 step.input.fill(chunks)
                 step.run()
                 logits.append(chip.read(step.arrays["logits"]))
-                contestants.append(Contestant("overlapping" if dependent else "plain", (_replay(step),)))
+                contestants.append(Contestant("overlapping" if dependent else "plain", (step.replay,)))
             finite = bool(((logits[0] & 0x7F80) != 0x7F80).all())
             check = Checked(finite and np.array_equal(*logits), None)
             made = cls(model, chip.machine, stream, contestants, check, step.launches)
@@ -129,10 +129,6 @@ class _Arena:
             graph = captured(lambda: peer.logits(tokens, compiled).argmax(-1))
             torch.cuda.synchronize()
             self.contestants.append(Contestant(COMPILED, (on_this_stream(graph.replay),)))
-
-
-def _replay(step: Any) -> Any:
-    return lambda: step._graph.replay()
 
 
 @lru_cache(maxsize=1)

@@ -9,7 +9,6 @@ from experiments.rows import floor_of, size_of
 from lab import catalog
 from lab.kernel import Kernel
 from lab.record import Archive, Record, is_chain
-from lab.tuned import SEARCH
 
 SHAPES = 4  # of each kernel
 _NO_SHAPES_OF_INTEREST = ("fp8_error",)  # a narrow layer that is quick to check
@@ -64,5 +63,5 @@ def _timed(past: Archive, kernel: Kernel) -> Iterator[Record]:
         shown = record.us is not None and record.clock in CLOCKS and pace(record) == "sustained"
         if not shown or is_chain(record) or record.experiment in _NO_SHAPES_OF_INTEREST:
             continue
-        if record.metrics.get("stage") != SEARCH and not kernel.solves.refusal(question_of(record)):
+        if "stage" not in record.metrics and not kernel.solves.refusal(question_of(record)):
             yield record

@@ -9,7 +9,6 @@ from lab import catalog
 from lab.explain import explain
 from lab.problems import Question
 from lab.record import Archive, Record, is_chain
-from lab.tuned import SEARCH
 from sim.machine import MACHINES, Machine
 
 TERA = 1e12
@@ -58,7 +57,7 @@ def _best(past: Archive) -> Iterator[Record]:
     """Each kernel's current record that is nearest to its roof, a measured one where there is any."""
     found: dict[str, list[Record]] = {}
     for record in past.records:
-        shown = _us(record) and not is_chain(record) and record.metrics.get("stage") != SEARCH
+        shown = _us(record) and not is_chain(record) and "stage" not in record.metrics
         if record.kernel and not is_peer(record) and shown and not (record.check and not record.check.passed):
             found.setdefault(record.kernel, []).append(record)
     for records in found.values():

@@ -82,6 +82,10 @@ class Step:
     def run(self) -> Counts:
         """Enqueue the step that `input` describes; its results are in `arrays`: logits, and what `drawn` reads."""
         self.chip.write(self._block, self.input.block)
+        return self.replay()
+
+    def replay(self) -> Counts:
+        """Enqueue the step once more, with the input that it had last."""
         return self._graph.replay()
 
     def drawn(self) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

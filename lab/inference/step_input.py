@@ -81,7 +81,7 @@ class Layout:
 
 
 class StepInput:
-    """One step's block, filled in by `of`; `fields` are views of it.
+    """One step's block, which `fill` writes; `fields` are views of it.
 
     Tokens that fill a bucket up go to the null page, rows that do have no token. Raises InputError where chunks do not
     fit the layout.

@@ -18,6 +18,12 @@ from sim.errors import InputError
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 # Metadata that say how text is changed before or behind this tokenizer, which does nothing of the kind.
 _UNSUPPORTED = ("add_space_prefix", "add_sep_token", "remove_extra_whitespaces", "normalizer.lowercase")
+# Metadata that are read, or say nothing about which tokens a text becomes and which may follow it, by their names
+# behind "tokenizer.ggml."; of all others a falsehood, a zero, an empty list and an empty text leave these as they are.
+_READ = re.compile(
+    r"model|pre|tokens|token_type|merges|scores|token_type_count|add_[be]os_token|\w+_token_ids?|"
+    r"add_space_prefix|add_sep_token|remove_extra_whitespaces|normalizer\.lowercase"
+)
 # Special tokens as chat templates call them, by their name in the metadata.
 _NAMES = MappingProxyType(
     {"bos": "bos", "eos": "eos", "unknown": "unk", "seperator": "sep", "padding": "pad", "cls": "cls", "mask": "mask"}
@@ -79,6 +85,10 @@ class Tokenizer:
         for flag in _UNSUPPORTED:
             if file.get(f"tokenizer.ggml.{flag}", bool, default=False):
                 file.refuse(f"its tokenizer asks for {flag}, which is not supported")
+        for key, value in file.metadata.items():
+            prefix, _, asked = key.partition("tokenizer.ggml.")
+            if not prefix and asked and not _READ.fullmatch(asked) and _says_something(value):
+                file.refuse(f"its metadata ask for {key}, which this tokenizer does not know")
         pretokenizer = PRETOKENIZERS[name]
         self.tokens: list[str] = file.get("tokenizer.ggml.tokens", list)
         self._types = _types(file, len(self.tokens))
@@ -188,6 +198,10 @@ class TextStream:
     def finish(self) -> str:
         """What is left: a replacement character where the last one never came whole."""
         return self._decoder.decode(b"", final=True)
+
+
+def _says_something(value: Any) -> bool:
+    return len(value) > 0 if isinstance(value, str | list | np.ndarray) else bool(value)
 
 
 def _end_keys(file: GgufFile) -> list[str]:

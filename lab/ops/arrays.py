@@ -125,13 +125,17 @@ def host_floats(array: Any) -> NDArray[np.float32]:
     Raises InputError for element types other than float32, float16 and bfloat16.
     """
     element = element_of(array, "weights to pack")
+    if isinstance(array, np.ma.MaskedArray):
+        raise InputError("weights to pack are masked; all of an array is packed: fill it first")
     if FORMATS_OF.get(element) not in ("fp32", "fp16", "bf16"):
         raise InputError(f"weights to pack are in float32, float16 or bfloat16; these are in {element}")
     if _is_torch(array):
+        if str(array.layout) != "torch.strided":
+            raise InputError(f"the matrix to pack must be dense; its layout is {array.layout}")
         _require_data(array, "the matrix to pack")
-        here = array.detach().cpu()
+        here = array.detach().cpu().resolve_neg()  # which NumPy does not know
         found: Any = here.numpy() if element == "uint16" else here.float().numpy()
-    elif isinstance(array, np.ndarray):
+    elif isinstance(array, np.ndarray | np.generic):
         found = array
     else:
         with _on_gpu_of(array) as cupy:
@@ -161,7 +165,7 @@ class _NumPy:
         if isinstance(array, np.ma.MaskedArray):
             raise InputError(f"{name} is masked; kernels take all of an array: fill it first")
         form = format_of(array, name, packed)
-        _require_dense(array.flags.c_contiguous, name)
+        require_dense(array.flags.c_contiguous, name)
         if written and not array.flags.writeable:
             raise InputError(f"{name} is read-only")
         return View(array.__array_interface__["data"][0], array.shape, form)
@@ -209,7 +213,7 @@ class _Torch(_OnDevice):
             raise InputError(f"{name} is on {array.device}; kernels run on CUDA devices")
         if str(array.layout) != "torch.strided":
             raise InputError(f"{name} must be dense and row-major; its layout is {array.layout}")
-        _require_dense(array.is_contiguous(), name)
+        require_dense(array.is_contiguous(), name)
         return _aligned(View(pointer, tuple(array.shape), form, array.get_device()), name)
 
     def empty(self, like: Any, shape: tuple[int, ...], form: str) -> Any:
@@ -241,7 +245,7 @@ class _Cuda(_OnDevice):
         (pointer, read_only), shape = interface["data"], tuple(interface["shape"])
         strides = interface.get("strides")
         itemsize = storage_of(form).itemsize
-        _require_dense(strides is None or tuple(strides) == dense_strides(shape, itemsize), name)
+        require_dense(strides is None or tuple(strides) == dense_strides(shape, itemsize), name)
         if written and read_only:
             raise InputError(f"{name} is read-only")
         return _aligned(View(pointer, shape, form, _gpu_of(array)), name)
@@ -316,7 +320,8 @@ def _require_data(tensor: Any, name: str) -> int:
     return pointer
 
 
-def _require_dense(dense: bool, name: str) -> None:
+def require_dense(dense: bool, name: str) -> None:
+    """Raise InputError where an array is not dense and row-major."""
     if not dense:
         raise InputError(f"{name} must be dense and row-major; it is strided (make a contiguous copy)")
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
+from math import inf
 from typing import NamedTuple
 
-from lab.ops.arrays import INDEX, is_number
+from lab.ops.arrays import INDEX, is_number, single
 from lab.ops.calls import spoken
 from lab.problems import Attention
 from sim.errors import InputError
@@ -117,8 +118,9 @@ def scale_of(scale: float | None) -> float:
     """A request's scale; raises InputError where it is no positive number."""
     if scale is None:
         return 0.0
-    if not is_number(scale) or not scale > 0:
+    if not is_number(scale) or not 0 < scale < inf:
         raise InputError(f"scale must be a number above 0; it is {scale!r:.40}")
+    single(scale, "scale")  # as which it multiplies
     return float(scale)
 
 

@@ -149,6 +149,8 @@ def _operands(
     given |= {"residual": residual, "x_scale": x_scale, "y_scale": y_scale, "y": out}
     if w_scale is not None:
         given["w_scale"] = w_scale
+    if missing := [name for name in ("x", "w") if given[name] is None]:
+        raise InputError(f"{missing[0]} must be given")
     given = {name: array for name, array in given.items() if array is not None}
     described: dict[str, View] = {}
     for name, array in given.items():

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lab.ops.arrays import INDEX, TORCH, format_of
+from lab.ops.arrays import INDEX, TORCH, format_of, require_dense
 from lab.ops.attention import INDICES
 from lab.ops.attention import attention as lab_attention
 from lab.ops.attention_request import SCALES, AttentionRequest, posed, scale_of
@@ -47,10 +47,16 @@ def _(
 def _result(x: torch.Tensor, weights: dict[str, tuple[torch.Tensor, str]], *packing: Any) -> torch.Tensor:
     """What a call returns, without its values; raises InputError where it would. Any number of rows is one trace."""
     one_row = (1, int(x.shape[-1])) if x.dim() else ()
-    kinds: list[tuple[str, tuple[int, ...], str]] = [("x", one_row, format_of(x, "x"))]
-    kinds += [(n, tuple(map(int, tensor.shape)), format_of(tensor, n, form)) for n, (tensor, form) in weights.items()]
+    kinds: list[tuple[str, tuple[int, ...], str]] = [("x", one_row, _format(x, "x"))]
+    kinds += [(n, tuple(map(int, tensor.shape)), _format(tensor, n, form)) for n, (tensor, form) in weights.items()]
     problem = problem_of(LinearRequest(tuple(kinds), "", False, "", *packing))
     return TORCH.empty(x, (*x.shape[:-1], problem.columns), problem.output)
+
+
+def _format(tensor: torch.Tensor, name: str, packed: str = "") -> str:
+    """The format of a tensor that a call would take; raises InputError for any other."""
+    require_dense(tensor.is_contiguous(), name)
+    return format_of(tensor, name, packed)
 
 
 # Tensors come first, in this order: PyTorch takes none by keyword alone.
@@ -106,7 +112,7 @@ def _attended(
         (
             name,
             _one(name, tensor.shape, given.keys(), latent),
-            format_of(tensor, name, INDEX if name in INDICES else ""),
+            _format(tensor, name, INDEX if name in INDICES else ""),
         )
         for name, tensor in given.items()
     ]

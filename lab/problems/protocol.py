@@ -1,9 +1,9 @@
 """What every problem answers, and the few words in which it does: operands in, operands out, estimates to check by."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from math import prod
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -187,8 +187,29 @@ class Problem(ABC):
         return {"kind": self.kind, **asdict(self)}  # type: ignore[call-overload]
 
 
+def require_integers(problem: Any) -> None:
+    """Make Python's integers of what other libraries' a problem has; raises InputError for what is none.
+
+    Of fields that are declared as integers, or as several of them.
+    """
+    for field in fields(problem):
+        value = getattr(problem, field.name)
+        if field.type is int:
+            object.__setattr__(problem, field.name, _integer(field.name, value))
+        elif field.type == tuple[int, ...]:
+            several = value if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+            object.__setattr__(problem, field.name, tuple(_integer(field.name, one) for one in several))
+
+
+def _integer(name: str, value: Any) -> int:
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return int(value)
+    raise InputError(f"{name} takes integers; got {value!r:.40}")
+
+
 def require_extents(problem: Any, names: tuple[str, ...], least: int = 1) -> None:
-    """Raise InputError where one of the named fields is outside `least` to 2^31 - 1."""
+    """Raise InputError where one of the named fields is outside `least` to 2^31 - 1, or any integer field is none."""
+    require_integers(problem)
     for name in names:
         value = getattr(problem, name)
         if not least <= value <= MAX_DIMENSION:

@@ -10,7 +10,7 @@ from lab.problems.protocol import EVERY_ROW, UNIT, Arrays, Estimate, Operand, Pr
 from sim.errors import InputError
 from sim.formats import FORMATS, decode, encode
 
-FLOPS = 3  # an element that is turned: two products and half of their sums' two
+FLOPS = 3  # an element that is turned: two products and their sum
 ROUNDINGS = 3  # of a turned element: two products and a sum
 PAIRS = ("halves", "neighbours")
 

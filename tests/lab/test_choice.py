@@ -58,7 +58,7 @@ def test_a_format_that_a_newer_architecture_has() -> None:
         "sm_90a",
     ]
     assert not is_solvable(problem, A100)
-    with pytest.raises(InputError, match="gemv_vectorized needs sm_89"):
+    with pytest.raises(InputError, match="gemv_vectorized needs architecture sm_89"):
         choose(problem, A100)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 from itertools import product
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -146,3 +147,26 @@ def test_whether_it_fits() -> None:
 def test_bad_shapes_are_one_sentence(make: object, says: str) -> None:
     with pytest.raises(InputError, match=says):
         make()  # type: ignore[operator]
+
+
+def test_from_python_a_machine_is_named_and_nonsense_is_refused() -> None:
+    assert lab.explain(lab.Linear(1, 4096, 4096), "H200").machine.name == "h200"
+    for problem in (3, None, "linear", lab.Linear):
+        with pytest.raises(lab.InputError, match="is explained; got"):
+            lab.explain(problem)
+    with pytest.raises(lab.InputError, match="a machine is named, such as h100; got 3"):
+        lab.explain(lab.Linear(1, 8, 8), 3)
+
+
+@pytest.mark.parametrize("wrong", [1.0, "1", True, None])
+def test_sizes_are_integers_of_any_library(wrong: object) -> None:
+    m, n, k = np.arange(3) + 8
+    problem = lab.Linear(m, n, k)
+    assert problem == lab.Linear(8, 9, 10)
+    assert all(type(size) is int for size in (problem.m, problem.n, problem.k))
+    with pytest.raises(lab.InputError, match="m takes integers; got"):
+        lab.Linear(wrong, 8, 8)
+    lengths = lab.Attention(2, 8, 8, 64, 1, 16, kv_lens=np.array([3, 16]))
+    assert lengths == lab.Attention(2, 8, 8, 64, 1, 16, kv_lens=(3, 16))
+    with pytest.raises(lab.InputError, match="kv_lens takes integers; got"):
+        lab.Attention(2, 8, 8, 64, 1, 16, kv_lens=(3, wrong))

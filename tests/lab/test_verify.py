@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import lab
 from lab import catalog
 from lab.problems import Linear
 from lab.verify import Execute, Verification, simulator, verify
@@ -104,3 +105,22 @@ def test_the_inputs_change_with_the_seed() -> None:
     for seed in (0, 0, 1):
         verify(KERNEL, PROBLEM, KERNEL.best_guess(PROBLEM, H100), H100, executor, seed=seed)
     assert seen[0] == seen[1] != seen[2]
+
+
+def test_a_name_and_a_problem_are_enough() -> None:
+    problem = lab.Linear(3, 24, 64)
+    found = lab.verify("gemv_vectorized", problem)
+    assert found.passed
+    kernel = catalog.get("gemv_vectorized")
+    assert found.schedule == kernel.best_guess(problem, H100)
+    assert lab.verify(kernel, problem, "rows=2", "h200").schedule.rows == 2
+    for wrong, says in (
+        (("gemv_v7", problem), "unknown kernel 'gemv_v7'"),
+        ((3, problem), "unknown kernel 3"),
+        ((kernel, "linear"), "solves linear problems, not str"),
+        ((kernel, problem, {"rows": 2}), "takes a schedule of its own or words"),
+        ((kernel, problem, "rows=2,rows=4"), "rows is given twice"),
+        ((kernel, problem, "", "h1000"), "unknown machine 'h1000'"),
+    ):
+        with pytest.raises(lab.InputError, match=says):
+            lab.verify(*wrong)

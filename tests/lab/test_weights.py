@@ -81,6 +81,13 @@ def test_what_cannot_be_taken_is_refused() -> None:
         lab.pack(np.full((32, 64), np.inf, np.float32))
     with pytest.raises(InputError, match="groups are of 32, 64 or 128 columns; got 0"):
         lab.Int4Weights(w.w, w.w_scale, (32, 64), 0)
+    for shape in ((32, 64, 1), (32.0, 64), (-32, -64)):
+        with pytest.raises(InputError, match="a shape of two positive integers"):
+            lab.Int4Weights(w.w, w.w_scale, shape, 32)
+    with pytest.raises(InputError, match=r"n and k at least 1; these are \[1\]"):
+        lab.pack(np.float32(1))
+    with pytest.raises(InputError, match="are masked"):
+        lab.pack(np.ma.masked_array(values, values == 0))
     with pytest.raises(InputError, match=r"packed weights \[65, 64\] are"):
         lab.Int4Weights(w.w, w.w_scale, (65, 64), 32)
     with pytest.raises(InputError, match="int4 weights have scales of their own"):

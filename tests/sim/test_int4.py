@@ -222,3 +222,20 @@ def test_what_does_not_belong_together_is_refused() -> None:
         from_gguf(np.zeros((1, 1, 18), np.uint8), "Q4_1")
     with pytest.raises(InputError, match="need scales and zero points"):
         from_awq(np.zeros((8, 1), np.int32), np.zeros((1, 1), np.int32), np.zeros((2, 8), np.float16))
+
+
+@pytest.mark.parametrize("wrong", [None, [[1]], "words", np.zeros((0, 8), np.int32), np.zeros((16, 8), np.int64)])
+def test_what_is_no_matrix_of_packed_words(wrong: Any) -> None:
+    words, zeros, scales = np.zeros((16, 8), np.int32), np.zeros((1, 1), np.int32), np.ones((1, 8), np.float16)
+    for take in (from_gptq, from_awq):
+        with pytest.raises(InputError, match="packed nibbles are"):
+            take(wrong, zeros, scales)
+    with pytest.raises(InputError, match="packed nibbles are"):
+        from_gptq(words, wrong, scales)
+    with pytest.raises(InputError, match="scales are a NumPy matrix"):
+        from_gptq(words, zeros, scales.tolist())
+    with pytest.raises(InputError, match="Q4_1 blocks are"):
+        from_gguf(wrong, "Q4_1")
+    for group in ("a", 2.5, True):
+        with pytest.raises(InputError, match="group is a number of columns"):
+            from_gptq(words, zeros, scales, group=group)

@@ -41,37 +41,50 @@ def on_terminal(arguments: list[str], columns: int, **environment: str) -> tuple
     return child.returncode, said.decode().replace("\r\n", "\n")
 
 
+def be_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """Let standard output be a terminal of so many columns."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+
+
 @pytest.mark.parametrize("columns", [60, 80, 200])
-def test_list_shows_every_name_whole_within_the_width(columns: int) -> None:
-    code, said = on_terminal(["list"], columns)
-    lines = ESCAPES.sub("", said.replace("\r", "\n")).splitlines()
-    assert code == 0
-    assert max(map(len, lines)) <= columns
-    for kernel in catalog.kernels():
-        assert any(re.search(rf"\b{kernel.name}\b", line) for line in lines)
+def test_list_shows_every_name_whole_within_the_width(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    be_terminal(monkeypatch, columns)
+    assert run_command(["list"]) == 0
+    said = ESCAPES.sub("", capsys.readouterr().out)
+    assert max(map(len, said.splitlines())) <= columns
     assert "…" not in said
-    words = set(" ".join(lines).split())
-    assert all(word in words for kernel in catalog.kernels() for word in kernel.adds.split())
+    words = set(said.split())
+    assert all({kernel.name, *kernel.adds.split()} <= words for kernel in catalog.kernels())
 
 
 @pytest.mark.parametrize("columns", [60, 80, 200])
 @pytest.mark.parametrize("arguments", [["run", "kv_cache", "batch=64"], ["run", "machines"], ["compare"], ["env"]])
-def test_tables_keep_words_whole_at_any_width(arguments: list[str], columns: int) -> None:
-    code, said = on_terminal(arguments, columns)
-    assert code == 0
+def test_tables_keep_words_whole_at_any_width(
+    arguments: list[str], columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    be_terminal(monkeypatch, columns)
+    assert run_command(arguments) == 0
+    said = ESCAPES.sub("", capsys.readouterr().out)
     assert "…" not in said
-    piped = subprocess.run([*LAB, *arguments], capture_output=True, text=True, check=True).stdout
-    shown = {word.rstrip(":") for word in ESCAPES.sub(" ", said).split()}  # of a block, headings end in colons
-    assert {word.rstrip(":") for word in piped.split()} - {"-", "run"} <= shown  # "run" heads the first cell of a block
+    shown = {word.rstrip(":") for word in said.split()}  # of a block, headings end in colons
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False)
+    assert run_command(arguments) == 0
+    piped = {word.rstrip(":") for word in capsys.readouterr().out.split()}
+    assert piped - {"-", "run"} <= shown  # "run" heads the first cell of a block
+    long = max(map(len, shown))
+    assert max(map(len, said.splitlines())) <= max(columns, long + len("  works: "))
 
 
-def test_a_pipe_gets_one_plain_line_a_row() -> None:
-    done = subprocess.run(
-        [*LAB, "list"], capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "40"}
-    )
-    assert done.stdout.isascii()
+def test_a_pipe_gets_one_plain_line_a_row(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert run_command(["list"]) == 0
+    out = capsys.readouterr().out
+    assert out.isascii()
     for kernel in catalog.kernels():
-        (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"{kernel.name} ")]
+        (line,) = [line for line in out.splitlines() if line.startswith(f"{kernel.name} ")]
         assert line.endswith(kernel.adds)
 
 
@@ -104,8 +117,7 @@ def test_a_reader_of_one_line_and_a_full_disk() -> None:
 def test_a_table_of_words_too_long_for_the_terminal_is_one_block_a_row(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "20")
+    be_terminal(monkeypatch, 20)
     table(["kernel", "adds", "us"], [["a_name_of_23_characters", "one two three four five", "-"]], numbers_from=2)
     out = capsys.readouterr().out
     assert out == "a_name_of_23_characters\n  adds: one two\n    three four five\n\n"

@@ -46,6 +46,16 @@ def test_a_narrow_encoding_and_the_name_of_a_file_that_is_not_utf_8(tmp_path: Pa
     assert (done.returncode, len(said)) == (2, 1)
 
 
+@pytest.mark.parametrize(
+    "setting", ["NUMBA_DISABLE_JIT=1", "NUMBA_NUM_THREADS=0", "NUMBA_THREADING_LAYER=nonsense", "PYTHONOPTIMIZE=2"]
+)
+def test_settings_that_cannot_work_are_named(setting: str) -> None:
+    name, _, value = setting.partition("=")
+    done = shell(f"{LAB} check gemv_naive m=1 n=8 k=8", **{name: value})
+    (said,) = [line for line in done.stderr.splitlines() if not line.endswith(" ...")]
+    assert (done.returncode, name in said) == (4, True)
+
+
 def test_json_is_ascii(capsys: pytest.CaptureFixture[str]) -> None:
     document = {"é": ["🙂", 1.5, None], "file": "\udcff"}
     emit(document, True, print)

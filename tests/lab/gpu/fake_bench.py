@@ -13,9 +13,9 @@ from lab.gpu import bench, ceilings
 from lab.gpu.device import Conditions
 from lab.gpu.expectation import Expectation
 from lab.gpu.timing import GRAPH_SAMPLE_US, Clock, Contestant, Pace, Timing
-from lab.problems import Linear
+from lab.problems import Linear, Problem
 from sim.errors import KernelError
-from sim.formats import encode
+from sim.formats import FORMATS, encode
 from sim.machine import H100
 
 
@@ -48,7 +48,8 @@ class Device:
         self.us: dict[str, float] = {}
         self.usual_us = 12.0
         self.measured: list[tuple[list[str], Clock, int, Pace]] = []
-        self.right: Any = None
+        self.right: Any = None  # bits of the main output
+        self.others: dict[str, Any] = {}  # and of the others
         self.dependent: list[bool] = []  # of each that was made ready
 
     def measure(
@@ -75,14 +76,25 @@ class Device:
         kernel = self.kernels.get(schedule, write)
 
         def bind(pointers: Mapping[str, int]) -> Callable[[], None]:
-            assert {"x", "w", "y"} <= set(pointers)
-            return lambda: kernel(pointers["y"], self.right)
+            main, *others = launches[0].problem.outputs
+            assert {*launches[0].problem.inputs, main, *others} <= set(pointers)
+
+            def call() -> None:
+                kernel(pointers[main], self.right)
+                for name in others:
+                    write(pointers[name], self.others[name])
+
+            return call
 
         return SimpleNamespace(bind=bind)
 
     def peer(self, problem: Linear, arrays: Mapping[str, Any]) -> Callable[[], None]:
         assert problem
         return lambda: write(arrays["y"].__array_interface__["data"][0], self.right)
+
+
+def stored(values: Any, form: str) -> Any:
+    return encode(values, form) if form in FORMATS else values.astype(form)
 
 
 def write(y: int, bits: Any) -> None:
@@ -100,9 +112,12 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Device:
     found = Device()
     of = Expectation.of
 
-    def expect(problem: Linear, seed: int | None) -> Expectation:
+    def expect(problem: Problem, seed: int | None) -> Expectation:
         expectation = of(problem, seed)
-        found.right = encode(problem.reference(expectation.inputs)["y"].value, problem.output)
+        right = problem.reference(expectation.inputs)
+        bits = {name: stored(right[name].value, operand.format) for name, operand in problem.outputs.items()}
+        found.right = bits.pop(next(iter(bits)))
+        found.others = bits
         return expectation
 
     stream = SimpleNamespace(Stream=lambda **_: nullcontext(), get_current_stream=lambda: SimpleNamespace(ptr=9))

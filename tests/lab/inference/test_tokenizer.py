@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -156,3 +157,26 @@ def test_a_byte_that_no_token_spells(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer.encode("the")) == "the"
     with pytest.raises(InputError, match="a character that the model's vocabulary cannot spell"):
         tokenizer.encode("the x")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "refused"),
+    [
+        ("suppress_tokens", np.array([1, 2], np.int32), True),
+        ("precompiled_charsmap", np.array([0], np.uint8), True),
+        ("escape_whitespaces", True, True),
+        ("escape_whitespaces", False, False),
+        ("suppress_tokens", np.array([], np.int32), False),
+        ("fim_pre_token_id", 1, False),
+    ],
+)
+def test_what_else_the_metadata_ask_of_a_tokenizer_is_refused(
+    key: str, value: Any, refused: bool, tmp_path: Path
+) -> None:
+    file = GgufFile(tiny.write(tmp_path / "other.gguf"))
+    file.metadata[f"tokenizer.ggml.{key}"] = value
+    if not refused:
+        assert Tokenizer(file).encode("in")
+        return
+    with pytest.raises(InputError, match=f"ask for tokenizer.ggml.{key}, which this tokenizer does not know"):
+        Tokenizer(file)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 import lab
+from sim import int4
 from sim.errors import InputError
 
 torch = pytest.importorskip("torch")
@@ -175,3 +176,17 @@ def test_compiling_keeps_attention_whole() -> None:
 
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     assert tuple(compiled(*DENSE.values()).shape) == (3, 5, 4, 64)
+
+
+def test_a_trace_refuses_strided_tensors_as_a_call_does() -> None:
+    x, w = (torch.empty(rows, 64, dtype=torch.bfloat16, device="meta") for rows in (3, 32))
+    for name, given in (("x", (x[:, ::2], w[:, :32].contiguous())), ("w", (x[:, :32].contiguous(), w[:, ::2]))):
+        with pytest.raises(InputError, match=f"{name} must be dense and row-major"):
+            torch.ops.lab.linear(*given)
+
+
+def test_a_negated_view_is_packed_by_its_values() -> None:
+    values = torch.complex(torch.zeros(16, 64), torch.ones(16, 64)).conj().imag  # a view with its sign to be turned
+    packed = lab.pack(values, 64)
+    arrays = packed.w.numpy(), packed.w_scale.numpy().view("uint16")
+    assert (int4.unpack(*arrays, 16, 64, 64).values == -1).all()
