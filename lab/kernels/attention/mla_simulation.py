@@ -223,6 +223,6 @@ class _Run:
             weights = np.exp(lse - base, dtype=np.float32)
             total = weights.sum()
             sums = weights @ self.arrays["partial"][at]
-            self._write("y", row, (sums / total if total > 0 else np.zeros_like(sums))[None])
+            self._write("y", row, (sums * (1 / total if total > 0 else np.float32(0)))[None])
             if p.lse:
                 self.arrays["lse"].reshape(-1)[row] = base + np.log(total) if total > 0 else -np.inf
