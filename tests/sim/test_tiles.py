@@ -287,7 +287,8 @@ def test_packed_groups_become_the_weights_they_were_packed_from(
     n: int, k: int, group: int, zero_points: bool, corner: tuple[int, int], seed: int
 ) -> None:
     draw = np.random.default_rng(seed)
-    scale, offset = (draw.integers(-8, 8, (n, -(-k // group))).astype(np.float16) for _ in range(2))
+    lowest = (-8, 0 if zero_points else -8)  # zero points are from 0 on
+    scale, offset = (draw.integers(low, 8, (n, -(-k // group))).astype(np.float16) for low in lowest)
     weights = int4.Groups(draw.integers(0, 16, (n, k), np.uint8), scale, offset, group, zero_points)
     w, pairs = int4.pack(weights)
     row, column = 16 * corner[0], 128 * corner[1]

@@ -194,7 +194,7 @@ def test_every_library_packs_the_same_types_to_the_same_bits(element: str) -> No
     dtype = {"bfloat16": BF16, "uint16": np.uint16}.get(element, np.dtype(element))
     packed = lab.pack(bits.view(dtype), 64)
     whole = SimpleNamespace(numpy=lambda: bits if element == "uint16" else bits.view(dtype).astype(np.float32))
-    whole.float = lambda: whole
+    whole.float = whole.resolve_neg = lambda: whole
     there = tensor(dtype=f"torch.{element}")
     there.detach = lambda: SimpleNamespace(cpu=lambda: whole)
     assert np.array_equal(
