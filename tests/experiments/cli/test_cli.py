@@ -224,7 +224,7 @@ def test_tables_for_people(arguments: list[str], capsys: pytest.CaptureFixture[s
         (["explain", "conv", "m=1"], f"unknown kind 'conv'; kinds: {', '.join(QUESTIONS)}"),
         (["explain", "model"], "known models: llama-2-7b"),
         (["explain", "model", "gpt-5"], "unknown model 'gpt-5'; known models: llama-2-7b"),
-        (["run", "nothing"], "unknown experiment 'nothing'; known experiments: attention_bars, attention_wrong_machine"),
+        (["run", "nothing"], "unknown experiment 'nothing'; known experiments: attention_bars, attention_"),
         (["run", "kv_cache", "heads=3"], "unknown name 'heads'; names: layers, d"),
         (["run", "two_machines", "m=1"], "two machines need m of at least 2"),
         (["run", "two_machines", "gemm=gemm_v7"], "unknown kernel 'gemm_v7'"),
