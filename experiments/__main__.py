@@ -1,5 +1,6 @@
 """The `lab` command."""
 
+import gc
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,7 @@ def main() -> None:
     if complaint := _stranger() or _stripped():
         print(f"lab: {complaint}", file=sys.stderr)
         sys.exit(_WRONG_SURROUNDINGS)
+    gc.set_threshold(100_000)  # what is imported stays: to look for garbage among it takes a tenth of the start
     from experiments.cli import run_command
     from experiments.cli.output import prepare_streams
 
