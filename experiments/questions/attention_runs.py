@@ -1,36 +1,26 @@
 """What the questions about attention share: kernels on problems by the cold clock, and their rows."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from experiments.chart import Series
 from experiments.lookup import cases, measured, note, question_of
 from experiments.rows import MEGA, Row, time_row
+from experiments.running.formats import chosen_job
 from experiments.running.jobs import Job
-from lab.choice import choose, schedule_words
-from lab.kernel import schedule_fields
 from lab.problems import Attention, Problem
-from lab.record import Archive, Record, Value
+from lab.record import Archive, Record
 from sim.machine import Machine
 
 CLOCK = "cold"  # a layer's cache left L2 long ago, when its turn comes again
 
 
-def job(problem: Problem, machine: Machine, experiment: str, rounds: int, kernel: str = "", **facts: Value) -> Job:
+def job(problem: Problem, machine: Machine, experiment: str, rounds: int, kernel: str = "") -> Job:
     """A kernel on a problem beside its peers; without a name the kernel and schedule that the lab chooses."""
-    words = ""
-    if not kernel:
-        chosen, schedule, _ = choose(problem, machine)
-        kernel, words = chosen.name, schedule_words(schedule_fields(schedule))
-    return Job(
-        kernel=kernel,
-        problem=problem.as_dict(),
-        schedules=(words,),
-        clocks=(CLOCK,),
-        plain=True,
-        rounds=rounds,
-        experiment=experiment,
-        facts=facts,
-    )
+    how: dict[str, Any] = {"clocks": (CLOCK,), "plain": True, "rounds": rounds, "experiment": experiment}
+    if kernel:
+        return Job(kernel=kernel, problem=problem.as_dict(), **how)
+    return chosen_job(problem, machine, {}, **how)
 
 
 def runs_of(records: Sequence[Record]) -> list[Record]:
@@ -43,16 +33,6 @@ def attention_of(record: Record) -> Attention:
     problem = question_of(record)
     assert isinstance(problem, Attention)
     return problem
-
-
-def us_of(record: Record, past: Archive) -> tuple[float, bool]:
-    """(microseconds, whether they were measured): of the newest time on a card, else as predicted."""
-    found = measured(past, record, CLOCK)
-    return (found.us, True) if found and found.us else (record.predicted_us or 0.0, False)
-
-
-def all_measured(records: Sequence[Record], past: Archive) -> bool:
-    return all(us_of(record, past)[1] for record in records)
 
 
 def run_rows(record: Record, past: Archive, case: str) -> Iterator[Row]:
@@ -71,11 +51,5 @@ def hbm_bytes(counts: object) -> float:
 def times_of(label: str, points: Sequence[tuple[float, Record]], past: Archive) -> list[Series]:
     """The predicted times of records against a quantity, and those measured, in microseconds."""
     predicted = [(x, record.predicted_us or 0.0) for x, record in points]
-    timed = [(x, us) for x, record in points for us, known in (us_of(record, past),) if known]
-    found = [Series(label, predicted, "predicted")] if predicted else []
-    return [*found, Series(label, timed, "measured")] if timed else found
-
-
-def spelled(ratio: float) -> str:
-    """A ratio as sentences have it."""
-    return f"{ratio:.2f}" if ratio < 10 else f"{ratio:,.0f}"
+    timed = [(x, found.us) for x, record in points if (found := measured(past, record, CLOCK)) and found.us]
+    return [Series(label, predicted, "predicted"), *([Series(label, timed, "measured")] if timed else [])]

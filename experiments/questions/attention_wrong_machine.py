@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from experiments.questions.attention_runs import all_measured, attention_of, job, run_rows, runs_of, spelled, us_of
+from experiments.lookup import times
+from experiments.questions.attention_runs import CLOCK, attention_of, job, run_rows, runs_of
+from experiments.questions.duel import spelled
 from experiments.rows import Row, Verdict
 from experiments.running.backends import Backend
 from lab.problems import Attention
@@ -66,17 +68,16 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
     if len(found) < 4:
         return Verdict(None, "Not every kernel ran on every ground.")
     prefill, decode, prefill_decodes, decode_reads = found[:4]
-    known = all_measured(found[:4], past)
-    us = [us_of(r, past)[0] if known else r.predicted_us or 0.0 for r in found[:4]]
+    us, source = times(found[:4], past, (CLOCK,))
     slower = us[2] / us[1], us[3] / us[0]
     moved = (decode_reads.theory or {}).get("l2_to_sm_bytes") or 0
     again = moved / ((prefill.theory or {}).get("l2_to_sm_bytes") or 1)
     return Verdict(
-        min(slower) > 1 if known else None,
+        min(slower) > 1 if source == "measured" else None,
         f"On {_ground(decode)} {PREFILL} takes {spelled(slower[0])} times as long as {DECODE} and issues "
         f"{spelled(_issued(prefill_decodes))} FLOPs for each useful one ({DECODE} {spelled(_issued(decode))}); on "
         f"{_ground(prefill)} {DECODE} takes {spelled(slower[1])} times as long as {PREFILL} and moves {spelled(again)} "
-        f"times the bytes from L2 ({'measured' if known else 'predicted'}).",
+        f"times the bytes from L2 ({source}).",
     )
 
 

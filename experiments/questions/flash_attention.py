@@ -4,17 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from experiments.chart import Chart, Series
-from experiments.questions.attention_runs import (
-    all_measured,
-    attention_of,
-    hbm_bytes,
-    job,
-    run_rows,
-    runs_of,
-    spelled,
-    times_of,
-)
-from experiments.questions.attention_runs import us_of as us
+from experiments.lookup import times
+from experiments.questions.attention_runs import CLOCK, attention_of, hbm_bytes, job, run_rows, runs_of, times_of
+from experiments.questions.duel import spelled
 from experiments.rows import MEGA, Row, Verdict
 from experiments.running.backends import Backend
 from lab.problems import Attention
@@ -68,13 +60,14 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
     (shorter, longer), pair = list(pairs)[-2:], list(pairs.values())[-1]
     grown = [hbm_bytes(pairs[longer][i].theory) / hbm_bytes(pairs[shorter][i].theory) for i in (0, 1)]
     more = hbm_bytes(pair[0].theory) / hbm_bytes(pair[1].theory)
-    slower, known = us(pair[0], past)[0] / us(pair[1], past)[0], all_measured(pair, past)
+    us, source = times(pair, past, (CLOCK,))
+    slower = us[0] / us[1]
     held = grown[0] > grown[1] and slower > 1
     return Verdict(
-        held if known else None,
+        held if source == "measured" else None,
         f"From {shorter:,} to {longer:,} tokens HBM bytes grow {spelled(grown[0])} times in {NAIVE} and "
         f"{spelled(grown[1])} times in {pair[1].kernel}; there the scores cost {spelled(more)} times the bytes and "
-        f"{spelled(slower)} times the time ({'measured' if known else 'predicted'}).",
+        f"{spelled(slower)} times the time ({source}).",
     )
 
 

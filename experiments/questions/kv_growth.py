@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from experiments.chart import Chart, Series
-from experiments.lookup import measured, question_of
-from experiments.questions.attention_runs import CLOCK, all_measured, job, runs_of, spelled, us_of
+from experiments.lookup import measured, question_of, times
+from experiments.questions.attention_runs import CLOCK, job, runs_of
+from experiments.questions.duel import spelled
 from experiments.rows import MEGA, Row, Verdict, time_row
 from experiments.running.backends import Backend
 from lab.problems import MODELS, Attention, Linear
@@ -69,24 +70,23 @@ class Layer:
         """Compulsory bytes, of all or of "weights" or "kv" alone."""
         return sum(question_of(record).bytes.get(of, 0) for record in self.parts)
 
-    def us(self, past: Archive) -> float:
-        """Microseconds of all parts, measured where all were, else predicted."""
-        if all_measured(self.parts, past):
-            return sum(us_of(record, past)[0] for record in self.parts)
-        return sum(record.predicted_us or 0.0 for record in self.parts)
+    def us(self, past: Archive) -> tuple[float, str]:
+        """(microseconds of all parts, whether "measured" or "predicted")."""
+        every, source = times(self.parts, past, (CLOCK,))
+        return sum(every), source
 
 
 def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
     """At every context: FLOPs, bytes, and the time of attention and of the layer."""
     for layer in _layers(records):
-        case, found = f"{layer.context:,} tokens", all_measured(layer.parts, past)
+        case, (us, source) = f"{layer.context:,} tokens", layer.us(past)
         yield Row(case, "MFLOP of the layer", layer.flops / MEGA, None, None)
         yield Row(case, "MB of weights", layer.nbytes("weights") / MEGA, None, None)
         yield Row(case, "MB of keys and values", layer.nbytes("kv") / MEGA, None, None)
         row = time_row(case, f"{layer.attention.kernel}, us", layer.attention, measured(past, layer.attention, CLOCK))
         yield row
         predicted = sum(record.predicted_us or 0.0 for record in layer.parts)
-        yield Row(case, "the layer, us", None, predicted, layer.us(past) if found else None, row.source, row.note)
+        yield Row(case, "the layer, us", None, predicted, us if source == "measured" else None, row.source, row.note)
 
 
 def verdict(records: Sequence[Record], past: Archive) -> Verdict:
@@ -95,19 +95,20 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
     if len(layers) < 2:
         return Verdict(None, "There are not two contexts to compare.")
     first, last = layers[0], layers[-1]
-    known = all_measured([*first.parts, *last.parts], past)
+    every, source = times([*first.parts, *last.parts], past, (CLOCK,))
+    half = len(first.parts)
     more = {
         "FLOPs": last.flops / first.flops,
         "bytes": last.nbytes() / first.nbytes(),
-        "time": last.us(past) / first.us(past),
+        "time": sum(every[half:]) / sum(every[:half]),
     }
     equal = next((layer.context for layer in layers if layer.nbytes("kv") >= layer.nbytes("weights")), None)
     beyond = f"from {equal:,} tokens on the cache is more than the weights" if equal else "the weights are more of it"
     return Verdict(
-        more["time"] > 1 if known else None,
+        more["time"] > 1 if source == "measured" else None,
         f"From {first.context:,} to {last.context:,} tokens of context a layer's FLOPs grow {spelled(more['FLOPs'])} "
         f"times, its bytes {spelled(more['bytes'])} times and its time {spelled(more['time'])} times "
-        f"({'measured' if known else 'predicted'}); {beyond}.",
+        f"({source}); {beyond}.",
     )
 
 
@@ -117,7 +118,7 @@ def pictures(past: Archive) -> dict[str, Chart]:
     if not layers:
         return {}
     predicted = [(float(la.context), sum(record.predicted_us or 0.0 for record in la.parts)) for la in layers]
-    timed = [(float(la.context), la.us(past)) for la in layers if all_measured(la.parts, past)]
+    timed = [(float(la.context), us) for la in layers for us, source in (la.us(past),) if source == "measured"]
     moved = [(float(la.context), la.nbytes("kv") / MEGA) for la in layers]
     weights = [(float(la.context), la.nbytes("weights") / MEGA) for la in layers]
     x = "tokens of context"

@@ -4,7 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from experiments.chart import Chart, Series
-from experiments.questions.attention_runs import all_measured, attention_of, job, run_rows, runs_of, spelled, us_of
+from experiments.lookup import times
+from experiments.questions.attention_runs import CLOCK, attention_of, job, run_rows, runs_of, times_of
+from experiments.questions.duel import spelled
 from experiments.questions.kv_cache import GQA_HEADS, MLA_LATENT, MLA_ROPE
 from experiments.rows import MEGA, Row, Verdict
 from experiments.running.backends import Backend
@@ -62,18 +64,15 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
     found = _variants(records)
     if len(found) < 2:
         return Verdict(None, "There are not two variants to compare.")
-    known = all_measured(list(found.values()), past)
+    every, source = times(list(found.values()), past, (CLOCK,))
     first, *others = found.items()
     said, held = [], bool(others)
-    for name, record in others:
+    for (name, record), us in zip(others, every[1:], strict=True):
         fewer = attention_of(first[1]).kv_bytes / attention_of(record).kv_bytes
-        both = [us_of(r, past)[0] if known else r.predicted_us or 0.0 for r in (first[1], record)]
-        faster = both[0] / both[1]
+        faster = every[0] / us
         held &= fewer / NEAR <= faster <= fewer * NEAR
         said.append(f"{name} {spelled(fewer)} times fewer bytes and {spelled(faster)} times less time")
-    return Verdict(
-        held if known else None, f"Beside {first[0]}: {'; '.join(said)} ({'measured' if known else 'predicted'})."
-    )
+    return Verdict(held if source == "measured" else None, f"Beside {first[0]}: {'; '.join(said)} ({source}).")
 
 
 def pictures(past: Archive) -> dict[str, Chart]:
@@ -81,11 +80,9 @@ def pictures(past: Archive) -> dict[str, Chart]:
     found = _variants(past.where(experiment="kv_shrink", on="sim").newest_run())
     if not found:
         return {}
-    series = []
+    series: list[Series] = []
     for name, record in found.items():
-        us, known = us_of(record, past)
-        mark = "measured" if known else "predicted"
-        series.append(Series(name, [(attention_of(record).kv_bytes / MEGA, us)], mark))
+        series += times_of(name, [(attention_of(record).kv_bytes / MEGA, record)], past)[-1:]
     return {"kv_shrink": Chart("Decode pays for what it reads", "KV cache of a layer, MB", "us", tuple(series))}
 
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from experiments.chart import Chart
-from experiments.questions.attention_runs import all_measured, attention_of, job, run_rows, runs_of, times_of, us_of
+from experiments.lookup import times
+from experiments.questions.attention_runs import CLOCK, attention_of, job, run_rows, runs_of, times_of
 from experiments.rows import Row, Verdict
 from experiments.running.backends import Backend
 from lab.problems import Attention
@@ -49,8 +50,8 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:
         yield from run_rows(record, past, _case(page))
         if page and 0 in found:
             predicted = (record.predicted_us or 0.0) / (found[0].predicted_us or 1.0)
-            known = all_measured([record, found[0]], past)
-            timed = us_of(record, past)[0] / us_of(found[0], past)[0] if known else None
+            (paged_us, us), source = times([record, found[0]], past, (CLOCK,))
+            timed = paged_us / us if source == "measured" else None
             yield Row(_case(page), "time over the contiguous cache's", None, predicted, timed)
 
 
@@ -59,14 +60,14 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
     found = _by_page(records)
     if 0 not in found or len(found) < 2:
         return Verdict(None, "There is no contiguous cache, or no pages, to compare.")
-    known = all_measured(list(found.values()), past)
-    times = {page: us_of(r, past)[0] if known else r.predicted_us or 0.0 for page, r in found.items()}
-    over = {page: us / times[0] for page, us in times.items() if page}
+    every, source = times(list(found.values()), past, (CLOCK,))
+    by_page = dict(zip(found, every, strict=True))
+    over = {page: us / by_page[0] for page, us in by_page.items() if page}
     said = ", ".join(f"{_case(page)} {over[page]:.3f}" for page in over)
     held = all(ratio <= COST for page, ratio in over.items() if page > 1)
     return Verdict(
-        held if known else None,
-        f"Times over the contiguous cache's: {said} ({'measured' if known else 'predicted'}).",
+        held if source == "measured" else None,
+        f"Times over the contiguous cache's: {said} ({source}).",
     )
 
 
