@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lab.gpu import device
 from lab.inference.chip import Chip, gpu, simulated
 from lab.inference.config import read_config
 from lab.inference.download import default_weights
@@ -163,6 +162,5 @@ def _chip(on: On, machine: Machine) -> Chip | None:
     if on not in ON:
         raise InputError(f"unknown chip {on!r}; known: {', '.join(ON)}")
     if on == "gpu":
-        device.require_device()
         return gpu(machine)
     return simulated(machine) if on == "sim" else None
