@@ -106,8 +106,8 @@ class Engine:
             self._journal.write(result)
         facts = self._facts.popleft()
         host_us = facts.host_us + self.clock.now_us - began
-        times = {"started_us": result.started_us, "ended_us": result.ended_us, "host_us": host_us}
-        self._observe(facts._replace(**times), emitted)
+        facts = facts._replace(started_us=result.started_us, ended_us=result.ended_us, host_us=host_us)
+        self._observe(facts, emitted)
 
 
 def serve(engine: Engine, requests: Sized[Request]) -> list[Sequence]:

@@ -67,7 +67,9 @@ class StepPlan:
     def decision(self) -> "Decision":
         """All that was decided, as plain data."""
         ids = [sequence.request.id for sequence in self.sequences]
-        copies = [list(map(tuple, some)) for some in (self.copies, self.swapped_out, self.swapped_in)]
+        copies = [
+            [(one.source, one.target) for one in some] for some in (self.copies, self.swapped_out, self.swapped_in)
+        ]
         return Decision(
             self.step, ids, list(self.starts), list(self.counts), list(self.new_pages), copies, list(self.notes)
         )
@@ -151,11 +153,11 @@ class Slots:
 
 
 class Take(NamedTuple):
-    """The tokens `at` to `at` + `count` of a step are those that rows from `row` on of the step before sampled."""
+    """The tokens `at` to `at` + `number` of a step are those that rows from `row` on of the step before sampled."""
 
     at: int
     row: int
-    count: int
+    number: int
 
 
 def pack(plan: StepPlan, slots: Slots, into: StepInput, before: dict[int, int]) -> list[Take]:
@@ -176,8 +178,8 @@ def pack(plan: StepPlan, slots: Slots, into: StepInput, before: dict[int, int]) 
         if start + count > len(have):
             row = before[sequence.request.id]
             at = len(ids) + count - 1
-            if takes and takes[-1].at + takes[-1].count == at and takes[-1].row + takes[-1].count == row:
-                takes[-1] = Take(takes[-1].at, takes[-1].row, takes[-1].count + 1)
+            if takes and takes[-1].at + takes[-1].number == at and takes[-1].row + takes[-1].number == row:
+                takes[-1] = Take(takes[-1].at, takes[-1].row, takes[-1].number + 1)
             else:
                 takes.append(Take(at, row, 1))
             ids.extend(have[start:])

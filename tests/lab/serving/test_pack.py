@@ -40,8 +40,8 @@ def test_packed_plans_are_the_chunks_they_consist_of(data: Any) -> None:
             chunks.append(Chunk(tokens, start, sequence.pages, sequence.request.settings._replace(draw=draw)))
         last = list(before)
         for take in takes:
-            values = [known[last[row]] for row in range(take.row, take.row + take.count)]
-            step.fields["tokens"][take.at : take.at + take.count] = values
+            values = [known[last[row]] for row in range(take.row, take.row + take.number)]
+            step.fields["tokens"][take.at : take.at + take.number] = values
         assert np.array_equal(step.block, StepInput(layout).fill(chunks).block)
         padding = step.fields["slots"][plan.tokens :]
         assert (padding // PAGE == NULL_PAGE).all()
