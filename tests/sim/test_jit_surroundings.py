@@ -16,6 +16,9 @@ from sim.jit import Late
 from sim.tiles import groups
 
 
+NUMBA = pickle.dumps(numba.__version__)  # what a whole index begins with
+
+
 @pytest.mark.parametrize("place", ["/dev/null/nowhere", "file"])
 def test_without_a_place_for_its_cache_code_is_compiled_anew(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
