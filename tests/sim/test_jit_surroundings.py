@@ -15,7 +15,6 @@ from sim.cached_jit import njit
 from sim.jit import Late
 from sim.tiles import groups
 
-
 NUMBA = pickle.dumps(numba.__version__)  # what a whole index begins with
 
 
