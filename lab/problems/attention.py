@@ -89,7 +89,7 @@ class Attention(Problem):
     q_rows: int = 0  # of q; 0: batch * q_len
     pool: int = 0  # rows of k and v, or pages of the cache; 0: every sequence's at its greatest length
     row_pages: int = 0  # columns of the block table; 0: pages of kv_len
-    settled: bool = False
+    settled: bool = False  # lengths, tables and all keys but those of its own queries
 
     def __post_init__(self) -> None:
         require_extents(self, ("batch", "q_heads", "kv_heads", "head_dim", "q_len", "kv_len"))

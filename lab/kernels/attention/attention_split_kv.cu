@@ -28,6 +28,12 @@ constexpr int INSIDE = schedule::ring_rows * ROW_BYTES + schedule::merge_rows * 
                        schedule::inbox_rows * (DIM + 2) * int(sizeof(float)) + int(sizeof(uint64_t)) + 1;
 static_assert(sizeof(Shared) == (INSIDE + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT, "what the launch asks for");
 
+// What the launch before has written is there from here on, and the next launch may start.
+__device__ __forceinline__ void follow() {
+    ptx::griddepcontrol::wait();
+    ptx::griddepcontrol::launch_dependents();
+}
+
 extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_per_sm)
     attention_split_kv(const Activation* __restrict__ q, const Element* __restrict__ k, const Element* __restrict__ v,
                        const int32_t* __restrict__ q_starts, const int32_t* __restrict__ kv_lens,
@@ -49,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     const Batch batch{q_starts, kv_lens, batch_size, max_kv_len};
 
     if constexpr (CLUSTER) begin_cluster(shared.merge);
-    if (!settled) ptx::griddepcontrol::wait();
+    if (!settled) follow();
     const int first_row_of_sequence = ask_ahead(cache, batch_size);
     Walk walk(batch, stretch, gridDim.x / ctas);
     Source source(cache, team, walk, first_row_of_sequence);
@@ -61,9 +67,8 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     if (settled) {
 #pragma unroll 1
         for (; filled < STAGES - 1 && source.is_settled(); ++filled) source.copy_next(ring[filled]);
-        ptx::griddepcontrol::wait();
+        follow();
     }
-    ptx::griddepcontrol::launch_dependents();
     for (Part part = walk.next(); part.exists(); part = walk.next()) {
         Queries queries;
         load_queries(queries, q, part.sequence, head, kv_heads * problem::group, first_row);
