@@ -59,6 +59,8 @@ class Attention(Problem):
     takes the place of 1 / sqrt(head_dim). Arrays may be larger or smaller than the greatest lengths ask for:
     `q_rows` are the rows of q, `pool` those of k and v, which sequences then have one after another, or the pages
     of the cache, which sequences share where they are too few; `row_pages` are the columns of the block table.
+    `settled` promises that lengths, tables and the keys of tokens before a sequence's own queries are written by no
+    launch that may still run when this one starts, as in a step, where what precedes it appends those queries' keys.
     Raises InputError for extents outside 1 to 2^31 - 1 and shapes that do not fit.
     """
 
@@ -87,6 +89,7 @@ class Attention(Problem):
     q_rows: int = 0  # of q; 0: batch * q_len
     pool: int = 0  # rows of k and v, or pages of the cache; 0: every sequence's at its greatest length
     row_pages: int = 0  # columns of the block table; 0: pages of kv_len
+    settled: bool = False  # lengths, tables and all keys but those of its own queries
 
     def __post_init__(self) -> None:
         require_extents(self, ("batch", "q_heads", "kv_heads", "head_dim", "q_len", "kv_len"))
@@ -327,7 +330,7 @@ class Attention(Problem):
     def tuned_class(self) -> dict[str, Any]:
         """The envelope with batch and lengths rounded up to powers of two."""
         up = {name: power_of_two(getattr(self, name)) for name in ("batch", "q_len", "kv_len")}
-        plain = replace(self.envelope(), scale=0.0, q_rows=0, pool=0, row_pages=0)
+        plain = replace(self.envelope(), scale=0.0, q_rows=0, pool=0, row_pages=0, settled=False)
         return {**plain.as_dict(), **up}
 
     def as_dict(self) -> dict[str, Any]:

@@ -297,6 +297,7 @@ def _extents(problem: Attention) -> tuple[Scalar, ...]:
         Scalar("token_stride", token_stride),
         Scalar("value_offset", value_offset, "int64"),
         Scalar("scale", p.score_scale, "float32"),
+        Scalar("settled", int(p.settled)),
     )
 
 
