@@ -15,6 +15,7 @@ from sim.formats import FORMATS, decode, encode
 FLOPS = 3  # an element that is turned: two products and their sum
 ROUNDINGS = 3  # of a turned element: two products and a sum
 PAIRS = ("halves", "neighbours")
+EPS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,13 @@ class RopeAppend(Problem):
 
     Queries and keys are turned (Su et al., "RoFormer", arXiv 2104.09864) by cosine and sine of row `positions[m]` of
     `turns`, float32 [context, head_dim / 2, 2], which a model's scaling is part of. `pairs` says which elements turn
-    together: i and i + head_dim / 2, or the neighbours 2i and 2i + 1. With `bias`, an element of `bias` is first added to
-    each of qkv (Qwen2); with `norm`, each head of queries and of keys is then normalised by the root of its mean square
-    and `eps`, and multiplied by a row of `norms` [2, head_dim], the first for queries (Qwen3). Keys and values go to `slots[m]`: rows of k and v
-    [pool, kv_heads, head_dim], or with `page` tokens a page to slot % page of page slot / page of the cache
-    [pool, 2, kv_heads, page, head_dim]; a slot is given once. `kv` is the format of the cache, `activations` that of
-    qkv and q; an fp8 cache holds values divided by a float32 scale for each KV head and for each of k and v.
+    together: i and i + head_dim / 2, or the neighbours 2i and 2i + 1. With `bias`, a vector of that name is first added
+    to each row of qkv (Qwen2); with `norm`, each head of queries and keys is then divided by the root of its mean
+    square plus `eps`, and multiplied by a row of `norms` [2, head_dim], queries by the first (Qwen3). Keys and values
+    go to `slots[m]`: rows of k and v [pool, kv_heads, head_dim], or with `page` tokens a page to slot % page of page
+    slot / page of the cache [pool, 2, kv_heads, page, head_dim]; a slot is given once. `kv` is the format of the cache,
+    `activations` that of all else; an fp8 cache holds values divided by a float32 scale for each KV head and for each
+    of k and v.
     A context or pool of 0 is as large as m tokens need. Raises InputError for extents outside 1 to 2^31 - 1, an odd
     head_dim, an eps outside 0 to 1, unknown words, and a pool without room for m tokens.
     """
@@ -50,7 +52,7 @@ class RopeAppend(Problem):
     pool: int = 0  # rows of k and v, or pages of the cache; 0: as m tokens need
     bias: bool = False
     norm: bool = False
-    eps: float = 1e-6  # of the norm
+    eps: float = EPS  # of the norm
 
     def __post_init__(self) -> None:
         require_extents(self, ("m", "q_heads", "kv_heads", "head_dim"))
@@ -64,6 +66,8 @@ class RopeAppend(Problem):
             raise InputError(f"pairs are {', '.join(PAIRS)}; got {self.pairs!r}")
         if self.head_dim % 2:
             raise InputError(f"head_dim is even: its elements turn in pairs; head_dim = {self.head_dim}")
+        if not self.norm:
+            object.__setattr__(self, "eps", EPS)  # nobody's
         if not 0 < self.eps < 1:
             raise InputError(f"eps must be between 0 and 1; eps = {self.eps}")
         if min(self.page, self.context, self.pool) < 0:
@@ -151,7 +155,7 @@ class RopeAppend(Problem):
 
     def tuned_class(self) -> dict[str, Any]:
         """m rounded up to a power of two, whatever the table and the pool hold."""
-        own = {name: value for name, value in self.as_dict().items() if name not in ("context", "pool")}
+        own = {name: value for name, value in self.as_dict().items() if name not in ("context", "pool", "eps")}
         return {**own, "m": 1 << (self.m - 1).bit_length()}
 
     def as_dict(self) -> dict[str, Any]:
@@ -203,7 +207,7 @@ class RopeAppend(Problem):
 
     def biased(self, arrays: Arrays, of: type = np.float32) -> NDArray:
         """Heads of qkv, [m, heads, head_dim], with what is added to them, in the type `of`."""
-        x = decode(arrays["qkv"], self.activations).astype(of)
+        x: NDArray = decode(arrays["qkv"], self.activations).astype(of)
         if self.bias:
             with np.errstate(invalid="ignore", over="ignore"):
                 x = x + decode(arrays["bias"], self.activations)
@@ -218,11 +222,12 @@ class RopeAppend(Problem):
             squares = (values * values).sum(axis=-1, keepdims=True)
             squares = np.where(squares > np.finfo(np.float32).max, np.inf, squares)
             root = 1 / np.sqrt(squares / self.head_dim + values.dtype.type(self.eps))
-            return values * root * np.repeat(weights, (self.q_heads, self.kv_heads), axis=0)
+            scaled: NDArray = values * root * np.repeat(weights, (self.q_heads, self.kv_heads), axis=0)
+        return scaled
 
     @property
     def _roundings(self) -> float:
-        """Of each factor of a turned element: adding the bias, its norm as that of RMSNorm, which the bias moves too."""
+        """Of a factor of a turned element: adding the bias; those of RMSNorm, which the bias moves once more."""
         of_norm = self.head_dim / 2 + 2 + RSQRT_ROUNDINGS + 2
         return self.bias + (self.norm and of_norm + self.bias)
 

@@ -135,7 +135,7 @@ def test_an_embedding_is_the_rows_that_ids_name_and_ids_beyond_the_table_its_las
         ({"pairs": "odd"}, "pairs are halves, neighbours"),
         ({"head_dim": 63}, "head_dim is even"),
         ({"page": 16, "pool": 1, "m": 17}, "pool must be at least 2 for 17 tokens"),
-        ({"eps": 0.0}, "eps must be between 0 and 1"),
+        ({"norm": True, "eps": 0.0}, "eps must be between 0 and 1"),
         ({"page": -1}, "page, context and pool are at least 0"),
     ],
 )

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from lab.kernel import Solves, require_choice, require_grid_y, require_threads
 from lab.problems.rope_append import RopeAppend
 from sim.counts import SECTOR, Counts, sectors
-from sim.formats import FORMATS, decode, encode
+from sim.formats import FORMATS, encode
 from sim.jit import njit, prange
 from sim.launch import Array, Launch, Role, Scalar
 from sim.machine import Machine

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lab.inference import model as model_module
-from lab.inference.config import LlamaConfig, read_config
+from lab.inference.checkpoint import Checkpoint, open_checkpoint
+from lab.inference.chip import simulated
+from lab.inference.config import LlamaConfig
 from lab.inference.gguf_file import GgufFile
 from lab.inference.model import Llama, attend
 from lab.inference.reference import Reference
-from lab.inference.step_weights import matrix_of
+from lab.inference.step_weights import StepWeights
 from lab.problems import Attention
 from sim.errors import InputError
 from sim.formats import encode
@@ -76,8 +78,8 @@ def textbook(config: LlamaConfig, file: GgufFile, tokens: Sequence[int]) -> NDAr
 
 
 @pytest.fixture(scope="module")
-def reference(tiny_config: LlamaConfig, tiny_file: GgufFile) -> Llama:
-    return Llama(tiny_config, tiny_file, Reference())
+def reference(tiny_checkpoint: Checkpoint) -> Llama:
+    return Llama(tiny_checkpoint, Reference())
 
 
 def all_logits(llama: Llama, tokens: Sequence[int]) -> Any:
@@ -146,8 +148,8 @@ def test_an_untied_head_and_rotary_divisors(tmp_path: Path, tiny_file: GgufFile,
     head = tiny_file.rows("token_embd.weight")
 
     def logits(metadata: dict[str, Any], weights: dict[str, Any]) -> NDArray[np.float32]:
-        file = GgufFile(tiny.write(tmp_path / "other.gguf", metadata, weights))
-        return all_logits(Llama(read_config(file), file, Reference()), tokens)
+        checkpoint = open_checkpoint(tiny.write(tmp_path / "other.gguf", metadata, weights))
+        return all_logits(Llama(checkpoint, Reference()), tokens)
 
     expected = all_logits(reference, tokens)
     np.testing.assert_array_equal(logits({}, {"output.weight": (head, "F32")}), expected)
@@ -161,15 +163,21 @@ def test_an_untied_head_and_rotary_divisors(tmp_path: Path, tiny_file: GgufFile,
     assert np.abs(divided - expected).max() > rounding(reference.config, len(tokens), expected)
 
 
-def test_a_weight_too_large_for_bf16() -> None:
-    with pytest.raises(InputError, match="too large for bf16"):
-        matrix_of(np.full((8, 8), np.finfo(np.float32).max), H100)
+def test_a_weight_too_large_for_bf16(tmp_path: Path) -> None:
+    huge = np.full((tiny.FFN, tiny.D), np.finfo(np.float32).max)
+    checkpoint = open_checkpoint(tiny.write(tmp_path / "huge.gguf", weights={"blk.1.ffn_up.weight": (huge, "F32")}))
+    with pytest.raises(InputError, match=r"'blk.1.ffn_up.weight' holds infinities, NaN or what is too large for bf16"):
+        StepWeights.load(checkpoint, simulated(H100))
 
 
-def test_a_chip_without_a_kernel_for_groups_dequantises_them(tiny_file: GgufFile) -> None:
-    name = next(name for name, tensor in tiny_file.tensors.items() if tensor.type == "Q4_1" and len(tensor.shape) == 2)
-    groups = tiny_file.matrix(name)
-    assert matrix_of(groups, H100)[0].weights == "int4_g32"
-    problem, operands = matrix_of(groups, A100)
-    assert problem.weights == "bf16"
-    np.testing.assert_array_equal(operands["w"], encode(groups.values, "bf16"))
+def test_a_chip_without_a_kernel_for_groups_dequantises_them(tiny_checkpoint: Checkpoint) -> None:
+    alone = {"output": "attn_output", "down": "ffn_down"}
+    names = [(i, name, tensor) for i in range(tiny.LAYERS) for name, tensor in alone.items()]
+    grouped = [one for one in names if tiny_checkpoint.file.groups(f"blk.{one[0]}.{one[2]}.weight")]
+    assert grouped
+    with_kernel, without = (StepWeights.load(tiny_checkpoint, simulated(chip)) for chip in (H100, A100))
+    for i, name, tensor in grouped:
+        assert with_kernel.matrices[f"layers.{i}.{name}"].weights == "int4_g32"
+        assert without.matrices[f"layers.{i}.{name}"].weights == "bf16"
+        values = tiny_checkpoint.file.rows(f"blk.{i}.{tensor}.weight")
+        np.testing.assert_array_equal(without.arrays[f"layers.{i}.{name}.w"], encode(values, "bf16"))
