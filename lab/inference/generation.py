@@ -121,7 +121,7 @@ class Generation:
 
 
 def load(model: Path | str | None = None, on: On = "sim", machine: Machine = H100) -> LanguageModel:
-    """Load a GGUF file of the Llama architecture, SmolLM2-135M-Instruct where none is named, onto a chip.
+    """Load a GGUF file or Hugging Face folder of a Llama-class model, SmolLM2-135M-Instruct by default, onto a chip.
 
     `on` is "sim" (the lab's kernels on the simulated `machine`), "gpu" or "reference" (float32 NumPy). Raises
     InputError for files that are not such models, NoDeviceError, EnvironmentFailure where the weights cannot be had.

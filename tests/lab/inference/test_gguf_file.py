@@ -13,11 +13,16 @@ from hypothesis import strategies as st
 
 from lab.inference import gguf_file
 from lab.inference.checkpoint import open_checkpoint
+from lab.inference.chip import simulated
 from lab.inference.gguf_file import GgufFile
 from lab.inference.model import Llama
 from lab.inference.reference import Reference
+from lab.inference.step_weights import StepWeights
 from lab.inference.tokenizer import Tokenizer
+from sim import int4
 from sim.errors import InputError
+from sim.formats import FORMATS, decode
+from sim.machine import H100
 from tests.lab.inference import tiny
 
 
@@ -41,6 +46,36 @@ def test_metadata_and_tensors_are_those_of_the_reference_reader(tiny_path: Path,
 def test_some_rows_are_those_rows_of_all(tiny_file: GgufFile) -> None:
     every = tiny_file.rows("token_embd.weight")
     np.testing.assert_array_equal(tiny_file.rows("token_embd.weight", [5, 0, 5]), every[[5, 0, 5]])
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+def test_k_quants_are_converted_on_load_to_a_format_with_kernels(tmp_path: Path, kind: str) -> None:
+    """Q4_K to int4 groups, whose bound `from_gguf_k` states; all others to bf16, within its unit roundoff."""
+    number = tiny.gguf.GGMLQuantizationType[kind]
+    block, nbytes = tiny.gguf.GGML_QUANT_SIZES[number]
+    raw = np.random.default_rng(0).integers(0, 256, (tiny.D, nbytes), np.uint8)
+    halves = {"Q2_K": (80, 84), "Q3_K": (108, 110), "Q4_K": (0, 4), "Q5_K": (0, 4), "Q6_K": (208, 210)}[kind]
+    raw[:, slice(*halves)] = np.full((tiny.D, (halves[1] - halves[0]) // 2), 0.01, np.float16).view(np.uint8)
+    keys = {"llama.feed_forward_length": block}
+    wide = {
+        f"blk.{i}.ffn_{name}.weight": (np.zeros((block, tiny.D), np.float32), "F32")
+        for i in range(2)
+        for name in ("gate", "up")
+    }
+    down = {f"blk.{i}.ffn_down.weight": (raw, kind) for i in range(2)}
+    checkpoint = open_checkpoint(tiny.write(tmp_path / "k.gguf", keys, {**wide, **down}))
+    weights = StepWeights.load(checkpoint, simulated(H100))
+    exact = checkpoint.file.rows("blk.1.ffn_down.weight")
+    assert np.abs(exact).max() > 0.01
+    if kind == "Q4_K":
+        assert weights.matrices["layers.1.down"].weights == "int4_g32"
+        packed = [weights.arrays[f"layers.1.down.{part}"] for part in ("w", "w_scale")]
+        groups = int4.unpack(*packed, tiny.D, block, 32)
+        np.testing.assert_array_equal(groups.values, int4.from_gguf_k(raw.reshape(tiny.D, -1, nbytes)).values)
+    else:
+        assert weights.matrices["layers.1.down"].weights == "bf16"
+        found = decode(weights.arrays["layers.1.down.w"], "bf16")
+        assert (np.abs(found - exact) <= FORMATS["bf16"].unit_roundoff * np.abs(exact)).all()
 
 
 @settings(max_examples=150)
