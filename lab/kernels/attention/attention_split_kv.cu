@@ -56,7 +56,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     Stage(&ring)[STAGES] = shared.ring[team.index()];
     if constexpr (CLUSTER) ptx::cluster::wait();
     const float scale_log2 = scale * LOG2_E * (FP8 ? k_scale[head] / QUERY_SCALE : 1);
-    const int first_row = team.row_group * TILES * EIGHT;
+    const int first_row = team.row_group * TILES * MMA_N;
     int stage = 0, filled = 0;
     for (Part part = walk.next(); part.exists(); part = walk.next()) {
         Queries queries;
