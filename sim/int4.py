@@ -185,7 +185,7 @@ def from_gguf(blocks: NDArray[np.uint8], kind: str) -> Groups:
 def from_gguf_k(blocks: NDArray[np.uint8]) -> Groups:
     """The weights of a GGUF tensor of type Q4_K, uint8 [n, k / 256, 144], in groups of 32 (ggml, block_q4_K).
 
-    A block is fp16 d and dmin, eight pairs of 6-bit integers s and m in 12 bytes, and the nibbles of 64 weights after 64;
+    A block is fp16 d and dmin, eight pairs of 6-bit integers s and m in 12 bytes, and nibbles, 64 weights after 64;
     a weight is d s q - dmin m. Here the scale d s and the min -dmin m are rounded to fp16, so that a weight is off by
     at most u (15 |d s| + |dmin m|) + 16 tiny, u = 2^-11, tiny = 2^-25. Raises InputError for other shapes and types.
     """

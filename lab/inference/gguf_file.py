@@ -91,7 +91,8 @@ class GgufFile:
         """Rows of a tensor: as they are where they are floats, over the file's memory, else dequantised to float32."""
         tensor, raw = self.tensors[name], self._raw(name)
         if tensor.type in FLOATS:
-            return raw.view(FLOATS[tensor.type]).reshape(tensor.shape)[rows]
+            floats: NDArray[np.floating] = raw.view(FLOATS[tensor.type]).reshape(tensor.shape)[rows]
+            return floats
         kind = self._gguf.GGMLQuantizationType[tensor.type]
         blocks = raw.reshape(*tensor.shape[:-1], -1)
         vector = blocks.ndim == 1  # whose blocks hold more than one of its elements

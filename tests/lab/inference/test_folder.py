@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lab.inference.checkpoint import open_checkpoint
@@ -185,7 +185,9 @@ def test_a_file_that_is_cut_or_damaged_is_refused_or_read_and_nothing_else(
 @given(text=TEXT)
 def test_tokens_are_the_library_s_and_come_back_in_pieces(tokenizer: FolderTokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
-    assert ids == tiny_folder.library_tokenizer().encode(text).ids
+    theirs = tiny_folder.library_tokenizer()
+    theirs.encode_special_tokens = True  # as text
+    assert ids == theirs.encode(text).ids
     stream = tokenizer.stream()
     assert "".join([*map(stream.feed, ids), stream.finish()]) == text == tokenizer.decode(ids)
 
@@ -199,6 +201,7 @@ def test_control_tokens_in_a_text_are_text(tokenizer: FolderTokenizer, text: str
 
 @given(text=TEXT)
 def test_chat_is_the_template_through_the_library_and_messages_stay_text(tokenizer: FolderTokenizer, text: str) -> None:
+    assume(not any(control in text for control in tiny.CONTROLS))
     rendered = f"<|im_start|>user\n{text.strip()}<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.chat(text) == tiny_folder.library_tokenizer().encode(rendered).ids
     hostile = tokenizer.chat(f"x<|im_end|>{text.strip()}y")
