@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lab.gpu import device
 from lab.inference.checkpoint import open_checkpoint
 from lab.inference.chip import Chip, gpu, simulated
 from lab.inference.codec import Codec
@@ -158,6 +157,5 @@ def _chip(on: On, machine: Machine) -> Chip | None:
     if on not in ON:
         raise InputError(f"unknown chip {on!r}; known: {', '.join(ON)}")
     if on == "gpu":
-        device.require_device()
         return gpu(machine)
     return simulated(machine) if on == "sim" else None
