@@ -9,7 +9,7 @@ import msgspec
 from msgspec import structs
 
 from experiments.running import on_device, steps_on_device
-from experiments.running.jobs import Job, Search, StepJob, batch, problem_of
+from experiments.running.jobs import Job, Search, StepJob, Work, batch, problem_of
 from experiments.running.simulation import BUDGET, require_room, simulate
 from lab import catalog, tuned
 from lab.choice import schedule_words
@@ -60,6 +60,9 @@ class Backend(Protocol):
 
     def stepped(self, jobs: Sequence[StepJob], seconds: float) -> Iterator[Record]:
         """Records of whole steps of models, beside PyTorch's; on the simulated chip what they are predicted to take."""
+
+    def worked(self, function: Callable[[Any], Iterator[Record]], work: Work, seconds: float) -> Iterator[Record]:
+        """The records that a function of experiments/running makes of its work on this chip."""
 
     def counted(self, jobs: Sequence[Job]) -> Iterator[Record]:
         """Hardware counters of each job's first schedule; nothing on the simulated chip."""
@@ -164,6 +167,10 @@ class SimulatedBackend(_Common):
                 metrics={**job.facts, "launches": "overlapping"},
             )
 
+    def worked(self, function: Callable[[Any], Iterator[Record]], work: Work, seconds: float) -> Iterator[Record]:  # noqa: ARG002
+        for record in function(msgspec.to_builtins(structs.replace(work, on="sim", machine=self.machine.name))):
+            yield structs.replace(record, **self.origin)
+
     def tuned(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:  # noqa: ARG002
         yield from ()
 
@@ -204,6 +211,10 @@ class GpuBackend(_Common):
 
     def stepped(self, jobs: Sequence[StepJob], seconds: float) -> Iterator[Record]:
         return in_worker(steps_on_device.steps, jobs, self.origin, seconds)
+
+    def worked(self, function: Callable[[Any], Iterator[Record]], work: Work, seconds: float) -> Iterator[Record]:
+        for found in worker.stream(function, msgspec.to_builtins(structs.replace(work, on="gpu")), seconds):
+            yield _placed(msgspec.convert(found, Record), self.origin)
 
     def tuned(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:
         return tune(searches, self.origin, seconds)
