@@ -49,7 +49,7 @@ def reference(problem: Attention, arrays: Arrays, rows: slice) -> dict[str, Esti
         first, end = (ends[chosen[at] - sequence.q_start] for ends in p.visible(sequence))
         key = np.arange(sequence.kv_len)
         seen = (key >= first[:, None]) & (key < end[:, None])
-        q = decode(arrays["q"][chosen[at]], p.activations).astype(np.float64)
+        q = decode(arrays["q"][chosen[at], : p.q_heads], p.activations).astype(np.float64)
         with ThreadPoolExecutor() as pool:
             groups = pool.map(partial(_group, p, arrays, q, *p.keys(arrays, b), seen), range(p.kv_heads))
             for kv_head, (*of_y, value, error) in enumerate(groups):
