@@ -127,4 +127,5 @@ class Forward:
             activations=self.activations,
             q_rows=layout.tokens,
             pool=self.pool,
+            settled=True,
         )

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from lab.problems._attention_draw import draw
 from lab.problems._attention_reference import reference
 from lab.problems.protocol import (
     EVERY_ROW,
@@ -18,11 +19,12 @@ from lab.problems.protocol import (
     Estimate,
     Operand,
     Problem,
-    drawn,
+    power_of_two,
+    require_activations,
     require_extents,
 )
 from sim.errors import InputError
-from sim.formats import FORMATS, encode, format_named
+from sim.formats import FORMATS, format_named
 
 ORDERS = ("shuffled", "sequential")  # of the pages of a sequence in the pool
 NULL_PAGE = 0
@@ -59,6 +61,8 @@ class Attention(Problem):
     than the greatest lengths ask for: `q_rows` are the rows of q, `pool` those of k and v, which sequences then have
     one after another, or the pages of the cache, which sequences share where they are too few; `row_pages` are the
     columns of the block table.
+    `settled` promises that lengths, tables and the keys of tokens before a sequence's own queries are written by no
+    launch that may still run when this one starts, as in a step, where what precedes it appends those queries' keys.
     Raises InputError for extents outside 1 to 2^31 - 1 and shapes that do not fit.
     """
 
@@ -90,14 +94,14 @@ class Attention(Problem):
     pool: int = 0  # rows of k and v, or pages of the cache; 0: every sequence's at its greatest length
     row_pages: int = 0  # columns of the block table; 0: pages of kv_len
     packed: bool = False
+    settled: bool = False  # lengths, tables and all keys but those of its own queries
 
     def __post_init__(self) -> None:
         require_extents(self, ("batch", "q_heads", "kv_heads", "head_dim", "q_len", "kv_len"))
         format_named(self.kv)
         if not self.activations:
             object.__setattr__(self, "activations", self.kv if self.kv in ("fp32", "fp16") else "bf16")
-        if self.activations not in ("fp32", "fp16", "bf16"):
-            raise InputError(f"activations are in fp32, fp16 or bf16, not {self.activations}")
+        require_activations(self)
         if self.kv in ("fp32", "fp16", "bf16") and self.activations != self.kv:
             raise InputError(f"a cache in {self.kv} takes activations in {self.kv}, not {self.activations}")
         for name, most in (("q_lens", self.q_len), ("kv_lens", self.kv_len)):
@@ -336,8 +340,8 @@ class Attention(Problem):
 
     def tuned_class(self) -> dict[str, Any]:
         """The envelope with batch and lengths rounded up to powers of two."""
-        up = {name: 1 << (getattr(self, name) - 1).bit_length() for name in ("batch", "q_len", "kv_len")}
-        plain = replace(self.envelope(), scale=0.0, q_rows=0, pool=0, row_pages=0, packed=False)
+        up = {name: power_of_two(getattr(self, name)) for name in ("batch", "q_len", "kv_len")}
+        plain = replace(self.envelope(), scale=0.0, q_rows=0, pool=0, row_pages=0, settled=False, packed=False)
         return {**plain.as_dict(), **up}
 
     def as_dict(self) -> dict[str, Any]:
@@ -370,47 +374,7 @@ class Attention(Problem):
 
         Special values are among those of q.
         """
-        found: dict[str, NDArray] = {**self.indices()}
-        for name, operand in self.inputs.items():
-            if name.endswith("_scale"):
-                found[name] = np.exp2(rng.uniform(-1, 1, operand.shape)).astype(np.float32)
-            elif not operand.indexes:
-                bits = drawn(rng, operand.shape, operand.format, special if name == "q" else "")
-                bits[self._unused(name, found)] = encode(np.full(1, np.nan), operand.format)
-                found[name] = bits
-        return found
-
-    def _unused(self, name: str, indices: Arrays) -> Any:
-        """An index of the elements of an operand that belong to no sequence."""
-        if name != "cache":
-            free = np.ones(self.inputs[name].shape[:2], np.bool_)
-            if name == "q":
-                free[: self.rows, : self.q_heads] = False
-                return free
-            for sequence in self.sequences:
-                free[sequence.kv_start : sequence.kv_start + sequence.kv_len, : self.kv_heads] = False
-            return free
-        free = np.ones((self.pool_pages, self.page), np.bool_)
-        for b, sequence in enumerate(self.sequences):
-            token = np.arange(sequence.kv_len)
-            free[indices["block_table"][b, token // self.page], token % self.page] = False
-        page, slot = np.nonzero(free)
-        return (page, slot) if self.latent else (page, slice(None), slice(None), slot)
-
-    def keys(self, arrays: Arrays, b: int) -> tuple[NDArray, NDArray]:
-        """(k, v) of one sequence as stored bits, [kv_len, kv_heads, head_dim] and [..., value_dim]."""
-        sequence = self.sequences[b]
-        if not self.page:
-            here = slice(sequence.kv_start, sequence.kv_start + sequence.kv_len), slice(self.kv_heads)
-            k = arrays["k"][here]
-            return k, k[..., : self.latent] if self.latent else arrays["v"][here]
-        token = np.arange(sequence.kv_len)
-        page, slot = arrays["block_table"][b, token // self.page], token % self.page
-        if self.latent:
-            k = arrays["cache"][page, slot][:, None]
-            return k, k[..., : self.latent]
-        both = arrays["cache"][page, :, :, slot]
-        return both[:, 0], both[:, 1]
+        return draw(self, rng, special)
 
     def reference(self, arrays: Arrays, rows: slice = EVERY_ROW) -> dict[str, Estimate]:
         """See _attention_reference: computed in float64, for the chosen ones of the queries that are there.

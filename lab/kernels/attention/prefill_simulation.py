@@ -10,8 +10,8 @@ from lab.kernels.attention.prefill import (
     BOX_COLUMNS,
     CHUNK,
     FLOAT,
-    FOUR,
     INDEX,
+    LANE_ELEMENTS,
     LANES,
     LOG_SUM_READS,
     SIZE,
@@ -337,7 +337,7 @@ def _visible(shape, work, block, start, end):
 @njit(cache=True)
 def _merge(count, marks, data, shape, work, index, parts, y, log_sums):
     """Every split stores its rows; the last of each sixteen merges the queries' into the first split's."""
-    live, row_bytes, together = work.tokens * shape.group, FLOAT * shape.dim, LANES * FOUR // shape.dim
+    live, row_bytes, together = work.tokens * shape.group, FLOAT * shape.dim, LANES * LANE_ELEMENTS // shape.dim
     start, end = np.empty(shape.block_m, np.int64), np.empty(shape.block_m, np.int64)
     _visible(shape, work, 0, start, end)
     for split in range(shape.splits):
@@ -352,7 +352,7 @@ def _merge(count, marks, data, shape, work, index, parts, y, log_sums):
                 load_vector(count, marks.part_log_sums, FLOAT * (top + row), FLOAT * together)
         for row in range(live):
             if min(end[row], parts[split, 1]) > max(start[row], parts[split, 0]):
-                count_exp(count, shape.dim // FOUR)
+                count_exp(count, shape.dim // LANE_ELEMENTS)
                 load_vector(count, marks.part_y, row_bytes * (top + row), row_bytes)
     if data.q.size > 0:
         for row in range(live):
@@ -371,7 +371,7 @@ def _merge(count, marks, data, shape, work, index, parts, y, log_sums):
 def _store(count, marks, data, shape, work, y, log_sums):
     """Rows of y and their lse, a warp's sixteen after another's; merged ones, and zeros, row by row."""
     live = work.tokens * shape.group
-    request = LSE_ROWS if shape.splits == 1 and work.last > work.first else LANES * FOUR // shape.dim
+    request = LSE_ROWS if shape.splits == 1 and work.last > work.first else LANES * LANE_ELEMENTS // shape.dim
     at = np.empty(shape.block_m, np.int64)
     for row in range(live):
         token, head = work.query + row // shape.group, work.head * shape.group + row % shape.group
