@@ -132,9 +132,10 @@ class _Loading:
             for done in range(0, shape[0], step):
                 count, first = min(step, shape[0] - done), (rows.start or 0) + done
                 values = self.file.rows(tensor, slice(first, first + count))
-                self.chip.write(part[done : done + count], _bf16(values[:, columns] if values.ndim == 2 else values))
-            if ((part & _EXPONENT) == _EXPONENT).any():
-                self.file.refuse(f"the tensor {tensor!r} holds infinities, NaN or what is too large for bf16")
+                bits = part[done : done + count]
+                self.chip.write(bits, _bf16(values[:, columns] if values.ndim == 2 else values))
+                if ((bits & _EXPONENT) == _EXPONENT).any():
+                    self.file.refuse(f"the tensor {tensor!r} holds infinities, NaN or what is too large for bf16")
         return there
 
     def _own(self, tensor: str) -> tuple[slice, slice]:
