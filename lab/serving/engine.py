@@ -23,13 +23,14 @@ class HostCost(NamedTuple):
 
 
 class StepFacts(NamedTuple):
-    """What a step was: its chip's time, the host's for planning it, its rows and tokens, the tokens it attended to.
+    """What a step was: its chip's times, the host's, its rows and tokens, the tokens it attended to.
 
     `table_pages` are those that all block tables held when it was planned, `table_tokens` the tokens in them.
     """
 
-    started_us: float
     ended_us: float
+    us: float
+    idle_us: float
     host_us: float
     rows: int
     tokens: int
@@ -90,7 +91,7 @@ class Engine:
             kv = sum(plan.starts) + plan.tokens
             tables = scheduler.table_pages, scheduler.table_tokens
             host_us = clock.now_us - began
-            self._facts.append(StepFacts(0.0, 0.0, host_us, plan.rows, plan.tokens, kv, *tables))
+            self._facts.append(StepFacts(0.0, 0.0, 0.0, host_us, plan.rows, plan.tokens, kv, *tables))
         if not scheduler.in_flight:
             return False
         if not plan or len(scheduler.in_flight) >= self._depth:
@@ -106,8 +107,7 @@ class Engine:
             self._journal.write(result)
         facts = self._facts.popleft()
         host_us = facts.host_us + self.clock.now_us - began
-        facts = facts._replace(started_us=result.started_us, ended_us=result.ended_us, host_us=host_us)
-        self._observe(facts, emitted)
+        self._observe(StepFacts(result.ended_us, result.us, result.idle_us, host_us, *facts[4:]), emitted)
 
 
 def serve(engine: Engine, requests: Sized[Request]) -> list[Sequence]:
