@@ -1,4 +1,4 @@
-"""Work beside a stream's kernels: pinned memory, copies in the stream's order, and places in it to wait for and time."""
+"""Beside a stream's kernels: pinned memory, copies in the stream's order, and places in it to wait for and to time."""
 
 from math import prod
 from typing import Any

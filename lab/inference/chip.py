@@ -53,7 +53,7 @@ class Chip:
         return pinned(shape, storage)
 
     def copy(self, to: Any, source: Any) -> None:
-        """Copy between dense arrays of one size, the chip's or `host`'s; on a GPU in the order of the current stream."""
+        """Copy between dense arrays of one size, its own or `host`'s; on a GPU in the order of the current stream."""
         if self.device is None:
             to[...] = source
         else:

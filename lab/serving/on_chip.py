@@ -1,4 +1,4 @@
-"""Steps on a chip, simulated or real: a captured graph a bucket, sampled tokens that stay there, results read behind."""
+"""Steps on a chip, simulated or real: a captured graph a bucket, sampled tokens stay there, results are read behind."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -24,13 +24,16 @@ class Stopwatch(Protocol):
     """Times the steps of a chip, in their order."""
 
     def start(self, plan: StepPlan, now_us: float) -> None:
-        """A step is enqueued from here on."""
+        """The kernels of a step are enqueued from here on."""
 
     def stop(self) -> None:
-        """All of it has been enqueued."""
+        """All of them have been enqueued."""
+
+    def read(self) -> None:
+        """So has been the copy of their results."""
 
     def wait(self) -> Timed:
-        """The times of the oldest step that was not waited for, when it is over."""
+        """The times of the oldest step that was not waited for, when its results are there."""
 
 
 class PredictedStopwatch:
@@ -46,17 +49,19 @@ class PredictedStopwatch:
     def stop(self) -> None:
         """Its end is known from the start."""
 
+    read = stop
+
     def wait(self) -> Timed:
         return self._timed.popleft()
 
 
 class MarkStopwatch:
-    """A GPU's, by marks in its stream; the loop's clock is the wall's."""
+    """A GPU's, by marks in its stream; the loop's clock is the wall's. What lies between two graphs is idle."""
 
     def __init__(self, chip: Chip, clock: Clock) -> None:
         # The end of the step before is looked at too.
-        self._marks = deque((chip.mark(), chip.mark()) for _ in range(DEPTH + 1))
-        self._running: deque[tuple[Any, Any]] = deque()
+        self._marks = deque([(chip.mark(), chip.mark(), chip.mark()) for _ in range(DEPTH + 1)])
+        self._running: deque[tuple[Any, Any, Any]] = deque()
         self._before: Any = None
         self._clock = clock
 
@@ -68,9 +73,12 @@ class MarkStopwatch:
     def stop(self) -> None:
         self._running[-1][1].set()
 
+    def read(self) -> None:
+        self._running[-1][2].set()
+
     def wait(self) -> Timed:
-        start, end = self._running.popleft()
-        end.wait()
+        start, end, read = self._running.popleft()
+        read.wait()
         us = end.us_after(start)
         idle_us = start.us_after(self._before) if self._before else 0.0
         self._before = end
@@ -108,33 +116,29 @@ class ChipExecutor:
         for layout in layouts:
             self._step(layout)
 
+    @property
+    def logits(self) -> Any:
+        """The scores of the newest step's rows, on the chip; raises InputError where there was none."""
+        if self._newest is None:
+            raise InputError("no step has run yet")
+        return self._newest.arrays["logits"]
+
     def submit(self, plan: StepPlan, now_us: float) -> None:
-        chip = self._chip
-        self._stopwatch.start(plan, now_us)
+        chip, layout = self._chip, self._buckets.of(max(plan.rows, 1), max(plan.tokens, 1))
         self._move(plan)
-        layout = self._buckets.of(max(plan.rows, 1), max(plan.tokens, 1))
+        step = self._step(layout)
         if plan.rows:
-            step = self._step(layout)
-            block = self._blocks[0]
-            self._blocks.rotate()
-            given = self._inputs.get((layout, id(block)))
-            if given is None:
-                given = self._inputs[layout, id(block)] = StepInput(layout, block[: layout.words])
-            takes = pack(plan, self._slots, given, self._before)
-            chip.copy(step.block, given.block)
-            if takes and self._newest:
-                tokens, sampled = step.arrays["tokens"], self._newest.arrays["token"]
-                for at, row, number in takes:
-                    chip.copy(tokens[at : at + number], sampled[row : row + number])
+            self._write(plan, step)
+        self._stopwatch.start(plan, now_us)
+        if plan.rows:
             step.replay()
-            self._newest = step
-            self._before = {sequence.request.id: row for row, sequence in enumerate(plan.sequences)}
-            results = self._results[0][: len(step.results)]
-            self._results.rotate()
-            chip.copy(results, step.results)
-        else:
-            results = self._results[0][:0]
         self._stopwatch.stop()
+        results = self._results[0][: len(step.results)]
+        self._results.rotate()
+        chip.copy(results, step.results)
+        self._stopwatch.read()
+        self._newest = step
+        self._before = {sequence.request.id: row for row, sequence in enumerate(plan.sequences)}
         self._in_flight.append((plan, layout, results))
 
     def result(self) -> StepResult:
@@ -144,6 +148,20 @@ class ChipExecutor:
         if not np.isfinite(scores).all():
             raise InputError("the model gives scores that are not finite")
         return StepResult(plan.step, results[: plan.rows].tolist(), *timed, scores.tolist())
+
+    def _write(self, plan: StepPlan, step: Step) -> None:
+        """Bring a plan's block to the chip, and the tokens that the step before samples to their places in it."""
+        layout, block = step.layout, self._blocks[0]
+        self._blocks.rotate()
+        given = self._inputs.get((layout, id(block)))
+        if given is None:
+            given = self._inputs[layout, id(block)] = StepInput(layout, block[: layout.words])
+        takes = pack(plan, self._slots, given, self._before)
+        self._chip.copy(step.block, given.block)
+        if takes and self._newest:
+            tokens, sampled = step.arrays["tokens"], self._newest.arrays["token"]
+            for at, row, number in takes:
+                self._chip.copy(tokens[at : at + number], sampled[row : row + number])
 
     def _step(self, layout: Layout) -> Step:
         if layout not in self._steps:
