@@ -27,9 +27,9 @@ class Guess(NamedTuple):
 def choose(problem: Problem, machine: Machine) -> tuple[Kernel, Any, tuple[Launch, ...]]:
     """The kernel, schedule and launches for a problem on a machine.
 
-    They are the tuned table's, those of a wider class where these were faster; where it has none that still runs, those
-    of the smallest predicted time among the best guesses of all kernels that are not outgrown. Raises InputError, with each kernel's reason, where none takes the
-    problem.
+    They are the tuned table's, of a wider class where that was faster; where it has none that still runs, those of the
+    smallest predicted time among the best guesses of all kernels that are not outgrown. Raises InputError, with each
+    kernel's reason, where none takes the problem.
     """
     for name, fields in tuned.offers(problem, machine):
         with suppress(InputError, ScheduleError):  # the kernel has changed since

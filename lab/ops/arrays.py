@@ -4,7 +4,7 @@ Element types are judged here and nowhere else: a name that is not in `FORMATS_O
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, NamedTuple, Protocol
@@ -65,8 +65,8 @@ class Library(Protocol):
     def place(self, array: Any) -> tuple[int, int]:
         """(the number of its GPU, the CUstream address of the library's current stream there), in few instructions."""
 
-    def addresses(self, arrays: Iterable[Any], device: int) -> tuple[int, ...]:
-        """Where dense arrays on that GPU lie; 0 for any other. Nothing else is looked at, and few calls are made."""
+    def identity(self, *arrays: Any) -> tuple[Any, ...]:
+        """What a call depends on of each array: address, shape, type of elements, whether it is dense."""
 
 
 def library_of(array: Any) -> Library:
@@ -185,8 +185,8 @@ class _NumPy:
     def place(self, array: Any) -> tuple[int, int]:  # noqa: ARG002
         raise TypeError("the host has no GPU and no stream")
 
-    def addresses(self, arrays: Iterable[Any], device: int) -> tuple[int, ...]:  # noqa: ARG002
-        return tuple(0 for _ in arrays)
+    def identity(self, *arrays: Any) -> tuple[Any, ...]:  # noqa: ARG002
+        raise TypeError("nothing of a call on the host is kept")
 
 
 class _OnDevice:
@@ -228,8 +228,8 @@ class _Torch(_OnDevice):
         device = array.get_device()
         return device, _raw_stream()(device)
 
-    def addresses(self, arrays: Iterable[Any], device: int) -> tuple[int, ...]:
-        return tuple([a.data_ptr() if a.get_device() == device and a.is_contiguous() else 0 for a in arrays])
+    def identity(self, *arrays: Any) -> tuple[Any, ...]:
+        return tuple([(a.data_ptr(), a.shape, a.dtype, a.is_contiguous()) for a in arrays])
 
 
 class _Cuda(_OnDevice):
@@ -263,8 +263,8 @@ class _Cuda(_OnDevice):
         device = array.data.device_id
         return device, _cupy().cuda.get_current_stream(device).ptr
 
-    def addresses(self, arrays: Iterable[Any], device: int) -> tuple[int, ...]:
-        return tuple([a.data.ptr if a.flags.c_contiguous and a.data.device_id == device else 0 for a in arrays])
+    def identity(self, *arrays: Any) -> tuple[Any, ...]:
+        return tuple([(a.data.ptr, a.shape, a.dtype, a.flags.c_contiguous) for a in arrays])
 
 
 NUMPY, TORCH, CUDA = _NumPy(), _Torch(), _Cuda()

@@ -90,7 +90,9 @@ def test_an_entry_that_no_longer_runs_is_passed_over(kernel: str, schedule: dict
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 @given(
-    st.lists(st.floats(1, 9), min_size=1, max_size=5), st.integers(0, 4), st.sampled_from(["gemm_wgmma", "gemm_removed"])
+    st.lists(st.floats(1, 9), min_size=1, max_size=5),
+    st.integers(0, 4),
+    st.sampled_from(["gemm_wgmma", "gemm_removed"]),
 )
 def test_more_rows_in_less_time_lend_their_kernel(times: list[float], m: int, widest: str) -> None:
     """The entry of class m, or of the fastest wider one that still runs; none where the class itself has none."""
