@@ -45,7 +45,7 @@ def one_device(described: Mapping[str, View]) -> int | None:
 
 def require_apart(described: Mapping[str, View], written: Collection[str]) -> None:
     """Raise InputError where a result overlaps another one, or what is still read while it is written."""
-    ends = {name: o.pointer + _nbytes(o.shape, o.format) for name, o in described.items()}
+    ends = {name: o.pointer + _nbytes(o.shape, o.format, o.pitch) for name, o in described.items()}
     for result in written:
         start = described[result].pointer
         for name, operand in described.items():
@@ -55,8 +55,11 @@ def require_apart(described: Mapping[str, View], written: Collection[str]) -> No
 
 
 @lru_cache(maxsize=4096)
-def _nbytes(shape: tuple[int, ...], form: str) -> int:
-    return storage_of(form).itemsize * prod(shape)
+def _nbytes(shape: tuple[int, ...], form: str, pitch: int) -> int:
+    """From the first element to the last one."""
+    row = prod(shape[-2:])
+    apart = (pitch - row) * (prod(shape[:-2]) - 1) if pitch else 0
+    return storage_of(form).itemsize * (prod(shape) + apart)
 
 
 @lru_cache(maxsize=1024)
