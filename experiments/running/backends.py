@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal, Protocol
 import msgspec
 from msgspec import structs
 
-from experiments.running import on_device, steps_on_device
-from experiments.running.jobs import Job, Search, StepJob, Work, batch, problem_of
+from experiments.running import on_device, serving_on_device, steps_on_device
+from experiments.running.jobs import AnyJob, Job, Search, ServeJob, StepJob, Work, batch, problem_of
+from experiments.running.serving import predicted
 from experiments.running.simulation import BUDGET, require_room, simulate
 from lab import catalog, tuned
 from lab.choice import schedule_words
@@ -60,6 +61,9 @@ class Backend(Protocol):
 
     def stepped(self, jobs: Sequence[StepJob], seconds: float) -> Iterator[Record]:
         """Records of whole steps of models, beside PyTorch's; on the simulated chip what they are predicted to take."""
+
+    def served(self, jobs: Sequence[ServeJob], seconds: float) -> Iterator[Record]:
+        """Records of serving loops, what is predicted of them beside each; that alone on the simulated chip."""
 
     def worked(self, function: Callable[[Any], Iterator[Record]], work: Work, seconds: float) -> Iterator[Record]:
         """The records that a function of experiments/running makes of its work on this chip."""
@@ -167,6 +171,11 @@ class SimulatedBackend(_Common):
                 metrics={**job.facts, "launches": "overlapping"},
             )
 
+    def served(self, jobs: Sequence[ServeJob], seconds: float) -> Iterator[Record]:  # noqa: ARG002
+        for job in jobs:
+            metrics = {**job.facts, **predicted(job, self.machine)}
+            yield self.closed_form(metrics, problem_of(job.problem))
+
     def worked(self, function: Callable[[Any], Iterator[Record]], work: Work, seconds: float) -> Iterator[Record]:  # noqa: ARG002
         for record in function(msgspec.to_builtins(structs.replace(work, on="sim", machine=self.machine.name))):
             yield structs.replace(record, **self.origin)
@@ -212,6 +221,9 @@ class GpuBackend(_Common):
     def stepped(self, jobs: Sequence[StepJob], seconds: float) -> Iterator[Record]:
         return in_worker(steps_on_device.steps, jobs, self.origin, seconds)
 
+    def served(self, jobs: Sequence[ServeJob], seconds: float) -> Iterator[Record]:
+        return in_worker(serving_on_device.serve_jobs, jobs, self.origin, seconds)
+
     def worked(self, function: Callable[[Any], Iterator[Record]], work: Work, seconds: float) -> Iterator[Record]:
         for found in worker.stream(function, msgspec.to_builtins(structs.replace(work, on="gpu")), seconds):
             yield _placed(msgspec.convert(found, Record), self.origin)
@@ -232,7 +244,7 @@ class GpuBackend(_Common):
 
 def in_worker(
     function: Callable[[Any], Iterator[Record]],
-    jobs: Sequence[Job | Search | StepJob],
+    jobs: Sequence[AnyJob],
     origin: Provenance,
     seconds: float,
     deadline_s: float | None = None,
