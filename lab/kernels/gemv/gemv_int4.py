@@ -129,13 +129,13 @@ SHORTEST = (2, 3)  # stages: what follows a short ring's copies is soon there, a
 CLUSTERS = (1, 2, 4, 6, 7, 8)  # seven leave the fewest SMs of a GPC without one
 WARP_SHAPES = (  # rows, teams, split_k
     (1, 1, 4), (1, 1, 8), (1, 1, 16), (1, 2, 4), (1, 2, 8), (1, 4, 2), (1, 4, 4), (1, 8, 1), (1, 8, 2), (2, 1, 4),
-    (2, 1, 8), (2, 1, 16), (2, 2, 4), (2, 2, 8), (2, 4, 2), (2, 4, 4), (2, 8, 1), (2, 8, 2), (4, 1, 8), (4, 2, 4), (4, 2, 8),
-    (4, 4, 2), (4, 4, 4),
+    (2, 1, 8), (2, 1, 16), (2, 2, 4), (2, 2, 8), (2, 4, 2), (2, 4, 4), (2, 8, 1), (2, 8, 2), (4, 1, 8),
+    (4, 2, 4), (4, 2, 8), (4, 4, 2), (4, 4, 4),
 )  # fmt: skip
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
-    """The schedules of least predicted time among warp shapes and splits, with short rings and as deep ones as are used."""
+    """The schedules of least predicted time among warp shapes and splits, with short rings and with deep ones."""
     blocks = (8,) if problem.m <= 8 else (16,) if problem.m <= 16 else (32, 16)
     found = [
         schedule
