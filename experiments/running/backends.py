@@ -264,10 +264,10 @@ def tune(
 ) -> Iterator[Record]:
     """The records of searches as `in_worker` yields them; each search's winner enters the tuned table when it ends.
 
-    The table's present entry races along.
+    What the table offers at present races along.
     """
     machine = real_machine()
-    contested = [_with_incumbent(search, machine) for search in searches]
+    contested = [_with_incumbents(search, machine) for search in searches]
     found: list[Record] = []
     for record in in_worker(on_device.search, contested, origin, seconds, deadline_s):
         if found and found[-1].problem != record.problem:
@@ -279,9 +279,9 @@ def tune(
         _settle(found)
 
 
-def _with_incumbent(search: Search, machine: Machine) -> Search:
-    held = tuned.lookup(problem_of(search.problem), machine)
-    return structs.replace(search, incumbents=((held[0], schedule_words(held[1])),)) if held else search
+def _with_incumbents(search: Search, machine: Machine) -> Search:
+    held = tuned.offers(problem_of(search.problem), machine)
+    return structs.replace(search, incumbents=tuple((name, schedule_words(fields)) for name, fields in held))
 
 
 def _settle(records: Sequence[Record]) -> None:
