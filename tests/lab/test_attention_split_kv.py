@@ -107,6 +107,8 @@ CASES = [
     (Attention(2, 3, 1, 64, 6, 200, q_lens=(4, 6), kv_lens=(3, 200), page=16, window=50), {"row_groups": 2}),
     (Attention(2, 8, 2, 128, 1, 300, kv_lens=(230, 300), kv="fp8", page=64, lse=True), {"overhead_units": 1}),
     (Attention(2, 8, 2, 128, 2, 300, kv_lens=(77, 300), page=16, settled=True), {"warps": 2}),
+    (Attention(3, 8, 2, 64, 2, 130, uniform=True), {"warps": 2}),
+    (Attention(2, 4, 2, 64, 1, 200, page=16, uniform=True, window=70), {"warps": 2}),
     (Attention(1, 8, 2, 128, 1, 300, lse=True), {"cluster": 4}),
     (Attention(1, 3, 1, 64, 6, 200, kv_lens=(150,)), {"cluster": 2, "row_groups": 2}),
     (Attention(1, 4, 1, 64, 2, 300, kv_lens=(20,), page=16), {"cluster": 4}),  # not all of the cluster have a part

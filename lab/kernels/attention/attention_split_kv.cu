@@ -40,7 +40,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
                        const int32_t* __restrict__ where, const float* __restrict__ k_scale,
                        const float* __restrict__ v_scale, Activation* __restrict__ y, float* __restrict__ lse,
                        float* partial, float2* partial_sums, uint32_t* arrivals, int batch_size, int kv_heads,
-                       int max_kv_len, int pages, int table_width, int64_t page_stride, int64_t head_stride,
+                       int max_q_len, int max_kv_len, int pages, int table_width, int64_t page_stride, int64_t head_stride,
                        int token_stride, int64_t value_offset, float scale, int settled) {
     extern __shared__ __align__(ALIGNMENT) uint8_t dynamic[];
     Shared& shared = *reinterpret_cast<Shared*>(dynamic);
@@ -52,7 +52,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     const Cache cache{
         k + head * head_stride, PAGED ? value_offset : v - k, where, page_stride, token_stride, pages, table_width};
     const Results results{y, lse, partial, partial_sums, arrivals, v_scale, kv_heads};
-    const Batch batch{q_starts, kv_lens, batch_size, max_kv_len};
+    const Batch batch{q_starts, kv_lens, batch_size, max_q_len, max_kv_len};
 
     if constexpr (CLUSTER) begin_cluster(shared.merge);
     if (!settled) follow();

@@ -32,7 +32,7 @@ SOLVES = Solves(
         "lse": (True,),
     },
     at_most={"q_len": 16},
-    facts=("kv", "activations", "head_dim", "group", "causal", "page", "window", "lse"),
+    facts=("kv", "activations", "head_dim", "group", "causal", "page", "window", "lse", "uniform"),
 )
 
 LANES = 32
@@ -46,6 +46,7 @@ ALIGNMENT = 128  # bytes, of what lies in shared memory
 MOST_WARPS = 16
 MOST_STAGES = 32
 MOST_CLUSTER = 16
+LENGTHS = ("q_starts", "kv_lens", "kv_starts")  # inputs that uniform sequences do not need
 OTHER_REGISTERS = 60  # of a thread beside queries and sums
 
 
@@ -270,7 +271,7 @@ def _workspaces(problem: Attention, schedule: Schedule, parts: int) -> tuple[Arg
 def _inputs(problem: Attention) -> tuple[Argument, ...]:
     """The cache, where it is one array, stands for k; scales only where there are some."""
     names = ("q", "cache" if problem.page else "k", "v", "q_starts", "kv_lens", _where(problem), "k_scale", "v_scale")
-    found = problem.inputs
+    found = {name: operand for name, operand in problem.inputs.items() if not (problem.uniform and name in LENGTHS)}
     return tuple(Array(name, Role.IN, *found[name]) if name in found else Scalar(name, 0, "int64") for name in names)
 
 
@@ -289,6 +290,7 @@ def _extents(problem: Attention) -> tuple[Scalar, ...]:
     return (
         Scalar("batch", p.batch),
         Scalar("kv_heads", p.kv_heads),
+        Scalar("max_q_len", p.q_len),
         Scalar("max_kv_len", p.kv_len),
         Scalar("pages", p.pool_pages if p.page else 0),
         Scalar("table_width", p.pages_per_sequence),

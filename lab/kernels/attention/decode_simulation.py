@@ -32,6 +32,7 @@ class Shape(NamedTuple):
     table_width: int
     pages: int
     lse: bool
+    uniform: bool
     page_stride: int
     head_stride: int
     token_stride: int
@@ -131,7 +132,7 @@ def _shape(launch: Launch) -> Shape:
     operand = "fp16" if p.kv == "fp8" else p.kv
     return Shape(
         batch=p.batch, kv_len=p.kv_len, kv_heads=p.kv_heads, group=p.group, dim=p.head_dim, causal=p.causal,
-        window=p.window, page=p.page, table_width=p.pages_per_sequence, pages=p.pool_pages, lse=p.lse,
+        window=p.window, page=p.page, table_width=p.pages_per_sequence, pages=p.pool_pages, lse=p.lse, uniform=p.uniform,
         page_stride=page, head_stride=head, token_stride=token, value_offset=value,
         row_bytes=FORMATS[p.kv].nbytes(1, p.head_dim), warps=s.warps, slots=s.slots, heads=s.heads,
         row_groups=s.row_groups, cluster=s.cluster, rows=s.rows, unit=s.unit,
