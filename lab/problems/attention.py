@@ -141,7 +141,9 @@ class Attention(Problem):
             if rows and sum(lengths) > rows:
                 raise InputError(f"the sequences have {sum(lengths):,} rows; {name} = {rows:,}")
         if p.uniform and (p.q_lens or p.kv_lens or p.q_rows or (p.pool and not p.page)):
-            raise InputError("uniform sequences have no lengths of their own: q_lens, kv_lens, q_rows or pool are given")
+            raise InputError(
+                "uniform sequences have no lengths of their own: q_lens, kv_lens, q_rows or pool are given"
+            )
         plain = {"scale": p.head_dim**-0.5, "q_rows": p.batch * p.q_len, "row_pages": least}
         plain["pool"] = 1 + p.batch * (p.row_pages or least) if p.page else p.batch * p.kv_len
         for name, value in plain.items():

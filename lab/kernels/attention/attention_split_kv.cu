@@ -3,8 +3,8 @@
 // Idea: the cache is read once, as a plain read does it: every team of warps copies the tokens it will multiply, 16 at a
 // time, to its own ring in shared memory, and waits for nobody; so what an SM has under way is what its shared memory
 // holds. Sequences are divided over the SMs on the device, from their lengths. A CTA that shares a sequence with others
-// leaves a partial result, and who comes last adds them up in the same launch. A short sequence alone is a cluster's, whose
-// CTAs add up its rows between them. Where all but the last tokens are settled, plans and first copies are made while the
+// leaves a partial result, and who comes last adds them up in the same launch. Those that share the only sequence add up
+// its rows between them: when all have come, or, of a short one, as a cluster. Where all but the last tokens are settled, plans and first copies are made while the
 // launch before is still at work.
 //
 // Warp roles: all alike. The teams of a KV head take the units of a stretch in turn, each with a softmax of its own; at
@@ -60,7 +60,6 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     Walk walk(batch, stretch, gridDim.x / ctas);
     Source source(cache, team, walk, first_row_of_sequence);
     Stage(&ring)[STAGES] = shared.ring[team.index()];
-    if constexpr (CLUSTER) ptx::cluster::wait();
     const float scale_log2 = scale * LOG2_E * (FP8 ? k_scale[head] / QUERY_SCALE : 1);
     const int first_row = team.row_group * TILES * MMA_N;
     int stage = 0, filled = 0;
@@ -84,6 +83,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
             add_unit(softmax, ring[stage], queries, part, unit, first_row, scale_log2);
             stage = (stage + 1) % STAGES;
         }
+        if constexpr (CLUSTER) ptx::cluster::wait();  // until all have begun: each has one part at most
         finish(shared.merge, softmax, part, stretch, walk.length, first_head, results);
     }
 }

@@ -63,11 +63,13 @@ class Schedule:
     overhead_units: int  # what a sequence costs beside its units, in these
     least_units: int  # of a CTA, before another one is given work
     cluster: int = 1  # CTAs that share the only sequence, and add up its rows between them
+    spread: int = 0  # 1: without a cluster they do so when all have come; 0: who comes last adds up all rows
 
     def __post_init__(self) -> None:
         require_choice(self, "heads", (1, 2, 4, 8))
         require_choice(self, "row_groups", (1, 2, 4, 8))
-        require_choice(self, "query_tiles", (1, 2))
+        require_choice(self, "query_tiles", (1, 2, 4))
+        require_choice(self, "spread", (0, 1))
         if not 1 <= self.warps <= MOST_WARPS or self.warps % (self.heads * self.row_groups):
             raise ScheduleError(
                 f"{self.heads} heads of {self.row_groups} warps or several times as many are up to {MOST_WARPS} warps; "
@@ -141,10 +143,10 @@ class Schedule:
             )
         if p.kv_heads % self.heads:
             raise ScheduleError(f"heads must divide the {p.kv_heads} KV heads; heads = {self.heads}")
-        if self.cluster > 1 and (p.batch > 1 or self.heads > 1):
-            raise ScheduleError(
-                f"a cluster shares one sequence, and one KV head; {p.batch} sequences, {self.heads} heads"
-            )
+        if (self.cluster > 1 or self.spread) and p.batch > 1:
+            raise ScheduleError(f"a cluster shares one sequence, as do all CTAs of a KV head; there are {p.batch}")
+        if self.cluster > 1 and (self.heads > 1 or self.spread):
+            raise ScheduleError(f"a cluster has one KV head, and is all; heads = {self.heads}, spread = {self.spread}")
         if self.cluster > machine.max_cluster:
             raise ScheduleError(f"a cluster is up to {machine.max_cluster} CTAs; cluster = {self.cluster}")
         require_shared(shared_bytes(p, self), f"rings of {self.stages} stages for {self.warps} warps", machine)

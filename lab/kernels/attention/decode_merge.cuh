@@ -48,7 +48,7 @@ struct Merge {
     float2 inbox_sums[schedule::inbox_rows];
     uint64_t arrived;  // one arrival, and the bytes of the inbox
     float base[schedule::warps][MERGE_ROWS], sum[schedule::warps][MERGE_ROWS];
-    bool last;
+    bool last;  // to come; or whether this CTA adds up rows
 };
 
 // A warp's sums of one half of tile n to shared memory.
@@ -224,16 +224,23 @@ __device__ __forceinline__ void finish(Merge& merge, const Softmax& softmax, con
         receive(merge, sharers, stretch, part.sequence, first_head, results);
         return;
     }
+    // Who comes last adds up all rows; or each of the first `owners`, when all have come, some of them.
+    const int owners = schedule::spread ? min(sharers.count, rows) : 1;
+    const int own = schedule::spread ? stretch - sharers.first : 0;
+    uint32_t* arrivals = results.arrivals + (part.index * results.kv_heads + first_head) / HEADS;
+    const uint32_t last = sharers.count - 1 + (schedule::spread ? owners : 0);
     __syncthreads();
     if (threadIdx.x == 0) {
-        uint32_t* arrivals = results.arrivals + (part.index * results.kv_heads + first_head) / HEADS;
-        merge.last = ptx::atom::count(arrivals, sharers.count - 1) == sharers.count - 1;
+        const uint32_t before = ptx::atom::count(arrivals, last);
+        merge.last = schedule::spread ? own < owners : before == last;
+        if (schedule::spread && merge.last)
+            while (ptx::load::acquire(arrivals) < sharers.count) {}
     }
     __syncthreads();
     if (!merge.last) return;
     const int step = results.kv_heads * ROWS;
-    for (int job = warp; job < HEADS * rows; job += schedule::warps) {
-        const int head = first_head + job % HEADS, row = job / HEADS;
+    for (int job = warp; job < HEADS * ((rows - own + owners - 1) / owners); job += schedule::warps) {
+        const int head = first_head + job % HEADS, row = own + job / HEADS * owners;
         const int64_t at = results.row(sharers.first, part.index, head, row);
         const auto sums = [&](int i) { return results.partial_sums[at + int64_t(i) * step]; };
         const auto elements = [&](int i) {
@@ -241,5 +248,9 @@ __device__ __forceinline__ void finish(Merge& merge, const Softmax& softmax, con
             return *reinterpret_cast<const Own*>(from + threadIdx.x % LANES * OWN);
         };
         store_result(results, combine(sharers.count, sums, elements), part.sequence, head, row);
+    }
+    if constexpr (schedule::spread) {  // the last one to have read leaves the counter at 0
+        __syncthreads();
+        if (threadIdx.x == 0) ptx::atom::count(arrivals, last);
     }
 }

@@ -44,7 +44,10 @@ def theory(problem: Attention, schedule: Any, stretches: int) -> Counts:
     if p.kv == "fp8":
         loads += warps * stretches + rows
     stores = rows * (q_row + p.lse) + shared * (float_row + 1)
-    arrivals = int(joined.sum()) * p.kv_heads // s.heads
+    arrivals = int(joined.sum())
+    if s.spread:  # who adds up rows of the only sequence comes once more
+        arrivals += int(min(arrivals, queries.max(initial=0)))
+    arrivals *= p.kv_heads // s.heads
     return Counts(
         flops=p.flops,
         mma_flops=4 * units * p.kv_heads * s.unit * s.rows * p.head_dim,

@@ -81,7 +81,9 @@ def _cta(count, marks, data, shape, plan, cta, tiles):
             for head in range(first_head, first_head + shape.heads):
                 _part(count, marks, data, shape, plan, part, head, tiles)
             if not whole and shape.cluster == 1:
-                add_atomically(count, marks.arrivals, INDEX * (index * ctas + first_head // shape.heads), INDEX)
+                place = stretch - (begin + plan.overhead) // plan.length
+                for _ in range(1 + (shape.spread and place < shape.group * plan.q_len[index])):
+                    add_atomically(count, marks.arrivals, INDEX * (index * ctas + first_head // shape.heads), INDEX)
         index += 1
 
 
