@@ -62,14 +62,12 @@ class Schedule:
     ctas_per_sm: int  # CTAs that an SM holds at once
     overhead_units: int  # what a sequence costs beside its units, in these
     least_units: int  # of a CTA, before another one is given work
-    cluster: int = 1  # CTAs that share the only sequence, and add up its rows between them
-    spread: int = 0  # 1: without a cluster they do so when all have come; 0: who comes last adds up all rows
+    cluster: int = 1  # CTAs that share the only sequence, and add up its rows between them; 0: all, without a cluster
 
     def __post_init__(self) -> None:
         require_choice(self, "heads", (1, 2, 4, 8))
         require_choice(self, "row_groups", (1, 2, 4, 8))
-        require_choice(self, "query_tiles", (1, 2, 4))
-        require_choice(self, "spread", (0, 1))
+        require_choice(self, "query_tiles", (1, 2))
         if not 1 <= self.warps <= MOST_WARPS or self.warps % (self.heads * self.row_groups):
             raise ScheduleError(
                 f"{self.heads} heads of {self.row_groups} warps or several times as many are up to {MOST_WARPS} warps; "
@@ -80,7 +78,7 @@ class Schedule:
             ("ctas_per_sm", 1, 4),
             ("overhead_units", 1, 1024),
             ("least_units", 1, 1024),
-            ("cluster", 1, MOST_CLUSTER),
+            ("cluster", 0, MOST_CLUSTER),
         ):
             if not least <= getattr(self, name) <= most:
                 raise ScheduleError(f"{name} is from {least} to {most:,}; {name} = {getattr(self, name)}")
@@ -119,6 +117,11 @@ class Schedule:
         return self.rows + self.cluster if self.cluster > 1 else 1
 
     @property
+    def spread(self) -> int:
+        """Whether rows are added up by all that share the sequence, when all have come, not by who comes last."""
+        return int(self.cluster == 0)
+
+    @property
     def slack(self) -> int:
         """Powers of two by which the largest weight may grow before sums are scaled anew."""
         return 8
@@ -143,10 +146,10 @@ class Schedule:
             )
         if p.kv_heads % self.heads:
             raise ScheduleError(f"heads must divide the {p.kv_heads} KV heads; heads = {self.heads}")
-        if (self.cluster > 1 or self.spread) and p.batch > 1:
-            raise ScheduleError(f"a cluster shares one sequence, as do all CTAs of a KV head; there are {p.batch}")
-        if self.cluster > 1 and (self.heads > 1 or self.spread):
-            raise ScheduleError(f"a cluster has one KV head, and is all; heads = {self.heads}, spread = {self.spread}")
+        if self.cluster != 1 and p.batch > 1:
+            raise ScheduleError(f"CTAs add up rows between them of one sequence; there are {p.batch}")
+        if self.cluster > 1 and self.heads > 1:
+            raise ScheduleError(f"a cluster has one KV head; heads = {self.heads}")
         if self.cluster > machine.max_cluster:
             raise ScheduleError(f"a cluster is up to {machine.max_cluster} CTAs; cluster = {self.cluster}")
         require_shared(shared_bytes(p, self), f"rings of {self.stages} stages for {self.warps} warps", machine)
@@ -251,7 +254,7 @@ def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[La
                 *_extents(p),
             ),
             shared_bytes=shared_bytes(p, s),
-            cluster=(s.cluster, 1, 1),
+            cluster=(max(s.cluster, 1), 1, 1),
             dependent=True,
         ),
     )

@@ -28,7 +28,7 @@ def theory(problem: Attention, schedule: Any, stretches: int) -> Counts:
     queries = plan.q_len[parts.sequence] * p.group  # of each part and KV head
     units = int((parts.hi - parts.lo).sum())
     rows = p.rows * p.q_heads
-    joined = parts.shared & (s.cluster == 1)  # through global memory
+    joined = parts.shared & (s.cluster <= 1)  # through global memory
     shared = int(queries[joined].sum()) * p.kv_heads  # rows of partial results
 
     tokens = np.maximum(np.minimum(parts.hi * s.unit, plan.kv_len[parts.sequence]) - parts.lo * s.unit, 0)
