@@ -32,7 +32,7 @@ SOLVES = Solves(
         "lse": (True,),
     },
     at_most={"q_len": 16},
-    facts=("kv", "activations", "head_dim", "group", "causal", "page", "window", "lse", "uniform"),
+    facts=("kv", "activations", "head_dim", "group", "causal", "page", "window", "lse", "uniform", "settled"),
 )
 
 LANES = 32
@@ -107,9 +107,9 @@ class Schedule:
         return self.warps // self.row_groups * self.stages * 2 * UNIT
 
     @property
-    def merge_rows(self) -> int:
-        """Rows of float32 sums that meet in shared memory."""
-        return self.warps * MERGED_ROWS
+    def held_rows(self) -> int:
+        """Rows of a warp's float32 sums that meet in shared memory at once: all, in the rings, after the only sequence."""
+        return MERGED_ROWS if self.cluster == 1 else MMA_N * self.query_tiles
 
     @property
     def inbox_rows(self) -> int:
@@ -159,8 +159,10 @@ class Schedule:
 def shared_bytes(problem: Attention, schedule: Schedule) -> int:
     """The rings; rows of sums, each with two floats, and four more against bank conflicts; inbox, mbarrier, flag."""
     p, s = problem, schedule
-    row, sums = FORMATS[p.kv].nbytes(1, p.head_dim), FLOAT * (p.head_dim + 2)
-    inside = s.ring_rows * row + s.merge_rows * (sums + FLOAT * 4) + s.inbox_rows * sums + MBARRIER + 1
+    row = FLOAT * (p.head_dim + 2)
+    rings, sums = s.ring_rows * FORMATS[p.kv].nbytes(1, p.head_dim), s.warps * s.held_rows * (row + FLOAT * 4)
+    room = rings + sums if s.cluster == 1 else max(rings, sums)
+    inside = room + s.inbox_rows * row + MBARRIER + 1
     return -(-inside // ALIGNMENT) * ALIGNMENT
 
 
@@ -304,7 +306,6 @@ def _extents(problem: Attention) -> tuple[Scalar, ...]:
         Scalar("token_stride", token_stride),
         Scalar("value_offset", value_offset, "int64"),
         Scalar("scale", p.score_scale, "float32"),
-        Scalar("settled", int(p.settled)),
     )
 
 

@@ -15,6 +15,7 @@ constexpr int LANES = 32;
 constexpr int UNIT = schedule::unit;  // tokens
 constexpr int OVERHEAD = schedule::overhead_units;
 constexpr uint32_t FULL = 0xffffffffu;
+constexpr bool ALONE = schedule::cluster != 1;  // there is one sequence, so each stretch has one part at most
 
 static_assert(UNIT == 16, "the rows of an mma");
 static_assert(OVERHEAD > 0, "a sequence without keys is one too");
@@ -101,7 +102,7 @@ struct Walk {
         if constexpr (problem::uniform) {
             const int cost = sequence(batch, 0).cost();
             cut(batch.size * cost, stretch, stretches);
-            index = from / cost;
+            if constexpr (!ALONE) index = from / cost;
             begin = index * cost;
             return;
         }
@@ -130,15 +131,25 @@ struct Walk {
         to = from + length;
     }
 
+    // What the stretch has of the sequence that comes next, if anything.
+    __device__ __forceinline__ Part take() {
+        const Sequence s = sequence(batch, index);
+        const int lo = max(from - begin - OVERHEAD, 0), hi = min(to - begin - OVERHEAD, s.units);
+        const bool empty = s.units == 0 && s.cost() > 0 && begin >= from;  // its result is zeros
+        const Part part = {lo < hi || empty ? index : -1, begin, s, s.first_unit + lo, s.first_unit + max(hi, lo)};
+        ++index;
+        begin += s.cost();
+        return part;
+    }
+
     __device__ __forceinline__ Part next() {
-        while (begin < to && index < batch.size) {
-            const Part part = {index, begin, sequence(batch, index)};
-            const Sequence& s = part.sequence;
-            const int lo = max(from - begin - OVERHEAD, 0), hi = min(to - begin - OVERHEAD, s.units);
-            const bool empty = s.units == 0 && s.cost() > 0 && begin >= from;  // its result is zeros
-            ++index;
-            begin += s.cost();
-            if (lo < hi || empty) return {part.index, part.begin, s, s.first_unit + lo, s.first_unit + max(hi, lo)};
+        if constexpr (ALONE) {
+            if (index == 0) return take();
+        } else {
+            while (begin < to && index < batch.size) {
+                const Part part = take();
+                if (part.exists()) return part;
+            }
         }
         return {};
     }

@@ -111,11 +111,11 @@ struct Source {
 
     // The block after those found so far: its page ids are on their way while the one before is copied.
     __device__ __forceinline__ Block following() {
-        while (part.exists() && unit >= part.hi) {
+        while (!ALONE && part.exists() && unit >= part.hi) {
             part = walk.next();
             unit = part.lo + team.slot;
         }
-        if (!part.exists()) return {};
+        if (!part.exists() || unit >= part.hi) return {};
         Block block = {unit, min(part.hi, unit + BLOCK * SLOTS), part.sequence.kv_len, part.sequence.q_len, 0};
         if constexpr (PAGED) {
             const int lane = threadIdx.x % LANES, own = unit + lane / IDS * SLOTS;
