@@ -112,7 +112,7 @@ CASES = [
     (Attention(3, 8, 2, 64, 2, 130, uniform=True), {"warps": 2}),
     (Attention(2, 4, 2, 64, 1, 200, page=16, uniform=True, window=70), {"warps": 2}),
     (Attention(1, 8, 2, 128, 1, 300, lse=True), {"cluster": 4}),
-    (Attention(1, 3, 1, 64, 6, 200, kv_lens=(150,)), {"cluster": 2, "row_groups": 2}),
+    (Attention(1, 3, 1, 64, 6, 200, kv_lens=(150,)), {"cluster": 2, "row_groups": 2, "query_tiles": 2}),
     (Attention(1, 8, 2, 64, 6, 300, kv_lens=(250,)), {"cluster": 0, "query_tiles": 2, "row_groups": 2}),
     (Attention(1, 2, 2, 64, 1, 300, lse=True), {"cluster": 0}),  # fewer rows than who share them
     (Attention(1, 4, 1, 64, 2, 300, kv_lens=(20,), page=16), {"cluster": 4}),  # not all of the cluster have a part
