@@ -84,6 +84,7 @@ def posed(request: AttentionRequest) -> Posed:
         q_rows=q.rows,
         pool=k.pool,
         row_pages=k.row_pages,
+        uniform="q_starts" not in kinds and "kv_lens" not in kinds,
     )
     scale = ((k.kv_heads,), "fp32")
     wanted = {

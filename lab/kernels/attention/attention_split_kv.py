@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+import numpy as np
 from numpy.typing import NDArray
 
 from lab.cards import fits
@@ -108,7 +109,7 @@ class Schedule:
 
     @property
     def held_rows(self) -> int:
-        """Rows of a warp's float32 sums that meet in shared memory at once: all, in the rings, after the only sequence."""
+        """Rows of a warp's float32 sums that meet in shared memory at once; all, in the rings, of the only sequence."""
         return MERGED_ROWS if self.cluster == 1 else MMA_N * self.query_tiles
 
     @property
@@ -322,21 +323,28 @@ class Coefficients(fits.Coefficients, frozen=True):
     """What the estimate is made of."""
 
     start_us: float  # of a launch, until the first bytes are there, and from the last ones on
+    plan_us: float  # until lengths are there and divided
+    part_us: float  # of an SM, for what a part of a sequence costs at its start and end
     hbm_share: float  # of the rate of a large read
     tile_clocks: float  # of an SM, for 16 tokens and eight queries
     blend: float  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
 
 
 def bills(problem: Attention, schedule: Schedule, machine: Machine, clock: str) -> Bills:
-    """A start, and little more than the longer of two: HBM, and the instructions of an SM for its stretches."""
+    """A start, and little more than the longest: HBM; L2, which sequences ask each for itself; an SM's instructions."""
     p, s = problem, schedule
     model = fits.coefficients(Coefficients, "attention_split_kv", machine, clock)
-    units = decode_plan.partition_of(p, s, stretches(p, s, machine)).length * s.heads * s.ctas_per_sm
+    partition = decode_plan.partition_of(p, s, stretches(p, s, machine))
+    units = partition.length * s.heads * s.ctas_per_sm
+    most = int(np.bincount(decode_plan.parts_of(partition).stretch).max(initial=0)) * s.ctas_per_sm
+    asked = FORMATS[p.kv].nbytes(2 * p.kv_heads * UNIT * int(partition.units.sum()), p.head_dim)
     stream = {
         "HBM": 1e6 * (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)),
-        "instructions": 1e6 * units * s.rows / MMA_N * model.tile_clocks / machine.clock_hz,
+        "L2": 1e6 * asked / machine.l2_bandwidth if machine.l2_bandwidth else 0.0,
+        "instructions": 1e6 * units * s.rows / MMA_N * model.tile_clocks / machine.clock_hz + most * model.part_us,
     }
-    return Bills(model.start_us + joined(model.blend, *stream.values()), {"launch": model.start_us, **stream})
+    launch = model.start_us + (0 if p.uniform else model.plan_us)
+    return Bills(launch + joined(model.blend, *stream.values()), {"launch": launch, **stream})
 
 
 def theory(problem: Attention, schedule: Schedule, machine: Machine) -> Counts:
