@@ -28,12 +28,13 @@ def draw(problem: "Attention", rng: np.random.Generator, special: str) -> dict[s
 def _unused(problem: "Attention", name: str, indices: Arrays) -> Any:
     """An index of the elements of an operand that belong to no sequence."""
     p = problem
-    if name == "q":
-        return slice(p.rows, None)
     if name != "cache":
-        free = np.ones(p.kv_rows, np.bool_)
+        free = np.ones(p.inputs[name].shape[:2], np.bool_)
+        if name == "q":
+            free[: p.rows, : p.q_heads] = False
+            return free
         for sequence in p.sequences:
-            free[sequence.kv_start : sequence.kv_start + sequence.kv_len] = False
+            free[sequence.kv_start : sequence.kv_start + sequence.kv_len, : p.kv_heads] = False
         return free
     free = np.ones((p.pool_pages, p.page), np.bool_)
     for b, sequence in enumerate(p.sequences):
