@@ -62,10 +62,12 @@ def mutants(ptx: str, entry: str, box_bytes: int, reaches: Reaches) -> Iterator[
             if which not in told:
                 told.add(which)
                 yield mutant
-    statements: dict[tuple[str, Location], list[Bound]] = {}
+    statements: dict[tuple[str, Location, int, int, bool], list[Bound]] = {}
     for bound in bounds(text.code):
         instruction = text.code.instructions[bound.at]
-        statements.setdefault((instruction.opcode, instruction.location), []).append(bound)
+        varies = instruction.operands[bound.operand].startswith("%")
+        alike = instruction.opcode, instruction.location, bound.operand, bound.step, varies
+        statements.setdefault(alike, []).append(bound)
     for copies in statements.values():
         yield from _widened(text, copies, reaches)
 
@@ -234,7 +236,7 @@ def _operands(text: _Text, at: int, box_bytes: int) -> Iterator[Mutant]:
 
 
 def _widened(text: _Text, copies: list[Bound], reaches: Reaches) -> Iterator[Mutant]:
-    """Comparisons with their bounds moved by the least amount that changes an outcome; one by the least if none does."""
+    """Comparisons with bounds moved by the least amount that changes an outcome; one by the least if none does."""
     told = False
     for bound in copies:
         amounts = (_moved_bound(text, bound, amount) for amount in _WIDER)

@@ -40,7 +40,8 @@ __device__ __forceinline__ Sequence sequence(const Batch& batch, int index) {
     s.kv_len = min(batch.kv_lens[index], batch.max_kv_len);
     const int first = problem::window > 0 ? max(s.kv_len - s.q_len + 1 - problem::window, 0) : 0;
     s.first_unit = first / UNIT;
-    s.units = max((s.kv_len + UNIT - 1) / UNIT - s.first_unit, 0) * (s.q_len > 0);  // a branch would load one after another
+    // No branch: kv_lens would be asked for only when q_starts has come.
+    s.units = max((s.kv_len + UNIT - 1) / UNIT - s.first_unit, 0) * (s.q_len > 0);
     return s;
 }
 
