@@ -90,7 +90,7 @@ class Loop:
         first = [structs.replace(r, id=-1 - r.id, arrival_us=0.0) for r in asked(job, f"{salt} warm", most=4)]
         serve(engine, first)
         self.steps.facts.clear()
-        self.scheduler.preemptions = 0
+        self.scheduler.preemptions = self.scheduler.hits = 0
         self.lines = BytesIO()
         engine.journal = Journal(self.lines, self._what[1]) if job.attribute else None
         requests, start = asked(job, salt), engine.clock.now_us

@@ -20,7 +20,7 @@ class Policy:
     A step has up to `max_rows` sequences and `max_tokens` tokens; where `itl_us` is above 0, only as many tokens as are
     predicted to end by then, but a page of a prompt at least. `pages` and `host_pages` hold `page_tokens` tokens each,
     page 0 of either none; a sequence has up to `max_length` tokens. `prefix_caching` shares full pages of equal
-    prefixes. Where `continuous` is false a batch is only admitted when the one before is done. `preemption` gives a
+    prefixes. Where `continuous` is false nobody joins a batch from which one has ended. `preemption` gives a
     sequence's pages back by recomputing it later, by a swap to the host, or by the cheaper of both. `bypass` is how
     often others may be admitted before a request that does not fit. Raises InputError for what cannot be.
     """
@@ -82,8 +82,9 @@ class Scheduler:
         self.sequences: dict[int, Sequence] = {}
         self.in_flight: deque[StepPlan] = deque()
         self.table_pages = self.table_tokens = 0  # of all block tables together
-        self.preemptions = 0
+        self.preemptions = self.hits = 0  # so far: sequences, and tokens found in the cache
         self._costs = costs
+        self._forming = True  # the batch, where batches are static
         self._steps = 0
 
     def add(self, request: Request) -> Sequence:
@@ -119,7 +120,8 @@ class Scheduler:
         for sequence in tuple(self.running):
             if sequence.length - sequence.scheduled > 1 and sequence.slot >= 0 and plan.tokens < budget:
                 self._chunk(plan, sequence, budget)
-        if self.waiting and self.preemptions == preempted and (self.policy.continuous or not self.running):
+        self._forming = self._forming or not self.running
+        if self.waiting and self.preemptions == preempted and (self.policy.continuous or self._forming):
             self._admit(plan, budget)
         if not plan.rows and not plan.moves:
             return None
@@ -254,6 +256,7 @@ class Scheduler:
             parent.last_step = plan.step
         sequence.computed = sequence.scheduled = found
         self.table_tokens += found
+        self.hits += found
         plan.notes.append(Note("fork" if partial else "admit", sequence.request.id, found))
         return True
 
@@ -361,7 +364,7 @@ class Scheduler:
         if sequence.host and self.host:
             self.host.release(sequence.host, sequence.last_step)
             sequence.host = []
-        sequence.reason = reason
+        sequence.reason, self._forming = reason, False
         del self.sequences[sequence.request.id]
 
     def _pages_of(self, tokens: int) -> int:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from lab.inference.step_input import PAGE
 from lab.problems import Model
 from lab.serving.clock import Clock, VirtualClock
 from lab.serving.engine import Engine, HostCost, Observer
@@ -10,6 +11,7 @@ from lab.serving.journal import Journal
 from lab.serving.scheduler import Policy, Scheduler
 from lab.serving.step import StepPlan
 from lab.serving.times import StepTimes
+from sim.errors import InputError
 from sim.machine import Machine
 
 
@@ -53,3 +55,15 @@ def simulated(
     executor = PredictedExecutor(pace or times, scripted(model.vocab), overheads.gap_us)
     scheduler = Scheduler(policy, times)
     return Engine(scheduler, executor, clock or VirtualClock(), observe, look_ahead, overheads.host, journal)
+
+
+def pages_within(model: Model, machine: Machine) -> int:
+    """Pages that fit a machine's memory beside a model's weights, a tenth kept for what steps work on.
+
+    Raises InputError where not even two do.
+    """
+    room = 0.9 * machine.hbm_bytes - model.bytes["weights"]
+    pages = int(room // (PAGE * model.kv_bytes_per_token))
+    if pages < 2:
+        raise InputError(f"the model's weights leave no room for a cache in the {machine.title}'s memory")
+    return pages
