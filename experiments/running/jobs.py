@@ -93,6 +93,14 @@ class ServeJob(msgspec.Struct, frozen=True, kw_only=True):
     facts: dict[str, Value] = {}
 
 
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """What one function does with a whole model, on a chip that the backend names."""
+
+    on: str = "sim"
+    machine: str = "h100"
+    experiment: str | None = None
+
+
 def problem_of(fields: Mapping[str, Any]) -> Any:
     """The problem that a record or a job describes; raises InputError for one that there is not."""
     own = dict(fields)
