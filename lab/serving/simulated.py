@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from lab.inference.step_input import PAGE
+from lab.inference.step_input import PAGE, Layout
 from lab.problems import Model
 from lab.serving.clock import Clock, VirtualClock
 from lab.serving.engine import Engine, HostCost, Observer
@@ -25,17 +25,18 @@ class Overheads(NamedTuple):
 class ScaledTimes:
     """Predicted times, each step's by a factor that its bucket was measured to need; `usual` where it was not."""
 
-    def __init__(self, times: StepTimes, factors: dict[tuple[int, int], float], usual: float) -> None:
+    def __init__(self, times: StepTimes, factors: dict[Layout, float], usual: float) -> None:
         self._times, self._factors, self._usual = times, factors, usual
 
     def plan_us(self, plan: StepPlan) -> float:
         """Microseconds of a step."""
-        return self._times.plan_us(plan) * self._factors.get(self.key(plan.rows, plan.tokens), self._usual)
+        return self._times.plan_us(plan) * self._factors.get(
+            self.key(plan.singles, plan.chunks, plan.tokens), self._usual
+        )
 
-    def key(self, rows: int, tokens: int) -> tuple[int, int]:
-        """(rows, tokens) of a step's bucket."""
-        layout = self._times.buckets.of(max(rows, 1), max(tokens, 1))
-        return layout.rows, layout.tokens
+    def key(self, singles: int, chunks: int, tokens: int) -> Layout:
+        """A step's bucket."""
+        return self._times.buckets.of(singles, chunks, tokens)
 
 
 def simulated(
