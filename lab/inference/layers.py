@@ -26,7 +26,8 @@ class Forward:
     """A model's step: dimensions, what each matrix asks of one token, and how the cache is kept.
 
     Matrices are `layers.<i>.qkv`, `output`, `gate_up` and `down`, and `head`; q, k and v are one, and gate and up. The
-    cache has `pool` pages a layer in the format `kv`; `pairs` are those of RopeAppend.
+    cache has `pool` pages a layer in the format `kv`; `pairs` are those of RopeAppend. Where `fused`, matrices take
+    their norm, gate and residual with them.
     """
 
     config: LlamaConfig
@@ -35,14 +36,34 @@ class Forward:
     kv: str = "bf16"
     pairs: str = "halves"
     activations: str = "bf16"
+    fused: bool = False
 
     def calls(self, layout: Layout) -> Iterator[Call]:
         """Of one step, in order."""
+        yield self._embedding(layout.tokens, self.config.vocab, "tokens", "embedding", "stream0")
+        yield from self._fused_layers(layout) if self.fused else self._layers(layout)
+        sampling = Sampling(layout.rows, self.config.vocab, self.activations)
+        yield Call(sampling, {name: name for name in (*sampling.inputs, *sampling.outputs)})
+
+    def _fused_layers(self, layout: Layout) -> Iterator[Call]:
+        """From the embedding to the logits: each half of a layer adds to the stream and leaves it in another array."""
+        tokens = layout.tokens
+        for i in range(self.config.layers):
+            layer = f"layers.{i}"
+            yield self._linear(f"{layer}.qkv", tokens, "stream0", "qkv", norm=f"{layer}.attention_norm")
+            yield from self._attend(layout, f"{layer}.cache")
+            yield self._linear(f"{layer}.output", tokens, "attended", "stream1", residual="stream0")
+            yield self._linear(f"{layer}.gate_up", tokens, "stream1", "gated", norm=f"{layer}.ffn_norm", gated=True)
+            yield self._linear(f"{layer}.down", tokens, "gated", "stream0", residual="stream1")
+        last = "stream0"
+        if layout.rows < tokens:
+            yield self._embedding(layout.rows, tokens, "sample_rows", "stream0", "last")
+            last = "last"
+        yield self._linear("head", layout.rows, last, "logits", norm="norm")
+
+    def _layers(self, layout: Layout) -> Iterator[Call]:
         c, tokens = self.config, layout.tokens
         norm = RMSNorm(tokens, c.d, self.activations, eps=c.eps)
-        rope = self._rope(layout)
-        attention = self._attention(layout)
-        yield self._embedding(tokens, c.vocab, "tokens", "embedding", "stream0")
         stream, other = "stream0", "stream1"
         for i in range(c.layers):
             layer = f"layers.{i}"
@@ -52,12 +73,8 @@ class Forward:
             else:
                 yield self._norm(norm, stream, other, f"{layer}.attention_norm")
                 stream, other = other, stream
-            cache = f"{layer}.cache"
             yield self._linear(f"{layer}.qkv", tokens, "normed", "qkv")
-            yield Call(rope, {name: name for name in rope.inputs} | {"q": "q", "cache": cache})
-            scales = {name: name for name in attention.inputs if name.endswith("_scale")}
-            where = {"q_starts": "query_starts", "kv_lens": "lengths", "block_table": "block_table"}
-            yield Call(attention, {"q": "q", "cache": cache, **scales, **where, "y": "attended"})
+            yield from self._attend(layout, f"{layer}.cache")
             yield self._linear(f"{layer}.output", tokens, "attended", "branch")
             yield self._norm(norm, stream, other, f"{layer}.ffn_norm")
             stream, other = other, stream
@@ -70,8 +87,14 @@ class Forward:
             yield self._embedding(layout.rows, tokens, "sample_rows", "normed", "last")
             last = "last"
         yield self._linear("head", layout.rows, last, "logits")
-        sampling = Sampling(layout.rows, c.vocab, self.activations)
-        yield Call(sampling, {name: name for name in (*sampling.inputs, *sampling.outputs)})
+
+    def _attend(self, layout: Layout, cache: str) -> Iterator[Call]:
+        """From `qkv` to `attended`."""
+        rope, attention = self._rope(layout), self._attention(layout)
+        yield Call(rope, {name: name for name in rope.inputs} | {"q": "q", "cache": cache})
+        scales = {name: name for name in attention.inputs if name.endswith("_scale")}
+        where = {"q_starts": "query_starts", "kv_lens": "lengths", "block_table": "block_table"}
+        yield Call(attention, {"q": "q", "cache": cache, **scales, **where, "y": "attended"})
 
     def buffers(self, layout: Layout) -> dict[str, Operand]:
         """The arrays that only a step itself reads and writes, and its results."""
@@ -93,10 +116,17 @@ class Forward:
     def _norm(self, problem: RMSNorm, residual: str, total: str, weight: str) -> Call:
         return Call(problem, {"x": "branch", "residual": residual, "weight": weight, "y": "normed", "total": total})
 
-    def _linear(self, name: str, tokens: int, x: str, y: str) -> Call:
-        problem = replace(self.matrices[name], m=tokens)
-        own = {operand: f"{name}.{operand}" for operand in problem.inputs if operand != "x"}
-        return Call(problem, {"x": x, **own, "y": y})
+    def _linear(
+        self, name: str, tokens: int, x: str, y: str, norm: str = "", residual: str = "", gated: bool = False
+    ) -> Call:
+        matrix = self.matrices[name]
+        own = {operand: f"{name}.{operand}" for operand in matrix.inputs if operand != "x"}
+        given = {operand: array for operand, array in {"norm": norm, "residual": residual}.items() if array}
+        epilogue = "swiglu" if gated else "residual" if residual else "none"
+        problem = replace(matrix, m=tokens, epilogue=epilogue)
+        if norm:
+            problem = replace(problem, norm=True, eps=self.config.eps)
+        return Call(problem, {"x": x, **own, **given, "y": y})
 
     def _rope(self, layout: Layout) -> RopeAppend:
         c = self.config

@@ -55,6 +55,7 @@ class Step:
     ) -> None:
         self.layout, self.chip = layout, chip
         self.input = StepInput(layout)
+        forward = fused(forward, layout, chip.machine)
         self.calls: list[Call] = list(forward.calls(layout))
         self.plans = {p: planned(p, chip.machine) for p in dict.fromkeys(call.problem for call in self.calls)}
         if not dependent:
@@ -123,6 +124,13 @@ def require_kernels(forward: Forward, machine: Machine) -> None:
             raise InputError(f"a step of this model has no kernel for its {where}: {'; '.join(reasons)}")
 
 
+def fused(forward: Forward, layout: Layout, machine: Machine) -> Forward:
+    """The same step with norms, gates and residuals in their matrices' launches, where kernels take all of them."""
+    with_all = replace(forward, fused=True)
+    problems = dict.fromkeys(call.problem for call in with_all.calls(layout))
+    return with_all if all(is_solvable(problem, machine) for problem in problems) else forward
+
+
 def planned(problem: Problem, machine: Machine) -> Plan:
     """As `lab.execute.plan`; but where a few tokens attend, launches that overlap the ones ahead of them."""
     if not isinstance(problem, Attention) or problem.q_len > FEW_TOKENS:
@@ -164,6 +172,7 @@ def parts_of(
     layout = Layout(len(rows), tokens, pages)
     config = config_of(model, pages * PAGE)
     forward = Forward(config, matrices_of(model), 1 + pages * len(rows), model.kv, activations=model.unit)
+    forward = fused(forward, layout, machine)
     q_lens, kv_lens = tuple(q for q, _ in rows), tuple(kv for _, kv in rows)
     calls = list(forward.calls(layout))
     times = Counter(problem for problem, _ in calls)
