@@ -12,12 +12,19 @@ from sim.machine import machine
 
 __all__ = [
     "Attention",
+    "In",
+    "InOut",
     "InputError",
     "Int4Weights",
     "LabError",
+    "Launch",
     "Linear",
     "Model",
+    "Out",
+    "Struct",
+    "TensorMap",
     "attention",
+    "emulate",
     "explain",
     "linear",
     "machine",
@@ -30,6 +37,7 @@ _LATE = {
     "linear": "lab.ops.linear",
     "Int4Weights": "lab.weights",
     "pack": "lab.weights",
+    **dict.fromkeys(("In", "InOut", "Launch", "Out", "Struct", "TensorMap", "emulate"), "lab.emulation"),
 }
 
 

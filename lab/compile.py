@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -79,7 +79,8 @@ def compile_source(source: Path, header: str, machine: Machine, target: Target =
         stored = json.loads(facts.read_bytes())
         if stored["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest():
             return Compiled(path, target, {n: Resources(**r) for n, r in stored["resources"].items()})
-    image, log = _nvrtc(source, header, options, target)
+    name = shown(source)
+    image, log, _ = _nvrtc(name, source.read_bytes(), {HEADER: header}, (*options, f"--include-path={ROOT}"), target)
     resources = _resources(log) if target == "cubin" else {}
     if target == "cubin":
         _refuse_bad_code(source, log, resources)
@@ -133,24 +134,49 @@ def _load_nvrtc() -> Any:
     return nvrtc
 
 
-def _nvrtc(source: Path, header: str, options: tuple[str, ...], target: Target) -> tuple[bytes, str]:
+def compile_text(
+    name: str, text: bytes, machine: Machine, options: Sequence[str], expressions: Sequence[str]
+) -> tuple[str, dict[str, str]]:
+    """(PTX, the PTX names of the expressions) of CUDA C++ that lies anywhere; `name` is what its lines are called.
+
+    Expressions name kernels, template arguments included, and with "&" before them variables. Raises KernelError with
+    the compiler's lines where it does not compile or an expression names nothing, and EnvironmentFailure as
+    `compile_launch` does.
+    """
+    options = (*_OPTIONS, f"--gpu-architecture={machine.arch}", *options)
+    ptx, _, names = _nvrtc(name, text, {}, options, "ptx", expressions)
+    return ptx.decode(), names
+
+
+def _nvrtc(
+    name: str,
+    text: bytes,
+    headers: Mapping[str, str],
+    options: Sequence[str],
+    target: Target,
+    expressions: Sequence[str] = (),
+) -> tuple[bytes, str, dict[str, str]]:
     nvrtc = _load_nvrtc()
-    name = shown(source)
-    code = source.read_bytes(), os.fsencode(name), 1, [header.encode()], [HEADER.encode()]
-    _, program = nvrtc.nvrtcCreateProgram(*code)
+    contents, names = [h.encode() for h in headers.values()], [n.encode() for n in headers]
+    _, program = nvrtc.nvrtcCreateProgram(text, os.fsencode(name), len(headers), contents, names)
     try:
-        arguments = [os.fsencode(o) for o in (*options, f"--include-path={ROOT}")]
-        (status,) = nvrtc.nvrtcCompileProgram(program, len(arguments), arguments)
+        for expression in expressions:
+            nvrtc.nvrtcAddNameExpression(program, expression.encode())
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [os.fsencode(o) for o in options])
         log = _fetch(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).decode(errors="replace")
         log = log.strip("\0").strip()
-        if status == nvrtc.nvrtcResult.NVRTC_ERROR_COMPILATION:
+        if status in (
+            nvrtc.nvrtcResult.NVRTC_ERROR_COMPILATION,
+            nvrtc.nvrtcResult.NVRTC_ERROR_NAME_EXPRESSION_NOT_VALID,
+        ):
             ptx = _fetch(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program).decode(errors="replace")
             raise KernelError("\n".join([f"{name} does not compile:", log, *_sources_of(log, ptx, name)]))
         if int(status):  # the request is refused, not the code
             raise EnvironmentFailure(f"NVRTC refuses {name} with {' '.join(options)}: {log or status.name}")
+        lowered = {e: nvrtc.nvrtcGetLoweredName(program, e.encode())[1].decode() for e in expressions}
         if target == "ptx":
-            return _fetch(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program).rstrip(b"\0"), log
-        return _fetch(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program), log
+            return _fetch(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program).rstrip(b"\0"), log, lowered
+        return _fetch(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program), log, lowered
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 

@@ -31,6 +31,7 @@ BIAS = 16  # tensor cores multiply q + BIAS, a bf16 among whose digits are those
 GGUF_BLOCK = 32  # weights of a block of a GGUF file
 GGUF_BYTES = {"Q4_0": 18, "Q4_1": 20}  # of a block: fp16 scale, of Q4_1 also an fp16 min, and 16 bytes of nibbles
 Q4_0_ZERO = 8  # of every block of Q4_0
+GGUF_K_BLOCK, GGUF_K_BYTES = 256, 144  # weights and bytes of a block of Q4_K, which is eight groups of 32
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the column, of eight, in each nibble of a word
 
 
@@ -179,6 +180,29 @@ def from_gguf(blocks: NDArray[np.uint8], kind: str) -> Groups:
     if kind == "Q4_0":
         return Groups(q, scale, np.full_like(scale, Q4_0_ZERO), GGUF_BLOCK, zero_points=True)
     return Groups(q, scale, numbers[..., 1].copy(), GGUF_BLOCK)
+
+
+def from_gguf_k(blocks: NDArray[np.uint8]) -> Groups:
+    """The weights of a GGUF tensor of type Q4_K, uint8 [n, k / 256, 144], in groups of 32 (ggml, block_q4_K).
+
+    A block is fp16 d and dmin, eight pairs of 6-bit integers s and m in 12 bytes, and nibbles, 64 weights after 64;
+    a weight is d s q - dmin m. Here the scale d s and the min -dmin m are rounded to fp16, so that a weight is off by
+    at most u (15 |d s| + |dmin m|) + 16 tiny, u = 2^-11, tiny = 2^-25. Raises InputError for other shapes and types.
+    """
+    if blocks.ndim != 3 or blocks.shape[2] != GGUF_K_BYTES or blocks.dtype != np.uint8:
+        shape = f"{list(blocks.shape)} in {blocks.dtype}"
+        raise InputError(f"Q4_K blocks are [n, k / {GGUF_K_BLOCK}, {GGUF_K_BYTES}] bytes; got {shape}")
+    n = blocks.shape[0]
+    d, dmin = np.moveaxis(np.ascontiguousarray(blocks[..., :4]).view(np.float16).astype(np.float32), -1, 0)
+    low, high, mixed = np.moveaxis(blocks[..., 4:16].reshape(*blocks.shape[:2], 3, 4), 2, 0)
+    # Of the first four pairs s and m fill six bits of a byte, whose other two are the top of the last four's.
+    s = np.concatenate([low & 63, mixed & 15 | low >> 6 << 4], axis=-1)
+    m = np.concatenate([high & 63, mixed >> 4 | high >> 6 << 4], axis=-1)
+    nibbles = blocks[..., 16:].reshape(n, -1, 4, GGUF_BLOCK)
+    q = np.stack([nibbles & 15, nibbles >> 4], axis=-2).reshape(n, -1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scale, offset = ((by[..., None] * of).astype(np.float16).reshape(n, -1) for by, of in ((d, s), (-dmin, m)))
+    return Groups(q, scale, offset, GGUF_BLOCK)
 
 
 def from_gptq(

@@ -17,6 +17,7 @@ from experiments.cli import (
     compare,
     counters,
     demo,
+    emulate,
     env,
     explain,
     generate,
@@ -91,6 +92,7 @@ app.command("report")(report.report)
 app.command("compare")(compare.compare)
 app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
+app.command("emulate")(emulate.emulate)
 app.command("env")(env.env)
 
 

@@ -23,7 +23,11 @@ class Unit(StrEnum):
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The text to go on from.", show_default=False)]
 Model = Annotated[
-    Path | None, typer.Option(metavar="FILE.gguf", help="A Llama-architecture model; SmolLM2-135M-Instruct by default.")
+    Path | None,
+    typer.Option(
+        metavar="FILE.gguf|FOLDER",
+        help="A Llama-class model, GGUF or Hugging Face's; SmolLM2-135M-Instruct by default.",
+    ),
 ]
 MaxTokens = Annotated[int, typer.Option(min=1, help="How many tokens to generate at most.")]
 Chat = Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")]

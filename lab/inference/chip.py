@@ -51,9 +51,11 @@ def simulated(machine: Machine) -> Chip:
 
 
 def gpu(machine: Machine, device: int = 0) -> Chip:
-    """A GPU; raises NoDeviceError where it is not `machine`."""
+    """A GPU; raises NoDeviceError where there is none, or it is not `machine`."""
+    from lab.gpu.device import card, machine_of, require_device
+
+    require_device()
     from lab.gpu.bits import xp  # loads CuPy; only here is it needed
-    from lab.gpu.device import card, machine_of
 
     if machine_of(card(device)) != machine:
         raise NoDeviceError(f"this GPU is {card(device).name}, not the {machine.title}")

@@ -26,7 +26,8 @@ class Forward:
     """A model's step: dimensions, what each matrix asks of one token, and how the cache is kept.
 
     Matrices are `layers.<i>.qkv`, `output`, `gate_up` and `down`, and `head`; q, k and v are one, and gate and up. The
-    cache has `pool` pages a layer in the format `kv`; `pairs` are those of RopeAppend. Where `fused`, matrices take
+    cache has `pool` pages a layer in the format `kv`. Beside them a layer has `layers.<i>.bias` and `layers.<i>.norms`
+    where the model adds a bias to queries, keys and values or normalises their heads. Where `fused`, matrices take
     their norm, gate and residual with them.
     """
 
@@ -34,7 +35,6 @@ class Forward:
     matrices: Mapping[str, Linear]
     pool: int
     kv: str = "bf16"
-    pairs: str = "halves"
     activations: str = "bf16"
     fused: bool = False
 
@@ -51,7 +51,7 @@ class Forward:
         for i in range(self.config.layers):
             layer = f"layers.{i}"
             yield self._linear(f"{layer}.qkv", tokens, "stream0", "qkv", norm=f"{layer}.attention_norm")
-            yield from self._attend(layout, f"{layer}.cache")
+            yield from self._attend(layout, layer)
             yield self._linear(f"{layer}.output", tokens, "attended", "stream1", residual="stream0")
             yield self._linear(f"{layer}.gate_up", tokens, "stream1", "gated", norm=f"{layer}.ffn_norm", gated=True)
             yield self._linear(f"{layer}.down", tokens, "gated", "stream0", residual="stream1")
@@ -74,7 +74,7 @@ class Forward:
                 yield self._norm(norm, stream, other, f"{layer}.attention_norm")
                 stream, other = other, stream
             yield self._linear(f"{layer}.qkv", tokens, "normed", "qkv")
-            yield from self._attend(layout, f"{layer}.cache")
+            yield from self._attend(layout, layer)
             yield self._linear(f"{layer}.output", tokens, "attended", "branch")
             yield self._norm(norm, stream, other, f"{layer}.ffn_norm")
             stream, other = other, stream
@@ -88,10 +88,11 @@ class Forward:
             last = "last"
         yield self._linear("head", layout.rows, last, "logits")
 
-    def _attend(self, layout: Layout, cache: str) -> Iterator[Call]:
+    def _attend(self, layout: Layout, layer: str) -> Iterator[Call]:
         """From `qkv` to `attended`."""
         rope, attention = self._rope(layout), self._attention(layout)
-        yield Call(rope, {name: name for name in rope.inputs} | {"q": "q", "cache": cache})
+        own, cache = {name: f"{layer}.{name}" for name in rope.weight_names}, f"{layer}.cache"
+        yield Call(rope, {name: name for name in rope.inputs} | own | {"q": "q", "cache": cache})
         scales = {name: name for name in attention.inputs if name.endswith("_scale")}
         where = {"q_starts": "query_starts", "kv_lens": "lengths", "block_table": "block_table"}
         yield Call(attention, {"q": "q", "cache": cache, **scales, **where, "y": "attended"})
@@ -137,10 +138,13 @@ class Forward:
             c.head_dim,
             self.kv,
             page=PAGE,
-            pairs=self.pairs,
+            pairs=c.pairs,
             activations=self.activations,
             context=c.context,
             pool=self.pool,
+            bias=c.bias,
+            norm=c.qk_norm,
+            eps=c.eps,
         )
 
     def _attention(self, layout: Layout) -> Attention:
@@ -157,4 +161,5 @@ class Forward:
             activations=self.activations,
             q_rows=layout.tokens,
             pool=self.pool,
+            settled=True,
         )

@@ -74,7 +74,7 @@ class StepRunner:
     """
 
     def __init__(self, weights: StepWeights, chip: Chip) -> None:
-        require_kernels(Forward(weights.config, weights.matrices, 2, pairs=weights.pairs), chip.machine)
+        require_kernels(Forward(weights.config, weights.matrices, 2), chip.machine)
         self.weights, self.chip = weights, chip
         self._free: dict[int, list[Room]] = {}
 
@@ -100,7 +100,7 @@ class StepRunner:
         self._free[pages].append(room)
 
     def _new_room(self, pages: int) -> Room:
-        forward = Forward(self.config, self.weights.matrices, 1 + pages, pairs=self.weights.pairs)
+        forward = Forward(self.config, self.weights.matrices, 1 + pages)
         return Room(StepCache(forward, self.chip), forward)
 
 

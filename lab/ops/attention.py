@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.ops.arrays import INDEX, Library, View, is_number, library_of
-from lab.ops.attention_request import NUMBER, SCALES, AttentionRequest, posed, scale_of
+from lab.ops.attention_request import NUMBER, SCALES, AttentionRequest, may_lie_apart, posed, scale_of
 from lab.ops.calls import MOST_READY, Ready, on_gpu, one_device, require_apart, simulated, sizes, spoken
 from lab.ops.indices import require_legal
-from lab.problems import Attention
+from lab.problems import Attention, Operand
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ def attention(
 ) -> Any:
     """y = softmax(scale q k^T) v for every sequence and head; query head h reads KV head h // (heads / kv_heads).
 
-    Arrays are all CuPy's or PyTorch's on one GPU, or all NumPy's, dense and row-major. q is [batch, q_len, heads, dim],
+    Arrays are all CuPy's or PyTorch's on one GPU, or all NumPy's, dense and row-major; or q, and k and v that are not
+    paged, are parts of the rows of one projection, [.., heads + 2 kv_heads, dim]. q is [batch, q_len, heads, dim],
     or with `q_starts` [batch + 1] packed, [tokens, heads, dim]: sequence b has rows q_starts[b] to q_starts[b + 1].
     Keys and values are one of
     - k, v [batch, kv_len, kv_heads, dim], of which sequence b has the first kv_lens[b], by default all;
@@ -89,12 +90,18 @@ def attention(
         return given["y"] if "lse" not in given else (given["y"], given["lse"])
     library = library_of(q)
     described = {
-        name: library.describe(array, spoken(name), INDEX if name in INDICES else "", written=name in _RESULTS)
+        name: library.describe(
+            array,
+            spoken(name),
+            INDEX if name in INDICES else "",
+            name in _RESULTS,
+            may_lie_apart(name, block_table is not None),
+        )
         for name, array in given.items()
         if not (name in SCALES and is_number(array))
     }
-    kinds = [(name, operand.shape, operand.format) for name, operand in described.items()]
-    kinds += [(name, (), NUMBER) for name in given if name not in described]
+    kinds = [(name, operand.shape, operand.format, operand.pitch) for name, operand in described.items()]
+    kinds += [(name, (), NUMBER, 0) for name in given if name not in described]
     problem, names = posed(AttentionRequest(tuple(kinds), *options))
     leading = described["q"].shape[:-1]
     for name, shape, form in (("y", (*leading, problem.value_dim), problem.output), ("lse", leading, "fp32")):
@@ -111,6 +118,7 @@ def attention(
         arrays = {**problem.indices(), **{name: given[called] for name, called in names.items() if called in given}}
         if "kv_starts" in arrays:
             arrays["kv_starts"] = arrays["kv_starts"][: problem.batch]  # q_starts end with one more
+        arrays |= {name: _in_rows(arrays[name], problem.inputs[name]) for name in _apart(problem)}
         require_legal(problem, arrays)
         simulated(problem).bind(arrays, device=None).run()
         return results
@@ -126,8 +134,10 @@ def attention(
             if len(_ready) >= MOST_READY:
                 _ready.clear()
             _libraries[type(q)] = library
-            ready = Ready(bound, sizes(problem), device, stream, tuple(problem.outputs))
-            _ready[key] = ready, {name: names[name] for name in operands}
+            called = {name: names[name] for name in operands}
+            strides = tuple(library.strides_of(given[name]) for name in called.values()) if problem.packed else ()
+            ready = Ready(bound, sizes(problem), device, stream, tuple(problem.outputs), strides)
+            _ready[key] = ready, called
     bound.run_at({name: operand.pointer for name, operand in operands.items()}, stream)
     return results
 
@@ -151,6 +161,18 @@ def _repeated(given: dict[str, Any], options: tuple[Any, ...], stream: int | Non
         return ready.run(library, names, [given[called] for called in names.values()])
     except (AttributeError, KeyError, TypeError):
         return False
+
+
+def _apart(problem: Attention) -> tuple[str, ...]:
+    """The operands that are parts of the rows of a projection."""
+    return () if not problem.packed else ("q",) if problem.page else ("q", "k", "v")
+
+
+def _in_rows(array: NDArray, operand: Operand) -> NDArray:
+    """A copy of an array in rows as long as the operand's, whatever is behind each being NaN."""
+    rows = np.full(operand.shape, -1, f"int{8 * array.itemsize}").view(array.dtype)
+    rows[:, : array.shape[-2]] = array.reshape(-1, *array.shape[-2:])
+    return rows
 
 
 def _fill_scales(

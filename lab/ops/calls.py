@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from lab.execute import Plan, plan
 from lab.gpu.device import machine
 from lab.gpu.parameters import ALIGNMENT
-from lab.ops.arrays import Library, View
+from lab.ops.arrays import Library, Strides, View
 from lab.problems import Problem
 from sim.errors import InputError
 from sim.formats import storage_of
@@ -25,7 +25,8 @@ MOST_READY = 4096  # plans that repeated calls find at once
 class Ready:
     """What calls on arrays of the same shapes and types find at once, on one GPU and stream.
 
-    `nbytes` are those of each operand. Addresses that were checked once have a call of their own.
+    `nbytes` are those of each operand. `strides` are the arrays' own where rows lie apart. Addresses that were checked
+    once have a call of their own.
     """
 
     bound: "DeviceBound"
@@ -33,11 +34,12 @@ class Ready:
     device: int
     stream: int
     written: tuple[str, ...] = ("y",)
+    strides: Strides = ()
     _known: dict[tuple[int, ...], Callable[[], None]] = field(default_factory=dict)
 
     def run(self, library: Library, names: Iterable[str], arrays: Iterable[Any]) -> bool:
         """Run on a library's arrays, named in their order; False where any cannot be taken so."""
-        pointers = library.addresses(arrays, self.device)
+        pointers = library.addresses(arrays, self.device, self.strides)
         call = self._known.get(pointers)
         if call is None:
             at = dict(zip(names, pointers, strict=True))
@@ -84,7 +86,7 @@ def one_device(described: Mapping[str, View]) -> int | None:
 
 def require_apart(described: Mapping[str, View], written: Collection[str]) -> None:
     """Raise InputError where a result overlaps another one, or what is still read while it is written."""
-    ends = {name: o.pointer + _nbytes(o.shape, o.format) for name, o in described.items()}
+    ends = {name: o.pointer + _nbytes(o.shape, o.format, o.pitch) for name, o in described.items()}
     for result in written:
         start = described[result].pointer
         for name, operand in described.items():
@@ -94,8 +96,11 @@ def require_apart(described: Mapping[str, View], written: Collection[str]) -> No
 
 
 @lru_cache(maxsize=4096)
-def _nbytes(shape: tuple[int, ...], form: str) -> int:
-    return storage_of(form).itemsize * prod(shape)
+def _nbytes(shape: tuple[int, ...], form: str, pitch: int) -> int:
+    """From the first element to the last one."""
+    row = prod(shape[-2:])
+    apart = (pitch - row) * (prod(shape[:-2]) - 1) if pitch else 0
+    return storage_of(form).itemsize * (prod(shape) + apart)
 
 
 @lru_cache(maxsize=1024)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.problems._linear_reference import reference
-from lab.problems.protocol import EVERY_ROW, Arrays, Estimate, Operand, Problem, drawn, require_extents
+from lab.problems.protocol import EVERY_ROW, Arrays, Estimate, Operand, Problem, drawn, power_of_two, require_extents
 from sim import int4
 from sim.errors import InputError
 from sim.formats import FORMATS, format_named
@@ -169,7 +169,7 @@ class Linear(Problem):
     def tuned_class(self) -> dict[str, Any]:
         """Extents, weights and unusual fields, m rounded up to a power of two."""
         fields = {name: value for name, value in self.as_dict().items() if name != "kind"}
-        return {**fields, "m": 1 << (self.m - 1).bit_length()}
+        return {**fields, "m": power_of_two(self.m)}
 
     def multiples(self, row_bytes: int) -> dict[str, int]:
         per_row = {name: 8 * row_bytes // FORMATS[name].bits for name in FORMATS}

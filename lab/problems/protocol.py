@@ -216,6 +216,17 @@ def require_extents(problem: Any, names: tuple[str, ...], least: int = 1) -> Non
             raise InputError(f"{name} must be from {least} to {MAX_DIMENSION:,}; {name} = {value:,}")
 
 
+def require_activations(problem: Any) -> None:
+    """Raise InputError where `activations` is no format of plain floats."""
+    if problem.activations not in ("fp32", "fp16", "bf16"):
+        raise InputError(f"activations are in fp32, fp16 or bf16, not {problem.activations}")
+
+
+def power_of_two(extent: int) -> int:
+    """The extent rounded up to a power of two."""
+    return 1 << (extent - 1).bit_length()
+
+
 def drawn(rng: np.random.Generator, shape: tuple[int, ...], form: str, special: str = "") -> NDArray:
     """N(0, 1) as storage bits, special values among them; threads draw the parts of a large array, each its own."""
     size = prod(shape)

@@ -5,8 +5,24 @@ of numbers (decode.py) and interpreted by Numba code (interpret.py) over tables 
 modelled and what is not stands in the modules: numerics in fpu.py and tensor.py, happens-before in hazards.py.
 """
 
+from sim.emulator.decode import decode
+from sim.emulator.image import Buffer, Image, Map
 from sim.emulator.ptx import EmulatorError
 from sim.emulator.report import Access, Emulation, Event, Hazard, Statistics, to_chrome_trace
-from sim.emulator.run import run
+from sim.emulator.run import execute, run
 
-__all__ = ["Access", "Emulation", "EmulatorError", "Event", "Hazard", "Statistics", "run", "to_chrome_trace"]
+__all__ = [
+    "Access",
+    "Buffer",
+    "Emulation",
+    "EmulatorError",
+    "Event",
+    "Hazard",
+    "Image",
+    "Map",
+    "Statistics",
+    "decode",
+    "execute",
+    "run",
+    "to_chrome_trace",
+]

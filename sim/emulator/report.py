@@ -1,6 +1,6 @@
 """What an emulation found: hazards in words, statistics, a trace."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,6 @@ from sim.emulator import hazards as z
 from sim.emulator import isa
 from sim.emulator import tables as t
 from sim.emulator.program import Program
-from sim.launch import Launch
 
 
 @dataclass(frozen=True)
@@ -29,12 +28,16 @@ class Access:
 
 @dataclass(frozen=True)
 class Hazard:
-    """Something wrong with the kernel: a kind, one sentence, the access that met it and the one it conflicts with."""
+    """Something wrong with the kernel: a kind, one sentence, the access that met it and the one it conflicts with.
+
+    `count` says how often the two met.
+    """
 
     kind: str
     message: str
     access: Access
     other: Access | None = None
+    count: int = 1
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.message}"
@@ -84,6 +87,7 @@ class Emulation:
 
     `order` is a digest of whose writes each part of a CTA read: equal for every interleaving of a kernel without
     hazards in which no atomic chooses who reads what, and for two kernels that do the same in the same order.
+    `truncated` says that a limit of steps or seconds came before the end.
     """
 
     counts: Counts
@@ -91,6 +95,7 @@ class Emulation:
     statistics: Statistics
     trace: tuple[Event, ...] = field(default=())
     order: int = 0
+    truncated: bool = False
 
 
 _KINDS = {
@@ -142,14 +147,14 @@ _KINDS = {
 _RACE_NAMES = ("race on shared memory", "race on global memory")
 
 
-def hazards_of(tables: t.Tables, program: Program, launch: Launch) -> Iterator[Hazard]:
-    """The hazards that the interpreter noted, in words."""
+def hazards_of(tables: t.Tables, program: Program, arrays: Sequence[str]) -> Iterator[Hazard]:
+    """The hazards that the interpreter noted, in words; `arrays` are the names of all that global memory holds."""
     cfg = tables[t.CFG]
     for row in tables[t.HAZARDS][: int(cfg[t.HAZARD_COUNT])]:
-        yield _hazard(row, tables, program, launch)
+        yield _hazard(row, tables, program, arrays)
 
 
-def _hazard(row: NDArray[np.int64], tables: t.Tables, program: Program, launch: Launch) -> Hazard:
+def _hazard(row: NDArray[np.int64], tables: t.Tables, program: Program, arrays: Sequence[str]) -> Hazard:
     kind, pc, other, address = (int(row[c]) for c in (t.Z_KIND, t.Z_PC, t.Z_OTHER, t.Z_ADDRESS))
     name, sentence = _KINDS[kind]
     me = _access(int(row[t.Z_AGENT]), pc, tables, program, int(row[t.Z_LANE]))
@@ -160,15 +165,14 @@ def _hazard(row: NDArray[np.int64], tables: t.Tables, program: Program, launch: 
         name = _RACE_NAMES[address >= 1 << isa.ARRAY_SHIFT]
     verb = "write" if int(row[t.Z_EXTRA]) == 0 else "read and write"
     message = sentence.format(
-        me=me, other=against or "another access", where=_place(kind, row, launch, program), verb=verb,
+        me=me, other=against or "another access", where=_place(kind, row, arrays), verb=verb,
         extra=int(row[t.Z_EXTRA]), address=address, other_pc=other,
     )  # fmt: skip
     return Hazard(name, message, me, against)
 
 
-def _place(kind: int, row: NDArray[np.int64], launch: Launch, program: Program) -> str:
+def _place(kind: int, row: NDArray[np.int64], names: Sequence[str]) -> str:
     address = int(row[t.Z_ADDRESS])
-    names = [a.name for a in launch.arrays] + [v.name for v in program.variables]
     if kind in (z.UNINITIALISED_OUTPUT, z.INPUT_WRITTEN):
         array = int(row[t.Z_EXTRA])
         return f"{names[array]} + {address}" if 0 <= array < len(names) else f"byte {address}"

@@ -3,6 +3,8 @@
 import contextlib
 import fcntl
 from functools import cache
+from math import inf, prod
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -11,15 +13,17 @@ from numpy.typing import NDArray
 
 from sim.cache import replay
 from sim.counts import SECTOR, Counts
-from sim.emulator import interpret, isa
+from sim.emulator import hazards as z
+from sim.emulator import interpret
 from sim.emulator import tables as t
 from sim.emulator.decode import decode
+from sim.emulator.image import Buffer, Image, address, image_of
 from sim.emulator.program import Program
 from sim.emulator.ptx import EmulatorError
 from sim.emulator.report import Emulation, Hazard, hazards_of, stalled, statistics_of, trace_of
 from sim.errors import EnvironmentFailure
 from sim.folders import cache_dir
-from sim.launch import Array, Launch, Role, Scalar, TensorMap
+from sim.launch import Launch
 from sim.machine import Machine
 
 _ALIGNMENT = 256  # bytes, of every array, as cudaMalloc gives
@@ -28,31 +32,39 @@ _CLOCK_BUDGET = 1 << 28  # bytes of vector clocks
 _RESIDENT = 8  # clusters resident at once, where the grid does not synchronise
 _MAX_STEPS = 1 << 34  # warp instructions
 _LANES = 32
-_MAP_FORMATS = {"fp32": isa.F32, "fp16": isa.F16, "bf16": isa.BF16}
+_SLICE = 1 << 22  # warp instructions between two looks at the clock
 
 
-def run(
+def run(ptx: str, launch: Launch, arrays: dict[str, NDArray[Any]], machine: Machine, **options: Any) -> Emulation:
+    """Execute one launch of a kernel; output arrays are written in place.
+
+    `arrays` holds each array argument's storage bits by name. Options and errors are those of `execute`.
+    """
+    return execute(ptx, image_of(launch, arrays), machine, **options)
+
+
+def execute(
     ptx: str,
-    launch: Launch,
-    arrays: dict[str, NDArray[Any]],
+    image: Image,
     machine: Machine,
     *,
     seed: int = 0,
     check: bool = True,
     trace: bool = False,
     max_steps: int = _MAX_STEPS,
+    deadline_s: float = inf,
 ) -> Emulation:
-    """Execute one launch; output arrays are written in place.
+    """Execute one launch; its buffers and module variables are updated in place.
 
-    `arrays` holds each array argument's storage bits by name. `seed` chooses the interleaving of warps, CTAs and
-    copies. `check` finds hazards and poison; without it only results and counts remain. `trace` keeps events for
-    `Emulation.trace`. A limit of `max_steps` warp instructions stands in for a deadline. Raises EmulatorError for PTX
-    that the emulator does not know and for a launch that does not fit its parameters.
+    `seed` chooses the interleaving of warps, CTAs and copies. `check` finds hazards and poison; without it only results
+    and counts remain. `trace` keeps events for `Emulation.trace`. A run ends after `max_steps` warp instructions or
+    `deadline_s` seconds, and is then truncated. Raises EmulatorError for PTX that the emulator does not know and for a
+    launch that does not fit its parameters.
     """
-    program = decode(ptx, launch.entry, len(launch.arrays))
-    chip = _Chip(program, launch, arrays, machine, seed, check, trace, max_steps)
-    outcome = int(_interpreter()(chip.tables.handle))
-    chip.copy_back(arrays)
+    program = decode(ptx, image.entry, len(image.buffers))
+    chip = _Chip(program, image, machine, seed, check, trace)
+    outcome = chip.run(max_steps, monotonic() + deadline_s)
+    chip.copy_back()
     return chip.emulation(outcome)
 
 
@@ -70,38 +82,38 @@ def _interpreter() -> Any:
 class _Chip:
     """The tables of one launch."""
 
-    def __init__(
-        self,
-        program: Program,
-        launch: Launch,
-        arrays: dict[str, NDArray[Any]],
-        machine: Machine,
-        seed: int,
-        check: bool,
-        trace: bool,
-        max_steps: int,
-    ) -> None:
-        self.program, self.launch, self.machine = program, launch, machine
+    def __init__(self, program: Program, image: Image, machine: Machine, seed: int, check: bool, trace: bool) -> None:
+        self.program, self.image, self.machine = program, image, machine
         self.tables = t.Tables()
         self.cfg = self.tables.add(t.CFG, np.zeros(t.CFG_SIZE, np.int64))
         self.check, self.trace = check, trace
-        self._geometry(max_steps)
-        self._global_memory(arrays)
+        self._geometry()
+        self._global_memory()
         self._parameters()
         self._agents()
         self._state()
         state = np.array([(2 * seed + 1) * 0x9E3779B97F4A7C15 % (1 << 64)], np.uint64)
         self.tables.add(t.RNG, state)
 
-    def _geometry(self, max_steps: int) -> None:
-        cfg, launch, program = self.cfg, self.launch, self.program
-        threads, size = launch.threads, int(np.prod(launch.cluster))
-        if threads > 1024 or any(g % c for g, c in zip(launch.grid, launch.cluster, strict=True)):
+    def run(self, max_steps: int, deadline: float) -> int:
+        """Interpret until the launch ends, stalls, has executed `max_steps` or the clock says `deadline`."""
+        cfg, interpreter = self.cfg, _interpreter()
+        while True:
+            cfg[t.MAX_STEPS] = min(int(cfg[t.STEPS]) + _SLICE, max_steps)
+            outcome = int(interpreter(self.tables.handle))
+            if outcome != interpret.OUT_OF_STEPS or cfg[t.STEPS] > max_steps or monotonic() > deadline:
+                return outcome
+
+    def _geometry(self) -> None:
+        cfg, launch, program = self.cfg, self.image, self.program
+        threads, size = prod(launch.block), prod(launch.cluster)
+        uneven = any(g % c for g, c in zip(launch.grid, launch.cluster, strict=True))
+        if not 0 < threads <= 1024 or min(launch.grid) < 1 or uneven:
             raise EmulatorError(
                 f"{launch.entry}: {threads} threads, grid {launch.grid}, cluster {launch.cluster} is no launch"
             )
         warps = -(-threads // _LANES)
-        clusters = launch.ctas // size
+        clusters = prod(launch.grid) // size
         shared = program.shared + launch.shared_bytes
         stride = max(1024, -(-shared // 1024) * 1024)
         per_cluster = size * warps * program.registers * _LANES * 8
@@ -125,7 +137,6 @@ class _Chip:
             t.SHARED_SHIFT: program.shared_granule.bit_length() - 1,
             t.GLOBAL_SHIFT: program.global_granule.bit_length() - 1,
             t.TRACE: self.trace,
-            t.MAX_STEPS: max_steps,
             t.SM_COUNT: self.machine.sms,
             t.DYNAMIC_SHARED: launch.shared_bytes,
             t.QUANTUM: 4000,
@@ -140,35 +151,33 @@ class _Chip:
         for column, value in values.items():
             cfg[column] = int(value)
 
-    def _global_memory(self, arrays: dict[str, NDArray[Any]]) -> None:
+    def _global_memory(self) -> None:
         program, cfg = self.program, self.cfg
-        pieces: list[tuple[NDArray[np.uint8], bool, bool]] = []  # bytes, tracked, poison at first
-        for argument in self.launch.arrays:
-            array = arrays[argument.name]
-            if not array.flags.c_contiguous or array.nbytes != argument.nbytes:
-                raise EmulatorError(
-                    f"array {argument.name} holds {array.nbytes} B; the launch says {argument.nbytes}, dense"
-                )
-            pieces.append((array.reshape(-1).view(np.uint8), argument.role is not Role.IN, argument.role is Role.OUT))
+        pieces = list(self.image.buffers)
         for variable in program.variables:
             data = np.zeros(max(variable.size, 1), np.uint8)
-            data[: len(variable.data)] = np.frombuffer(variable.data, np.uint8)
-            pieces.append((data, variable.space == "global", False))
+            given = self.image.variables.get(variable.name, np.frombuffer(variable.data, np.uint8))
+            data[: len(given)] = given
+            pieces.append(Buffer(variable.name, data, variable.space == "global"))
+        self.pieces = pieces
         rows = np.zeros((len(pieces), t.ARRAY_COLUMNS), np.int64)
         flat = granules = marks = 0
         granule = program.global_granule
-        for row, (data, tracked, _) in zip(rows, pieces, strict=True):
-            row[t.A_FLAT], row[t.A_BYTES], row[t.A_TRACKED] = flat, data.size, tracked
-            row[t.A_GRANULE], row[t.A_MARK], row[t.A_INPUT] = granules, marks, not tracked
-            flat += -(-data.size // _ALIGNMENT) * _ALIGNMENT
-            marks += -(-data.size // SECTOR)
-            granules += -(-data.size // granule) if tracked and self.check else 0
+        for row, piece in zip(rows, pieces, strict=True):
+            size, tracked = piece.data.size, piece.writable or piece.unset is not None
+            row[t.A_FLAT], row[t.A_BYTES], row[t.A_TRACKED] = flat, size, tracked
+            row[t.A_GRANULE], row[t.A_MARK], row[t.A_INPUT] = granules, marks, not piece.writable
+            flat += -(-size // _ALIGNMENT) * _ALIGNMENT
+            marks += -(-size // SECTOR)
+            granules += -(-size // granule) if tracked and self.check else 0
         memory = np.empty(max(flat, _ALIGNMENT), np.uint8)
         state = np.ones(granules + 1, np.uint8)
-        for row, (data, tracked, poison) in zip(rows, pieces, strict=True):
-            memory[row[t.A_FLAT] : row[t.A_FLAT] + data.size] = data
-            if tracked and poison and self.check:
-                state[row[t.A_GRANULE] : row[t.A_GRANULE] + -(-data.size // granule)] = 0
+        for row, piece in zip(rows, pieces, strict=True):
+            memory[row[t.A_FLAT] : row[t.A_FLAT] + piece.data.size] = piece.data
+            if piece.unset is not None and piece.data.size and self.check:
+                self._granules(state, row)[:] = ~np.logical_or.reduceat(
+                    piece.unset, np.arange(0, piece.data.size, granule)
+                )
         add = self.tables.add
         for table, kind in ((t.G8, np.uint8), (t.G16, np.uint16), (t.G32, np.uint32), (t.G64, np.uint64)):
             add(table, memory.view(kind))
@@ -179,76 +188,41 @@ class _Chip:
         add(t.GLOBAL_STATE, state)
         cfg[t.ARRAY_COUNT] = len(pieces)
 
+    def _granules(self, table: NDArray[Any], row: NDArray[np.int64]) -> NDArray[Any]:
+        """The part of a table of granules that belongs to the array of that row."""
+        first = int(row[t.A_GRANULE])
+        return table[first : first - (-int(row[t.A_BYTES]) // self.program.global_granule)]
+
     def _parameters(self) -> None:
-        program, launch = self.program, self.launch
-        if len(program.parameters) != len(launch.arguments):
-            takes, gets = len(program.parameters), len(launch.arguments)
-            raise EmulatorError(f"{launch.entry} takes {takes} parameters; the launch has {gets} arguments")
+        program, image = self.program, self.image
+        if len(program.parameters) != len(image.parameters):
+            takes, gets = len(program.parameters), len(image.parameters)
+            raise EmulatorError(f"{image.entry} takes {takes} parameters; the launch has {gets} arguments")
         data = np.zeros(max(program.parameter_bytes, 16), np.uint8)
-        numbers = {a.name: i for i, a in enumerate(launch.arrays)}
-        maps: list[NDArray[np.int64]] = []
-        for argument, parameter, offset in zip(
-            launch.arguments, program.parameters, program.parameter_offsets, strict=True
-        ):
-            if isinstance(argument, TensorMap):
-                maps.append(self._map(argument, offset, numbers))
-                size = 128
-            elif isinstance(argument, Array):
-                bits = np.array([(numbers[argument.name] + 1) << isa.ARRAY_SHIFT], np.uint64).view(np.uint8)
-                size = bits.size
-                data[offset : offset + size] = bits
+        for i, (bits, parameter) in enumerate(zip(image.parameters, program.parameters, strict=True)):
+            if bits.size != parameter.size:
+                sides = f"argument {i + 1} has {bits.size} B; parameter {parameter.name} has {parameter.size}"
+                raise EmulatorError(f"{image.entry}: {sides}")
+            offset = program.parameter_offsets[i]
+            data[offset : offset + bits.size] = bits
+        places = {v.name: address(len(image.buffers) + i) for i, v in enumerate(program.variables)}
+        maps = np.zeros((max(len(image.maps), 1), t.MAP_COLUMNS), np.int64)
+        for row, one in zip(maps, image.maps, strict=False):
+            dims = len(one.shape)
+            if one.variable:
+                row[t.T_OFFSET] = one.offset + places.get(one.variable, -1)
+            elif one.parameter is not None:
+                row[t.T_OFFSET] = one.offset + program.parameter_offsets[one.parameter]
             else:
-                assert isinstance(argument, Scalar)
-                bits = np.array([argument.value], argument.type).view(np.uint8)
-                size = bits.size
-                data[offset : offset + size] = bits
-            if size != parameter.size:
-                sides = f"argument {argument.name} has {size} B; parameter {parameter.name} has {parameter.size}"
-                raise EmulatorError(f"{launch.entry}: {sides}")
+                row[t.T_OFFSET] = one.offset
+            row[t.T_ARRAY], row[t.T_DIMS], row[t.T_ELEMENT] = one.buffer, dims, one.element
+            row[t.T_SWIZZLE], row[t.T_FORMAT] = one.swizzle, one.number
+            row[t.T_SIZE : t.T_SIZE + dims] = one.shape[::-1]
+            row[t.T_STRIDE : t.T_STRIDE + dims] = one.strides[::-1]
+            row[t.T_BOX : t.T_BOX + dims] = one.box[::-1]
         self.tables.add(t.PARAM8, data)
-        self.tables.add(
-            t.MAPS,
-            np.array(maps, np.int64).reshape(len(maps), t.MAP_COLUMNS)
-            if maps
-            else np.zeros((1, t.MAP_COLUMNS), np.int64),
-        )
-        self.cfg[t.PARAM_BYTES], self.cfg[t.MAP_COUNT] = data.size, len(maps)
-
-    def _map(self, argument: TensorMap, offset: int, numbers: dict[str, int]) -> NDArray[np.int64]:
-        array = next(a for a in self.launch.arrays if a.name == argument.array)
-        element = array.storage.itemsize
-        dims = len(argument.shape)
-        row = np.zeros(t.MAP_COLUMNS, np.int64)
-        row[t.T_OFFSET], row[t.T_ARRAY], row[t.T_DIMS], row[t.T_ELEMENT] = (
-            offset,
-            numbers[argument.array],
-            dims,
-            element,
-        )
-        row[t.T_SWIZZLE] = argument.swizzle
-        row[t.T_FORMAT] = _MAP_FORMATS.get(array.format, isa.UNSIGNED)
-        row[t.T_SIZE : t.T_SIZE + dims] = argument.shape[::-1]
-        row[t.T_STRIDE : t.T_STRIDE + dims] = [s * element for s in argument.strides[::-1]]
-        row[t.T_BOX : t.T_BOX + dims] = argument.box[::-1]
-        self._check_map(argument, element, array)
-        return row
-
-    def _check_map(self, argument: TensorMap, element: int, array: Array) -> None:
-        """What cuTensorMapEncodeTiled refuses (CUDA Driver API, Tensor Map Object Management)."""
-        problems = []
-        inner = argument.box[-1] * element
-        if any(not 1 <= b <= 256 for b in argument.box):
-            problems.append(f"a box of {argument.box}; each extent is 1 to 256")
-        if inner % 16:
-            problems.append(f"box rows of {inner} B; they are multiples of 16")
-        if argument.swizzle and inner > argument.swizzle:
-            problems.append(f"box rows of {inner} B with a swizzle of {argument.swizzle}")
-        if any(s * element % 16 for s in argument.strides[:-1]) or argument.strides[-1] != 1:
-            problems.append(f"strides {argument.strides}; all but the innermost are multiples of 16 B")
-        if not 1 <= len(argument.shape) <= 5:
-            problems.append(f"{len(argument.shape)} dimensions")
-        if problems:
-            raise EmulatorError(f"tensor map {argument.name} over {array.name} has {problems[0]}")
+        self.tables.add(t.MAPS, maps)
+        self.cfg[t.PARAM_BYTES], self.cfg[t.MAP_COUNT] = data.size, len(image.maps)
 
     def _agents(self) -> None:
         program, cfg = self.program, self.cfg
@@ -266,7 +240,7 @@ class _Chip:
         cfg[t.AGENTS] = at
         cfg[t.WIDE] = program.synchronises
         cfg[t.CLOCK_SECTIONS] = 4 if program.synchronises else 2
-        cfg[t.CLOCK_WIDTH] = at * (self.launch.ctas if program.synchronises else cfg[t.CLUSTER_SIZE])
+        cfg[t.CLOCK_WIDTH] = at * (prod(self.image.grid) if program.synchronises else cfg[t.CLUSTER_SIZE])
         if self.check:
             row = 4 * int(cfg[t.CLOCK_WIDTH] * cfg[t.CLOCK_SECTIONS])
             fit = _CLOCK_BUDGET // (row * int(cfg[t.CLUSTER_SIZE]) * (warps + t.BARRIERS))
@@ -315,27 +289,31 @@ class _Chip:
         add(t.SCRATCH, np.zeros((8, _LANES), np.int64))
         add(t.LANE_RESULT, np.zeros(_LANES, np.uint64))
 
-    def copy_back(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Write what the kernel may have changed back into the caller's arrays."""
-        memory = self.tables[t.G8]
-        for argument, row in zip(self.launch.arrays, self.tables[t.ARRAYS], strict=False):
-            if argument.role is not Role.IN:
-                data = memory[row[t.A_FLAT] : row[t.A_FLAT] + row[t.A_BYTES]]
-                array = arrays[argument.name]
-                array[...] = data.view(array.dtype).reshape(array.shape)
+    def copy_back(self) -> None:
+        """Write what the kernel may have changed back into the buffers and variables of the image."""
+        memory, state = self.tables[t.G8], self.tables[t.GLOBAL_STATE]
+        for number, (piece, row) in enumerate(zip(self.pieces, self.tables[t.ARRAYS], strict=True)):
+            if not piece.writable:
+                continue
+            piece.data[:] = memory[row[t.A_FLAT] : row[t.A_FLAT] + row[t.A_BYTES]]
+            if number >= len(self.image.buffers):
+                self.image.variables[piece.name] = piece.data
+            elif piece.unset is not None and self.check:
+                unset = self._granules(state, row) != z.CLEAN
+                piece.unset[:] = np.repeat(unset, self.program.global_granule)[: piece.data.size]
 
     def emulation(self, outcome: int) -> Emulation:
         """What the run found."""
         stat, cfg = self.tables[t.STAT], self.cfg
         if cfg[t.STOPPED] == 2:
-            raise EmulatorError(f"{self.launch.entry} initialises more than {t.MBARRIERS} mbarriers in a CTA")
-        found = list(hazards_of(self.tables, self.program, self.launch))
+            raise EmulatorError(f"{self.image.entry} initialises more than {t.MBARRIERS} mbarriers in a CTA")
+        found = list(hazards_of(self.tables, self.program, [piece.name for piece in self.pieces]))
         if outcome == interpret.DEADLOCKED:
             found.append(stalled(self.tables, self.program, "deadlock"))
         elif outcome == interpret.OUT_OF_STEPS:
             found.append(stalled(self.tables, self.program, "livelock"))
         marks = self.tables[t.MARKS]
-        rows = self.tables[t.ARRAYS][: len(self.launch.arrays)]
+        rows = self.tables[t.ARRAYS][: len(self.image.buffers)]
         segments = [marks[r[t.A_MARK] : r[t.A_MARK] + -(-int(r[t.A_BYTES]) // SECTOR)] for r in rows]
         traffic = replay(segments, self.machine)
         counts = Counts(
@@ -352,4 +330,5 @@ class _Chip:
         )
         hazards: tuple[Hazard, ...] = tuple(found)
         statistics = statistics_of(stat, int(cfg[t.STEPS]))
-        return Emulation(counts, hazards, statistics, trace_of(self.tables, self.program), int(stat[t.ORDER]))
+        return Emulation(counts, hazards, statistics, trace_of(self.tables, self.program), int(stat[t.ORDER]),
+                         outcome == interpret.OUT_OF_STEPS)  # fmt: skip

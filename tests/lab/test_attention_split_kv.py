@@ -106,6 +106,7 @@ CASES = [
     (Attention(2, 8, 2, 128, 2, 200, kv_lens=(77, 200), page=1, lse=True), {}),
     (Attention(2, 3, 1, 64, 6, 200, q_lens=(4, 6), kv_lens=(3, 200), page=16, window=50), {"row_groups": 2}),
     (Attention(2, 8, 2, 128, 1, 300, kv_lens=(230, 300), kv="fp8", page=64, lse=True), {"overhead_units": 1}),
+    (Attention(2, 8, 2, 128, 2, 300, kv_lens=(77, 300), page=16, settled=True), {"warps": 2}),
     (Attention(1, 8, 2, 128, 1, 300, lse=True), {"cluster": 4}),
     (Attention(1, 3, 1, 64, 6, 200, kv_lens=(150,)), {"cluster": 2, "row_groups": 2}),
     (Attention(1, 4, 1, 64, 2, 300, kv_lens=(20,), page=16), {"cluster": 4}),  # not all of the cluster have a part
@@ -115,7 +116,7 @@ CASES = [
 
 @pytest.mark.parametrize(("problem", "changed"), CASES, ids=lambda value: getattr(value, "kv", ""))
 def test_the_ptx_does_what_the_simulation_does(problem: Attention, changed: dict[str, int]) -> None:
-    schedule = split(problem, warps=4, stages=2, **changed)
+    schedule = split(problem, **{"warps": 4, "stages": 2, **changed})
     found = check_ptx(KERNEL, problem, schedule, CHIP)
     assert found.passed, found
     counted = verify(KERNEL, problem, schedule, CHIP, simulator(KERNEL, CHIP)).counted

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from lab.cards import fits
 from lab.kernel import Bills, Solves, require_choice, require_shared
 from lab.kernels.attention import mla_simulation, mla_theory
-from lab.kernels.attention.mla_plan import BLOCK_M, BLOCK_N, BOX_COLUMNS, FLOAT, SIZE, WARP, plan_of, workers_of
+from lab.kernels.attention.mla_plan import BLOCK_M, BLOCK_N, BOX_COLUMNS, FLOAT, SIZE, WARP, partition_of, workers_of
 from lab.kernels.common.norm import joined
 from lab.problems import Attention
 from sim.counts import Counts
@@ -163,7 +163,7 @@ def bills(problem: Attention, schedule: Schedule, machine: Machine, clock: str) 
     """Starts, and little more than the longer of two: HBM, and the products of the worker with most blocks."""
     p, s = problem, schedule
     model = fits.coefficients(Coefficients, "attention_mla", machine, clock)
-    plan = plan_of(p, s, workers_of(s, machine))
+    plan = partition_of(p, s, workers_of(s, machine))
     most = (plan.each + (plan.longer > 0)) * (int(plan.blocks.max()) if plan.whole else 1)  # blocks
     of_block = 2 * BLOCK_M * BLOCK_N * (p.head_dim + p.value_dim) * machine.sms
     stream = {

@@ -4,7 +4,8 @@
 // time, to its own ring in shared memory, and waits for nobody; so what an SM has under way is what its shared memory
 // holds. Sequences are divided over the SMs on the device, from their lengths. A CTA that shares a sequence with others
 // leaves a partial result, and who comes last adds them up in the same launch. A short sequence alone is a cluster's, whose
-// CTAs add up its rows between them.
+// CTAs add up its rows between them. Where all but the last tokens are settled, plans and first copies are made while the
+// launch before is still at work.
 //
 // Warp roles: all alike. The teams of a KV head take the units of a stretch in turn, each with a softmax of its own; at
 // the end of a sequence their sums meet in shared memory. A team is one warp, or several where the queries are many.
@@ -27,6 +28,12 @@ constexpr int INSIDE = schedule::ring_rows * ROW_BYTES + schedule::merge_rows * 
                        schedule::inbox_rows * (DIM + 2) * int(sizeof(float)) + int(sizeof(uint64_t)) + 1;
 static_assert(sizeof(Shared) == (INSIDE + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT, "what the launch asks for");
 
+// What the launch before has written is there from here on, and the next launch may start.
+__device__ __forceinline__ void follow() {
+    ptx::griddepcontrol::wait();
+    ptx::griddepcontrol::launch_dependents();
+}
+
 extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_per_sm)
     attention_split_kv(const Activation* __restrict__ q, const Element* __restrict__ k, const Element* __restrict__ v,
                        const int32_t* __restrict__ q_starts, const int32_t* __restrict__ kv_lens,
@@ -34,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
                        const float* __restrict__ v_scale, Activation* __restrict__ y, float* __restrict__ lse,
                        float* partial, float2* partial_sums, uint32_t* arrivals, int batch_size, int kv_heads,
                        int max_kv_len, int pages, int table_width, int64_t page_stride, int64_t head_stride,
-                       int token_stride, int64_t value_offset, float scale) {
+                       int token_stride, int64_t value_offset, float scale, int settled) {
     extern __shared__ __align__(ALIGNMENT) uint8_t dynamic[];
     Shared& shared = *reinterpret_cast<Shared*>(dynamic);
     const Team team;
@@ -48,16 +55,20 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     const Batch batch{q_starts, kv_lens, batch_size, max_kv_len};
 
     if constexpr (CLUSTER) begin_cluster(shared.merge);
-    ptx::griddepcontrol::wait();
-    ptx::griddepcontrol::launch_dependents();
+    if (!settled) follow();
     const int first_row_of_sequence = ask_ahead(cache, batch_size);
     Walk walk(batch, stretch, gridDim.x / ctas);
     Source source(cache, team, walk, first_row_of_sequence);
     Stage(&ring)[STAGES] = shared.ring[team.index()];
     if constexpr (CLUSTER) ptx::cluster::wait();
     const float scale_log2 = scale * LOG2_E * (FP8 ? k_scale[head] / QUERY_SCALE : 1);
-    const int first_row = team.row_group * TILES * EIGHT;
+    const int first_row = team.row_group * TILES * MMA_N;
     int stage = 0, filled = 0;
+    if (settled) {
+#pragma unroll 1
+        for (; filled < STAGES - 1 && source.is_settled(); ++filled) source.copy_next(ring[filled]);
+        follow();
+    }
     for (Part part = walk.next(); part.exists(); part = walk.next()) {
         Queries queries;
         load_queries(queries, q, part.sequence, head, kv_heads * problem::group, first_row);

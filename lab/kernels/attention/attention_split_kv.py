@@ -37,7 +37,7 @@ SOLVES = Solves(
 
 LANES = 32
 UNIT = 16  # tokens that a team multiplies at once: the rows of an mma
-EIGHT = 8  # columns of an mma
+MMA_N = 8  # columns of an mma
 MMA_K = 16
 MERGED_ROWS = 4  # of a warp, that meet in shared memory at once
 FLOAT = 4  # bytes
@@ -98,7 +98,7 @@ class Schedule:
     @property
     def rows(self) -> int:
         """Queries that share a KV head, at most: of all tokens and of all query heads."""
-        return EIGHT * self.query_tiles * self.row_groups
+        return MMA_N * self.query_tiles * self.row_groups
 
     @property
     def ring_rows(self) -> int:
@@ -297,6 +297,7 @@ def _extents(problem: Attention) -> tuple[Scalar, ...]:
         Scalar("token_stride", token_stride),
         Scalar("value_offset", value_offset, "int64"),
         Scalar("scale", p.score_scale, "float32"),
+        Scalar("settled", int(p.settled)),
     )
 
 
@@ -313,10 +314,10 @@ def bills(problem: Attention, schedule: Schedule, machine: Machine, clock: str) 
     """A start, and little more than the longer of two: HBM, and the instructions of an SM for its stretches."""
     p, s = problem, schedule
     model = fits.coefficients(Coefficients, "attention_split_kv", machine, clock)
-    units = decode_plan.plan_of(p, s, stretches(p, s, machine)).length * s.heads * s.ctas_per_sm
+    units = decode_plan.partition_of(p, s, stretches(p, s, machine)).length * s.heads * s.ctas_per_sm
     stream = {
         "HBM": 1e6 * (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)),
-        "instructions": 1e6 * units * s.rows / EIGHT * model.tile_clocks / machine.clock_hz,
+        "instructions": 1e6 * units * s.rows / MMA_N * model.tile_clocks / machine.clock_hz,
     }
     return Bills(model.start_us + joined(model.blend, *stream.values()), {"launch": model.start_us, **stream})
 

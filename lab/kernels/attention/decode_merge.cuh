@@ -10,8 +10,8 @@
 #include "ptx/mbarrier.cuh"
 #include "ptx/store.cuh"
 
-constexpr int ROWS = EIGHT * TILES * ROW_GROUPS;  // of q that share a KV head, at most
-constexpr int FOUR = EIGHT / 2;                   // rows that meet in shared memory at once
+constexpr int ROWS = MMA_N * TILES * ROW_GROUPS;  // of q that share a KV head, at most
+constexpr int MERGE_ROWS = MMA_N / 2;             // rows that meet in shared memory at once
 constexpr int PITCH = DIM + 4;                    // floats: from row to row in shared memory
 constexpr int OWN = DIM / LANES;                  // elements of a row that a lane adds up
 constexpr int AT_ONCE = 16;                       // partial results whose loads are under way together
@@ -43,11 +43,11 @@ struct Row {
 
 // Shared by the warps of a CTA.
 struct Merge {
-    float o[schedule::warps][FOUR][PITCH];
+    float o[schedule::warps][MERGE_ROWS][PITCH];
     float inbox[schedule::inbox_rows][DIM];  // partial results from the cluster, those of a row side by side
     float2 inbox_sums[schedule::inbox_rows];
     uint64_t arrived;  // one arrival, and the bytes of the inbox
-    float base[schedule::warps][FOUR], sum[schedule::warps][FOUR];
+    float base[schedule::warps][MERGE_ROWS], sum[schedule::warps][MERGE_ROWS];
     bool last;
 };
 
@@ -56,11 +56,11 @@ __device__ __forceinline__ void leave(Merge& merge, const Softmax& s, int n, int
     const int warp = warp_index(), g = threadIdx.x % LANES / 4, t = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        const int row = 2 * t % FOUR + i;
+        const int row = 2 * t % MERGE_ROWS + i;
         float sum = s.sum[n][i];
 #pragma unroll
         for (int offset = 4; offset < LANES; offset *= 2) sum += __shfl_xor_sync(FULL, sum, offset);
-        if (2 * t / FOUR != half) continue;
+        if (2 * t / MERGE_ROWS != half) continue;
         if (g == 0) merge.base[warp][row] = s.base[n][i], merge.sum[warp][row] = sum;
 #pragma unroll
         for (int h = 0; h < STEPS; ++h)
@@ -201,13 +201,13 @@ __device__ __forceinline__ void finish(Merge& merge, const Softmax& softmax, con
 #pragma unroll
     for (int n = 0; n < TILES; ++n) {
 #pragma unroll 1
-        for (int half = 0; half < 2 && n * EIGHT + half * FOUR < rows; ++half) {
+        for (int half = 0; half < 2 && n * MMA_N + half * MERGE_ROWS < rows; ++half) {
             __syncthreads();  // what was left before has been read
             leave(merge, softmax, n, half);
             __syncthreads();
-            for (int job = warp; job < HEADS * ROW_GROUPS * FOUR; job += schedule::warps) {
+            for (int job = warp; job < HEADS * ROW_GROUPS * MERGE_ROWS; job += schedule::warps) {
                 const int head = job % HEADS, row_group = job / HEADS % ROW_GROUPS, own = job / (HEADS * ROW_GROUPS);
-                const int row = (row_group * TILES + n) * EIGHT + half * FOUR + own;
+                const int row = (row_group * TILES + n) * MMA_N + half * MERGE_ROWS + own;
                 if (row >= rows) continue;
                 const Row r = gather(merge, head, row_group, own);
                 if (part.whole())

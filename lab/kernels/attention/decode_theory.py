@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from lab.kernels.attention.decode_plan import Parts, Plan, enumerated, parts_of, plan_of
+from lab.kernels.attention.decode_plan import CtaPartition, Parts, enumerated, partition_of, parts_of
 from lab.problems import Attention
 from sim.counts import SECTOR, Counts, sectors
 from sim.formats import FORMATS
@@ -20,7 +20,7 @@ def theory(problem: Attention, schedule: Any, stretches: int) -> Counts:
     A part of a sequence that other stretches share is stored, and loaded by whoever comes last. Rows are whole sectors.
     """
     p, s = problem, schedule
-    plan = plan_of(p, s, stretches)
+    plan = partition_of(p, s, stretches)
     parts = parts_of(plan)
     cache_row, q_row, float_row = (
         n // SECTOR for n in (FORMATS[p.kv].nbytes(1, p.head_dim), 2 * p.head_dim, 4 * p.head_dim)
@@ -59,7 +59,7 @@ def theory(problem: Attention, schedule: Any, stretches: int) -> Counts:
     )
 
 
-def _lengths(problem: Attention, plan: Plan, stretches: int) -> int:
+def _lengths(problem: Attention, plan: CtaPartition, stretches: int) -> int:
     """Sectors of lengths that a warp of each stretch loads, 32 sequences after another, or one of them.
 
     First all of them, then those up to its first sequence again, the first 32 aside; then those of its own sequences,
@@ -81,7 +81,7 @@ def _lengths(problem: Attention, plan: Plan, stretches: int) -> int:
     return int(stretches * (upto[-1] - chunk[0]) + upto[found].sum() + 2 * LENGTHS * own.sum())
 
 
-def _where(problem: Attention, schedule: Any, plan: Plan, parts: Parts) -> int:
+def _where(problem: Attention, schedule: Any, plan: CtaPartition, parts: Parts) -> int:
     """Sectors of the block table, or of where sequences beyond the first 32 start, that teams of one KV head load."""
     p, s = problem, schedule
     slot = np.arange(s.slots)

@@ -1,6 +1,6 @@
 """The tile schedule of attention_split_kv in compiled code: a CTA plans, walks its units, leaves or joins sums.
 
-What the functions take is in decode_simulation.py.
+What the functions take is in decode_simulation.py and decode_plan.py.
 """
 
 from typing import NamedTuple

@@ -18,9 +18,9 @@ from lab.kernels.attention.mla_plan import (
     INDEX,
     SIZE,
     WARP,
+    ClusterPartition,
     Part,
     Partials,
-    Plan,
     Stretch,
     divide,
     workers_of,
@@ -69,7 +69,7 @@ class _Run:
         self.cache, self.places = ("cache", "block_table") if p.page else ("k", "kv_starts")
         self.numerics = "y" in arrays
         self.workers = workers_of(launch.schedule, machine)
-        self.plan: Plan = divide(p, launch.schedule, arrays["q_starts"], arrays["kv_lens"], self.workers)
+        self.plan: ClusterPartition = divide(p, launch.schedule, arrays["q_starts"], arrays["kv_lens"], self.workers)
 
     def multiply(self) -> None:
         """Every worker's stretch, by each CTA of its cluster."""

@@ -4,7 +4,17 @@ from typing import Any
 
 import numpy as np
 
-from lab.kernels.attention.mla_plan import BLOCK_M, BLOCK_N, FLOAT, INDEX, SIZE, WARP, Part, Plan, plan_of
+from lab.kernels.attention.mla_plan import (
+    BLOCK_M,
+    BLOCK_N,
+    FLOAT,
+    INDEX,
+    SIZE,
+    WARP,
+    ClusterPartition,
+    Part,
+    partition_of,
+)
 from lab.problems import Attention
 from sim.counts import SECTOR, Counts, sectors
 
@@ -17,7 +27,7 @@ def theory(problem: Attention, schedule: Any, workers: int) -> Counts:
     The lengths are read by every CTA and by every warp that may have to join partial results.
     """
     p, cluster = problem, schedule.cluster
-    plan = plan_of(p, schedule, workers)
+    plan = partition_of(p, schedule, workers)
     stretches = [plan.stretch(worker) for worker in range(workers)]
     parts = [part for stretch in stretches for part in stretch.parts]
     blocks = sum(part.hi - part.lo for part in parts)
@@ -74,7 +84,7 @@ def lse_sectors(first: int, rows: int) -> int:
     return sum(sectors(FLOAT * (first + row), FLOAT * min(8, rows - row)) for row in range(0, rows, 8))
 
 
-def _places(problem: Attention, plan: Plan, part: Part) -> int:
+def _places(problem: Attention, plan: ClusterPartition, part: Part) -> int:
     """Sectors of the block table that a CTA asks for, or of where the sequence starts: once a block."""
     p = problem
     if not p.page or p.page >= BLOCK_N:
@@ -94,7 +104,7 @@ def _tokens(problem: Attention, part: Part) -> int:
     return int(np.clip(problem.kv_rows - start, 0, BLOCK_N).sum())
 
 
-def _combine(problem: Attention, plan: Plan, warps: int) -> tuple[int, int, int]:
+def _combine(problem: Attention, plan: ClusterPartition, warps: int) -> tuple[int, int, int]:
     """Sectors loaded and stored, exponentials: a warp for every row that there is room for."""
     p = problem
     rows = -(-p.tokens * p.q_heads // warps) * warps
