@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lab.cards import fits
 from lab.kernel import Bills, Solves, require_choice, require_grid_y, require_resident, require_shared
 from lab.kernels.gemv import bulk_ring, gemv_fused_counts
-from lab.kernels.gemv.gemv_fused_counts import HALF_TILE, pair_bytes
+from lab.kernels.gemv.gemv_fused_counts import pair_bytes
 from lab.kernels.gemv.mma_tiles import FLOAT, LANES, MMA_M, SIZE
 from lab.problems import Linear
 from sim.counts import Counts
@@ -36,8 +36,7 @@ SOLVES = Solves(
 BARRIERS = 16  # bytes of a stage's two
 ALIGNED = 128  # bytes: where the ring begins
 VECTOR = 16  # bytes
-ROW_BYTES = 64  # of a row-major row in a packet, what a warp takes of a row tile at once
-PACKET_COLUMNS = 128  # of packed weights
+ROW_BYTES = 64  # of a row of w in a packet, what a warp takes of a row tile at once
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,11 @@ class Schedule:
     def threads(self) -> int:
         return LANES * (self.warps + 1)
 
+    @property
+    def step_bytes(self) -> int:
+        """Of a row of w in a stage, whatever its format: of packed ones too a warp takes twice 16 bytes a lane."""
+        return ROW_BYTES * self.warps * self.unroll
+
     def fits(self, problem: Linear, machine: Machine) -> None:
         p = problem
         require_grid_y(gemv_fused_counts.blocks(p, self), "blocks of tokens", machine)
@@ -75,22 +79,16 @@ class Schedule:
 REGISTERS = 80  # of a thread, so that nothing spills
 
 
-def packet_columns(problem: Linear) -> int:
-    """Columns of w that a warp takes at once."""
-    return PACKET_COLUMNS if problem.group else ROW_BYTES // FORMATS[problem.weights].storage.itemsize
-
-
 def stage_columns(problem: Linear, schedule: Schedule) -> int:
-    return schedule.warps * schedule.unroll * packet_columns(problem)
+    return 8 * schedule.step_bytes // FORMATS[problem.weights].bits
 
 
 def stage_bytes(problem: Linear, schedule: Schedule) -> int:
     """A row tile's columns; row-major rows lie apart, so that two of them are at other banks."""
-    p, packets = problem, schedule.warps * schedule.unroll
+    p, row = problem, schedule.step_bytes
     if p.group:
-        columns = stage_columns(p, schedule)
-        return columns * HALF_TILE + pair_bytes(p, columns)
-    return MMA_M * (packets * ROW_BYTES + (0 if packets % 2 else ROW_BYTES)) + VECTOR
+        return MMA_M * row + pair_bytes(p, stage_columns(p, schedule))
+    return MMA_M * (row + (ROW_BYTES if row % (2 * ROW_BYTES) == 0 else 0)) + VECTOR
 
 
 def shared_bytes(problem: Linear, schedule: Schedule) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lab.kernels.common.raster import tiles_of
 from lab.kernels.gemv.mma_tiles import FLOAT, MMA_M, MMA_N, PAIRS_BYTES, SIZE
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, sectors
@@ -37,7 +38,7 @@ def tiles(problem: Linear) -> int:
 
 def blocks(problem: Linear, schedule: Any) -> int:
     """Of tokens."""
-    return -(-problem.m // schedule.block_m)
+    return tiles_of(problem.m, schedule.block_m)
 
 
 def pair_bytes(problem: Linear, columns: int) -> int:
@@ -77,7 +78,8 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine, st
     p, s = launch.problem, launch.schedule
     chip = Chip(launch, machine)
     packed, pairs = np.zeros((0, 0, 0), np.uint8), np.zeros((0, 0, 0, 0), np.uint16)
-    x = w = np.zeros((0, 0), np.uint16)
+    x: NDArray = np.zeros((0, 0), np.uint16)
+    w = x
     sums, root = np.zeros((0, 0), np.float32), np.ones((1, 1), np.float32)
     if arrays:
         sums = np.zeros((p.m, p.n), np.float32)
@@ -115,7 +117,7 @@ def _normalised(problem: Linear, arrays: Mapping[str, NDArray]) -> tuple[NDArray
 def _finished(problem: Linear, arrays: Mapping[str, NDArray], sums: NDArray, root: NDArray) -> NDArray:
     p = problem
     with np.errstate(over="ignore", invalid="ignore"):
-        y = sums * arrays["w_scale"] * root if p.scaled else sums * root
+        y: NDArray = sums * arrays["w_scale"] * root if p.scaled else sums * root
         if p.swiglu:
             gate, up = y[:, : p.columns], y[:, p.columns :]
             y = gate / (1 + np.exp(-gate)) * up

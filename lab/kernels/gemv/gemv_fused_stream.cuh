@@ -31,7 +31,8 @@ constexpr int PACKET_PAIRS = PACKET_COLUMNS / GROUP * PAIRS_BYTES;
 
 constexpr int PACKETS = schedule::unroll * WARPS;  // of a stage
 constexpr int STAGE_COLUMNS = PACKETS * PACKET_COLUMNS;
-constexpr int PITCH = PACKETS * ROW_BYTES + (PACKETS % 2 ? 0 : 64);  // two neighbouring rows lie at other banks
+static_assert(schedule::step_bytes == PACKETS * ROW_BYTES, "as the launch has it");
+constexpr int PITCH = schedule::step_bytes + (PACKETS % 2 ? 0 : ROW_BYTES);  // two neighbouring rows lie at other banks
 constexpr int W_BYTES = GROUPED ? PACKETS * PACKET_BYTES : MMA_M * PITCH;
 
 struct alignas(16) Stage {
