@@ -1,7 +1,7 @@
 """Where a step runs: the simulated chip, on NumPy's arrays, or a GPU of this process, on CuPy's."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +9,29 @@ from numpy.typing import NDArray
 from sim.errors import NoDeviceError
 from sim.formats import encode
 from sim.machine import Machine
+
+
+class Mailbox(Protocol):
+    """Takes copies of an array."""
+
+    def send(self) -> None:
+        """Ask for a copy of what the array holds when all that was enqueued before is done."""
+
+    def take(self) -> NDArray:
+        """The copy, when it is there; good until the next one is asked for."""
+
+
+class _HostMailbox:
+    """Of the simulated chip, where everything is there at once."""
+
+    def __init__(self, array: NDArray) -> None:
+        self._array, self._copy = array, array.copy()
+
+    def send(self) -> None:
+        self._copy[...] = self._array
+
+    def take(self) -> NDArray:
+        return self._copy
 
 
 @dataclass(frozen=True)
@@ -35,6 +58,23 @@ class Chip:
             from lab.gpu.launch import current_stream, write
 
             write(words, to.data.ptr, self.device, current_stream(self.device))
+
+    def copy(self, to: Any, array: Any) -> None:
+        """Copy an array of the chip to another one as large; on a GPU in the order of the current stream."""
+        if self.device is None:
+            to[...] = array
+        else:
+            from lab.gpu.launch import copy, current_stream
+
+            copy(array.data.ptr, to.data.ptr, array.nbytes, self.device, current_stream(self.device))
+
+    def mailbox(self, array: Any) -> "Mailbox":
+        """Where copies of an array come to the host, one at a time."""
+        if self.device is None:
+            return _HostMailbox(array)
+        from lab.gpu import mailbox
+
+        return mailbox.Mailbox(array, self.device)
 
     def read(self, array: Any) -> NDArray:
         """A copy on the host of what an array holds, when all that was enqueued before is done."""

@@ -1,7 +1,8 @@
 """A sequence that a model goes on with, token by token: on a chip by steps, or by the float32 reference."""
 
 import time
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Callable
 from collections.abc import Sequence as Sized
 from dataclasses import dataclass, field
 from math import isfinite
@@ -9,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from lab.inference.chip import Chip
+from lab.inference.chip import Chip, Mailbox
 from lab.inference.config import LlamaConfig
 from lab.inference.layers import Forward
 from lab.inference.model import Llama
@@ -32,8 +33,11 @@ class Session(Protocol):
     def start(self, tokens: Sized[int], settings: Settings) -> None:
         """Go on with new tokens; raises InputError where the cache is full."""
 
+    def follow(self, settings: Settings) -> None:
+        """Go on with the token that comes next, before anyone has seen it; once before each `finish`, at most."""
+
     def finish(self) -> int:
-        """The token that follows those started last; raises InputError where the scores are not finite."""
+        """The token that comes next; raises InputError where the scores are not finite."""
 
     def passes(self) -> list[Pass]:
         """What each start to finish so far has cost."""
@@ -106,7 +110,7 @@ class StepRunner:
 
 @dataclass(frozen=True)
 class _Ran:
-    """A step that ran, with the lengths it had."""
+    """A step that runs, with the lengths it has."""
 
     step: Step
     q_lens: tuple[int, ...]
@@ -114,29 +118,54 @@ class _Ran:
     counts: Counts
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """The steps from some tokens on to the one that comes next."""
+
+    steps: list[_Ran]
+    mailbox: Mailbox
+    at: float
+
+
 class StepSession:
-    """A sequence in a room of a runner's."""
+    """A sequence in a room of a runner's. A GPU has its next step before the host knows the token of the last."""
 
     def __init__(self, runner: StepRunner, pages: int, room: Room) -> None:
         self._runner, self._room = runner, room
         self._pages = range(1, pages + 1)
         self._length = 0
-        self._started = 0.0
-        self._running: list[_Ran] = []
+        self._last: Step | None = None
+        self._waiting: deque[Callable[[], None]] = deque()  # what the simulated chip runs when it is asked
+        self._begun: deque[_Begun] = deque()
         self._ran: list[tuple[list[_Ran], float]] = []
+        self._seen = 0.0  # when the last token was
         self._closed = False
 
     def start(self, tokens: Sized[int], settings: Settings) -> None:
-        self._started = time.perf_counter()
-        for first in range(0, len(tokens), MOST_TOKENS):
-            self._step(tokens[first : first + MOST_TOKENS], settings)
+        at, parts = time.perf_counter(), range(0, len(tokens), MOST_TOKENS)
+        steps = [self._step(tokens[first : first + MOST_TOKENS], settings) for first in parts]
+        self._begun.append(_Begun(steps, steps[-1].step.send(), at))
+
+    def follow(self, settings: Settings) -> None:
+        def begin() -> None:
+            at, ran = time.perf_counter(), self._step([0], settings, self._last)
+            self._begun.append(_Begun([ran], ran.step.send(), at))
+
+        if self._runner.chip.device is None:
+            self._waiting.append(begin)
+        else:
+            begin()
 
     def finish(self) -> int:
-        token, log_probability = self._running[-1].step.drawn()
+        if not self._begun:
+            self._waiting.popleft()()
+        begun = self._begun.popleft()
+        token, log_probability = begun.steps[-1].step.read(begun.mailbox)
         if not isfinite(log_probability[0]):
             raise InputError("the model gives scores that are not finite")
-        self._ran.append((self._running, (time.perf_counter() - self._started) * 1e6))
-        self._running = []
+        now = time.perf_counter()
+        self._ran.append((begun.steps, (now - max(begun.at, self._seen)) * 1e6))
+        self._seen = now
         return int(token[0])
 
     def passes(self) -> list[Pass]:
@@ -147,13 +176,13 @@ class StepSession:
             self._runner.give_back(len(self._pages), self._room)
         self._closed = True
 
-    def _step(self, tokens: Sized[int], settings: Settings) -> None:
+    def _step(self, tokens: Sized[int], settings: Settings, after: Step | None = None) -> _Ran:
         bucket = 1 if len(tokens) == 1 else -(-len(tokens) // BUCKET) * BUCKET
-        step = self._runner.step(self._room, Layout(1, bucket, len(self._pages)))
+        step = self._last = self._runner.step(self._room, Layout(1, bucket, len(self._pages)))
         step.input.fill([Chunk(tokens, self._length, self._pages, settings)])
-        counts = step.run()
+        counts = step.run(after)
         self._length += len(tokens)
-        self._running.append(_Ran(step, (len(tokens),), (self._length,), counts))
+        return _Ran(step, (len(tokens),), (self._length,), counts)
 
 
 def _bill(steps: Sized[_Ran], wall_us: float) -> Pass:
@@ -189,22 +218,27 @@ class ReferenceSession:
 
     def __init__(self, llama: Llama, capacity: int) -> None:
         self._llama, self._cache = llama, llama.new_cache(capacity)
-        self._tokens: Sized[int] = ()
-        self._settings = Settings()
+        self._next: deque[tuple[Sized[int], Settings]] = deque()  # no tokens: the last one
+        self._last = 0
         self._passes: list[Pass] = []
 
     def start(self, tokens: Sized[int], settings: Settings) -> None:
-        self._tokens, self._settings = tokens, settings
+        self._next.append((tokens, settings))
+
+    def follow(self, settings: Settings) -> None:
+        self._next.append(((), settings))
 
     def finish(self) -> int:
         llama, c = self._llama, self.config
         started = time.perf_counter()
-        logits = llama.logits(llama.forward(self._tokens, self._cache)[-1:])[0]
+        tokens, settings = self._next.popleft()
+        tokens = tokens or (self._last,)
+        logits = llama.logits(llama.forward(tokens, self._cache)[-1:])[0]
         if not np.isfinite(logits).all():
             raise InputError("the model gives scores that are not finite")
-        token = sampled(logits, self._settings)
+        token = self._last = sampled(logits, settings)
         wall_us = (time.perf_counter() - started) * 1e6
-        new, length = len(self._tokens), self._cache.length
+        new, length = len(tokens), self._cache.length
         attention = Attention(1, c.q_heads, c.kv_heads, c.head_dim, new, length, kv=llama.unit.format)
         linear = Counter(llama.unit.drain())
         solved = [Solved("numpy", 1, problem, times, None) for problem, times in linear.items()]
