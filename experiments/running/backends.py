@@ -1,6 +1,6 @@
 """The two chips as backends of experiments: give a kernel a problem, get records."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, ClassVar, Literal, Protocol
@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal, Protocol
 import msgspec
 from msgspec import structs
 
-from experiments.running import on_device, steps_on_device
-from experiments.running.jobs import Job, Search, StepJob, batch, problem_of
+from experiments.running import on_device, speech_on_device, step_search, steps_on_device
+from experiments.running.jobs import AnyJob, Job, Search, SpeakJob, StepJob, batch, problem_of
 from experiments.running.simulation import BUDGET, require_room, simulate
 from lab import catalog, tuned
 from lab.choice import schedule_words
@@ -60,6 +60,12 @@ class Backend(Protocol):
 
     def stepped(self, jobs: Sequence[StepJob], seconds: float) -> Iterator[Record]:
         """Records of whole steps of models, beside PyTorch's; on the simulated chip what they are predicted to take."""
+
+    def tuned_in_steps(self, jobs: Sequence[StepJob], seconds: float) -> Iterator[Record]:
+        """Records of matrices' schedules, raced in the steps that have them; winners enter the tuned table."""
+
+    def spoken(self, jobs: Sequence[SpeakJob], seconds: float) -> Iterator[Record]:
+        """Records of how fast language models speak; nothing on the simulated chip."""
 
     def counted(self, jobs: Sequence[Job]) -> Iterator[Record]:
         """Hardware counters of each job's first schedule; nothing on the simulated chip."""
@@ -167,6 +173,12 @@ class SimulatedBackend(_Common):
     def tuned(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:  # noqa: ARG002
         yield from ()
 
+    def tuned_in_steps(self, jobs: Sequence[StepJob], seconds: float) -> Iterator[Record]:  # noqa: ARG002
+        yield from ()
+
+    def spoken(self, jobs: Sequence[SpeakJob], seconds: float) -> Iterator[Record]:  # noqa: ARG002
+        yield from ()
+
     def counted(self, jobs: Sequence[Job]) -> Iterator[Record]:  # noqa: ARG002
         yield from ()
 
@@ -205,6 +217,12 @@ class GpuBackend(_Common):
     def stepped(self, jobs: Sequence[StepJob], seconds: float) -> Iterator[Record]:
         return in_worker(steps_on_device.steps, jobs, self.origin, seconds)
 
+    def tuned_in_steps(self, jobs: Sequence[StepJob], seconds: float) -> Iterator[Record]:
+        yield from _settled(in_worker(step_search.search, jobs, self.origin, seconds))
+
+    def spoken(self, jobs: Sequence[SpeakJob], seconds: float) -> Iterator[Record]:
+        return in_worker(speech_on_device.speak, jobs, self.origin, seconds)
+
     def tuned(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:
         return tune(searches, self.origin, seconds)
 
@@ -221,7 +239,7 @@ class GpuBackend(_Common):
 
 def in_worker(
     function: Callable[[Any], Iterator[Record]],
-    jobs: Sequence[Job | Search | StepJob],
+    jobs: Sequence[AnyJob],
     origin: Provenance,
     seconds: float,
     deadline_s: float | None = None,
@@ -245,8 +263,13 @@ def tune(
     """
     machine = real_machine()
     contested = [_with_incumbent(search, machine) for search in searches]
+    yield from _settled(in_worker(on_device.search, contested, origin, seconds, deadline_s))
+
+
+def _settled(records: Iterable[Record]) -> Iterator[Record]:
+    """The same records; each problem's winner enters the tuned table when its records end."""
     found: list[Record] = []
-    for record in in_worker(on_device.search, contested, origin, seconds, deadline_s):
+    for record in records:
         if found and found[-1].problem != record.problem:
             _settle(found)
             found.clear()

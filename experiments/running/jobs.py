@@ -69,6 +69,20 @@ class StepJob(msgspec.Struct, frozen=True, kw_only=True):
     facts: dict[str, Value] = {}
 
 
+class SpeakJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A language model that goes on from a prompt by so many tokens; `model` is a path, empty for the usual one."""
+
+    model: str = ""
+    prompt: str = "Water boils at"
+    tokens: int = 400
+    settings: tuple[float, int, float] = (0.0, 0, 1.0)  # temperature, top-k, top-p
+    kernel: str = ""
+    problem: dict[str, Any] | None = None
+    rounds: int = 30
+    experiment: str | None = None
+    facts: dict[str, Value] = {}
+
+
 def problem_of(fields: Mapping[str, Any]) -> Any:
     """The problem that a record or a job describes; raises InputError for one that there is not."""
     own = dict(fields)
@@ -81,7 +95,10 @@ def problem_of(fields: Mapping[str, Any]) -> Any:
         raise InputError(f"no {kind} problem has the fields {', '.join(own)}: {error}") from error
 
 
-def batch(jobs: Sequence[Job | Search | StepJob], seconds: float) -> dict[str, Any]:
+AnyJob = Job | Search | StepJob | SpeakJob
+
+
+def batch(jobs: Sequence[AnyJob], seconds: float) -> dict[str, Any]:
     """What the generators of on_device take: work in its order.
 
     What has not begun when the seconds are over is skipped, and a record says so.

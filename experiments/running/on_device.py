@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from experiments.running.jobs import Job, Search, StepJob, problem_of
+from experiments.running.jobs import AnyJob, Job, Search, problem_of
 from lab import catalog
 from lab.choice import contenders, legal_candidates
 from lab.kernel import parse_schedule, schedule_fields
@@ -175,7 +175,7 @@ def in_time(argument: Any, kind: type[Any]) -> Iterator[Any]:
             yield _skipped(job)
 
 
-def _skipped(job: Job | Search | StepJob) -> Record:
+def _skipped(job: AnyJob) -> Record:
     from lab.gpu import device
 
     return Record(
