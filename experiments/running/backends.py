@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal, Protocol
 import msgspec
 from msgspec import structs
 
-from experiments.running import on_device, speech_on_device, step_search, steps_on_device
-from experiments.running.jobs import AnyJob, Job, Search, SpeakJob, StepJob, batch, problem_of
+from experiments.running import on_device, serving_on_device, speech_on_device, step_search, steps_on_device
+from experiments.running.jobs import AnyJob, Job, Search, ServeJob, SpeakJob, StepJob, Work, batch, problem_of
+from experiments.running.serving import predicted
 from experiments.running.simulation import BUDGET, require_room, simulate
 from lab import catalog, tuned
 from lab.choice import schedule_words
@@ -66,6 +67,12 @@ class Backend(Protocol):
 
     def spoken(self, jobs: Sequence[SpeakJob], seconds: float) -> Iterator[Record]:
         """Records of how fast language models speak; nothing on the simulated chip."""
+
+    def served(self, jobs: Sequence[ServeJob], seconds: float) -> Iterator[Record]:
+        """Records of serving loops, what is predicted of them beside each; that alone on the simulated chip."""
+
+    def worked(self, function: Callable[[Any], Iterator[Record]], work: Work, seconds: float) -> Iterator[Record]:
+        """The records that a function of experiments/running makes of its work on this chip."""
 
     def counted(self, jobs: Sequence[Job]) -> Iterator[Record]:
         """Hardware counters of each job's first schedule; nothing on the simulated chip."""
@@ -170,6 +177,15 @@ class SimulatedBackend(_Common):
                 metrics={**job.facts, "launches": "overlapping"},
             )
 
+    def served(self, jobs: Sequence[ServeJob], seconds: float) -> Iterator[Record]:  # noqa: ARG002
+        for job in jobs:
+            metrics = {**job.facts, **predicted(job, self.machine)}
+            yield self.closed_form(metrics, problem_of(job.problem))
+
+    def worked(self, function: Callable[[Any], Iterator[Record]], work: Work, seconds: float) -> Iterator[Record]:  # noqa: ARG002
+        for record in function(msgspec.to_builtins(structs.replace(work, on="sim", machine=self.machine.name))):
+            yield structs.replace(record, **self.origin)
+
     def tuned(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:  # noqa: ARG002
         yield from ()
 
@@ -222,6 +238,13 @@ class GpuBackend(_Common):
 
     def spoken(self, jobs: Sequence[SpeakJob], seconds: float) -> Iterator[Record]:
         return in_worker(speech_on_device.speak, jobs, self.origin, seconds)
+
+    def served(self, jobs: Sequence[ServeJob], seconds: float) -> Iterator[Record]:
+        return in_worker(serving_on_device.serve_jobs, jobs, self.origin, seconds)
+
+    def worked(self, function: Callable[[Any], Iterator[Record]], work: Work, seconds: float) -> Iterator[Record]:
+        for found in worker.stream(function, msgspec.to_builtins(structs.replace(work, on="gpu")), seconds):
+            yield _placed(msgspec.convert(found, Record), self.origin)
 
     def tuned(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:
         return tune(searches, self.origin, seconds)

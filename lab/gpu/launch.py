@@ -154,12 +154,6 @@ def write(array: NDArray, pointer: int, device: int, stream: int) -> None:
         driver.call("cuMemcpyHtoDAsync", pointer, array.ctypes.data, array.nbytes, stream)
 
 
-def copy(source: int, pointer: int, nbytes: int, device: int, stream: int) -> None:
-    """Copy dense bytes within a GPU, in the order of the stream."""
-    with driver.current(device):
-        driver.call("cuMemcpyDtoDAsync", pointer, source, nbytes, stream)
-
-
 @contextmanager
 def aside(device: int | None) -> Iterator[None]:
     """Allocate and fill arrays on a GPU beside whatever runs or is captured; all is done when this ends."""

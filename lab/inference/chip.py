@@ -1,7 +1,7 @@
 """Where a step runs: the simulated chip, on NumPy's arrays, or a GPU of this process, on CuPy's."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,29 +9,6 @@ from numpy.typing import NDArray
 from sim.errors import NoDeviceError
 from sim.formats import encode
 from sim.machine import Machine
-
-
-class Mailbox(Protocol):
-    """Takes copies of an array."""
-
-    def send(self) -> None:
-        """Ask for a copy of what the array holds when all that was enqueued before is done."""
-
-    def take(self) -> NDArray:
-        """The copy, when it is there; good until the next one is asked for."""
-
-
-class _HostMailbox:
-    """Of the simulated chip, where everything is there at once."""
-
-    def __init__(self, array: NDArray) -> None:
-        self._array, self._copy = array, array.copy()
-
-    def send(self) -> None:
-        self._copy[...] = self._array
-
-    def take(self) -> NDArray:
-        return self._copy
 
 
 @dataclass(frozen=True)
@@ -59,23 +36,6 @@ class Chip:
 
             write(words, to.data.ptr, self.device, current_stream(self.device))
 
-    def copy(self, to: Any, array: Any) -> None:
-        """Copy an array of the chip to another one as large; on a GPU in the order of the current stream."""
-        if self.device is None:
-            to[...] = array
-        else:
-            from lab.gpu.launch import copy, current_stream
-
-            copy(array.data.ptr, to.data.ptr, array.nbytes, self.device, current_stream(self.device))
-
-    def mailbox(self, array: Any) -> "Mailbox":
-        """Where copies of an array come to the host, one at a time."""
-        if self.device is None:
-            return _HostMailbox(array)
-        from lab.gpu import mailbox
-
-        return mailbox.Mailbox(array, self.device)
-
     def read(self, array: Any) -> NDArray:
         """A copy on the host of what an array holds, when all that was enqueued before is done."""
         if self.device is None:
@@ -83,6 +43,29 @@ class Chip:
         from lab.gpu.launch import current_stream, read
 
         return read(array.data.ptr, array.shape, array.dtype, self.device, current_stream(self.device))
+
+    def host(self, shape: tuple[int, ...], storage: np.dtype) -> NDArray:
+        """Zeroed memory of the host that `copy` may go on with while the host does."""
+        if self.device is None:
+            return np.zeros(shape, storage)
+        from lab.gpu.marks import pinned
+
+        return pinned(shape, storage)
+
+    def copy(self, to: Any, source: Any) -> None:
+        """Copy between dense arrays of one size, its own or `host`'s; on a GPU in the order of the current stream."""
+        if self.device is None:
+            to[...] = source
+        else:
+            from lab.gpu.marks import copy
+
+            copy(to, source, self.device)
+
+    def mark(self) -> Any:
+        """A place in a GPU's work to wait for and to time, `lab.gpu.marks.Mark`."""
+        from lab.gpu.marks import Mark
+
+        return Mark(self.device or 0)
 
 
 def simulated(machine: Machine) -> Chip:

@@ -131,7 +131,7 @@ def load(model: Path | str | None = None, on: On = "sim", machine: Machine = H10
     runner: Runner
     with progress("loading the weights", len(checkpoint.config.shapes), "tensors") as advance:
         if chip:
-            runner = StepRunner(StepWeights.load(checkpoint, chip, advance=advance), chip)
+            runner = StepRunner(StepWeights.load(checkpoint.config, checkpoint.file, chip, advance=advance), chip)
         else:
             runner = ReferenceRunner(Llama(checkpoint, Reference(), advance))
     return LanguageModel(checkpoint.name, on, machine, checkpoint.tokenizer, runner)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.inference.checkpoint import Checkpoint, floats
+from lab.inference.checkpoint import Checkpoint, TensorFile, floats
 from lab.inference.config import LlamaConfig
 from lab.inference.progress import Advance, silent
 from lab.inference.reference import Reference
@@ -62,7 +62,7 @@ class Llama:
         self._norm = handles["output_norm.weight"]
         self._embedding = handles["token_embd.weight"]
         self._head = self._embedding if config.tied else handles["output.weight"]
-        self._frequencies = frequencies(checkpoint)
+        self._frequencies = frequencies(config, checkpoint.file)
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache for a sequence of at most `capacity` tokens."""
@@ -121,11 +121,10 @@ class Llama:
         return self.unit(silu * up, layer["ffn_down.weight"])
 
 
-def frequencies(checkpoint: Checkpoint) -> NDArray[np.float64]:
+def frequencies(config: LlamaConfig, file: TensorFile) -> NDArray[np.float64]:
     """Radians a position of each pair of a head, divided by what the file says of it."""
-    c = checkpoint.config
-    plain = c.rope_scaling.frequencies(c.rope_theta, c.head_dim)
-    return plain / floats(checkpoint.file, DIVISORS) if DIVISORS in checkpoint.file.tensors else plain
+    plain = config.rope_scaling.frequencies(config.rope_theta, config.head_dim)
+    return plain / floats(file, DIVISORS) if DIVISORS in file.tensors else plain
 
 
 def rotate(x: Any, turn: tuple[Any, Any], pairs: str) -> Any:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from collections.abc import Sequence as Sized
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lab.inference.chip import Chip, Mailbox
+from lab.inference.chip import Chip
 from lab.inference.config import LlamaConfig
 from lab.inference.layers import Forward
 from lab.inference.model import Llama
@@ -22,8 +23,11 @@ from lab.problems import Attention
 from lab.problems.sampling import Settings, sampled
 from sim.counts import Counts
 from sim.errors import InputError
+from sim.formats import decode
 
 BUCKET = 16  # new tokens of a step, beside 1, are rounded up to a multiple of it
+AHEAD = 2  # steps whose token the host has not seen yet
+RESULT_WORDS = 5  # of a row: its token, and 16 bytes on the log-probability
 MOST_TOKENS = 2048  # of a step: a longer prompt takes several
 
 
@@ -55,6 +59,9 @@ class Runner(Protocol):
     def session(self, capacity: int) -> Session:
         """A new sequence of at most `capacity` tokens."""
 
+    def logits(self, tokens: Sized[int]) -> NDArray[np.float32]:
+        """Scores [tokens, vocab] of what follows each token of a text."""
+
 
 def require_context(config: LlamaConfig, capacity: int) -> None:
     """Raise InputError where a model's context is shorter than a sequence may become."""
@@ -62,13 +69,38 @@ def require_context(config: LlamaConfig, capacity: int) -> None:
         raise InputError(f"prompt and answer take up to {capacity} tokens; the model's context is {config.context}")
 
 
+@dataclass(frozen=True)
+class Results:
+    """Where the host finds what a step of one sequence draws; a GPU sets the mark behind it."""
+
+    words: NDArray[np.int32]
+    mark: Any
+
+    def wait(self) -> tuple[int, float]:
+        """(token, its log-probability), when they are there; what is enqueued behind them may still run."""
+        if self.mark:
+            self.mark.wait()
+        return int(self.words[0]), float(self.words[-1:].view(np.float32)[0])
+
+
 @dataclass
 class Room:
-    """A cache of so many pages, and the steps that are bound to it."""
+    """A cache of so many pages, the steps that are bound to it, and places for their results: two may be on the way."""
 
     cache: StepCache
     forward: Forward
+    chip: Chip
+    results: deque[Results]
     steps: dict[Layout, Step] = field(default_factory=dict)
+
+    def send(self, step: Step) -> Results:
+        """Have the host sent what a step draws."""
+        results = self.results[0]
+        self.results.rotate()
+        self.chip.copy(results.words, step.results)
+        if results.mark:
+            results.mark.set()
+        return results
 
 
 class StepRunner:
@@ -93,6 +125,20 @@ class StepRunner:
         free = self._free.setdefault(pages, [])
         return StepSession(self, pages, free.pop() if free else self._new_room(pages))
 
+    def logits(self, tokens: Sized[int]) -> NDArray[np.float32]:
+        """Scores [tokens, vocab] of what follows each token of a text.
+
+        In one step, in which each token is a sequence of its own over the same pages: all append before any attends.
+        """
+        n, session = len(tokens), self.session(len(tokens))
+        pages = -(-n // PAGE)
+        step = self.step(session.room, Layout(n, n, pages))
+        step.input.fill([Chunk([token], at, range(1, pages + 1)) for at, token in enumerate(tokens)])
+        step.run()
+        found: NDArray[np.float32] = decode(self.chip.read(step.arrays["logits"]), "bf16")
+        session.close()
+        return found
+
     def step(self, room: Room, layout: Layout) -> Step:
         """The step of a bucket."""
         if layout not in room.steps:
@@ -104,8 +150,10 @@ class StepRunner:
         self._free[pages].append(room)
 
     def _new_room(self, pages: int) -> Room:
-        forward = Forward(self.config, self.weights.matrices, 1 + pages)
-        return Room(StepCache(forward, self.chip), forward)
+        forward, chip = Forward(self.config, self.weights.matrices, 1 + pages), self.chip
+        words = [chip.host((RESULT_WORDS,), np.dtype(np.int32)) for _ in range(AHEAD)]
+        results = deque(Results(each, None if chip.device is None else chip.mark()) for each in words)
+        return Room(StepCache(forward, chip), forward, chip, results)
 
 
 @dataclass(frozen=True)
@@ -123,7 +171,7 @@ class _Begun:
     """The steps from some tokens on to the one that comes next."""
 
     steps: list[_Ran]
-    mailbox: Mailbox
+    results: Results
     at: float
 
 
@@ -131,7 +179,7 @@ class StepSession:
     """A sequence in a room of a runner's. A GPU has its next step before the host knows the token of the last."""
 
     def __init__(self, runner: StepRunner, pages: int, room: Room) -> None:
-        self._runner, self._room = runner, room
+        self._runner, self.room = runner, room
         self._pages = range(1, pages + 1)
         self._length = 0
         self._last: Step | None = None
@@ -144,12 +192,12 @@ class StepSession:
     def start(self, tokens: Sized[int], settings: Settings) -> None:
         at, parts = time.perf_counter(), range(0, len(tokens), MOST_TOKENS)
         steps = [self._step(tokens[first : first + MOST_TOKENS], settings) for first in parts]
-        self._begun.append(_Begun(steps, steps[-1].step.send(), at))
+        self._begun.append(_Begun(steps, self.room.send(steps[-1].step), at))
 
     def follow(self, settings: Settings) -> None:
         def begin() -> None:
             at, ran = time.perf_counter(), self._step([0], settings, self._last)
-            self._begun.append(_Begun([ran], ran.step.send(), at))
+            self._begun.append(_Begun([ran], self.room.send(ran.step), at))
 
         if self._runner.chip.device is None:
             self._waiting.append(begin)
@@ -160,25 +208,25 @@ class StepSession:
         if not self._begun:
             self._waiting.popleft()()
         begun = self._begun.popleft()
-        token, log_probability = begun.steps[-1].step.read(begun.mailbox)
-        if not isfinite(log_probability[0]):
+        token, log_probability = begun.results.wait()
+        if not isfinite(log_probability):
             raise InputError("the model gives scores that are not finite")
         now = time.perf_counter()
         self._ran.append((begun.steps, (now - max(begun.at, self._seen)) * 1e6))
         self._seen = now
-        return int(token[0])
+        return token
 
     def passes(self) -> list[Pass]:
         return [_bill(steps, wall_us) for steps, wall_us in self._ran]
 
     def close(self) -> None:
         if not self._closed:
-            self._runner.give_back(len(self._pages), self._room)
+            self._runner.give_back(len(self._pages), self.room)
         self._closed = True
 
     def _step(self, tokens: Sized[int], settings: Settings, after: Step | None = None) -> _Ran:
         bucket = 1 if len(tokens) == 1 else -(-len(tokens) // BUCKET) * BUCKET
-        step = self._last = self._runner.step(self._room, Layout(1, bucket, len(self._pages)))
+        step = self._last = self._runner.step(self.room, Layout(1, bucket, len(self._pages)))
         step.input.fill([Chunk(tokens, self._length, self._pages, settings)])
         counts = step.run(after)
         self._length += len(tokens)
@@ -211,6 +259,11 @@ class ReferenceRunner:
     def session(self, capacity: int) -> "ReferenceSession":
         """A sequence with a cache of its own; raises InputError where the model's context is shorter."""
         return ReferenceSession(self.llama, capacity)
+
+    def logits(self, tokens: Sized[int]) -> NDArray[np.float32]:
+        """Scores [tokens, vocab] of what follows each token of a text."""
+        found: NDArray[np.float32] = self.llama.logits(self.llama.forward(tokens, self.llama.new_cache(len(tokens))))
+        return found
 
 
 class ReferenceSession:

@@ -8,12 +8,11 @@ from operator import add
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lab import catalog
 from lab.choice import best_guesses, is_solvable
 from lab.execute import Plan, capture, plan
-from lab.inference.chip import Chip, Mailbox
+from lab.inference.chip import Chip
 from lab.inference.layers import Call, Forward
 from lab.inference.step_input import PAGE, Layout, StepInput
 from lab.inference.step_weights import StepWeights, config_of, matrices_of
@@ -23,7 +22,6 @@ from sim.counts import Counts
 from sim.errors import InputError
 from sim.machine import Machine
 
-AHEAD = 2  # steps whose tokens the host has not seen yet
 FEW_TOKENS = 16  # of a sequence: attention of a decode step
 
 
@@ -61,14 +59,13 @@ class Step:
         self.plans = {p: planned(p, chip.machine) for p in dict.fromkeys(call.problem for call in self.calls)}
         if not dependent:
             self.plans = {p: _plain(found) for p, found in self.plans.items()}
-        self._block = chip.xp.zeros(layout.words, np.int32)
+        self.block = chip.xp.zeros(layout.words, np.int32)
         buffers = {name: chip.xp.zeros(o.shape, o.storage) for name, o in forward.buffers(layout).items()}
         # Both results of a row are read at once: they lie in one array, each at a multiple of 16 bytes.
-        self._drawn = chip.xp.zeros(-(-layout.rows // 4) * 4 + layout.rows, np.int32)
-        self._mail = [chip.mailbox(self._drawn) for _ in range(AHEAD)]
-        buffers["token"] = self._drawn[: layout.rows]
-        buffers["log_probability"] = self._drawn[-layout.rows :].view(np.float32)
-        self.arrays = {**weights.arrays, **cache.arrays, **layout.views(self._block), **buffers}
+        self.results = chip.xp.zeros(-(-layout.rows // 4) * 4 + layout.rows, np.int32)
+        buffers["token"] = self.results[: layout.rows]
+        buffers["log_probability"] = self.results[-layout.rows :].view(np.float32)
+        self.arrays = {**weights.arrays, **cache.arrays, **layout.views(self.block), **buffers}
         # Launches of one plan follow one another and leave their workspaces as they were: all have the same.
         spaces = {
             p: {name: chip.xp.zeros(a.shape, a.storage) for name, a in scratch(found.launches).items()}
@@ -83,31 +80,19 @@ class Step:
         self._graph = capture(*self.bound)
 
     def run(self, after: "Step | None" = None) -> Counts:
-        """Enqueue the step that `input` describes; its results are in `arrays`: logits, and what `send` sends.
+        """Enqueue the step that `input` describes: it leaves `results`, and in `arrays` logits.
 
         Its tokens are those of `input`, or of a step that is enqueued before it what that one draws, a token a row.
         """
-        self.chip.write(self._block, self.input.block)
+        self.chip.write(self.block, self.input.block)
         if after:
             rows = self.layout.rows
-            self.chip.copy(self._block[:rows], after._drawn[:rows])
+            self.chip.copy(self.block[:rows], after.results[:rows])
         return self.replay()
 
     def replay(self) -> Counts:
         """Enqueue the step once more, with the input that it had last."""
         return self._graph.replay()
-
-    def send(self) -> Mailbox:
-        """Have the host sent what the step draws, for `read`, while further steps run: at most AHEAD at once."""
-        mailbox = self._mail[0]
-        self._mail.append(self._mail.pop(0))
-        mailbox.send()
-        return mailbox
-
-    def read(self, mailbox: Mailbox) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """(token of each row, its log-probability), when they are there."""
-        words, rows = mailbox.take(), self.layout.rows
-        return words[:rows], words[-rows:].view(np.float32)
 
     @property
     def launches(self) -> int:

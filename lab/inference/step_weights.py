@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.choice import is_solvable
-from lab.inference.checkpoint import Checkpoint
+from lab.inference.checkpoint import TensorFile
 from lab.inference.chip import Chip
 from lab.inference.config import LlamaConfig
 from lab.inference.model import frequencies
@@ -36,7 +36,7 @@ class StepWeights:
 
     @classmethod
     def load(
-        cls, checkpoint: Checkpoint, chip: Chip, rank: int = 0, ranks: int = 1, advance: Advance = silent
+        cls, config: LlamaConfig, file: TensorFile, chip: Chip, rank: int = 0, ranks: int = 1, advance: Advance = silent
     ) -> "StepWeights":
         """A model's weights, or of `ranks` that share its layers those of one.
 
@@ -47,8 +47,9 @@ class StepWeights:
         """
         if not 0 <= rank < ranks:
             raise InputError(f"a rank is one of 0 to {ranks - 1}; got {rank}")
-        loading = _Loading(checkpoint, checkpoint.config.shard(ranks), chip, rank)
-        config, arrays = loading.config, loading.arrays
+        config = config.shard(ranks)
+        loading = _Loading(file, config, chip, rank)
+        arrays = loading.arrays
         for i in range(config.layers):
             advance(i * len(config.shapes) // config.layers)
             layer, block = f"layers.{i}", f"blk.{i}"
@@ -70,19 +71,20 @@ class StepWeights:
             arrays["head.w"] = arrays["embedding"]
         else:
             loading.matrix("head", "token_embd.weight" if config.tied else "output.weight")
-        arrays["turns"] = chip.xp.asarray(_turns(frequencies(checkpoint), config))
+        arrays["turns"] = chip.xp.asarray(_turns(frequencies(config, file), config))
         return cls(config, loading.matrices, arrays)
 
     @property
     def nbytes(self) -> int:
-        return sum(int(array.nbytes) for array in self.arrays.values())
+        """Of all arrays, one that has two names once."""
+        return sum({id(array): int(array.nbytes) for array in self.arrays.values()}.values())
 
 
 class _Loading:
     """Tensors on their way to a chip: never more than a few megabytes of floats at once on the host."""
 
-    def __init__(self, checkpoint: Checkpoint, config: LlamaConfig, chip: Chip, rank: int) -> None:
-        self.file, self.config, self.chip, self.rank = checkpoint.file, config, chip, rank
+    def __init__(self, file: TensorFile, config: LlamaConfig, chip: Chip, rank: int) -> None:
+        self.file, self.chip, self.rank = file, chip, rank
         self.shapes = config.shapes | config.optional_shapes  # a rank's own
         self.matrices: dict[str, Linear] = {}
         self.arrays: dict[str, Any] = {}
@@ -130,9 +132,10 @@ class _Loading:
             for done in range(0, shape[0], step):
                 count, first = min(step, shape[0] - done), (rows.start or 0) + done
                 values = self.file.rows(tensor, slice(first, first + count))
-                self.chip.write(part[done : done + count], _bf16(values[:, columns] if values.ndim == 2 else values))
-            if ((part & _EXPONENT) == _EXPONENT).any():
-                self.file.refuse(f"the tensor {tensor!r} holds infinities, NaN or what is too large for bf16")
+                bits = part[done : done + count]
+                self.chip.write(bits, _bf16(values[:, columns] if values.ndim == 2 else values))
+                if ((bits & _EXPONENT) == _EXPONENT).any():
+                    self.file.refuse(f"the tensor {tensor!r} holds infinities, NaN or what is too large for bf16")
         return there
 
     def _own(self, tensor: str) -> tuple[slice, slice]:

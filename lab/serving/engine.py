@@ -4,6 +4,8 @@ from collections import deque
 from collections.abc import Sequence as Sized
 from typing import NamedTuple, Protocol
 
+from msgspec import structs
+
 from lab.serving.clock import Clock
 from lab.serving.executor import Executor
 from lab.serving.journal import Aborted, Added, Journal
@@ -23,13 +25,14 @@ class HostCost(NamedTuple):
 
 
 class StepFacts(NamedTuple):
-    """What a step was: its chip's time, the host's for planning it, its rows and tokens, the tokens it attended to.
+    """What a step was: its chip's times, the host's, its rows and tokens, the tokens it attended to.
 
     `table_pages` are those that all block tables held when it was planned, `table_tokens` the tokens in them.
     """
 
-    started_us: float
     ended_us: float
+    us: float
+    idle_us: float
     host_us: float
     rows: int
     tokens: int
@@ -61,21 +64,22 @@ class Engine:
         journal: Journal | None = None,
     ) -> None:
         self.scheduler, self.executor, self.clock = scheduler, executor, clock
-        self._observe, self._depth, self._journal = observe, 2 if look_ahead else 1, journal
+        self.journal = journal
+        self._observe, self._depth = observe, 2 if look_ahead else 1
         self._host = host or HostCost()
         self._facts: deque[StepFacts] = deque()
 
     def add(self, request: Request) -> Sequence:
         """Queue a request; raises InputError where it can never be served."""
         sequence = self.scheduler.add(request)
-        if self._journal:
-            self._journal.write(Added(request))
+        if self.journal:
+            self.journal.write(Added(request))
         return sequence
 
     def abort(self, id: int) -> None:
         """Give a request up, in whatever state; nothing where it has ended."""
-        if self.scheduler.abort(id) and self._journal:
-            self._journal.write(Aborted(id))
+        if self.scheduler.abort(id) and self.journal:
+            self.journal.write(Aborted(id))
 
     def step(self) -> bool:
         """Submit a step if there is one, take a result if one is due; False where there was nothing to do."""
@@ -85,12 +89,12 @@ class Engine:
         if plan:
             clock.spend(self._host.us(plan))
             self.executor.submit(plan, clock.now_us)
-            if self._journal:
-                self._journal.plan(plan)
+            if self.journal:
+                self.journal.plan(plan)
             kv = sum(plan.starts) + plan.tokens
             tables = scheduler.table_pages, scheduler.table_tokens
             host_us = clock.now_us - began
-            self._facts.append(StepFacts(0.0, 0.0, host_us, plan.rows, plan.tokens, kv, *tables))
+            self._facts.append(StepFacts(0.0, 0.0, 0.0, host_us, plan.rows, plan.tokens, kv, *tables))
         if not scheduler.in_flight:
             return False
         if not plan or len(scheduler.in_flight) >= self._depth:
@@ -102,23 +106,30 @@ class Engine:
         self.clock.wait_until(result.ended_us)
         began = self.clock.now_us
         emitted = self.scheduler.commit(result)
-        if self._journal:
-            self._journal.write(result)
+        if self.journal:
+            self.journal.write(result)
         facts = self._facts.popleft()
         host_us = facts.host_us + self.clock.now_us - began
-        facts = facts._replace(started_us=result.started_us, ended_us=result.ended_us, host_us=host_us)
-        self._observe(facts, emitted)
+        self._observe(StepFacts(result.ended_us, result.us, result.idle_us, host_us, *facts[4:]), emitted)
 
 
-def serve(engine: Engine, requests: Sized[Request]) -> list[Sequence]:
-    """Serve requests as they arrive, in the order of their arrival, until all have ended."""
+def serve(engine: Engine, requests: Sized[Request], max_concurrency: int = 0) -> list[Sequence]:
+    """Serve requests as they arrive, in the order of their arrival, until all have ended.
+
+    Where `max_concurrency` is above 0, no more than so many are sent at once: others arrive when one has ended.
+    """
+    clock, under_way = engine.clock, engine.scheduler.sequences
     sequences: list[Sequence] = []
+    most = max_concurrency or len(requests)
     while True:
-        now = engine.clock.now_us
-        while len(sequences) < len(requests) and requests[len(sequences)].arrival_us <= now:
-            sequences.append(engine.add(requests[len(sequences)]))
+        now = clock.now_us
+        while len(sequences) < len(requests) and requests[len(sequences)].arrival_us <= now and len(under_way) < most:
+            request = requests[len(sequences)]
+            if max_concurrency:
+                request = structs.replace(request, arrival_us=now)
+            sequences.append(engine.add(request))
         if engine.step():
             continue
         if len(sequences) == len(requests):
             return sequences
-        engine.clock.wait_until(requests[len(sequences)].arrival_us)
+        clock.wait_until(requests[len(sequences)].arrival_us)

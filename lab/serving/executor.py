@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from lab.serving.request import Sequence
 from lab.serving.step import StepPlan, StepResult
@@ -36,35 +36,42 @@ def scripted(vocab: int) -> TokenOf:
     return token
 
 
+class Timed(NamedTuple):
+    """When a step ended by the loop's clock, how long it took, and how long its chip had had nothing to do before."""
+
+    ended_us: float
+    us: float
+    idle_us: float
+
+
 class Timeline:
-    """When a chip that takes one step after another is at which; `gap_us` lies between two steps."""
+    """A chip that takes one step after another, each `gap_us` after the last or after it was submitted."""
 
-    def __init__(self, gap_us: float = 0.0) -> None:
-        self._free_us, self._gap_us = 0.0, gap_us
+    def __init__(self, pace: Pace, gap_us: float = 0.0) -> None:
+        self._pace, self._free_us, self._gap_us = pace, 0.0, gap_us
 
-    def run(self, now_us: float, us: float) -> tuple[float, float]:
-        """(start, end) of a step that takes so long and is submitted now."""
-        start = max(now_us, self._free_us) + self._gap_us
-        self._free_us = start + us
-        return start, self._free_us
+    def run(self, plan: StepPlan, now_us: float) -> Timed:
+        """The times of a step that is submitted now."""
+        start, us = max(now_us, self._free_us) + self._gap_us, self._pace.plan_us(plan)
+        idle, self._free_us = start - self._free_us, start + us
+        return Timed(start + us, us, idle)
 
 
 class PredictedExecutor:
     """Times alone, of any model: tokens are scripted, nothing is computed."""
 
     def __init__(self, pace: Pace, token_of: TokenOf, gap_us: float = 0.0) -> None:
-        self._pace, self._token_of = pace, token_of
-        self._timeline = Timeline(gap_us)
+        self._timeline, self._token_of = Timeline(pace, gap_us), token_of
         self._results: deque[StepResult] = deque()
 
     def submit(self, plan: StepPlan, now_us: float) -> None:
-        start, end = self._timeline.run(now_us, self._pace.plan_us(plan))
+        timed = self._timeline.run(plan, now_us)
         rows = zip(plan.sequences, plan.starts, plan.counts, plan.samples, strict=True)
         tokens = [
             self._token_of(sequence, begin + count - len(sequence.request.prompt)) if samples else 0
             for sequence, begin, count, samples in rows
         ]
-        self._results.append(StepResult(plan.step, tokens, start, end))
+        self._results.append(StepResult(plan.step, tokens, *timed))
 
     def result(self) -> StepResult:
         return self._results.popleft()

@@ -49,12 +49,18 @@ class Journal:
         self.write(plan.decision())
 
 
+def decoded(line: bytes) -> Line:
+    """A line as it was written."""
+    found: Line = _DECODER.decode(line)
+    return found
+
+
 def read(path: Path) -> Iterator[Line]:
     """The lines of a journal; raises InputError for a line that is none."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                yield _DECODER.decode(line)
+                yield decoded(line)
             except msgspec.DecodeError as error:
                 raise InputError(f"{path.name} line {number} is no line of a journal: {error}") from error
 

@@ -88,12 +88,16 @@ class Decision(Struct, frozen=True, tag="step", array_like=True):
 
 
 class StepResult(Struct, frozen=True, tag="result", array_like=True):
-    """The token of each row, meaningless where none was sampled, and when the step began and ended on its chip."""
+    """The token of each row, meaningless where none was sampled; when the step ended and how long it took its chip.
+
+    `idle_us` is how long the chip had had nothing to do.
+    """
 
     step: int
     tokens: list[int]
-    started_us: float
     ended_us: float
+    us: float
+    idle_us: float = 0.0
     log_probabilities: list[float] = []
 
 

@@ -28,11 +28,15 @@ class StepTimes:
         """Microseconds of a step, its pages' copies to and from the host among them."""
         us = self.swap_us(plan.moves) / 2
         if plan.rows:
-            layout = self.buckets.of(plan.rows, plan.tokens)
-            padding = [0] * (layout.rows - plan.rows)
-            ends = [start + count for start, count in zip(plan.starts, plan.counts, strict=True)]
-            us += self._at(layout).us([*plan.counts, *padding], [*ends, *padding])
+            us += self.rows_us(plan.starts, plan.counts)
         return us
+
+    def rows_us(self, starts: Sequence[int], counts: Sequence[int]) -> float:
+        """Microseconds of a step of sequences with so many new tokens after so many that they had."""
+        layout = self.buckets.of(len(counts), sum(counts))
+        padding = [0] * (layout.rows - len(counts))
+        ends = [start + count for start, count in zip(starts, counts, strict=True)]
+        return self._at(layout).us([*counts, *padding], [*ends, *padding])
 
     def step_us(self, rows: int, tokens: int, decodes: int, decode_kv: int, pairs: int) -> float:
         """Microseconds, from a table, that a step of `decodes` rows of one token and one chunk at most needs.
@@ -66,9 +70,9 @@ def _up(length: float, most: int) -> int:
 
 @lru_cache(maxsize=1024)
 def _bucket(model: Model, machine: Machine, layout: Layout) -> "_Bucket":
-    longest = layout.capacity
-    new = max(1, min(layout.tokens - layout.rows + 1, longest))
-    parts = parts_of(model, [(1, longest)] * (layout.rows - 1) + [(new, longest)], machine)
+    # Of a bucket's own plan: the lengths are taken for each step anew.
+    new = layout.tokens - layout.rows + 1
+    parts = parts_of(model, [(1, layout.capacity)] * (layout.rows - 1) + [(new, layout.capacity)], machine)
     attention = next(part for part in parts if part.name == "attention")
     matrices = sum(part.times * (part.predicted_us(CLOCK) or 0.0) for part in parts if part is not attention)
     return _Bucket(layout, matrices, attention)
@@ -93,5 +97,7 @@ class _Bucket:
     def _table_us(self, length: int, start: int, chunk: int) -> float:
         if not chunk:
             return self.us([1] * self._layout.rows, [length] * self._layout.rows)
-        others = self._layout.rows - 1
-        return self.us([1 if length else 0] * others + [chunk], [length] * others + [start + chunk])
+        others = min(self._layout.rows - 1, self._layout.tokens - chunk)
+        rest = [0] * (self._layout.rows - 1 - others)
+        decode = [1 if length else 0] * others
+        return self.us([*decode, chunk, *rest], [*[length] * others, start + chunk, *rest])

@@ -103,7 +103,7 @@ def registers(problem: Linear, schedule: Schedule) -> int:
     tokens, rows = schedule.block_m // MMA_N, schedule.rows
     if problem.group < BLOCK_K:  # two groups at once
         return max(44, 18 * rows * tokens + 12 * tokens + 12)
-    return 8 * rows * tokens + 10 * tokens + 6 * rows + 20
+    return 8 * rows * tokens + 14 * tokens + 6 * rows + 16
 
 
 def warp_bytes(problem: Linear, schedule: Schedule) -> int:

@@ -115,7 +115,7 @@ def test_every_call_of_a_step_is_within_its_bound(tmp_path: Path, architecture: 
 
 def a_step(checkpoint: Checkpoint) -> tuple[Step, Any]:
     chip = simulated(H100)
-    weights = StepWeights.load(checkpoint, chip)
+    weights = StepWeights.load(checkpoint.config, checkpoint.file, chip)
     forward = Forward(weights.config, weights.matrices, 3)
     step = Step(weights, StepCache(forward, chip), forward, Layout(1, len(TOKENS), 1), chip)
     step.input.fill([Chunk(TOKENS, 0, [2])])
@@ -150,8 +150,8 @@ def test_shards_make_up_the_whole(
     kind = np.float32 if dtype else ml_dtypes.bfloat16
     checkpoint = open_checkpoint(tiny_folder.write(path, architecture, dtype=kind))
     chip, c = simulated(H100), checkpoint.config
-    whole = StepWeights.load(checkpoint, chip)
-    parts = [StepWeights.load(checkpoint, chip, rank, ranks) for rank in range(ranks)]
+    whole = StepWeights.load(checkpoint.config, checkpoint.file, chip)
+    parts = [StepWeights.load(checkpoint.config, checkpoint.file, chip, rank, ranks) for rank in range(ranks)]
     q, kv = c.q_heads * c.head_dim, c.kv_heads * c.head_dim
     for name, array in whole.arrays.items():
         found = [part.arrays[name] for part in parts]

@@ -64,7 +64,7 @@ def test_k_quants_are_converted_on_load_to_a_format_with_kernels(tmp_path: Path,
     }
     down = {f"blk.{i}.ffn_down.weight": (raw, kind) for i in range(2)}
     checkpoint = open_checkpoint(tiny.write(tmp_path / "k.gguf", keys, {**wide, **down}))
-    weights = StepWeights.load(checkpoint, simulated(H100))
+    weights = StepWeights.load(checkpoint.config, checkpoint.file, simulated(H100))
     exact = checkpoint.file.rows("blk.1.ffn_down.weight")
     assert np.abs(exact).max() > 0.01
     if kind == "Q4_K":

@@ -114,7 +114,7 @@ def test_a_weight_too_large_for_bf16(tmp_path: Path) -> None:
     huge = np.full((tiny.FFN, tiny.D), np.finfo(np.float32).max)
     checkpoint = open_checkpoint(tiny.write(tmp_path / "huge.gguf", weights={"blk.1.ffn_up.weight": (huge, "F32")}))
     with pytest.raises(InputError, match=r"'blk.1.ffn_up.weight' holds infinities, NaN or what is too large for bf16"):
-        StepWeights.load(checkpoint, simulated(H100))
+        StepWeights.load(checkpoint.config, checkpoint.file, simulated(H100))
 
 
 def test_a_chip_without_a_kernel_for_groups_dequantises_them(tiny_checkpoint: Checkpoint) -> None:
@@ -122,7 +122,8 @@ def test_a_chip_without_a_kernel_for_groups_dequantises_them(tiny_checkpoint: Ch
     names = [(i, name, tensor) for i in range(tiny.LAYERS) for name, tensor in alone.items()]
     grouped = [one for one in names if tiny_checkpoint.file.groups(f"blk.{one[0]}.{one[2]}.weight")]
     assert grouped
-    with_kernel, without = (StepWeights.load(tiny_checkpoint, simulated(chip)) for chip in (H100, A100))
+    model = tiny_checkpoint.config, tiny_checkpoint.file
+    with_kernel, without = (StepWeights.load(*model, simulated(chip)) for chip in (H100, A100))
     for i, name, tensor in grouped:
         assert with_kernel.matrices[f"layers.{i}.{name}"].weights == "int4_g32"
         assert without.matrices[f"layers.{i}.{name}"].weights == "bf16"

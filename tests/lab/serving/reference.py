@@ -70,5 +70,5 @@ class ReferenceExecutor:
             sampled[ident] = token_of(keys)
             tokens.append(sampled[ident])
         self._sampled = sampled
-        self.results.append(StepResult(plan.step, tokens, self._clock, self._clock + 1))
+        self.results.append(StepResult(plan.step, tokens, self._clock + 1, 1.0))
         self._clock += 1

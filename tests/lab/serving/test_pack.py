@@ -52,4 +52,4 @@ def test_packed_plans_are_the_chunks_they_consist_of(data: Any) -> None:
         if not waiting or len(scheduler.in_flight) == 2:
             first = scheduler.in_flight[0]
             tokens = [1000 + first.step * 10 + row for row in range(first.rows)]
-            scheduler.commit(StepResult(first.step, tokens, 0.0, 1.0))
+            scheduler.commit(StepResult(first.step, tokens, 1.0, 1.0))

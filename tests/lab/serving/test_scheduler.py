@@ -68,7 +68,7 @@ class Loop(RuleBasedStateMachine):
         for _ in range(several):
             length = data.draw(st.sampled_from([1, 2, p.page_tokens, 2 * p.page_tokens, 3 * p.page_tokens + 1]))
             prompt = tuple(data.draw(st.lists(st.integers(0, 1), min_size=length, max_size=length)))
-            of = data.draw(st.sampled_from([None, None, *self.scheduler.sequences]))
+            of = data.draw(st.sampled_from([None, *self.scheduler.sequences]))
             if of is not None:
                 prompt = self.scheduler.sequences[of].request.prompt
             most = data.draw(st.sampled_from([1, 3, max(1, p.max_length - length)]))
