@@ -27,8 +27,8 @@ class Forward:
 
     Matrices are `layers.<i>.qkv`, `output`, `gate_up` and `down`, and `head`; q, k and v are one, and gate and up. The
     cache has `pool` pages a layer in the format `kv`. Beside them a layer has `layers.<i>.bias` and `layers.<i>.norms`
-    where the model adds a bias to queries, keys and values or normalises their heads. Where `fused`, matrices take
-    their norm, gate and residual with them.
+    where the model adds a bias to queries, keys and values or normalises their heads. Matrices have their gates and
+    residuals in launches of their own, in theirs where `epilogues`, and then also their norms where `norms`.
     """
 
     config: LlamaConfig
@@ -36,12 +36,13 @@ class Forward:
     pool: int
     kv: str = "bf16"
     activations: str = "bf16"
-    fused: bool = False
+    epilogues: bool = False
+    norms: bool = False
 
     def calls(self, layout: Layout) -> Iterator[Call]:
         """Of one step, in order."""
         yield self._embedding(layout.tokens, self.config.vocab, "tokens", "embedding", "stream0")
-        yield from self._fused_layers(layout) if self.fused else self._layers(layout)
+        yield from self._fused_layers(layout) if self.epilogues else self._layers(layout)
         sampling = Sampling(layout.rows, self.config.vocab, self.activations)
         yield Call(sampling, {name: name for name in (*sampling.inputs, *sampling.outputs)})
 
@@ -50,16 +51,26 @@ class Forward:
         tokens = layout.tokens
         for i in range(self.config.layers):
             layer = f"layers.{i}"
-            yield self._linear(f"{layer}.qkv", tokens, "stream0", "qkv", norm=f"{layer}.attention_norm")
+            yield from self._normed_linear(f"{layer}.qkv", tokens, "stream0", "qkv", f"{layer}.attention_norm")
             yield from self._attend(layout, layer)
             yield self._linear(f"{layer}.output", tokens, "attended", "stream1", residual="stream0")
-            yield self._linear(f"{layer}.gate_up", tokens, "stream1", "gated", norm=f"{layer}.ffn_norm", gated=True)
+            yield from self._normed_linear(
+                f"{layer}.gate_up", tokens, "stream1", "gated", f"{layer}.ffn_norm", gated=True
+            )
             yield self._linear(f"{layer}.down", tokens, "gated", "stream0", residual="stream1")
         last = "stream0"
         if layout.rows < tokens:
             yield self._embedding(layout.rows, tokens, "sample_rows", "stream0", "last")
             last = "last"
-        yield self._linear("head", layout.rows, last, "logits", norm="norm")
+        yield from self._normed_linear("head", layout.rows, last, "logits", "norm")
+
+    def _normed_linear(self, name: str, tokens: int, x: str, y: str, norm: str, gated: bool = False) -> Iterator[Call]:
+        if self.norms:
+            yield self._linear(name, tokens, x, y, norm=norm, gated=gated)
+        else:
+            alone = RMSNorm(tokens, self.config.d, self.activations, residual=False, eps=self.config.eps)
+            yield Call(alone, {"x": x, "weight": norm, "y": "normed"})
+            yield self._linear(name, tokens, "normed", y, gated=gated)
 
     def _layers(self, layout: Layout) -> Iterator[Call]:
         c, tokens = self.config, layout.tokens

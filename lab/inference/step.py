@@ -127,7 +127,7 @@ def fused(forward: Forward, layout: Layout, machine: Machine) -> Forward:
     """The same step with norms, gates and residuals in the launches of its matrices, of one token, if kernels do so."""
     if layout.tokens > 1:
         return forward
-    with_all = replace(forward, fused=True)
+    with_all = replace(forward, epilogues=True, norms=True)
     problems = dict.fromkeys(call.problem for call in with_all.calls(layout))
     return with_all if all(is_solvable(problem, machine) for problem in problems) else forward
 

@@ -69,7 +69,7 @@ struct Part {
 struct Sums {
     float products[SUMS] = {};
     float squares[TOKENS] = {};
-    float residual = 0;
+    uint16_t residual = 0;  // as it came: nothing waits for it before the end
 };
 
 template <bool whole>
@@ -116,8 +116,7 @@ __device__ __forceinline__ void step(Sums& sum, const Part& part, int k0, bool f
     }
     if (first) {
         ptx::griddepcontrol::wait();  // until the launch before has written x, and reads y no more
-        if constexpr (problem::residual)
-            sum.residual = ptx::convert::to_float(Output{ptx::load::cached_2_if(part.residual, part.stores)});
+        if constexpr (problem::residual) sum.residual = ptx::load::cached_2_if(part.residual, part.stores);
     }
     if constexpr (TOKENS == 1) {
 #pragma unroll
@@ -231,5 +230,6 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     const float root = problem::norm ? inverse_root(shared, team, token, k, eps) : 1;
     mine *= root * scale;
     if constexpr (HALVES > 1) mine = silu(mine) * (team_sum(shared, team + 1, lane) * (root * up_scale));
-    ptx::convert::from_float(y[at], mine + sum.residual);
+    if constexpr (problem::residual) mine += ptx::convert::to_float(Output{sum.residual});
+    ptx::convert::from_float(y[at], mine);
 }
