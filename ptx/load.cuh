@@ -119,4 +119,11 @@ __device__ __forceinline__ Vector<8> cached_8_if(const void* address, bool insid
     return v;
 }
 
+// A word that another CTA of the GPU may write: what that one wrote before it is visible then (ld.acquire.gpu).
+__device__ __forceinline__ uint32_t acquire(const uint32_t* address) {
+    uint32_t word;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(word) : "l"(address) : "memory");
+    return word;
+}
+
 }  // namespace ptx::load

@@ -8,7 +8,14 @@ from typing import Any, ClassVar, Literal, Protocol
 import msgspec
 from msgspec import structs
 
-from experiments.running import on_device, serving_on_device, speech_on_device, step_search, steps_on_device
+from experiments.running import (
+    layers_on_device,
+    on_device,
+    serving_on_device,
+    speech_on_device,
+    step_search,
+    steps_on_device,
+)
 from experiments.running.jobs import AnyJob, Job, Search, ServeJob, SpeakJob, StepJob, Work, batch, problem_of
 from experiments.running.serving import predicted
 from experiments.running.simulation import BUDGET, require_room, simulate
@@ -58,6 +65,9 @@ class Backend(Protocol):
 
     def chained(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
         """Records of chains of layers, each job's problem as often as its fact `layers` says, beside their peers."""
+
+    def layered(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
+        """Records of attention behind its append, in as many layers as the fact `layers` says."""
 
     def stepped(self, jobs: Sequence[StepJob], seconds: float) -> Iterator[Record]:
         """Records of whole steps of models, beside PyTorch's; on the simulated chip what they are predicted to take."""
@@ -140,6 +150,8 @@ class SimulatedBackend(_Common):
 
     def chained(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:  # noqa: ARG002
         return self._counted_out(jobs, "chain")
+
+    layered = chained
 
     def _counted_out(self, jobs: Sequence[Job], clock: str) -> Iterator[Record]:
         """Counts of every schedule of the jobs, and what a launch is predicted to take by a clock."""
@@ -230,6 +242,9 @@ class GpuBackend(_Common):
     def chained(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
         return in_worker(on_device.chains, jobs, self.origin, seconds)
 
+    def layered(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
+        return in_worker(layers_on_device.layers, jobs, self.origin, seconds)
+
     def stepped(self, jobs: Sequence[StepJob], seconds: float) -> Iterator[Record]:
         return in_worker(steps_on_device.steps, jobs, self.origin, seconds)
 
@@ -282,10 +297,10 @@ def tune(
 ) -> Iterator[Record]:
     """The records of searches as `in_worker` yields them; each search's winner enters the tuned table when it ends.
 
-    The table's present entry races along.
+    What the table offers at present races along.
     """
     machine = real_machine()
-    contested = [_with_incumbent(search, machine) for search in searches]
+    contested = [_with_incumbents(search, machine) for search in searches]
     yield from _settled(in_worker(on_device.search, contested, origin, seconds, deadline_s))
 
 
@@ -302,9 +317,9 @@ def _settled(records: Iterable[Record]) -> Iterator[Record]:
         _settle(found)
 
 
-def _with_incumbent(search: Search, machine: Machine) -> Search:
-    held = tuned.lookup(problem_of(search.problem), machine)
-    return structs.replace(search, incumbents=((held[0], schedule_words(held[1])),)) if held else search
+def _with_incumbents(search: Search, machine: Machine) -> Search:
+    held = tuned.offers(problem_of(search.problem), machine)
+    return structs.replace(search, incumbents=tuple((name, schedule_words(fields)) for name, fields in held))
 
 
 def _settle(records: Sequence[Record]) -> None:

@@ -1,6 +1,6 @@
 """A model on disk, opened: dimensions, tensors, tokenizer; a GGUF file, or a Hugging Face folder of safetensors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -26,8 +26,8 @@ class TensorFile(Tensors, Protocol):
     def rows(self, name: str, rows: slice | Sequence[int] = slice(None)) -> NDArray[np.floating]:
         """Rows of a tensor: in the type that floats are stored in, over mapped memory, else dequantised to float32."""
 
-    def groups(self, name: str) -> int4.Groups | None:
-        """A matrix as int4 groups where it is stored so, else None."""
+    def groups(self, name: str, rows: slice = slice(None), onto: Callable = np.asarray) -> int4.Groups | None:
+        """Rows of a matrix as int4 groups where it is stored so, else None; `onto` places its bytes, on a GPU maybe."""
 
 
 @dataclass(frozen=True)

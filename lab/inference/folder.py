@@ -5,7 +5,7 @@ this folder, and pickles are never opened.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
@@ -111,7 +111,12 @@ class Folder:
         values: NDArray[np.floating] = raw.view(dtype).reshape(tensor.shape)[rows]
         return values
 
-    def groups(self, name: str) -> int4.Groups | None:  # noqa: ARG002 (floats are all that is read)
+    def groups(
+        self,
+        name: str,  # noqa: ARG002 (floats are all that is read)
+        rows: slice = slice(None),  # noqa: ARG002
+        onto: Callable = np.asarray,  # noqa: ARG002
+    ) -> int4.Groups | None:
         """None: no matrix is in int4 groups."""
         return None
 

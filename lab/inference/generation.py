@@ -10,16 +10,20 @@ from lab.inference.chip import Chip, gpu, simulated
 from lab.inference.codec import Codec
 from lab.inference.download import default_weights
 from lab.inference.model import Llama
+from lab.inference.number_codec import NumberCodec
 from lab.inference.phases import DECODE, PREFILL, Phase, summarise
 from lab.inference.progress import progress
 from lab.inference.reference import Reference
 from lab.inference.sessions import ReferenceRunner, Runner, Session, StepRunner, require_context
 from lab.inference.step_weights import StepWeights
+from lab.inference.step_weights import random as draw
+from lab.problems import model_named
 from lab.problems.sampling import GREEDY, Settings
 from sim.errors import InputError
 from sim.machine import H100, Machine
 
 On = Literal["sim", "gpu", "reference"]
+DRAWN, DRAWN_CONTEXT = "smollm2-135m", 8192  # a preset of random weights, and the most tokens of its sequences
 ON: tuple[On, ...] = ("sim", "gpu", "reference")
 
 
@@ -120,13 +124,22 @@ class Generation:
         }
 
 
-def load(model: Path | str | None = None, on: On = "sim", machine: Machine = H100) -> LanguageModel:
+def load(
+    model: Path | str | None = None, on: On = "sim", machine: Machine = H100, random: bool = False
+) -> LanguageModel:
     """Load a GGUF file or Hugging Face folder of a Llama-class model, SmolLM2-135M-Instruct by default, onto a chip.
 
-    `on` is "sim" (the lab's kernels on the simulated `machine`), "gpu" or "reference" (float32 NumPy). Raises
-    InputError for files that are not such models, NoDeviceError, EnvironmentFailure where the weights cannot be had.
+    With `random` the model is a preset and its weights are drawn on the chip; tokens are then bytes and numbers. `on`
+    is "sim" (the lab's kernels on the simulated `machine`), "gpu" or "reference" (float32 NumPy). Raises InputError for
+    files that are not such models, NoDeviceError, EnvironmentFailure where the weights cannot be had.
     """
     chip = _chip(on, machine)
+    if random:
+        name = str(model or DRAWN)
+        if chip is None:
+            raise InputError("random weights are drawn on a chip: on sim or gpu, not reference")
+        drawn = StepRunner(draw(model_named(name), DRAWN_CONTEXT, chip), chip)
+        return LanguageModel(f"{name}, random", on, machine, NumberCodec(), drawn)
     checkpoint = open_checkpoint(Path(model) if model else default_weights())
     runner: Runner
     with progress("loading the weights", len(checkpoint.config.shapes), "tensors") as advance:
@@ -145,12 +158,13 @@ def generate(
     on: On = "sim",
     machine: Machine = H100,
     settings: Settings = GREEDY,
+    random: bool = False,
 ) -> Generation:
     """Load a model and continue a prompt: iterate over the result for text, then ask it for `phases`.
 
     Raises what `load` and `LanguageModel.generate` raise.
     """
-    return load(model, on, machine).generate(prompt, max_tokens, chat, settings)
+    return load(model, on, machine, random).generate(prompt, max_tokens, chat, settings)
 
 
 def _chip(on: On, machine: Machine) -> Chip | None:

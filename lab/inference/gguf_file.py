@@ -96,21 +96,23 @@ class GgufFile:
         kind = self._gguf.GGMLQuantizationType[tensor.type]
         blocks = raw.reshape(*tensor.shape[:-1], -1)
         vector = blocks.ndim == 1  # whose blocks hold more than one of its elements
-        values: NDArray[np.float32] = self._gguf.quants.dequantize(
-            np.ascontiguousarray(blocks if vector else blocks[rows]), kind
-        )
+        with np.errstate(over="ignore", invalid="ignore"):  # of scales that are not finite
+            values: NDArray[np.float32] = self._gguf.quants.dequantize(
+                np.ascontiguousarray(blocks if vector else blocks[rows]), kind
+            )
         return values[rows] if vector else values
 
-    def groups(self, name: str) -> int4.Groups | None:
-        """A matrix as int4 groups: its own where it is of type Q4_0 or Q4_1, those of `from_gguf_k` of Q4_K."""
+    def groups(self, name: str, rows: slice = slice(None), onto: Callable = np.asarray) -> int4.Groups | None:
+        """Rows of a matrix as int4 groups: its own of type Q4_0 or Q4_1, those of `from_gguf_k` of Q4_K; else None.
+
+        They are of the arrays that `onto` makes of the file's bytes, which may lie on a GPU.
+        """
         tensor = self.tensors[name]
-        if len(tensor.shape) != 2:
+        nbytes = int4.GGUF_K_BYTES if tensor.type == "Q4_K" else int4.GGUF_BYTES.get(tensor.type)
+        if len(tensor.shape) != 2 or nbytes is None:
             return None
-        if tensor.type == "Q4_K":
-            return int4.from_gguf_k(self._raw(name).reshape(tensor.shape[0], -1, int4.GGUF_K_BYTES))
-        if tensor.type not in int4.GGUF_BYTES:
-            return None
-        return int4.from_gguf(self._raw(name).reshape(tensor.shape[0], -1, int4.GGUF_BYTES[tensor.type]), tensor.type)
+        blocks = onto(self._raw(name).reshape(tensor.shape[0], -1, nbytes)[rows])
+        return int4.from_gguf_k(blocks) if tensor.type == "Q4_K" else int4.from_gguf(blocks, tensor.type)
 
     def _raw(self, name: str) -> NDArray[np.uint8]:
         """A tensor's bytes."""

@@ -1,7 +1,7 @@
 """The weights of a step on a chip: each matrix as its kernels read it, q, k and v one matrix, gate and up another."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -66,7 +66,7 @@ class StepWeights:
                 arrays[f"{layer}.norms"] = arrays[f"{layer}.norms"].reshape(2, config.head_dim)
         loading.vectors("norm", "output_norm.weight")
         arrays["embedding"] = loading.bf16("token_embd.weight")
-        if config.tied and not loading.groups("token_embd.weight"):
+        if config.tied and not loading.form("token_embd.weight"):
             loading.matrices["head"] = Linear(1, config.vocab, config.d)
             arrays["head.w"] = arrays["embedding"]
         else:
@@ -91,34 +91,59 @@ class _Loading:
 
     def matrix(self, name: str, *tensors: str) -> None:
         """One matrix of tensors one below the other: int4 groups where all are alike and have a kernel, else bf16."""
-        groups = [found for tensor in tensors if (found := self.groups(tensor))]
-        if len(groups) == len(tensors) and len({(one.group, one.zero_points) for one in groups}) == 1:
-            q, scale, offset = (np.concatenate([getattr(g, part) for g in groups]) for part in ("q", "scale", "offset"))
-            stacked = int4.Groups(q, scale, offset, groups[0].group, groups[0].zero_points)
-            self.matrices[name] = linear_of(stacked)
-            operands = dict(zip(("w", "w_scale"), int4.pack(stacked), strict=True))
-        else:
-            rows, k = sum(self.shapes[tensor][0] for tensor in tensors), self.shapes[tensors[0]][1]
-            self.matrices[name] = Linear(1, rows, k)
-            operands = {"w": self.bf16(*tensors)}
-        self.arrays.update({f"{name}.{operand}": self.chip.xp.asarray(bits) for operand, bits in operands.items()})
+        rows, k = [self.shapes[tensor][0] for tensor in tensors], self.shapes[tensors[0]][1]
+        forms = {self.form(tensor) for tensor in tensors}
+        form = forms.pop()
+        if forms or not form:
+            self.matrices[name] = Linear(1, sum(rows), k)
+            self.arrays[f"{name}.w"] = self.bf16(*tensors)
+            return
+        problem = self.matrices[name] = replace(form, n=sum(rows), k=k)
+        xp, shapes = self.chip.xp, int4.shapes(problem.n, k, problem.group)
+        w, w_scale = xp.empty(shapes[0], np.uint8), xp.empty(shapes[1], np.uint16)
+        tiles = -(-_AT_ONCE // (k * int4.PADDED_ROWS)) * (int4.PADDED_ROWS // int4.TILE_ROWS)
+        for at in range(0, shapes[0][0], tiles):
+            here = slice(at, at + tiles)
+            first, last = at * int4.TILE_ROWS, min((at + tiles) * int4.TILE_ROWS, problem.n)
+            w[here], w_scale[here] = int4.pack(self._stacked(tensors, first, last))
+        self.arrays |= {f"{name}.w": w, f"{name}.w_scale": w_scale}
 
     def vectors(self, name: str, *tensors: str) -> None:
         self.arrays[name] = self.bf16(*tensors)
 
-    def groups(self, tensor: str) -> int4.Groups | None:
-        """This rank's part of a matrix as int4 groups; None where it has none, or the chip no kernel for them."""
-        whole = self.file.groups(tensor)
-        if whole is None or not is_solvable(linear_of(whole), self.chip.machine):
+    def form(self, tensor: str) -> Linear | None:
+        """What a matrix in int4 groups asks, whatever its size; None where it is in none, or they have no kernel."""
+        groups = self.file.groups(tensor, slice(0, 1))
+        if groups is None:
             return None
+        asked = Linear(1, 8, 8, f"int4_g{groups.group}", offset="zero" if groups.zero_points else "min")
+        whole = replace(asked, n=self.shapes[tensor][0], k=self.shapes[tensor][1])
+        return asked if is_solvable(whole, self.chip.machine) else None
+
+    def _stacked(self, tensors: tuple[str, ...], first: int, last: int) -> int4.Groups:
+        """Rows of tensors one below the other, of this rank's part of each, as groups on the chip."""
+        parts, at = [], 0
+        for tensor in tensors:
+            begin, end = max(first - at, 0), min(last - at, self.shapes[tensor][0])
+            if begin < end:
+                parts.append(self._groups(tensor, begin, end))
+            at += self.shapes[tensor][0]
+        q, scale, offset = (np.concatenate([getattr(part, of) for part in parts]) for of in ("q", "scale", "offset"))
+        return int4.Groups(q, scale, offset, parts[0].group, parts[0].zero_points)
+
+    def _groups(self, tensor: str, begin: int, end: int) -> int4.Groups:
+        rows, columns = self._own(tensor)
+        first = rows.start or 0
+        whole = self.file.groups(tensor, slice(first + begin, first + end), self.chip.xp.asarray)
+        assert whole is not None
         if not (np.isfinite(whole.scale).all() and np.isfinite(whole.offset).all()):
             self.file.refuse(f"the tensor {tensor!r} holds infinities or NaN")
-        rows, columns = self._own(tensor)
         if (columns.start or 0) % whole.group or (columns.stop or 0) % whole.group:
             raise InputError(f"{self.shapes[tensor][1]:,} columns of {tensor} cut its groups of {whole.group}")
         shared = slice(*(at and at // whole.group for at in (columns.start, columns.stop)))
-        parts = whole.q[rows, columns], whole.scale[rows, shared], whole.offset[rows, shared]
-        return int4.Groups(*parts, whole.group, whole.zero_points)
+        return int4.Groups(
+            whole.q[:, columns], whole.scale[:, shared], whole.offset[:, shared], whole.group, whole.zero_points
+        )
 
     def bf16(self, *tensors: str) -> Any:
         """This rank's part of tensors one below the other, rounded to bf16 on the way to the chip."""
@@ -146,12 +171,6 @@ class _Loading:
             for m, n in zip(mine, whole, strict=True)
         ]
         return own[0], own[1] if len(own) > 1 else slice(None)
-
-
-def linear_of(groups: int4.Groups) -> Linear:
-    """What a matrix of int4 groups asks of one token."""
-    n, k = groups.q.shape
-    return Linear(1, n, k, f"int4_g{groups.group}", offset="zero" if groups.zero_points else "min")
 
 
 def _bf16(values: NDArray[np.floating]) -> NDArray[np.uint16]:

@@ -72,7 +72,7 @@ class Library(Protocol):
         """(the number of its GPU, the CUstream address of the library's current stream there), in few instructions."""
 
     def identity(self, *arrays: Any) -> tuple[Any, ...]:
-        """What a call depends on of each array: address, shape, strides, type of elements."""
+        """What a call depends on of each array: address, shape, type of elements, strides where it is not dense."""
 
 
 def library_of(array: Any) -> Library:
@@ -243,7 +243,7 @@ class _Torch(_OnDevice):
         return device, _raw_stream()(device)
 
     def identity(self, *arrays: Any) -> tuple[Any, ...]:
-        return tuple([(a.data_ptr(), a.shape, a.stride(), a.dtype) for a in arrays])
+        return tuple([(a.data_ptr(), a.shape, a.dtype, a.is_contiguous() or a.stride()) for a in arrays])
 
 
 class _Cuda(_OnDevice):
@@ -279,7 +279,7 @@ class _Cuda(_OnDevice):
         return device, _cupy().cuda.get_current_stream(device).ptr
 
     def identity(self, *arrays: Any) -> tuple[Any, ...]:
-        return tuple([(a.data.ptr, a.shape, a.strides, a.dtype) for a in arrays])
+        return tuple([(a.data.ptr, a.shape, a.dtype, a.strides) for a in arrays])
 
 
 NUMPY, TORCH, CUDA = _NumPy(), _Torch(), _Cuda()

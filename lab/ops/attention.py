@@ -145,9 +145,9 @@ _libraries: dict[type, Library] = {}  # by the type of q, for calls that are rep
 
 def _key(library: Library, given: dict[str, Any], options: tuple[Any, ...], stream: int | None) -> Any:
     """All that decides a call."""
-    device, current = library.place(given["q"])
-    where = device, current if stream is None else stream
-    return where, options, tuple(given), library.identity(*given.values())
+    if stream is None:
+        _, stream = library.place(given["q"])
+    return stream, options, tuple(given), library.identity(*given.values())
 
 
 def _repeated(given: dict[str, Any], options: tuple[Any, ...], stream: int | None) -> Callable[[], None] | None:

@@ -118,11 +118,11 @@ _libraries: dict[type, Library] = {}  # by the type of x, for calls that are rep
 
 def _key(library: Library, x: Any, w: Any, out: Any, stream: int | None) -> Any:
     """All that decides a call without options."""
-    device, current = library.place(x)
-    where = device, current if stream is None else stream
+    if stream is None:
+        _, stream = library.place(x)
     if type(w) is Int4Weights:
-        return where, w.shape, w.dtype, library.identity(x, w.w, w.w_scale, out)
-    return where, library.identity(x, w, out)
+        return stream, w.shape, w.dtype, library.identity(x, w.w, w.w_scale, out)
+    return stream, library.identity(x, w, out)
 
 
 def _repeated(x: Any, w: Any, out: Any, stream: int | None) -> Callable[[], None] | None:

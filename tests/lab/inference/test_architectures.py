@@ -17,7 +17,9 @@ from lab.inference.reference import Reference
 from lab.inference.step import Step, StepCache
 from lab.inference.step_input import Chunk, Layout
 from lab.inference.step_weights import StepWeights
+from sim import int4
 from sim.counts import disagreements
+from sim.errors import InputError
 from sim.formats import FORMATS, decode
 from sim.machine import H100
 from tests.lab.inference import tiny, tiny_folder
@@ -165,6 +167,47 @@ def test_shards_make_up_the_whole(
             assert all(np.array_equal(one, array) for one in found), name
             continue
         np.testing.assert_array_equal(joined, array, name)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1"])
+def test_shards_of_groups_are_groups(tmp_path: Path, kind: str) -> None:
+    """Rows and columns of the whole matrices' own values, taken out where ranks divide them; a cut group is refused."""
+    rng = np.random.default_rng(0)
+
+    def model(ffn: int) -> Checkpoint:
+        wide = {f"blk.{i}.ffn_{name}.weight": (ffn, tiny.D) for i in range(2) for name in ("gate", "up")}
+        shapes = tiny.shapes() | wide | {f"blk.{i}.ffn_down.weight": (tiny.D, ffn) for i in range(2)}
+        made = {
+            name: (rng.standard_normal(shape, np.float32), kind)
+            for name, shape in shapes.items()
+            if len(shape) == 2 and "embd" not in name
+        }
+        return open_checkpoint(tiny.write(tmp_path / f"{ffn}.gguf", {"llama.feed_forward_length": ffn}, made))
+
+    def values(weights: StepWeights, name: str) -> np.ndarray:
+        problem = weights.matrices[name]
+        assert problem.weights == "int4_g32"
+        packed = (weights.arrays[f"{name}.{part}"] for part in ("w", "w_scale"))
+        return int4.unpack(*packed, problem.n, problem.k, 32, problem.zero_points).values
+
+    checkpoint, chip = model(192), simulated(H100)
+    c, whole = checkpoint.config, StepWeights.load(checkpoint.config, checkpoint.file, chip)
+    parts = [StepWeights.load(checkpoint.config, checkpoint.file, chip, rank, 2) for rank in range(2)]
+    q, kv = c.q_heads * c.head_dim // 2, c.kv_heads * c.head_dim // 2
+    for i in range(c.layers):
+        for name, sizes in (("qkv", [q, kv, kv]), ("gate_up", [c.ffn // 2] * 2)):
+            found = [values(part, f"layers.{i}.{name}") for part in parts]
+            np.testing.assert_array_equal(_in_sections(found, sizes), values(whole, f"layers.{i}.{name}"))
+        for name in ("output", "down"):
+            found = [values(part, f"layers.{i}.{name}") for part in parts]
+            np.testing.assert_array_equal(np.concatenate(found, axis=1), values(whole, f"layers.{i}.{name}"))
+    cut = model(96)
+    with pytest.raises(InputError, match=r"48 columns of blk.0.ffn_down.weight cut its groups of 32"):
+        StepWeights.load(cut.config, cut.file, chip, 1, 2)
+    with pytest.raises(InputError, match="a model of q_heads = 4 cannot be divided among 3 ranks"):
+        StepWeights.load(c, checkpoint.file, chip, 0, 3)
+    with pytest.raises(InputError, match="a rank is one of 0 to 1; got 2"):
+        StepWeights.load(c, checkpoint.file, chip, 2, 2)
 
 
 def _in_sections(parts: list[np.ndarray], sizes: list[int]) -> np.ndarray:

@@ -323,6 +323,9 @@ class Tensor:
     def data_ptr(self) -> int:
         return self.pointer
 
+    def is_contiguous(self) -> bool:
+        return not self.strides
+
     def get_device(self) -> int:
         return 0
 

@@ -222,6 +222,9 @@ class Tensor:
     def data_ptr(self) -> int:
         return self.pointer
 
+    def is_contiguous(self) -> bool:
+        return self.dense
+
     def stride(self) -> tuple[int, ...]:
         return (self.shape[-1] if self.dense else 1, 1)
 
