@@ -25,8 +25,9 @@ def speak(argument: Any) -> Iterator[Record]:
         if isinstance(job, Record):
             yield job
             continue
-        model = loaded.setdefault(job.model, load(Path(job.model) if job.model else None, "gpu", device.machine()))
-        settings = Settings(*job.settings)
+        if job.model not in loaded:
+            loaded[job.model] = load(Path(job.model) if job.model else None, "gpu", device.machine())
+        model, settings = loaded[job.model], Settings(*job.settings)
         samples = [_token_us(model.generate(job.prompt, job.tokens, settings=settings)) for _ in range(job.rounds)]
         us = median(samples)
         host_us, allocated = _host(model, settings)
@@ -34,13 +35,18 @@ def speak(argument: Any) -> Iterator[Record]:
             "model": model.name,
             "prompt": job.prompt,
             "tokens": job.tokens,
-            "settings": ", ".join(f"{name} {value:g}" for name, value in settings._asdict().items() if value),
+            "settings": ", ".join(f"{name} {value:g}" for name, value in _unusual(settings).items()),
             "tokens_per_s": 1e6 / us,
             "host_us": host_us,
             "allocated_bytes": allocated,
         }
         shared = {**shared_fields(None, model.machine, job.experiment), "us": us, "samples_us": samples}
         yield Record(**shared, metrics={**job.facts, **facts})
+
+
+def _unusual(settings: Any) -> dict[str, float]:
+    usual = type(settings)()._asdict()
+    return {name: value for name, value in settings._asdict().items() if value != usual[name]}
 
 
 def _token_us(generation: Any) -> float:

@@ -1,9 +1,8 @@
 """The search for the schedules of a step's matrices, in their places: what a launch takes among those around it."""
 
-from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -11,34 +10,52 @@ import numpy as np
 from experiments.running.jobs import StepJob, problem_of
 from experiments.running.on_device import in_time
 from experiments.running.steps_on_device import PEER_CLOSE, Arena
+from lab import tuned
 from lab.choice import contenders
 from lab.execute import Plan, capture
+from lab.inference.step import parts_of
 from lab.kernel import schedule_fields
-from lab.problems import Linear
+from lab.problems import Linear, Model
 from lab.record import Checked, Record
 from lab.tuned import FINAL
 from lab.verify import scratch
 from sim.errors import InputError, KernelError, ScheduleError
+from sim.machine import Machine
 
-MOST = 12  # schedules of each kernel
-ROUNDS, FINAL_ROUNDS = 3, 12
-FINALISTS = 4
+MOST = 6  # schedules of each kernel
+ROUNDS = 6
+FINALISTS = 3
+LARGE = 0.2  # of all bytes of weights: what is worth a search
 
 
 def search(argument: Any) -> Iterator[Record]:
-    """Records of the finalists for each kind of matrix of each job's step; each kind's best stays for the others'."""
+    """Records of the finalists for each large kind of matrix without a tuned entry; each best stays for the others'."""
+    from lab.gpu import device
+
+    done: set[Linear] = set()
     for job in in_time(argument, StepJob):
         if isinstance(job, Record):
             yield job
             continue
-        arena = Arena.of(problem_of(job.problem), peers=False)
-        places: dict[Any, list[int]] = defaultdict(list)
-        for at, call in enumerate(arena.step.calls):
-            if isinstance(call.problem, Linear):
-                places[call.problem].append(at)
+        model = problem_of(job.problem)
+        wanted = [problem for problem in _large(model, device.machine()) if problem not in done]
+        if not wanted:
+            continue
+        arena = Arena.of(model, peers=False)
         bound = list(arena.step.bound)
-        for problem, own in places.items():
-            yield from _search(arena, job, problem, own, bound)
+        for problem in wanted:
+            places = [at for at, call in enumerate(arena.step.calls) if call.problem == problem]
+            yield from _search(arena, job, problem, places, bound)
+        done.update(wanted)
+
+
+def _large(model: Model, machine: Machine) -> list[Linear]:
+    """A step's kinds of matrices without a tuned entry, each with a good part of the bytes of all of them."""
+    rows = [(model.tokens // model.batch, model.context)] * model.batch
+    matrices = [part for part in parts_of(model, rows, machine) if isinstance(part.problem, Linear)]
+    least = LARGE * sum(part.times * part.problem.bytes["weights"] for part in matrices)
+    large = [part.problem for part in matrices if part.times * part.problem.bytes["weights"] >= least]
+    return [p for p in large if isinstance(p, Linear) and tuned.lookup(p, machine) is None]
 
 
 def _search(arena: Arena, job: StepJob, problem: Linear, places: list[int], bound: list[Any]) -> Iterator[Record]:
@@ -50,20 +67,17 @@ def _search(arena: Arena, job: StepJob, problem: Linear, places: list[int], boun
     with arena.stream:
         entries: dict[str, tuple[Plan, list[Any]]] = {}
         for kernel, schedule in contenders(problem, machine, MOST):
-            try:
+            with suppress(InputError, KernelError, ScheduleError):  # one that spills is none
                 plan = Plan(problem, machine, kernel, schedule, kernel.launches(problem, schedule, machine))
                 entries[f"{kernel.name} {schedule}"] = plan, _bound(arena, plan, places, bound)
-            except (InputError, KernelError, ScheduleError):  # one that spills is none
-                continue
         left = [one for at, one in enumerate(bound) if at not in places]
         graphs = {name: capture(*with_it) for name, (_, with_it) in entries.items()} | {"": capture(*left)}
-        first = measure([Contestant(n, (g.replay,)) for n, g in graphs.items()], Clock.COLD, ROUNDS)
-        best = sorted(entries, key=lambda name: first[name].us)[:FINALISTS]
-        last = measure([Contestant(n, (graphs[n].replay,)) for n in (*best, "")], Clock.COLD, FINAL_ROUNDS)
-        without = last[""].us
+        times = measure([Contestant(n, (g.replay,)) for n, g in graphs.items()], Clock.COLD, ROUNDS)
+        without = times.pop("").us
+        best = sorted(entries, key=lambda name: times[name].us)[:FINALISTS]
         for name in best:
             plan, _ = entries[name]
-            timing = last[name]
+            timing = times[name]
             own_us = tuple((us - without) / len(places) for us in timing.samples_us)
             each = replace(timing, samples_us=own_us, clock=Clock.CHAIN)
             fields = {
@@ -74,7 +88,7 @@ def _search(arena: Arena, job: StepJob, problem: Linear, places: list[int], boun
                 "predicted_us": plan.predicted_us("chain"),
                 "check": _checked(arena, graphs[name]),
             }
-            facts = {"stage": FINAL, "candidates": len(entries), "step_us": median(timing.samples_us)}
+            facts = {"stage": FINAL, "candidates": len(entries), "step_us": timing.us}
             yield timed_record(fields, {**job.facts, **facts}, each, problem, machine)
         bound[:] = entries[best[0]][1]
 

@@ -13,6 +13,8 @@ from lab.problems.rope_append import RopeAppend
 from lab.problems.sampling import Sampling
 from lab.problems.swiglu import SwiGLU
 
+FUSIONS = ("none", "epilogues", "all")
+
 
 class Call(NamedTuple):
     """A problem, and the names of the arrays that its operands are."""
@@ -27,8 +29,8 @@ class Forward:
 
     Matrices are `layers.<i>.qkv`, `output`, `gate_up` and `down`, and `head`; q, k and v are one, and gate and up. The
     cache has `pool` pages a layer in the format `kv`. Beside them a layer has `layers.<i>.bias` and `layers.<i>.norms`
-    where the model adds a bias to queries, keys and values or normalises their heads. Matrices have their gates and
-    residuals in launches of their own, in theirs where `epilogues`, and then also their norms where `norms`.
+    where the model adds a bias to queries, keys and values or normalises their heads. `fusion` says what is part of
+    the matrices' launches and has none of its own: nothing, gates and residuals, or all, norms too.
     """
 
     config: LlamaConfig
@@ -36,13 +38,12 @@ class Forward:
     pool: int
     kv: str = "bf16"
     activations: str = "bf16"
-    epilogues: bool = False
-    norms: bool = False
+    fusion: str = "none"  # of FUSIONS
 
     def calls(self, layout: Layout) -> Iterator[Call]:
         """Of one step, in order."""
         yield self._embedding(layout.tokens, self.config.vocab, "tokens", "embedding", "stream0")
-        yield from self._fused_layers(layout) if self.epilogues else self._layers(layout)
+        yield from self._fused_layers(layout) if self.fusion != "none" else self._layers(layout)
         sampling = Sampling(layout.rows, self.config.vocab, self.activations)
         yield Call(sampling, {name: name for name in (*sampling.inputs, *sampling.outputs)})
 
@@ -65,7 +66,7 @@ class Forward:
         yield from self._normed_linear("head", layout.rows, last, "logits", "norm")
 
     def _normed_linear(self, name: str, tokens: int, x: str, y: str, norm: str, gated: bool = False) -> Iterator[Call]:
-        if self.norms:
+        if self.fusion == "all":
             yield self._linear(name, tokens, x, y, norm=norm, gated=gated)
         else:
             alone = RMSNorm(tokens, self.config.d, self.activations, residual=False, eps=self.config.eps)

@@ -13,7 +13,7 @@ from lab import catalog
 from lab.choice import best_guesses, is_solvable
 from lab.execute import Plan, capture, plan
 from lab.inference.chip import Chip
-from lab.inference.layers import Call, Forward
+from lab.inference.layers import FUSIONS, Call, Forward
 from lab.inference.step_input import PAGE, Layout, StepInput
 from lab.inference.step_weights import StepWeights, config_of, matrices_of
 from lab.problems import Attention, Model, Problem
@@ -40,7 +40,8 @@ class StepCache:
 class Step:
     """All steps of one bucket. Weights and cache are shared with other buckets; one step runs at a time.
 
-    `dependent` launches may begin before the one ahead has ended. Raises InputError where a layer has no kernel.
+    `dependent` launches may begin before the one ahead has ended; `fusion` is Forward's, by default what is best here.
+    Raises InputError where a layer has no kernel.
     """
 
     def __init__(
@@ -51,10 +52,11 @@ class Step:
         layout: Layout,
         chip: Chip,
         dependent: bool = True,
+        fusion: str = "",
     ) -> None:
         self.layout, self.chip = layout, chip
         self.input = StepInput(layout)
-        forward = fused(forward, layout, chip.machine)
+        forward = replace(forward, fusion=fusion or fusion_of(forward, layout, chip.machine))
         self.calls: list[Call] = list(forward.calls(layout))
         self.plans = {p: planned(p, chip.machine) for p in dict.fromkeys(call.problem for call in self.calls)}
         if not dependent:
@@ -123,13 +125,17 @@ def require_kernels(forward: Forward, machine: Machine) -> None:
             raise InputError(f"a step of this model has no kernel for its {where}: {'; '.join(reasons)}")
 
 
-def fused(forward: Forward, layout: Layout, machine: Machine) -> Forward:
-    """The same step with norms, gates and residuals in the launches of its matrices, of one token, if kernels do so."""
+def fusions(forward: Forward, layout: Layout, machine: Machine) -> list[str]:
+    """What `Forward.fusion` can be in a step of one token: kernels take every call of it."""
     if layout.tokens > 1:
-        return forward
-    with_all = replace(forward, epilogues=True, norms=True)
-    problems = dict.fromkeys(call.problem for call in with_all.calls(layout))
-    return with_all if all(is_solvable(problem, machine) for problem in problems) else forward
+        return [FUSIONS[0]]
+    calls = {fusion: replace(forward, fusion=fusion).calls(layout) for fusion in FUSIONS}
+    return [f for f, own in calls.items() if all(is_solvable(p, machine) for p in {call.problem for call in own})]
+
+
+def fusion_of(forward: Forward, layout: Layout, machine: Machine) -> str:  # noqa: ARG001
+    """What it best is."""
+    return FUSIONS[0]
 
 
 def planned(problem: Problem, machine: Machine) -> Plan:
@@ -173,7 +179,7 @@ def parts_of(
     layout = Layout(len(rows), tokens, pages)
     config = config_of(model, pages * PAGE)
     forward = Forward(config, matrices_of(model), 1 + pages * len(rows), model.kv, activations=model.unit)
-    forward = fused(forward, layout, machine)
+    forward = replace(forward, fusion=fusion_of(forward, layout, machine))
     q_lens, kv_lens = tuple(q for q, _ in rows), tuple(kv for _, kv in rows)
     calls = list(forward.calls(layout))
     times = Counter(problem for problem, _ in calls)

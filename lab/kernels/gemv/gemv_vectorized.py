@@ -98,7 +98,7 @@ SHAPES = {  # by tokens: rows, unroll, and the warps for which an SM then has re
     4: ((4, 1, 24, 24), (2, 2, 24, 28), (4, 2, 16, 20)),
     8: ((4, 1, 16, 16), (2, 2, 16, 16)),
 }
-WIDENING = 4  # warps fewer where fp8 meets a norm's weights, which take registers too
+NORMED = 2 / 3  # of these warps where fp8 meets a norm's weights, which take registers too
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
@@ -107,8 +107,9 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     for block_m, shapes in SHAPES.items():
         if block_m == 1 or block_m < 2 * problem.m:
             for (rows, unroll, *warps), (split_k, teams) in product(shapes, TEAMS):
-                most = warps[1] - WIDENING * problem.norm if problem.weights == "fp8" else warps[0]
-                ctas = min(most // (split_k * teams), machine.ctas_per_sm)
+                fp8 = problem.weights == "fp8"
+                most = warps[fp8] * NORMED if fp8 and problem.norm else warps[fp8]
+                ctas = min(int(most) // (split_k * teams), machine.ctas_per_sm)
                 if ctas >= 2 and teams % _halves(problem) == 0:
                     found.append(Schedule(rows, split_k, teams, unroll, block_m, ctas))
     yield from sorted(found, key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us)[:TRIED]
@@ -139,11 +140,12 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     loss = model.round_loss * (rounds * s.split_k * s.unroll / steps - 1) / (s.rows * s.unroll)
     share = weights / min(machine.sms, _ctas(p, s) * _blocks(p, s))  # of an SM
     flight = s.ctas_per_sm * s.threads // LANES * s.rows * s.unroll * STEP * size
+    of_x = (s.block_m + p.norm) / s.rows  # loads of x and of the norm's weights for one of w
     stream = {
         "HBM": (weights + p.bytes["activations"]) / (model.hbm_share * fits.read_rate(machine)) * (1 + loss),
         "latency": share / flight * model.latency_us * 1e-6,
         "instructions": share / (STEP * size) * _instructions(p, s) / (model.sm_ipc * machine.clock_hz),
-        "L1": share * (1 + s.block_m / s.rows * ELEMENT / size) / (model.l1_bytes_per_clock * machine.clock_hz),
+        "L1": share * (1 + of_x * ELEMENT / size) / (model.l1_bytes_per_clock * machine.clock_hz),
     }
     last = min(model.most_warp_us, s.rows * p.k * size / s.split_k / 1024 * model.warp_us_per_kb)
     us = model.start_us + 1e6 * joined(model.blend, *stream.values()) + last
@@ -154,7 +156,8 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
 def _instructions(problem: Linear, schedule: Schedule) -> float:
     """That a warp issues for a load of weights: to widen them, to multiply, for its share of x and of the loop."""
     widen = 16 if problem.weights == "fp8" else 8
-    return widen + 8 * schedule.block_m + 12 * schedule.block_m / schedule.rows + 4
+    norm = problem.norm * (12 + 16 * schedule.block_m) / schedule.rows  # widened, and for each of x squared, multiplied
+    return widen + 8 * schedule.block_m + 12 * schedule.block_m / schedule.rows + norm + 4
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
