@@ -98,17 +98,17 @@ SHAPES = {  # by tokens: rows, unroll, and the warps for which an SM then has re
     4: ((4, 1, 24, 24), (2, 2, 24, 28), (4, 2, 16, 20)),
     8: ((4, 1, 16, 16), (2, 2, 16, 16)),
 }
-NORMED = 2 / 3  # of these warps where fp8 meets a norm's weights, which take registers too
+SHARE = 2 / 3  # of these warps where a norm or an epilogue, which take registers too, meets fp8 or several tokens
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """The schedules of least predicted time, two CTAs an SM at least: while one ends, the other reads."""
+    fp8, fused = problem.weights == "fp8", problem.norm or problem.epilogue != "none"
     found = []
     for block_m, shapes in SHAPES.items():
         if block_m == 1 or block_m < 2 * problem.m:
             for (rows, unroll, *warps), (split_k, teams) in product(shapes, TEAMS):
-                fp8 = problem.weights == "fp8"
-                most = warps[fp8] * NORMED if fp8 and problem.norm else warps[fp8]
+                most = warps[fp8] * (SHARE if fused and (fp8 or block_m > 1) else 1)
                 ctas = min(int(most) // (split_k * teams), machine.ctas_per_sm)
                 if ctas >= 2 and teams % _halves(problem) == 0:
                     found.append(Schedule(rows, split_k, teams, unroll, block_m, ctas))
