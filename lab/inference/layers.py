@@ -102,12 +102,15 @@ class Forward:
 
     def _attend(self, layout: Layout, layer: str) -> Iterator[Call]:
         """From `qkv` to `attended`."""
-        rope, attention = self._rope(layout), self._attention(layout)
-        own, cache = {name: f"{layer}.{name}" for name in rope.weight_names}, f"{layer}.cache"
+        rope, cache = self._rope(layout), f"{layer}.cache"
+        own = {name: f"{layer}.{name}" for name in rope.weight_names}
         yield Call(rope, {name: name for name in rope.inputs} | own | {"q": "q", "cache": cache})
-        scales = {name: name for name in attention.inputs if name.endswith("_scale")}
-        where = {"q_starts": "query_starts", "kv_lens": "lengths", "block_table": "block_table"}
-        yield Call(attention, {"q": "q", "cache": cache, **scales, **where, "y": "attended"})
+        for row, *part in layout.parts:
+            attention = self._attention(layout, *part)
+            scales = {name: name for name in attention.inputs if name.endswith("_scale")}
+            names = {"q_starts": "query_starts", "kv_lens": "lengths", "block_table": "block_table"}
+            where = {operand: f"{name}.{row}" for operand, name in names.items()}
+            yield Call(attention, {"q": "q", "cache": cache, **scales, **where, "y": "attended"})
 
     def buffers(self, layout: Layout) -> dict[str, Operand]:
         """The arrays that only a step itself reads and writes, and its results."""
@@ -159,14 +162,14 @@ class Forward:
             eps=c.eps,
         )
 
-    def _attention(self, layout: Layout) -> Attention:
+    def _attention(self, layout: Layout, rows: int, q_len: int) -> Attention:
         c = self.config
         return Attention(
-            layout.rows,
+            rows,
             c.q_heads,
             c.kv_heads,
             c.head_dim,
-            layout.q_len,
+            q_len,
             layout.capacity,
             kv=self.kv,
             page=PAGE,
