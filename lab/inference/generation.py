@@ -82,16 +82,17 @@ class Generation:
         session = self._session = self.model.runner.session(self._capacity)
         try:
             session.start(self.prompt_tokens, self._settings)
-            while (token := session.finish()) not in self.model.tokenizer.ends:
-                self.tokens.append(token)
-                if len(self.tokens) == self._limit:
-                    self.stop = "length"
+            while self.stop == "running":
+                last = len(self.tokens) + 1 == self._limit
+                if not last:
+                    session.follow(self._settings._replace(draw=len(self.tokens) + 1))
+                token = session.finish()
+                if token in self.model.tokenizer.ends:
+                    self.stop = "end"
+                else:
+                    self.tokens.append(token)
+                    self.stop = "length" if last else self.stop
                     yield text.feed(token)
-                    break
-                session.start([token], self._settings._replace(draw=len(self.tokens)))  # while the text is read
-                yield text.feed(token)
-            else:
-                self.stop = "end"
             yield text.finish()
         finally:
             session.close()
