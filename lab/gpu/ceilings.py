@@ -146,8 +146,8 @@ def plain_movers(problem: Problem, copies: int) -> dict[str, list[Contestant]]:
 
 
 def read_contestants(nbytes: int, copies: int) -> list[Contestant]:
-    """Plain reads of so many bytes, in the launch shapes that win on an H100, over data of their own."""
-    shapes = (("read4", 512, None), ("read8", 256, 8), ("read8", 512, 4))
+    """Plain reads of so many bytes, in launch shapes that won on an H100 or an H200, over data of their own."""
+    shapes = (("read4", 256, None), ("read4", 512, None), ("read4", 256, 8), ("read8", 256, 8), ("read8", 512, 4))
     return _contestants(nbytes, random_words(nbytes * copies), copies, shapes, Clock.GRAPH)
 
 
