@@ -215,6 +215,11 @@ def launch_config(launch: Launch) -> Any:
         dependent.id = cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
         dependent.value.programmaticStreamSerializationAllowed = 1
         attributes.append(dependent)
+    if launch.cooperative:
+        cooperative = cuda.CUlaunchAttribute()
+        cooperative.id = cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+        cooperative.value.cooperative = 1
+        attributes.append(cooperative)
     config.attrs, config.numAttrs = attributes, len(attributes)
     return config
 
