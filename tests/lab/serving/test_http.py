@@ -128,7 +128,7 @@ def test_clients_that_leave_leave_nothing_behind(server: Server, stream: bool) -
         suppress(httpx.ReadTimeout),
         client.stream("POST", f"{server.url}/v1/completions", json=asked) as found,
     ):
-        next(got.iter_bytes())
+        next(found.iter_bytes())
     settle(server)
     assert server.now()["tokens"] - before < 500
 
