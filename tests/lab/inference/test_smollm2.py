@@ -133,7 +133,7 @@ def test_greedy_tokens_are_the_reference_s_until_it_is_in_doubt(
 ) -> None:
     """Up to where its two likeliest tokens are closer than rounding may move both of them.
 
-    In the root mean square rounding moves a score by the bound of the test above, the largest of all by sqrt(2 ln vocab)
+    In the root mean square rounding moves a score by the bound above, the largest of all by sqrt(2 ln vocab)
     times that.
     """
     runs = [model.generate(PROMPT, max_tokens=10) for model in (oracle, simulated)]
