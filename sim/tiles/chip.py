@@ -1,5 +1,7 @@
 """The counters and sector marks of one simulated launch."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,6 +30,10 @@ class Chip:
     def marks(self, name: str) -> NDArray[np.uint8]:
         """The sector marks of one array argument."""
         return self._marks[name]
+
+    def marks_of(self, *names: str) -> Iterator[NDArray[np.uint8]]:
+        """The sector marks of several array arguments; none of one that this launch is without."""
+        return (self._marks.get(name, np.zeros(0, np.uint8)) for name in names)
 
     def counts(self) -> Counts:
         """What the primitives counted, and the HBM traffic that the cache model predicts from the marks."""

@@ -29,7 +29,7 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     chip = Chip(launch, machine)
     given = dict(arrays) if arrays else {}
     x, w, y = (given.get(a.name, np.zeros((0, 0), a.storage)) for a in launch.arrays[:3])
-    marks = [chip.marks(name) if name in p.inputs or name == "y" else np.zeros(0, np.uint8) for name in MARKED]
+    marks = chip.marks_of("x", "w", "w_scale", "y")
     integers, scale, offset = _groups(p, given)
     row_scales = np.broadcast_to(given.get("w_scale", np.ones(1)) if p.scaled else np.ones(1), p.n)
     _grid(
@@ -38,9 +38,6 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
         s.group_m, s.group, *_packed(p), p.zero_points, 2 if p.row_scales else int(p.scaled), x.size > 0,
     )  # fmt: skip
     return chip.counts()
-
-
-MARKED = ("x", "w", "w_scale", "y")
 
 
 def _packed(problem: Linear) -> tuple[int, int, int]:

@@ -22,7 +22,7 @@ from sim import int4
 from sim.counts import SECTOR, Counts, box_sectors, sectors
 from sim.formats import FORMATS, decode, encode
 from sim.jit import njit, prange
-from sim.launch import Launch, Role
+from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import Chip, load_groups, load_lanes, load_patch, load_vector, mma, store_patch
 
@@ -126,8 +126,7 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     if arrays and p.group:
         packed, pairs = arrays["w"], arrays["w_scale"]
     sums = np.empty((p.m, p.n), np.float32) if arrays else nothing
-    names = [a.name for a in launch.arrays if a.role is not Role.OUT or a.name == "y"]
-    marks = [chip.marks(name) if name in names else np.zeros(0, np.uint8) for name in ("x", "w", "w_scale", "y")]
+    marks = chip.marks_of("x", "w", "w_scale", "y")
     _grid(
         chip.count, *marks, x, w, packed, pairs, sums, p.m, p.n, p.k, FORMATS[p.weights].storage.itemsize, s.block_m,
         s.rows, s.teams, s.split_k, s.unroll, s.fold, part_columns(p), p.group, p.zero_points, p.row_scales,
