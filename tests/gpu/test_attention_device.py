@@ -19,8 +19,6 @@ from sim.errors import InputError
 from sim.formats import decode
 from sim.machine import Machine
 
-pytestmark = pytest.mark.gpu
-
 RAGGED = (200, 0, 77, 1), (300, 65, 77, 0)  # queries and keys of four sequences
 PROBLEMS = [
     Attention(2, 8, 8, 128, 300, 300),
