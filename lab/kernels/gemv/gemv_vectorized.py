@@ -238,7 +238,7 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
         s.rows, s.split_k, s.teams, s.block_m, _halves(p), p.row_scales,
     )  # fmt: skip
     if arrays:
-        arrays["y"][...] = encode(linear.finished(p, arrays, sums * root), p.output)
+        arrays["y"][...] = encode(_finished(p, arrays, sums * root), p.output)
     return chip.counts()
 
 
@@ -249,6 +249,17 @@ def _normalised(problem: Linear, arrays: Mapping[str, NDArray]) -> tuple[NDArray
         squares = (x * x).sum(axis=1, keepdims=True)
         root = 1 / np.sqrt(squares / np.float32(p.k) + np.float32(p.eps))
         return x * decode(arrays["norm"], p.activations), root
+
+
+def _finished(problem: Linear, arrays: Mapping[str, NDArray], sums: NDArray) -> NDArray:
+    """y in float32 of sums of products: scales of w, the gate, the residual."""
+    p = problem
+    with np.errstate(over="ignore", invalid="ignore"):
+        y: NDArray = sums * arrays["w_scale"] if p.scaled else sums
+        if p.swiglu:
+            gate, up = y[:, : p.columns], y[:, p.columns :]
+            y = gate / (1 + np.exp(-gate)) * up
+        return y + decode(arrays["residual"], p.output) if p.residual else y
 
 
 @njit(cache=True, parallel=True)
