@@ -297,7 +297,7 @@ def tune(
 ) -> Iterator[Record]:
     """The records of searches as `in_worker` yields them; each search's winner enters the tuned table when it ends.
 
-    What the table offers at present races along.
+    What the table has at present races along.
     """
     machine = real_machine()
     contested = [_with_incumbents(search, machine) for search in searches]
@@ -318,7 +318,7 @@ def _settled(records: Iterable[Record]) -> Iterator[Record]:
 
 
 def _with_incumbents(search: Search, machine: Machine) -> Search:
-    held = tuned.offers(problem_of(search.problem), machine)
+    held = tuned.incumbents(problem_of(search.problem), machine)
     return structs.replace(search, incumbents=tuple((name, schedule_words(fields)) for name, fields in held))
 
 
