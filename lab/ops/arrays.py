@@ -4,7 +4,7 @@ Element types are judged here and nowhere else: a name that is not in `FORMATS_O
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from math import prod
@@ -34,9 +34,6 @@ _DTYPES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": n
 }
 
 _SWAPPED = ">" if sys.byteorder == "little" else "<"  # how the array interface marks the other byte order
-
-
-Strides = Sequence[tuple[int, ...]]  # of each of several arrays
 
 
 class View(NamedTuple):
@@ -74,14 +71,8 @@ class Library(Protocol):
     def place(self, array: Any) -> tuple[int, int]:
         """(the number of its GPU, the CUstream address of the library's current stream there), in few instructions."""
 
-    def addresses(self, arrays: Iterable[Any], device: int, strides: Strides = ()) -> tuple[int, ...]:
-        """Where arrays on that GPU lie; 0 for any other, and for those not dense, or that have not these `strides_of`.
-
-        Nothing else is looked at, and few calls are made.
-        """
-
-    def strides_of(self, array: Any) -> tuple[int, ...]:
-        """The library's own strides of an array."""
+    def identity(self, *arrays: Any) -> tuple[Any, ...]:
+        """What a call depends on of each array: address, shape, type of elements, strides where it is not dense."""
 
 
 def library_of(array: Any) -> Library:
@@ -200,11 +191,8 @@ class _NumPy:
     def place(self, array: Any) -> tuple[int, int]:  # noqa: ARG002
         raise TypeError("the host has no GPU and no stream")
 
-    def addresses(self, arrays: Iterable[Any], device: int, strides: Strides = ()) -> tuple[int, ...]:  # noqa: ARG002
-        return tuple(0 for _ in arrays)
-
-    def strides_of(self, array: Any) -> tuple[int, ...]:
-        return tuple(array.strides)
+    def identity(self, *arrays: Any) -> tuple[Any, ...]:  # noqa: ARG002
+        raise TypeError("nothing of a call on the host is kept")
 
 
 class _OnDevice:
@@ -254,14 +242,8 @@ class _Torch(_OnDevice):
         device = array.get_device()
         return device, _raw_stream()(device)
 
-    def addresses(self, arrays: Iterable[Any], device: int, strides: Strides = ()) -> tuple[int, ...]:
-        if not strides:
-            return tuple([a.data_ptr() if a.get_device() == device and a.is_contiguous() else 0 for a in arrays])
-        both = zip(arrays, strides, strict=True)
-        return tuple([a.data_ptr() if a.get_device() == device and a.stride() == s else 0 for a, s in both])
-
-    def strides_of(self, array: Any) -> tuple[int, ...]:
-        return tuple(array.stride())
+    def identity(self, *arrays: Any) -> tuple[Any, ...]:
+        return tuple([(a.data_ptr(), a.shape, a.dtype, a.is_contiguous() or a.stride()) for a in arrays])
 
 
 class _Cuda(_OnDevice):
@@ -296,14 +278,8 @@ class _Cuda(_OnDevice):
         device = array.data.device_id
         return device, _cupy().cuda.get_current_stream(device).ptr
 
-    def addresses(self, arrays: Iterable[Any], device: int, strides: Strides = ()) -> tuple[int, ...]:
-        if not strides:
-            return tuple([a.data.ptr if a.flags.c_contiguous and a.data.device_id == device else 0 for a in arrays])
-        both = zip(arrays, strides, strict=True)
-        return tuple([a.data.ptr if a.strides == s and a.data.device_id == device else 0 for a, s in both])
-
-    def strides_of(self, array: Any) -> tuple[int, ...]:
-        return tuple(array.strides)
+    def identity(self, *arrays: Any) -> tuple[Any, ...]:
+        return tuple([(a.data.ptr, a.shape, a.dtype, a.strides) for a in arrays])
 
 
 NUMPY, TORCH, CUDA = _NumPy(), _Torch(), _Cuda()

@@ -84,6 +84,7 @@ def posed(request: AttentionRequest) -> Posed:
         q_rows=q.rows,
         pool=k.pool,
         row_pages=k.row_pages,
+        uniform="q_starts" not in kinds and "kv_lens" not in kinds,
         packed=_is_packed(request, q, k),
     )
     scale = ((k.kv_heads,), "fp32")

@@ -62,7 +62,8 @@ class Attention(Problem):
     one after another, or the pages of the cache, which sequences share where they are too few; `row_pages` are the
     columns of the block table.
     `settled` promises that lengths, tables and the keys of tokens before a sequence's own queries are written by no
-    launch that may still run when this one starts, as in a step, where what precedes it appends those queries' keys.
+    launch that may still run when this one starts, as in a step, where what precedes it appends those queries' keys;
+    `uniform` that every sequence has exactly q_len queries and kv_len keys, so that no array need be asked.
     Raises InputError for extents outside 1 to 2^31 - 1 and shapes that do not fit.
     """
 
@@ -95,6 +96,7 @@ class Attention(Problem):
     row_pages: int = 0  # columns of the block table; 0: pages of kv_len
     packed: bool = False
     settled: bool = False  # lengths, tables and all keys but those of its own queries
+    uniform: bool = False
 
     def __post_init__(self) -> None:
         require_extents(self, ("batch", "q_heads", "kv_heads", "head_dim", "q_len", "kv_len"))
@@ -145,6 +147,10 @@ class Attention(Problem):
         for name, rows, lengths in (("q_rows", p.q_rows, p.q_lens), ("pool", 0 if p.page else p.pool, p.kv_lens)):
             if rows and sum(lengths) > rows:
                 raise InputError(f"the sequences have {sum(lengths):,} rows; {name} = {rows:,}")
+        if p.uniform and (p.q_lens or p.kv_lens or p.q_rows or (p.pool and not p.page)):
+            raise InputError(
+                "uniform sequences have no lengths of their own: q_lens, kv_lens, q_rows or pool are given"
+            )
         plain = {"scale": p.head_dim**-0.5, "q_rows": p.batch * p.q_len, "row_pages": least}
         plain["pool"] = 1 + p.batch * (p.row_pages or least) if p.page else p.batch * p.kv_len
         for name, value in plain.items():
@@ -341,7 +347,9 @@ class Attention(Problem):
     def tuned_class(self) -> dict[str, Any]:
         """The envelope with batch and lengths rounded up to powers of two."""
         up = {name: power_of_two(getattr(self, name)) for name in ("batch", "q_len", "kv_len")}
-        plain = replace(self.envelope(), scale=0.0, q_rows=0, pool=0, row_pages=0, settled=False, packed=False)
+        plain = replace(
+            self.envelope(), scale=0.0, q_rows=0, pool=0, row_pages=0, packed=False, settled=False, uniform=False
+        )
         return {**plain.as_dict(), **up}
 
     def as_dict(self) -> dict[str, Any]:

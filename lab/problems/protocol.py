@@ -178,6 +178,10 @@ class Problem(ABC):
         """What problems share that one search serves."""
         return self.as_dict()
 
+    def wider_classes(self) -> Iterable[dict[str, Any]]:
+        """Tuned classes whose kernels solve this problem too, and need not take longer for it."""
+        return ()
+
     def multiples(self, row_bytes: int) -> dict[str, int]:  # noqa: ARG002 (for kernels of this kind alone)
         """What each extent must be a multiple of, so that every row of every array is one of `row_bytes`."""
         return {}

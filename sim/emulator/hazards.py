@@ -221,9 +221,8 @@ def touch(h, writes, reads, state, first_granule, last_granule, w, first, me, is
             for k in range(t.READERS):
                 seen = reads[g, k]
                 if seen:
-                    if not (agent_of(seen) == mine and mine % agents < tensors) and not ordered(
-                        seen, clock, w, first, width, t.BEFORE
-                    ):
+                    own = agent_of(seen) == mine and mine % agents < tensors
+                    if not (own or seen & me & ATOMIC or ordered(seen, clock, w, first, width, t.BEFORE)):
                         report(h, _name_race(h, seen, me, True, False), me & _PC_BITS, mine, -1, seen, address, 1, cta)
                     reads[g, k] = 0
             writes[g] = me

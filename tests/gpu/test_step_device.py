@@ -24,7 +24,7 @@ CLOSE = 2.0**-4  # of the largest logit: sums in another order, rounded to bf16 
 
 def logits(weights: StepWeights, chip: chips.Chip, kv: str, dependent: bool = True) -> list[np.ndarray]:
     """After a prompt, and after four more tokens beside a second sequence."""
-    forward = Forward(weights.config, weights.matrices, 9, kv, weights.pairs)
+    forward = Forward(weights.config, weights.matrices, 9, kv)
     cache = StepCache(forward, chip)
     found = []
 

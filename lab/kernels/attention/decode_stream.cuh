@@ -111,17 +111,19 @@ struct Source {
 
     // The block after those found so far: its page ids are on their way while the one before is copied.
     __device__ __forceinline__ Block following() {
-        while (part.exists() && unit >= part.hi) {
+        while (!ALONE && part.exists() && unit >= part.hi) {
             part = walk.next();
             unit = part.lo + team.slot;
         }
-        if (!part.exists()) return {};
+        if (!part.exists() || unit >= part.hi) return {};
         Block block = {unit, min(part.hi, unit + BLOCK * SLOTS), part.sequence.kv_len, part.sequence.q_len, 0};
         if constexpr (PAGED) {
             const int lane = threadIdx.x % LANES, own = unit + lane / IDS * SLOTS;
             const int token = own * UNIT + lane % IDS * PAGE;
             block.where = ptx::load::cached_4_if(cache.where + int64_t(part.index) * cache.table_width + token / PAGE,
                                                  own < block.end && token < block.kv_len);
+        } else if constexpr (problem::uniform) {
+            block.where = part.index * part.sequence.kv_len;
         } else {
             block.where = part.index < LANES ? __shfl_sync(FULL, first_row, part.index) : cache.where[part.index];
         }
@@ -181,6 +183,7 @@ struct Source {
 // row of the sequence of each lane's number.
 __device__ __forceinline__ int ask_ahead(const Cache& cache, int batch_size) {
     constexpr int LINE = 128 / sizeof(int32_t);
+    if constexpr (!PAGED && problem::uniform) return 0;
     if constexpr (!PAGED) {
         const int lane = threadIdx.x % LANES;
         return ptx::load::cached_4_if(cache.where + lane, lane < batch_size);

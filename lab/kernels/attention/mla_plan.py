@@ -111,10 +111,6 @@ class ClusterPartition:
             tile += 1
         return Stretch(found, visited, parts)
 
-    def sequence_of(self, token: int) -> int:
-        """Which sequence a query token belongs to."""
-        return int(np.searchsorted(self.q_starts[1:], token, side="right"))
-
     def partials(self, sequence: int, tile: int) -> Partials | None:
         """The partial results of a segment; None where it is not shared."""
         if self.whole:
