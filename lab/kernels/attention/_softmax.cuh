@@ -99,6 +99,7 @@ struct Softmax {
         }
     }
 
+    // All scores to weights.
     template <int n>
     __device__ __forceinline__ void take(float (&scores)[n]) {
         begin(scores);
