@@ -63,15 +63,16 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
     """How the times grow from the shortest to the longest."""
     said = []
     for phase, name in PHASES.items():
-        pairs = _of(phase, records, past)
-        timed = [found.us for _, found in pairs if found and found.us]
-        measured = len(timed) == len(pairs)
-        times = timed if measured else [record.predicted_us or 0.0 for record, _ in pairs]
-        if len(pairs) > 1 and times[0]:
-            grown = step_of(pairs[-1][0]).context / step_of(pairs[0][0]).context
+        every = _of(phase, records, past)
+        timed = [(step_of(record).context, found.us) for record, found in every if found and found.us]
+        measured = len(timed) > 1
+        times = timed if measured else [(step_of(r).context, r.predicted_us) for r, _ in every if r.predicted_us]
+        if len(times) > 1:
+            (short, first), (long, last) = times[0], times[-1]
             how = "measured" if measured else "predicted"
-            slower = times[-1] / times[0]
-            said.append(f"{name} takes {slower:.3g} times as long at {grown:,.0f} times the tokens ({how})")
+            said.append(
+                f"{name} takes {last / first:.3g} times as long at {long / short:,.0f} times the tokens ({how})"
+            )
     sentence = "; ".join(said) or "one length tells nothing of growth"
     return Verdict(None, f"{sentence[0].upper()}{sentence[1:]}.")
 

@@ -72,14 +72,18 @@ class StepJob(msgspec.Struct, frozen=True, kw_only=True):
 class ServeJob(msgspec.Struct, frozen=True, kw_only=True):
     """A workload for a serving loop over a model with random weights: requests as (arrival, prompt, answer).
 
-    Arrivals are in microseconds, the rest in tokens; `policy` has fields of `lab.serving.scheduler.Policy`. Prompts of
-    `long` tokens or more are told apart, where it is above 0. `attribute` asks what of the error is whose.
+    Arrivals are in microseconds, the rest in tokens; `policy` has fields of `lab.serving.scheduler.Policy`. The first
+    `prefix` tokens of prompts are the same. Prompts of `long` tokens or more are told apart, where it is above 0.
+    `attribute` asks what of the error is whose.
     """
 
     problem: dict[str, Any]
     requests: tuple[tuple[float, int, int], ...]
     policy: dict[str, Any] = {}
+    prefix: int = 0
     max_concurrency: int = 0
+    goodput: dict[str, float] = {}
+    percentiles: tuple[float, ...] = (50.0, 90.0, 99.0)
     look_ahead: bool = True
     long: int = 0
     attribute: bool = False

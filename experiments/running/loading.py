@@ -4,12 +4,14 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from experiments.running.jobs import Work
 from lab.problems import Model, model_named
@@ -86,11 +88,12 @@ def write(folder: Path, model: Model) -> int:
     rng = np.random.default_rng(0)
     weight_map: dict[str, str] = {}
 
+    @cache  # the layers are alike: what counts is how many bytes they are
+    def drawn(shape: tuple[int, ...]) -> NDArray:
+        return (rng.integers(0, 2**16, shape, np.uint16) & _RANDOM | _MAGNITUDE).view(ml_dtypes.bfloat16)
+
     def keep(file: str, shapes: dict[str, tuple[int, ...]]) -> int:
-        made = {
-            name: (rng.integers(0, 2**16, shape, np.uint16) & _RANDOM | _MAGNITUDE).view(ml_dtypes.bfloat16)
-            for name, shape in shapes.items()
-        }
+        made = {name: drawn(shape) for name, shape in shapes.items()}
         safetensors.numpy.save_file(made, folder / file)
         weight_map.update(dict.fromkeys(shapes, file))
         return (folder / file).stat().st_size

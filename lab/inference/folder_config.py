@@ -46,6 +46,7 @@ class _Config(msgspec.Struct):
     attention_bias: bool = False
     mlp_bias: bool = False
     layer_types: list[str] | None = None
+    partial_rotary_factor: float = 1.0
     quantization_config: dict[str, Any] | None = None
 
 
@@ -57,6 +58,7 @@ def read_config(folder: Folder) -> LlamaConfig:
         ("hidden_act", c.hidden_act, "silu"),
         ("attention_bias", c.attention_bias and c.model_type != "qwen2", False),
         ("mlp_bias", c.mlp_bias, False),
+        ("partial_rotary_factor", c.partial_rotary_factor, 1.0),
         ("layer_types", sorted(set(c.layer_types or ["full_attention"])), ["full_attention"]),
         ("quantization_config", (c.quantization_config or {}).get("quant_method"), None),
     ):

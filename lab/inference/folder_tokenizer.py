@@ -36,6 +36,9 @@ class _Settings(msgspec.Struct):
     eos_token: str | _Token | None = None
     unk_token: str | _Token | None = None
     pad_token: str | _Token | None = None
+    add_bos_token: bool | None = None
+    add_eos_token: bool | None = None
+    added_tokens_decoder: dict[str, _Token] = {}
 
 
 class _Ends(msgspec.Struct):
@@ -62,6 +65,7 @@ class FolderTokenizer(Codec):
         self.control = any_of(token.content for token in added.values() if token.special)
         settings: _Settings = folder.json(SETTINGS, _Settings) or _Settings()
         self.names = {name: text for name in _NAMES if (text := _text(getattr(settings, name)))}
+        self._require_same(folder, settings)
         self.template = _template(folder, settings)
         self.ends = frozenset(self._ends(folder, vocab))
 
@@ -85,6 +89,19 @@ class FolderTokenizer(Codec):
         self._tokenizer.encode_special_tokens = plain
         found: list[int] = self._tokenizer.encode(text, add_special_tokens=whole).ids
         return found
+
+    def _require_same(self, folder: Folder, settings: _Settings) -> None:
+        """Raise InputError where the settings ask for tokens that the library's file does not know, or not to add."""
+        for token in settings.added_tokens_decoder.values():
+            if self._tokenizer.token_to_id(token.content) is None:
+                folder.refuse(f"{SETTINGS} adds the token {token.content!r:.60}, which {FILE} does not know")
+        bare, whole = (self._ids("a", plain=True, whole=whole) for whole in (False, True))
+        at = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
+        ends = {"add_bos_token": bool(at), "add_eos_token": at + len(bare) < len(whole)}
+        for name, does in ends.items():
+            asked = getattr(settings, name)
+            if asked not in (None, does):
+                folder.refuse(f"{SETTINGS} asks for {name} = {asked}, and {FILE} does otherwise")
 
     def _ends(self, folder: Folder, vocab: int) -> set[int]:
         found = set()

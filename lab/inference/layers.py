@@ -41,7 +41,7 @@ class Forward:
         c, tokens = self.config, layout.tokens
         norm = RMSNorm(tokens, c.d, self.activations, eps=c.eps)
         rope = self._rope(layout)
-        attention = self._attention(layout)
+        attentions = [(row, self._attention(layout, *part)) for row, *part in layout.parts]
         yield self._embedding(tokens, c.vocab, "tokens", "embedding", "stream0")
         stream, other = "stream0", "stream1"
         for i in range(c.layers):
@@ -56,9 +56,11 @@ class Forward:
             yield self._linear(f"{layer}.qkv", tokens, "normed", "qkv")
             own = {name: f"{layer}.{name}" for name in rope.weight_names}
             yield Call(rope, {name: name for name in rope.inputs} | own | {"q": "q", "cache": cache})
-            scales = {name: name for name in attention.inputs if name.endswith("_scale")}
-            where = {"q_starts": "query_starts", "kv_lens": "lengths", "block_table": "block_table"}
-            yield Call(attention, {"q": "q", "cache": cache, **scales, **where, "y": "attended"})
+            for row, attention in attentions:
+                scales = {name: name for name in attention.inputs if name.endswith("_scale")}
+                names = {"q_starts": "query_starts", "kv_lens": "lengths", "block_table": "block_table"}
+                where = {operand: f"{name}.{row}" for operand, name in names.items()}
+                yield Call(attention, {"q": "q", "cache": cache, **scales, **where, "y": "attended"})
             yield self._linear(f"{layer}.output", tokens, "attended", "branch")
             yield self._norm(norm, stream, other, f"{layer}.ffn_norm")
             stream, other = other, stream
@@ -117,14 +119,14 @@ class Forward:
             eps=c.eps,
         )
 
-    def _attention(self, layout: Layout) -> Attention:
+    def _attention(self, layout: Layout, rows: int, q_len: int) -> Attention:
         c = self.config
         return Attention(
-            layout.rows,
+            rows,
             c.q_heads,
             c.kv_heads,
             c.head_dim,
-            layout.q_len,
+            q_len,
             layout.capacity,
             kv=self.kv,
             page=PAGE,

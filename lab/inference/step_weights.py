@@ -22,6 +22,7 @@ from sim.errors import InputError
 from sim.formats import FORMATS, encode
 
 _AT_ONCE = 2**22  # elements that are converted at once
+_POSITIONS = 2**14  # whose angles are computed at once
 _EXPONENT = 0x7F80  # of a bf16: infinities and NaN have all its bits
 _SPREAD = 0.02  # standard deviation of random weights, as models are initialised (GPT-2)
 
@@ -71,7 +72,8 @@ class StepWeights:
             arrays["head.w"] = arrays["embedding"]
         else:
             loading.matrix("head", "token_embd.weight" if config.tied else "output.weight")
-        arrays["turns"] = chip.xp.asarray(_turns(frequencies(config, file), config))
+        loading.require_finite()
+        arrays["turns"] = _turns(frequencies(config, file), config, chip)
         return cls(config, loading.matrices, arrays)
 
     @property
@@ -88,6 +90,7 @@ class _Loading:
         self.shapes = config.shapes | config.optional_shapes  # a rank's own
         self.matrices: dict[str, Linear] = {}
         self.arrays: dict[str, Any] = {}
+        self._wrong: list[tuple[str, Any]] = []  # whether a part of a tensor is not finite
 
     def matrix(self, name: str, *tensors: str) -> None:
         """One matrix of tensors one below the other: int4 groups where all are alike and have a kernel, else bf16."""
@@ -159,9 +162,14 @@ class _Loading:
                 values = self.file.rows(tensor, slice(first, first + count))
                 bits = part[done : done + count]
                 self.chip.write(bits, _bf16(values[:, columns] if values.ndim == 2 else values))
-                if ((bits & _EXPONENT) == _EXPONENT).any():
-                    self.file.refuse(f"the tensor {tensor!r} holds infinities, NaN or what is too large for bf16")
+                self._wrong.append((tensor, ((bits & _EXPONENT) == _EXPONENT).any()))
         return there
+
+    def require_finite(self) -> None:
+        """Refuse the file where a bf16 weight is not finite; asked at the end, so that a GPU looks while it is fed."""
+        if self._wrong and self.chip.xp.stack([found for _, found in self._wrong]).any():
+            tensor = next(tensor for tensor, found in self._wrong if found)
+            self.file.refuse(f"the tensor {tensor!r} holds infinities, NaN or what is too large for bf16")
 
     def _own(self, tensor: str) -> tuple[slice, slice]:
         """Which rows and columns of a tensor are this rank's."""
@@ -193,7 +201,7 @@ def random(model: Model, context: int, chip: Chip, seed: int = 0) -> StepWeights
     for name in (*names, "norm"):
         arrays[name] = chip.encode_bf16(chip.xp.ones(model.d, np.float32))
     plain = config.rope_scaling.frequencies(config.rope_theta, config.head_dim)
-    arrays["turns"] = chip.xp.asarray(_turns(plain, config))
+    arrays["turns"] = _turns(plain, config, chip)
     return StepWeights(config, matrices, arrays)
 
 
@@ -224,11 +232,15 @@ def matrices_of(model: Model) -> dict[str, Linear]:
     return {**found, "head": linear(model.vocab, model.d)}
 
 
-def _turns(radians: NDArray[np.float64], config: LlamaConfig) -> NDArray[np.float32]:
+def _turns(radians: NDArray[np.float64], config: LlamaConfig, chip: Chip) -> Any:
     """Cosine and sine of every position and pair, in float64 until they are stored: far positions are exact too."""
-    angles = np.arange(config.context)[:, None] * radians
-    both = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
-    return (config.rope_scaling.magnitude * both).astype(np.float32)
+    xp, pairs = chip.xp, chip.xp.asarray(radians)
+    turns = xp.empty((config.context, len(radians), 2), np.float32)
+    for first in range(0, config.context, _POSITIONS):
+        angles = xp.arange(first, min(first + _POSITIONS, config.context))[:, None] * pairs
+        for i, function in enumerate((xp.cos, xp.sin)):
+            turns[first : first + _POSITIONS, :, i] = config.rope_scaling.magnitude * function(angles)
+    return turns
 
 
 def _random(problem: Linear, rng: Any, chip: Chip) -> Iterator[tuple[str, Any]]:

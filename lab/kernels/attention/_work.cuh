@@ -33,7 +33,9 @@ struct Work {
     }
 
     // Blocks from this one on need a mask, as far as the end of what a token sees goes.
-    __device__ __forceinline__ int ragged_end() const { return max(end(0), 0) / schedule::block_n; }
+    __device__ __forceinline__ int ragged_end() const {
+        return max(problem::causal ? diagonal : keys, 0) / schedule::block_n;
+    }
 
     // Blocks before this one need a mask, as far as the start of what a token sees goes.
     __device__ __forceinline__ int ragged_start() const {

@@ -37,7 +37,7 @@ SOLVES = Solves(
 
 APART_REGISTERS = 8  # less where the tiles of a consumer do not overlap, as where any are split
 CLUSTER_REGISTERS = 8  # that the producer has instead
-OPTION_REGISTERS = 4  # for masks of rows that share a token, or for pages
+OPTION_REGISTERS = 4  # for rows that share a token or for pages, for a window, and to divide by the heads that share
 FROM_REGISTERS = (64, 96, 128, 192)  # block_n of a wgmma with queries in registers
 PARTS = ("part_y", "part_log_sums", "arrived")  # of splits: null where there is one
 MOST_SPLITS = 64
@@ -84,10 +84,11 @@ class Schedule(prefill.RingTiling):
         return prefill.WARPGROUP * (1 + self.consumers)
 
     def registers(self, problem: Attention) -> int:
-        queries = problem.head_dim // 4 if self.q_registers else 0
-        options = OPTION_REGISTERS if problem.page or (problem.causal and problem.group > 1) else 0
-        options += CLUSTER_REGISTERS if self.cluster > 1 else 0
-        return super().registers(problem) + queries + options - (APART_REGISTERS if self.splits > 1 else 0)
+        p = problem
+        queries = p.head_dim // 4 if self.q_registers else 0
+        options = (p.page > 0 or p.group > 1) + (p.window > 0) + (p.group & p.group - 1 > 0)
+        others = (CLUSTER_REGISTERS if self.cluster > 1 else 0) - (APART_REGISTERS if self.splits > 1 else 0)
+        return super().registers(p) + queries + OPTION_REGISTERS * options + others
 
 
 # Measured on the H200 at head_dim 128.

@@ -77,6 +77,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
         const Part part = walk.next();
         if (!part.exists()) break;
         Queries queries;
+        const Sharers sharers(part, walk.length);
         load_queries(queries, q, part.sequence, head, kv_heads * problem::group, first_row);  // or it waits for copies
         Softmax softmax;
         clear(softmax);
@@ -97,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
         }
         if (!has_met) ptx::cluster::wait();
         has_met = true;
-        finish(shared.merge, sums, softmax, part, stretch, walk.length, first_head, results);
+        finish(shared.merge, sums, softmax, part, sharers, stretch, first_head, results);
     }
     if (!has_met) ptx::cluster::wait();
 }

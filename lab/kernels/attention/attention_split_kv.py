@@ -191,8 +191,8 @@ SHORT = 2**26  # bytes of the only sequence up to which it is better to add up r
 CLUSTER = 8  # of larger ones an H200 does not hold eight at once
 ALONE = {  # by queries: warps, row groups, query tiles, cluster
     8: ((4, 1, 1, CLUSTER), (8, 1, 1, CLUSTER), (8, 1, 1, 0)),
-    16: ((8, 2, 1, CLUSTER), (8, 1, 2, CLUSTER), (8, 2, 1, 0)),
-    32: ((12, 4, 1, 0), (8, 2, 2, 0), (8, 2, 2, CLUSTER)),
+    16: ((8, 1, 2, CLUSTER), (8, 2, 1, CLUSTER), (8, 2, 1, 0)),
+    32: ((8, 2, 2, 0), (12, 4, 1, 0), (8, 2, 2, CLUSTER)),
     64: ((8, 4, 2, 0), (16, 8, 1, 0)),
 }
 
@@ -267,7 +267,8 @@ def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[La
             ),
             shared_bytes=shared_bytes(p, s),
             cluster=(max(s.cluster, 1), 1, 1),
-            dependent=True,
+            dependent=not s.spread,  # a cooperative launch starts when what is ahead of it has ended
+            cooperative=s.spread > 0,
         ),
     )
 

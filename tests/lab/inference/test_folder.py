@@ -85,6 +85,7 @@ def copied(whole: Path, to: Path) -> Path:
         ({"model_type": "mamba"}, "model_type is 'mamba'; known ones: llama, mistral, qwen2, qwen3"),
         ({"hidden_act": "gelu"}, "asks for hidden_act = 'gelu'"),
         ({"mlp_bias": True}, "asks for mlp_bias = True"),
+        ({"partial_rotary_factor": 0.5}, "asks for partial_rotary_factor = 0.5"),
         ({"attention_bias": True}, "asks for attention_bias = True"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "asks for layer_types"),
         ({"sliding_window": 64}, "attention sees 64 tokens"),
@@ -218,6 +219,40 @@ def test_a_template_of_its_own_file_comes_first_and_the_default_of_several(whole
     (copy / "chat_template.jinja").write_text("in")
     found = open_checkpoint(copy).tokenizer
     assert found.decode(found.chat("Hi")) == "in"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"add_bos_token": True}, "asks for add_bos_token = True, and tokenizer.json does otherwise"),
+        ({"add_eos_token": True}, "asks for add_eos_token = True, and tokenizer.json does otherwise"),
+        ({"added_tokens_decoder": {"999": {"content": "<tool>"}}}, "adds the token '<tool>', which tokenizer.json"),
+    ],
+)
+def test_settings_that_the_tokenizer_does_not_follow(
+    whole: Path, tmp_path: Path, settings: dict[str, Any], says: str
+) -> None:
+    copy = copied(whole, tmp_path)
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=says):
+        open_checkpoint(copy)
+    known = {"add_bos_token": False, "add_eos_token": False, "added_tokens_decoder": {"0": {"content": "<|im_end|>"}}}
+    (copy / "tokenizer_config.json").write_text(json.dumps(known))
+    assert open_checkpoint(copy).tokenizer.encode("in")
+
+
+def test_texts_begin_as_the_library_s_do(whole: Path, tmp_path: Path) -> None:
+    copy = copied(whole, tmp_path)
+    theirs = tiny_folder.library_tokenizer()
+    theirs.post_processor = tiny_folder.tokenizers.processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    theirs.save(str(copy / "tokenizer.json"))
+    (copy / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": True, "chat_template": "in"}))
+    found = open_checkpoint(copy).tokenizer
+    assert found.encode("the door") == theirs.encode("the door").ids
+    assert found.encode("the door")[0] == 1
+    assert found.chat("x") == theirs.encode("in", add_special_tokens=False).ids, "a template writes its own"
 
 
 def test_what_is_missing_is_named(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

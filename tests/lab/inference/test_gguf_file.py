@@ -78,6 +78,27 @@ def test_k_quants_are_converted_on_load_to_a_format_with_kernels(tmp_path: Path,
         assert (np.abs(found - exact) <= FORMATS["bf16"].unit_roundoff * np.abs(exact)).all()
 
 
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1"])
+def test_other_types_become_what_the_page_says(tmp_path: Path, kind: str) -> None:
+    """Their own groups exactly, or bf16: exactly from BF16, within its unit roundoff from all others."""
+    values = np.random.default_rng(1).standard_normal((tiny.D, 96)).astype(np.float32)
+    weights = {f"blk.{i}.ffn_down.weight": (values, kind) for i in range(2)}
+    checkpoint = open_checkpoint(tiny.write(tmp_path / "one.gguf", weights=weights))
+    loaded = StepWeights.load(checkpoint.config, checkpoint.file, simulated(H100))
+    exact = checkpoint.file.rows("blk.1.ffn_down.weight").astype(np.float32)
+    w = loaded.arrays["layers.1.down.w"]
+    if kind in ("Q4_0", "Q4_1"):
+        problem = loaded.matrices["layers.1.down"]
+        groups = int4.unpack(w, loaded.arrays["layers.1.down.w_scale"], tiny.D, 96, 32, problem.zero_points)
+        np.testing.assert_array_equal(groups.values, exact)
+    elif kind == "BF16":
+        np.testing.assert_array_equal(decode(w, "bf16"), exact)
+    else:
+        off = np.abs(decode(w, "bf16") - exact)
+        assert off.max() > 0
+        assert (off <= FORMATS["bf16"].unit_roundoff * np.abs(exact)).all()
+
+
 @settings(max_examples=150)
 @given(data=st.data())
 def test_a_file_cut_anywhere_is_one_sentence(tiny_path: Path, tmp_path_factory: Any, data: st.DataObject) -> None:

@@ -10,7 +10,7 @@ from lab.inference.step_input import NULL_PAGE, PAGE, Chunk, StepInput
 from lab.problems.sampling import Settings
 from lab.serving.request import Request
 from lab.serving.scheduler import Policy, Scheduler
-from lab.serving.step import StepResult, pack
+from lab.serving.step import StepResult, pack, rows_in
 
 
 @given(st.data())
@@ -23,13 +23,13 @@ def test_packed_plans_are_the_chunks_they_consist_of(data: Any) -> None:
         chosen = Settings(temperature=data.draw(st.sampled_from([0.0, 0.5])), seed=i)
         scheduler.add(Request(i, tuple(range(i, i + length)), 12, chosen))
     known: dict[int, int] = {}
-    before: dict[int, int] = {}
+    before = None
     blocks = {}
     for _ in range(data.draw(st.integers(1, 12))):
         plan = scheduler.schedule()
         if plan is None:
             break
-        layout = policy.buckets.of(plan.rows, plan.tokens)
+        layout = policy.buckets.of(plan.singles, plan.chunks, plan.tokens)
         step = blocks.setdefault(layout, StepInput(layout))  # what the block held before must not matter
         takes = pack(plan, scheduler.slots, step, before)
         drawn = [1000 + plan.step * 10 + row for row in range(plan.rows)]
@@ -38,16 +38,17 @@ def test_packed_plans_are_the_chunks_they_consist_of(data: Any) -> None:
             tokens = [*sequence.tokens, known.get(sequence.request.id, 0)][start : start + count]
             draw = max(0, start + count - len(sequence.request.prompt))
             chunks.append(Chunk(tokens, start, sequence.pages, sequence.request.settings._replace(draw=draw)))
-        last = list(before)
+        last = dict(zip(rows_in(*before), (s.request.id for s in before[0].sequences), strict=True)) if before else {}
         for take in takes:
             values = [known[last[row]] for row in range(take.row, take.row + take.number)]
             step.fields["tokens"][take.at : take.at + take.number] = values
         assert np.array_equal(step.block, StepInput(layout).fill(chunks).block)
         padding = step.fields["slots"][plan.tokens :]
         assert (padding // PAGE == NULL_PAGE).all()
-        assert not step.fields["block_table"][plan.rows :].any()
-        before = {sequence.request.id: row for row, sequence in enumerate(plan.sequences)}
-        known = dict(zip(before, drawn, strict=True))
+        rows = rows_in(plan, layout)
+        assert not step.fields["block_table"][sorted({*range(layout.rows)} - {*rows})].any()
+        before = plan, layout
+        known = {s.request.id: token for s, token in zip(plan.sequences, drawn, strict=True)}
         waiting = data.draw(st.booleans())
         if not waiting or len(scheduler.in_flight) == 2:
             first = scheduler.in_flight[0]
