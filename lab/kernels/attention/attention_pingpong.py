@@ -1,7 +1,7 @@
 """Consumers multiply in turn, one's softmax under the other's products; CTAs take tiles from a counter.
 
-The CTAs of a cluster work on tiles side by side and share the loads of keys and values. Splits of the keys are parts
-that the last one merges.
+The CTAs of a cluster work on tiles side by side and share the loads of keys and values. Tiles beyond whole rounds of
+the SMs may be split along the keys, into parts that the last one merges.
 """
 
 from collections.abc import Iterator, Mapping
@@ -95,6 +95,7 @@ class Schedule(prefill.RingTiling):
 LONG = Schedule(128, 128, 3, section=16, slack=8, turns=0, lead=0, q_registers=1)
 SHORT = replace(LONG, section=32)
 CHUNK = replace(LONG, turns=2)
+FEW = replace(CHUNK, q_registers=0)
 FULL = replace(LONG, block_m=192, block_n=80, q_registers=0)
 MEASURED = (
     LONG,
@@ -122,11 +123,11 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
         best = CHUNK
     else:
         best = LONG if p.kv_len >= LONG_KEYS else SHORT
-    alike = not p.causal or p.q_len < p.kv_len  # so that tiles take about equally long
-    bases = (best, full, CHUNK) if alike and p.q_len > FEW_TOKENS else ()
-    split = [replace(s, splits=n) for s in bases if (n := _splits(p, s, machine)) > 1]
+    alike = not p.causal or FEW_TOKENS < p.q_len < p.kv_len  # so that tiles take about equally long
+    split = [replace(s, splits=n) for s in (full, FEW) if alike and (n := _splits(p, s, machine)) > 1]
+    few = [s for s in split if s.block_m == FEW.block_m and prefill.span_count(p, s) <= machine.sms // 2]
     halves = [replace(MEASURED[-1], q_registers=0, splits=2, cluster=2)] if p.kv_len > LONG.block_n else []
-    yield from prefill.fitting((*split[:1], best, *split[1:], *MEASURED, *halves), p, machine)
+    yield from prefill.fitting((*few, best, *split, *MEASURED, *halves), p, machine)
 
 
 def _splits(problem: Attention, schedule: Schedule, machine: Machine) -> int:
