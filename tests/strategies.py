@@ -82,9 +82,10 @@ def plain_variants(kernel: Kernel) -> list[Any]:
 
 
 def fitted(kernel: Kernel, problem: Any) -> Any:
-    """The problem with its extents rounded up to what a kernel takes."""
+    """The problem with its extents rounded up to what a kernel takes, and no larger than that."""
     rounded = {name: -(-getattr(problem, name) // by) * by for name, by in kernel.solves.multiples(problem).items()}
-    return replace(problem, **rounded)
+    problem = replace(problem, **rounded)
+    return replace(problem, **{n: min(getattr(problem, n), most) for n, most in kernel.solves.at_most.items()})
 
 
 @st.composite

@@ -59,11 +59,15 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepJob(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole step of a model with random weights; `peers` asks for PyTorch's on the same ones in the same run."""
+    """A whole step of a model with random weights; `peers` asks for PyTorch's on the same ones in the same run.
+
+    With `fusions` the step races in every way of `lab.inference.layers.FUSIONS` that it can have, else in the best.
+    """
 
     problem: dict[str, Any]
     kernel: str = ""
     peers: bool = True
+    fusions: bool = False
     rounds: int = 30
     experiment: str | None = None
     facts: dict[str, Value] = {}
@@ -93,6 +97,20 @@ class ServeJob(msgspec.Struct, frozen=True, kw_only=True):
     facts: dict[str, Value] = {}
 
 
+class SpeakJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A language model that goes on from a prompt by so many tokens; `model` is a path, empty for the usual one."""
+
+    model: str = ""
+    prompt: str = "Water boils at"
+    tokens: int = 400
+    settings: tuple[float, int, float] = (0.0, 0, 1.0)  # temperature, top-k, top-p
+    kernel: str = ""
+    problem: dict[str, Any] | None = None
+    rounds: int = 30
+    experiment: str | None = None
+    facts: dict[str, Value] = {}
+
+
 class Work(msgspec.Struct, frozen=True, kw_only=True):
     """What one function does with a whole model, on a chip that the backend names."""
 
@@ -113,7 +131,7 @@ def problem_of(fields: Mapping[str, Any]) -> Any:
         raise InputError(f"no {kind} problem has the fields {', '.join(own)}: {error}") from error
 
 
-AnyJob = Job | Search | StepJob | ServeJob
+AnyJob = Job | Search | StepJob | ServeJob | SpeakJob
 
 
 def batch(jobs: Sequence[AnyJob], seconds: float) -> dict[str, Any]:

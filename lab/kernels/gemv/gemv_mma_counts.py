@@ -12,7 +12,6 @@ from lab.kernels.gemv.mma_tiles import (
     MMA_M,
     MMA_N,
     SIZE,
-    add_groups,
     add_products,
     packed_sectors,
     request_sectors,
@@ -24,7 +23,17 @@ from sim.formats import FORMATS, decode, encode
 from sim.jit import njit, prange
 from sim.launch import Launch, Role
 from sim.machine import Machine
-from sim.tiles import Chip, load_groups, load_lanes, load_patch, load_vector, mma, store_patch
+from sim.tiles import (
+    Chip,
+    add_groups,
+    in_packed_order,
+    load_groups,
+    load_lanes,
+    load_patch,
+    load_vector,
+    mma,
+    store_patch,
+)
 
 PART_BYTES = 64  # of each row of row-major w in a part of k
 PIECE = 16  # bytes of x that four lanes load at once beside packed weights, and one lane beside others
@@ -154,8 +163,6 @@ def _grid(
     for worker in prange(min(workers, ctas)):  # the others would only fill their tiles with zeros
         counter = count[worker]
         w_tile = np.zeros((team_rows, run), np.float32)
-        scale, offset = np.empty((2, team_rows, -(-run // max(group, 1))), np.float32)
-        ones = np.ones((1, run), np.float32)
         x_tile = np.zeros((block_m, run), np.float32)
         total = np.empty((block_n, block_m), np.float32)
         for index in range(worker, ctas, workers):
@@ -171,8 +178,7 @@ def _grid(
                         for at in range(first, min(first + chunk, k), run):
                             if group > 0:
                                 load_groups(
-                                    counter, w_marks, scale_marks, packed, pairs, n, k, row + top, at, w_tile, scale,
-                                    offset, group, zero_points,
+                                    counter, w_marks, scale_marks, n, k, row + top, at, team_rows, run, group
                                 )  # fmt: skip
                             else:
                                 load_patch(counter, w_marks, size, w, n, k, row + top, at, w_tile, tile_rows // 2)
@@ -184,7 +190,10 @@ def _grid(
                             if group > 0:
                                 mma(counter, out[:MMA_M], w_tile[:MMA_M], x_tile.T, 0, 0, 0, False)  # ones, which sum x
                             if x.size > 0 and group > 0:
-                                add_groups(out, w_tile, scale, offset, x_tile[:tokens], ones, group)
+                                ordered = in_packed_order(x_tile[:tokens], group)
+                                add_groups(
+                                    out, packed, pairs, n, k, row + top, at, run, ordered, 0, group, zero_points
+                                )  # fmt: skip
                             elif x.size > 0:
                                 add_products(out, w_tile, x_tile[:tokens])
             if tensor_scale:

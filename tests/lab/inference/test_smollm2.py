@@ -46,7 +46,7 @@ def last_logits(model: LanguageModel) -> np.ndarray:
     assert isinstance(model.runner, StepRunner)
     session = model.runner.session(len(IDS))
     session.start(IDS, Settings())
-    return decode(session._running[-1].step.arrays["logits"], "bf16")[0]
+    return decode(session._begun[0].steps[0].step.arrays["logits"], "bf16")[0]
 
 
 def test_the_reference_gives_the_known_logits(oracle: LanguageModel) -> None:
