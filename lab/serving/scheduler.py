@@ -2,6 +2,8 @@
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import repeat
+from math import nan
 from typing import Protocol
 
 from lab.inference.step_input import PAGE
@@ -139,8 +141,9 @@ class Scheduler:
             raise ValueError(f"step {result.step} is committed; the oldest in flight is {plan.step}")
         page_tokens, caching, now = self.policy.page_tokens, self.policy.prefix_caching, result.ended_us
         emitted = []
-        rows = zip(plan.sequences, plan.starts, plan.counts, plan.samples, result.tokens, strict=False)
-        for sequence, start, count, sampled, token in rows:
+        scores = result.log_probabilities or repeat(nan)
+        rows = zip(plan.sequences, plan.starts, plan.counts, plan.samples, result.tokens, scores, strict=False)
+        for sequence, start, count, sampled, token, score in rows:
             if sequence.reason:
                 continue  # it ran one token too far, or was aborted
             if sequence.slot >= 0:
@@ -150,6 +153,7 @@ class Scheduler:
             if sampled:
                 sequence.tokens.append(token)
                 sequence.token_us.append(now)
+                sequence.log_probability = score
                 emitted.append(sequence)
                 if token in sequence.request.ends:
                     self._finish(sequence, STOP)
@@ -254,6 +258,8 @@ class Scheduler:
         sequence.computed = sequence.scheduled = found
         self.table_tokens += found
         self.hits += found
+        if not sequence.token_us:
+            sequence.found = found
         plan.notes.append(Note("fork" if partial else "admit", sequence.request.id, found))
         return True
 

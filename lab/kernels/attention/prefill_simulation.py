@@ -1,5 +1,6 @@
 """The tile schedule of the prefill kernels fed by TMA, counted and computed: _work.cuh, _stream.cuh, _results.cuh."""
 
+from collections import namedtuple
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -78,20 +79,9 @@ class Shape(NamedTuple):
     copiers: int
 
 
-class Marks(NamedTuple):
-    """The sectors of each array."""
-
-    q: NDArray[np.uint8]
-    k: NDArray[np.uint8]
-    v: NDArray[np.uint8]
-    y: NDArray[np.uint8]
-    lse: NDArray[np.uint8]
-    q_starts: NDArray[np.uint8]
-    kv_lens: NDArray[np.uint8]
-    places: NDArray[np.uint8]
-    part_y: NDArray[np.uint8]
-    part_log_sums: NDArray[np.uint8]
-    arrived: NDArray[np.uint8]
+Marks = namedtuple(  # the sectors of each array
+    "Marks", "q k v y lse q_starts kv_lens places part_y part_log_sums arrived"
+)
 
 
 class Data(NamedTuple):
@@ -135,10 +125,8 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], chip: Chip, copiers:
     )  # fmt: skip
     places = "block_table" if p.page else "kv_starts"
     k, v = ("cache", "cache") if p.page else ("k", "v")
-    unused = np.zeros(0, np.uint8)
     names = ("q", k, v, "y", "lse", "q_starts", "kv_lens", places, "part_y", "part_log_sums", "arrived")
-    given = {array.name for array in launch.arrays}
-    marks = Marks(*(chip.marks(name) if name in given else unused for name in names))
+    marks = Marks(*chip.marks_of(*names))
     computed = "q" in arrays
     width = p.head_dim if p.page else shape.kv_row * p.head_dim  # of a row of the matrix that k and v are
 
