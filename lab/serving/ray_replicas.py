@@ -68,4 +68,6 @@ class Router:
 
 def application(make: Make, replicas: int) -> Any:
     """What `ray.serve.run` takes: so many loops behind a router."""
-    return Router.bind([Replica.options(name=f"loop-{i}").bind(make) for i in range(replicas)])
+    router: Any = Router  # deployments, which the decorator makes of classes
+    replica: Any = Replica
+    return router.bind([replica.options(name=f"loop-{i}").bind(make) for i in range(replicas)])
