@@ -82,10 +82,9 @@ def plain_variants(kernel: Kernel) -> list[Any]:
 
 
 def fitted(kernel: Kernel, problem: Any) -> Any:
-    """The problem with its extents rounded up to what a kernel takes, and no larger than that."""
+    """The problem with its extents rounded up to what a kernel takes."""
     rounded = {name: -(-getattr(problem, name) // by) * by for name, by in kernel.solves.multiples(problem).items()}
-    problem = replace(problem, **rounded)
-    return replace(problem, **{n: min(getattr(problem, n), most) for n, most in kernel.solves.at_most.items()})
+    return replace(problem, **rounded)
 
 
 @st.composite

@@ -117,8 +117,8 @@ class Cell:
             found["the read"] = OF_READ[part] * self.read + BEYOND_READ_US
         if part == "decode" and self.peer and self.peer.us:
             found[self.peer.kernel or ""] = OF_PEER * self.peer.us
-        if part == "decode" and p in OWN_US:
-            found["its own bar"] = OWN_US[p]
+        if part == "decode" and (own := OWN_US.get(replace(p, uniform=True))):
+            found["its own bar"] = own
         if part == "mla":
             found |= self._latent_limits(p)
         if part == "paged" and p.page == ALONE and self.gather:

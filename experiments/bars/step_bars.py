@@ -19,7 +19,6 @@ QUESTION = "How far is a whole step of a model from the time that its bytes or i
 LLAMA_3_8B, LLAMA_2_13B = MODELS["llama-3-8b"], MODELS["llama-2-13b"]
 # meta-llama/Llama-3.2-1B, config.json
 LLAMA_3_1B = Model(16, 2048, q_heads=32, kv_heads=8, head_dim=64, ffn=8192, vocab=128256, tied=True)
-SHORT = 2048  # tokens of context: what is fused is the same where there are more
 LAYER_US = 7.5  # beside the time that a step's bytes take
 
 
@@ -56,7 +55,6 @@ PARTS: dict[str, dict[Model, Bar]] = {
 
 
 GENERATE = "generate"
-FUSED = {"none": "", "epilogues": ", gates and residuals fused", "all": ", all fused"}
 HOST_US = 60  # of a step
 TOKENS_PER_S = 1800  # of SmolLM2-135M, text streamed
 SPOKEN = ((0.0, 0, 1.0), (0.8, 40, 0.95))  # greedy; temperature, top-k, top-p
@@ -66,13 +64,12 @@ SPOKEN = ((0.0, 0, 1.0), (0.8, 40, 0.95))  # greedy; temperature, top-k, top-p
 class Options:
     """`part` names the steps, of several parts joined by +; `peers` times PyTorch's too.
 
-    `model` is what part=generate speaks with, if not SmolLM2. `fusions` races every way to fuse a step, `tune` first
-    looks for the best schedules of the steps' largest matrices. What has not begun after `seconds` is skipped.
+    `model` is what part=generate speaks with, if not SmolLM2. `tune` first looks for the best schedules of the steps'
+    largest matrices. What has not begun after `seconds` is skipped.
     """
 
     part: str = "decode"
     peers: bool = True
-    fusions: bool = False
     tune: bool = False
     model: str = ""
     rounds: int = 30
@@ -102,7 +99,6 @@ def measure(options: Options, backend: Backend) -> Iterator[Record]:
             experiment="step_bars",
             facts={"bar": part},
             peers=options.peers,
-            fusions=options.fusions and model.context <= SHORT,
             rounds=options.rounds,
         )
         for part in options.parts
@@ -122,8 +118,7 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: AR
         if not _is_step(record):
             continue
         model, what = _asked(record), record.metrics.get("launches", "overlapping")
-        fusion = FUSED[str(record.metrics.get("fusion", "none"))]
-        row = Row(_named(model), f"{what} launches{fusion}, us", floor_of(record), record.predicted_us, None)
+        row = Row(_named(model), f"{what} launches, us", floor_of(record), record.predicted_us, None)
         yield timed_by(row, record)
         peer = best_peer(records, record)
         if peer and what == "overlapping":
@@ -135,7 +130,7 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
     spoken = [r for r in records if r.metrics.get("bar") == GENERATE and r.us]
     if spoken:
         return _of_speech(spoken)
-    ours = _fastest([r for r in records if _is_step(r) and r.metrics.get("launches") == "overlapping"])
+    ours = [r for r in records if _is_step(r) and r.us and r.metrics.get("launches") == "overlapping"]
     if not ours:
         return untimed(records, f"{len(records)} steps were predicted, none was timed.")
     rate, _ = read_rate(past, ours[0].machine)
@@ -158,7 +153,7 @@ def table(past: Archive) -> str:
     newest: dict[str, Record] = {}
     for record in past.where(experiment="step_bars", on="gpu").records:
         if record.us is not None and "stage" not in record.metrics:
-            what = [record.metrics.get(name) for name in ("launches", "fusion", "model", "settings")]
+            what = [record.metrics.get(name) for name in ("launches", "model", "settings")]
             newest[f"{record.machine} {record.problem} {record.kernel} {what}"] = record
     found = list(newest.values())
     if not found:
@@ -168,16 +163,6 @@ def table(past: Archive) -> str:
     if spoken:
         sentences.append(verdict(spoken, past).sentence)
     return three_columns(list(rows(found, past)), " ".join(sentences))
-
-
-def _fastest(records: Sequence[Record]) -> list[Record]:
-    """Of each step the way that takes least."""
-    best: dict[str, Record] = {}
-    for record in records:
-        other = best.get(str(record.problem))
-        if record.us and (other is None or record.us < (other.us or 0.0)):
-            best[str(record.problem)] = record
-    return list(best.values())
 
 
 def _is_step(record: Record) -> bool:

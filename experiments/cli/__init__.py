@@ -26,6 +26,7 @@ from experiments.cli import (
     list_,
     report,
     run,
+    serve,
     sweep,
 )
 from experiments.cli.output import complain, emit, output_error, say
@@ -102,6 +103,7 @@ app.command("compare")(compare.compare)
 app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
 app.command("emulate")(emulate.emulate)
+app.command("serve")(serve.serve)
 app.command("env")(env.env)
 
 

@@ -59,15 +59,11 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepJob(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole step of a model with random weights; `peers` asks for PyTorch's on the same ones in the same run.
-
-    With `fusions` the step races in every way of `lab.inference.layers.FUSIONS` that it can have, else in the best.
-    """
+    """A whole step of a model with random weights; `peers` asks for PyTorch's on the same ones in the same run."""
 
     problem: dict[str, Any]
     kernel: str = ""
     peers: bool = True
-    fusions: bool = False
     rounds: int = 30
     experiment: str | None = None
     facts: dict[str, Value] = {}

@@ -19,7 +19,7 @@ COMPILED = "peer:torch_compile"
 
 
 def steps(argument: Any) -> Iterator[Record]:
-    """Records of each job's step: in launches that overlap, fused in each way, plain ones; and PyTorch's, of bf16."""
+    """Records of each job's step: launches that overlap, plain ones, and PyTorch's step where weights are bf16."""
     from lab.gpu.bench import shared_fields, timed_record
     from lab.gpu.timing import Clock, measure
     from lab.inference import step_us
@@ -28,13 +28,13 @@ def steps(argument: Any) -> Iterator[Record]:
         if isinstance(job, Record):
             yield job
             continue
-        arena = Arena.of(problem_of(job.problem), job.peers, job.fusions)
+        arena = Arena.of(problem_of(job.problem), job.peers)
         model, machine = arena.model, arena.machine
         new = model.context if model.phase == PREFILL else 1
         predicted = step_us(model, [(new, model.context)] * model.batch, machine)
         shared = {**shared_fields(model, machine, job.experiment), "check": arena.check}
         if not arena.check.passed:
-            yield Record(**shared, metrics={**job.facts, "failure": "its ways give different results"})
+            yield Record(**shared, metrics={**job.facts, "failure": "launches that overlap give another result"})
             continue
         with arena.stream:
             timings = measure(arena.contestants, Clock.COLD, job.rounds)
@@ -44,10 +44,8 @@ def steps(argument: Any) -> Iterator[Record]:
                 facts["relative_error"] = arena.peer_error
                 fields = {**shared, "kernel": name, "check": Checked(arena.peer_error <= PEER_CLOSE, None)}
             else:
-                launches, fusion = name.split(", ")
-                facts |= {"launches": launches, "fusion": fusion, "kernels": arena.kernels[name]}
-                own = predicted if fusion == arena.fusion else None
-                fields = {**shared, "overlapping": launches == "overlapping", "predicted_us": own}
+                facts |= {"launches": name, "kernels": arena.step.launches}
+                fields = {**shared, "overlapping": name == "overlapping", "predicted_us": predicted}
             yield timed_record(fields, facts, timing, model, machine)
 
 
@@ -58,22 +56,20 @@ class Arena:
     model: Model
     machine: Any
     stream: Any
-    step: Any  # as it is best, of launches that overlap
-    fusion: str  # that it has
-    contestants: list[Any]  # "overlapping" or "plain" launches, with a fusion
-    kernels: dict[str, int]  # launches of each
+    step: Any  # of launches that overlap
+    contestants: list[Any]
     check: Checked
     peer_error: float = 0.0
 
     @classmethod
-    def of(cls, model: Model, peers: bool, every_fusion: bool = False) -> "Arena":
+    def of(cls, model: Model, peers: bool) -> "Arena":
         import cupy
 
         from lab.gpu import device
         from lab.gpu.timing import Contestant
         from lab.inference.chip import gpu
         from lab.inference.layers import Forward
-        from lab.inference.step import Step, StepCache, fusion_of, fusions
+        from lab.inference.step import Step, StepCache
         from lab.inference.step_input import PAGE, Chunk, Layout
 
         chip = gpu(device.machine())
@@ -93,22 +89,17 @@ class Arena:
                 if name.endswith(".cache") and array.dtype == np.uint16:
                     values = cupy.random.standard_normal(array.size, dtype=np.float32)
                     array[...] = chip.encode_bf16(values).reshape(array.shape)
-            layout = Layout(rows, rows * new, pages)
-            best = fusion_of(forward, layout, chip.machine)
-            ways = [("overlapping", best), ("plain", best)]
-            if every_fusion:
-                ways += [("overlapping", f) for f in fusions(forward, layout, chip.machine) if f != best]
             contestants, logits, made = [], [], []
-            for launches, fusion in ways:
-                step = Step(weights, kept, forward, layout, chip, launches == "overlapping", fusion)
+            for dependent in (True, False):
+                step = Step(weights, kept, forward, Layout(rows, rows * new, pages), chip, dependent)
                 step.input.fill(chunks)
                 step.run()
                 made.append(step)
                 logits.append(chip.read(step.arrays["logits"]))
-                contestants.append(Contestant(f"{launches}, {fusion}", (step.replay,)))
-            kernels = {one.name: step.launches for one, step in zip(contestants, made, strict=True)}
-            check = _alike(logits)
-            arena = cls(model, chip.machine, stream, made[0], best, contestants, kernels, check)
+                contestants.append(Contestant("overlapping" if dependent else "plain", (step.replay,)))
+            finite = bool(((logits[0] & 0x7F80) != 0x7F80).all())
+            check = Checked(finite and np.array_equal(*logits), None)
+            arena = cls(model, chip.machine, stream, made[0], contestants, check)
             if peers and model.weights == "bf16" and model.phase == DECODE:
                 arena._add_peer(weights.arrays, kept.arrays, ids[:, 0], logits[0])
         return arena
@@ -139,16 +130,6 @@ class Arena:
             graph = captured(lambda: peer.logits(tokens, compiled).argmax(-1))
             torch.cuda.synchronize()
             self.contestants.append(Contestant(COMPILED, (on_this_stream(graph.replay),)))
-
-
-def _alike(logits: list[Any]) -> Checked:
-    """Whether all are finite, the first two the same bits, and the others as close as other roundings leave them."""
-    from sim.formats import decode
-
-    first, second, *others = (decode(each, "bf16").astype(float) for each in logits)
-    near = PEER_CLOSE * float(np.linalg.norm(first))
-    close = all(np.linalg.norm(other - first) <= near for other in others)
-    return Checked(bool(np.isfinite(first).all() and np.array_equal(first, second) and close), None)
 
 
 @lru_cache(maxsize=1)

@@ -13,8 +13,6 @@ from lab.problems.rope_append import RopeAppend
 from lab.problems.sampling import Sampling
 from lab.problems.swiglu import SwiGLU
 
-FUSIONS = ("none", "epilogues", "all")
-
 
 class Call(NamedTuple):
     """A problem, and the names of the arrays that its operands are."""
@@ -29,8 +27,9 @@ class Forward:
 
     Matrices are `layers.<i>.qkv`, `output`, `gate_up` and `down`, and `head`; q, k and v are one, and gate and up. The
     cache has `pool` pages a layer in the format `kv`. Beside them a layer has `layers.<i>.bias` and `layers.<i>.norms`
-    where the model adds a bias to queries, keys and values or normalises their heads. `fusion` says what is part of
-    the matrices' launches and has none of its own: nothing, gates and residuals, or all, norms too.
+    where the model adds a bias to queries, keys and values or normalises their heads.
+    Norms, gates and residuals have launches of their own: as parts of the matrices' launches, where each CTA repeats
+    what one small launch does once, they made the steps of an 8B model slower on an H200.
     """
 
     config: LlamaConfig
@@ -38,44 +37,14 @@ class Forward:
     pool: int
     kv: str = "bf16"
     activations: str = "bf16"
-    fusion: str = "none"  # of FUSIONS
 
     def calls(self, layout: Layout) -> Iterator[Call]:
         """Of one step, in order."""
-        yield self._embedding(layout.tokens, self.config.vocab, "tokens", "embedding", "stream0")
-        yield from self._fused_layers(layout) if self.fusion != "none" else self._layers(layout)
-        sampling = Sampling(layout.rows, self.config.vocab, self.activations)
-        yield Call(sampling, {name: name for name in (*sampling.inputs, *sampling.outputs)})
-
-    def _fused_layers(self, layout: Layout) -> Iterator[Call]:
-        """From the embedding to the logits: each half of a layer adds to the stream and leaves it in another array."""
-        tokens = layout.tokens
-        for i in range(self.config.layers):
-            layer = f"layers.{i}"
-            yield from self._normed_linear(f"{layer}.qkv", tokens, "stream0", "qkv", f"{layer}.attention_norm")
-            yield from self._attend(layout, layer)
-            yield self._linear(f"{layer}.output", tokens, "attended", "stream1", residual="stream0")
-            yield from self._normed_linear(
-                f"{layer}.gate_up", tokens, "stream1", "gated", f"{layer}.ffn_norm", gated=True
-            )
-            yield self._linear(f"{layer}.down", tokens, "gated", "stream0", residual="stream1")
-        last = "stream0"
-        if layout.rows < tokens:
-            yield self._embedding(layout.rows, tokens, "sample_rows", "stream0", "last")
-            last = "last"
-        yield from self._normed_linear("head", layout.rows, last, "logits", "norm")
-
-    def _normed_linear(self, name: str, tokens: int, x: str, y: str, norm: str, gated: bool = False) -> Iterator[Call]:
-        if self.fusion == "all":
-            yield self._linear(name, tokens, x, y, norm=norm, gated=gated)
-        else:
-            alone = RMSNorm(tokens, self.config.d, self.activations, residual=False, eps=self.config.eps)
-            yield Call(alone, {"x": x, "weight": norm, "y": "normed"})
-            yield self._linear(name, tokens, "normed", y, gated=gated)
-
-    def _layers(self, layout: Layout) -> Iterator[Call]:
         c, tokens = self.config, layout.tokens
         norm = RMSNorm(tokens, c.d, self.activations, eps=c.eps)
+        rope = self._rope(layout)
+        attentions = [(row, self._attention(layout, *part)) for row, *part in layout.parts]
+        yield self._embedding(tokens, c.vocab, "tokens", "embedding", "stream0")
         stream, other = "stream0", "stream1"
         for i in range(c.layers):
             layer = f"layers.{i}"
@@ -85,8 +54,15 @@ class Forward:
             else:
                 yield self._norm(norm, stream, other, f"{layer}.attention_norm")
                 stream, other = other, stream
+            cache = f"{layer}.cache"
             yield self._linear(f"{layer}.qkv", tokens, "normed", "qkv")
-            yield from self._attend(layout, layer)
+            own = {name: f"{layer}.{name}" for name in rope.weight_names}
+            yield Call(rope, {name: name for name in rope.inputs} | own | {"q": "q", "cache": cache})
+            for row, attention in attentions:
+                scales = {name: name for name in attention.inputs if name.endswith("_scale")}
+                names = {"q_starts": "query_starts", "kv_lens": "lengths", "block_table": "block_table"}
+                where = {operand: f"{name}.{row}" for operand, name in names.items()}
+                yield Call(attention, {"q": "q", "cache": cache, **scales, **where, "y": "attended"})
             yield self._linear(f"{layer}.output", tokens, "attended", "branch")
             yield self._norm(norm, stream, other, f"{layer}.ffn_norm")
             stream, other = other, stream
@@ -99,18 +75,8 @@ class Forward:
             yield self._embedding(layout.rows, tokens, "sample_rows", "normed", "last")
             last = "last"
         yield self._linear("head", layout.rows, last, "logits")
-
-    def _attend(self, layout: Layout, layer: str) -> Iterator[Call]:
-        """From `qkv` to `attended`."""
-        rope, cache = self._rope(layout), f"{layer}.cache"
-        own = {name: f"{layer}.{name}" for name in rope.weight_names}
-        yield Call(rope, {name: name for name in rope.inputs} | own | {"q": "q", "cache": cache})
-        for row, *part in layout.parts:
-            attention = self._attention(layout, *part)
-            scales = {name: name for name in attention.inputs if name.endswith("_scale")}
-            names = {"q_starts": "query_starts", "kv_lens": "lengths", "block_table": "block_table"}
-            where = {operand: f"{name}.{row}" for operand, name in names.items()}
-            yield Call(attention, {"q": "q", "cache": cache, **scales, **where, "y": "attended"})
+        sampling = Sampling(layout.rows, c.vocab, self.activations)
+        yield Call(sampling, {name: name for name in (*sampling.inputs, *sampling.outputs)})
 
     def buffers(self, layout: Layout) -> dict[str, Operand]:
         """The arrays that only a step itself reads and writes, and its results."""
@@ -132,17 +98,10 @@ class Forward:
     def _norm(self, problem: RMSNorm, residual: str, total: str, weight: str) -> Call:
         return Call(problem, {"x": "branch", "residual": residual, "weight": weight, "y": "normed", "total": total})
 
-    def _linear(
-        self, name: str, tokens: int, x: str, y: str, norm: str = "", residual: str = "", gated: bool = False
-    ) -> Call:
-        matrix = self.matrices[name]
-        own = {operand: f"{name}.{operand}" for operand in matrix.inputs if operand != "x"}
-        given = {operand: array for operand, array in {"norm": norm, "residual": residual}.items() if array}
-        epilogue = "swiglu" if gated else "residual" if residual else "none"
-        problem = replace(matrix, m=tokens, epilogue=epilogue)
-        if norm:
-            problem = replace(problem, norm=True, eps=self.config.eps)
-        return Call(problem, {"x": x, **own, **given, "y": y})
+    def _linear(self, name: str, tokens: int, x: str, y: str) -> Call:
+        problem = replace(self.matrices[name], m=tokens)
+        own = {operand: f"{name}.{operand}" for operand in problem.inputs if operand != "x"}
+        return Call(problem, {"x": x, **own, "y": y})
 
     def _rope(self, layout: Layout) -> RopeAppend:
         c = self.config

@@ -13,7 +13,7 @@ from lab import catalog
 from lab.choice import best_guesses, is_solvable
 from lab.execute import Plan, capture, plan
 from lab.inference.chip import Chip
-from lab.inference.layers import FUSIONS, Call, Forward
+from lab.inference.layers import Call, Forward
 from lab.inference.step_input import PAGE, Layout, StepInput
 from lab.inference.step_weights import StepWeights, config_of, matrices_of
 from lab.problems import Attention, Model, Problem
@@ -40,8 +40,7 @@ class StepCache:
 class Step:
     """All steps of one bucket. Weights and cache are shared with other buckets; one step runs at a time.
 
-    `dependent` launches may begin before the one ahead has ended; `fusion` is Forward's, by default what is best here.
-    Raises InputError where a layer has no kernel.
+    `dependent` launches may begin before the one ahead has ended. Raises InputError where a layer has no kernel.
     """
 
     def __init__(
@@ -52,11 +51,9 @@ class Step:
         layout: Layout,
         chip: Chip,
         dependent: bool = True,
-        fusion: str = "",
     ) -> None:
         self.layout, self.chip = layout, chip
         self.input = StepInput(layout)
-        forward = replace(forward, fusion=fusion or fusion_of(forward, layout, chip.machine))
         self.calls: list[Call] = list(forward.calls(layout))
         self.plans = {p: planned(p, chip.machine) for p in dict.fromkeys(call.problem for call in self.calls)}
         if not dependent:
@@ -124,19 +121,6 @@ def require_kernels(forward: Forward, machine: Machine) -> None:
             raise InputError(f"a step of this model has no kernel for its {where}: {'; '.join(reasons)}")
 
 
-def fusions(forward: Forward, layout: Layout, machine: Machine) -> list[str]:
-    """What `Forward.fusion` can be in a step of one token: kernels take every call of it."""
-    if layout.tokens > 1:
-        return [FUSIONS[0]]
-    calls = {fusion: replace(forward, fusion=fusion).calls(layout) for fusion in FUSIONS}
-    return [f for f, own in calls.items() if all(is_solvable(p, machine) for p in {call.problem for call in own})]
-
-
-def fusion_of(forward: Forward, layout: Layout, machine: Machine) -> str:  # noqa: ARG001
-    """What it best is."""
-    return FUSIONS[0]
-
-
 def planned(problem: Problem, machine: Machine) -> Plan:
     """As `lab.execute.plan`; but where a few tokens attend, launches that overlap the ones ahead of them."""
     if not isinstance(problem, Attention) or problem.q_len > FEW_TOKENS:
@@ -189,7 +173,6 @@ def parts_in(
     config = config_of(model, layout.capacity)
     pool = 1 + layout.pages * layout.rows
     forward = Forward(config, matrices_of(model), pool, model.kv, activations=model.unit)
-    forward = replace(forward, fusion=fusion_of(forward, layout, machine))
     calls = list(forward.calls(layout))
     times = Counter(problem for problem, _ in calls)
     names = {problem: arrays["w"].split(".")[-2] if "w" in arrays else problem.kind for problem, arrays in calls}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lab.problems.protocol import UNIT, Estimate
 from sim import int4
-from sim.formats import FORMATS, FP8_MAX, decode
+from sim.formats import FP8_MAX, decode
 
 if TYPE_CHECKING:
     from lab.problems.linear import Linear
@@ -31,7 +31,6 @@ PROMOTION = 128  # along k: the longest partial sum of fp8 products that may sta
 AT_ONCE = 512  # rows of w that a thread multiplies
 CACHED_ROWS = 64  # of y that are walked along k together, so that they stay in the host's cache
 GROUP_ROUNDINGS = 4  # of a term, beside one for each product: scaled, added, a zero point's product
-NORM_ROUNDINGS = 9  # mean and eps, the approximate root, three products
 TAIL = 8.0  # Hoeffding's deviation: exceeded with probability 2 exp(-TAIL^2 / 2) = 2.5e-14
 
 
@@ -39,10 +38,7 @@ def reference(problem: Linear, arrays: Mapping[str, NDArray], rows: slice) -> Es
     """y and its bound for the chosen rows of x; y is clamped to 448 where it leaves in fp8."""
     p = problem
     dtype: Any = np.float64 if p.flops <= FLOAT64_FLOPS else np.float32
-    values = decode(arrays["x"][rows], p.activations).astype(dtype)
-    x = Estimate(values, np.zeros_like(values))
-    if p.norm:
-        x = normalised(values, decode(arrays["norm"], p.activations), p.eps, p.activations)
+    x = decode(arrays["x"][rows], p.activations).astype(dtype)
     groups = int4.unpack(arrays["w"], arrays["w_scale"], p.n, p.k, p.group, p.zero_points) if p.group else None
 
     def part(first: int) -> Estimate:
@@ -71,30 +67,15 @@ def reference(problem: Linear, arrays: Mapping[str, NDArray], rows: slice) -> Es
     return y.stored(p.output)
 
 
-def normalised(x: NDArray, weight: NDArray, eps: float, form: str) -> Estimate:
-    """RMSNorm of the rows of x, at some point rounded to a format.
-
-    As of RMSNorm; the root may multiply sums of products instead, which is another rounding. What is smaller than the
-    format's numbers may become zero before the root makes it larger.
-    """
-    with np.errstate(invalid="ignore"):
-        squares = (x.astype(np.float64) ** 2).sum(axis=1, keepdims=True)
-        squares = np.where(squares > np.finfo(np.float32).max, np.inf, squares)
-        root = (1 / np.sqrt(squares / x.shape[1] + eps)).astype(x.dtype)
-        value = x * root * weight
-    relative = (x.shape[1] / 2 + NORM_ROUNDINGS) * UNIT + FORMATS[form].unit_roundoff
-    return Estimate(value, relative * np.abs(value) + FORMATS[form].smallest / 2 * np.maximum(root, 1))
-
-
-def _sums(problem: Linear, x: Estimate, w: NDArray) -> Estimate:
+def _sums(problem: Linear, x: NDArray, w: NDArray) -> Estimate:
     """x @ w.T and what summing in float32, or in the tensor cores where both are fp8, may do to it."""
-    error = (problem.k * UNIT * np.abs(x.value) + x.error) @ np.abs(w).T
+    error = problem.k * UNIT * (np.abs(x) @ np.abs(w).T)
     if problem.activations == problem.weights == "fp8":
-        error += _truncation(x.value, w, problem.k if problem.fast else PROMOTION)
-    return Estimate(x.value @ w.T, error)
+        error += _truncation(x, w, problem.k if problem.fast else PROMOTION)
+    return Estimate(x @ w.T, error)
 
 
-def _group_sums(problem: Linear, x: Estimate, w: int4.Groups) -> Estimate:
+def _group_sums(problem: Linear, x: NDArray, w: int4.Groups) -> Estimate:
     """x @ w.T where groups of w are summed before they are scaled: scale (x q) + min sum(x), in float32.
 
     Each of the two terms is rounded at most once for each product, once for each group and twice when it is scaled and
@@ -106,13 +87,9 @@ def _group_sums(problem: Linear, x: Estimate, w: int4.Groups) -> Estimate:
     size = scale * (w.q + offset) if w.zero_points else scale * w.q + offset
     bias = (2 * problem.group + GROUP_ROUNDINGS) * int4.BIAS * scale
     roundings = (problem.k + GROUP_ROUNDINGS) * size + bias
-    dtype = x.value.dtype
-    exact = w.each(w.scale).astype(dtype), w.each(w.offset).astype(dtype)
+    exact = w.each(w.scale).astype(x.dtype), w.each(w.offset).astype(x.dtype)
     values = exact[0] * (w.q - exact[1]) if w.zero_points else exact[0] * w.q + exact[1]
-    error = UNIT * (np.abs(x.value) @ roundings.astype(dtype).T)
-    if problem.norm:
-        error += x.error @ np.abs(values).T
-    return Estimate(x.value @ values.T, error)
+    return Estimate(x @ values.T, UNIT * (np.abs(x) @ roundings.astype(x.dtype).T))
 
 
 def _truncation(x: NDArray, w: NDArray, promotion: int) -> NDArray:

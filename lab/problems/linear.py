@@ -32,15 +32,14 @@ class Linear(Problem):
     x and of w; an fp8 output is then divided by one scale of its own. `accumulate` says whether products are summed in
     float32 or, usual for fp8 activations, `fast` in the few bits that the tensor cores keep. `epilogue`: residual adds
     r[m, n]; swiglu takes the rows of w in two halves, gate and up, and makes y[m, n / 2] = silu(gate) * up. `offset`:
-    a group of int4 weights is scale * q + min, or scale * (q - zero). With `norm` x is first normalised, as by RMSNorm
-    with `eps` and the weights norm[k].
+    a group of int4 weights is scale * q + min, or scale * (q - zero).
     Raises InputError for extents outside 1 to 2^31 - 1, for unknown words and for combinations that mean nothing.
     """
 
     kind: ClassVar[str] = "linear"
     FORMAT: ClassVar[str] = "weights"
     EXTENTS: ClassVar[tuple[str, ...]] = ("m", "n", "k")
-    OPTIONS: ClassVar[tuple[str, ...]] = ("activations", "output", "scales", "accumulate", "epilogue", "offset", "norm")
+    OPTIONS: ClassVar[tuple[str, ...]] = ("activations", "output", "scales", "accumulate", "epilogue", "offset")
 
     m: int
     n: int
@@ -52,8 +51,6 @@ class Linear(Problem):
     accumulate: str = ""  # float32, fast
     epilogue: str = "none"  # none, residual, swiglu
     offset: str = "min"  # min, zero
-    norm: bool = False
-    eps: float = 1e-5
 
     def __post_init__(self) -> None:
         require_extents(self, ("m", "n", "k"))
@@ -77,10 +74,6 @@ class Linear(Problem):
             raise InputError(f"zero points are for int4 weights; weights = {self.weights}")
         if self.accumulate == "fast" and self.activations != "fp8":
             raise InputError(f"fast accumulation is for fp8 activations; activations = {self.activations}")
-        if self.norm and self.activations == "fp8":
-            raise InputError("fp8 activations are scaled when they are made, so they cannot be normalised here")
-        if not 0 < self.eps < 1:
-            raise InputError(f"eps must be between 0 and 1; eps = {self.eps}")
         if self.swiglu and self.n % 2:
             raise InputError(f"swiglu halves the rows of w, so n is even; n = {self.n:,}")
 
@@ -123,7 +116,7 @@ class Linear(Problem):
         return cls(1, 2, 1, form, activations=form if alike else "")
 
     def usual(self, alike: bool = False) -> "Linear":
-        return Linear(self.m, self.n, self.k, self.weights, self.weights if alike else "", eps=self.eps)
+        return Linear(self.m, self.n, self.k, self.weights, self.weights if alike else "")
 
     @property
     def unit(self) -> str:
@@ -136,8 +129,6 @@ class Linear(Problem):
         if self.group:
             packed, pairs = int4.shapes(self.n, self.k, self.group)
             found |= {"w": Operand(packed, self.weights), "w_scale": Operand(pairs, "fp16")}
-        if self.norm:
-            found["norm"] = Operand((self.k,), self.activations)
         if self.residual:
             found["residual"] = Operand((self.m, self.columns), "bf16" if self.output == "fp8" else self.output)
         if self.scaled:
@@ -159,7 +150,7 @@ class Linear(Problem):
 
     @property
     def weight_names(self) -> tuple[str, ...]:
-        return ("w", "w_scale", "norm") if self.group else ("w", "norm")
+        return ("w", "w_scale") if self.group else ("w",)
 
     def part(self, flops: float) -> Self:
         """The first rows and columns: every output element depends on one row of x and one of w alone."""
@@ -203,7 +194,7 @@ class Linear(Problem):
         def one(name: str, operand: Operand) -> NDArray:
             if name.endswith("scale"):
                 return np.exp2(rng.uniform(-1, 1, operand.shape)).astype(np.float32)
-            return drawn(rng, operand.shape, operand.format, "" if name in self.weight_names else special)
+            return drawn(rng, operand.shape, operand.format, "" if name == "w" else special)
 
         if not self.group:
             return {name: one(name, operand) for name, operand in self.inputs.items()}

@@ -2,6 +2,8 @@
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import repeat
+from math import nan
 from typing import Protocol
 
 from lab.inference.step_input import PAGE
@@ -110,7 +112,10 @@ class Scheduler:
         return sequence
 
     def schedule(self) -> StepPlan | None:
-        """The next step; None where there is nothing to do before the results in flight are in."""
+        """The next step; None where there is nothing to do before the results in flight are in.
+
+        A step may have no rows, where all that it does is to move pages or to take them away.
+        """
         plan = StepPlan(self._steps)
         preempted, promised = self.preemptions, 0
         for sequence in tuple(self.running):
@@ -123,7 +128,7 @@ class Scheduler:
         self._forming = self._forming or not self.running
         if self.waiting and self.preemptions == preempted and (self.policy.continuous or self._forming):
             self._admit(plan, budget)
-        if not plan.rows and not plan.moves:
+        if not (plan.rows or plan.moves or self.preemptions > preempted):
             return None
         self._steps += 1
         self.in_flight.append(plan)
@@ -139,8 +144,9 @@ class Scheduler:
             raise ValueError(f"step {result.step} is committed; the oldest in flight is {plan.step}")
         page_tokens, caching, now = self.policy.page_tokens, self.policy.prefix_caching, result.ended_us
         emitted = []
-        rows = zip(plan.sequences, plan.starts, plan.counts, plan.samples, result.tokens, strict=False)
-        for sequence, start, count, sampled, token in rows:
+        scores = result.log_probabilities or repeat(nan)
+        rows = zip(plan.sequences, plan.starts, plan.counts, plan.samples, result.tokens, scores, strict=False)
+        for sequence, start, count, sampled, token, score in rows:
             if sequence.reason:
                 continue  # it ran one token too far, or was aborted
             if sequence.slot >= 0:
@@ -150,6 +156,7 @@ class Scheduler:
             if sampled:
                 sequence.tokens.append(token)
                 sequence.token_us.append(now)
+                sequence.log_probability = score
                 emitted.append(sequence)
                 if token in sequence.request.ends:
                     self._finish(sequence, STOP)
@@ -254,6 +261,8 @@ class Scheduler:
         sequence.computed = sequence.scheduled = found
         self.table_tokens += found
         self.hits += found
+        if not sequence.token_us:
+            sequence.found = found
         plan.notes.append(Note("fork" if partial else "admit", sequence.request.id, found))
         return True
 

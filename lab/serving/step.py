@@ -134,12 +134,9 @@ class Buckets:
         """Every bucket there is, the smallest first."""
         rows = (*(n for n in _DECODE if n < self.max_rows), self.max_rows)
         decode = [self.of(n, 0, n) for n in rows]
-        mixed = [
-            self.of(singles, 1, tokens)
-            for tokens in reversed(self.edges())
-            for singles in (0, *(n for n in _MIXED_ROWS if n < self.max_rows), self.max_rows)
-            if singles + 2 <= tokens
-        ]
+        fewest = (0, 1, *(n + 1 for n in _MIXED_ROWS if n < self.max_rows))  # rows of one token that need a bucket
+        edges = reversed(self.edges())
+        mixed = [self.of(singles, 1, tokens) for tokens in edges for singles in fewest if singles + 2 <= tokens]
         return list(dict.fromkeys([*decode, *mixed]))
 
 

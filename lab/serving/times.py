@@ -23,6 +23,11 @@ class StepTimes:
     machine: Machine
     buckets: Buckets
 
+    def prepare(self) -> None:
+        """Work every bucket out before it is needed, so that a loop by the wall's clock does not wait for it."""
+        for layout in self.buckets.all():
+            self._at(layout)
+
     def plan_us(self, plan: StepPlan) -> float:
         """Microseconds of a step, its pages' copies to and from the host among them."""
         us = self.swap_us(plan.moves) / 2

@@ -164,23 +164,19 @@ def _name_race(h, record, me, mine_writes, other_wrote):
 
 
 @jit
-def _found(h, writes, first_granule, last_granule, mine):
-    """A digest of whose writes a read of agent `mine` finds: which parts of a CTA the two are, all mbarriers being one.
+def _note_authors(h, writes, first_granule, last_granule, mine):
+    """Note whose writes a read of agent `mine` finds: which parts of a CTA the two are, all mbarriers being one.
 
-    Its sum over a run is the same for every interleaving of a kernel whose accesses are all ordered, whichever CTA
-    takes which tile and whichever stage of a ring holds what. A write counts where it is read; where a read lies does
-    not, as what another one finds there shows in results.
+    That is the same for every interleaving of a kernel whose accesses are all ordered, whichever CTA takes which tile
+    and whichever stage of a ring holds what. A write counts where it is read; where a read lies does not, as what
+    another one finds there shows in results.
     """
-    cfg = t.i64_1(h, t.CFG)
+    cfg, found = t.i64_1(h, t.CFG), t.u8_2(h, t.AUTHORS)
     agents, barriers = cfg[t.AGENTS], cfg[t.MBAR_AGENT]
-    total = 0
     for g in range(first_granule, last_granule + 1):
         last = writes[g]
         author = 0 if last == 0 or last & ATOMIC else 1 + min(agent_of(last) % agents, barriers)
-        key = 1 + mine % agents + 0x9E3779B97F4A7C1 * author
-        key = (key ^ (key >> 31)) * 0x7FB5D329728EA185
-        total += key ^ (key >> 29)
-    return total
+        found[mine % agents, author] = 1
 
 
 @jit
@@ -196,7 +192,7 @@ def touch(h, writes, reads, state, first_granule, last_granule, w, first, me, is
     mine = agent_of(me)
     dirty = False
     if not (is_write or me & ATOMIC):
-        t.i64_1(h, t.STAT)[t.ORDER] += _found(h, writes, first_granule, last_granule, mine)
+        _note_authors(h, writes, first_granule, last_granule, mine)
     for g in range(first_granule, last_granule + 1):
         last = writes[g]
         if last == me and is_write and is_async and not last & ATOMIC:

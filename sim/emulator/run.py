@@ -288,6 +288,7 @@ class _Chip:
         add(t.EVENTS, np.zeros((t.MAX_EVENTS if self.trace else 1, t.EVENT_COLUMNS), np.int64))
         add(t.SCRATCH, np.zeros((8, _LANES), np.int64))
         add(t.LANE_RESULT, np.zeros(_LANES, np.uint64))
+        add(t.AUTHORS, np.zeros((int(cfg[t.AGENTS]), 2 + int(cfg[t.MBAR_AGENT])), np.uint8))
 
     def copy_back(self) -> None:
         """Write what the kernel may have changed back into the buffers and variables of the image."""
@@ -330,5 +331,6 @@ class _Chip:
         )
         hazards: tuple[Hazard, ...] = tuple(found)
         statistics = statistics_of(stat, int(cfg[t.STEPS]))
-        return Emulation(counts, hazards, statistics, trace_of(self.tables, self.program), int(stat[t.ORDER]),
+        reads = frozenset(zip(*(axis.tolist() for axis in self.tables[t.AUTHORS].nonzero()), strict=True))
+        return Emulation(counts, hazards, statistics, trace_of(self.tables, self.program), reads,
                          outcome == interpret.OUT_OF_STEPS)  # fmt: skip

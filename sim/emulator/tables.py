@@ -19,9 +19,9 @@ from sim.linked_jit import jit
     CODE, POOL, CFG, STAT, RNG, REG, POISON, FLIGHT, WRITTEN_AT, PRED, PRED_POISON, WARP, LANE_PC, CTA,
     CLUSTER, BAR, MBAR, MBAR_AT, OPS, READY, CLOCK, PLACES, SHARED_WRITE, SHARED_READ, SHARED_STATE,
     GLOBAL_WRITE, GLOBAL_READ, GLOBAL_STATE, ARRAYS, G8, G16, G32, G64, S8, S16, S32, S64, LOCAL8, PARAM8,
-    MARKS, MAPS, HAZARDS, RESULT, EVENTS, SCRATCH, LANE_RESULT,
-) = range(46)  # fmt: skip
-TABLES = 46
+    MARKS, MAPS, HAZARDS, RESULT, EVENTS, SCRATCH, LANE_RESULT, AUTHORS,
+) = range(47)  # fmt: skip
+TABLES = 47
 
 # CFG: what does not change during a launch, and a few counters.
 (
@@ -39,8 +39,8 @@ CFG_SIZE = 64
 N_CLASSES = 14
 (
     MMA_FLOPS, EXP, LOAD_SECTORS, STORE_SECTORS, TMA_LOAD_BYTES, L2_TO_SM, SM_TO_L2, LOAD_REQUESTS,
-    STORE_REQUESTS, SHARED_REQUESTS, SHARED_WAVEFRONTS, SHARED_IDEAL, ATOMIC_REQUESTS, POLLS, ORDER,
-) = range(N_CLASSES, N_CLASSES + 15)  # fmt: skip
+    STORE_REQUESTS, SHARED_REQUESTS, SHARED_WAVEFRONTS, SHARED_IDEAL, ATOMIC_REQUESTS, POLLS,
+) = range(N_CLASSES, N_CLASSES + 14)  # fmt: skip
 STAT_SIZE = 32
 
 # WARP columns.
@@ -132,7 +132,7 @@ def _view(dtype: types.Number, ndim: int) -> Any:
 i64_1, u64_1, u32_1 = _view(types.int64, 1), _view(types.uint64, 1), _view(types.uint32, 1)
 u16_1, u8_1 = _view(types.uint16, 1), _view(types.uint8, 1)
 i64_2, u64_2, u32_2 = _view(types.int64, 2), _view(types.uint64, 2), _view(types.uint32, 2)
-i32_2, f32_2 = _view(types.int32, 2), _view(types.float32, 2)
+i32_2, f32_2, u8_2 = _view(types.int32, 2), _view(types.float32, 2), _view(types.uint8, 2)
 
 
 @jit

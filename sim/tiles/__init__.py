@@ -11,7 +11,6 @@ from sim.tiles.elements import BF16, ELEMENT, FP8, FP16, FP32
 from sim.tiles.groups import add_groups, in_packed_order, load_groups
 from sim.tiles.memory import (
     add_atomically,
-    load_bulk,
     load_lanes,
     load_patch,
     load_scattered,
@@ -47,7 +46,6 @@ __all__ = [
     "dot",
     "fma_tile",
     "in_packed_order",
-    "load_bulk",
     "load_groups",
     "load_lanes",
     "load_patch",

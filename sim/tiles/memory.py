@@ -3,7 +3,7 @@
 from sim.cache import READ, WRITTEN
 from sim.counts import SECTOR
 from sim.jit import njit
-from sim.tiles.chip import L2_TO_SM, LOAD_SECTORS, SM_TO_L2, STORE_SECTORS, TMA_LOAD_BYTES
+from sim.tiles.chip import L2_TO_SM, LOAD_SECTORS, SM_TO_L2, STORE_SECTORS
 
 _READ, _WRITTEN = READ, WRITTEN
 _STRIP = 8  # rows that are transposed together
@@ -23,15 +23,6 @@ def load_vector(count, marks, start, nbytes):
         return
     first, last = start // SECTOR, (start + nbytes - 1) // SECTOR
     count[LOAD_SECTORS] += last - first + 1
-    count[L2_TO_SM] += SECTOR * (last - first + 1)
-    _mark(marks, first, last, _READ)
-
-
-@njit(cache=True)
-def load_bulk(count, marks, start, nbytes):
-    """One bulk copy of the contiguous bytes [start, start + nbytes) of an array to shared memory."""
-    first, last = start // SECTOR, (start + nbytes - 1) // SECTOR
-    count[TMA_LOAD_BYTES] += nbytes
     count[L2_TO_SM] += SECTOR * (last - first + 1)
     _mark(marks, first, last, _READ)
 

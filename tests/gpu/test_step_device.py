@@ -20,8 +20,6 @@ from lab.problems.sampling import Settings
 from sim.formats import decode
 from sim.machine import Machine
 
-pytestmark = pytest.mark.gpu
-
 MODEL = Model(2, 256, q_heads=4, kv_heads=2, head_dim=64, ffn=512, vocab=512)
 TOKENS = np.arange(100) * 7 % 512
 REPLAYS = 10_000

@@ -1,12 +1,6 @@
 """What the kernels for linear layers share: their parameters, in that order."""
 
-from collections.abc import Mapping
-
-import numpy as np
-from numpy.typing import NDArray
-
 from lab.problems import Linear
-from sim.formats import decode
 from sim.launch import Argument, Array, Role, Scalar
 from sim.machine import Machine
 
@@ -38,17 +32,6 @@ def scaled_arguments(problem: Linear) -> tuple[Argument, ...]:
     if "w_scale" in problem.inputs:
         scale = Array("w_scale", Role.IN, *problem.inputs["w_scale"])
     return (x, w, scale, *rest)
-
-
-def finished(problem: Linear, arrays: Mapping[str, NDArray], sums: NDArray) -> NDArray:
-    """y in float32 of sums of products: scales of w, the gate, the residual."""
-    p = problem
-    with np.errstate(over="ignore", invalid="ignore"):
-        y: NDArray = sums * arrays["w_scale"] if p.scaled else sums
-        if p.swiglu:
-            gate, up = y[:, : p.columns], y[:, p.columns :]
-            y = gate / (1 + np.exp(-gate)) * up
-        return y + decode(arrays["residual"], p.output) if p.residual else y
 
 
 def overlaps(machine: Machine) -> bool:

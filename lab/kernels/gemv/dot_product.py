@@ -52,7 +52,7 @@ def counts(problem: Linear, loads: int, stores: int, copied: int = 0, copied_sec
         l2_to_sm_bytes=SECTOR * (loads + copied_sectors),
         sm_to_l2_bytes=SECTOR * stores,
         hbm_read_bytes=SECTOR * sum(sectors(0, operand.nbytes) for operand in inputs),
-        hbm_write_bytes=SECTOR * sectors(0, p.write_bytes),
+        hbm_write_bytes=SECTOR * sectors(0, ELEMENT * p.m * p.n),
     )
 
 

@@ -17,14 +17,8 @@
 //
 // fp8 weights meet bf16 activations; their scale, one of all or one a row, multiplies the sums.
 //
-// What a step of a model does before and behind comes with it, so that no launch is only for that. RMSNorm of x: the
-// warps of a team see all of x anyway and sum its squares beside the products; the inverse root multiplies the sums.
-// swiglu: of two neighbouring teams one has rows of the gate, the other those of the values it gates. The residual is
-// asked for with the first of x.
-//
-// Bytes expected from HBM: w once, x once, y once, the norm's weights and the residual once. blockIdx.y is the block of tokens: further ones read w again. From L1:
+// Bytes expected from HBM: w once, x once, y once. blockIdx.y is the block of tokens: further ones read w again. From L1:
 // x once for every `rows` rows, so that many tokens want many rows.
-#include "lab/kernels/common/silu.cuh"
 #include "lab/kernels/common/warp_sum.cuh"
 #include "ptx/convert.cuh"
 #include "ptx/griddepcontrol.cuh"
@@ -44,32 +38,18 @@ constexpr int STRIDE = STEP * schedule::split_k;  // from one k-step of a warp t
 constexpr int ROWS = schedule::rows, TOKENS = schedule::block_m;
 constexpr int SUMS = TOKENS * ROWS;  // of a team; those of a token adjoin
 
-constexpr int HALVES = problem::swiglu ? 2 : 1;  // teams that make the same elements of y
-
 static_assert(schedule::threads == LANES * schedule::teams * schedule::split_k, "teams of split_k warps");
 static_assert(SUMS <= LANES, "a lane stores one");
-static_assert(schedule::teams % HALVES == 0, "a team of the gate and one of the values");
 
 struct Shared {
     float partial[schedule::teams][schedule::split_k][SUMS];
-    float squares[schedule::teams][schedule::split_k][TOKENS];
 };
 
-// The rows that a warp multiplies: of x, of w, and how many of them are not beyond the last; what is added to y.
+// The rows that a warp multiplies: of x, of w, and how many of them are not beyond the last.
 struct Part {
     const Activation* x;
-    const Activation* norm;
     const Weight* w;
-    const Output* residual;  // of this lane's element of y
     int tokens, rows, k;
-    bool stores;
-};
-
-// What a warp has of the products, and of the squares of x; what its lane adds.
-struct Sums {
-    float products[SUMS] = {};
-    float squares[TOKENS] = {};
-    uint16_t residual = 0;  // as it came: nothing waits for it before the end
 };
 
 template <bool whole>
@@ -105,7 +85,7 @@ __device__ __forceinline__ void widen(float (&values)[VECTOR], const Vector<VECT
 // `unroll` k-steps of `rows` rows from element k0 on, the `first` of this warp or later ones: all loads of w are issued
 // before the first multiply, and those of x where it has one token. Where the whole step lies inside the matrix the loads need no predicate.
 template <bool whole>
-__device__ __forceinline__ void step(Sums& sum, const Part& part, int k0, bool first) {
+__device__ __forceinline__ void step(float (&sum)[SUMS], const Part& part, int k0, bool first) {
     Weights w_part[schedule::unroll][ROWS];
     Vector16 x_part[schedule::unroll];
 #pragma unroll
@@ -114,10 +94,7 @@ __device__ __forceinline__ void step(Sums& sum, const Part& part, int k0, bool f
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) w_part[u][r] = load_w<whole>(part, r, at);
     }
-    if (first) {
-        ptx::griddepcontrol::wait();  // until the launch before has written x, and reads y no more
-        if constexpr (problem::residual) sum.residual = ptx::load::cached_2_if(part.residual, part.stores);
-    }
+    if (first) ptx::griddepcontrol::wait();  // until the launch before has written x, and reads y no more
     if constexpr (TOKENS == 1) {
 #pragma unroll
         for (int u = 0; u < schedule::unroll; ++u) {
@@ -128,9 +105,7 @@ __device__ __forceinline__ void step(Sums& sum, const Part& part, int k0, bool f
     __syncwarp();  // ptxas would sink each load to its first use; it moves none across a warp barrier
 #pragma unroll
     for (int u = 0; u < schedule::unroll; ++u) {
-        float w[ROWS][VECTOR], x[VECTOR], norm[VECTOR];
-        if constexpr (problem::norm)
-            widen<Activation>(norm, load_x<whole>(part, part.norm + (k0 + u * STRIDE), k0 + u * STRIDE));
+        float w[ROWS][VECTOR], x[VECTOR];
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) widen<Weight>(w[r], w_part[u][r]);
         const Activation* from = part.x + (k0 + u * STRIDE);
@@ -142,24 +117,16 @@ __device__ __forceinline__ void step(Sums& sum, const Part& part, int k0, bool f
                 if (t + 1 < part.tokens) from += part.k;  // clamped; what the last token then sums again is discarded
             }
             widen<Activation>(x, x_part[u]);
-            if constexpr (problem::norm) {
-#pragma unroll
-                for (int i = 0; i < VECTOR; ++i) {
-                    sum.squares[t] = fmaf(x[i], x[i], sum.squares[t]);
-                    x[i] *= norm[i];
-                }
-            }
 #pragma unroll
             for (int r = 0; r < ROWS; ++r)
 #pragma unroll
-                for (int i = 0; i < VECTOR; ++i)
-                    sum.products[t * ROWS + r] = fmaf(w[r][i], x[i], sum.products[t * ROWS + r]);
+                for (int i = 0; i < VECTOR; ++i) sum[t * ROWS + r] = fmaf(w[r][i], x[i], sum[t * ROWS + r]);
         }
     }
 }
 
 // This warp's share of the dot products.
-__device__ __forceinline__ void stream(Sums& sum, const Part& part, int warp, int lane) {
+__device__ __forceinline__ void stream(float (&sum)[SUMS], const Part& part, int warp, int lane) {
     const int start = warp * STEP;
     int k0 = start;
     if (part.rows >= ROWS)
@@ -168,68 +135,34 @@ __device__ __forceinline__ void stream(Sums& sum, const Part& part, int warp, in
     for (; k0 < part.k; k0 += schedule::unroll * STRIDE) step<false>(sum, part, k0 + lane * VECTOR, k0 == start);
 }
 
-// The sum of a team's warps for one of its products, of all of k.
-__device__ __forceinline__ float team_sum(const Shared& shared, int team, int index) {
-    float total = 0;
-#pragma unroll
-    for (int s = 0; s < schedule::split_k; ++s) total += shared.partial[team][s][index];
-    return total;
-}
-
-// The inverse of the root of a token's mean square.
-__device__ __forceinline__ float inverse_root(const Shared& shared, int team, int token, int k, float eps) {
-    float squares = 0;
-#pragma unroll
-    for (int s = 0; s < schedule::split_k; ++s) squares += shared.squares[team][s][token];
-    return rsqrtf(squares / k + eps);
-}
-
 extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_per_sm)
     gemv_vectorized(const Activation* __restrict__ x, const Weight* __restrict__ w, const float* __restrict__ w_scale,
-                    Output* __restrict__ y, int m, int n, int k, const Activation* __restrict__ norm,
-                    const Output* residual, float eps) {
+                    Output* __restrict__ y, int m, int n, int k) {
     __shared__ Shared shared;
     const int lane = threadIdx.x % LANES;
     const int warp = threadIdx.x / LANES % schedule::split_k;
     const int team = threadIdx.x / LANES / schedule::split_k;
-    const int columns = n / HALVES;  // of y
-    const int row0 = (blockIdx.x * (schedule::teams / HALVES) + team / HALVES) * ROWS;
+    const int row0 = (blockIdx.x * schedule::teams + team) * ROWS;
     const int64_t token0 = int64_t(blockIdx.y) * TOKENS;
+    const Part part{x + token0 * k, w + int64_t(row0) * k, int(min(int64_t(TOKENS), m - token0)), n - row0, k};
     const int token = lane / ROWS, row = lane % ROWS;  // whose sum this lane of a team's first warp stores
-    const int tokens = int(min(int64_t(TOKENS), m - token0)), rows = columns - row0;
-    const bool stores = warp == 0 && team % HALVES == 0 && token < tokens && row < rows;
-    const int64_t at = (token0 + token) * columns + row0 + row;  // in y
-    const int64_t row_of_w = int64_t(row0) + team % HALVES * columns;
-    const Part part{x + token0 * k, norm, w + row_of_w * k, residual + at, tokens, rows, k, stores};
+    const bool stores = warp == 0 && token < part.tokens && row < part.rows;
 
     ptx::griddepcontrol::launch_dependents();
-    float scale = 1, up_scale = 1;
-    if (problem::scaled && stores) {
-        scale = w_scale[problem::row_scales ? row0 + row : 0];
-        if (HALVES > 1) up_scale = w_scale[problem::row_scales ? columns + row0 + row : 0];
-    }
-    Sums sum;
-    if (rows > 0) stream(sum, part, warp, lane);
+    float scale = 1;
+    if (problem::scaled && stores) scale = w_scale[problem::row_scales ? row0 + row : 0];
+    float sum[SUMS] = {};
+    if (row0 < n) stream(sum, part, warp, lane);
 
-    float mine = warp_sums(sum.products);
-    if constexpr (problem::norm) {
-#pragma unroll
-        for (int t = 0; t < TOKENS; ++t) {
-            const float squares = warp_sum(sum.squares[t]);
-            if (lane == 0) shared.squares[team][warp][t] = squares;
-        }
-    }
-    if (schedule::split_k > 1 || HALVES > 1) {
+    float mine = warp_sums(sum);
+    if (schedule::split_k > 1) {
         if (lane < SUMS) shared.partial[team][warp][lane] = mine;
         __syncthreads();
-        if (lane < SUMS) mine = team_sum(shared, team, lane);
-    } else if (problem::norm) {
-        __syncwarp();
+        if (lane < SUMS) {
+            mine = 0;
+#pragma unroll
+            for (int s = 0; s < schedule::split_k; ++s) mine += shared.partial[team][s][lane];
+        }
     }
-    if (!stores) return;
-    const float root = problem::norm ? inverse_root(shared, team, token, k, eps) : 1;
-    mine *= root * scale;
-    if constexpr (HALVES > 1) mine = silu(mine) * (team_sum(shared, team + 1, lane) * (root * up_scale));
-    if constexpr (problem::residual) mine += ptx::convert::to_float(Output{sum.residual});
-    ptx::convert::from_float(y[at], mine);
+    if (stores) ptx::convert::from_float(y[(token0 + token) * n + row0 + row], mine * scale);
 }

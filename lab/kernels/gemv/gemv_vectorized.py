@@ -1,7 +1,7 @@
 """16-byte coalesced loads, several in flight, weights read once past L1: decode at the speed of HBM."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -11,17 +11,16 @@ from lab.cards import fits
 from lab.kernel import RANKING_CLOCK, Bills, Solves, require_choice, require_grid_y, require_threads
 from lab.kernels.common import linear
 from lab.kernels.common.norm import joined
-from lab.kernels.common.raster import tiles_of
 from lab.kernels.gemv import dot_product
 from lab.kernels.gemv.dot_product import ELEMENT, LANES
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.errors import ScheduleError
-from sim.formats import FORMATS, decode, encode
+from sim.formats import FORMATS, encode
 from sim.jit import njit, prange
-from sim.launch import Array, Launch, Role, Scalar
+from sim.launch import Launch
 from sim.machine import Machine
-from sim.tiles import Chip, count_exp, count_fma, dot, load_patch, load_vector, store_patch
+from sim.tiles import Chip, count_fma, dot, load_vector, store_patch
 
 SOLVES = Solves(
     Linear,
@@ -31,8 +30,8 @@ SOLVES = Solves(
     multiple_of={"k": 8},
     why_multiple="rows are read in vectors of eight elements",
     after="gemv_coalesced",
-    options={"scales": ("tensor", "row"), "epilogue": ("residual", "swiglu"), "norm": (True,)},
-    facts=("weights", "activations", "output", "scaled", "row_scales", "norm", "residual", "swiglu"),
+    options={"scales": ("tensor", "row")},
+    facts=("weights", "activations", "output", "scaled", "row_scales"),
 )
 
 FLOAT = 4  # bytes of a scale
@@ -69,20 +68,8 @@ class Schedule:
 
     def fits(self, problem: Linear, machine: Machine) -> None:
         require_threads(self.ctas_per_sm, self.threads, machine)
-        if self.teams % _halves(problem):
-            raise ScheduleError(f"swiglu takes a team for the gate and one for the values; teams = {self.teams}")
         blocks = _blocks(problem, self)
         require_grid_y(blocks, f"{blocks:,} blocks of {self.block_m} tokens", machine)
-
-
-def _halves(problem: Linear) -> int:
-    """Teams that make the same elements of y."""
-    return 2 if problem.swiglu else 1
-
-
-def _ctas(problem: Linear, schedule: Schedule) -> int:
-    """CTAs of a block of tokens."""
-    return tiles_of(problem.columns, schedule.rows * schedule.teams // _halves(problem))
 
 
 def _blocks(problem: Linear, schedule: Schedule) -> int:
@@ -98,19 +85,16 @@ SHAPES = {  # by tokens: rows, unroll, and the warps for which an SM then has re
     4: ((4, 1, 24, 24), (2, 2, 24, 28), (4, 2, 16, 20)),
     8: ((4, 1, 16, 16), (2, 2, 16, 16)),
 }
-SHARE = 2 / 3  # of these warps where a norm or an epilogue, which take registers too, meets fp8 or several tokens
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """The schedules of least predicted time, two CTAs an SM at least: while one ends, the other reads."""
-    fp8, fused = problem.weights == "fp8", problem.norm or problem.epilogue != "none"
     found = []
     for block_m, shapes in SHAPES.items():
         if block_m == 1 or block_m < 2 * problem.m:
             for (rows, unroll, *warps), (split_k, teams) in product(shapes, TEAMS):
-                most = warps[fp8] * (SHARE if fused and (fp8 or block_m > 1) else 1)
-                ctas = min(int(most) // (split_k * teams), machine.ctas_per_sm)
-                if ctas >= 2 and teams % _halves(problem) == 0:
+                ctas = min(warps[problem.weights == "fp8"] // (split_k * teams), machine.ctas_per_sm)
+                if ctas >= 2:
                     found.append(Schedule(rows, split_k, teams, unroll, block_m, ctas))
     yield from sorted(found, key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us)[:TRIED]
 
@@ -138,14 +122,13 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     steps = -(-p.k // STEP)
     rounds = -(-steps // (s.split_k * s.unroll))
     loss = model.round_loss * (rounds * s.split_k * s.unroll / steps - 1) / (s.rows * s.unroll)
-    share = weights / min(machine.sms, _ctas(p, s) * _blocks(p, s))  # of an SM
+    share = weights / min(machine.sms, -(-p.n // (s.rows * s.teams)) * _blocks(p, s))  # of an SM
     flight = s.ctas_per_sm * s.threads // LANES * s.rows * s.unroll * STEP * size
-    of_x = (s.block_m + p.norm) / s.rows  # loads of x and of the norm's weights for one of w
     stream = {
         "HBM": (weights + p.bytes["activations"]) / (model.hbm_share * fits.read_rate(machine)) * (1 + loss),
         "latency": share / flight * model.latency_us * 1e-6,
         "instructions": share / (STEP * size) * _instructions(p, s) / (model.sm_ipc * machine.clock_hz),
-        "L1": share * (1 + of_x * ELEMENT / size) / (model.l1_bytes_per_clock * machine.clock_hz),
+        "L1": share * (1 + s.block_m / s.rows * ELEMENT / size) / (model.l1_bytes_per_clock * machine.clock_hz),
     }
     last = min(model.most_warp_us, s.rows * p.k * size / s.split_k / 1024 * model.warp_us_per_kb)
     us = model.start_us + 1e6 * joined(model.blend, *stream.values()) + last
@@ -156,8 +139,7 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
 def _instructions(problem: Linear, schedule: Schedule) -> float:
     """That a warp issues for a load of weights: to widen them, to multiply, for its share of x and of the loop."""
     widen = 16 if problem.weights == "fp8" else 8
-    norm = problem.norm * (12 + 16 * schedule.block_m) / schedule.rows  # widened, and for each of x squared, multiplied
-    return widen + 8 * schedule.block_m + 12 * schedule.block_m / schedule.rows + norm + 4
+    return widen + 8 * schedule.block_m + 12 * schedule.block_m / schedule.rows + 4
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
@@ -168,16 +150,9 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
             entry="gemv_vectorized",
             problem=p,
             schedule=s,
-            grid=(_ctas(p, s), _blocks(p, s), 1),
+            grid=(-(-p.n // (s.rows * s.teams)), _blocks(p, s), 1),
             block=(s.threads, 1, 1),
-            arguments=(
-                *linear.scaled_arguments(p),
-                *(
-                    Array(name, Role.IN, *p.inputs[name]) if name in p.inputs else Scalar(name, 0, "int64")
-                    for name in ("norm", "residual")
-                ),
-                Scalar("eps", p.eps, "float32"),
-            ),
+            arguments=linear.scaled_arguments(p),
             dependent=linear.overlaps(machine),
         ),
     )
@@ -188,8 +163,7 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     p, s = problem, schedule
     size, blocks = FORMATS[p.weights].storage.itemsize, _blocks(p, s)
     steps = [(k0, min(STEP, p.k - k0)) for k0 in range(0, p.k, STEP)]
-    chunks = [(row, min(s.rows, p.columns - row)) for row in range(0, p.columns, s.rows)]  # of a team
-    teams = len(chunks) * _halves(p)
+    chunks = [(row, min(s.rows, p.n - row)) for row in range(0, p.n, s.rows)]  # of a team
     w = blocks * sum(row_sectors(p.n, size * p.k, size * k0, size * width) for k0, width in steps)
     again = blocks * s.block_m - p.m  # the last token, in place of those beyond
     x = sum(
@@ -197,21 +171,16 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
         + again * sectors(ELEMENT * ((p.m - 1) * p.k + k0), ELEMENT * width)
         for k0, width in steps
     )
-    if p.norm:
-        x += blocks * sum(sectors(ELEMENT * k0, ELEMENT * width) for k0, width in steps)
     scales = 0
     if p.scaled:
-        of_w = [(row + half * p.columns, rows) for row, rows in chunks for half in range(_halves(p))]
-        scales = blocks * sum(sectors(FLOAT * row, FLOAT * rows) if p.row_scales else 1 for row, rows in of_w)
-    y = sum(row_sectors(p.m, ELEMENT * p.columns, ELEMENT * row, ELEMENT * rows) for row, rows in chunks)
-    y -= _shared_sectors(p, s, chunks)
-    counts = dot_product.counts(p, loads=w + teams * x + scales + y * p.residual, stores=y)
-    return replace(counts, exp_count=p.m * p.columns if p.swiglu else 0)
+        scales = blocks * sum(sectors(FLOAT * row, FLOAT * rows) if p.row_scales else 1 for row, rows in chunks)
+    y = sum(row_sectors(p.m, ELEMENT * p.n, ELEMENT * row, ELEMENT * rows) for row, rows in chunks)
+    return dot_product.counts(p, loads=w + len(chunks) * x + scales, stores=y - _shared_sectors(p, s, chunks))
 
 
 def _shared_sectors(problem: Linear, schedule: Schedule, chunks: list[tuple[int, int]]) -> int:
     """Sectors of y that two neighbouring tokens of a block share, so that a request has them once."""
-    row_bytes = ELEMENT * problem.columns
+    row_bytes = ELEMENT * problem.n
     if row_bytes >= SECTOR + ELEMENT * schedule.rows:
         return 0
     return sum(
@@ -227,34 +196,22 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     p, s = launch.problem, launch.schedule
     chip = Chip(launch, machine)
     x, w = dot_product.operands(p, arrays)
-    sums, root = np.zeros((p.m, p.n) if arrays else (0, 0), np.float32), np.ones((p.m, 1), np.float32)
-    if arrays and p.norm:
-        x, root = _normalised(p, arrays)
-        w = decode(arrays["w"], p.weights)
-    names = ("x", "w", "y", "w_scale", "norm", "residual")
-    marks = [chip.marks(n) if n in p.inputs or n == "y" else np.zeros(0, np.uint8) for n in names]
+    sums = np.zeros((p.m, p.n) if arrays else (0, 0), np.float32)
+    marks = [chip.marks(name) for name in ("x", "w", "y")]
+    scale_marks = chip.marks("w_scale") if p.scaled else np.zeros(0, np.uint8)
     _grid(
-        chip.count, *marks, x, w, sums, p.m, p.columns, p.k, FORMATS[p.weights].storage.itemsize, *launch.grid[:2],
-        s.rows, s.split_k, s.teams, s.block_m, _halves(p), p.row_scales,
+        chip.count, *marks, scale_marks, x, w, sums, p.m, p.n, p.k, FORMATS[p.weights].storage.itemsize,
+        launch.grid[0], launch.grid[1], s.rows, s.split_k, s.teams, s.block_m, p.row_scales,
     )  # fmt: skip
     if arrays:
-        arrays["y"][...] = encode(linear.finished(p, arrays, sums * root), p.output)
+        arrays["y"][...] = encode(sums * arrays["w_scale"] if p.scaled else sums, p.output)
     return chip.counts()
-
-
-def _normalised(problem: Linear, arrays: Mapping[str, NDArray]) -> tuple[NDArray, NDArray]:
-    """x times the norm's weights, and what then multiplies the sums of each token."""
-    p, x = problem, decode(arrays["x"], problem.activations)
-    with np.errstate(over="ignore", invalid="ignore"):
-        squares = (x * x).sum(axis=1, keepdims=True)
-        root = 1 / np.sqrt(squares / np.float32(p.k) + np.float32(p.eps))
-        return x * decode(arrays["norm"], p.activations), root
 
 
 @njit(cache=True, parallel=True)
 def _grid(
-    count, x_marks, w_marks, y_marks, scale_marks, norm_marks, residual_marks, x, w, sums, m, columns, k, size, grid_x,
-    grid_y, rows, split_k, teams, block_m, halves, row_scales,
+    count, x_marks, w_marks, y_marks, scale_marks, x, w, sums, m, n, k, size, grid_x, grid_y, rows, split_k, teams,
+    block_m, row_scales,
 ):  # fmt: skip
     sms = count.shape[0]
     for sm in prange(sms):
@@ -263,34 +220,26 @@ def _grid(
             token0 = cta // grid_x * block_m
             tokens = min(block_m, m - token0)
             for team in range(teams):
-                row0, half = (cta % grid_x * (teams // halves) + team // halves) * rows, team % halves
-                if row0 >= columns:
+                row0 = (cta % grid_x * teams + team) * rows
+                if row0 >= n:
                     break
-                last = min(row0 + rows, columns)
+                last = min(row0 + rows, n)
                 if scale_marks.size > 0:
-                    first, scales = (row0 + half * columns, last - row0) if row_scales else (0, 1)
+                    first, scales = (row0, last - row0) if row_scales else (0, 1)
                     load_vector(count[sm], scale_marks, FLOAT * first, FLOAT * scales)
                 for warp in range(split_k):
                     for k0 in range(warp * STEP, k, split_k * STEP):
                         width = min(STEP, k - k0)
-                        for row in range(row0 + half * columns, last + half * columns):
+                        for row in range(row0, last):
                             load_vector(count[sm], w_marks, size * (row * k + k0), size * width)
-                        if norm_marks.size > 0:
-                            load_vector(count[sm], norm_marks, ELEMENT * k0, ELEMENT * width)
                         for t in range(block_m):
                             token = token0 + min(t, tokens - 1)
                             load_vector(count[sm], x_marks, ELEMENT * (token * k + k0), ELEMENT * width)
                         for token in range(token0, token0 + tokens):
-                            for row in range(row0 + half * columns, last + half * columns):
+                            for row in range(row0, last):
                                 if sums.size > 0:
                                     sums[token, row] += dot(x, w, token, row, k0, width)
                                 count_fma(count[sm], width)
-                if half > 0:
-                    count_exp(count[sm], tokens * (last - row0))
-                    continue
-                patch = nothing[:, : last - row0]
-                if residual_marks.size > 0:
-                    load_patch(
-                        count[sm], residual_marks, ELEMENT, sums[:0, :0], m, columns, token0, row0, patch, block_m
-                    )  # fmt: skip
-                store_patch(count[sm], y_marks, ELEMENT, sums[:0, :0], m, columns, token0, row0, patch, block_m)
+                store_patch(
+                    count[sm], y_marks, ELEMENT, sums[:0, :0], m, n, token0, row0, nothing[:, : last - row0], block_m
+                )

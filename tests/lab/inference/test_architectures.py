@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lab.inference.checkpoint import Checkpoint, open_checkpoint
 from lab.inference.chip import simulated
+from lab.inference.folder import _translated
 from lab.inference.layers import Forward
 from lab.inference.model import Llama
 from lab.inference.reference import Reference
@@ -48,19 +49,13 @@ def as_gguf(path: Path, architecture: str) -> Path:
     folder = tiny_folder.tensors(architecture)
     made: dict[str, Any] = {}
     for name, values in folder.items():
-        new = tiny_names(name)
+        new = _translated(name)
         if architecture == "llama" and new.endswith(("attn_q.weight", "attn_k.weight")):
             values = values.reshape(-1, 2, tiny.HEAD_DIM // 2, tiny.D).swapaxes(1, 2).reshape(values.shape)
         made[new] = (values, "F32" if values.ndim == 1 else "BF16")
     keys = {key.replace("llama.", f"{architecture}."): v for key, v in tiny.METADATA.items() if key[:6] == "llama."}
     leave = dict.fromkeys((key for key in tiny.METADATA if key[:6] == "llama."), None)
     return tiny.write(path, {**leave, **keys}, made, GGUF[architecture])
-
-
-def tiny_names(name: str) -> str:
-    from lab.inference.folder import _translated
-
-    return _translated(name)
 
 
 def opened(folder: Path, architecture: str, kind: str) -> Checkpoint:

@@ -88,7 +88,7 @@ def test_its_prediction_is_the_sum_of_its_parts() -> None:
     assert explained["tokens_per_s"] == pytest.approx(1e6 / explained["floor_us"])
     assert sum(part["share"] for part in explained["parts"]) == pytest.approx(1, abs=0.001)
     names = [part["part"] for part in explained["parts"]]
-    assert {"qkv", "output", "gate_up", "down", "head", "attention", "rope_append"} <= set(names)
+    assert {"qkv", "output", "gate_up", "down", "head", "attention", "rmsnorm"} <= set(names)
 
 
 @pytest.mark.parametrize("phase", ["decode", "prefill"])
