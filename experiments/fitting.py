@@ -23,6 +23,7 @@ ORDINARY = 0.05  # an error of this share counts by its square, a larger one eve
 STAY = 0.02  # what a coefficient's e-fold is worth, in the error of every launch, so that what no time tells stays put
 MOST = log(16.0)  # a coefficient moves by at most this factor
 STEP = 1e-4  # of the logarithms of coefficients, for derivatives
+JUDGED = "; judged by "  # in a line's source: what follows did not make it
 
 Told = Callable[[str], None]
 
@@ -89,7 +90,8 @@ def _line(model: str, launches: Sequence[Launched], before: Sequence[Fit]) -> Fi
     commits = ", ".join(sorted({launch.record.commit[:8] for launch in launches}))
     told = f"{len(launches)} launches on the {machine.title}, commits {commits}"
     if summary(as_before).mean <= summary(held).mean:
-        return structs.replace(start, source=f"{start.source}; judged by {told}", errors=_errors(as_before))
+        made = start.source.partition(JUDGED)[0]
+        return structs.replace(start, source=f"{made}{JUDGED}{told}", errors=_errors(as_before))
     return structs.replace(whole, source=f"lab fit to {told}", errors=_errors(held))
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from math import exp
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -66,12 +67,19 @@ def test_one_wild_time_does_not_pull_the_fit() -> None:
     assert np.median(off) < 0.02
 
 
-def test_what_stands_is_kept_where_it_predicts_held_out_shapes_as_well() -> None:
+def test_what_stands_is_kept_where_it_predicts_held_out_shapes_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     launches = times({})
     own = fitting.fitted(launches, lambda _: None)[-1]
     standing = fits.nearest("gemv_mma", H200, "graph")
     assert own.coefficients == standing.coefficients
     assert own.source.startswith(standing.source)
+    path = tmp_path / "fits.jsonl"
+    path.write_bytes(fits.TABLE.read_bytes())
+    monkeypatch.setattr(fits, "TABLE", path)
+    fits.put([own])
+    assert fitting.fitted(launches, lambda _: None)[-1] == own, "however often it is judged"
     assert own.errors["gemv_mma"].worst == 0
 
 
