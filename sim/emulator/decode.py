@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.emulator import decode_memory, decode_scalar, decode_tensor, flow, isa
+from sim.emulator import decode_memory, decode_scalar, decode_tensor, flow, hazards, isa
 from sim.emulator.program import Program
 from sim.emulator.ptx import EmulatorError, Entry, Instruction, Module, Variable, parse
 
@@ -19,9 +19,7 @@ MAX_VARIABLES = 64  # module-level variables a kernel may have
 def decode(text: str, entry: str, arrays: int) -> Program:
     """Decode one entry of a PTX module for a launch with that many array arguments; raises EmulatorError."""
     module = parse(text)
-    if entry not in module.entries:
-        raise EmulatorError(f"the PTX has no entry {entry}; it has {', '.join(module.entries) or 'none'}")
-    return Decoder(module, module.entries[entry], arrays).program()
+    return Decoder(module, module.entry(entry), arrays).program()
 
 
 class Decoder:
@@ -129,7 +127,8 @@ class Decoder:
     # The whole
 
     def program(self) -> Program:
-        order = flow.layout(self.entry)
+        blocks = flow.Blocks(self.entry)
+        order = blocks.layout()
         new_position: dict[int, int] = {}
         for old in order:
             if old < 0:
@@ -145,13 +144,23 @@ class Decoder:
             self._one()
             for row in self.code[before:]:
                 row[isa.CLASS] = class_of(row)
+                row[isa.WIDE] = self._lanes_needed(row)
         end = len(self.code)
+        if end >= hazards.MAX_CODE:
+            raise EmulatorError(f"{self.entry.name} has {end} instructions; the limit is {hazards.MAX_CODE}")
         self.instruction = Instruction("exit", (), "", self.entry.instructions[-1].location, 0)
         self.source_index = len(self.entry.instructions) - 1
         self.emit(isa.EXIT)
         new_position[len(self.entry.instructions)] = end
         for position, old in self.branches:
             self.code[position][isa.F0] = new_position[old]
+        for old, position in new_position.items():
+            if old < len(self.entry.instructions) and self.code[position][isa.OP] in isa.WARP_WIDE:
+                if self.code[position][isa.GUARD]:
+                    self.code[position][isa.JOIN] = position + 1
+                else:
+                    ahead = (p for j in blocks.joins(old) if (p := new_position[j]) > position)
+                    self.code[position][isa.JOIN] = next(ahead, 0)
         for start, olds in self.tables:
             self.pool[start : start + len(olds)] = [new_position[old] for old in olds]
         code = np.array(self.code, np.int64)
@@ -161,6 +170,12 @@ class Decoder:
             and (row[isa.OP] == isa.ATOM or row[isa.C] & (isa.ACQUIRE | isa.RELEASE | isa.STRONG))
             for row in self.code
         )  # fmt: skip
+        narrow = isa.SCOPE_CTA | isa.SCOPE_CLUSTER
+        scoped = any(
+            (row[isa.OP] in (isa.LD, isa.ST, isa.ATOM) and row[isa.C] & narrow)
+            or (row[isa.OP] == isa.FENCE and row[isa.F0] & isa.FENCE_SCOPE and row[isa.F1] < hazards.GPU)
+            for row in self.code
+        )
         return Program(
             name=self.entry.name,
             code=code,
@@ -181,6 +196,7 @@ class Decoder:
             uses_cp_async=isa.CP_ASYNC in ops,
             uses_wgmma=isa.WGMMA in ops,
             synchronises=synchronises,
+            scoped=synchronises and scoped,
             source=tuple(self.entry.instructions),
         )
 
@@ -192,6 +208,15 @@ class Decoder:
         if handler is None:
             raise self.fail()
         handler(self, parts[1:], self.instruction.operands)
+
+    def _lanes_needed(self, row: list[int]) -> int:
+        """Which lanes an instruction waits for, as column WIDE says it."""
+        op = row[isa.OP]
+        if op in (isa.SHFL, isa.VOTE, isa.REDUX, isa.MATCH, isa.ELECT):
+            members = row[isa.F1] if op == isa.SHFL else row[isa.B]
+            full = members < 0 and list(self.constants)[~members] & 0xFFFFFFFF == 0xFFFFFFFF
+            return isa.ALL_LANES if full else members + 1 if members >= 0 else members
+        return isa.ALL_LANES if op in isa.WARP_WIDE and op != isa.WARP_SYNC else 0
 
     def _used_variables(self, module: Module) -> tuple[Variable, ...]:
         text = " ".join(operand for i in self.entry.instructions for operand in i.operands)

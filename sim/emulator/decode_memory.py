@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from sim.emulator import isa
+from sim.emulator import hazards, isa
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +23,7 @@ _SEMANTICS = {
     "volatile": isa.STRONG,
     "mmio": isa.STRONG,
 }
+_SCOPES = {"cta": isa.SCOPE_CTA, "cluster": isa.SCOPE_CLUSTER}
 _ATOMS = {"add": isa.A_ADD, "min": isa.A_MIN, "max": isa.A_MAX, "and": isa.A_AND, "or": isa.A_OR, "xor": isa.A_XOR,
           "exch": isa.A_EXCH, "cas": isa.A_CAS, "inc": isa.A_INC, "dec": isa.A_DEC}  # fmt: skip
 _ATOM_KINDS = {"f32": isa.F32, "f64": isa.F64, "f16": isa.F16, "bf16": isa.BF16, "f16x2": isa.F16, "bf16x2": isa.BF16}
@@ -33,7 +34,8 @@ def _space(parts: Parts) -> int:
 
 
 def _semantics(parts: Parts, default: int = 0) -> int:
-    return next((_SEMANTICS[p] for p in parts if p in _SEMANTICS), default)
+    order = next((_SEMANTICS[p] for p in parts if p in _SEMANTICS), default)
+    return order | (_SCOPES.get(next((p for p in parts if p in _SCOPES), ""), 0) if order else 0)
 
 
 def _element(d: Decoder, kind: str) -> int:
@@ -255,7 +257,8 @@ def _fence(d: Decoder, parts: Parts, _operands: Parts) -> None:
     elif parts[0] == "mbarrier_init":
         d.emit(isa.FENCE, f0=isa.FENCE_MBARRIER)
     else:
-        d.emit(isa.FENCE, f0=isa.FENCE_SCOPE)
+        scope = hazards.CTA if "cta" in parts else hazards.CLUSTER if "cluster" in parts else hazards.GPU
+        d.emit(isa.FENCE, f0=isa.FENCE_SCOPE, f1=scope)
 
 
 def _mbarrier(d: Decoder, parts: Parts, operands: Parts) -> None:

@@ -302,9 +302,11 @@ def _redux(d: Decoder, parts: Parts, operands: Parts) -> None:
 
 
 def _match(d: Decoder, parts: Parts, operands: Parts) -> None:
-    if parts[:2] != ("any", "sync"):
+    if parts[0] not in ("any", "all") or parts[1] != "sync":
         raise d.fail()
-    d.emit(isa.MATCH, d=d.register(operands[0]), a=d.value(operands[1], parts[-1]), b=d.value(operands[2], "b32"))
+    to, _, p = operands[0].partition("|")
+    d.emit(isa.MATCH, d=d.register(to), a=d.value(operands[1], parts[-1]), b=d.value(operands[2], "b32"),
+           f0=int(parts[0] == "all"), f2=d.predicate(p) if p else 2)  # fmt: skip
 
 
 def _elect(d: Decoder, _parts: Parts, operands: Parts) -> None:

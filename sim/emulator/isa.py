@@ -2,9 +2,12 @@
 
 # Columns of a decoded instruction. D, A, B, C are register rows (negative: ~row of a constant) unless the operation
 # says otherwise; F0 to F3 are immediates; POOL and COUNT are a slice of the operand pool.
-OP, GUARD, D, A, B, C, F0, F1, F2, F3, POOL, COUNT, SOURCE, CLASS = range(14)
-COLUMNS = 14
+OP, GUARD, D, A, B, C, F0, F1, F2, F3, POOL, COUNT, SOURCE, CLASS, JOIN, WIDE = range(16)
+COLUMNS = 16
 
+# Where lanes wait for each other, JOIN is the position at which other paths join, or 0, and WIDE says for which lanes:
+# the row that holds a member mask plus 1 (negative: ~row of a constant), or ALL_LANES.
+ALL_LANES = 1 << 40
 # Integer operations: F0 = 64 - width of the operands, F1 = 1 where signed, F2 = 64 - width of the result.
 (
     MOV, ADD, SUB, MUL, MUL_HI, MUL_HI64, MAD, MAD_HI, DIV, REM, MIN, MAX, ABS, NEG, AND, OR, XOR, NOT, SHL,
@@ -55,6 +58,11 @@ LD, ST, ATOM, LDMATRIX, STMATRIX, CP_ASYNC, CP_ASYNC_COMMIT, CP_ASYNC_WAIT, CP_A
     STORE_ASYNC,
 ) = range(256, 269)
 
+# Instructions at which lanes of a warp wait for each other.
+WARP_WIDE = frozenset(
+    (SHFL, VOTE, REDUX, MATCH, ELECT, LDMATRIX, STMATRIX, BAR_SYNC, BAR_ARRIVE, BAR_RED, WARP_SYNC, CLUSTER_ARRIVE,
+     CLUSTER_WAIT, SETMAXNREG, WGMMA, WGMMA_FENCE, WGMMA_COMMIT, WGMMA_WAIT, MMA)
+)  # fmt: skip
 # Formats of float operands.
 F16, BF16, F32, F64, E4M3, E5M2, TF32 = range(7)
 FORMAT_BYTES = (2, 2, 4, 8, 1, 1, 4)
@@ -79,7 +87,7 @@ SHARED_WINDOW, LOCAL_WINDOW, PARAM_WINDOW = 1 << 56, 1 << 57, 1 << 58
 RANK_SHIFT = 24  # a shared::cluster address carries rank + 1 from this bit on; 0 is the executing CTA
 
 # Semantics of a memory operation.
-ACQUIRE, RELEASE, STRONG = 1, 2, 4
+ACQUIRE, RELEASE, STRONG, SCOPE_CTA, SCOPE_CLUSTER = 1, 2, 4, 8, 16
 
 # What a fence does: orders this thread's accesses at a scope, joins generic and async proxy, publishes mbarriers.
 FENCE_SCOPE, FENCE_ASYNC, FENCE_MBARRIER = 1, 2, 4

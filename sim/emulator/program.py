@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.emulator.isa import SOURCE
 from sim.emulator.ptx import Instruction, Variable
 
 
@@ -36,8 +37,9 @@ class Program:
     uses_cp_async: bool
     uses_wgmma: bool
     synchronises: bool  # uses atomics or strong accesses, through which CTAs can meet
+    scoped: bool  # some of them, or of its fences, at the scope of a CTA or a cluster
     source: tuple[Instruction, ...]
 
     def where(self, position: int) -> Instruction:
         """The PTX instruction at a position of `code`."""
-        return self.source[int(self.code[position, -2])]
+        return self.source[int(self.code[position, SOURCE])]

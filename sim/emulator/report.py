@@ -99,7 +99,21 @@ class Emulation:
 
 
 _KINDS = {
-    z.RACE: ("race", "{me} and {other} are not ordered, and {verb} {where}"),
+    z.RACE: ("race", "{me} {verb} {where}, and nothing orders the two"),
+    z.LANE_RACE: ("race between lanes", "{me} {verb} {where}, with no __syncwarp between the two lanes"),
+    z.SCOPE_RACE: ("race by scope", "{me} {verb} {where}, both atomically, but at a scope that does not hold both"),
+    z.EQUAL_WRITES: (
+        "same value written twice",
+        "{me} {verb} {where}, and nothing orders the two; the values are the same",
+    ),
+    z.READER_FENCE: (
+        "fence at the writer alone",
+        "{me} {verb} {where}; it has seen a flag that was written after a fence, and has no fence of its own",
+    ),
+    z.NULL_POINTER: ("null pointer", "{me} accesses address {address:#x}: a pointer that is null, or an index past it"),
+    z.NO_MAP: ("tensor map", "{me} finds no tensor map at {where}"),
+    z.MAP_RANK: ("tensor map", "{me} uses the tensor map at {where}, which has {extra} dimensions"),
+    z.ILLEGAL_MASK: ("illegal member mask", "{me} is not among the lanes {mask} that its mask names"),
     z.PROXY_FENCE: (
         "missing fence.proxy.async",
         "{me} reads or writes {where} asynchronously after {other}, with no fence.proxy.async between",
@@ -145,13 +159,20 @@ _KINDS = {
     z.SHUFFLE_INACTIVE: ("shuffle from inactive lane", "{me} reads lane {other_pc}, which does not take part"),
 }
 _RACE_NAMES = ("race on shared memory", "race on global memory")
+_VERBS = ("writes what {other} writes to", "reads what {other} writes to", "writes what {other} reads from")
 
 
 def hazards_of(tables: t.Tables, program: Program, arrays: Sequence[str]) -> Iterator[Hazard]:
     """The hazards that the interpreter noted, in words; `arrays` are the names of all that global memory holds."""
     cfg = tables[t.CFG]
-    for row in tables[t.HAZARDS][: int(cfg[t.HAZARD_COUNT])]:
+    rows = tables[t.HAZARDS]
+    for row in sorted(rows[rows[:, t.Z_COUNT] > 0], key=lambda row: int(row[t.Z_ORDER])):
         yield _hazard(row, tables, program, arrays)
+    if cfg[t.LOST_HAZARDS]:
+        nobody = Access("nobody", "", "")
+        yield Hazard(
+            "more hazards", "more pairs of instructions met than are kept", nobody, count=int(cfg[t.LOST_HAZARDS])
+        )
 
 
 def _hazard(row: NDArray[np.int64], tables: t.Tables, program: Program, arrays: Sequence[str]) -> Hazard:
@@ -159,16 +180,17 @@ def _hazard(row: NDArray[np.int64], tables: t.Tables, program: Program, arrays: 
     name, sentence = _KINDS[kind]
     me = _access(int(row[t.Z_AGENT]), pc, tables, program, int(row[t.Z_LANE]))
     against = None
-    if other > (1 << 18):
-        against = _access(other >> 41, other & ((1 << 18) - 1), tables, program, -1)
+    if other > z.PC_BITS:
+        against = _access(other >> z.AGENT_SHIFT, other & z.PC_BITS, tables, program, -1)
     if kind == z.RACE:
         name = _RACE_NAMES[address >= 1 << isa.ARRAY_SHIFT]
-    verb = "write" if int(row[t.Z_EXTRA]) == 0 else "read and write"
+    extra = int(row[t.Z_EXTRA])
+    verb = _VERBS[extra].format(other=against or "another access") if 0 <= extra < len(_VERBS) else ""
     message = sentence.format(
         me=me, other=against or "another access", where=_place(kind, row, arrays), verb=verb,
-        extra=int(row[t.Z_EXTRA]), address=address, other_pc=other,
+        extra=extra, address=address, other_pc=other, mask=f"{extra & 0xFFFFFFFF:#010x}",
     )  # fmt: skip
-    return Hazard(name, message, me, against)
+    return Hazard(name, message, me, against, int(row[t.Z_COUNT]))
 
 
 def _place(kind: int, row: NDArray[np.int64], names: Sequence[str]) -> str:

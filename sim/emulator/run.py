@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from sim.cache import replay
 from sim.counts import SECTOR, Counts
-from sim.emulator import hazards as z
-from sim.emulator import interpret
+from sim.emulator import interpret, shadow
 from sim.emulator import tables as t
 from sim.emulator.decode import decode
 from sim.emulator.image import Buffer, Image, address, image_of
@@ -32,6 +31,7 @@ _CLOCK_BUDGET = 1 << 28  # bytes of vector clocks
 _RESIDENT = 8  # clusters resident at once, where the grid does not synchronise
 _MAX_STEPS = 1 << 34  # warp instructions
 _LANES = 32
+LIVELOCKED = -1  # beside what the interpreter returns
 _SLICE = 1 << 22  # warp instructions between two looks at the clock
 
 
@@ -97,11 +97,16 @@ class _Chip:
 
     def run(self, max_steps: int, deadline: float) -> int:
         """Interpret until the launch ends, stalls, has executed `max_steps` or the clock says `deadline`."""
-        cfg, interpreter = self.cfg, _interpreter()
+        cfg, stat, interpreter = self.cfg, self.tables[t.STAT], _interpreter()
         while True:
             cfg[t.MAX_STEPS] = min(int(cfg[t.STEPS]) + _SLICE, max_steps)
+            spun, progress = int(stat[t.SPUN]), int(stat[t.PROGRESS])
             outcome = int(interpreter(self.tables.handle))
-            if outcome != interpret.OUT_OF_STEPS or cfg[t.STEPS] > max_steps or monotonic() > deadline:
+            if outcome != interpret.OUT_OF_STEPS:
+                return outcome
+            if cfg[t.STEPS] > max_steps or (stat[t.SPUN] > spun and stat[t.PROGRESS] == progress):
+                return LIVELOCKED
+            if monotonic() > deadline:
                 return outcome
 
     def _geometry(self) -> None:
@@ -183,8 +188,7 @@ class _Chip:
             add(table, memory.view(kind))
         add(t.ARRAYS, rows)
         add(t.MARKS, np.zeros(marks + 1, np.uint8))
-        add(t.GLOBAL_WRITE, np.zeros(granules + 1, np.int64))
-        add(t.GLOBAL_READ, np.zeros((granules + 1, t.READERS), np.int64))
+        self._shadow(t.GLOBAL_SHADOW, granules + 1)
         add(t.GLOBAL_STATE, state)
         cfg[t.ARRAY_COUNT] = len(pieces)
 
@@ -239,7 +243,8 @@ class _Chip:
             at += count
         cfg[t.AGENTS] = at
         cfg[t.WIDE] = program.synchronises
-        cfg[t.CLOCK_SECTIONS] = 4 if program.synchronises else 2
+        cfg[t.SCOPED] = program.scoped
+        cfg[t.CLOCK_SECTIONS] = 8 if program.scoped else 4 if program.synchronises else 2
         cfg[t.CLOCK_WIDTH] = at * (prod(self.image.grid) if program.synchronises else cfg[t.CLUSTER_SIZE])
         if self.check:
             row = 4 * int(cfg[t.CLOCK_WIDTH] * cfg[t.CLOCK_SECTIONS])
@@ -273,12 +278,14 @@ class _Chip:
         clocks = warps + ctas * t.BARRIERS + int(cfg[t.SLOTS]) + 2 * ctas * t.MBARRIERS if self.check else 1
         cfg[t.PLACE_CLOCK] = clocks
         clocks += t.MAX_PLACES if program.synchronises and self.check else 0
-        add(t.CLOCK, np.zeros((clocks, int(cfg[t.CLOCK_WIDTH] * cfg[t.CLOCK_SECTIONS])), np.int32))
-        add(t.PLACES, np.zeros(t.MAX_PLACES, np.int64))
+        observed = t.OBSERVED if program.synchronises else 0
+        add(t.CLOCK, np.zeros((clocks, int(cfg[t.CLOCK_WIDTH] * cfg[t.CLOCK_SECTIONS]) + observed), np.int32))
+        add(t.PLACES, np.zeros((t.MAX_PLACES, t.PLACE_COLUMNS), np.int64))
         granules = ctas * (int(cfg[t.SHARED_STRIDE]) >> int(cfg[t.SHARED_SHIFT])) if self.check else 1
-        add(t.SHARED_WRITE, np.zeros(granules, np.int64))
-        add(t.SHARED_READ, np.zeros((granules, t.READERS), np.int64))
+        self._shadow(t.SHARED_SHADOW, granules)
         add(t.SHARED_STATE, np.zeros(granules, np.uint8))
+        add(t.LANE_PAIRS, np.zeros((warps, _LANES * _LANES), np.int32))
+        add(t.RELEASES, np.zeros((warps, t.RELEASE_COLUMNS * t.MBARRIERS), np.int64))
         shared = np.zeros(ctas * int(cfg[t.SHARED_STRIDE]), np.uint8)
         for table, width in ((t.S8, np.uint8), (t.S16, np.uint16), (t.S32, np.uint32), (t.S64, np.uint64)):
             add(table, shared.view(width))
@@ -288,6 +295,15 @@ class _Chip:
         add(t.EVENTS, np.zeros((t.MAX_EVENTS if self.trace else 1, t.EVENT_COLUMNS), np.int64))
         add(t.SCRATCH, np.zeros((8, _LANES), np.int64))
         add(t.LANE_RESULT, np.zeros(_LANES, np.uint64))
+
+    def _shadow(self, first: int, granules: int) -> None:
+        """Tables for what touched each granule last, but its state."""
+        add = self.tables.add
+        add(first + t.X_WRITE, np.zeros(granules, np.int64))
+        add(first + t.X_STRONG, np.zeros(granules, np.int64))
+        add(first + t.X_READ, np.zeros((granules, t.READERS), np.int64))
+        add(first + t.X_WRITE_LANES, np.zeros(granules, np.uint64))
+        add(first + t.X_READ_LANES, np.zeros((granules, t.READERS), np.uint32))
 
     def copy_back(self) -> None:
         """Write what the kernel may have changed back into the buffers and variables of the image."""
@@ -299,7 +315,7 @@ class _Chip:
             if number >= len(self.image.buffers):
                 self.image.variables[piece.name] = piece.data
             elif piece.unset is not None and self.check:
-                unset = self._granules(state, row) != z.CLEAN
+                unset = self._granules(state, row) != shadow.CLEAN
                 piece.unset[:] = np.repeat(unset, self.program.global_granule)[: piece.data.size]
 
     def emulation(self, outcome: int) -> Emulation:
@@ -310,7 +326,7 @@ class _Chip:
         found = list(hazards_of(self.tables, self.program, [piece.name for piece in self.pieces]))
         if outcome == interpret.DEADLOCKED:
             found.append(stalled(self.tables, self.program, "deadlock"))
-        elif outcome == interpret.OUT_OF_STEPS:
+        elif outcome == LIVELOCKED:
             found.append(stalled(self.tables, self.program, "livelock"))
         marks = self.tables[t.MARKS]
         rows = self.tables[t.ARRAYS][: len(self.image.buffers)]

@@ -1,0 +1,298 @@
+"""Shadow memory: who touched each granule of shared and global memory last, and whether that was ordered."""
+
+import numpy as np
+
+from sim.emulator import lane_order, places
+from sim.emulator import tables as t
+from sim.emulator.hazards import (
+    BOTH_WRITE,
+    CLUSTER_EXITED,
+    EARLY_COPY,
+    EQUAL_WRITES,
+    EXIT_IN_FLIGHT,
+    INPUT_WRITTEN,
+    LANE_RACE,
+    OPERAND_OVERWRITTEN,
+    PC_BITS,
+    PROXY_FENCE,
+    RACE,
+    READER_FENCE,
+    READS,
+    SCOPE_RACE,
+    SOURCE_OVERWRITTEN,
+    STRENGTH,
+    TMA_EARLY,
+    TMA_OVERWRITES,
+    WGMMA_REGISTERS,
+    WRITES,
+    agent_number,
+    agent_of,
+    column_of,
+    compatible,
+    epoch_of,
+    first_agent,
+    join,
+    ordered,
+    report,
+)
+from sim.linked_jit import jit
+
+CLEAN, UNSET, POISONED = 1, 0, 2  # X_STATE
+_ALL = np.uint32(0xFFFFFFFF)
+_HALF = np.uint64(32)
+_LOW = np.uint64(0xFFFFFFFF)
+
+
+@jit
+def _name_race(h, w, first, record, me, mine_writes, other_wrote):
+    """Which hazard two unordered accesses are, by the kinds of their agents and by what would order them."""
+    cfg = t.i64_1(h, t.CFG)
+    other, mine = agent_of(record) % cfg[t.AGENTS], agent_of(me) % cfg[t.AGENTS]
+    if mine >= cfg[t.MBAR_AGENT] and mine_writes:
+        return TMA_OVERWRITES
+    if other >= cfg[t.MBAR_AGENT] and other_wrote:
+        return TMA_EARLY
+    if other >= cfg[t.CP_ASYNC_AGENT] and other_wrote:
+        return EARLY_COPY
+    if not other_wrote and mine_writes:
+        if cfg[t.TENSOR_AGENT] <= other < cfg[t.BULK_READ_AGENT]:
+            return OPERAND_OVERWRITTEN
+        if cfg[t.BULK_READ_AGENT] <= other < cfg[t.BULK_WRITE_AGENT]:
+            return SOURCE_OVERWRITTEN
+    if record & STRENGTH and me & STRENGTH:
+        return SCOPE_RACE
+    if cfg[t.CLOCK_SECTIONS] > 2 and ordered(record, t.i32_2(h, t.CLOCK), w, first, cfg[t.CLOCK_WIDTH], t.ACQUIRABLE):
+        return READER_FENCE
+    return RACE
+
+
+@jit
+def _found(h, last, mine):
+    """A digest of whose write, the record `last` or 0 for nobody's, a read of agent `mine` finds.
+
+    That is which parts of a CTA the two are, all mbarriers being one. Its sum over a run is the same for every interleaving of a kernel whose accesses are all ordered, whichever CTA
+    takes which tile and whichever stage of a ring holds what. A write counts where it is read; where a read lies does
+    not, as what another one finds there shows in results.
+    """
+    cfg = t.i64_1(h, t.CFG)
+    agents, barriers = cfg[t.AGENTS], cfg[t.MBAR_AGENT]
+    author = 0 if last == 0 else 1 + min(agent_of(last) % agents, barriers)
+    key = 1 + mine % agents + 0x9E3779B97F4A7C1 * author
+    key = (key ^ (key >> 31)) * 0x7FB5D329728EA185
+    return key ^ (key >> 29)
+
+
+@jit
+def _meet_lanes(h, w, seen, me, lane, others, equal, what, address, cta):
+    """Check an access against what other lanes of the warp did in the record `seen`."""
+    strong = seen & me & STRENGTH != 0 and compatible(h, seen, me)
+    if not strong and not lane_order.ordered(h, w, lane, others, epoch_of(seen)):
+        kind = EQUAL_WRITES if equal else LANE_RACE
+        report(h, kind, me & PC_BITS, agent_of(me), lane, seen, address, what, cta)
+
+
+@jit
+def _meet_write(h, w, first, last, me, lane, others, is_write, is_async, equal, address, key, cta):
+    """Check an access against the last write of a granule by another agent, of which `others` are other lanes.
+
+    Returns whether another granule with the same last write needs no look.
+    """
+    clock, cfg = t.i32_2(h, t.CLOCK), t.i64_1(h, t.CFG)
+    width, agents = cfg[t.CLOCK_WIDTH], cfg[t.AGENTS]
+    mine = agent_of(me)
+    if agent_of(last) == mine and (last == me or (epoch_of(last) == epoch_of(me) and is_async)):
+        # two copies of one phase or group, in flight together; or the same instruction again
+        if is_write and is_async and not last & STRENGTH:
+            report(h, _name_race(h, w, first, last, me, True, True), me & PC_BITS, mine, -1, last, address, 0, cta)
+        return False
+    if last & me & STRENGTH and compatible(h, last, me):
+        return False
+    if not ordered(last, clock, w, first, width, t.BEFORE):
+        if not (last & STRENGTH and places.observed(h, w, key)):
+            kind = EQUAL_WRITES if equal and not last & STRENGTH else _name_race(h, w, first, last, me, is_write, True)
+            report(h, kind, me & PC_BITS, mine, -1, last, address, BOTH_WRITE if is_write else READS, cta)
+        return False
+    if not is_async and cfg[t.CP_ASYNC_AGENT] == cfg[t.MBAR_AGENT]:
+        return True
+    index = agent_of(last) % agents
+    copied = cfg[t.CP_ASYNC_AGENT] <= index < cfg[t.MBAR_AGENT]
+    if is_async and (copied or index < cfg[t.TENSOR_AGENT]):
+        if not ordered(last, clock, w, first, width, t.VISIBLE_ASYNC):
+            report(h, PROXY_FENCE, me & PC_BITS, mine, -1, last, address, 0, cta)
+            return False
+    elif copied and others and index - cfg[t.CP_ASYNC_AGENT] == mine - (agent_of(last) - index):
+        if (
+            epoch_of(last) > t.i64_2(h, t.WARP)[w, t.CP_SYNCED]
+        ):  # its own lane has waited for the copy, this one has not
+            report(h, EARLY_COPY, me & PC_BITS, mine, lane, last, address, READS, cta)
+            return False
+    return True
+
+
+@jit
+def touch(h, shadow, first_granule, last_granule, w, me, lane, is_write, is_async, equal, poison, address, key, cta):
+    """Check one access to the granules [first_granule, last_granule] against the shadow, and record it.
+
+    `shadow` is its first table, `w` the clock row, `me` the record, `lane` who of the warp or -1, `equal` whether it
+    writes what is there. Returns True where a read found memory that was never written or holds poison.
+    """
+    cfg = t.i64_1(h, t.CFG)
+    writes, strongs, reads = t.i64_1(h, shadow), t.i64_1(h, shadow + t.X_STRONG), t.i64_2(h, shadow + t.X_READ)
+    write_lanes, read_lanes = t.u64_1(h, shadow + t.X_WRITE_LANES), t.u32_2(h, shadow + t.X_READ_LANES)
+    state, clock, width = t.u8_1(h, shadow + t.X_STATE), t.i32_2(h, t.CLOCK), cfg[t.CLOCK_WIDTH]
+    agents, tensors = cfg[t.AGENTS], cfg[t.TENSOR_AGENT]
+    first = first_agent(h, cta)
+    mine, weak = agent_of(me), not me & STRENGTH
+    is_warp = mine % agents < tensors
+    bit = np.uint32(1) << np.uint32(lane) if lane >= 0 else _ALL
+    dirty = False
+    fine, fine_read, digested, digest = 0, 0, -1, 0  # records that were found ordered, and the digest of one
+    for g in range(first_granule, last_granule + 1):
+        last, strong = writes[g], strongs[g]
+        if last and is_warp and agent_of(last) == mine:
+            others = np.uint32(write_lanes[g] & _LOW) & ~bit
+            if others:
+                _meet_lanes(h, w, last, me, lane, others, equal, BOTH_WRITE if is_write else READS, address, cta)
+        elif last and last != fine:
+            others = np.uint32(write_lanes[g] & _LOW) & ~bit
+            if _meet_write(h, w, first, last, me, lane, others, is_write, is_async, equal, address, key, cta):
+                fine = last
+        if strong and is_warp and agent_of(strong) == mine:
+            others = np.uint32(write_lanes[g] >> _HALF) & ~bit
+            if others:
+                _meet_lanes(h, w, strong, me, lane, others, False, BOTH_WRITE if is_write else READS, address, cta)
+        elif strong:
+            _meet_write(h, w, first, strong, me, lane, 0, is_write, is_async, False, address, key, cta)
+        if is_write:
+            for k in range(t.READERS):
+                seen = reads[g, k]
+                if seen and seen == fine_read:
+                    if weak:
+                        reads[g, k] = 0
+                elif seen:
+                    if agent_of(seen) == mine and is_warp:
+                        others = read_lanes[g, k] & ~bit
+                        if (
+                            others
+                            and (weak or not seen & STRENGTH)
+                            and not lane_order.ordered(h, w, lane, others, epoch_of(seen))
+                        ):
+                            report(h, LANE_RACE, me & PC_BITS, mine, lane, seen, address, WRITES, cta)
+                    elif not (seen & me & STRENGTH and compatible(h, seen, me)) and not ordered(
+                        seen, clock, w, first, width, t.BEFORE
+                    ):
+                        kind = _name_race(h, w, first, seen, me, True, False)
+                        report(h, kind, me & PC_BITS, mine, -1, seen, address, WRITES, cta)
+                    else:
+                        fine_read = seen
+                    if weak:
+                        reads[g, k] = 0
+            old = write_lanes[g]
+            if weak:
+                same = agent_of(last) == mine and epoch_of(last) == epoch_of(me)
+                write_lanes[g] = np.uint64(bit) | (old & _LOW if same else np.uint64(0))
+                writes[g], strongs[g] = me, 0
+            else:
+                same = agent_of(strong) == mine and epoch_of(strong) == epoch_of(me)
+                write_lanes[g] = (old if same else old & _LOW) | (np.uint64(bit) << _HALF)
+                strongs[g] = me
+            state[g] = POISONED if poison else CLEAN
+            continue
+        if weak:
+            author = last if strong == 0 else 0
+            if author != digested:
+                digested, digest = author, _found(h, author, mine)
+            t.i64_1(h, t.STAT)[t.ORDER] += digest
+        if state[g] != CLEAN:
+            dirty = True
+        place = -1
+        for k in range(t.READERS):
+            seen = reads[g, k]
+            if seen == 0 or (agent_of(seen) == mine and (not seen & STRENGTH) == weak):
+                place = k
+                break
+        if place < 0:
+            for k in range(t.READERS):
+                if ordered(reads[g, k], clock, w, first, width, t.BEFORE):
+                    place = k
+                    break
+        if place < 0:
+            place = me % t.READERS
+        seen = reads[g, place]
+        joined = agent_of(seen) == mine and epoch_of(seen) == epoch_of(me)
+        read_lanes[g, place] = bit | (read_lanes[g, place] if joined else np.uint32(0))
+        reads[g, place] = me
+    return dirty
+
+
+@jit
+def touch_shared(h, w, target, start, nbytes, me, lane, is_write, is_async, equal, poison):
+    """Check and record an access to bytes [start, start + nbytes) of the shared memory of CTA slot `target`."""
+    cfg, warps = t.i64_1(h, t.CFG), t.i64_2(h, t.WARP)
+    shift = cfg[t.SHARED_SHIFT]
+    base = (target * cfg[t.SHARED_STRIDE]) >> shift
+    key = places.shared_key(h, target, start)
+    return touch(
+        h, t.SHARED_SHADOW, base + (start >> shift), base + ((start + nbytes - 1) >> shift), w, me, lane, is_write,
+        is_async, equal, poison, start, key, warps[w, t.CTA_SLOT],
+    )  # fmt: skip
+
+
+@jit
+def touch_global(h, w, array, start, nbytes, me, lane, is_write, is_async, equal, poison):
+    """The same for bytes [start, start + nbytes) of an array; one that the kernel only reads is not tracked."""
+    cfg, arrays, warps = t.i64_1(h, t.CFG), t.i64_2(h, t.ARRAYS), t.i64_2(h, t.WARP)
+    cta = warps[w, t.CTA_SLOT]
+    if is_write and arrays[array, t.A_INPUT]:
+        report(h, INPUT_WRITTEN, me & PC_BITS, agent_of(me), lane, 0, start, array, cta)
+    if not arrays[array, t.A_TRACKED]:
+        return False
+    shift, base = cfg[t.GLOBAL_SHIFT], arrays[array, t.A_GRANULE]
+    address = ((array + 1) << 40) + start
+    return touch(
+        h, t.GLOBAL_SHADOW, base + (start >> shift), base + ((start + nbytes - 1) >> shift), w, me, lane, is_write,
+        is_async, equal, poison, address, address, cta,
+    )  # fmt: skip
+
+
+@jit
+def check_exit(h, cta):
+    """A CTA has ended: loads into it must have been waited for, and what its cluster did to its memory must precede."""
+    cfg, clock, ctas, bars = t.i64_1(h, t.CFG), t.i32_2(h, t.CLOCK), t.i64_2(h, t.CTA), t.i64_2(h, t.MBAR)
+    first, row = first_agent(h, cta), cta * cfg[t.WARPS]
+    for w in range(row + 1, row + cfg[t.WARPS]):
+        join(h, row, w)
+    for k in range(ctas[cta, t.C_MBARS]):
+        bar = cta * t.MBARRIERS + k
+        if bars[bar, t.M_LAST_EPOCH] > clock[row, column_of(h, cta, cfg[t.MBAR_AGENT] + k)]:
+            agent = agent_number(h, cta, cfg[t.MBAR_AGENT] + k)
+            report(h, EXIT_IN_FLIGHT, bars[bar, t.M_LAST_PC], agent, -1, 0, bars[bar, t.M_ADDRESS], 0, cta)
+        _check_late(h, bars[bar, t.M_REMOTE], row, first, bars[bar, t.M_ADDRESS], cta)
+    if cfg[t.CLUSTER_SIZE] > 1:
+        writes, reads = t.i64_1(h, t.SHARED_SHADOW), t.i64_2(h, t.SHARED_SHADOW + t.X_READ)
+        strongs = t.i64_1(h, t.SHARED_SHADOW + t.X_STRONG)
+        granules = cfg[t.SHARED_STRIDE] >> cfg[t.SHARED_SHIFT]
+        for g in range(cta * granules, (cta + 1) * granules):
+            address = (g - cta * granules) << cfg[t.SHARED_SHIFT]
+            _check_late(h, writes[g], row, first, address, cta)
+            _check_late(h, strongs[g], row, first, address, cta)
+            for k in range(t.READERS):
+                _check_late(h, reads[g, k], row, first, address, cta)
+
+
+@jit
+def _check_late(h, seen, row, first, address, cta):
+    """An access of another CTA that the owner of clock row `row` does not come after."""
+    cfg, ctas, clock = t.i64_1(h, t.CFG), t.i64_2(h, t.CTA), t.i32_2(h, t.CLOCK)
+    foreign = seen != 0 and agent_of(seen) // cfg[t.AGENTS] != ctas[cta, t.C_LINEAR]
+    if foreign and not ordered(seen, clock, row, first, cfg[t.CLOCK_WIDTH], t.BEFORE):
+        report(h, CLUSTER_EXITED, seen & PC_BITS, agent_of(seen), -1, 0, address, 0, cta)
+
+
+@jit
+def touch_register(h, w, row, is_write, pc):
+    """A register of a wgmma that is still in flight must not be read (accumulators) or written."""
+    warps = t.i64_2(h, t.WARP)
+    fly = t.i64_1(h, t.FLIGHT)[row]
+    if fly and (fly >> 1) > warps[w, t.GROUPS_DONE] and (is_write or not fly & 1):
+        report(h, WGMMA_REGISTERS, pc, warps[w, t.AGENT], -1, 0, row, fly >> 1, warps[w, t.CTA_SLOT])
