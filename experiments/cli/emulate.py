@@ -52,6 +52,8 @@ def _render(document: dict[str, Any]) -> None:
     moved = {name: value for name, value in document["counts"].items() if value}
     if moved:
         table(["", "counted"], [[name, number(value)] for name, value in moved.items()])
+    for line in document["printed"]:
+        say(line.rstrip("\n"))
     for what in ("hazards", "allowed"):
         for hazard in document[what]:
             times = f" ({hazard['count']:,} times)" if hazard["count"] > 1 else ""

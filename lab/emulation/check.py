@@ -66,7 +66,7 @@ class Check:
     """What `emulate` found: `outputs` of the first interleaving by name, hazards, counts of all its launches.
 
     `truncated` says that the deadline came before the end. `differences` compares outputs with the reference, over all
-    interleavings; `allowed` are hazards that were met and allowed.
+    interleavings; `allowed` are hazards that were met and allowed; `printed` is each printf of the first.
     """
 
     entry: str
@@ -77,6 +77,7 @@ class Check:
     seeds: int
     differences: dict[str, Difference] = field(default_factory=dict)
     allowed: tuple[Found, ...] = ()
+    printed: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -95,6 +96,7 @@ class Check:
             },
             "hazards": [found.as_dict() for found in self.hazards],
             "allowed": [found.as_dict() for found in self.allowed],
+            "printed": self.printed,
             "counts": self.counts.as_dict(),
             "seeds": self.seeds,
             "truncated": self.truncated,
@@ -154,12 +156,14 @@ def check_module(
     met: dict[tuple[str, str, str], Found] = {}
     differences: dict[str, Difference] = {}
     outputs: dict[str, NDArray] = {}
+    printed: tuple[str, ...] = ()
     counts, truncated, done = Counts.zero(), False, 0
     for seed in range(seeds):
         memory, emulations = run_once(module, entry, launches_of(launch, seed), machine, seed, end)
         found = memory.outputs(module.names)
         if seed == 0:
             outputs, counts = found, reduce(add, (e.counts for e in emulations))
+            printed = tuple(line for e in emulations for line in e.printed)
         for hazard in (h for e in emulations for h in e.hazards):
             _note(met, hazard, seed)
         truncated = any(e.truncated for e in emulations)
@@ -178,6 +182,7 @@ def check_module(
         seeds=done,
         differences=differences,
         allowed=tuple(f for f in met.values() if f.kind in allow),
+        printed=printed,
     )
 
 

@@ -72,6 +72,11 @@ def atomic(h, w, code, base, mask, pc):
                 dirty |= bit
             memory.touch_lane(h, w, lane, width * vector, record, True, False, stale or (dirty & bit) != 0)
             places.meet(h, w, lane, memory.place(h, lane), code[isa.D] & 2 != 0, True, code[isa.C])
+        differ = False  # of a compare-and-swap of two halves, which swaps both or none
+        for i in range(vector if code[isa.D] & 4 and op == isa.A_CAS else 0):
+            s = pool[first + vector + i]
+            wanted = reg[base + s if s >= 0 else ~s, lane]
+            differ |= memory.read_element(h, kind, flat + i * width, width) != wanted
         for i in range(vector):
             old = memory.read_element(h, kind, flat + i * width, width)
             s = pool[first + vector + i]
@@ -84,6 +89,8 @@ def atomic(h, w, code, base, mask, pc):
                 value |= combine(op, number, 2, old >> half, new >> half, other) << half
             else:
                 value = combine(op, number, width, old, new, other)
+            if differ:
+                value = old
             memory.write_element(h, kind, flat + i * width, width, value)
             if value != old:
                 stat[t.PROGRESS] += 1

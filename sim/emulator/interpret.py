@@ -5,10 +5,13 @@ import numpy as np
 from sim.emulator import (
     alu,
     atomics,
+    calls,
     copies,
+    directed,
     divergence,
     flight,
     fpu,
+    fragments,
     groups,
     hazards,
     isa,
@@ -105,8 +108,11 @@ def run_warp(h, w, budget):
                 else:
                     fpu.convert(op, reg, result, a, b, code[isa.F0], code[isa.F1], code[isa.F2], code[isa.F3])
             else:
+                rounding = (code[isa.F3] >> 2) & 7
                 fast = code[isa.F0] == isa.F32 and code[isa.F1] == 0 and code[isa.F3] == 0
-                if not (fast and fpu.single(op, reg, result, a, b, c, code[isa.F2])):
+                if rounding:
+                    directed.arithmetic(op, reg, result, a, b, c, code[isa.F0], code[isa.F1], code[isa.F2], rounding)
+                elif not (fast and fpu.single(op, reg, result, a, b, c, code[isa.F2])):
                     fpu.general(op, reg, result, a, b, c, code[isa.F0], code[isa.F1], code[isa.F2], code[isa.F3])
                 if op == isa.FEX2:
                     stat[t.EXP] += alu.count_bits(np.uint64(active)) * (1 + (code[isa.F3] & 1))
@@ -143,6 +149,21 @@ def run_warp(h, w, budget):
                 cfg[t.STEPS] += steps
                 return
             pc, mask, limit = warps[w, t.PC], np.uint32(warps[w, t.MASK]), warps[w, t.LIMIT]
+            continue
+        if op == isa.CALL or op == isa.CALL_INDIRECT or op == isa.RET:
+            divergence.put_lanes(h, w, mask & ~active, pc + 1)
+            calls.jump(h, w, code, base, a, active, pc)
+            if cfg[t.STOPPED]:
+                break
+            divergence.reselect(h, w)
+            pc, mask, limit = warps[w, t.PC], np.uint32(warps[w, t.MASK]), warps[w, t.LIMIT]
+            continue
+        if op == isa.CLOCK:
+            for i in range(LANES):
+                if (active >> np.uint32(i)) & _ONE:
+                    reg[base + d, i] = np.uint64(cfg[t.STEPS] + steps)
+            poison[base + d] &= ~active
+            pc += 1
             continue
         if op == isa.BRX:
             divergence.put_lanes(h, w, mask & ~active, pc + 1)
@@ -267,7 +288,15 @@ def _predicates(h, w, op, code, base, a, b, active, pc):
 def _others(h, w, op, code, base, a, b, active, pc):
     """Operations that never block."""
     warps = t.i64_2(h, t.WARP)
-    if op == isa.LDMATRIX or op == isa.STMATRIX:
+    if op == isa.SPILL or op == isa.FILL:
+        calls.keep(h, w, code, base, active, pc)
+    elif op == isa.PRINT:
+        calls.remember(h, w, a, b, active)
+    elif op == isa.MALLOC:
+        calls.allocate(h, base + code[isa.D], a, active)
+    elif op == isa.ASSERT:
+        calls.fail(h, w, a, b, active, pc)
+    elif op == isa.LDMATRIX or op == isa.STMATRIX:
         matrices.matrix(h, w, code, base, active, pc, op == isa.STMATRIX)
     elif op == isa.TMA_LOAD or op == isa.TMA_STORE:
         copies.tensor(h, w, code, base, active, pc)
@@ -292,7 +321,10 @@ def _others(h, w, op, code, base, a, b, active, pc):
     elif op == isa.CLUSTER_ARRIVE:
         sync.cluster_arrive(h, w, code[isa.F0], pc)
     elif op == isa.MMA:
-        tensor.mma(h, w, code, base)
+        if code[isa.D] == 1:
+            fragments.mma(h, w, code, base)
+        else:
+            tensor.mma(h, w, code, base)
     elif op == isa.MAPA:
         reg, d = t.u64_2(h, t.REG), base + code[isa.D]
         for i in range(LANES):

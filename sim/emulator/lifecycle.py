@@ -148,6 +148,7 @@ def _start_warp(h, w, cta, index, cluster, inside):
     threads = min(cfg[t.THREADS] - LANES * index, LANES)
     live = (1 << threads) - 1
     warps[w, t.MASK], warps[w, t.LIVE], warps[w, t.LIMIT] = live, live, _FAR
+    warps[w, t.PC] = cfg[t.START]
     warps[w, t.AGENT] = ctas[cta, t.C_LINEAR] * cfg[t.AGENTS] + index
     for i in range(LANES):
         thread = LANES * index + i
@@ -180,6 +181,9 @@ def _start_warp(h, w, cta, index, cluster, inside):
     _fill(reg, base + isa.S_DYNAMIC, cfg[t.DYNAMIC_SHARED])
     _fill(reg, base + isa.S_TOTAL, cfg[t.SHARED_BYTES])
     _fill(reg, base + isa.S_EXPLICIT, cfg[t.CLUSTER_SIZE] > 1)
+    _fill(reg, base + isa.FRAME_ROW, 0)
+    _fill(reg, base + isa.S_WORKSPACE, cfg[t.GRID_WORKSPACE] >> 32)
+    _fill(reg, base + isa.S_WORKSPACE + 1, cfg[t.GRID_WORKSPACE] & 0xFFFFFFFF)
     for k in range(40, 43):
         _fill(reg, base + k, cfg[t.STEPS])
     pred, pred_poison = t.u32_2(h, t.PRED), t.u32_2(h, t.PRED_POISON)
@@ -188,7 +192,7 @@ def _start_warp(h, w, cta, index, cluster, inside):
     if cfg[t.CHECK]:
         t.fill_rows(pred_poison, w, w + 1, _FULL)
         pred_poison[w, 0] = pred_poison[w, 1] = 0
-        special, end = base + len(isa.SPECIAL) + 1, base + cfg[t.REGISTERS]
+        special, end = base + isa.RESERVED_ROWS, base + cfg[t.REGISTERS]
         t.fill(t.u32_1(h, t.POISON), base, special, 0)
         t.fill(t.u32_1(h, t.POISON), special, end, _FULL)
         t.fill(t.i64_1(h, t.FLIGHT), base, end, 0)

@@ -20,6 +20,8 @@ class Program:
 
     name: str
     code: NDArray[np.int64]
+    start: int  # position of the kernel's first instruction
+    functions: int  # where in the pool the positions stand that function pointers mean
     pool: NDArray[np.int64]
     constants: NDArray[np.uint64]
     registers: int
@@ -36,6 +38,8 @@ class Program:
     uses_bulk_groups: bool
     uses_cp_async: bool
     uses_wgmma: bool
+    uses_heap: bool
+    uses_grid: bool  # reads where the workspace of a cooperative grid lies
     synchronises: bool  # uses atomics or strong accesses, through which CTAs can meet
     scoped: bool  # some of them, or of its fences, at the scope of a CTA or a cluster
     source: tuple[Instruction, ...]

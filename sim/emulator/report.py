@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sim.counts import Counts
 from sim.emulator import hazards as z
-from sim.emulator import isa
+from sim.emulator import isa, printed
 from sim.emulator import tables as t
 from sim.emulator.program import Program
 
@@ -87,7 +87,7 @@ class Emulation:
 
     `order` is a digest of whose writes each part of a CTA read: equal for every interleaving of a kernel without
     hazards in which no atomic chooses who reads what, and for two kernels that do the same in the same order.
-    `truncated` says that a limit of steps or seconds came before the end.
+    `truncated` says that a limit of steps or seconds came before the end. `printed` is each call of printf.
     """
 
     counts: Counts
@@ -96,6 +96,7 @@ class Emulation:
     trace: tuple[Event, ...] = field(default=())
     order: int = 0
     truncated: bool = False
+    printed: tuple[str, ...] = ()
 
 
 _KINDS = {
@@ -113,6 +114,8 @@ _KINDS = {
     z.NULL_POINTER: ("null pointer", "{me} accesses address {address:#x}: a pointer that is null, or an index past it"),
     z.NO_MAP: ("tensor map", "{me} finds no tensor map at {where}"),
     z.MAP_RANK: ("tensor map", "{me} uses the tensor map at {where}, which has {extra} dimensions"),
+    z.ASSERTION: ("assertion failed", "{me} finds that `{text}` does not hold, in line {extra}"),
+    z.STACK_OVERFLOW: ("stack overflow", "{me} needs more than the {extra} B of local memory that a thread has here"),
     z.ILLEGAL_MASK: ("illegal member mask", "{me} is not among the lanes {mask} that its mask names"),
     z.PROXY_FENCE: (
         "missing fence.proxy.async",
@@ -186,9 +189,10 @@ def _hazard(row: NDArray[np.int64], tables: t.Tables, program: Program, arrays: 
         name = _RACE_NAMES[address >= 1 << isa.ARRAY_SHIFT]
     extra = int(row[t.Z_EXTRA])
     verb = _VERBS[extra].format(other=against or "another access") if 0 <= extra < len(_VERBS) else ""
+    text = printed.text_at(tables, address) if kind == z.ASSERTION else ""
     message = sentence.format(
         me=me, other=against or "another access", where=_place(kind, row, arrays), verb=verb,
-        extra=extra, address=address, other_pc=other, mask=f"{extra & 0xFFFFFFFF:#010x}",
+        extra=extra, address=address, other_pc=other, mask=f"{extra & 0xFFFFFFFF:#010x}", text=text,
     )  # fmt: skip
     return Hazard(name, message, me, against, int(row[t.Z_COUNT]))
 

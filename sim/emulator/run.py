@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sim.cache import replay
 from sim.counts import SECTOR, Counts
-from sim.emulator import interpret, shadow
+from sim.emulator import interpret, printed, shadow
 from sim.emulator import tables as t
 from sim.emulator.decode import decode
 from sim.emulator.image import Buffer, Image, address, image_of
@@ -28,6 +28,7 @@ from sim.machine import Machine
 _ALIGNMENT = 256  # bytes, of every array, as cudaMalloc gives
 _REGISTER_BUDGET = 1 << 28  # bytes of register rows that CTAs resident at once may take
 _CLOCK_BUDGET = 1 << 28  # bytes of vector clocks
+_HEAP = 8 << 20  # bytes: cudaLimitMallocHeapSize as it is at first
 _RESIDENT = 8  # clusters resident at once, where the grid does not synchronise
 _MAX_STEPS = 1 << 34  # warp instructions
 _LANES = 32
@@ -145,6 +146,9 @@ class _Chip:
             t.SM_COUNT: self.machine.sms,
             t.DYNAMIC_SHARED: launch.shared_bytes,
             t.QUANTUM: 4000,
+            t.START: program.start,
+            t.FUNCTIONS: program.functions,
+            t.FUNCTION_COUNT: len(program.pool) - program.functions,
         }
         for k, axis in enumerate("xyz"):
             del axis
@@ -164,6 +168,13 @@ class _Chip:
             given = self.image.variables.get(variable.name, np.frombuffer(variable.data, np.uint8))
             data[: len(given)] = given
             pieces.append(Buffer(variable.name, data, variable.space == "global"))
+        self.counted = len(pieces)  # what follows is not the kernel's own
+        if program.uses_heap:
+            cfg[t.HEAP_ARRAY] = len(pieces)
+            pieces.append(Buffer("the heap", np.zeros(_HEAP, np.uint8), unset=np.ones(_HEAP, bool)))
+        if program.uses_grid:
+            cfg[t.GRID_WORKSPACE] = address(len(pieces))
+            pieces.append(Buffer("the grid's workspace", np.zeros(_ALIGNMENT, np.uint8)))
         self.pieces = pieces
         rows = np.zeros((len(pieces), t.ARRAY_COLUMNS), np.int64)
         flat = granules = marks = 0
@@ -291,8 +302,10 @@ class _Chip:
             add(table, shared.view(width))
         add(t.LOCAL8, np.zeros(max(warps * _LANES * program.local, 1), np.uint8))
         add(t.HAZARDS, np.zeros((t.MAX_HAZARDS, t.HAZARD_COLUMNS), np.int64))
+        add(t.MATRICES, np.zeros((64, 256), np.float64))
         add(t.RESULT, np.zeros((64, 256), np.float32))
         add(t.EVENTS, np.zeros((t.MAX_EVENTS if self.trace else 1, t.EVENT_COLUMNS), np.int64))
+        add(t.PRINTS, np.zeros((t.MAX_PRINTS, t.P_DATA + t.PRINT_WORDS), np.int64))
         add(t.SCRATCH, np.zeros((8, _LANES), np.int64))
         add(t.LANE_RESULT, np.zeros(_LANES, np.uint64))
 
@@ -312,6 +325,8 @@ class _Chip:
             if not piece.writable:
                 continue
             piece.data[:] = memory[row[t.A_FLAT] : row[t.A_FLAT] + row[t.A_BYTES]]
+            if number >= self.counted:
+                continue
             if number >= len(self.image.buffers):
                 self.image.variables[piece.name] = piece.data
             elif piece.unset is not None and self.check:
@@ -346,5 +361,12 @@ class _Chip:
         )
         hazards: tuple[Hazard, ...] = tuple(found)
         statistics = statistics_of(stat, int(cfg[t.STEPS]))
-        return Emulation(counts, hazards, statistics, trace_of(self.tables, self.program), int(stat[t.ORDER]),
-                         outcome == interpret.OUT_OF_STEPS)  # fmt: skip
+        return Emulation(
+            counts,
+            hazards,
+            statistics,
+            trace_of(self.tables, self.program),
+            int(stat[t.ORDER]),
+            outcome == interpret.OUT_OF_STEPS,
+            tuple(printed.lines(self.tables)),
+        )

@@ -70,9 +70,9 @@ def _name_race(h, w, first, record, me, mine_writes, other_wrote):
 def _found(h, last, mine):
     """A digest of whose write, the record `last` or 0 for nobody's, a read of agent `mine` finds.
 
-    That is which parts of a CTA the two are, all mbarriers being one. Its sum over a run is the same for every interleaving of a kernel whose accesses are all ordered, whichever CTA
-    takes which tile and whichever stage of a ring holds what. A write counts where it is read; where a read lies does
-    not, as what another one finds there shows in results.
+    The two are parts of a CTA, all mbarriers being one. Its sum over a run is the same for every interleaving of a
+    kernel whose accesses are all ordered, whichever CTA takes which tile and whichever stage of a ring holds what. A
+    write counts where it is read; where a read lies does not, as what another one finds there shows in results.
     """
     cfg = t.i64_1(h, t.CFG)
     agents, barriers = cfg[t.AGENTS], cfg[t.MBAR_AGENT]
@@ -116,16 +116,16 @@ def _meet_write(h, w, first, last, me, lane, others, is_write, is_async, equal, 
         return True
     index = agent_of(last) % agents
     copied = cfg[t.CP_ASYNC_AGENT] <= index < cfg[t.MBAR_AGENT]
-    if is_async and (copied or index < cfg[t.TENSOR_AGENT]):
-        if not ordered(last, clock, w, first, width, t.VISIBLE_ASYNC):
+    if is_async:
+        generic = copied or index < cfg[t.TENSOR_AGENT]
+        if generic and not ordered(last, clock, w, first, width, t.VISIBLE_ASYNC):
             report(h, PROXY_FENCE, me & PC_BITS, mine, -1, last, address, 0, cta)
             return False
-    elif copied and others and index - cfg[t.CP_ASYNC_AGENT] == mine - (agent_of(last) - index):
-        if (
-            epoch_of(last) > t.i64_2(h, t.WARP)[w, t.CP_SYNCED]
-        ):  # its own lane has waited for the copy, this one has not
-            report(h, EARLY_COPY, me & PC_BITS, mine, lane, last, address, READS, cta)
-            return False
+        return True
+    own_copy = copied and others and index - cfg[t.CP_ASYNC_AGENT] == mine - (agent_of(last) - index)
+    if own_copy and epoch_of(last) > t.i64_2(h, t.WARP)[w, t.CP_SYNCED]:  # its own lane has waited for it, not this one
+        report(h, EARLY_COPY, me & PC_BITS, mine, lane, last, address, READS, cta)
+        return False
     return True
 
 

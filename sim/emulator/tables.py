@@ -19,9 +19,9 @@ from sim.linked_jit import jit
     CODE, POOL, CFG, STAT, RNG, REG, POISON, FLIGHT, WRITTEN_AT, PRED, PRED_POISON, WARP, LANE_PC, CTA,
     CLUSTER, BAR, MBAR, MBAR_AT, OPS, READY, CLOCK, PLACES, LANE_PAIRS, SHARED_SHADOW, _1, _2, _3, _4, SHARED_STATE,
     GLOBAL_SHADOW, _7, _8, _9, _10, GLOBAL_STATE, ARRAYS, G8, G16, G32, G64, S8, S16, S32, S64, LOCAL8, PARAM8,
-    MARKS, MAPS, HAZARDS, RESULT, EVENTS, SCRATCH, LANE_RESULT, RELEASES,
-) = range(54)  # fmt: skip
-TABLES = 54
+    MARKS, MAPS, HAZARDS, RESULT, EVENTS, SCRATCH, LANE_RESULT, RELEASES, PRINTS, MATRICES,
+) = range(56)  # fmt: skip
+TABLES = 56
 # The shadow of shared or of global memory is six tables, counted from the first: a granule's last weak write, its last
 # strong write, its readers, which lanes made each, and whether it was set.
 X_WRITE, X_STRONG, X_READ, X_WRITE_LANES, X_READ_LANES, X_STATE = range(6)
@@ -34,8 +34,9 @@ X_WRITE, X_STRONG, X_READ, X_WRITE_LANES, X_READ_LANES, X_STATE = range(6)
     MAX_STEPS, GRID_X, GRID_Y, GRID_Z, BLOCK_X, BLOCK_Y, BLOCK_Z, CLUSTER_X, CLUSTER_Y, CLUSTER_Z, SM_COUNT,
     FREE_SLOTS, HAS_TENSOR, HAS_BULK, HAS_CP_ASYNC, HAS_MBARRIER, DYNAMIC_SHARED, STOPPED, PLACE_CLOCK,
     CLOCK_SECTIONS, QUANTUM, TENSOR_AGENT, BULK_READ_AGENT, BULK_WRITE_AGENT, CP_ASYNC_AGENT, MBAR_AGENT,
-    SPIN_LIMIT, SCOPED, LOST_HAZARDS, CHECKED_LANES,
-) = range(57)  # fmt: skip
+    SPIN_LIMIT, SCOPED, LOST_HAZARDS, START, FUNCTIONS, FUNCTION_COUNT, HEAP_ARRAY, HEAP_AT, GRID_WORKSPACE,
+    PRINT_COUNT,
+) = range(63)  # fmt: skip
 CFG_SIZE = 64
 
 # STAT: what is counted. Instruction classes come first.
@@ -100,14 +101,18 @@ EVENT_COLUMNS = 6
 MAX_EVENTS = 1 << 18
 
 # Sections of a clock row, each CLOCK_WIDTH columns: what the owner comes after; what of it the async proxy sees;
-# then for each scope in use what of it a fence published, for a later atomic to release, and what atomics have read, for
-# a later fence to acquire. Behind them a row has OBSERVED columns: how many strong writes of some locations were seen.
+# then for each scope in use what of it a fence published, for a later atomic to release, and what atomics have read,
+# for a later fence to acquire. Behind them stand OBSERVED columns: how many strong writes of some locations were seen.
 BEFORE, VISIBLE_ASYNC, PUBLISHED, ACQUIRABLE = range(4)
 OBSERVED = 64
 MAX_PLACES = 1024  # memory locations through which warps synchronise by atomics
-# PLACES columns.
 # RELEASES: for each mbarrier of a warp's CTA, which of its lanes arrived last, at which epoch, in which phase.
 RELEASE_COLUMNS = 3
+# PRINTS columns: the format's address, then the first words of the arguments.
+P_FORMAT, P_DATA = range(2)
+PRINT_WORDS = 31
+MAX_PRINTS = 1 << 12
+# PLACES columns.
 P_KEY, P_VERSION, P_WARP, P_LANES = range(4)
 PLACE_COLUMNS = 4
 _HANDLE_COLUMNS = 3  # address, rows, columns
@@ -143,7 +148,7 @@ def _view(dtype: types.Number, ndim: int) -> Any:
 i64_1, u64_1, u32_1 = _view(types.int64, 1), _view(types.uint64, 1), _view(types.uint32, 1)
 u16_1, u8_1 = _view(types.uint16, 1), _view(types.uint8, 1)
 i64_2, u64_2, u32_2 = _view(types.int64, 2), _view(types.uint64, 2), _view(types.uint32, 2)
-i32_2, f32_2 = _view(types.int32, 2), _view(types.float32, 2)
+i32_2, f32_2, f64_2 = _view(types.int32, 2), _view(types.float32, 2), _view(types.float64, 2)
 
 
 @jit
