@@ -12,4 +12,9 @@ __device__ __forceinline__ uint32_t count(uint32_t* counter, uint32_t last) {
     return before;
 }
 
+// The same of one that has nothing for the others to see, and nothing to learn from them (red.relaxed.gpu.inc).
+__device__ __forceinline__ void count_relaxed(uint32_t* counter, uint32_t last) {
+    asm volatile("red.relaxed.gpu.global.inc.u32 [%0], %1;" ::"l"(counter), "r"(last) : "memory");
+}
+
 }  // namespace ptx::atom

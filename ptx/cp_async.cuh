@@ -10,9 +10,9 @@ __device__ __forceinline__ void copy_16(uint32_t to, const void* from, int nbyte
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(nbytes) : "memory");
 }
 
-// The same for a stream: L2 is to bring the 256 bytes around them from memory (cp.async.cg.L2::256B).
+// The same for a stream: L2 is to bring the 128 bytes around them from memory (cp.async.cg.L2::128B).
 __device__ __forceinline__ void stream_16(uint32_t to, const void* from, int nbytes = 16) {
-    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(nbytes)
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(nbytes)
                  : "memory");
 }
 

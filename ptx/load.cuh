@@ -69,10 +69,10 @@ __device__ __forceinline__ Vector16 cached_if(const void* address, bool inside) 
     return v;
 }
 
-// 16 bytes of a stream: no line in L1, and L2 is to bring the 256 bytes around them from memory.
+// 16 bytes of a stream: no line in L1, and L2 is to bring the 128 bytes around them from memory.
 __device__ __forceinline__ Vector16 stream(const void* address) {
     Vector16 v;
-    asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
                  : "l"(address) : "memory");
     return v;
@@ -83,7 +83,7 @@ __device__ __forceinline__ Vector16 stream_if(const void* address, bool inside) 
     Vector16 v = {};
     asm volatile(
         "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %5, 0;\n\t"
-        "@p ld.global.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
+        "@p ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
         : "+r"(v.words[0]), "+r"(v.words[1]), "+r"(v.words[2]), "+r"(v.words[3])
         : "l"(address), "r"(uint32_t(inside)) : "memory");
     return v;
@@ -111,6 +111,13 @@ __device__ __forceinline__ Vector<8> cached_8_if(const void* address, bool insid
     asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %3, 0;\n\t@p ld.global.v2.u32 {%0, %1}, [%2];\n\t}"
                  : "+r"(v.words[0]), "+r"(v.words[1]) : "l"(address), "r"(uint32_t(inside)) : "memory");
     return v;
+}
+
+// A word that another CTA of the GPU may write: what that one wrote before it is visible then (ld.acquire.gpu).
+__device__ __forceinline__ uint32_t acquire(const uint32_t* address) {
+    uint32_t word;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(word) : "l"(address) : "memory");
+    return word;
 }
 
 }  // namespace ptx::load

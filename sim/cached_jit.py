@@ -94,8 +94,12 @@ class _Cache(FunctionCache):  # type: ignore[misc]
     _impl_class = _Entries
 
     def load_overload(self, *arguments: Any) -> Any:
-        with suppress(OSError, EOFError):
+        try:
             return super().load_overload(*arguments)
+        except Exception:  # pickle raises anything: a truncated file, a class of an argument that is no more
+            with suppress(OSError):
+                self.flush()
+            return None
 
     def save_overload(self, *arguments: Any) -> None:
         with suppress(OSError):

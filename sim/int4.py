@@ -31,6 +31,7 @@ BIAS = 16  # tensor cores multiply q + BIAS, a bf16 among whose digits are those
 GGUF_BLOCK = 32  # weights of a block of a GGUF file
 GGUF_BYTES = {"Q4_0": 18, "Q4_1": 20}  # of a block: fp16 scale, of Q4_1 also an fp16 min, and 16 bytes of nibbles
 Q4_0_ZERO = 8  # of every block of Q4_0
+GGUF_K_BLOCK, GGUF_K_BYTES = 256, 144  # weights and bytes of a block of Q4_K, which is eight groups of 32
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the column, of eight, in each nibble of a word
 
 
@@ -96,16 +97,16 @@ def shapes(n: int, k: int, group: int) -> tuple[tuple[int, ...], tuple[int, ...]
 
 
 def pack(groups: Groups) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
-    """(w, w_scale) of a quantised matrix, as storage bits."""
+    """(w, w_scale) of a quantised matrix, as storage bits; where its arrays are CuPy's, so are these."""
     n, k = groups.q.shape
     w_shape, scale_shape = shapes(n, k, groups.group)
     tiles, steps, _ = w_shape
-    padded = np.zeros((tiles * TILE_ROWS, steps * TILE_COLUMNS), np.uint8)
+    padded = np.zeros_like(groups.q, shape=(tiles * TILE_ROWS, steps * TILE_COLUMNS))
     padded[:n, :k] = groups.q
     # tile, half, row of 8 | k-tile, k16-step, half, pair, neighbour
     split = padded.reshape(tiles, 2, 8, steps, 4, 2, 4, 2)
     halves = split.transpose(1, 0, 3, 2, 6, 4, 7, 5)  # half | tile, k-tile, lane, step, neighbour, half of k
-    pairs = np.zeros((tiles * TILE_ROWS, scale_shape[1], 2), np.float16)
+    pairs = np.zeros_like(groups.scale, shape=(tiles * TILE_ROWS, scale_shape[1], 2))
     pairs[:n] = np.stack([groups.scale, groups.offset], axis=-1)
     scale = pairs.reshape(tiles, 2, 8, -1, 2).transpose(0, 3, 2, 1, 4)
     return (halves[0] | halves[1] << 4).reshape(w_shape), scale.reshape(scale_shape).view(np.uint16)
@@ -166,19 +167,45 @@ def from_gguf(blocks: NDArray[np.uint8], kind: str) -> Groups:
     """The weights of a GGUF tensor of type Q4_0 or Q4_1, uint8 [n, k / 32, bytes of a block]: exact (ggml, block_q4_0).
 
     A block is fp16 scale, of Q4_1 an fp16 min too, and 16 bytes whose low nibbles are its first 16 weights, the high
-    ones the others. Those of Q4_0 are around a zero point of 8.
+    ones the others. Those of Q4_0 are around a zero point of 8. Blocks on a GPU, in CuPy's array, become groups there.
     """
-    got = f"{list(blocks.shape)} in {blocks.dtype}" if isinstance(blocks, np.ndarray) else type(blocks).__name__
-    if not isinstance(blocks, np.ndarray) or blocks.shape[2:] != (GGUF_BYTES[kind],) or blocks.dtype != np.uint8:
+    there = hasattr(blocks, "shape")
+    got = f"{list(blocks.shape)} in {blocks.dtype}" if there else type(blocks).__name__
+    if not there or blocks.shape[2:] != (GGUF_BYTES[kind],) or blocks.dtype != np.uint8:
         raise InputError(f"{kind} blocks are [n, k / {GGUF_BLOCK}, {GGUF_BYTES[kind]}] bytes; got {got}")
     head = GGUF_BYTES[kind] - GGUF_BLOCK // 2
-    numbers = np.ascontiguousarray(blocks[..., :head]).view(np.float16)
+    numbers = blocks[..., :head].copy().view(np.float16)
     nibbles = blocks[..., head:]
     q = np.concatenate([nibbles & 15, nibbles >> 4], axis=-1).reshape(blocks.shape[0], -1)
     scale = numbers[..., 0].copy()
     if kind == "Q4_0":
         return Groups(q, scale, np.full_like(scale, Q4_0_ZERO), GGUF_BLOCK, zero_points=True)
     return Groups(q, scale, numbers[..., 1].copy(), GGUF_BLOCK)
+
+
+def from_gguf_k(blocks: NDArray[np.uint8]) -> Groups:
+    """The weights of a GGUF tensor of type Q4_K, uint8 [n, k / 256, 144], in groups of 32 (ggml, block_q4_K).
+
+    A block is fp16 d and dmin, eight pairs of 6-bit integers s and m in 12 bytes, and nibbles, 64 weights after 64;
+    a weight is d s q - dmin m. Here the scale d s and the min -dmin m are rounded to fp16, so that a weight is off by
+    at most u (15 |d s| + |dmin m|) + 16 tiny, u = 2^-11, tiny = 2^-25. Blocks on a GPU become groups there, as those of
+    `from_gguf`. Raises InputError for other shapes and types.
+    """
+    if blocks.ndim != 3 or blocks.shape[2] != GGUF_K_BYTES or blocks.dtype != np.uint8:
+        shape = f"{list(blocks.shape)} in {blocks.dtype}"
+        raise InputError(f"Q4_K blocks are [n, k / {GGUF_K_BLOCK}, {GGUF_K_BYTES}] bytes; got {shape}")
+    n = blocks.shape[0]
+    numbers = blocks[..., :4].copy().view(np.float16).astype(np.float32)
+    d, dmin = numbers[..., 0], numbers[..., 1]
+    low, high, mixed = (blocks[..., at : at + 4] for at in (4, 8, 12))
+    # Of the first four pairs s and m fill six bits of a byte, whose other two are the top of the last four's.
+    s = np.concatenate([low & 63, mixed & 15 | low >> 6 << 4], axis=-1)
+    m = np.concatenate([high & 63, mixed >> 4 | high >> 6 << 4], axis=-1)
+    nibbles = blocks[..., 16:].reshape(n, -1, 4, GGUF_BLOCK)
+    q = np.stack([nibbles & 15, nibbles >> 4], axis=-2).reshape(n, -1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scale, offset = ((by[..., None] * of).astype(np.float16).reshape(n, -1) for by, of in ((d, s), (-dmin, m)))
+    return Groups(q, scale, offset, GGUF_BLOCK)
 
 
 def from_gptq(

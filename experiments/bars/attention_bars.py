@@ -9,13 +9,14 @@ from experiments.lookup import GATHER, READ
 from experiments.rows import Row, Verdict, size_of, time_row, timed_by, untimed
 from experiments.running.backends import Backend
 from experiments.running.formats import chosen_job
-from experiments.running.jobs import Search
+from experiments.running.jobs import Job, Search
 from lab.record import Archive, Record
 from sim.errors import InputError
 
 QUESTION = "How far is attention from the time that its bytes or its operations take, and from other libraries?"
 
 CLOCK = "cold"
+PLANNING = "planning"  # the part that is not of single launches
 PARTS = {**attention_decode.PARTS, **attention_prefill.PARTS}
 
 
@@ -44,7 +45,7 @@ class Options:
 
 def measure(options: Options, backend: Backend) -> Iterator[Record]:
     """What the lab chooses for each problem of a part, beside its peers and the plain read."""
-    problems = [(part, problem) for part in options.parts for problem in PARTS[part]]
+    problems = [(part, problem) for part in options.parts if part != PLANNING for problem in PARTS[part]]
     how: dict[str, Any] = {"plain": True, "rounds": options.rounds, "experiment": "attention_bars"}
     if options.tune:
         yield from backend.tuned(
@@ -54,7 +55,18 @@ def measure(options: Options, backend: Backend) -> Iterator[Record]:
         chosen_job(p, backend.machine, {"bar": part}, clocks=(CLOCK,), reads=part in attention_decode.PARTS, **how)
         for part, p in problems
     ]
-    yield from backend.timed(jobs, options.seconds)
+    if jobs:
+        yield from backend.timed(jobs, options.seconds)
+    if PLANNING in options.parts:
+        yield from _planning(options, backend)
+
+
+def _planning(options: Options, backend: Backend) -> Iterator[Record]:
+    """Layers of a step, lengths asked for or not; a GPU's job is both of a pair."""
+    pairs = [p for p in PARTS[PLANNING] if backend.on == "sim" or not p.uniform]
+    facts = {"bar": PLANNING, "layers": attention_decode.LAYERS}
+    how: dict[str, Any] = {"rounds": options.rounds, "experiment": "attention_bars", "kernel": "attention_split_kv"}
+    yield from backend.layered([Job(problem=p.as_dict(), facts=facts, **how) for p in pairs], options.seconds)
 
 
 def cells(records: Sequence[Record]) -> list[attention_decode.Cell]:

@@ -12,8 +12,8 @@ Q_HEADS, HEAD_DIM = 32, 128
 
 
 def decode(batch: int, context: int, kv_heads: int = 8) -> Attention:
-    """One query token a sequence."""
-    return Attention(batch, Q_HEADS, kv_heads, HEAD_DIM, 1, context)
+    """One query token a sequence, and all of one length, which nobody has to be asked for."""
+    return Attention(batch, Q_HEADS, kv_heads, HEAD_DIM, 1, context, uniform=True)
 
 
 CELLS = (
@@ -35,13 +35,15 @@ ALONE = 1  # page: every token lies somewhere else
 LATENT, ROPE = 512, 64  # elements of a latent row: of keys and values, and of keys alone
 FEW_HEADS, MANY_HEADS = 16, 128  # query heads on one latent row: on one of eight GPUs, and on one
 TOKENS = (1, 2, 4, 8, 16)
+LAYERS = 32
+IN_STEPS = ((64, 2048), (1, 8192))  # batch, context
 
 
 def skewed(batch: int = 64, page: int = 16) -> Attention:
     """One long sequence among short ones, in a pool with room for these."""
     pages = LONG // page + (batch - 1) * (SHORT // page)
-    lengths = {"kv_lens": (LONG, *[SHORT] * (batch - 1))}
-    return replace(decode(batch, LONG), page=page, pool=1 + pages, **lengths)
+    lengths = (LONG, *[SHORT] * (batch - 1))
+    return replace(decode(batch, LONG), page=page, pool=1 + pages, kv_lens=lengths, uniform=False)
 
 
 def latent(batch: int, context: int, q_heads: int = MANY_HEADS) -> Attention:
@@ -49,12 +51,17 @@ def latent(batch: int, context: int, q_heads: int = MANY_HEADS) -> Attention:
     return Attention(batch, q_heads, 1, LATENT + ROPE, 1, context, page=64, latent=LATENT)
 
 
+def layer(batch: int, context: int, uniform: bool) -> Attention:
+    """Of a step: paged, behind the append of its tokens."""
+    return replace(decode(batch, context), page=16, settled=True, uniform=uniform)
+
+
 PARTS: Mapping[str, tuple[Attention, ...]] = {
     "decode": CELLS,
     "skewed": (skewed(),),
     "paged": (
-        *(replace(cell, page=page) for cell in (LARGE, MIDDLE, SMALL) for page in (0, *PAGES)),
-        replace(LARGE, page=ALONE),
+        *(replace(cell, page=page, uniform=False) for cell in (LARGE, MIDDLE, SMALL) for page in (0, *PAGES)),
+        replace(LARGE, page=ALONE, uniform=False),
     ),
     "fp8_kv": (LARGE, replace(LARGE, kv="fp8")),
     "queries": tuple(replace(cell, q_len=tokens) for cell in (MIDDLE, SMALL) for tokens in TOKENS),
@@ -64,6 +71,7 @@ PARTS: Mapping[str, tuple[Attention, ...]] = {
         for batch in (64, 128)
         for context in (4096, 8192)
     ),
+    "planning": tuple(layer(batch, context, uniform) for batch, context in IN_STEPS for uniform in (False, True)),
 }
 
 OF_READ, BEYOND_READ_US = {"decode": 1.03, "skewed": 1.07}, 4.0
@@ -77,6 +85,7 @@ OF_ONE_TOKEN = {2: 1.08, 4: 1.08, 8: 1.08, 16: 1.12}
 OF_GATHER = 1.05
 LATENT_RATES, LATENT_SHARE = (4.3e12, 700e12), 0.85  # B/s and FLOP/s; of the larger bill at these
 OF_LATENT_READ = 1.10
+PLANNING_US = 2.0  # of all layers of a step
 BEYOND_ONE_TOKEN_US = {2: 1.5, 4: 1.5, 8: 3.0, 16: 3.0}
 
 
@@ -84,8 +93,8 @@ BEYOND_ONE_TOKEN_US = {2: 1.5, 4: 1.5, 8: 3.0, 16: 3.0}
 class Cell:
     """A problem's time beside the plain read's and the best peer's in its run, in microseconds; None where not timed.
 
-    `like` is the time of the problem that its part compares it with: contiguous, in bf16, or of one token. `gather` is
-    that of a plain read through the same block table.
+    `like` is the time of the problem that its part compares it with: contiguous, in bf16, of one token, or planned by
+    arithmetic alone. `gather` is that of a plain read through the same block table.
     """
 
     record: Record
@@ -116,6 +125,8 @@ class Cell:
             found["the gather"] = OF_GATHER * self.gather
         if self.like is None:
             return found
+        if part == "planning" and not p.uniform:
+            found["no planning"] = self.like + PLANNING_US / LAYERS
         many = p.kv_bytes >= MANY_BYTES
         if part == "paged" and p.page in PAGES:
             found["contiguous"] = self.like * OF_CONTIGUOUS if many else self.like + BEYOND_CONTIGUOUS_US
@@ -150,15 +161,17 @@ def cells(records: Sequence[Record]) -> list[Cell]:
             r,
             read_of(records, r),
             best_peer(records, r),
-            times.get((r.metrics["bar"], _like(question_of(r)))),
+            times.get((r.metrics["bar"], _like(question_of(r), r.metrics["bar"]))),
             read_of(records, r, GATHER),
         )
         for r in ours
     ]
 
 
-def _like(problem: Attention) -> Attention:
+def _like(problem: Attention, part: str) -> Attention:
     """What a part compares a problem with."""
+    if part == "planning":
+        return replace(problem, uniform=True)
     return replace(problem, page=0, pool=0, kv="bf16", activations="", q_len=1)
 
 

@@ -23,8 +23,13 @@ class Unit(StrEnum):
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The text to go on from.", show_default=False)]
 Model = Annotated[
-    Path | None, typer.Option(metavar="FILE.gguf", help="A Llama-architecture model; SmolLM2-135M-Instruct by default.")
+    Path | None,
+    typer.Option(
+        metavar="FILE.gguf|FOLDER",
+        help="A Llama-class model, GGUF or Hugging Face's; SmolLM2-135M-Instruct by default.",
+    ),
 ]
+Random = Annotated[bool, typer.Option("--random", help="Draw the weights of the preset that --model names.")]
 MaxTokens = Annotated[int, typer.Option(min=1, help="How many tokens to generate at most.")]
 Chat = Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token each time.")]
@@ -38,6 +43,7 @@ On = Annotated[Unit, typer.Option("--on", help="The simulated chip, this machine
 def generate(
     prompt: Prompt,
     model: Model = None,
+    random: Random = False,
     max_tokens: MaxTokens = 32,
     chat: Chat = False,
     temperature: Temperature = 0.0,
@@ -60,7 +66,7 @@ def generate(
 
     chip = backends.real_machine() if on is Unit.GPU else machine_named(machine)
     settings = Settings(temperature, top_k, top_p, min_p, seed)
-    generation = start(prompt, model, max_tokens, chat, on.value, chip, settings)
+    generation = start(prompt, model, max_tokens, chat, on.value, chip, settings, random)
     pieces = iter(generation)
     with working("reading the prompt: the simulated chip's kernels are compiled at first"):
         first = next(pieces, "")

@@ -21,27 +21,31 @@ FEW = 16  # queries of a sequence up to which it is decode
 ROUNDED = 2.0**-6  # of weights and results, to bf16
 SMALL_PAGE = 1  # tokens, whose reads are scattered
 WORKSPACE = 2**28  # bytes that FlashInfer asks for
-PACKAGES = {"fa4": "quack", "flashinfer": "flashinfer"}  # FA4 is in a folder of others, but nothing works without quack
+PACKAGES = {"fa4": ("quack", "cutlass"), "flashinfer": ("flashinfer",)}  # FA4's own folder has other packages too
 
 
 def peers(problem: Attention) -> dict[str, Peer]:
     """Those that take the problem and are installed."""
     p, found = problem, {}
     alike = not p.q_lens and not p.kv_lens
-    if p.window or p.lse:
+    if p.window or p.lse or p.packed:
         return {}
     if p.latent:
         plain = p.page and not p.q_lens and (p.q_len == 1 or not p.causal) and p.kv == "bf16" and p.q_len <= FEW
-        return {"flashinfer": flashinfer_mla} if plain and find_spec(PACKAGES["flashinfer"]) else {}
+        return {"flashinfer": flashinfer_mla} if plain and _is_installed("flashinfer") else {}
     if p.kv != p.activations:
         return {}
     if not p.page and alike and (not p.causal or p.q_len in (1, p.kv_len)):  # PyTorch's mask is aligned to the top left
         found["cudnn"] = cudnn
     if not p.page and alike and p.q_len > FEW:
-        found |= {name: peer for name, peer in (("fa4", fa4), ("flashinfer", flashinfer)) if find_spec(PACKAGES[name])}
-    if p.page and not p.q_lens and p.q_len == 1 and find_spec(PACKAGES["flashinfer"]):
+        found |= {name: peer for name, peer in (("fa4", fa4), ("flashinfer", flashinfer)) if _is_installed(name)}
+    if p.page and not p.q_lens and p.q_len == 1 and _is_installed("flashinfer"):
         found["flashinfer"] = flashinfer_decode
     return found
+
+
+def _is_installed(peer: str) -> bool:
+    return all(find_spec(package) for package in PACKAGES[peer])
 
 
 def movers(problem: Attention) -> dict[str, Mover]:

@@ -12,7 +12,7 @@ ROUNDED = 2.0**-7  # its bf16 rounding may differ from ours
 
 def peers(problem: RopeAppend) -> dict[str, Peer]:
     """torch.compile of the turn and of the scatter to a paged cache in the activations' format."""
-    plain = problem.page and problem.kv == problem.activations and not problem.neighbours
+    plain = problem.page and problem.kv == problem.activations and not (problem.neighbours or problem.weight_names)
     return {"torch_compiled": torch_compiled} if plain else {}
 
 

@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal, Protocol
 import msgspec
 from msgspec import structs
 
-from experiments.running import on_device, steps_on_device
-from experiments.running.jobs import Job, Search, StepJob, batch, problem_of
+from experiments.running import layers_on_device, on_device, serving_on_device, steps_on_device
+from experiments.running.jobs import AnyJob, Job, Search, ServeJob, StepJob, Work, batch, problem_of
+from experiments.running.serving import predicted
 from experiments.running.simulation import BUDGET, require_room, simulate
 from lab import catalog, tuned
 from lab.choice import schedule_words
@@ -58,8 +59,17 @@ class Backend(Protocol):
     def chained(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
         """Records of chains of layers, each job's problem as often as its fact `layers` says, beside their peers."""
 
+    def layered(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
+        """Records of attention behind its append, in as many layers as the fact `layers` says."""
+
     def stepped(self, jobs: Sequence[StepJob], seconds: float) -> Iterator[Record]:
         """Records of whole steps of models, beside PyTorch's; on the simulated chip what they are predicted to take."""
+
+    def served(self, jobs: Sequence[ServeJob], seconds: float) -> Iterator[Record]:
+        """Records of serving loops, what is predicted of them beside each; that alone on the simulated chip."""
+
+    def worked(self, function: Callable[[Any], Iterator[Record]], work: Work, seconds: float) -> Iterator[Record]:
+        """The records that a function of experiments/running makes of its work on this chip."""
 
     def counted(self, jobs: Sequence[Job]) -> Iterator[Record]:
         """Hardware counters of each job's first schedule; nothing on the simulated chip."""
@@ -128,6 +138,8 @@ class SimulatedBackend(_Common):
     def chained(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:  # noqa: ARG002
         return self._counted_out(jobs, "chain")
 
+    layered = chained
+
     def _counted_out(self, jobs: Sequence[Job], clock: str) -> Iterator[Record]:
         """Counts of every schedule of the jobs, and what a launch is predicted to take by a clock."""
         for job in jobs:
@@ -163,6 +175,15 @@ class SimulatedBackend(_Common):
                 predicted_us=step_us(model, [(new, model.context)] * model.batch, self.machine),
                 metrics={**job.facts, "launches": "overlapping"},
             )
+
+    def served(self, jobs: Sequence[ServeJob], seconds: float) -> Iterator[Record]:  # noqa: ARG002
+        for job in jobs:
+            metrics = {**job.facts, **predicted(job, self.machine)}
+            yield self.closed_form(metrics, problem_of(job.problem))
+
+    def worked(self, function: Callable[[Any], Iterator[Record]], work: Work, seconds: float) -> Iterator[Record]:  # noqa: ARG002
+        for record in function(msgspec.to_builtins(structs.replace(work, on="sim", machine=self.machine.name))):
+            yield structs.replace(record, **self.origin)
 
     def tuned(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:  # noqa: ARG002
         yield from ()
@@ -202,8 +223,18 @@ class GpuBackend(_Common):
     def chained(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
         return in_worker(on_device.chains, jobs, self.origin, seconds)
 
+    def layered(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
+        return in_worker(layers_on_device.layers, jobs, self.origin, seconds)
+
     def stepped(self, jobs: Sequence[StepJob], seconds: float) -> Iterator[Record]:
         return in_worker(steps_on_device.steps, jobs, self.origin, seconds)
+
+    def served(self, jobs: Sequence[ServeJob], seconds: float) -> Iterator[Record]:
+        return in_worker(serving_on_device.serve_jobs, jobs, self.origin, seconds)
+
+    def worked(self, function: Callable[[Any], Iterator[Record]], work: Work, seconds: float) -> Iterator[Record]:
+        for found in worker.stream(function, msgspec.to_builtins(structs.replace(work, on="gpu")), seconds):
+            yield _placed(msgspec.convert(found, Record), self.origin)
 
     def tuned(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:
         return tune(searches, self.origin, seconds)
@@ -221,7 +252,7 @@ class GpuBackend(_Common):
 
 def in_worker(
     function: Callable[[Any], Iterator[Record]],
-    jobs: Sequence[Job | Search | StepJob],
+    jobs: Sequence[AnyJob],
     origin: Provenance,
     seconds: float,
     deadline_s: float | None = None,
@@ -241,10 +272,10 @@ def tune(
 ) -> Iterator[Record]:
     """The records of searches as `in_worker` yields them; each search's winner enters the tuned table when it ends.
 
-    The table's present entry races along.
+    What the table offers at present races along.
     """
     machine = real_machine()
-    contested = [_with_incumbent(search, machine) for search in searches]
+    contested = [_with_incumbents(search, machine) for search in searches]
     found: list[Record] = []
     for record in in_worker(on_device.search, contested, origin, seconds, deadline_s):
         if found and found[-1].problem != record.problem:
@@ -256,9 +287,9 @@ def tune(
         _settle(found)
 
 
-def _with_incumbent(search: Search, machine: Machine) -> Search:
-    held = tuned.lookup(problem_of(search.problem), machine)
-    return structs.replace(search, incumbents=((held[0], schedule_words(held[1])),)) if held else search
+def _with_incumbents(search: Search, machine: Machine) -> Search:
+    held = tuned.offers(problem_of(search.problem), machine)
+    return structs.replace(search, incumbents=tuple((name, schedule_words(fields)) for name, fields in held))
 
 
 def _settle(records: Sequence[Record]) -> None:

@@ -69,6 +69,34 @@ class StepJob(msgspec.Struct, frozen=True, kw_only=True):
     facts: dict[str, Value] = {}
 
 
+class ServeJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A workload for a serving loop over a model with random weights: requests as (arrival, prompt, answer).
+
+    Arrivals are in microseconds, the rest in tokens; `policy` has fields of `lab.serving.scheduler.Policy`. Prompts of
+    `long` tokens or more are told apart, where it is above 0. `attribute` asks what of the error is whose.
+    """
+
+    problem: dict[str, Any]
+    requests: tuple[tuple[float, int, int], ...]
+    policy: dict[str, Any] = {}
+    max_concurrency: int = 0
+    look_ahead: bool = True
+    long: int = 0
+    attribute: bool = False
+    kernel: str = ""
+    seed: int = 0
+    experiment: str | None = None
+    facts: dict[str, Value] = {}
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """What one function does with a whole model, on a chip that the backend names."""
+
+    on: str = "sim"
+    machine: str = "h100"
+    experiment: str | None = None
+
+
 def problem_of(fields: Mapping[str, Any]) -> Any:
     """The problem that a record or a job describes; raises InputError for one that there is not."""
     own = dict(fields)
@@ -81,7 +109,10 @@ def problem_of(fields: Mapping[str, Any]) -> Any:
         raise InputError(f"no {kind} problem has the fields {', '.join(own)}: {error}") from error
 
 
-def batch(jobs: Sequence[Job | Search | StepJob], seconds: float) -> dict[str, Any]:
+AnyJob = Job | Search | StepJob | ServeJob
+
+
+def batch(jobs: Sequence[AnyJob], seconds: float) -> dict[str, Any]:
     """What the generators of on_device take: work in its order.
 
     What has not begun when the seconds are over is skipped, and a record says so.

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from experiments.running.jobs import Job, Search, StepJob, problem_of
+from experiments.running.jobs import AnyJob, Job, Search, problem_of
 from lab import catalog
 from lab.choice import contenders, legal_candidates
 from lab.kernel import parse_schedule, schedule_fields
@@ -121,7 +121,6 @@ def chains(argument: Any) -> Iterator[Record]:
     """A record for each way in which each job's chain of layers ran; `launches` says which."""
     from lab.gpu import chain as gpu
     from lab.gpu import device
-    from lab.gpu.bench import shared_fields, timed_record
 
     last: gpu.Chain | None = None
     for job in in_time(argument, Job):
@@ -130,21 +129,34 @@ def chains(argument: Any) -> Iterator[Record]:
             continue
         kernel, problem = job.parts()
         machine = device.machine()
-        schedule = parse_schedule(kernel, job.schedules[0], problem, machine)
         if last is None or last.problem != problem:
             last = gpu.chain_of(problem, int(job.facts["layers"] or 1))
-        own = {"kernel": kernel.name, "schedule": schedule_fields(schedule)}
-        clocks = {gpu.DEPENDENT: "chain", gpu.PLAIN: "graph"}  # a launch that waits for the one before hides nothing
-        predicted = {way: kernel.predicted_us(problem, schedule, machine, clock) for way, clock in clocks.items()}
-        shared = shared_fields(problem, machine, job.experiment)
-        rivals = _chain_peers(problem) if job.peers else {}
-        for name, timing in gpu.race(last, kernel, schedule, machine, rivals, job.rounds).items():
-            fields, facts = {**shared, "kernel": f"peer:{name}"}, dict(job.facts)
-            if name in predicted:
-                overlapping = name == gpu.DEPENDENT and overlap(kernel.launches(problem, schedule, machine))
-                fields |= {**own, "predicted_us": predicted[name], "overlapping": overlapping}
-                facts["launches"] = name
-            yield timed_record(fields, facts, timing, problem, machine)
+        schedules = [parse_schedule(kernel, words, problem, machine) for words in job.schedules]
+        if len(schedules) > 1:
+            schedules = gpu.fastest(last, kernel, schedules, machine)
+        for schedule in schedules:
+            yield from _chained(job, last, schedule)
+
+
+def _chained(job: Job, chain: Any, schedule: Any) -> Iterator[Record]:
+    """A record for each way in which a chain ran with one schedule."""
+    from lab.gpu import chain as gpu
+    from lab.gpu import device
+    from lab.gpu.bench import shared_fields, timed_record
+
+    (kernel, problem), machine = job.parts(), device.machine()
+    own = {"kernel": kernel.name, "schedule": schedule_fields(schedule)}
+    clocks = {gpu.DEPENDENT: "chain", gpu.PLAIN: "graph"}  # a launch that waits for the one before hides nothing
+    predicted = {way: kernel.predicted_us(problem, schedule, machine, clock) for way, clock in clocks.items()}
+    shared = shared_fields(problem, machine, job.experiment)
+    rivals = _chain_peers(problem) if job.peers else {}
+    for name, timing in gpu.race(chain, kernel, schedule, machine, rivals, job.rounds).items():
+        fields, facts = {**shared, "kernel": f"peer:{name}"}, dict(job.facts)
+        if name in predicted:
+            overlapping = name == gpu.DEPENDENT and overlap(kernel.launches(problem, schedule, machine))
+            fields |= {**own, "predicted_us": predicted[name], "overlapping": overlapping}
+            facts["launches"] = name
+        yield timed_record(fields, facts, timing, problem, machine)
 
 
 def _chain_peers(problem: Any) -> dict[str, Any]:
@@ -175,7 +187,7 @@ def in_time(argument: Any, kind: type[Any]) -> Iterator[Any]:
             yield _skipped(job)
 
 
-def _skipped(job: Job | Search | StepJob) -> Record:
+def _skipped(job: AnyJob) -> Record:
     from lab.gpu import device
 
     return Record(

@@ -76,7 +76,7 @@ class _Arena:
         weights = _weights(replace(model, batch=1, context=1, phase=DECODE), max(model.context, LONGEST))
         rows, pages = model.batch, -(-model.context // PAGE)
         new = model.context if model.phase == PREFILL else 1
-        forward = Forward(weights.config, weights.matrices, 1 + rows * pages, model.kv, weights.pairs)
+        forward = Forward(weights.config, weights.matrices, 1 + rows * pages, model.kv)
         stream = cupy.cuda.Stream(non_blocking=True)
         rng = np.random.default_rng(0)
         ids = rng.integers(0, model.vocab, (rows, new))

@@ -1,6 +1,7 @@
 """A chain of linear layers, the output of each the input of the next: what launches that overlap are worth."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -9,15 +10,18 @@ import cupy
 import numpy as np
 
 from lab.gpu import driver
+from lab.gpu.bench import compile_ahead
 from lab.gpu.ceilings import read_contestants
 from lab.gpu.launch import Prepared, device_workspaces
+from lab.gpu.search import SEARCH_ROUNDS, SEARCH_SAMPLE_US, best
 from lab.gpu.timing import Clock, Contestant, Timing, measure
 from lab.kernel import Kernel
 from lab.problems import Problem
-from sim.errors import EnvironmentFailure, InputError
+from sim.errors import EnvironmentFailure, InputError, KernelError
 from sim.machine import Machine
 
 DEPENDENT, PLAIN, READ = "dependent", "plain", "read"
+MOST_RACED = 2  # schedules of a kernel, after a short race
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,18 @@ def race(chain: Chain, kernel: Kernel, schedule: Any, machine: Machine, peers: P
         timings = measure([*contestants, *readers], Clock.CHAIN, rounds)
     best = min((timings[reader.name] for reader in readers), key=lambda timing: timing.us)
     return {name: timings[name] for name in [c.name for c in contestants]} | {READ: best}
+
+
+def fastest(chain: Chain, kernel: Kernel, schedules: Sequence[Any], machine: Machine) -> list[Any]:
+    """The schedules worth a race: the best of all that compile, in a short one of launches that overlap, unchecked."""
+    compile_ahead([kernel.launches(chain.problem, schedule, machine)[0] for schedule in schedules], machine)
+    with cupy.cuda.Stream(non_blocking=True):
+        able = {}
+        for schedule in schedules:
+            with suppress(KernelError):  # a schedule that spills is out of the race
+                able[schedule] = Contestant(str(schedule), (_call(chain, kernel, schedule, machine, dependent=True),))
+        timings = measure(list(able.values()), Clock.CHAIN, SEARCH_ROUNDS, sample_us=SEARCH_SAMPLE_US) if able else {}
+    return best({schedule: timings[one.name].us for schedule, one in able.items()}, MOST_RACED)
 
 
 def _call(chain: Chain, kernel: Kernel, schedule: Any, machine: Machine, dependent: bool) -> Callable[[], None]:

@@ -69,8 +69,9 @@ class EncodedMap:
 
     def __init__(self, tiled: TiledMap, address: int) -> None:
         cuda = driver.api()
-        # Rows that start anywhere in a line: fetching more than was asked for made a GEMM of such rows 10% slower.
-        promotion = "NONE" if any(stride % _LINE for stride in tiled.strides) else "L2_256B"
+        # Whole lines: to ask for pairs of them makes a stream from HBM slower. Rows that start anywhere in a line:
+        # fetching more than was asked for made a GEMM of such rows 10% slower.
+        promotion = "NONE" if any(stride % _LINE for stride in tiled.strides) else "L2_128B"
         self._element = getattr(cuda.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{tiled.element}")
         self._rank = len(tiled.dimensions)
         self._layout = (

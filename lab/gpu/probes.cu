@@ -27,7 +27,7 @@ __device__ __forceinline__ void read_words(const uint4* __restrict__ from, unsig
             const unsigned long long word = at + (unsigned long long)u * blockDim.x;
             part[u] = make_uint4(0, 0, 0, 0);
             if (word < n)
-                asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                              : "=r"(part[u].x), "=r"(part[u].y), "=r"(part[u].z), "=r"(part[u].w)
                              : "l"(from + word));
         }
@@ -66,7 +66,7 @@ extern "C" __global__ void gather(const uint4* from, const int* table, unsigned 
             const unsigned long long word = at + (unsigned long long)u * blockDim.x;
             part[u] = make_uint4(0, 0, 0, 0);
             if (word < n)
-                asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                              : "=r"(part[u].x), "=r"(part[u].y), "=r"(part[u].z), "=r"(part[u].w)
                              : "l"(from + (page[u] << log_words) + (word & ((1ull << log_words) - 1))));
         }

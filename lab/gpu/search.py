@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import TypeVar
 
 from lab.gpu.bench import Bench, Candidate, Peer, shared_fields
 from lab.gpu.timing import Clock
@@ -12,6 +13,8 @@ SEARCH_ROUNDS = 5  # interleaved samples of each candidate: a burst of noise hit
 SEARCH_SAMPLE_US = 500.0  # of a graph: its start then costs one or two percent, of all candidates alike
 WORTH = 1.25  # times the fastest: what is slower in the short race does not win the long one
 FINALISTS = 5
+
+Entry = TypeVar("Entry")
 
 
 def search(
@@ -33,7 +36,7 @@ def search(
     return [searched, *bench.race(best(times), peers, (clock,), rounds, facts=facts)]
 
 
-def best(times: Mapping[Candidate, float], most: int = FINALISTS) -> list[Candidate]:
+def best(times: Mapping[Entry, float], most: int = FINALISTS) -> list[Entry]:
     """The fastest entries, at most so many, without those that are not worth a second race."""
     limit = WORTH * min(times.values(), default=0.0)
     ranked = sorted((us, number, entry) for number, (entry, us) in enumerate(times.items()) if us <= limit)

@@ -44,6 +44,29 @@ class Chip:
 
         return read(array.data.ptr, array.shape, array.dtype, self.device, current_stream(self.device))
 
+    def host(self, shape: tuple[int, ...], storage: np.dtype) -> NDArray:
+        """Zeroed memory of the host that `copy` may go on with while the host does."""
+        if self.device is None:
+            return np.zeros(shape, storage)
+        from lab.gpu.marks import pinned
+
+        return pinned(shape, storage)
+
+    def copy(self, to: Any, source: Any) -> None:
+        """Copy between dense arrays of one size, its own or `host`'s; on a GPU in the order of the current stream."""
+        if self.device is None:
+            to[...] = source
+        else:
+            from lab.gpu.marks import copy
+
+            copy(to, source, self.device)
+
+    def mark(self) -> Any:
+        """A place in a GPU's work to wait for and to time, `lab.gpu.marks.Mark`."""
+        from lab.gpu.marks import Mark
+
+        return Mark(self.device or 0)
+
 
 def simulated(machine: Machine) -> Chip:
     """The simulated chip."""
@@ -51,9 +74,11 @@ def simulated(machine: Machine) -> Chip:
 
 
 def gpu(machine: Machine, device: int = 0) -> Chip:
-    """A GPU; raises NoDeviceError where it is not `machine`."""
+    """A GPU; raises NoDeviceError where there is none, or it is not `machine`."""
+    from lab.gpu.device import card, machine_of, require_device
+
+    require_device()
     from lab.gpu.bits import xp  # loads CuPy; only here is it needed
-    from lab.gpu.device import card, machine_of
 
     if machine_of(card(device)) != machine:
         raise NoDeviceError(f"this GPU is {card(device).name}, not the {machine.title}")

@@ -5,24 +5,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lab.gpu import device
+from lab.inference.checkpoint import open_checkpoint
 from lab.inference.chip import Chip, gpu, simulated
-from lab.inference.config import read_config
+from lab.inference.codec import Codec
 from lab.inference.download import default_weights
-from lab.inference.gguf_file import GgufFile
 from lab.inference.model import Llama
+from lab.inference.number_codec import NumberCodec
 from lab.inference.phases import DECODE, PREFILL, Phase, summarise
 from lab.inference.progress import progress
 from lab.inference.reference import Reference
 from lab.inference.sessions import ReferenceRunner, Runner, Session, StepRunner, require_context
-from lab.inference.step_weights import of_file
-from lab.inference.tokenizer import Tokenizer
+from lab.inference.step_weights import StepWeights
+from lab.inference.step_weights import random as draw
+from lab.problems import model_named
 from lab.problems.sampling import GREEDY, Settings
 from sim.errors import InputError
-from sim.folders import unicode
 from sim.machine import H100, Machine
 
 On = Literal["sim", "gpu", "reference"]
+DRAWN, DRAWN_CONTEXT = "smollm2-135m", 8192  # a preset of random weights, and the most tokens of its sequences
 ON: tuple[On, ...] = ("sim", "gpu", "reference")
 
 
@@ -33,7 +34,7 @@ class LanguageModel:
     name: str
     on: On
     machine: Machine
-    tokenizer: Tokenizer
+    tokenizer: Codec
     runner: Runner
 
     def generate(
@@ -77,7 +78,7 @@ class Generation:
         self._session: Session | None = None
 
     def __iter__(self) -> Iterator[str]:
-        text = self.model.tokenizer.stream()
+        text = self.model.tokenizer.stream(self.prompt_tokens)
         session = self._session = self.model.runner.session(self._capacity)
         try:
             session.start(self.prompt_tokens, self._settings)
@@ -98,7 +99,7 @@ class Generation:
     @property
     def text(self) -> str:
         """The text so far."""
-        return self.model.tokenizer.decode(self.tokens)
+        return self.model.tokenizer.decode(self.tokens, self.prompt_tokens)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -122,24 +123,30 @@ class Generation:
         }
 
 
-def load(model: Path | str | None = None, on: On = "sim", machine: Machine = H100) -> LanguageModel:
-    """Load a GGUF file of the Llama architecture, SmolLM2-135M-Instruct where none is named, onto a chip.
+def load(
+    model: Path | str | None = None, on: On = "sim", machine: Machine = H100, random: bool = False
+) -> LanguageModel:
+    """Load a GGUF file or Hugging Face folder of a Llama-class model, SmolLM2-135M-Instruct by default, onto a chip.
 
-    `on` is "sim" (the lab's kernels on the simulated `machine`), "gpu" or "reference" (float32 NumPy). Raises
-    InputError for files that are not such models, NoDeviceError, EnvironmentFailure where the weights cannot be had.
+    With `random` the model is a preset and its weights are drawn on the chip; tokens are then bytes and numbers. `on`
+    is "sim" (the lab's kernels on the simulated `machine`), "gpu" or "reference" (float32 NumPy). Raises InputError for
+    files that are not such models, NoDeviceError, EnvironmentFailure where the weights cannot be had.
     """
     chip = _chip(on, machine)
-    file = GgufFile(Path(model) if model else default_weights())
-    config = read_config(file)
-    tokenizer = Tokenizer(file)
+    if random:
+        name = str(model or DRAWN)
+        if chip is None:
+            raise InputError("random weights are drawn on a chip: on sim or gpu, not reference")
+        drawn = StepRunner(draw(model_named(name), DRAWN_CONTEXT, chip), chip)
+        return LanguageModel(f"{name}, random", on, machine, NumberCodec(), drawn)
+    checkpoint = open_checkpoint(Path(model) if model else default_weights())
     runner: Runner
-    if chip:
-        with progress("loading the weights", len(config.shapes), "tensors") as advance:
-            runner = StepRunner(of_file(config, file, chip, advance), chip)
-    else:
-        with progress("loading the weights", len(config.shapes), "tensors") as advance:
-            runner = ReferenceRunner(Llama(config, file, Reference(), advance))
-    return LanguageModel(unicode(file.path.stem), on, machine, tokenizer, runner)
+    with progress("loading the weights", len(checkpoint.config.shapes), "tensors") as advance:
+        if chip:
+            runner = StepRunner(StepWeights.load(checkpoint.config, checkpoint.file, chip, advance=advance), chip)
+        else:
+            runner = ReferenceRunner(Llama(checkpoint, Reference(), advance))
+    return LanguageModel(checkpoint.name, on, machine, checkpoint.tokenizer, runner)
 
 
 def generate(
@@ -150,12 +157,13 @@ def generate(
     on: On = "sim",
     machine: Machine = H100,
     settings: Settings = GREEDY,
+    random: bool = False,
 ) -> Generation:
     """Load a model and continue a prompt: iterate over the result for text, then ask it for `phases`.
 
     Raises what `load` and `LanguageModel.generate` raise.
     """
-    return load(model, on, machine).generate(prompt, max_tokens, chat, settings)
+    return load(model, on, machine, random).generate(prompt, max_tokens, chat, settings)
 
 
 def _chip(on: On, machine: Machine) -> Chip | None:
@@ -163,6 +171,5 @@ def _chip(on: On, machine: Machine) -> Chip | None:
     if on not in ON:
         raise InputError(f"unknown chip {on!r}; known: {', '.join(ON)}")
     if on == "gpu":
-        device.require_device()
         return gpu(machine)
     return simulated(machine) if on == "sim" else None

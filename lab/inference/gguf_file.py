@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NoReturn
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +23,7 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 # Tensor types that `gguf.quants` turns into floats: plain, legacy 32-weight blocks, 256-weight K blocks.
 TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+FLOATS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 
 # Metadata value types by their number in the file; 8 is a string and 9 an array.
@@ -85,27 +87,37 @@ class GgufFile:
             self.refuse(f"{key} must be from {low} to {high}; it is {value}")
         return value
 
-    def rows(self, name: str, rows: slice | Sequence[int] = slice(None)) -> NDArray[np.float32]:
-        """Rows of a tensor as float32, dequantised; InputError where one is not finite."""
-        tensor = self.tensors[name]
+    def rows(self, name: str, rows: slice | Sequence[int] = slice(None)) -> NDArray[np.floating]:
+        """Rows of a tensor: as they are where they are floats, over the file's memory, else dequantised to float32."""
+        tensor, raw = self.tensors[name], self._raw(name)
+        if tensor.type in FLOATS:
+            floats: NDArray[np.floating] = raw.view(FLOATS[tensor.type]).reshape(tensor.shape)[rows]
+            return floats
         kind = self._gguf.GGMLQuantizationType[tensor.type]
-        raw = self._data[tensor.start : tensor.start + tensor.nbytes].reshape(*tensor.shape[:-1], -1)[rows]
-        values: NDArray[np.float32] = self._gguf.quants.dequantize(np.ascontiguousarray(raw), kind)
-        if not np.isfinite(values).all():
-            self.refuse(f"the tensor {name!r} holds infinities or NaN")
-        return values
+        blocks = raw.reshape(*tensor.shape[:-1], -1)
+        vector = blocks.ndim == 1  # whose blocks hold more than one of its elements
+        with np.errstate(over="ignore", invalid="ignore"):  # of scales that are not finite
+            values: NDArray[np.float32] = self._gguf.quants.dequantize(
+                np.ascontiguousarray(blocks if vector else blocks[rows]), kind
+            )
+        return values[rows] if vector else values
 
-    def matrix(self, name: str) -> NDArray[np.float32] | int4.Groups:
-        """A tensor whole: of type Q4_0 or Q4_1 as its own int4 groups, else as float32; InputError as `rows`."""
+    def groups(self, name: str, rows: slice = slice(None), onto: Callable = np.asarray) -> int4.Groups | None:
+        """Rows of a matrix as int4 groups: its own of type Q4_0 or Q4_1, those of `from_gguf_k` of Q4_K; else None.
+
+        They are of the arrays that `onto` makes of the file's bytes, which may lie on a GPU.
+        """
         tensor = self.tensors[name]
-        if tensor.type not in int4.GGUF_BYTES or len(tensor.shape) != 2:
-            return self.rows(name)
-        raw = self._data[tensor.start : tensor.start + tensor.nbytes]
-        blocks = np.asarray(raw).reshape(tensor.shape[0], -1, int4.GGUF_BYTES[tensor.type])
-        groups = int4.from_gguf(blocks, tensor.type)
-        if not (np.isfinite(groups.scale).all() and np.isfinite(groups.offset).all()):
-            self.refuse(f"the tensor {name!r} holds infinities or NaN")
-        return groups
+        nbytes = int4.GGUF_K_BYTES if tensor.type == "Q4_K" else int4.GGUF_BYTES.get(tensor.type)
+        if len(tensor.shape) != 2 or nbytes is None:
+            return None
+        blocks = onto(self._raw(name).reshape(tensor.shape[0], -1, nbytes)[rows])
+        return int4.from_gguf_k(blocks) if tensor.type == "Q4_K" else int4.from_gguf(blocks, tensor.type)
+
+    def _raw(self, name: str) -> NDArray[np.uint8]:
+        """A tensor's bytes."""
+        tensor = self.tensors[name]
+        return np.asarray(self._data[tensor.start : tensor.start + tensor.nbytes])
 
     def _directory(self, reader: "_Reader", count: int) -> dict[str, Tensor]:
         placed: dict[str, tuple[tuple[int, ...], str, int, int]] = {}

@@ -26,14 +26,14 @@ class Forward:
     """A model's step: dimensions, what each matrix asks of one token, and how the cache is kept.
 
     Matrices are `layers.<i>.qkv`, `output`, `gate_up` and `down`, and `head`; q, k and v are one, and gate and up. The
-    cache has `pool` pages a layer in the format `kv`; `pairs` are those of RopeAppend.
+    cache has `pool` pages a layer in the format `kv`. Beside them a layer has `layers.<i>.bias` and `layers.<i>.norms`
+    where the model adds a bias to queries, keys and values or normalises their heads.
     """
 
     config: LlamaConfig
     matrices: Mapping[str, Linear]
     pool: int
     kv: str = "bf16"
-    pairs: str = "halves"
     activations: str = "bf16"
 
     def calls(self, layout: Layout) -> Iterator[Call]:
@@ -54,7 +54,8 @@ class Forward:
                 stream, other = other, stream
             cache = f"{layer}.cache"
             yield self._linear(f"{layer}.qkv", tokens, "normed", "qkv")
-            yield Call(rope, {name: name for name in rope.inputs} | {"q": "q", "cache": cache})
+            own = {name: f"{layer}.{name}" for name in rope.weight_names}
+            yield Call(rope, {name: name for name in rope.inputs} | own | {"q": "q", "cache": cache})
             scales = {name: name for name in attention.inputs if name.endswith("_scale")}
             where = {"q_starts": "query_starts", "kv_lens": "lengths", "block_table": "block_table"}
             yield Call(attention, {"q": "q", "cache": cache, **scales, **where, "y": "attended"})
@@ -107,10 +108,13 @@ class Forward:
             c.head_dim,
             self.kv,
             page=PAGE,
-            pairs=self.pairs,
+            pairs=c.pairs,
             activations=self.activations,
             context=c.context,
             pool=self.pool,
+            bias=c.bias,
+            norm=c.qk_norm,
+            eps=c.eps,
         )
 
     def _attention(self, layout: Layout) -> Attention:
@@ -127,4 +131,5 @@ class Forward:
             activations=self.activations,
             q_rows=layout.tokens,
             pool=self.pool,
+            settled=True,
         )

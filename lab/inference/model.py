@@ -1,33 +1,22 @@
 """The Llama forward pass in float32 array code: what steps of kernels are held against."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from lab.inference.checkpoint import Checkpoint, TensorFile, floats
 from lab.inference.config import LlamaConfig
-from lab.inference.gguf_file import GgufFile
 from lab.inference.progress import Advance, silent
 from lab.inference.reference import Reference
 from sim.errors import InputError
 
+DIVISORS = "rope_freqs.weight"
 _QUERIES = 256  # rows of queries whose scores exist at once
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One transformer layer: norms, and matrices [out, in]."""
-
-    attn_norm: Any
-    attn_q: Any
-    attn_k: Any
-    attn_v: Any
-    attn_output: Any
-    ffn_norm: Any
-    ffn_gate: Any
-    ffn_up: Any
-    ffn_down: Any
+Layer = Mapping[str, Any]  # one transformer layer: norms, matrices [out, in] and biases, by GGUF names
 
 
 class KVCache:
@@ -58,25 +47,22 @@ class KVCache:
 class Llama:
     """A model whose weights have been loaded onto a unit."""
 
-    def __init__(self, config: LlamaConfig, file: GgufFile, unit: Reference, advance: Advance = silent) -> None:
+    def __init__(self, checkpoint: Checkpoint, unit: Reference, advance: Advance = silent) -> None:
         """Load every tensor; `advance` hears how many are loaded."""
-        self.config = config
+        self.config = config = checkpoint.config
         self.unit = unit
-        self._file = file
         handles = {}
         for done, name in enumerate(config.shapes):
             advance(done)
-            handles[name] = self._load(name)
-        self._layers = [
-            Layer(**{part: handles[f"blk.{i}.{part}.weight"] for part in Layer.__dataclass_fields__})
+            handles[name] = floats(checkpoint.file, name)
+        self._layers: list[Layer] = [
+            {name.removeprefix(f"blk.{i}."): handle for name, handle in handles.items() if name.startswith(f"blk.{i}.")}
             for i in range(config.layers)
         ]
         self._norm = handles["output_norm.weight"]
-        tied = "output.weight" not in file.tensors
-        self._head = handles["token_embd.weight"] if tied else self._load("output.weight")
-        self._frequencies = config.rope_scaling.frequencies(config.rope_theta, config.head_dim)
-        if "rope_freqs.weight" in file.tensors:
-            self._frequencies = self._frequencies / file.rows("rope_freqs.weight")
+        self._embedding = handles["token_embd.weight"]
+        self._head = self._embedding if config.tied else handles["output.weight"]
+        self._frequencies = frequencies(config, checkpoint.file)
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache for a sequence of at most `capacity` tokens."""
@@ -90,22 +76,17 @@ class Llama:
         m, start = len(tokens), cache.length
         if start + m > cache.capacity:
             raise InputError(f"{start} tokens and {m} more do not fit in a KV cache of {cache.capacity}")
-        x = self._file.rows("token_embd.weight", list(tokens))
+        x = self._embedding[list(tokens)]
         turn = self._turn(start, m)
         for i, layer in enumerate(self._layers):
-            x = x + self._attention(i, layer, self._normalise(x, layer.attn_norm), turn, cache)
-            x = x + self._feed_forward(layer, self._normalise(x, layer.ffn_norm))
+            x = x + self._attention(i, layer, self._normalise(x, layer["attn_norm.weight"]), turn, cache)
+            x = x + self._feed_forward(layer, self._normalise(x, layer["ffn_norm.weight"]))
         cache.length = start + m
         return self._normalise(x, self._norm)
 
     def logits(self, hidden: Any) -> Any:
         """Scores [m, vocab] of the token that follows each hidden state [m, d]."""
         return self.unit(hidden, self._head)
-
-    def _load(self, name: str) -> Any:
-        if len(self._file.tensors[name].shape) == 2:
-            return self.unit.load(self._file.matrix(name))
-        return self._file.rows(name)
 
     def _normalise(self, x: Any, weight: Any) -> Any:
         """RMSNorm (Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019)."""
@@ -120,30 +101,43 @@ class Llama:
         return cos.astype(np.float32), sin.astype(np.float32)
 
     def _attention(self, i: int, layer: Layer, x: Any, turn: tuple[Any, Any], cache: KVCache) -> Any:
-        c, unit = self.config, self.unit
+        c = self.config
         q, k, v = (
-            unit(x, weights).reshape(x.shape[0], heads, c.head_dim)
-            for weights, heads in ((layer.attn_q, c.q_heads), (layer.attn_k, c.kv_heads), (layer.attn_v, c.kv_heads))
+            (self.unit(x, layer[f"attn_{name}.weight"]) + layer.get(f"attn_{name}.bias", np.float32(0))).reshape(
+                x.shape[0], -1, c.head_dim
+            )
+            for name in "qkv"
         )
-        keys, values = cache.append(i, rotate(k, turn), v)
-        return unit(attend(rotate(q, turn), keys, values), layer.attn_output)
+        if c.qk_norm:
+            q, k = self._normalise(q, layer["attn_q_norm.weight"]), self._normalise(k, layer["attn_k_norm.weight"])
+        keys, values = cache.append(i, rotate(k, turn, c.pairs), v)
+        return self.unit(attend(rotate(q, turn, c.pairs), keys, values), layer["attn_output.weight"])
 
     def _feed_forward(self, layer: Layer, x: Any) -> Any:
         """SwiGLU (Shazeer, "GLU Variants Improve Transformer", 2020)."""
-        gate = self.unit(x, layer.ffn_gate)
-        up = self.unit(x, layer.ffn_up)
+        gate = self.unit(x, layer["ffn_gate.weight"])
+        up = self.unit(x, layer["ffn_up.weight"])
         silu = gate / (1 + np.exp(-gate.clip(-80, None)))  # below -80 it is 0 for every purpose
-        return self.unit(silu * up, layer.ffn_down)
+        return self.unit(silu * up, layer["ffn_down.weight"])
 
 
-def rotate(x: Any, turn: tuple[Any, Any]) -> Any:
+def frequencies(config: LlamaConfig, file: TensorFile) -> NDArray[np.float64]:
+    """Radians a position of each pair of a head, divided by what the file says of it."""
+    plain = config.rope_scaling.frequencies(config.rope_theta, config.head_dim)
+    return plain / floats(file, DIVISORS) if DIVISORS in file.tensors else plain
+
+
+def rotate(x: Any, turn: tuple[Any, Any], pairs: str) -> Any:
     """Rotary embedding (Su et al., "RoFormer", 2021) of [m, heads, head_dim].
 
-    GGUF stores the Q and K rows of `llama` so that elements 2i and 2i + 1 are a pair, not i and i + head_dim / 2.
+    GGUF stores the Q and K rows of `llama` so that `neighbours` 2i and 2i + 1 are a pair, not i and i + head_dim / 2.
     """
     cos, sin = turn
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return np.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape)
+    half = x.shape[-1] // 2
+    neighbours = pairs == "neighbours"
+    a, b = (x[..., 0::2], x[..., 1::2]) if neighbours else (x[..., :half], x[..., half:])
+    both = [a * cos - b * sin, a * sin + b * cos]
+    return np.stack(both, axis=-1).reshape(x.shape) if neighbours else np.concatenate(both, axis=-1)
 
 
 def attend(q: Any, keys: Any, values: Any) -> Any:

@@ -4,9 +4,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.problems import Linear
-from sim import int4
-
-Weights = NDArray[np.float32] | int4.Groups  # a matrix [n, k]: floats, or the int4 groups that the file itself holds
 
 
 class Reference:
@@ -16,10 +13,6 @@ class Reference:
 
     def __init__(self) -> None:
         self._done: list[Linear] = []
-
-    def load(self, weights: Weights) -> NDArray[np.float32]:
-        """A weight matrix as floats."""
-        return weights.values if isinstance(weights, int4.Groups) else weights
 
     def __call__(self, x: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
         """y[m, n] = x[m, k] @ weights[n, k].T"""

@@ -8,6 +8,7 @@ from math import isfinite
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lab.inference.chip import Chip
 from lab.inference.config import LlamaConfig
@@ -21,6 +22,7 @@ from lab.problems import Attention
 from lab.problems.sampling import Settings, sampled
 from sim.counts import Counts
 from sim.errors import InputError
+from sim.formats import decode
 
 BUCKET = 16  # new tokens of a step, beside 1, are rounded up to a multiple of it
 MOST_TOKENS = 2048  # of a step: a longer prompt takes several
@@ -51,6 +53,9 @@ class Runner(Protocol):
     def session(self, capacity: int) -> Session:
         """A new sequence of at most `capacity` tokens."""
 
+    def logits(self, tokens: Sized[int]) -> NDArray[np.float32]:
+        """Scores [tokens, vocab] of what follows each token of a text."""
+
 
 def require_context(config: LlamaConfig, capacity: int) -> None:
     """Raise InputError where a model's context is shorter than a sequence may become."""
@@ -74,7 +79,7 @@ class StepRunner:
     """
 
     def __init__(self, weights: StepWeights, chip: Chip) -> None:
-        require_kernels(Forward(weights.config, weights.matrices, 2, pairs=weights.pairs), chip.machine)
+        require_kernels(Forward(weights.config, weights.matrices, 2), chip.machine)
         self.weights, self.chip = weights, chip
         self._free: dict[int, list[Room]] = {}
 
@@ -89,6 +94,20 @@ class StepRunner:
         free = self._free.setdefault(pages, [])
         return StepSession(self, pages, free.pop() if free else self._new_room(pages))
 
+    def logits(self, tokens: Sized[int]) -> NDArray[np.float32]:
+        """Scores [tokens, vocab] of what follows each token of a text.
+
+        In one step, in which each token is a sequence of its own over the same pages: all append before any attends.
+        """
+        n, session = len(tokens), self.session(len(tokens))
+        pages = -(-n // PAGE)
+        step = self.step(session.room, Layout(n, n, pages))
+        step.input.fill([Chunk([token], at, range(1, pages + 1)) for at, token in enumerate(tokens)])
+        step.run()
+        found: NDArray[np.float32] = decode(self.chip.read(step.arrays["logits"]), "bf16")
+        session.close()
+        return found
+
     def step(self, room: Room, layout: Layout) -> Step:
         """The step of a bucket."""
         if layout not in room.steps:
@@ -100,7 +119,7 @@ class StepRunner:
         self._free[pages].append(room)
 
     def _new_room(self, pages: int) -> Room:
-        forward = Forward(self.config, self.weights.matrices, 1 + pages, pairs=self.weights.pairs)
+        forward = Forward(self.config, self.weights.matrices, 1 + pages)
         return Room(StepCache(forward, self.chip), forward)
 
 
@@ -118,7 +137,7 @@ class StepSession:
     """A sequence in a room of a runner's."""
 
     def __init__(self, runner: StepRunner, pages: int, room: Room) -> None:
-        self._runner, self._room = runner, room
+        self._runner, self.room = runner, room
         self._pages = range(1, pages + 1)
         self._length = 0
         self._started = 0.0
@@ -144,12 +163,12 @@ class StepSession:
 
     def close(self) -> None:
         if not self._closed:
-            self._runner.give_back(len(self._pages), self._room)
+            self._runner.give_back(len(self._pages), self.room)
         self._closed = True
 
     def _step(self, tokens: Sized[int], settings: Settings) -> None:
         bucket = 1 if len(tokens) == 1 else -(-len(tokens) // BUCKET) * BUCKET
-        step = self._runner.step(self._room, Layout(1, bucket, len(self._pages)))
+        step = self._runner.step(self.room, Layout(1, bucket, len(self._pages)))
         step.input.fill([Chunk(tokens, self._length, self._pages, settings)])
         counts = step.run()
         self._length += len(tokens)
@@ -182,6 +201,11 @@ class ReferenceRunner:
     def session(self, capacity: int) -> "ReferenceSession":
         """A sequence with a cache of its own; raises InputError where the model's context is shorter."""
         return ReferenceSession(self.llama, capacity)
+
+    def logits(self, tokens: Sized[int]) -> NDArray[np.float32]:
+        """Scores [tokens, vocab] of what follows each token of a text."""
+        found: NDArray[np.float32] = self.llama.logits(self.llama.forward(tokens, self.llama.new_cache(len(tokens))))
+        return found
 
 
 class ReferenceSession:

@@ -59,13 +59,13 @@ class Step:
         self.plans = {p: planned(p, chip.machine) for p in dict.fromkeys(call.problem for call in self.calls)}
         if not dependent:
             self.plans = {p: _plain(found) for p, found in self.plans.items()}
-        self._block = chip.xp.zeros(layout.words, np.int32)
+        self.block = chip.xp.zeros(layout.words, np.int32)
         buffers = {name: chip.xp.zeros(o.shape, o.storage) for name, o in forward.buffers(layout).items()}
         # Both results of a row are read at once: they lie in one array, each at a multiple of 16 bytes.
-        self._drawn = chip.xp.zeros(-(-layout.rows // 4) * 4 + layout.rows, np.int32)
-        buffers["token"] = self._drawn[: layout.rows]
-        buffers["log_probability"] = self._drawn[-layout.rows :].view(np.float32)
-        self.arrays = {**weights.arrays, **cache.arrays, **layout.views(self._block), **buffers}
+        self.results = chip.xp.zeros(-(-layout.rows // 4) * 4 + layout.rows, np.int32)
+        buffers["token"] = self.results[: layout.rows]
+        buffers["log_probability"] = self.results[-layout.rows :].view(np.float32)
+        self.arrays = {**weights.arrays, **cache.arrays, **layout.views(self.block), **buffers}
         # Launches of one plan follow one another and leave their workspaces as they were: all have the same.
         spaces = {
             p: {name: chip.xp.zeros(a.shape, a.storage) for name, a in scratch(found.launches).items()}
@@ -81,7 +81,7 @@ class Step:
 
     def run(self) -> Counts:
         """Enqueue the step that `input` describes; its results are in `arrays`: logits, and what `drawn` reads."""
-        self.chip.write(self._block, self.input.block)
+        self.chip.write(self.block, self.input.block)
         return self.replay()
 
     def replay(self) -> Counts:
@@ -90,7 +90,7 @@ class Step:
 
     def drawn(self) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """(token of each row, its log-probability), when the step is done."""
-        words = self.chip.read(self._drawn)
+        words = self.chip.read(self.results)
         rows = self.layout.rows
         return words[:rows], words[-rows:].view(np.float32)
 

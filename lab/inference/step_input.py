@@ -43,8 +43,8 @@ class Layout:
 
     @property
     def q_len(self) -> int:
-        """The most new tokens of one sequence, where each other one has at least one."""
-        return self.tokens - self.rows + 1
+        """The most new tokens of one sequence: all of them where others may have none."""
+        return self.tokens if self.rows < self.tokens else 1
 
     @property
     def capacity(self) -> int:
@@ -81,15 +81,15 @@ class Layout:
 
 
 class StepInput:
-    """One step's block, which `fill` writes; `fields` are views of it.
+    """One step's block, by default memory of its own, which `fill` writes; `fields` are views of it.
 
     Tokens that fill a bucket up go to the null page, rows that do have no token. Raises InputError where chunks do not
     fit the layout.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, block: NDArray[np.int32] | None = None) -> None:
         self.layout = layout
-        self.block: NDArray[np.int32] = np.zeros(layout.words, np.int32)
+        self.block: NDArray[np.int32] = np.zeros(layout.words, np.int32) if block is None else block
         self.fields = layout.views(self.block)
         self.chunks: tuple[Chunk, ...] = ()
 

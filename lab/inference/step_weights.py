@@ -1,31 +1,28 @@
 """The weights of a step on a chip: each matrix as its kernels read it, q, k and v one matrix, gate and up another."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from lab.choice import is_solvable
+from lab.inference.checkpoint import TensorFile
 from lab.inference.chip import Chip
 from lab.inference.config import LlamaConfig
-from lab.inference.gguf_file import GgufFile
+from lab.inference.model import frequencies
 from lab.inference.progress import Advance, silent
-from lab.inference.reference import Weights
 from lab.inference.rotary import RopeScaling
 from lab.problems import Linear, Model
 from sim import int4
 from sim.errors import InputError
-from sim.formats import FORMATS, decode, encode
-from sim.machine import Machine
+from sim.formats import FORMATS, encode
 
-_PARTS = {
-    "qkv": ("attn_q", "attn_k", "attn_v"),
-    "output": ("attn_output",),
-    "gate_up": ("ffn_gate", "ffn_up"),
-    "down": ("ffn_down",),
-}
+_AT_ONCE = 2**22  # elements that are converted at once
+_EXPONENT = 0x7F80  # of a bf16: infinities and NaN have all its bits
 _SPREAD = 0.02  # standard deviation of random weights, as models are initialised (GPT-2)
 
 
@@ -36,43 +33,151 @@ class StepWeights:
     config: LlamaConfig
     matrices: dict[str, Linear]
     arrays: dict[str, Any]
-    pairs: str
+
+    @classmethod
+    def load(
+        cls, config: LlamaConfig, file: TensorFile, chip: Chip, rank: int = 0, ranks: int = 1, advance: Advance = silent
+    ) -> "StepWeights":
+        """A model's weights, or of `ranks` that share its layers those of one.
+
+        A rank has some of the heads and of the columns of the MLP: rows of qkv and gate_up, columns of output and down,
+        whose results are then to be summed over the ranks (Shoeybi et al., "Megatron-LM", 2019); embedding, norms and
+        head are whole. int4 groups stay as they are, all else becomes bf16. Raises InputError where a weight is not
+        finite in bf16, and where heads, columns or their groups cannot be divided so.
+        """
+        if not 0 <= rank < ranks:
+            raise InputError(f"a rank is one of 0 to {ranks - 1}; got {rank}")
+        config = config.shard(ranks)
+        loading = _Loading(file, config, chip, rank)
+        arrays = loading.arrays
+        for i in range(config.layers):
+            advance(i * len(config.shapes) // config.layers)
+            layer, block = f"layers.{i}", f"blk.{i}"
+            loading.matrix(f"{layer}.qkv", *(f"{block}.attn_{name}.weight" for name in "qkv"))
+            loading.matrix(f"{layer}.output", f"{block}.attn_output.weight")
+            loading.matrix(f"{layer}.gate_up", *(f"{block}.ffn_{name}.weight" for name in ("gate", "up")))
+            loading.matrix(f"{layer}.down", f"{block}.ffn_down.weight")
+            loading.vectors(f"{layer}.attention_norm", f"{block}.attn_norm.weight")
+            loading.vectors(f"{layer}.ffn_norm", f"{block}.ffn_norm.weight")
+            if config.bias:
+                loading.vectors(f"{layer}.bias", *(f"{block}.attn_{name}.bias" for name in "qkv"))
+            if config.qk_norm:
+                loading.vectors(f"{layer}.norms", *(f"{block}.attn_{name}_norm.weight" for name in "qk"))
+                arrays[f"{layer}.norms"] = arrays[f"{layer}.norms"].reshape(2, config.head_dim)
+        loading.vectors("norm", "output_norm.weight")
+        arrays["embedding"] = loading.bf16("token_embd.weight")
+        if config.tied and not loading.form("token_embd.weight"):
+            loading.matrices["head"] = Linear(1, config.vocab, config.d)
+            arrays["head.w"] = arrays["embedding"]
+        else:
+            loading.matrix("head", "token_embd.weight" if config.tied else "output.weight")
+        arrays["turns"] = chip.xp.asarray(_turns(frequencies(config, file), config))
+        return cls(config, loading.matrices, arrays)
 
     @property
     def nbytes(self) -> int:
-        return sum(int(array.nbytes) for array in self.arrays.values())
+        """Of all arrays, one that has two names once."""
+        return sum({id(array): int(array.nbytes) for array in self.arrays.values()}.values())
 
 
-def of_file(config: LlamaConfig, file: GgufFile, chip: Chip, advance: Advance = silent) -> StepWeights:
-    """A file's weights: int4 groups as they are, everything else in bf16; raises InputError for one beyond bf16."""
-    matrices: dict[str, Linear] = {}
-    arrays: dict[str, Any] = {}
+class _Loading:
+    """Tensors on their way to a chip: never more than a few megabytes of floats at once on the host."""
 
-    def take(name: str, *tensors: str) -> None:
-        stacked = _stacked([file.matrix(f"{tensor}.weight") for tensor in tensors])
-        matrices[name], operands = matrix_of(stacked, chip.machine)
-        arrays.update({f"{name}.{operand}": chip.xp.asarray(bits) for operand, bits in operands.items()})
+    def __init__(self, file: TensorFile, config: LlamaConfig, chip: Chip, rank: int) -> None:
+        self.file, self.chip, self.rank = file, chip, rank
+        self.shapes = config.shapes | config.optional_shapes  # a rank's own
+        self.matrices: dict[str, Linear] = {}
+        self.arrays: dict[str, Any] = {}
 
-    def norm(name: str, tensor: str) -> None:
-        arrays[name] = chip.encode_bf16(chip.xp.asarray(file.rows(f"{tensor}.weight")))
+    def matrix(self, name: str, *tensors: str) -> None:
+        """One matrix of tensors one below the other: int4 groups where all are alike and have a kernel, else bf16."""
+        rows, k = [self.shapes[tensor][0] for tensor in tensors], self.shapes[tensors[0]][1]
+        forms = {self.form(tensor) for tensor in tensors}
+        form = forms.pop()
+        if forms or not form:
+            self.matrices[name] = Linear(1, sum(rows), k)
+            self.arrays[f"{name}.w"] = self.bf16(*tensors)
+            return
+        problem = self.matrices[name] = replace(form, n=sum(rows), k=k)
+        xp, shapes = self.chip.xp, int4.shapes(problem.n, k, problem.group)
+        w, w_scale = xp.empty(shapes[0], np.uint8), xp.empty(shapes[1], np.uint16)
+        tiles = -(-_AT_ONCE // (k * int4.PADDED_ROWS)) * (int4.PADDED_ROWS // int4.TILE_ROWS)
+        for at in range(0, shapes[0][0], tiles):
+            here = slice(at, at + tiles)
+            first, last = at * int4.TILE_ROWS, min((at + tiles) * int4.TILE_ROWS, problem.n)
+            w[here], w_scale[here] = int4.pack(self._stacked(tensors, first, last))
+        self.arrays |= {f"{name}.w": w, f"{name}.w_scale": w_scale}
 
-    for i in range(config.layers):
-        advance(i * len(config.shapes) // config.layers)
-        for name, tensors in _PARTS.items():
-            take(f"layers.{i}.{name}", *(f"blk.{i}.{tensor}" for tensor in tensors))
-        norm(f"layers.{i}.attention_norm", f"blk.{i}.attn_norm")
-        norm(f"layers.{i}.ffn_norm", f"blk.{i}.ffn_norm")
-    norm("norm", "output_norm")
-    tied = "output.weight" not in file.tensors
-    arrays["embedding"] = chip.encode_bf16(chip.xp.asarray(file.rows("token_embd.weight")))
-    take("head", "token_embd" if tied else "output")
-    if tied and matrices["head"].weights == "bf16":
-        arrays["head.w"] = arrays["embedding"]
-    frequencies = config.rope_scaling.frequencies(config.rope_theta, config.head_dim)
-    if "rope_freqs.weight" in file.tensors:
-        frequencies = frequencies / file.rows("rope_freqs.weight")
-    arrays["turns"] = chip.xp.asarray(_turns(frequencies, config))
-    return StepWeights(config, matrices, arrays, "neighbours")  # as GGUF keeps the rows of q and k
+    def vectors(self, name: str, *tensors: str) -> None:
+        self.arrays[name] = self.bf16(*tensors)
+
+    def form(self, tensor: str) -> Linear | None:
+        """What a matrix in int4 groups asks, whatever its size; None where it is in none, or they have no kernel."""
+        groups = self.file.groups(tensor, slice(0, 1))
+        if groups is None:
+            return None
+        asked = Linear(1, 8, 8, f"int4_g{groups.group}", offset="zero" if groups.zero_points else "min")
+        whole = replace(asked, n=self.shapes[tensor][0], k=self.shapes[tensor][1])
+        return asked if is_solvable(whole, self.chip.machine) else None
+
+    def _stacked(self, tensors: tuple[str, ...], first: int, last: int) -> int4.Groups:
+        """Rows of tensors one below the other, of this rank's part of each, as groups on the chip."""
+        parts, at = [], 0
+        for tensor in tensors:
+            begin, end = max(first - at, 0), min(last - at, self.shapes[tensor][0])
+            if begin < end:
+                parts.append(self._groups(tensor, begin, end))
+            at += self.shapes[tensor][0]
+        q, scale, offset = (np.concatenate([getattr(part, of) for part in parts]) for of in ("q", "scale", "offset"))
+        return int4.Groups(q, scale, offset, parts[0].group, parts[0].zero_points)
+
+    def _groups(self, tensor: str, begin: int, end: int) -> int4.Groups:
+        rows, columns = self._own(tensor)
+        first = rows.start or 0
+        whole = self.file.groups(tensor, slice(first + begin, first + end), self.chip.xp.asarray)
+        assert whole is not None
+        if not (np.isfinite(whole.scale).all() and np.isfinite(whole.offset).all()):
+            self.file.refuse(f"the tensor {tensor!r} holds infinities or NaN")
+        if (columns.start or 0) % whole.group or (columns.stop or 0) % whole.group:
+            raise InputError(f"{self.shapes[tensor][1]:,} columns of {tensor} cut its groups of {whole.group}")
+        shared = slice(*(at and at // whole.group for at in (columns.start, columns.stop)))
+        return int4.Groups(
+            whole.q[:, columns], whole.scale[:, shared], whole.offset[:, shared], whole.group, whole.zero_points
+        )
+
+    def bf16(self, *tensors: str) -> Any:
+        """This rank's part of tensors one below the other, rounded to bf16 on the way to the chip."""
+        shapes = [self.shapes[tensor] for tensor in tensors]
+        there = self.chip.xp.empty((sum(shape[0] for shape in shapes), *shapes[0][1:]), np.uint16)
+        at = 0
+        for tensor, shape in zip(tensors, shapes, strict=True):
+            rows, columns = self._own(tensor)
+            part, at = there[at : at + shape[0]], at + shape[0]
+            step = max(_AT_ONCE // prod(shape[1:]), 1)
+            for done in range(0, shape[0], step):
+                count, first = min(step, shape[0] - done), (rows.start or 0) + done
+                values = self.file.rows(tensor, slice(first, first + count))
+                bits = part[done : done + count]
+                self.chip.write(bits, _bf16(values[:, columns] if values.ndim == 2 else values))
+                if ((bits & _EXPONENT) == _EXPONENT).any():
+                    self.file.refuse(f"the tensor {tensor!r} holds infinities, NaN or what is too large for bf16")
+        return there
+
+    def _own(self, tensor: str) -> tuple[slice, slice]:
+        """Which rows and columns of a tensor are this rank's."""
+        mine, whole = self.shapes[tensor], self.file.tensors[tensor].shape
+        own = [
+            slice(self.rank * m, (self.rank + 1) * m) if m < n else slice(None)
+            for m, n in zip(mine, whole, strict=True)
+        ]
+        return own[0], own[1] if len(own) > 1 else slice(None)
+
+
+def _bf16(values: NDArray[np.floating]) -> NDArray[np.uint16]:
+    """The bits of floats rounded to bf16; those of bf16 as they are."""
+    if values.dtype == ml_dtypes.bfloat16:
+        return np.ascontiguousarray(values).view(np.uint16)
+    return encode(values, "bf16")
 
 
 def random(model: Model, context: int, chip: Chip, seed: int = 0) -> StepWeights:
@@ -82,20 +187,20 @@ def random(model: Model, context: int, chip: Chip, seed: int = 0) -> StepWeights
     matrices, arrays = matrices_of(model), {}
     for name, problem in matrices.items():
         arrays.update({f"{name}.{operand}": bits for operand, bits in _random(problem, rng, chip)})
-    tied = model.tied and model.weights == "bf16"
-    arrays["embedding"] = arrays["head.w"] if tied else _normal((model.vocab, model.d), rng, chip)
+    shared = model.tied and model.weights == "bf16"
+    arrays["embedding"] = arrays["head.w"] if shared else _normal((model.vocab, model.d), rng, chip)
     names = [f"layers.{i}.{name}_norm" for i in range(model.layers) for name in ("attention", "ffn")]
     for name in (*names, "norm"):
         arrays[name] = chip.encode_bf16(chip.xp.ones(model.d, np.float32))
-    frequencies = config.rope_scaling.frequencies(config.rope_theta, config.head_dim)
-    arrays["turns"] = chip.xp.asarray(_turns(frequencies, config))
-    return StepWeights(config, matrices, arrays, "halves")
+    plain = config.rope_scaling.frequencies(config.rope_theta, config.head_dim)
+    arrays["turns"] = chip.xp.asarray(_turns(plain, config))
+    return StepWeights(config, matrices, arrays)
 
 
 def config_of(model: Model, context: int) -> LlamaConfig:
     """A preset's dimensions with the usual base and epsilon."""
     sizes = (model.layers, model.d, model.ffn, model.q_heads, model.kv_heads, model.head_dim, model.vocab)
-    return LlamaConfig(*sizes, context, rope_theta=5e5, eps=1e-5, rope_scaling=RopeScaling())
+    return LlamaConfig(*sizes, context, rope_theta=5e5, eps=1e-5, rope_scaling=RopeScaling(), tied=model.tied)
 
 
 def matrices_of(model: Model) -> dict[str, Linear]:
@@ -119,39 +224,9 @@ def matrices_of(model: Model) -> dict[str, Linear]:
     return {**found, "head": linear(model.vocab, model.d)}
 
 
-def matrix_of(weights: Weights, machine: Machine) -> tuple[Linear, dict[str, NDArray]]:
-    """What a matrix asks of one token, and its operands on the host; raises InputError for one beyond bf16.
-
-    Groups are packed, or dequantised where no kernel of the machine takes them; floats are rounded to bf16.
-    """
-    if isinstance(weights, int4.Groups):
-        (n, k), form = weights.q.shape, f"int4_g{weights.group}"
-        problem = Linear(1, n, k, form, offset="zero" if weights.zero_points else "min")
-        if is_solvable(problem, machine):
-            return problem, dict(zip(("w", "w_scale"), int4.pack(weights), strict=True))
-        weights = weights.values
-    bits = encode(weights, "bf16")
-    if not np.isfinite(decode(bits, "bf16")).all():
-        raise InputError("a weight is too large for bf16")
-    n, k = weights.shape
-    return Linear(1, n, k, "bf16"), {"w": bits}
-
-
-def _stacked(parts: list[Weights]) -> Weights:
-    """Matrices one below the other: int4 groups where all are alike, else floats."""
-    if len(parts) == 1:
-        return parts[0]
-    groups = [part for part in parts if isinstance(part, int4.Groups)]
-    if len(groups) == len(parts) and len({(one.group, one.zero_points) for one in groups}) == 1:
-        q, scale, offset = (np.concatenate([getattr(g, name) for g in groups]) for name in ("q", "scale", "offset"))
-        return int4.Groups(q, scale, offset, groups[0].group, groups[0].zero_points)
-    floats: NDArray[np.float32] = np.concatenate([p.values if isinstance(p, int4.Groups) else p for p in parts])
-    return floats
-
-
-def _turns(frequencies: NDArray[np.float64], config: LlamaConfig) -> NDArray[np.float32]:
+def _turns(radians: NDArray[np.float64], config: LlamaConfig) -> NDArray[np.float32]:
     """Cosine and sine of every position and pair, in float64 until they are stored: far positions are exact too."""
-    angles = np.arange(config.context)[:, None] * frequencies
+    angles = np.arange(config.context)[:, None] * radians
     both = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     return (config.rope_scaling.magnitude * both).astype(np.float32)
 

@@ -4,9 +4,10 @@ Element types are judged here and nowhere else: a name that is not in `FORMATS_O
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
+from math import prod
 from typing import Any, NamedTuple, Protocol
 
 import ml_dtypes
@@ -36,21 +37,26 @@ _SWAPPED = ">" if sys.byteorder == "little" else "<"  # how the array interface 
 
 
 class View(NamedTuple):
-    """An array as a kernel sees it: its address, shape and format, and the number of its GPU, None on the host."""
+    """An array as a kernel sees it: its address, shape and format, and the number of its GPU, None on the host.
+
+    `pitch` is how many elements lie from one row of its last two axes to the next, 0 where it is dense.
+    """
 
     pointer: int
     shape: tuple[int, ...]
     format: str
     device: int | None = None
+    pitch: int = 0
 
 
 class Library(Protocol):
     """How one library's arrays are looked at."""
 
-    def describe(self, array: Any, name: str, packed: str = "", written: bool = False) -> View:
+    def describe(self, array: Any, name: str, packed: str = "", written: bool = False, rows: bool = False) -> View:
         """An array as a kernel sees it; raises InputError where no kernel can take it, or write to it.
 
-        `packed` is the format of arrays whose element type only carries bits, or INDEX.
+        `packed` is the format of arrays whose element type only carries bits, or INDEX. With `rows` those of the last
+        two axes need not lie one behind another, if they are evenly apart.
         """
 
     def empty(self, like: Any, shape: tuple[int, ...], form: str) -> Any:
@@ -65,8 +71,8 @@ class Library(Protocol):
     def place(self, array: Any) -> tuple[int, int]:
         """(the number of its GPU, the CUstream address of the library's current stream there), in few instructions."""
 
-    def addresses(self, arrays: Iterable[Any], device: int) -> tuple[int, ...]:
-        """Where dense arrays on that GPU lie; 0 for any other. Nothing else is looked at, and few calls are made."""
+    def identity(self, *arrays: Any) -> tuple[Any, ...]:
+        """What a call depends on of each array: address, shape, type of elements, strides where it is not dense."""
 
 
 def library_of(array: Any) -> Library:
@@ -159,16 +165,16 @@ def beside(array: NDArray, like: Any) -> Any:
 class _NumPy:
     """Arrays on the host, for the simulated chip."""
 
-    def describe(self, array: Any, name: str, packed: str = "", written: bool = False) -> View:
+    def describe(self, array: Any, name: str, packed: str = "", written: bool = False, rows: bool = False) -> View:
         if not isinstance(array, np.ndarray):
             raise InputError(f"{name} must be a NumPy array as the first is, not {_type_name(array)}")
         if isinstance(array, np.ma.MaskedArray):
             raise InputError(f"{name} is masked; kernels take all of an array: fill it first")
         form = format_of(array, name, packed)
-        require_dense(array.flags.c_contiguous, name)
+        pitch = 0 if array.flags.c_contiguous else pitch_of(array.shape, array.strides, array.itemsize, name, rows)
         if written and not array.flags.writeable:
             raise InputError(f"{name} is read-only")
-        return View(array.__array_interface__["data"][0], array.shape, form)
+        return View(array.__array_interface__["data"][0], array.shape, form, pitch=pitch)
 
     def empty(self, like: Any, shape: tuple[int, ...], form: str) -> Any:
         if FORMATS_OF[like.dtype.name] == form:
@@ -185,8 +191,8 @@ class _NumPy:
     def place(self, array: Any) -> tuple[int, int]:  # noqa: ARG002
         raise TypeError("the host has no GPU and no stream")
 
-    def addresses(self, arrays: Iterable[Any], device: int) -> tuple[int, ...]:  # noqa: ARG002
-        return tuple(0 for _ in arrays)
+    def identity(self, *arrays: Any) -> tuple[Any, ...]:  # noqa: ARG002
+        raise TypeError("nothing of a call on the host is kept")
 
 
 class _OnDevice:
@@ -202,7 +208,14 @@ class _OnDevice:
 class _Torch(_OnDevice):
     """PyTorch tensors on a GPU."""
 
-    def describe(self, array: Any, name: str, packed: str = "", written: bool = False) -> View:  # noqa: ARG002
+    def describe(
+        self,
+        array: Any,
+        name: str,
+        packed: str = "",
+        written: bool = False,  # noqa: ARG002
+        rows: bool = False,
+    ) -> View:
         if not _is_torch(array):
             raise InputError(f"{name} must be a PyTorch tensor as the first is, not {_type_name(array)}")
         form = format_of(array, name, packed)
@@ -213,8 +226,9 @@ class _Torch(_OnDevice):
             raise InputError(f"{name} is on {array.device}; kernels run on CUDA devices")
         if str(array.layout) != "torch.strided":
             raise InputError(f"{name} must be dense and row-major; its layout is {array.layout}")
-        require_dense(array.is_contiguous(), name)
-        return _aligned(View(pointer, tuple(array.shape), form, array.get_device()), name)
+        shape = tuple(array.shape)
+        pitch = 0 if array.is_contiguous() else pitch_of(shape, array.stride(), 1, name, rows)
+        return _aligned(View(pointer, shape, form, array.get_device(), pitch), name)
 
     def empty(self, like: Any, shape: tuple[int, ...], form: str) -> Any:
         if FORMATS_OF[str(like.dtype).removeprefix("torch.")] == form:
@@ -228,14 +242,14 @@ class _Torch(_OnDevice):
         device = array.get_device()
         return device, _raw_stream()(device)
 
-    def addresses(self, arrays: Iterable[Any], device: int) -> tuple[int, ...]:
-        return tuple([a.data_ptr() if a.get_device() == device and a.is_contiguous() else 0 for a in arrays])
+    def identity(self, *arrays: Any) -> tuple[Any, ...]:
+        return tuple([(a.data_ptr(), a.shape, a.dtype, a.is_contiguous() or a.stride()) for a in arrays])
 
 
 class _Cuda(_OnDevice):
     """CuPy's arrays, and all others with `__cuda_array_interface__`."""
 
-    def describe(self, array: Any, name: str, packed: str = "", written: bool = False) -> View:
+    def describe(self, array: Any, name: str, packed: str = "", written: bool = False, rows: bool = False) -> View:
         interface = getattr(array, "__cuda_array_interface__", None)
         if interface is None or _is_torch(array):
             raise InputError(f"{name} must be an array on the GPU, or all arrays NumPy's; it is {_type_name(array)}")
@@ -245,10 +259,11 @@ class _Cuda(_OnDevice):
         (pointer, read_only), shape = interface["data"], tuple(interface["shape"])
         strides = interface.get("strides")
         itemsize = storage_of(form).itemsize
-        require_dense(strides is None or tuple(strides) == dense_strides(shape, itemsize), name)
+        dense = strides is None or tuple(strides) == dense_strides(shape, itemsize)
+        pitch = 0 if dense else pitch_of(shape, strides, itemsize, name, rows)
         if written and read_only:
             raise InputError(f"{name} is read-only")
-        return _aligned(View(pointer, shape, form, _gpu_of(array)), name)
+        return _aligned(View(pointer, shape, form, _gpu_of(array), pitch), name)
 
     def empty(self, like: Any, shape: tuple[int, ...], form: str) -> Any:
         same = FORMATS_OF[element_of(like, "x")] == form
@@ -263,8 +278,8 @@ class _Cuda(_OnDevice):
         device = array.data.device_id
         return device, _cupy().cuda.get_current_stream(device).ptr
 
-    def addresses(self, arrays: Iterable[Any], device: int) -> tuple[int, ...]:
-        return tuple([a.data.ptr if a.flags.c_contiguous and a.data.device_id == device else 0 for a in arrays])
+    def identity(self, *arrays: Any) -> tuple[Any, ...]:
+        return tuple([(a.data.ptr, a.shape, a.dtype, a.strides) for a in arrays])
 
 
 NUMPY, TORCH, CUDA = _NumPy(), _Torch(), _Cuda()
@@ -318,6 +333,24 @@ def _require_data(tensor: Any, name: str) -> int:
             "or torch.ops.lab.attention"
         )
     return pointer
+
+
+def pitch_of(shape: tuple[int, ...], strides: Sequence[int], unit: int, name: str, rows: bool) -> int:
+    """Elements, of `unit` strides, from one row of the last two axes of an array to the next.
+
+    Raises InputError where rows must lie one behind another, are not dense themselves, or not evenly apart.
+    """
+    steps = [(extent, stride // unit) for extent, stride in zip(shape, strides, strict=True)]
+    pitch, behind = 0, 1  # behind: rows that the axes seen so far have
+    for extent, step in reversed(steps[:-2]):
+        if extent > 1:
+            pitch = pitch or step
+            rows &= step == pitch * behind
+        behind *= extent
+    row = dense_strides(shape[-2:])
+    rows &= all(extent == 1 or step == dense for (extent, step), dense in zip(steps[-2:], row, strict=True))
+    require_dense(rows and (behind == 1 or pitch >= prod(shape[-2:])), name)
+    return pitch
 
 
 def require_dense(dense: bool, name: str) -> None:

@@ -5,6 +5,7 @@ for shapes, greatest lengths and options. Lengths and block tables are arrays th
 replays as they change.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from math import prod
@@ -14,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.ops.arrays import INDEX, Library, View, is_number, library_of
-from lab.ops.attention_request import NUMBER, SCALES, AttentionRequest, posed, scale_of
-from lab.ops.calls import MOST_READY, Ready, on_gpu, one_device, require_apart, simulated, sizes, spoken
+from lab.ops.attention_request import NUMBER, SCALES, AttentionRequest, may_lie_apart, posed, scale_of
+from lab.ops.calls import Calls, on_gpu, one_device, remember, require_apart, simulated, spoken
 from lab.ops.indices import require_legal
-from lab.problems import Attention
+from lab.problems import Attention, Operand
 from sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def attention(
 ) -> Any:
     """y = softmax(scale q k^T) v for every sequence and head; query head h reads KV head h // (heads / kv_heads).
 
-    Arrays are all CuPy's or PyTorch's on one GPU, or all NumPy's, dense and row-major. q is [batch, q_len, heads, dim],
+    Arrays are all CuPy's or PyTorch's on one GPU, or all NumPy's, dense and row-major; or q, and k and v that are not
+    paged, are parts of the rows of one projection, [.., heads + 2 kv_heads, dim]. q is [batch, q_len, heads, dim],
     or with `q_starts` [batch + 1] packed, [tokens, heads, dim]: sequence b has rows q_starts[b] to q_starts[b + 1].
     Keys and values are one of
     - k, v [batch, kv_len, kv_heads, dim], of which sequence b has the first kv_lens[b], by default all;
@@ -85,16 +87,23 @@ def attention(
     given = {name: array for name, array in given.items() if array is not None or name == "k"}
     options = (causal, window, scale_of(scale), max_q_len, max_kv_len, latent, makes_lse)
     may_repeat = out is not None and not makes_lse and not check
-    if may_repeat and _repeated(given, options, stream):
+    if may_repeat and (again := _repeated(given, options, stream)):
+        again()
         return given["y"] if "lse" not in given else (given["y"], given["lse"])
     library = library_of(q)
     described = {
-        name: library.describe(array, spoken(name), INDEX if name in INDICES else "", written=name in _RESULTS)
+        name: library.describe(
+            array,
+            spoken(name),
+            INDEX if name in INDICES else "",
+            name in _RESULTS,
+            may_lie_apart(name, block_table is not None),
+        )
         for name, array in given.items()
         if not (name in SCALES and is_number(array))
     }
-    kinds = [(name, operand.shape, operand.format) for name, operand in described.items()]
-    kinds += [(name, (), NUMBER) for name in given if name not in described]
+    kinds = [(name, operand.shape, operand.format, operand.pitch) for name, operand in described.items()]
+    kinds += [(name, (), NUMBER, 0) for name in given if name not in described]
     problem, names = posed(AttentionRequest(tuple(kinds), *options))
     leading = described["q"].shape[:-1]
     for name, shape, form in (("y", (*leading, problem.value_dim), problem.output), ("lse", leading, "fp32")):
@@ -111,6 +120,7 @@ def attention(
         arrays = {**problem.indices(), **{name: given[called] for name, called in names.items() if called in given}}
         if "kv_starts" in arrays:
             arrays["kv_starts"] = arrays["kv_starts"][: problem.batch]  # q_starts end with one more
+        arrays |= {name: _in_rows(arrays[name], problem.inputs[name]) for name in _apart(problem)}
         require_legal(problem, arrays)
         simulated(problem).bind(arrays, device=None).run()
         return results
@@ -120,37 +130,44 @@ def attention(
     if check:
         require_legal(problem, {**problem.indices(), **_read(operands, device, stream)})
     bound = _bound(problem, tuple(operands), device, stream)
+    pointers = {name: operand.pointer for name, operand in operands.items()}
     if may_repeat:
         with suppress(AttributeError):  # arrays that have no more than an interface
-            key = _key(given, options, device, stream)
-            if len(_ready) >= MOST_READY:
-                _ready.clear()
+            remember(_ready, _key(library, given, options, stream), bound.at(pointers, stream))
             _libraries[type(q)] = library
-            ready = Ready(bound, sizes(problem), device, stream, tuple(problem.outputs))
-            _ready[key] = ready, {name: names[name] for name in operands}
-    bound.run_at({name: operand.pointer for name, operand in operands.items()}, stream)
+    bound.run_at(pointers, stream)
     return results
 
 
-_ready: dict[Any, tuple[Ready, dict[str, str]]] = {}  # by `_key`; and what callers name the operands
+_ready: Calls = {}  # by `_key`
 _libraries: dict[type, Library] = {}  # by the type of q, for calls that are repeated
 
 
-def _key(given: dict[str, Any], options: tuple[Any, ...], device: int, stream: int) -> Any:
-    return options, device, stream, *[(name, array.shape, array.dtype) for name, array in given.items()]
+def _key(library: Library, given: dict[str, Any], options: tuple[Any, ...], stream: int | None) -> Any:
+    """All that decides a call."""
+    if stream is None:
+        _, stream = library.place(given["q"])
+    return stream, options, tuple(given), library.identity(*given.values())
 
 
-def _repeated(given: dict[str, Any], options: tuple[Any, ...], stream: int | None) -> bool:
-    """Run a call that differs from an earlier one in addresses alone; False where that is not so, or not sure."""
+def _repeated(given: dict[str, Any], options: tuple[Any, ...], stream: int | None) -> Callable[[], None] | None:
+    """The call that an earlier one was, on the same memory; None where that is not so, or not sure."""
     try:
-        library = _libraries[type(given["q"])]
-        device, current = library.place(given["q"])
-        if stream is None:
-            stream = current
-        ready, names = _ready[_key(given, options, device, stream)]
-        return ready.run(library, names, [given[called] for called in names.values()])
+        return _ready.get(_key(_libraries[type(given["q"])], given, options, stream))
     except (AttributeError, KeyError, TypeError):
-        return False
+        return None
+
+
+def _apart(problem: Attention) -> tuple[str, ...]:
+    """The operands that are parts of the rows of a projection."""
+    return () if not problem.packed else ("q",) if problem.page else ("q", "k", "v")
+
+
+def _in_rows(array: NDArray, operand: Operand) -> NDArray:
+    """A copy of an array in rows as long as the operand's, whatever is behind each being NaN."""
+    rows = np.full(operand.shape, -1, f"int{8 * array.itemsize}").view(array.dtype)
+    rows[:, : array.shape[-2]] = array.reshape(-1, *array.shape[-2:])
+    return rows
 
 
 def _fill_scales(

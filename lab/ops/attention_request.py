@@ -17,9 +17,9 @@ Shapes = Mapping[str, tuple[int, ...]]  # as callers name the arrays
 
 
 class AttentionRequest(NamedTuple):
-    """All that decides how a call runs. `kinds` are the name, shape and format of each array, as callers name them."""
+    """All that decides how a call runs. `kinds` are each array's name, as callers name it, shape, format and pitch."""
 
-    kinds: tuple[tuple[str, tuple[int, ...], str], ...]
+    kinds: tuple[tuple[str, tuple[int, ...], str, int], ...]
     causal: bool = True
     window: int = 0
     scale: float = 0.0
@@ -60,8 +60,8 @@ class Keys(NamedTuple):
 @lru_cache(maxsize=4096)
 def posed(request: AttentionRequest) -> Posed:
     """The problem of a request; raises InputError where its arrays do not belong together."""
-    kinds = {name: (shape, form) for name, shape, form in request.kinds}
-    shapes = {name: shape for name, shape, _ in request.kinds}
+    kinds = {name: (shape, form) for name, shape, form, _ in request.kinds}
+    shapes = {name: shape for name, shape, _, _ in request.kinds}
     q, activations = _queries(request, shapes), kinds["q"][1]
     k, kv = _keys(request, shapes, q), kinds["k"][1]
     if kv not in (activations, "fp8"):
@@ -84,6 +84,8 @@ def posed(request: AttentionRequest) -> Posed:
         q_rows=q.rows,
         pool=k.pool,
         row_pages=k.row_pages,
+        uniform="q_starts" not in kinds and "kv_lens" not in kinds,
+        packed=_is_packed(request, q, k),
     )
     scale = ((k.kv_heads,), "fp32")
     wanted = {
@@ -112,6 +114,25 @@ def posed(request: AttentionRequest) -> Posed:
     else:
         operands["kv_starts"] = k.starts
     return Posed(problem, operands)
+
+
+def may_lie_apart(name: str, paged: bool) -> bool:
+    """Whether the rows of an array may be parts of longer ones."""
+    return name == "q" or (name in ("k", "v") and not paged)
+
+
+def _is_packed(request: AttentionRequest, q: Queries, k: Keys) -> bool:
+    """Whether rows lie apart; raises InputError where they are not all those of one packed projection."""
+    row = (q.heads + 2 * k.kv_heads) * q.dim
+    pitches = {name: pitch for name, _, _, pitch in request.kinds if may_lie_apart(name, k.page > 0)}
+    for name, pitch in pitches.items():
+        if any(pitches.values()) and pitch != row:
+            there = f"those of {name} are {pitch:,} elements apart" if pitch else f"{name} is dense"
+            raise InputError(
+                f"q, k and v must be dense, or parts of rows of {row:,} elements, as one projection to heads + "
+                f"2 kv_heads has them; {there}"
+            )
+    return any(pitches.values())
 
 
 def scale_of(scale: float | None) -> float:

@@ -1,15 +1,13 @@
 """What every front door does between its arrays and a chip: they lie together, results lie apart, plans are kept."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Any, cast
 
 from lab.execute import Plan, plan
 from lab.gpu.device import machine
-from lab.gpu.parameters import ALIGNMENT
-from lab.ops.arrays import Library, View
+from lab.ops.arrays import View
 from lab.problems import Problem
 from sim.errors import InputError
 from sim.formats import storage_of
@@ -18,53 +16,16 @@ from sim.machine import H100
 if TYPE_CHECKING:
     from lab.execute.device import DeviceBound
 
-MOST_READY = 4096  # plans that repeated calls find at once
+MOST_READY = 4096  # calls that are found at once when they are repeated
+
+Calls = dict[Any, Callable[[], None]]  # by all that decides them, addresses too
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """What calls on arrays of the same shapes and types find at once, on one GPU and stream.
-
-    `nbytes` are those of each operand. Addresses that were checked once have a call of their own.
-    """
-
-    bound: "DeviceBound"
-    nbytes: Mapping[str, int]
-    device: int
-    stream: int
-    written: tuple[str, ...] = ("y",)
-    _known: dict[tuple[int, ...], Callable[[], None]] = field(default_factory=dict)
-
-    def run(self, library: Library, names: Iterable[str], arrays: Iterable[Any]) -> bool:
-        """Run on a library's arrays, named in their order; False where any cannot be taken so."""
-        pointers = library.addresses(arrays, self.device)
-        call = self._known.get(pointers)
-        if call is None:
-            at = dict(zip(names, pointers, strict=True))
-            if not self._apart(at):
-                return False
-            if len(self._known) >= MOST_READY:
-                self._known.clear()
-            call = self._known[pointers] = self.bound.at(at, self.stream)
-        call()
-        return True
-
-    def _apart(self, pointers: Mapping[str, int]) -> bool:
-        """Whether the arrays are there, aligned, and no result overlaps another array."""
-        if any(not at or at % ALIGNMENT for at in pointers.values()):
-            return False
-        for result in self.written:
-            start = pointers[result]
-            end = start + self.nbytes[result]
-            for name, at in pointers.items():
-                if name != result and at < end and start < at + self.nbytes[name]:
-                    return False
-        return True
-
-
-def sizes(problem: Problem) -> dict[str, int]:
-    """The bytes of each operand."""
-    return {name: operand.nbytes for name, operand in (problem.inputs | problem.outputs).items()}
+def remember(ready: Calls, key: Any, call: Callable[[], None]) -> None:
+    """Keep a call for when its key comes again; all that are kept go where they are too many."""
+    if len(ready) >= MOST_READY:
+        ready.clear()
+    ready[key] = call
 
 
 def spoken(name: str) -> str:
@@ -84,7 +45,7 @@ def one_device(described: Mapping[str, View]) -> int | None:
 
 def require_apart(described: Mapping[str, View], written: Collection[str]) -> None:
     """Raise InputError where a result overlaps another one, or what is still read while it is written."""
-    ends = {name: o.pointer + _nbytes(o.shape, o.format) for name, o in described.items()}
+    ends = {name: o.pointer + _nbytes(o.shape, o.format, o.pitch) for name, o in described.items()}
     for result in written:
         start = described[result].pointer
         for name, operand in described.items():
@@ -94,8 +55,11 @@ def require_apart(described: Mapping[str, View], written: Collection[str]) -> No
 
 
 @lru_cache(maxsize=4096)
-def _nbytes(shape: tuple[int, ...], form: str) -> int:
-    return storage_of(form).itemsize * prod(shape)
+def _nbytes(shape: tuple[int, ...], form: str, pitch: int) -> int:
+    """From the first element to the last one."""
+    row = prod(shape[-2:])
+    apart = (pitch - row) * (prod(shape[:-2]) - 1) if pitch else 0
+    return storage_of(form).itemsize * (prod(shape) + apart)
 
 
 @lru_cache(maxsize=1024)

@@ -4,12 +4,14 @@ CuPy and PyTorch arrays stay on their GPU, are not copied, and the work is enque
 NumPy arrays are computed on the simulated chip. The kernel and its schedule are chosen once for a shape: lab/choice.py.
 """
 
+from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lab.ops.arrays import Library, View, is_number, library_of
-from lab.ops.calls import MOST_READY, Ready, on_gpu, one_device, require_apart, simulated, sizes, spoken
+from lab.ops.calls import Calls, on_gpu, one_device, remember, require_apart, simulated, spoken
 from lab.problems import Linear
 from lab.weights import Int4Weights
 from sim.errors import InputError
@@ -68,7 +70,9 @@ def linear(
     if type(w) is Int4Weights and w.order is not None:
         x, w = _in_order(x, w, stream), w.in_order
     plain = residual is x_scale is w_scale is y_scale is None and not (swiglu or output or accumulate)
-    if plain and out is not None and _repeated(x, w, out, stream):
+    may_repeat = plain and out is not None
+    if may_repeat and (again := _repeated(x, w, out, stream)):
+        again()
         return out
     library = library_of(x)
     given, described = _operands(library, x, w, residual, x_scale, w_scale, y_scale, out)
@@ -88,13 +92,12 @@ def linear(
         return out
     if stream is None:
         _, stream = library.place(x)
-    bound = _bound(problem, device, stream)
-    if plain:
-        if len(_ready) >= MOST_READY:
-            _ready.clear()
-        _libraries[type(x)] = library
-        _ready[_key(x, w, out, device, stream)] = Ready(bound, sizes(problem), device, stream)
-    bound.run_at({name: operand.pointer for name, operand in described.items()}, stream)
+    bound, pointers = _bound(problem, device, stream), {name: operand.pointer for name, operand in described.items()}
+    if may_repeat:
+        with suppress(AttributeError):  # arrays that have no more than an interface
+            remember(_ready, _key(library, x, w, out, stream), bound.at(pointers, stream))
+            _libraries[type(x)] = library
+    bound.run_at(pointers, stream)
     return out
 
 
@@ -109,31 +112,28 @@ def _in_order(x: Any, w: Int4Weights, stream: int | None) -> Any:
     return library.columns(x, w.order)
 
 
-_ready: dict[Any, Ready] = {}  # by what `_key` says of the arrays
+_ready: Calls = {}  # by `_key`
 _libraries: dict[type, Library] = {}  # by the type of x, for calls that are repeated
 
 
-def _key(x: Any, w: Any, out: Any, device: int, stream: int) -> Any:
-    return x.shape, x.dtype, w.shape, w.dtype, out.shape, out.dtype, device, stream
+def _key(library: Library, x: Any, w: Any, out: Any, stream: int | None) -> Any:
+    """All that decides a call without options."""
+    if stream is None:
+        _, stream = library.place(x)
+    if type(w) is Int4Weights:
+        return stream, w.shape, w.dtype, library.identity(x, w.w, w.w_scale, out)
+    return stream, library.identity(x, w, out)
 
 
-def _repeated(x: Any, w: Any, out: Any, stream: int | None) -> bool:
-    """Run a call that differs from an earlier one in addresses alone; False where that is not so, or not sure.
+def _repeated(x: Any, w: Any, out: Any, stream: int | None) -> Callable[[], None] | None:
+    """The call that an earlier one was, on the same memory; None where that is not so, or not sure.
 
-    What was checked of shapes and types is not checked again: a small layer's call is to cost the host little. Types of
-    elements tell the libraries apart.
+    What was checked is not checked again: a small layer's call is to cost the host little.
     """
     try:
-        library = _libraries[type(x)]
-        device, current = library.place(x)
-        if stream is None:
-            stream = current
-        ready = _ready[x.shape, x.dtype, w.shape, w.dtype, out.shape, out.dtype, device, stream]  # _key, at once
-        if type(w) is Int4Weights:
-            return ready.run(library, ("x", "w", "w_scale", "y"), (x, w.w, w.w_scale, out))
-        return ready.run(library, ("x", "w", "y"), (x, w, out))
+        return _ready.get(_key(_libraries[type(x)], x, w, out, stream))
     except (AttributeError, KeyError, TypeError):
-        return False
+        return None
 
 
 def _operands(

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from lab.ops.arrays import INDEX, TORCH, format_of, require_dense
+from lab.ops.arrays import INDEX, TORCH, format_of, pitch_of, require_dense
 from lab.ops.attention import INDICES
 from lab.ops.attention import attention as lab_attention
-from lab.ops.attention_request import SCALES, AttentionRequest, posed, scale_of
+from lab.ops.attention_request import SCALES, AttentionRequest, may_lie_apart, posed, scale_of
 from lab.ops.linear import LinearRequest, problem_of
 from lab.ops.linear import linear as lab_linear
 from lab.weights import Int4Weights
@@ -54,9 +54,19 @@ def _result(x: torch.Tensor, weights: dict[str, tuple[torch.Tensor, str]], *pack
 
 
 def _format(tensor: torch.Tensor, name: str, packed: str = "") -> str:
-    """The format of a tensor that a call would take; raises InputError for any other."""
+    """The format of a dense tensor that a call would take; raises InputError for any other."""
     require_dense(tensor.is_contiguous(), name)
     return format_of(tensor, name, packed)
+
+
+def _kind(
+    tensor: torch.Tensor, name: str, given: Collection[str], latent: int
+) -> tuple[str, tuple[int, ...], str, int]:
+    """An operand of attention as AttentionRequest takes it, of one sequence of one token; InputError as of a call."""
+    rows = may_lie_apart(name, "block_table" in given)
+    pitch = 0 if tensor.is_contiguous() else pitch_of(tensor.shape, tensor.stride(), 1, name, rows)
+    form = format_of(tensor, name, INDEX if name in INDICES else "")
+    return name, _one(name, tensor.shape, given, latent), form, int(pitch)
 
 
 # Tensors come first, in this order: PyTorch takes none by keyword alone.
@@ -108,14 +118,7 @@ def _attended(
     Any batch, lengths and pool are one trace: what else the shapes say is checked for one sequence of one token.
     """
     given = _named(tensors)
-    kinds = [
-        (
-            name,
-            _one(name, tensor.shape, given.keys(), latent),
-            _format(tensor, name, INDEX if name in INDICES else ""),
-        )
-        for name, tensor in given.items()
-    ]
+    kinds = [_kind(tensor, name, given.keys(), latent) for name, tensor in given.items()]
     request = AttentionRequest(tuple(kinds), causal, window, scale_of(scale), latent=latent)
     problem, _ = posed(request)
     q = given["q"]

@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from lab.problems.attention import Attention
 from lab.problems.linear import Linear
@@ -12,7 +13,16 @@ for _module in sorted(Path(__file__).parent.glob("[a-z]*.py")):  # a new kind of
     import_module(f"lab.problems.{_module.stem}")
 
 Question = Problem | Model  # what can be explained
-QUESTIONS: dict[str, type[Question]] = {Model.kind: Model} | {kind.kind: kind for kind in Problem.__subclasses__()}
+
+
+def _kinds(of: Any) -> dict[str, type[Problem]]:
+    """A class that is a kind of problem, or those below it."""
+    if hasattr(of, "kind"):
+        return {of.kind: of}
+    return {name: kind for base in of.__subclasses__() for name, kind in _kinds(base).items()}
+
+
+QUESTIONS: dict[str, type[Question]] = {Model.kind: Model} | _kinds(Problem)
 
 __all__ = [
     "MODELS",

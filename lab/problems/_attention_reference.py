@@ -49,9 +49,9 @@ def reference(problem: Attention, arrays: Arrays, rows: slice) -> dict[str, Esti
         first, end = (ends[chosen[at] - sequence.q_start] for ends in p.visible(sequence))
         key = np.arange(sequence.kv_len)
         seen = (key >= first[:, None]) & (key < end[:, None])
-        q = decode(arrays["q"][chosen[at]], p.activations).astype(np.float64)
+        q = decode(arrays["q"][chosen[at], : p.q_heads], p.activations).astype(np.float64)
         with ThreadPoolExecutor() as pool:
-            groups = pool.map(partial(_group, p, arrays, q, *p.keys(arrays, b), seen), range(p.kv_heads))
+            groups = pool.map(partial(_group, p, arrays, q, *_keys(p, arrays, b), seen), range(p.kv_heads))
             for kv_head, (*of_y, value, error) in enumerate(groups):
                 heads = slice(kv_head * p.group, (kv_head + 1) * p.group)
                 y.value[at, heads], y.error[at, heads] = of_y
@@ -61,6 +61,22 @@ def reference(problem: Attention, arrays: Arrays, rows: slice) -> dict[str, Esti
         list(pool.map(fill, range(p.batch)))
     found = {"y": y.stored(p.output)}
     return {**found, "lse": lse.stored("fp32")} if p.lse else found
+
+
+def _keys(problem: Attention, arrays: Arrays, b: int) -> tuple[NDArray, NDArray]:
+    """(k, v) of one sequence as stored bits, [kv_len, kv_heads, head_dim] and [..., value_dim]."""
+    p, sequence = problem, problem.sequences[b]
+    if not p.page:
+        here = slice(sequence.kv_start, sequence.kv_start + sequence.kv_len), slice(p.kv_heads)
+        k = arrays["k"][here]
+        return k, k[..., : p.latent] if p.latent else arrays["v"][here]
+    token = np.arange(sequence.kv_len)
+    page, slot = arrays["block_table"][b, token // p.page], token % p.page
+    if p.latent:
+        k = arrays["cache"][page, slot][:, None]
+        return k, k[..., : p.latent]
+    both = arrays["cache"][page, :, :, slot]
+    return both[:, 0], both[:, 1]
 
 
 def _group(

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from lab.problems._attention_draw import draw
 from lab.problems._attention_reference import reference
 from lab.problems.protocol import (
     EVERY_ROW,
@@ -18,11 +19,12 @@ from lab.problems.protocol import (
     Estimate,
     Operand,
     Problem,
-    drawn,
+    power_of_two,
+    require_activations,
     require_extents,
 )
 from sim.errors import InputError
-from sim.formats import FORMATS, encode, format_named
+from sim.formats import FORMATS, format_named
 
 ORDERS = ("shuffled", "sequential")  # of the pages of a sequence in the pool
 NULL_PAGE = 0
@@ -54,16 +56,23 @@ class Attention(Problem):
     right: the last query sees every key; `window` above 0 leaves a query only so many of the keys it would see. A
     query that sees no key yields zeros. `q_lens` and `kv_lens` are each sequence's own lengths, from 0, where they
     are not all the maxima. `lse` asks for the natural logarithm of each query's sum of exponentials too. `scale`
-    takes the place of 1 / sqrt(head_dim). Arrays may be larger or smaller than the greatest lengths ask for:
-    `q_rows` are the rows of q, `pool` those of k and v, which sequences then have one after another, or the pages
-    of the cache, which sequences share where they are too few; `row_pages` are the columns of the block table.
+    takes the place of 1 / sqrt(head_dim). `packed` arrays are parts of the rows of one projection, which have q_heads +
+    2 kv_heads heads: those of q, and of k and v of a contiguous cache, are the first. Arrays may be larger or smaller
+    than the greatest lengths ask for: `q_rows` are the rows of q, `pool` those of k and v, which sequences then have
+    one after another, or the pages of the cache, which sequences share where they are too few; `row_pages` are the
+    columns of the block table.
+    `settled` promises that lengths, tables and the keys of tokens before a sequence's own queries are written by no
+    launch that may still run when this one starts, as in a step, where what precedes it appends those queries' keys;
+    `uniform` that every sequence has exactly q_len queries and kv_len keys, so that no array need be asked.
     Raises InputError for extents outside 1 to 2^31 - 1 and shapes that do not fit.
     """
 
     kind: ClassVar[str] = "attention"
     FORMAT: ClassVar[str] = "kv"
     EXTENTS: ClassVar[tuple[str, ...]] = ("batch", "q_heads", "kv_heads", "q_len", "kv_len")
-    OPTIONS: ClassVar[tuple[str, ...]] = ("head_dim", "causal", "page", "latent", "activations", "window", "lse")
+    OPTIONS: ClassVar[tuple[str, ...]] = (
+        "head_dim", "causal", "page", "latent", "activations", "window", "lse", "packed",
+    )  # fmt: skip
 
     batch: int
     q_heads: int
@@ -85,14 +94,16 @@ class Attention(Problem):
     q_rows: int = 0  # of q; 0: batch * q_len
     pool: int = 0  # rows of k and v, or pages of the cache; 0: every sequence's at its greatest length
     row_pages: int = 0  # columns of the block table; 0: pages of kv_len
+    packed: bool = False
+    settled: bool = False  # lengths, tables and all keys but those of its own queries
+    uniform: bool = False
 
     def __post_init__(self) -> None:
         require_extents(self, ("batch", "q_heads", "kv_heads", "head_dim", "q_len", "kv_len"))
         format_named(self.kv)
         if not self.activations:
             object.__setattr__(self, "activations", self.kv if self.kv in ("fp32", "fp16") else "bf16")
-        if self.activations not in ("fp32", "fp16", "bf16"):
-            raise InputError(f"activations are in fp32, fp16 or bf16, not {self.activations}")
+        require_activations(self)
         if self.kv in ("fp32", "fp16", "bf16") and self.activations != self.kv:
             raise InputError(f"a cache in {self.kv} takes activations in {self.kv}, not {self.activations}")
         for name, most in (("q_lens", self.q_len), ("kv_lens", self.kv_len)):
@@ -108,6 +119,8 @@ class Attention(Problem):
             raise InputError(f"latent must be from 0 to head_dim = {self.head_dim}; latent = {self.latent}")
         if self.latent and self.kv_heads != 1:
             raise InputError(f"a latent cache has one KV head; kv_heads = {self.kv_heads}")
+        if self.latent and self.packed:
+            raise InputError("a packed projection has keys and values; a latent cache has no values")
         if self.page < 0:
             raise InputError(f"page must be 0 (contiguous) or the tokens of a page; page = {self.page}")
         if self.window < 0 or (self.window and not self.causal):
@@ -134,6 +147,10 @@ class Attention(Problem):
         for name, rows, lengths in (("q_rows", p.q_rows, p.q_lens), ("pool", 0 if p.page else p.pool, p.kv_lens)):
             if rows and sum(lengths) > rows:
                 raise InputError(f"the sequences have {sum(lengths):,} rows; {name} = {rows:,}")
+        if p.uniform and (p.q_lens or p.kv_lens or p.q_rows or (p.pool and not p.page)):
+            raise InputError(
+                "uniform sequences have no lengths of their own: q_lens, kv_lens, q_rows or pool are given"
+            )
         plain = {"scale": p.head_dim**-0.5, "q_rows": p.batch * p.q_len, "row_pages": least}
         plain["pool"] = 1 + p.batch * (p.row_pages or least) if p.page else p.batch * p.kv_len
         for name, value in plain.items():
@@ -191,15 +208,19 @@ class Attention(Problem):
         """Pages of the pool: every sequence's at its greatest length, and the null page."""
         return self.pool or 1 + self.batch * self.pages_per_sequence
 
+    def row_heads(self, heads: int) -> int:
+        """Heads of a row of the array that has so many heads of q, k or v."""
+        return self.q_heads + 2 * self.kv_heads if self.packed else heads
+
     @property
     def inputs(self) -> dict[str, Operand]:
-        found = {"q": Operand((self.tokens, self.q_heads, self.head_dim), self.activations)}
+        found = {"q": Operand((self.tokens, self.row_heads(self.q_heads), self.head_dim), self.activations)}
         if self.page and self.latent:
             found["cache"] = Operand((self.pool_pages, self.page, self.head_dim), self.kv)
         elif self.page:
             found["cache"] = Operand((self.pool_pages, 2, self.kv_heads, self.page, self.head_dim), self.kv)
         else:
-            rows = Operand((self.kv_rows, self.kv_heads, self.head_dim), self.kv)
+            rows = Operand((self.kv_rows, self.row_heads(self.kv_heads), self.head_dim), self.kv)
             found |= {"k": rows} if self.latent else {"k": rows, "v": rows}
         if self.kv == "fp8":
             scale = Operand((self.kv_heads,), "fp32")
@@ -325,8 +346,10 @@ class Attention(Problem):
 
     def tuned_class(self) -> dict[str, Any]:
         """The envelope with batch and lengths rounded up to powers of two."""
-        up = {name: 1 << (getattr(self, name) - 1).bit_length() for name in ("batch", "q_len", "kv_len")}
-        plain = replace(self.envelope(), scale=0.0, q_rows=0, pool=0, row_pages=0)
+        up = {name: power_of_two(getattr(self, name)) for name in ("batch", "q_len", "kv_len")}
+        plain = replace(
+            self.envelope(), scale=0.0, q_rows=0, pool=0, row_pages=0, packed=False, settled=False, uniform=False
+        )
         return {**plain.as_dict(), **up}
 
     def as_dict(self) -> dict[str, Any]:
@@ -355,50 +378,11 @@ class Attention(Problem):
         return {**found, "block_table": table}
 
     def draw(self, rng: np.random.Generator, special: str = "") -> dict[str, NDArray]:
-        """N(0, 1), scales from 1/2 to 2; rows of q, slots and pages that are no sequence's are NaN.
+        """N(0, 1), scales from 1/2 to 2; rows of q, slots, pages and heads that are no sequence's are NaN.
 
         Special values are among those of q.
         """
-        found: dict[str, NDArray] = {**self.indices()}
-        for name, operand in self.inputs.items():
-            if name.endswith("_scale"):
-                found[name] = np.exp2(rng.uniform(-1, 1, operand.shape)).astype(np.float32)
-            elif not operand.indexes:
-                bits = drawn(rng, operand.shape, operand.format, special if name == "q" else "")
-                bits[self._unused(name, found)] = encode(np.full(1, np.nan), operand.format)
-                found[name] = bits
-        return found
-
-    def _unused(self, name: str, indices: Arrays) -> Any:
-        """An index of the elements of an operand that belong to no sequence."""
-        if name == "q":
-            return slice(self.rows, None)
-        if name != "cache":
-            free = np.ones(self.kv_rows, np.bool_)
-            for sequence in self.sequences:
-                free[sequence.kv_start : sequence.kv_start + sequence.kv_len] = False
-            return free
-        free = np.ones((self.pool_pages, self.page), np.bool_)
-        for b, sequence in enumerate(self.sequences):
-            token = np.arange(sequence.kv_len)
-            free[indices["block_table"][b, token // self.page], token % self.page] = False
-        page, slot = np.nonzero(free)
-        return (page, slot) if self.latent else (page, slice(None), slice(None), slot)
-
-    def keys(self, arrays: Arrays, b: int) -> tuple[NDArray, NDArray]:
-        """(k, v) of one sequence as stored bits, [kv_len, kv_heads, head_dim] and [..., value_dim]."""
-        sequence = self.sequences[b]
-        if not self.page:
-            rows = slice(sequence.kv_start, sequence.kv_start + sequence.kv_len)
-            k = arrays["k"][rows]
-            return k, k[..., : self.latent] if self.latent else arrays["v"][rows]
-        token = np.arange(sequence.kv_len)
-        page, slot = arrays["block_table"][b, token // self.page], token % self.page
-        if self.latent:
-            k = arrays["cache"][page, slot][:, None]
-            return k, k[..., : self.latent]
-        both = arrays["cache"][page, :, :, slot]
-        return both[:, 0], both[:, 1]
+        return draw(self, rng, special)
 
     def reference(self, arrays: Arrays, rows: slice = EVERY_ROW) -> dict[str, Estimate]:
         """See _attention_reference: computed in float64, for the chosen ones of the queries that are there.

@@ -6,13 +6,13 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.problems.protocol import EVERY_ROW, Arrays, Estimate, Operand, Problem, require_extents, sprinkle
-from sim.errors import InputError
+from lab.problems._rowwise import RowWise
+from lab.problems.protocol import EVERY_ROW, Arrays, Estimate, Operand, require_extents, sprinkle
 from sim.formats import FORMATS, decode, encode
 
 
 @dataclass(frozen=True)
-class Embedding(Problem):
+class Embedding(RowWise):
     """y[m, n] = table[ids[m]], the table [vocab, n] and y in the format `activations`.
 
     A vocab of 0 is m rows. Ids are rows of the table; a kernel takes one beyond it for the last. Raises InputError for
@@ -20,31 +20,12 @@ class Embedding(Problem):
     """
 
     kind: ClassVar[str] = "embedding"
-    FORMAT: ClassVar[str] = "activations"
-    EXTENTS: ClassVar[tuple[str, ...]] = ("m", "n")
-    OPTIONS: ClassVar[tuple[str, ...]] = ()
 
-    m: int
-    n: int
-    activations: str = "bf16"
     vocab: int = 0
 
     def __post_init__(self) -> None:
-        require_extents(self, ("m", "n"))
+        super().__post_init__()
         require_extents(self, ("vocab",), least=0)
-        if self.activations not in ("fp32", "fp16", "bf16"):
-            raise InputError(f"activations are in fp32, fp16 or bf16, not {self.activations}")
-
-    @classmethod
-    def tiny(cls, form: str, alike: bool = False) -> Self:  # noqa: ARG003 (there is one format)
-        return cls(1, 1, form)
-
-    def usual(self, alike: bool = False) -> "Embedding":  # noqa: ARG002
-        return Embedding(self.m, self.n, self.activations)
-
-    @property
-    def unit(self) -> str:
-        return "fp32"
 
     @property
     def table_rows(self) -> int:
@@ -76,11 +57,7 @@ class Embedding(Problem):
 
     def tuned_class(self) -> dict[str, Any]:
         """m rounded up to a power of two, whatever the table holds."""
-        own = {name: value for name, value in self.as_dict().items() if name != "vocab"}
-        return {**own, "m": 1 << (self.m - 1).bit_length()}
-
-    def multiples(self, row_bytes: int) -> dict[str, int]:
-        return {"n": 8 * row_bytes // FORMATS[self.activations].bits}
+        return {name: value for name, value in super().tuned_class().items() if name != "vocab"}
 
     def indices(self) -> dict[str, NDArray[np.int32]]:
         """Rows all over the table."""

@@ -1,5 +1,6 @@
 """Linear: y[m, n] = x[m, k] @ w[n, k].T, row-major, and the epilogues of a transformer step."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from math import lcm
 from typing import Any, ClassVar, Self
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.problems._linear_reference import reference
-from lab.problems.protocol import EVERY_ROW, Arrays, Estimate, Operand, Problem, drawn, require_extents
+from lab.problems.protocol import EVERY_ROW, Arrays, Estimate, Operand, Problem, drawn, power_of_two, require_extents
 from sim import int4
 from sim.errors import InputError
 from sim.formats import FORMATS, format_named
@@ -18,6 +19,7 @@ ACCUMULATIONS = ("float32", "fast")
 EPILOGUES = ("none", "residual", "swiglu")
 OFFSETS = ("min", "zero")
 PART_ELEMENTS = 2**26  # of each array of a part: it is drawn, decoded and multiplied in float64
+MORE_ROWS = 7  # doublings of m whose classes may have a faster kernel: from one token to a tensor core's tile of 128
 TILE = 128  # a part keeps the remainder by it, so that it has the same ragged edge
 
 
@@ -160,7 +162,13 @@ class Linear(Problem):
     def tuned_class(self) -> dict[str, Any]:
         """Extents, weights and unusual fields, m rounded up to a power of two."""
         fields = {name: value for name, value in self.as_dict().items() if name != "kind"}
-        return {**fields, "m": 1 << (self.m - 1).bit_length()}
+        return {**fields, "m": power_of_two(self.m)}
+
+    def wider_classes(self) -> Iterator[dict[str, Any]]:
+        """Those of more rows of x, whose kernels take the few as the first of theirs."""
+        own = self.tuned_class()
+        for doublings in range(1, MORE_ROWS + 1):
+            yield {**own, "m": own["m"] << doublings}
 
     def multiples(self, row_bytes: int) -> dict[str, int]:
         per_row = {name: 8 * row_bytes // FORMATS[name].bits for name in FORMATS}

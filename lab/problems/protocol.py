@@ -178,6 +178,10 @@ class Problem(ABC):
         """What problems share that one search serves."""
         return self.as_dict()
 
+    def wider_classes(self) -> Iterable[dict[str, Any]]:
+        """Tuned classes whose kernels solve this problem too, and need not take longer for it."""
+        return ()
+
     def multiples(self, row_bytes: int) -> dict[str, int]:  # noqa: ARG002 (for kernels of this kind alone)
         """What each extent must be a multiple of, so that every row of every array is one of `row_bytes`."""
         return {}
@@ -214,6 +218,17 @@ def require_extents(problem: Any, names: tuple[str, ...], least: int = 1) -> Non
         value = getattr(problem, name)
         if not least <= value <= MAX_DIMENSION:
             raise InputError(f"{name} must be from {least} to {MAX_DIMENSION:,}; {name} = {value:,}")
+
+
+def require_activations(problem: Any) -> None:
+    """Raise InputError where `activations` is no format of plain floats."""
+    if problem.activations not in ("fp32", "fp16", "bf16"):
+        raise InputError(f"activations are in fp32, fp16 or bf16, not {problem.activations}")
+
+
+def power_of_two(extent: int) -> int:
+    """The extent rounded up to a power of two."""
+    return 1 << (extent - 1).bit_length()
 
 
 def drawn(rng: np.random.Generator, shape: tuple[int, ...], form: str, special: str = "") -> NDArray:

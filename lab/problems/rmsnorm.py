@@ -1,21 +1,22 @@
 """RMSNorm with the residual stream: total = x + residual, y = total / sqrt(mean(total^2) + eps) * weight."""
 
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.problems.protocol import EVERY_ROW, UNIT, Arrays, Estimate, Operand, Problem, require_extents, sprinkle
+from lab.problems._rowwise import RowWise
+from lab.problems.protocol import EVERY_ROW, UNIT, Arrays, Estimate, Operand, sprinkle
 from sim.errors import InputError
-from sim.formats import FORMATS, decode, encode
+from sim.formats import decode, encode
 
 FLOPS = 4  # an element: a square added to the sum, two products
 RSQRT_ROUNDINGS = 4  # of a root: rsqrt.approx has 2 ulp (PTX ISA, rsqrt), an ulp being up to two rounding units
 
 
 @dataclass(frozen=True)
-class RMSNorm(Problem):
+class RMSNorm(RowWise):
     """y[m, n] for m tokens of n elements (Zhang and Sennrich, arXiv 1910.07467), all in the format `activations`.
 
     With `residual`, x is first added to the residual stream, rounded to the format, and that sum, `total`, is a second
@@ -23,33 +24,18 @@ class RMSNorm(Problem):
     """
 
     kind: ClassVar[str] = "rmsnorm"
-    FORMAT: ClassVar[str] = "activations"
-    EXTENTS: ClassVar[tuple[str, ...]] = ("m", "n")
     OPTIONS: ClassVar[tuple[str, ...]] = ("residual",)
 
-    m: int
-    n: int
-    activations: str = "bf16"
     residual: bool = True
     eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        require_extents(self, ("m", "n"))
-        if self.activations not in ("fp32", "fp16", "bf16"):
-            raise InputError(f"activations are in fp32, fp16 or bf16, not {self.activations}")
+        super().__post_init__()
         if not 0 < self.eps < 1:
             raise InputError(f"eps must be between 0 and 1; eps = {self.eps}")
 
-    @classmethod
-    def tiny(cls, form: str, alike: bool = False) -> Self:  # noqa: ARG003 (there is one format)
-        return cls(1, 1, form)
-
     def usual(self, alike: bool = False) -> "RMSNorm":  # noqa: ARG002
         return RMSNorm(self.m, self.n, self.activations, eps=self.eps)
-
-    @property
-    def unit(self) -> str:
-        return "fp32"
 
     @property
     def inputs(self) -> dict[str, Operand]:
@@ -69,22 +55,6 @@ class RMSNorm(Problem):
     @property
     def flops(self) -> int:
         return (FLOPS + self.residual) * self.m * self.n
-
-    def part(self, flops: float) -> Self:
-        return replace(self, m=max(1, min(self.m, int(flops // (FLOPS * self.n)))))
-
-    def tuned_class(self) -> dict[str, Any]:
-        """m rounded up to a power of two."""
-        return {**self.as_dict(), "m": 1 << (self.m - 1).bit_length()}
-
-    def multiples(self, row_bytes: int) -> dict[str, int]:
-        return {"n": 8 * row_bytes // FORMATS[self.activations].bits}
-
-    def as_dict(self) -> dict[str, Any]:
-        """Extents, and every other field that is not as usual."""
-        usual = RMSNorm(self.m, self.n)
-        names = [f.name for f in fields(self) if f.name in self.EXTENTS or getattr(self, f.name) != f.default]
-        return {"kind": usual.kind, **{name: getattr(self, name) for name in names}}
 
     def draw(self, rng: np.random.Generator, special: str = "") -> dict[str, NDArray]:
         """N(0, 1); special values are among those of x."""

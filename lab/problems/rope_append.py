@@ -7,12 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.problems.protocol import EVERY_ROW, UNIT, Arrays, Estimate, Operand, Problem, require_extents, sprinkle
+from lab.problems.rmsnorm import FLOPS as NORM_FLOPS
+from lab.problems.rmsnorm import RSQRT_ROUNDINGS
 from sim.errors import InputError
 from sim.formats import FORMATS, decode, encode
 
 FLOPS = 3  # an element that is turned: two products and their sum
 ROUNDINGS = 3  # of a turned element: two products and a sum
 PAIRS = ("halves", "neighbours")
+EPS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -21,18 +24,21 @@ class RopeAppend(Problem):
 
     Queries and keys are turned (Su et al., "RoFormer", arXiv 2104.09864) by cosine and sine of row `positions[m]` of
     `turns`, float32 [context, head_dim / 2, 2], which a model's scaling is part of. `pairs` says which elements turn
-    together: i and i + head_dim / 2, or the neighbours 2i and 2i + 1. Keys and values go to `slots[m]`: rows of k and v
-    [pool, kv_heads, head_dim], or with `page` tokens a page to slot % page of page slot / page of the cache
-    [pool, 2, kv_heads, page, head_dim]; a slot is given once. `kv` is the format of the cache, `activations` that of
-    qkv and q; an fp8 cache holds values divided by a float32 scale for each KV head and for each of k and v.
+    together: i and i + head_dim / 2, or the neighbours 2i and 2i + 1. With `bias`, a vector of that name is first added
+    to each row of qkv (Qwen2); with `norm`, each head of queries and keys is then divided by the root of its mean
+    square plus `eps`, and multiplied by a row of `norms` [2, head_dim], queries by the first (Qwen3). Keys and values
+    go to `slots[m]`: rows of k and v [pool, kv_heads, head_dim], or with `page` tokens a page to slot % page of page
+    slot / page of the cache [pool, 2, kv_heads, page, head_dim]; a slot is given once. `kv` is the format of the cache,
+    `activations` that of all else; an fp8 cache holds values divided by a float32 scale for each KV head and for each
+    of k and v.
     A context or pool of 0 is as large as m tokens need. Raises InputError for extents outside 1 to 2^31 - 1, an odd
-    head_dim, unknown words, and a pool without room for m tokens.
+    head_dim, an eps outside 0 to 1, unknown words, and a pool without room for m tokens.
     """
 
     kind: ClassVar[str] = "rope_append"
     FORMAT: ClassVar[str] = "kv"
     EXTENTS: ClassVar[tuple[str, ...]] = ("m",)
-    OPTIONS: ClassVar[tuple[str, ...]] = ("head_dim", "pairs", "page", "activations")
+    OPTIONS: ClassVar[tuple[str, ...]] = ("head_dim", "pairs", "page", "activations", "bias", "norm")
 
     m: int
     q_heads: int
@@ -44,6 +50,9 @@ class RopeAppend(Problem):
     activations: str = ""
     context: int = 0  # rows of `turns`; 0: m
     pool: int = 0  # rows of k and v, or pages of the cache; 0: as m tokens need
+    bias: bool = False
+    norm: bool = False
+    eps: float = EPS  # of the norm
 
     def __post_init__(self) -> None:
         require_extents(self, ("m", "q_heads", "kv_heads", "head_dim"))
@@ -57,6 +66,10 @@ class RopeAppend(Problem):
             raise InputError(f"pairs are {', '.join(PAIRS)}; got {self.pairs!r}")
         if self.head_dim % 2:
             raise InputError(f"head_dim is even: its elements turn in pairs; head_dim = {self.head_dim}")
+        if not self.norm:
+            object.__setattr__(self, "eps", EPS)  # nobody's
+        if not 0 < self.eps < 1:
+            raise InputError(f"eps must be between 0 and 1; eps = {self.eps}")
         if min(self.page, self.context, self.pool) < 0:
             raise InputError(f"page, context and pool are at least 0; got {self.page}, {self.context}, {self.pool}")
         least = -(-self.m // self.page) if self.page else self.m
@@ -100,8 +113,16 @@ class RopeAppend(Problem):
             "slots": Operand((self.m,), "int32", indexes=True),
             "turns": Operand((self.turn_rows, self.head_dim // 2, 2), "fp32"),
         }
+        if self.bias:
+            found["bias"] = Operand((self.heads * self.head_dim,), self.activations)
+        if self.norm:
+            found["norms"] = Operand((2, self.head_dim), self.activations)
         scale = Operand((self.kv_heads,), "fp32")
         return found | ({"k_scale": scale, "v_scale": scale} if self.kv == "fp8" else {})
+
+    @property
+    def weight_names(self) -> tuple[str, ...]:
+        return tuple(name for name in ("bias", "norms") if name in self.inputs)
 
     @property
     def outputs(self) -> dict[str, Operand]:
@@ -117,12 +138,14 @@ class RopeAppend(Problem):
 
     @property
     def flops(self) -> int:
-        return FLOPS * self.m * (self.q_heads + self.kv_heads) * self.head_dim
+        turned = self.m * (self.q_heads + self.kv_heads) * self.head_dim
+        return (FLOPS + self.norm * NORM_FLOPS) * turned + self.bias * self.m * self.heads * self.head_dim
 
     @property
     def read_bytes(self) -> int:
-        """Rows of qkv, one row of `turns` a token, scales and indices."""
+        """Rows of qkv, one row of `turns` a token, weights, scales and indices."""
         rows = FORMATS[self.activations].nbytes(self.m * self.heads, self.head_dim)
+        rows += sum(self.inputs[name].nbytes for name in self.weight_names)
         return rows + self.m * (4 * self.head_dim + 8) + (8 * self.kv_heads if self.kv == "fp8" else 0)
 
     @property
@@ -132,7 +155,7 @@ class RopeAppend(Problem):
 
     def tuned_class(self) -> dict[str, Any]:
         """m rounded up to a power of two, whatever the table and the pool hold."""
-        own = {name: value for name, value in self.as_dict().items() if name not in ("context", "pool")}
+        own = {name: value for name, value in self.as_dict().items() if name not in ("context", "pool", "eps")}
         return {**own, "m": 1 << (self.m - 1).bit_length()}
 
     def as_dict(self) -> dict[str, Any]:
@@ -159,6 +182,9 @@ class RopeAppend(Problem):
         for name in ("k_scale", "v_scale"):
             if name in self.inputs:
                 found[name] = np.exp2(rng.uniform(-1, 1, self.kv_heads)).astype(np.float32)
+        for name in self.weight_names:
+            weights = self.inputs[name]
+            found[name] = encode(rng.standard_normal(weights.shape, np.float32), weights.format)
         return found
 
     def turned(self, values: NDArray, turns: NDArray) -> tuple[NDArray, NDArray]:
@@ -179,24 +205,53 @@ class RopeAppend(Problem):
             sizes[..., first], sizes[..., second] = abs(x * cos) + abs(y * sin), abs(x * sin) + abs(y * cos)
         return out, sizes
 
+    def biased(self, arrays: Arrays, of: type = np.float32) -> NDArray:
+        """Heads of qkv, [m, heads, head_dim], with what is added to them, in the type `of`."""
+        x: NDArray = decode(arrays["qkv"], self.activations).astype(of)
+        if self.bias:
+            with np.errstate(invalid="ignore", over="ignore"):
+                x = x + decode(arrays["bias"], self.activations)
+        return x.reshape(self.m, self.heads, self.head_dim)
+
+    def normalised(self, values: NDArray, arrays: Arrays) -> NDArray:
+        """Heads of queries and keys, [m, q_heads + kv_heads, head_dim], as they are turned; in the type of `values`."""
+        if not self.norm:
+            return values
+        weights = decode(arrays["norms"], self.activations).astype(values.dtype)
+        with np.errstate(invalid="ignore", over="ignore"):
+            squares = (values * values).sum(axis=-1, keepdims=True)
+            squares = np.where(squares > np.finfo(np.float32).max, np.inf, squares)
+            root = 1 / np.sqrt(squares / self.head_dim + values.dtype.type(self.eps))
+            scaled: NDArray = values * root * np.repeat(weights, (self.q_heads, self.kv_heads), axis=0)
+        return scaled
+
+    @property
+    def _roundings(self) -> float:
+        """Of a factor of a turned element: adding the bias; those of RMSNorm, which the bias moves once more."""
+        of_norm = self.head_dim / 2 + 2 + RSQRT_ROUNDINGS + 2
+        return self.bias + (self.norm and of_norm + self.bias)
+
     def reference(self, arrays: Arrays, rows: slice = EVERY_ROW) -> dict[str, Estimate]:
         """In float64; slots that no token has stay as they are, which is NaN.
 
-        A turned element is a sum of two rounded products, |error| <= 3 u (|x cos| + |y sin|), u = 2^-24; what an fp8
-        cache holds is rounded once more by the division. `rows` choose tokens, and places of the cache.
+        A turned element is a sum of two rounded products, |error| <= (3 + f) u (|x cos| + |y sin|), u = 2^-24, where x
+        and y are off by f u of themselves; what an fp8 cache holds is rounded once more by the division. `rows` choose
+        tokens, and places of the cache.
         """
         q_heads, kv_heads = self.q_heads, self.kv_heads
-        x = decode(arrays["qkv"], self.activations).astype(np.float64).reshape(self.m, self.heads, self.head_dim)
-        value, sizes = self.turned(x[:, : q_heads + kv_heads], arrays["turns"][arrays["positions"]])
-        turned = Estimate(value, ROUNDINGS * UNIT * sizes)
+        x = self.biased(arrays, np.float64)
+        heads = self.normalised(x[:, : q_heads + kv_heads], arrays)
+        value, sizes = self.turned(heads, arrays["turns"][arrays["positions"]])
+        turned = Estimate(value, (ROUNDINGS + self._roundings) * UNIT * sizes)
         q = Estimate(*(part[rows, :q_heads] for part in turned)).stored(self.activations)
         k, v = Estimate(*(part[:, q_heads:] for part in turned)), x[:, q_heads + kv_heads :]
+        off = UNIT * np.abs(v) if self.bias else np.zeros_like(v)
         found = {}
-        for name, estimate in (("k", k), ("v", Estimate(v, np.zeros_like(v)))):
+        for name, estimate in (("k", k), ("v", Estimate(v, off))):
             if self.kv == "fp8":
                 estimate = estimate.scaled(1 / arrays[f"{name}_scale"].astype(np.float64)[:, None]).rounded(1)
                 estimate = Estimate(estimate.value.clip(-448, 448), estimate.error)
-            exact = name == "v" and self.kv == self.activations
+            exact = name == "v" and self.kv == self.activations and not self.bias
             found[name] = estimate if exact else estimate.stored(self.kv)
         return {"q": q, **self._placed(found, arrays["slots"], rows)}
 

@@ -1,14 +1,15 @@
 """Sampling: the next token of each row of logits, and its log-probability."""
 
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, NamedTuple, Self
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.problems.protocol import EVERY_ROW, UNIT, Arrays, Estimate, Operand, Problem, require_extents
+from lab.problems._rowwise import RowWise
+from lab.problems.protocol import EVERY_ROW, UNIT, Arrays, Estimate, Operand
 from sim.errors import InputError
-from sim.formats import FORMATS, decode, encode
+from sim.formats import decode, encode
 
 FLOPS = 6  # an element: a difference, a comparison, two products and two sums; exponentials are counted apart
 SETTINGS = 8  # words of a row's settings
@@ -62,7 +63,7 @@ GREEDY = Settings()
 
 
 @dataclass(frozen=True)
-class Sampling(Problem):
+class Sampling(RowWise):
     """`token`[m], drawn from logits [m, n] as each row's `settings` say, and its `log_probability` at temperature 1.
 
     `settings`, int32 [m, 8], are `Settings.words`. A row's token does not depend on the others: it is the one of those
@@ -74,32 +75,13 @@ class Sampling(Problem):
     """
 
     kind: ClassVar[str] = "sampling"
-    FORMAT: ClassVar[str] = "activations"
-    EXTENTS: ClassVar[tuple[str, ...]] = ("m", "n")
-    OPTIONS: ClassVar[tuple[str, ...]] = ()
 
-    m: int
-    n: int
-    activations: str = "bf16"
     settings: str = "mixed"  # mixed, greedy, plain, filtered
 
     def __post_init__(self) -> None:
-        require_extents(self, ("m", "n"))
-        if self.activations not in ("fp32", "fp16", "bf16"):
-            raise InputError(f"activations are in fp32, fp16 or bf16, not {self.activations}")
+        super().__post_init__()
         if self.settings not in ROWS:
             raise InputError(f"settings are {', '.join(ROWS)}; got {self.settings!r}")
-
-    @classmethod
-    def tiny(cls, form: str, alike: bool = False) -> Self:  # noqa: ARG003 (there is one format)
-        return cls(1, 1, form)
-
-    def usual(self, alike: bool = False) -> "Sampling":  # noqa: ARG002
-        return Sampling(self.m, self.n, self.activations)
-
-    @property
-    def unit(self) -> str:
-        return "fp32"
 
     @property
     def inputs(self) -> dict[str, Operand]:
@@ -118,21 +100,6 @@ class Sampling(Problem):
 
     def envelope(self) -> Self:
         return replace(self, settings=ROWS[0])
-
-    def part(self, flops: float) -> Self:
-        return replace(self, m=max(1, min(self.m, int(flops // (FLOPS * self.n)))))
-
-    def tuned_class(self) -> dict[str, Any]:
-        """m rounded up to a power of two."""
-        return {**self.as_dict(), "m": 1 << (self.m - 1).bit_length()}
-
-    def multiples(self, row_bytes: int) -> dict[str, int]:
-        return {"n": 8 * row_bytes // FORMATS[self.activations].bits}
-
-    def as_dict(self) -> dict[str, Any]:
-        """Extents, and every other field that is not as usual."""
-        names = [f.name for f in fields(self) if f.name in self.EXTENTS or getattr(self, f.name) != f.default]
-        return {"kind": self.kind, **{name: getattr(self, name) for name in names}}
 
     def draw(self, rng: np.random.Generator, special: str = "") -> dict[str, NDArray]:
         """N(0, 4^2) logits; where values are to be special, one in 64 is -infinity."""

@@ -29,6 +29,8 @@ SMALL = {
     "kv_shrink": {"batch": 2, "context": 512},
     "attention_wrong_machine": {"prompt": 64, "batch": 2, "context": 512},
     "step_batching": {"most": 2},
+    "step_machines": {"model": "smollm2-135m", "context": 256},
+    "first_and_later": {"model": "smollm2-135m", "longest": 512},
 }
 NOTHING = Archive(())
 

@@ -100,6 +100,16 @@ def test_results_are_those_of_pytorch(
         assert (error.reshape(bounds[name].error.shape) <= bounds[name].error).all()
 
 
+def test_parts_of_a_projection_are_taken_as_they_are(torch: Any) -> None:
+    """The same bits as of dense copies, again and again, also where another call has the same shapes."""
+    q, k, v = torch.randn(2, 300, 12, 128, device="cuda", dtype=torch.bfloat16).split([8, 2, 2], dim=2)
+    out, dense = (torch.empty(2, 300, 8, 128, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(2):
+        lab.attention(q, k, v, out=out.zero_())
+        lab.attention(q.contiguous(), k.contiguous(), v.contiguous(), out=dense.zero_())
+        assert torch.equal(out, dense)
+
+
 def bits(torch: Any, tensor: Any) -> NDArray:
     return tensor.view(torch.int16).cpu().numpy().view(np.uint16)
 

@@ -15,6 +15,8 @@ from lab.problems import Model
 from sim.formats import decode
 from sim.machine import Machine
 
+pytestmark = pytest.mark.gpu
+
 MODEL = Model(2, 256, q_heads=4, kv_heads=2, head_dim=64, ffn=512, vocab=512)
 TOKENS = np.arange(100) * 7 % 512
 CLOSE = 2.0**-4  # of the largest logit: sums in another order, rounded to bf16 in each of ten layers
@@ -22,7 +24,7 @@ CLOSE = 2.0**-4  # of the largest logit: sums in another order, rounded to bf16 
 
 def logits(weights: StepWeights, chip: chips.Chip, kv: str, dependent: bool = True) -> list[np.ndarray]:
     """After a prompt, and after four more tokens beside a second sequence."""
-    forward = Forward(weights.config, weights.matrices, 9, kv, weights.pairs)
+    forward = Forward(weights.config, weights.matrices, 9, kv)
     cache = StepCache(forward, chip)
     found = []
 

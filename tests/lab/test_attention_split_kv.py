@@ -75,6 +75,7 @@ def problems(draw: st.DrawFn) -> Attention:
     q_len, kv_len = draw(st.integers(1, MOST_TOKENS)), draw(st.sampled_from([1, 15, 16, 17, 200]))
     causal = draw(st.booleans())
     kv = draw(st.sampled_from(["bf16", "fp16", "fp8"]))
+    uniform = draw(st.booleans())
     rng = np.random.default_rng(draw(st.integers(0, 999)))
     return Attention(
         batch,
@@ -86,8 +87,9 @@ def problems(draw: st.DrawFn) -> Attention:
         causal=causal,
         kv=kv,
         page=draw(st.sampled_from([0, *KERNEL.solves.options["page"]])),
-        q_lens=tuple(int(n) for n in rng.integers(0, q_len, batch, endpoint=True)),
-        kv_lens=tuple(int(n) for n in rng.integers(0, kv_len, batch, endpoint=True)),
+        q_lens=() if uniform else tuple(int(n) for n in rng.integers(0, q_len, batch, endpoint=True)),
+        kv_lens=() if uniform else tuple(int(n) for n in rng.integers(0, kv_len, batch, endpoint=True)),
+        uniform=uniform,
         window=draw(st.sampled_from([0, 1, 50])) if causal else 0,
         lse=draw(st.booleans()),
         activations=draw(st.sampled_from(["bf16", "fp16"])) if kv == "fp8" else "",
@@ -106,8 +108,13 @@ CASES = [
     (Attention(2, 8, 2, 128, 2, 200, kv_lens=(77, 200), page=1, lse=True), {}),
     (Attention(2, 3, 1, 64, 6, 200, q_lens=(4, 6), kv_lens=(3, 200), page=16, window=50), {"row_groups": 2}),
     (Attention(2, 8, 2, 128, 1, 300, kv_lens=(230, 300), kv="fp8", page=64, lse=True), {"overhead_units": 1}),
+    (Attention(2, 8, 2, 128, 2, 300, kv_lens=(77, 300), page=16, settled=True), {"warps": 2}),
+    (Attention(3, 8, 2, 64, 2, 130, uniform=True), {"warps": 2}),
+    (Attention(2, 4, 2, 64, 1, 200, page=16, uniform=True, window=70), {"warps": 2}),
     (Attention(1, 8, 2, 128, 1, 300, lse=True), {"cluster": 4}),
-    (Attention(1, 3, 1, 64, 6, 200, kv_lens=(150,)), {"cluster": 2, "row_groups": 2}),
+    (Attention(1, 3, 1, 64, 6, 200, kv_lens=(150,)), {"cluster": 2, "row_groups": 2, "query_tiles": 2}),
+    (Attention(1, 8, 2, 64, 6, 300, kv_lens=(250,)), {"cluster": 0, "query_tiles": 2, "row_groups": 2}),
+    (Attention(1, 2, 2, 64, 1, 300, lse=True), {"cluster": 0}),  # fewer rows than who share them
     (Attention(1, 4, 1, 64, 2, 300, kv_lens=(20,), page=16), {"cluster": 4}),  # not all of the cluster have a part
     (Attention(40, 2, 2, 64, 1, 40, kv_lens=tuple(i % 41 for i in range(40)), causal=False), {"heads": 2}),
 ]
@@ -115,7 +122,7 @@ CASES = [
 
 @pytest.mark.parametrize(("problem", "changed"), CASES, ids=lambda value: getattr(value, "kv", ""))
 def test_the_ptx_does_what_the_simulation_does(problem: Attention, changed: dict[str, int]) -> None:
-    schedule = split(problem, warps=4, stages=2, **changed)
+    schedule = split(problem, **{"warps": 4, "stages": 2, **changed})
     found = check_ptx(KERNEL, problem, schedule, CHIP)
     assert found.passed, found
     counted = verify(KERNEL, problem, schedule, CHIP, simulator(KERNEL, CHIP)).counted
@@ -127,20 +134,25 @@ def test_the_ptx_does_what_the_simulation_does(problem: Attention, changed: dict
     group=st.sampled_from([1, 4, 5]),
     q_len=st.integers(0, 4),
     kv_len=st.integers(0, 500),
-    cluster=st.sampled_from([2, 3, 8]),
+    cluster=st.sampled_from([0, 2, 3, 8]),
     page=st.sampled_from([0, 16]),
 )
-def test_rows_that_a_cluster_adds_up_are_right(group: int, q_len: int, kv_len: int, cluster: int, page: int) -> None:
+def test_rows_that_those_who_share_a_sequence_add_up_are_right(
+    group: int, q_len: int, kv_len: int, cluster: int, page: int
+) -> None:
     problem = Attention(1, 2 * group, 2, 64, 4, 500, page=page, q_lens=(q_len,), kv_lens=(kv_len,), lse=True)
     found = verify(KERNEL, problem, split(problem, cluster=cluster), CHIP, simulator(KERNEL, CHIP))
     assert found.check.passed, found.check
     assert found.disagreements == {}
 
 
-def test_who_comes_last_leaves_the_counter_at_zero_for_the_next_launch() -> None:
-    # A sequence without queries, over whose keys others' stretches lie, has nobody to come.
-    problem = Attention(3, 2, 1, 64, 1, 300, q_lens=(1, 0, 1), kv_lens=(300, 300, 150))
-    launches = KERNEL.launches(problem, split(problem, warps=4, stages=2), CHIP)
+# A sequence without queries, over whose keys others' stretches lie, has nobody to come.
+SHARED = Attention(3, 2, 1, 64, 1, 300, q_lens=(1, 0, 1), kv_lens=(300, 300, 150))
+
+
+@pytest.mark.parametrize(("problem", "cluster"), [(SHARED, 1), (Attention(1, 2, 1, 64, 3, 300), 0)])
+def test_who_comes_last_leaves_the_counter_at_zero_for_the_next_launch(problem: Attention, cluster: int) -> None:
+    launches = KERNEL.launches(problem, split(problem, warps=4, stages=2, cluster=cluster), CHIP)
     inputs = problem.draw(np.random.default_rng(0))
     kept, results = workspaces(launches), []
     for seed in range(2):
@@ -188,9 +200,11 @@ def test_what_does_not_fit_says_both_sides() -> None:
         replace(schedule, heads=4, row_groups=2).fits(problem, H100)
     with pytest.raises(ScheduleError, match="up to 16 warps; warps = 6"):
         replace(schedule, warps=6, heads=4)
-    with pytest.raises(ScheduleError, match="a cluster shares one sequence, and one KV head; 3 sequences, 1 heads"):
+    with pytest.raises(ScheduleError, match="CTAs add up rows between them of one sequence; there are 3"):
         replace(schedule, cluster=2).fits(replace(problem, batch=3), H100)
-    with pytest.raises(ScheduleError, match="cluster is from 1 to 16; cluster = 17"):
+    with pytest.raises(ScheduleError, match="a cluster has one KV head; heads = 2"):
+        replace(schedule, cluster=2, heads=2).fits(replace(problem, batch=1), H100)
+    with pytest.raises(ScheduleError, match="cluster is from 0 to 16; cluster = 17"):
         replace(schedule, cluster=17)
     with pytest.raises(InputError, match="takes q_len up to 16; q_len = 17"):
         KERNEL.require(replace(problem, q_len=17))

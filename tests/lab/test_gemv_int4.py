@@ -45,7 +45,7 @@ def test_the_order_of_the_sum_is_fixed() -> None:
 def test_best_guesses_are_one_wave_with_enough_in_flight(weights: str, m: int, shape: tuple[int, int]) -> None:
     problem = Linear(m, *shape, weights)
     schedules = list(KERNEL.module.candidates(problem, H100))
-    assert 6 <= len(set(schedules)) == len(schedules) <= 16
+    assert 6 <= len(set(schedules)) == len(schedules) <= KERNEL.module.TRIED
     times = [bills(problem, schedule, H100, "graph").us for schedule in schedules]
     assert times == sorted(times)
     assert times[0] >= 1e6 * problem.bytes["total"] / H100.hbm_bandwidth

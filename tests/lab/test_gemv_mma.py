@@ -62,7 +62,7 @@ def test_every_fp8_weight_becomes_its_bf16() -> None:
 def test_guesses_are_distinct_ordered_and_above_the_floor(weights: str, m: int, shape: tuple[int, int]) -> None:
     problem = Linear(m, *shape, weights)
     schedules = list(KERNEL.module.candidates(problem, H100))
-    assert 6 <= len(set(schedules)) == len(schedules) <= 16
+    assert 6 <= len(set(schedules)) == len(schedules) <= KERNEL.module.TRIED
     times = [bills(problem, schedule, H100, "graph").us for schedule in schedules]
     assert times == sorted(times)
     assert times[0] >= 1e6 * problem.bytes["total"] / H100.hbm_bandwidth

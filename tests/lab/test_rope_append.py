@@ -10,6 +10,7 @@ from lab.problems.embedding import Embedding
 from lab.problems.protocol import SPECIALS
 from lab.problems.rope_append import PAIRS, RopeAppend
 from lab.verify import compare, simulator, verify
+from sim.counts import disagreements
 from sim.errors import InputError
 from sim.formats import decode
 from sim.machine import H100
@@ -41,16 +42,45 @@ def test_a_pair_turns_as_a_complex_number_does(pairs: str, position: int, dim: i
     page=st.sampled_from([0, 16]),
     dim=st.sampled_from([64, 128, 256]),
     spare=st.integers(0, 3),
+    bias=st.booleans(),
+    norm=st.booleans(),
     data=st.data(),
 )
 def test_any_number_of_heads_is_turned_and_appended(
-    m: int, q_heads: int, kv_heads: int, form: str, page: int, dim: int, spare: int, data: st.DataObject
+    m: int,
+    q_heads: int,
+    kv_heads: int,
+    form: str,
+    page: int,
+    dim: int,
+    spare: int,
+    bias: bool,
+    norm: bool,
+    data: st.DataObject,
 ) -> None:
     pool = (m if not page else 1) + spare
-    problem = RopeAppend(m, q_heads, kv_heads, dim, form, page=page, pool=pool, context=m + spare)
+    sizes = {"page": page, "pool": pool, "context": m + spare}
+    problem = RopeAppend(m, q_heads, kv_heads, dim, form, **sizes, bias=bias, norm=norm)
     schedule = data.draw(st.sampled_from(list(ROPE.module.candidates(problem, H100))))
     found = verify(ROPE, problem, schedule, H100, simulator(ROPE, H100))
     assert found.passed, found
+    counted = ROPE.count(problem, schedule, H100)
+    assert disagreements(counted, ROPE.module.theory(problem, schedule, H100)) == {}
+
+
+@given(seed=st.integers(0, 50), pairs=st.sampled_from(PAIRS))
+def test_bias_comes_first_and_heads_are_normalised_before_they_turn(seed: int, pairs: str) -> None:
+    """A head as a program of the definition has it: nothing turned, the norm's root of the biased head's own."""
+    problem = RopeAppend(1, 2, 1, 8, "fp32", pairs=pairs, bias=True, norm=True, eps=1e-3)
+    arrays = problem.draw(np.random.default_rng(seed))
+    arrays["turns"][...] = (1, 0)
+    heads = (arrays["qkv"][0].astype(float) + arrays["bias"]).reshape(4, 8)
+    weights = arrays["norms"].astype(float)
+    found = problem.reference(arrays)
+    for head, estimate in ((0, found["q"].value[0, 0]), (1, found["q"].value[0, 1]), (2, found["k"].value[0, 0])):
+        root = np.sqrt(np.mean(heads[head] ** 2) + 1e-3)
+        np.testing.assert_allclose(estimate, heads[head] / root * weights[head // 2], rtol=1e-12)
+    np.testing.assert_allclose(found["v"].value[0, 0], heads[3], rtol=1e-12)
 
 
 def test_slots_that_no_token_has_stay_as_they_are() -> None:
@@ -73,8 +103,9 @@ def test_slots_that_no_token_has_stay_as_they_are() -> None:
 
 @pytest.mark.parametrize("special", SPECIALS)
 @pytest.mark.parametrize("form", ["bf16", "fp8"])
-def test_special_values_go_through_the_kernel_as_through_the_reference(special: str, form: str) -> None:
-    problem = RopeAppend(8, 4, 2, kv=form)
+@pytest.mark.parametrize("norm", [False, True])
+def test_special_values_go_through_the_kernel_as_through_the_reference(special: str, form: str, norm: bool) -> None:
+    problem = RopeAppend(8, 4, 2, kv=form, bias=norm, norm=norm)
     inputs = problem.draw(np.random.default_rng(0), special)
     outputs = {name: np.full(o.shape, -1).astype(o.storage) for name, o in problem.outputs.items()}
     simulator(ROPE, H100)(ROPE.launches(problem, ROPE.best_guess(problem, H100), H100), {**inputs, **outputs})
@@ -104,6 +135,7 @@ def test_an_embedding_is_the_rows_that_ids_name_and_ids_beyond_the_table_its_las
         ({"pairs": "odd"}, "pairs are halves, neighbours"),
         ({"head_dim": 63}, "head_dim is even"),
         ({"page": 16, "pool": 1, "m": 17}, "pool must be at least 2 for 17 tokens"),
+        ({"norm": True, "eps": 0.0}, "eps must be between 0 and 1"),
         ({"page": -1}, "page, context and pool are at least 0"),
     ],
 )

@@ -10,7 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.errors import InputError
-from sim.int4 import GGUF_BYTES, Groups, from_awq, from_gguf, from_gptq, pack, quantise, shapes, unpack
+from sim.int4 import (
+    GGUF_BYTES,
+    GGUF_K_BYTES,
+    Groups,
+    from_awq,
+    from_gguf,
+    from_gguf_k,
+    from_gptq,
+    pack,
+    quantise,
+    shapes,
+    unpack,
+)
 
 GROUPS = (32, 64, 128)
 
@@ -239,3 +251,33 @@ def test_what_is_no_matrix_of_packed_words(wrong: Any) -> None:
     for group in ("a", 2.5, True):
         with pytest.raises(InputError, match="group is a number of columns"):
             from_gptq(words, zeros, scales, group=group)
+
+
+@given(st.integers(1, 5), st.integers(1, 3), st.integers(0, 99))
+def test_k_blocks_of_gguf_are_within_the_bound_of_their_two_roundings(n: int, blocks: int, seed: int) -> None:
+    quants = pytest.importorskip("gguf", reason="the other reader needs the extra `model`").quants
+    rng = np.random.default_rng(seed)
+    raw = rng.integers(0, 256, (n, blocks, GGUF_K_BYTES), np.uint8)
+    d = rng.uniform(-1, 1, (n, blocks, 2)) * 2.0 ** rng.integers(-24, 3, (n, blocks, 1))
+    raw[..., :4] = d.astype(np.float16).view(np.uint8)
+    groups = from_gguf_k(raw)
+    assert (groups.group, groups.zero_points, groups.q.shape) == (32, False, (n, blocks * 256))
+    exact = quants.dequantize(raw.reshape(n, -1), gguf_type("Q4_K")).astype(np.float64)
+    scale, offset = (np.abs(groups.each(part)).astype(np.float64) for part in (groups.scale, groups.offset))
+    u, tiny = 2.0**-11, 2.0**-25
+    exact_scale, exact_offset = ((part + tiny) * (1 + 2 * u) for part in (scale, offset))  # the rounded ones bound them
+    bound = u * (15 * exact_scale + exact_offset) + 16 * tiny + 2.0**-22 * np.abs(exact)
+    assert (np.abs(groups.values - exact) <= bound).all()
+    assert len(np.unique(groups.q)) == 16
+
+
+def gguf_type(name: str) -> Any:
+    import gguf
+
+    return gguf.GGMLQuantizationType[name]
+
+
+def test_k_blocks_of_another_shape_are_refused() -> None:
+    for blocks in (np.zeros((2, 3, 143), np.uint8), np.zeros((2, 144), np.uint8), np.zeros((2, 3, 144), np.int8)):
+        with pytest.raises(InputError, match=r"Q4_K blocks are \[n, k / 256, 144\] bytes"):
+            from_gguf_k(blocks)

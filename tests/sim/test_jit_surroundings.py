@@ -1,10 +1,12 @@
 """Compiled code: its cache is a convenience, and its workers survive a fork and several threads."""
 
 import multiprocessing
+import pickle
 from pathlib import Path
 from threading import Thread
 
 import ml_dtypes
+import numba
 import numpy as np
 import pytest
 
@@ -12,6 +14,8 @@ import lab
 from sim.cached_jit import njit
 from sim.jit import Late
 from sim.tiles import groups
+
+NUMBA = pickle.dumps(numba.__version__)  # what a whole index begins with
 
 
 @pytest.mark.parametrize("place", ["/dev/null/nowhere", "file"])
@@ -29,6 +33,26 @@ def test_without_a_place_for_its_cache_code_is_compiled_anew(
     simple = njit(lambda a: a + 1)
     simple._cache = compiled._cache
     assert simple(1) == 2
+
+
+@pytest.mark.parametrize(
+    "left",
+    [b"", b"not a pickle", pickle.dumps(numba.__version__), pickle.dumps(numba.__version__) + b"clab.gone\nX\n."],
+)
+def test_a_cache_that_cannot_be_read_is_made_anew(left: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where an earlier version named the class of an argument, or the disk was full."""
+    monkeypatch.setenv("LAB_CACHE_DIR", str(tmp_path))
+    made = groups.load_groups
+    function = made.__wrapped__ if isinstance(made, Late) else made.py_func
+    kept, simple = njit(cache=True)(function)._cache, lambda a: a + 1
+    index = Path(kept._cache_file._index_path)
+    index.parent.mkdir(parents=True)
+    index.write_bytes(left)
+    for hits in (0, 1):
+        compiled = njit(simple)
+        compiled._cache = kept
+        assert compiled(1) == 2
+        assert sum(compiled.stats.cache_hits.values()) == hits
 
 
 def product(x: np.ndarray) -> None:

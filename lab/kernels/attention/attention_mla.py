@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from lab.cards import fits
 from lab.kernel import Bills, Solves, require_choice, require_shared
 from lab.kernels.attention import mla_simulation, mla_theory
-from lab.kernels.attention.mla_plan import BLOCK_M, BLOCK_N, BOX_COLUMNS, FLOAT, SIZE, WARP, plan_of, workers_of
+from lab.kernels.attention.mla_plan import BLOCK_M, BLOCK_N, BOX_COLUMNS, FLOAT, SIZE, WARP, partition_of, workers_of
 from lab.kernels.common.norm import joined
 from lab.problems import Attention
 from sim.counts import Counts
@@ -32,7 +32,7 @@ MBARRIER = 8
 SWIZZLE = 128  # bytes
 ALIGNMENT = 1024  # bytes, of a tile with that swizzle
 MMA_K = 16
-WALK_BYTES = 160  # of three parts, the walk that finds them, and what is loaded next
+WALK_BYTES = 176  # of three parts, the walk that finds them, what is loaded next, who is last
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,6 @@ class Schedule:
     @property
     def threads(self) -> int:
         return WARPGROUPS * 4 * WARP
-
-    @property
-    def combine_threads(self) -> int:
-        """Of a CTA that joins partial results, a warp each row."""
-        return 4 * WARP
 
     @property
     def shared_bytes(self) -> int:
@@ -93,13 +88,7 @@ def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[La
     inputs = {name: Array(name, Role.IN, *operand) for name, operand in p.inputs.items()}
     kv_rows = p.pool_pages * p.page if p.page else p.kv_rows
     partial_rows = 2 * workers * s.cluster * BLOCK_M
-    kept = {"partial": ((partial_rows, LATENT), "fp32"), "partial_lse": ((partial_rows,), "fp32")}
-    results = (
-        Array("y", Role.OUT, *p.outputs["y"]),
-        Array("lse", Role.OUT, *p.outputs["lse"]) if p.lse else Scalar("lse", 0, "int64"),
-    )
-    lengths = (inputs["q_starts"], inputs["kv_lens"])
-    sizes = (Scalar("batch", p.batch), Scalar("kv_len", p.kv_len))
+    tiles = -(-p.q_len * p.group // (s.cluster * BLOCK_M))
     return (
         Launch(
             kernel="attention_mla",
@@ -113,33 +102,23 @@ def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[La
                 TensorMap("kv_map", cache, (kv_rows, DIM), (DIM, 1), (box_rows(p), BOX_COLUMNS), SWIZZLE),
                 inputs["q"],
                 inputs[cache],
-                *lengths,
+                inputs["q_starts"],
+                inputs["kv_lens"],
                 inputs[places],
-                *results,
-                *(Array(name, Role.OUT, *kept[name]) for name in kept),
-                *sizes,
+                Array("y", Role.OUT, *p.outputs["y"]),
+                Array("lse", Role.OUT, *p.outputs["lse"]) if p.lse else Scalar("lse", 0, "int64"),
+                Array("partial", Role.WORKSPACE, (partial_rows, LATENT), "fp32"),
+                Array("partial_lse", Role.WORKSPACE, (partial_rows,), "fp32"),
+                Array("arrivals", Role.WORKSPACE, (p.batch, tiles, s.cluster), "int32"),
+                Scalar("batch", p.batch),
+                Scalar("kv_len", p.kv_len),
+                Scalar("tiles", tiles),
                 Scalar("row_pages", p.pages_per_sequence),
                 Scalar("pages", p.pool_pages if p.page else 0),
                 Scalar("scale", p.score_scale, "float32"),
             ),
             cluster=(s.cluster, 1, 1),
             shared_bytes=s.shared_bytes,
-            dependent=True,
-        ),
-        Launch(
-            kernel="attention_mla",
-            entry="attention_mla_combine",
-            problem=p,
-            schedule=s,
-            grid=(-(-rows // (s.combine_threads // WARP)), 1, 1),
-            block=(s.combine_threads, 1, 1),
-            arguments=(
-                *lengths,
-                *results,
-                *(Array(name, Role.IN, *kept[name]) for name in kept),
-                *sizes,
-                Scalar("workers", workers),
-            ),
             dependent=True,
         ),
     )
@@ -153,17 +132,17 @@ def box_rows(problem: Attention) -> int:
 class Coefficients(fits.Coefficients, frozen=True):
     """What the estimate is made of."""
 
-    start_us: float  # of both launches, until the first latents are there, and from the last ones on
+    start_us: float  # of the launch, until the first latents are there, and from the last ones on
     hbm_share: float  # of the rate of a large read
     tensor_share: float  # of the data sheet's rate of an SM's tensor cores, while a block is multiplied
     blend: float  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
 
 
 def bills(problem: Attention, schedule: Schedule, machine: Machine, clock: str) -> Bills:
-    """Starts, and little more than the longer of two: HBM, and the products of the worker with most blocks."""
+    """A start, and little more than the longer of two: HBM, and the products of the worker with most blocks."""
     p, s = problem, schedule
     model = fits.coefficients(Coefficients, "attention_mla", machine, clock)
-    plan = plan_of(p, s, workers_of(s, machine))
+    plan = partition_of(p, s, workers_of(s, machine))
     most = (plan.each + (plan.longer > 0)) * (int(plan.blocks.max()) if plan.whole else 1)  # blocks
     of_block = 2 * BLOCK_M * BLOCK_N * (p.head_dim + p.value_dim) * machine.sms
     stream = {

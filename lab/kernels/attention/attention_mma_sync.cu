@@ -29,6 +29,11 @@ struct Shared {
 static_assert(sizeof(Shared) == schedule::shared_rows * DIM * sizeof(Element), "what the launch asks for");
 static_assert(schedule::threads == schedule::block_m / MMA_M * WARP, "16 rows a warp");
 
+// Heads of a row of an array of a token's queries, or keys, which has so many of them.
+__device__ __forceinline__ int row_heads(int heads, int kv_heads) {
+    return problem::packed ? kv_heads * (problem::group + 2) : heads;
+}
+
 // Copy a tile, by all threads; `from(row)` is where a row lies, or null for zeros. Closes a group.
 template <typename Tile, typename From>
 __device__ __forceinline__ void copy(Tile& tile, From from) {
@@ -51,7 +56,7 @@ struct Cache {
     __device__ __forceinline__ const Element* row(const Work& work, int value, int key) const {
         if (key >= work.keys) return nullptr;
         if constexpr (problem::page == 0) {
-            return (value ? v : k) + (int64_t(work.key + key) * kv_heads + work.head) * DIM;
+            return (value ? v : k) + (int64_t(work.key + key) * row_heads(kv_heads, kv_heads) + work.head) * DIM;
         } else {
             const int page = min(max(places[work.sequence * row_pages + key / PAGE], 0), pages - 1);
             const int64_t slice = (int64_t(2) * page + value) * kv_heads + work.head;
@@ -113,8 +118,9 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
         copy(tile, [&](int row) { return cache.row(work, value, block * schedule::block_n + row); });
     };
     copy(shared.q, [&](int row) -> const Element* {
-        const int64_t at = results.place(work, row);
-        return at >= 0 ? q + at * DIM : nullptr;
+        const int token = row / problem::group, head = work.head * problem::group + row % problem::group;
+        if (row >= ROWS || token >= work.tokens) return nullptr;
+        return q + (int64_t(work.query + token) * row_heads(kv_heads * problem::group, kv_heads) + head) * DIM;
     });
     copy_block(shared.k, 0, work.last - 1);
     for (int block = work.last - 1; block >= work.first; --block) {

@@ -21,7 +21,7 @@ SOLVES = Solves(
     arch="sm_80",
     after="attention_naive",
     options={**prefill.TILE_OPTIONS, "page": (1, *prefill.PAGES), "window": prefill.WINDOWS, "lse": (True,)},
-    facts=prefill.FACTS,
+    facts=(*prefill.FACTS, "packed"),
 )
 
 

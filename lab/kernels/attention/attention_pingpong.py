@@ -30,6 +30,7 @@ SOLVES = Solves(
         "page": prefill.PAGES,
         "window": prefill.WINDOWS,
         "lse": (True,),
+        "packed": (True,),
     },
     facts=prefill.FACTS,
 )

@@ -3,8 +3,9 @@
 // Idea: the cache is read once, as a plain read does it: every team of warps copies the tokens it will multiply, 16 at a
 // time, to its own ring in shared memory, and waits for nobody; so what an SM has under way is what its shared memory
 // holds. Sequences are divided over the SMs on the device, from their lengths. A CTA that shares a sequence with others
-// leaves a partial result, and who comes last adds them up in the same launch. A short sequence alone is a cluster's, whose
-// CTAs add up its rows between them.
+// leaves a partial result, and who comes last adds them up in the same launch. Those that share the only sequence add up
+// its rows between them: when all have come, or, of a short one, as a cluster. Where all but the last tokens are settled, plans and first copies are made while the
+// launch before is still at work.
 //
 // Warp roles: all alike. The teams of a KV head take the units of a stretch in turn, each with a softmax of its own; at
 // the end of a sequence their sums meet in shared memory. A team is one warp, or several where the queries are many.
@@ -19,13 +20,22 @@
 
 static_assert(schedule::threads == LANES * schedule::warps, "whole warps");
 
+using Rings = Stage[SLOTS * HEADS][STAGES];
+
+// Where sums meet: beside the rings, or in them where nothing comes after the only part.
+constexpr int ROOM = ALONE ? (sizeof(Rings) > sizeof(Sums) ? sizeof(Rings) : sizeof(Sums)) : sizeof(Rings) + sizeof(Sums);
 struct Shared {
-    Stage ring[SLOTS * HEADS][STAGES];
+    alignas(ALIGNMENT) uint8_t room[ROOM];
     Merge merge;
 };
-constexpr int INSIDE = schedule::ring_rows * ROW_BYTES + schedule::merge_rows * (PITCH + 2) * int(sizeof(float)) +
-                       schedule::inbox_rows * (DIM + 2) * int(sizeof(float)) + int(sizeof(uint64_t)) + 1;
+constexpr int INSIDE = ROOM + schedule::inbox_rows * (DIM + 2) * int(sizeof(float)) + int(sizeof(uint64_t)) + 1;
 static_assert(sizeof(Shared) == (INSIDE + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT, "what the launch asks for");
+
+// What the launch before has written is there from here on, and the next launch may start.
+__device__ __forceinline__ void follow() {
+    ptx::griddepcontrol::wait();
+    ptx::griddepcontrol::launch_dependents();
+}
 
 extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_per_sm)
     attention_split_kv(const Activation* __restrict__ q, const Element* __restrict__ k, const Element* __restrict__ v,
@@ -33,7 +43,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
                        const int32_t* __restrict__ where, const float* __restrict__ k_scale,
                        const float* __restrict__ v_scale, Activation* __restrict__ y, float* __restrict__ lse,
                        float* partial, float2* partial_sums, uint32_t* arrivals, int batch_size, int kv_heads,
-                       int max_kv_len, int pages, int table_width, int64_t page_stride, int64_t head_stride,
+                       int max_q_len, int max_kv_len, int pages, int table_width, int64_t page_stride, int64_t head_stride,
                        int token_stride, int64_t value_offset, float scale) {
     extern __shared__ __align__(ALIGNMENT) uint8_t dynamic[];
     Shared& shared = *reinterpret_cast<Shared*>(dynamic);
@@ -45,34 +55,49 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     const Cache cache{
         k + head * head_stride, PAGED ? value_offset : v - k, where, page_stride, token_stride, pages, table_width};
     const Results results{y, lse, partial, partial_sums, arrivals, v_scale, kv_heads};
-    const Batch batch{q_starts, kv_lens, batch_size, max_kv_len};
+    const Batch batch{q_starts, kv_lens, batch_size, max_q_len, max_kv_len};
 
     if constexpr (CLUSTER) begin_cluster(shared.merge);
-    ptx::griddepcontrol::wait();
-    ptx::griddepcontrol::launch_dependents();
+    if constexpr (!problem::settled) follow();
     const int first_row_of_sequence = ask_ahead(cache, batch_size);
-    Walk walk(batch, stretch, gridDim.x / ctas);
+    Walk walk(batch, stretch, CLUSTER ? schedule::cluster : gridDim.x / ctas);
     Source source(cache, team, walk, first_row_of_sequence);
-    Stage(&ring)[STAGES] = shared.ring[team.index()];
-    if constexpr (CLUSTER) ptx::cluster::wait();
+    Stage(&ring)[STAGES] = reinterpret_cast<Rings&>(shared.room)[team.index()];
+    Sums& sums = *reinterpret_cast<Sums*>(shared.room + (ALONE ? 0 : sizeof(Rings)));
     const float scale_log2 = scale * LOG2_E * (FP8 ? k_scale[head] / QUERY_SCALE : 1);
-    const int first_row = team.row_group * TILES * EIGHT;
-    int stage = 0, filled = 0;
-    for (Part part = walk.next(); part.exists(); part = walk.next()) {
-        Queries queries;
-        load_queries(queries, q, part.sequence, head, kv_heads * problem::group, first_row);
+    const int first_row = team.row_group * TILES * MMA_N;
+    int stage = 0, missing = STAGES - 1;  // units that are not yet under way
+    bool has_met = !CLUSTER;              // the others of the cluster, which have begun then
+    if constexpr (problem::settled) {
 #pragma unroll 1
-        for (; filled < STAGES - 1; ++filled) source.copy_next(ring[filled]);  // later than queries, or these wait for it
+        for (; missing > 0 && source.is_settled(); --missing) source.copy_next(ring[STAGES - 1 - missing]);
+        follow();
+    }
+    while (true) {
+        const Part part = walk.next();
+        if (!part.exists()) break;
+        Queries queries;
+        load_queries(queries, q, part.sequence, head, kv_heads * problem::group, first_row);  // or it waits for copies
         Softmax softmax;
         clear(softmax);
 #pragma unroll 1
-        for (int unit = part.lo + team.slot; unit < part.hi; unit += SLOTS) {
-            ptx::cp_async::wait_group<STAGES - 2>();
-            team.sync();  // all its copies are there, and all its warps have left the stage before
-            source.copy_next(ring[(stage + STAGES - 1) % STAGES]);
+        for (int unit = part.lo + team.slot; missing > 0 || unit < part.hi;) {
+            if (missing == 0) {
+                ptx::cp_async::wait_group<STAGES - 2>();
+                team.sync();  // all its copies are there, and all its warps have left the stage before
+            }
+            source.copy_next(ring[(stage + STAGES - 1 - missing) % STAGES]);
+            if (missing > 0) {
+                --missing;
+                continue;
+            }
             add_unit(softmax, ring[stage], queries, part, unit, first_row, scale_log2);
             stage = (stage + 1) % STAGES;
+            unit += SLOTS;
         }
-        finish(shared.merge, softmax, part, stretch, walk.length, first_head, results);
+        if (!has_met) ptx::cluster::wait();
+        has_met = true;
+        finish(shared.merge, sums, softmax, part, stretch, walk.length, first_head, results);
     }
+    if (!has_met) ptx::cluster::wait();
 }

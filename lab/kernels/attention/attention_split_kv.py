@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+import numpy as np
 from numpy.typing import NDArray
 
 from lab.cards import fits
@@ -32,12 +33,12 @@ SOLVES = Solves(
         "lse": (True,),
     },
     at_most={"q_len": 16},
-    facts=("kv", "activations", "head_dim", "group", "causal", "page", "window", "lse"),
+    facts=("kv", "activations", "head_dim", "group", "causal", "page", "window", "lse", "uniform", "settled"),
 )
 
 LANES = 32
 UNIT = 16  # tokens that a team multiplies at once: the rows of an mma
-EIGHT = 8  # columns of an mma
+MMA_N = 8  # columns of an mma
 MMA_K = 16
 MERGED_ROWS = 4  # of a warp, that meet in shared memory at once
 FLOAT = 4  # bytes
@@ -46,6 +47,7 @@ ALIGNMENT = 128  # bytes, of what lies in shared memory
 MOST_WARPS = 16
 MOST_STAGES = 32
 MOST_CLUSTER = 16
+LENGTHS = ("q_starts", "kv_lens", "kv_starts")  # inputs that uniform sequences do not need
 OTHER_REGISTERS = 60  # of a thread beside queries and sums
 
 
@@ -61,7 +63,7 @@ class Schedule:
     ctas_per_sm: int  # CTAs that an SM holds at once
     overhead_units: int  # what a sequence costs beside its units, in these
     least_units: int  # of a CTA, before another one is given work
-    cluster: int = 1  # CTAs that share the only sequence, and add up its rows between them
+    cluster: int = 1  # CTAs that share the only sequence, and add up its rows between them; 0: all, without a cluster
 
     def __post_init__(self) -> None:
         require_choice(self, "heads", (1, 2, 4, 8))
@@ -77,7 +79,7 @@ class Schedule:
             ("ctas_per_sm", 1, 4),
             ("overhead_units", 1, 1024),
             ("least_units", 1, 1024),
-            ("cluster", 1, MOST_CLUSTER),
+            ("cluster", 0, MOST_CLUSTER),
         ):
             if not least <= getattr(self, name) <= most:
                 raise ScheduleError(f"{name} is from {least} to {most:,}; {name} = {getattr(self, name)}")
@@ -98,7 +100,7 @@ class Schedule:
     @property
     def rows(self) -> int:
         """Queries that share a KV head, at most: of all tokens and of all query heads."""
-        return EIGHT * self.query_tiles * self.row_groups
+        return MMA_N * self.query_tiles * self.row_groups
 
     @property
     def ring_rows(self) -> int:
@@ -106,14 +108,19 @@ class Schedule:
         return self.warps // self.row_groups * self.stages * 2 * UNIT
 
     @property
-    def merge_rows(self) -> int:
-        """Rows of float32 sums that meet in shared memory."""
-        return self.warps * MERGED_ROWS
+    def held_rows(self) -> int:
+        """Rows of a warp's float32 sums that meet in shared memory at once; all, in the rings, of the only sequence."""
+        return MERGED_ROWS if self.cluster == 1 else MMA_N * self.query_tiles
 
     @property
     def inbox_rows(self) -> int:
         """Rows of float32 sums that the cluster sends to a CTA: of each row that it adds up, from every sharer."""
         return self.rows + self.cluster if self.cluster > 1 else 1
+
+    @property
+    def spread(self) -> int:
+        """Whether rows are added up by all that share the sequence, when all have come, not by who comes last."""
+        return int(self.cluster == 0)
 
     @property
     def slack(self) -> int:
@@ -140,10 +147,10 @@ class Schedule:
             )
         if p.kv_heads % self.heads:
             raise ScheduleError(f"heads must divide the {p.kv_heads} KV heads; heads = {self.heads}")
-        if self.cluster > 1 and (p.batch > 1 or self.heads > 1):
-            raise ScheduleError(
-                f"a cluster shares one sequence, and one KV head; {p.batch} sequences, {self.heads} heads"
-            )
+        if self.cluster != 1 and p.batch > 1:
+            raise ScheduleError(f"CTAs add up rows between them of one sequence; there are {p.batch}")
+        if self.cluster > 1 and self.heads > 1:
+            raise ScheduleError(f"a cluster has one KV head; heads = {self.heads}")
         if self.cluster > machine.max_cluster:
             raise ScheduleError(f"a cluster is up to {machine.max_cluster} CTAs; cluster = {self.cluster}")
         require_shared(shared_bytes(p, self), f"rings of {self.stages} stages for {self.warps} warps", machine)
@@ -153,8 +160,10 @@ class Schedule:
 def shared_bytes(problem: Attention, schedule: Schedule) -> int:
     """The rings; rows of sums, each with two floats, and four more against bank conflicts; inbox, mbarrier, flag."""
     p, s = problem, schedule
-    row, sums = FORMATS[p.kv].nbytes(1, p.head_dim), FLOAT * (p.head_dim + 2)
-    inside = s.ring_rows * row + s.merge_rows * (sums + FLOAT * 4) + s.inbox_rows * sums + MBARRIER + 1
+    row = FLOAT * (p.head_dim + 2)
+    rings, sums = s.ring_rows * FORMATS[p.kv].nbytes(1, p.head_dim), s.warps * s.held_rows * (row + FLOAT * 4)
+    room = rings + sums if s.cluster == 1 else max(rings, sums)
+    inside = room + s.inbox_rows * row + MBARRIER + 1
     return -(-inside // ALIGNMENT) * ALIGNMENT
 
 
@@ -178,12 +187,18 @@ SHAPES = (
 RING = 192 * 1024  # bytes of an SM's rings; half as many where teams are of several warps
 OVERHEAD, LEAST = 4, 4
 LONG = 2**30  # bytes of a contiguous cache from which two heads a CTA are faster
-SHORT, SHORTEST = 2**26, 2**24  # bytes of one sequence up to which clusters are faster, and rings of two stages
+SHORT = 2**26  # bytes of the only sequence up to which it is better to add up rows between all CTAs
 CLUSTER = 8  # of larger ones an H200 does not hold eight at once
+ALONE = {  # by queries: warps, row groups, query tiles, cluster
+    8: ((4, 1, 1, CLUSTER), (8, 1, 1, CLUSTER), (8, 1, 1, 0)),
+    16: ((8, 2, 1, CLUSTER), (8, 1, 2, CLUSTER), (8, 2, 1, 0)),
+    32: ((12, 4, 1, 0), (8, 2, 2, 0), (8, 2, 2, CLUSTER)),
+    64: ((8, 4, 2, 0), (16, 8, 1, 0)),
+}
 
 
 def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
-    """Measured shapes with as deep rings as fit, of a short sequence in a cluster; then shallower ones, longer ends."""
+    """Measured shapes with as deep rings as fit, those of the only sequence first; then shallower ones, longer ends."""
     p = problem
     needed = next((rows for rows in GROUPS if rows >= p.q_len * p.group), max(GROUPS))
     first = (8, 2) if not p.page and p.kv_bytes > LONG else (12, 1) if needed == 64 else (8, 1)
@@ -198,7 +213,7 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
                 s = Schedule(warps, min(stages, MOST_STAGES), heads, row_groups, query_tiles, ctas, OVERHEAD, LEAST)
                 s.fits(p, machine)
                 found.append(s)
-    yield from _clustered(p, found, machine)
+    yield from _alone(p, needed, machine)
     yield from found or [
         Schedule(8, 2, 1, *GROUPS[max(GROUPS)][0], 1, OVERHEAD, LEAST)
     ]  # holds most, and says how much
@@ -208,16 +223,19 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
         yield replace(s, overhead_units=2 * OVERHEAD)
 
 
-def _clustered(problem: Attention, found: list[Schedule], machine: Machine) -> Iterator[Schedule]:
-    """The best of those found, in clusters that are all resident at once and take up a good part of the SMs."""
+def _alone(problem: Attention, needed: int, machine: Machine) -> Iterator[Schedule]:
+    """For one short sequence; clusters are all resident at once and take up a good part of the SMs."""
     p = problem
+    if p.batch > 1 or p.kv_bytes > SHORT:
+        return
     few = p.kv_heads <= clusters.at_once(CLUSTER, 1, machine) and 3 * CLUSTER * p.kv_heads >= machine.sms
-    for s in found[:1]:
-        if p.batch == 1 and p.kv_bytes <= SHORT and few and s.heads == 1 and s.rows <= 32:
-            clustered = replace(s, cluster=CLUSTER, stages=2 if p.kv_bytes <= SHORTEST else s.stages)
-            with suppress(ScheduleError):
-                clustered.fits(p, machine)
-                yield clustered
+    for warps, row_groups, query_tiles, cluster in ALONE.get(needed, ()):
+        stages = RING // (warps // row_groups * 2 * UNIT * FORMATS[p.kv].nbytes(1, p.head_dim))
+        s = Schedule(warps, min(stages, MOST_STAGES), 1, row_groups, query_tiles, 1, OVERHEAD, LEAST, cluster)
+        with suppress(ScheduleError):
+            s.fits(p, machine)
+            if few or not cluster:
+                yield s
 
 
 def stretches(problem: Attention, schedule: Schedule, machine: Machine) -> int:
@@ -248,7 +266,7 @@ def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[La
                 *_extents(p),
             ),
             shared_bytes=shared_bytes(p, s),
-            cluster=(s.cluster, 1, 1),
+            cluster=(max(s.cluster, 1), 1, 1),
             dependent=True,
         ),
     )
@@ -270,7 +288,7 @@ def _workspaces(problem: Attention, schedule: Schedule, parts: int) -> tuple[Arg
 def _inputs(problem: Attention) -> tuple[Argument, ...]:
     """The cache, where it is one array, stands for k; scales only where there are some."""
     names = ("q", "cache" if problem.page else "k", "v", "q_starts", "kv_lens", _where(problem), "k_scale", "v_scale")
-    found = problem.inputs
+    found = {name: operand for name, operand in problem.inputs.items() if not (problem.uniform and name in LENGTHS)}
     return tuple(Array(name, Role.IN, *found[name]) if name in found else Scalar(name, 0, "int64") for name in names)
 
 
@@ -289,6 +307,7 @@ def _extents(problem: Attention) -> tuple[Scalar, ...]:
     return (
         Scalar("batch", p.batch),
         Scalar("kv_heads", p.kv_heads),
+        Scalar("max_q_len", p.q_len),
         Scalar("max_kv_len", p.kv_len),
         Scalar("pages", p.pool_pages if p.page else 0),
         Scalar("table_width", p.pages_per_sequence),
@@ -304,21 +323,28 @@ class Coefficients(fits.Coefficients, frozen=True):
     """What the estimate is made of."""
 
     start_us: float  # of a launch, until the first bytes are there, and from the last ones on
+    plan_us: float  # until lengths are there and divided
+    part_us: float  # of an SM, for what a part of a sequence costs at its start and end
     hbm_share: float  # of the rate of a large read
     tile_clocks: float  # of an SM, for 16 tokens and eight queries
     blend: float  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
 
 
 def bills(problem: Attention, schedule: Schedule, machine: Machine, clock: str) -> Bills:
-    """A start, and little more than the longer of two: HBM, and the instructions of an SM for its stretches."""
+    """A start, and little more than the longest: HBM; L2, which sequences ask each for itself; an SM's instructions."""
     p, s = problem, schedule
     model = fits.coefficients(Coefficients, "attention_split_kv", machine, clock)
-    units = decode_plan.plan_of(p, s, stretches(p, s, machine)).length * s.heads * s.ctas_per_sm
+    partition = decode_plan.partition_of(p, s, stretches(p, s, machine))
+    units = partition.length * s.heads * s.ctas_per_sm
+    most = int(np.bincount(decode_plan.parts_of(partition).stretch).max(initial=0)) * s.ctas_per_sm
+    asked = FORMATS[p.kv].nbytes(2 * p.kv_heads * UNIT * int(partition.units.sum()), p.head_dim)
     stream = {
         "HBM": 1e6 * (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)),
-        "instructions": 1e6 * units * s.rows / EIGHT * model.tile_clocks / machine.clock_hz,
+        "L2": 1e6 * asked / machine.l2_bandwidth if machine.l2_bandwidth else 0.0,
+        "instructions": 1e6 * units * s.rows / MMA_N * model.tile_clocks / machine.clock_hz + most * model.part_us,
     }
-    return Bills(model.start_us + joined(model.blend, *stream.values()), {"launch": model.start_us, **stream})
+    launch = model.start_us + (0 if p.uniform else model.plan_us)
+    return Bills(launch + joined(model.blend, *stream.values()), {"launch": launch, **stream})
 
 
 def theory(problem: Attention, schedule: Schedule, machine: Machine) -> Counts:

@@ -10,15 +10,15 @@
 #include "ptx/mbarrier.cuh"
 #include "ptx/store.cuh"
 
-constexpr int ROWS = EIGHT * TILES * ROW_GROUPS;  // of q that share a KV head, at most
-constexpr int FOUR = EIGHT / 2;                   // rows that meet in shared memory at once
+constexpr int ROWS = MMA_N * TILES * ROW_GROUPS;  // of q that share a KV head, at most
+constexpr int HELD = schedule::held_rows;         // of a warp, that meet in shared memory at once
 constexpr int PITCH = DIM + 4;                    // floats: from row to row in shared memory
 constexpr int OWN = DIM / LANES;                  // elements of a row that a lane adds up
-constexpr int AT_ONCE = 16;                       // partial results whose loads are under way together
 constexpr bool CLUSTER = schedule::cluster > 1;
+constexpr int AT_ONCE = CLUSTER ? schedule::cluster : 16;  // partial results whose loads are under way together
 using Own = Vector<4 * OWN>;
 
-static_assert(schedule::cluster <= AT_ONCE && (!CLUSTER || HEADS == 1), "rows of one KV head, from all at once");
+static_assert(AT_ONCE <= LANES && (!CLUSTER || HEADS == 1), "rows of one KV head, from all at once");
 static_assert(schedule::inbox_rows >= (CLUSTER ? ROWS + schedule::cluster - 1 : 1), "a row has its place");
 
 // Where the results go.
@@ -41,32 +41,38 @@ struct Row {
     float base, sum, total[OWN];
 };
 
-// Shared by the warps of a CTA.
+// What warps have summed, for those of their CTA.
+struct Sums {
+    float o[schedule::warps][HELD][PITCH];
+    float base[schedule::warps][HELD], sum[schedule::warps][HELD];
+};
+
+// What other CTAs leave to this one.
 struct Merge {
-    float o[schedule::warps][FOUR][PITCH];
     float inbox[schedule::inbox_rows][DIM];  // partial results from the cluster, those of a row side by side
     float2 inbox_sums[schedule::inbox_rows];
     uint64_t arrived;  // one arrival, and the bytes of the inbox
-    float base[schedule::warps][FOUR], sum[schedule::warps][FOUR];
-    bool last;
+    bool last;  // to come; or whether this CTA adds up rows
 };
 
-// A warp's sums of one half of tile n to shared memory.
-__device__ __forceinline__ void leave(Merge& merge, const Softmax& s, int n, int half) {
+// A warp's sums of rows `first` to `first + HELD - 1` to shared memory.
+__device__ __forceinline__ void leave(Sums& sums, const Softmax& s, int first) {
     const int warp = warp_index(), g = threadIdx.x % LANES / 4, t = threadIdx.x % 4;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        const int row = 2 * t % FOUR + i;
-        float sum = s.sum[n][i];
+    for (int n = 0; n < TILES; ++n)
 #pragma unroll
-        for (int offset = 4; offset < LANES; offset *= 2) sum += __shfl_xor_sync(FULL, sum, offset);
-        if (2 * t / FOUR != half) continue;
-        if (g == 0) merge.base[warp][row] = s.base[n][i], merge.sum[warp][row] = sum;
+        for (int i = 0; i < 2; ++i) {
+            const int row = n * MMA_N + 2 * t + i - first;
+            float sum = s.sum[n][i];
 #pragma unroll
-        for (int h = 0; h < STEPS; ++h)
+            for (int offset = 4; offset < LANES; offset *= 2) sum += __shfl_xor_sync(FULL, sum, offset);
+            if (row < 0 || row >= HELD) continue;
+            if (g == 0) sums.base[warp][row] = s.base[n][i], sums.sum[warp][row] = sum;
 #pragma unroll
-            for (int j = 0; j < 2; ++j) merge.o[warp][row][column_of(h, j)] = s.o[h][n][i + 2 * j];
-    }
+            for (int h = 0; h < STEPS; ++h)
+#pragma unroll
+                for (int j = 0; j < 2; ++j) sums.o[warp][row][column_of(h, j)] = s.o[h][n][i + 2 * j];
+        }
 }
 
 __device__ __forceinline__ void add(Row& to, const Own& from, float weight) {
@@ -75,17 +81,17 @@ __device__ __forceinline__ void add(Row& to, const Own& from, float weight) {
 }
 
 // A row of a KV head from what the teams of this head left.
-__device__ __forceinline__ Row gather(const Merge& merge, int head, int row_group, int row) {
+__device__ __forceinline__ Row gather(const Sums& sums, int head, int row_group, int row) {
     Row r = {unseen()};
 #pragma unroll
     for (int slot = 0; slot < SLOTS; ++slot)
-        r.base = fmaxf(r.base, merge.base[(slot * HEADS + head) * ROW_GROUPS + row_group][row]);
+        r.base = fmaxf(r.base, sums.base[(slot * HEADS + head) * ROW_GROUPS + row_group][row]);
 #pragma unroll 4
     for (int slot = 0; slot < SLOTS; ++slot) {
         const int warp = (slot * HEADS + head) * ROW_GROUPS + row_group;
-        const float weight = power_of_two(merge.base[warp][row] - r.base);
-        r.sum = fmaf(merge.sum[warp][row], weight, r.sum);
-        add(r, *reinterpret_cast<const Own*>(&merge.o[warp][row][threadIdx.x % LANES * OWN]), weight);
+        const float weight = power_of_two(sums.base[warp][row] - r.base);
+        r.sum = fmaf(sums.sum[warp][row], weight, r.sum);
+        add(r, *reinterpret_cast<const Own*>(&sums.o[warp][row][threadIdx.x % LANES * OWN]), weight);
     }
     return r;
 }
@@ -185,38 +191,35 @@ __device__ __forceinline__ void receive(Merge& merge, const Sharers& sharers, in
     __syncwarp();
     ptx::mbarrier::wait_cluster(merge.arrived, 0);
     for (int i = warp_index(); i < own; i += schedule::warps) {
-        const auto sums = [&](int of) { return merge.inbox_sums[i * count + of]; };
+        const auto pair = [&](int of) { return merge.inbox_sums[i * count + of]; };
         const auto elements = [&](int of) {
             return *reinterpret_cast<const Own*>(&merge.inbox[i * count + of][threadIdx.x % LANES * OWN]);
         };
-        store_result(results, combine(count, sums, elements), sequence, head, i * count + place);
+        store_result(results, combine(count, pair, elements), sequence, head, i * count + place);
     }
 }
 
 // All warps of the CTA end a part of a stretch together; the first KV head of the CTA is `first_head`.
-__device__ __forceinline__ void finish(Merge& merge, const Softmax& softmax, const Part& part, int stretch, int length,
-                                       int first_head, const Results& results) {
+__device__ __forceinline__ void finish(Merge& merge, Sums& sums, const Softmax& softmax, const Part& part, int stretch,
+                                       int length, int first_head, const Results& results) {
     const int warp = warp_index(), rows = part.sequence.q_len * problem::group;
     const Sharers sharers(part, length);
-#pragma unroll
-    for (int n = 0; n < TILES; ++n) {
 #pragma unroll 1
-        for (int half = 0; half < 2 && n * EIGHT + half * FOUR < rows; ++half) {
-            __syncthreads();  // what was left before has been read
-            leave(merge, softmax, n, half);
-            __syncthreads();
-            for (int job = warp; job < HEADS * ROW_GROUPS * FOUR; job += schedule::warps) {
-                const int head = job % HEADS, row_group = job / HEADS % ROW_GROUPS, own = job / (HEADS * ROW_GROUPS);
-                const int row = (row_group * TILES + n) * EIGHT + half * FOUR + own;
-                if (row >= rows) continue;
-                const Row r = gather(merge, head, row_group, own);
-                if (part.whole())
-                    store_result(results, r, part.sequence, first_head + head, row);
-                else if constexpr (CLUSTER)
-                    send(merge, r, sharers, stretch, row);
-                else
-                    store_partial(results, r, results.row(stretch, part.index, first_head + head, row));
-            }
+    for (int first = 0; first < TILES * MMA_N && first < rows; first += HELD) {
+        __syncthreads();  // what was left there before has been read
+        leave(sums, softmax, first);
+        __syncthreads();
+        for (int job = warp; job < HEADS * ROW_GROUPS * HELD; job += schedule::warps) {
+            const int head = job % HEADS, row_group = job / HEADS % ROW_GROUPS, own = job / (HEADS * ROW_GROUPS);
+            const int row = row_group * TILES * MMA_N + first + own;
+            if (row >= rows) continue;
+            const Row r = gather(sums, head, row_group, own);
+            if (part.whole())
+                store_result(results, r, part.sequence, first_head + head, row);
+            else if constexpr (CLUSTER)
+                send(merge, r, sharers, stretch, row);
+            else
+                store_partial(results, r, results.row(stretch, part.index, first_head + head, row));
         }
     }
     if (part.whole()) return;
@@ -224,22 +227,33 @@ __device__ __forceinline__ void finish(Merge& merge, const Softmax& softmax, con
         receive(merge, sharers, stretch, part.sequence, first_head, results);
         return;
     }
+    // Who comes last adds up all rows; or each of the first `owners`, when all have come, some of them.
+    const int owners = schedule::spread ? min(sharers.count, rows) : 1;
+    const int own = schedule::spread ? stretch - sharers.first : 0;
+    uint32_t* arrivals = results.arrivals + (part.index * results.kv_heads + first_head) / HEADS;
+    const uint32_t last = sharers.count - 1 + (schedule::spread ? owners : 0);
     __syncthreads();
     if (threadIdx.x == 0) {
-        uint32_t* arrivals = results.arrivals + (part.index * results.kv_heads + first_head) / HEADS;
-        merge.last = ptx::atom::count(arrivals, sharers.count - 1) == sharers.count - 1;
+        const uint32_t before = ptx::atom::count(arrivals, last);
+        merge.last = schedule::spread ? own < owners : before == last;
+        if (schedule::spread && merge.last)
+            while (ptx::load::acquire(arrivals) < sharers.count) {}
     }
     __syncthreads();
     if (!merge.last) return;
     const int step = results.kv_heads * ROWS;
-    for (int job = warp; job < HEADS * rows; job += schedule::warps) {
-        const int head = first_head + job % HEADS, row = job / HEADS;
+    for (int job = warp; job < HEADS * ((rows - own + owners - 1) / owners); job += schedule::warps) {
+        const int head = first_head + job % HEADS, row = own + job / HEADS * owners;
         const int64_t at = results.row(sharers.first, part.index, head, row);
-        const auto sums = [&](int i) { return results.partial_sums[at + int64_t(i) * step]; };
+        const auto pair = [&](int i) { return results.partial_sums[at + int64_t(i) * step]; };
         const auto elements = [&](int i) {
             const float* from = results.partial + (at + int64_t(i) * step) * DIM;
             return *reinterpret_cast<const Own*>(from + threadIdx.x % LANES * OWN);
         };
-        store_result(results, combine(sharers.count, sums, elements), part.sequence, head, row);
+        store_result(results, combine(sharers.count, pair, elements), part.sequence, head, row);
+    }
+    if constexpr (schedule::spread) {  // the last one to have read leaves the counter at 0
+        __syncthreads();
+        if (threadIdx.x == 0) ptx::atom::count_relaxed(arrivals, last);
     }
 }

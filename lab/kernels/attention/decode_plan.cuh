@@ -2,7 +2,8 @@
 //
 // The units of all sequences lie in a row, UNIT tokens each; every sequence is schedule::overhead_units longer, for what
 // it costs at its start and end. The row is cut into stretches of one length, and each finds its own by a scan over the
-// lengths. The CTAs of a stretch are neighbours, each with other KV heads: they read the same tokens at the same time.
+// lengths; where all are alike, by arithmetic. The CTAs of a stretch are neighbours, each with other KV heads: they read the
+// same tokens at the same time.
 //
 //   sequences  |.-------------|.-------------|.---|.---|.--------------------|     . overhead, - units
 //   stretches  |     0     |     1     |     2     |     3     |     4       |
@@ -14,14 +15,15 @@ constexpr int LANES = 32;
 constexpr int UNIT = schedule::unit;  // tokens
 constexpr int OVERHEAD = schedule::overhead_units;
 constexpr uint32_t FULL = 0xffffffffu;
+constexpr bool ALONE = schedule::cluster != 1;  // there is one sequence, so each stretch has one part at most
 
 static_assert(UNIT == 16, "the rows of an mma");
 static_assert(OVERHEAD > 0, "a sequence without keys is one too");
 
-// The lengths of a batch, in device memory.
+// The lengths of a batch, in device memory; or the greatest ones, where all are those.
 struct Batch {
     const int32_t *q_starts, *kv_lens;
-    int size, max_kv_len;
+    int size, max_q_len, max_kv_len;
 };
 
 // One sequence: its queries, and the keys that any of them sees; no unit where there is no query.
@@ -35,9 +37,15 @@ struct Sequence {
 
 __device__ __forceinline__ Sequence sequence(const Batch& batch, int index) {
     Sequence s;
-    s.q_start = batch.q_starts[index];
-    s.q_len = batch.q_starts[index + 1] - s.q_start;
-    s.kv_len = min(batch.kv_lens[index], batch.max_kv_len);
+    if constexpr (problem::uniform) {
+        s.q_start = index * batch.max_q_len;
+        s.q_len = batch.max_q_len;
+        s.kv_len = batch.max_kv_len;
+    } else {
+        s.q_start = batch.q_starts[index];
+        s.q_len = batch.q_starts[index + 1] - s.q_start;
+        s.kv_len = min(batch.kv_lens[index], batch.max_kv_len);
+    }
     const int first = problem::window > 0 ? max(s.kv_len - s.q_len + 1 - problem::window, 0) : 0;
     s.first_unit = first / UNIT;
     s.units = s.q_len > 0 ? max((s.kv_len + UNIT - 1) / UNIT - s.first_unit, 0) : 0;
@@ -91,12 +99,16 @@ struct Walk {
 
     __device__ __forceinline__ Walk(const Batch& batch, int stretch, int stretches)
         : batch(batch), index(0), begin(0) {
+        if constexpr (problem::uniform) {
+            const int cost = sequence(batch, 0).cost();
+            cut(batch.size * cost, stretch, stretches);
+            if constexpr (!ALONE) index = from / cost;
+            begin = index * cost;
+            return;
+        }
         int cost = lane_cost(batch, 0), upto = prefix_sum(cost), beyond = 0;
         for (int first = LANES; first < batch.size; first += LANES) beyond += lane_cost(batch, first);
-        const int total = __shfl_sync(FULL, upto, LANES - 1) + __reduce_add_sync(FULL, beyond);
-        length = max((total + stretches - 1) / stretches, schedule::least_units);
-        from = stretch * length;
-        to = from + length;
+        cut(__shfl_sync(FULL, upto, LANES - 1) + __reduce_add_sync(FULL, beyond), stretch, stretches);
         for (;;) {
             const uint32_t found = __ballot_sync(FULL, upto > from);
             if (found) {
@@ -113,15 +125,31 @@ struct Walk {
         }
     }
 
+    __device__ __forceinline__ void cut(int total, int stretch, int stretches) {
+        length = max((total + stretches - 1) / stretches, schedule::least_units);
+        from = stretch * length;
+        to = from + length;
+    }
+
+    // What the stretch has of the sequence that comes next, if anything.
+    __device__ __forceinline__ Part take() {
+        const Sequence s = sequence(batch, index);
+        const int lo = max(from - begin - OVERHEAD, 0), hi = min(to - begin - OVERHEAD, s.units);
+        const bool empty = s.units == 0 && s.cost() > 0 && begin >= from;  // its result is zeros
+        const Part part = {lo < hi || empty ? index : -1, begin, s, s.first_unit + lo, s.first_unit + max(hi, lo)};
+        ++index;
+        begin += s.cost();
+        return part;
+    }
+
     __device__ __forceinline__ Part next() {
-        while (begin < to && index < batch.size) {
-            const Part part = {index, begin, sequence(batch, index)};
-            const Sequence& s = part.sequence;
-            const int lo = max(from - begin - OVERHEAD, 0), hi = min(to - begin - OVERHEAD, s.units);
-            const bool empty = s.units == 0 && s.cost() > 0 && begin >= from;  // its result is zeros
-            ++index;
-            begin += s.cost();
-            if (lo < hi || empty) return {part.index, part.begin, s, s.first_unit + lo, s.first_unit + max(hi, lo)};
+        if constexpr (ALONE) {
+            if (index == 0) return take();
+        } else {
+            while (begin < to && index < batch.size) {
+                const Part part = take();
+                if (part.exists()) return part;
+            }
         }
         return {};
     }

@@ -10,7 +10,7 @@ from lab.problems import Attention
 Ints = NDArray[np.int64]
 
 
-class Plan(NamedTuple):
+class CtaPartition(NamedTuple):
     """The units of all sequences in a row, cut into stretches of one length."""
 
     q_len: Ints  # of each sequence
@@ -33,14 +33,14 @@ class Parts(NamedTuple):
     shared: NDArray[np.bool_]  # with other stretches
 
 
-def plan_of(problem: Attention, schedule: Any, stretches: int) -> Plan:
-    """The plan for a problem; `schedule` is an attention_split_kv.Schedule."""
+def partition_of(problem: Attention, schedule: Any, stretches: int) -> CtaPartition:
+    """The partition for a problem; `schedule` is an attention_split_kv.Schedule."""
     q_lens, kv_lens = (np.array([getattr(s, name) for s in problem.sequences]) for name in ("q_len", "kv_len"))
     return divide(q_lens, kv_lens, problem.window, schedule, stretches)
 
 
-def divide(q_lens: NDArray, kv_lens: NDArray, window: int, schedule: Any, stretches: int) -> Plan:
-    """The plan for sequences of these lengths."""
+def divide(q_lens: NDArray, kv_lens: NDArray, window: int, schedule: Any, stretches: int) -> CtaPartition:
+    """The partition for sequences of these lengths."""
     s = schedule
     q_len, kv_len = q_lens.astype(np.int64), kv_lens.astype(np.int64)
     first = np.maximum(kv_len - q_len + 1 - window, 0) // s.unit if window else np.zeros_like(kv_len)
@@ -48,10 +48,10 @@ def divide(q_lens: NDArray, kv_lens: NDArray, window: int, schedule: Any, stretc
     cost = np.where(q_len > 0, s.overhead_units + units, 0)
     upto = np.cumsum(cost)
     length = max(-(-int(upto[-1]) // stretches), s.least_units)
-    return Plan(q_len, kv_len, first, units, upto - cost, upto, length, s.overhead_units)
+    return CtaPartition(q_len, kv_len, first, units, upto - cost, upto, length, s.overhead_units)
 
 
-def parts_of(plan: Plan) -> Parts:
+def parts_of(plan: CtaPartition) -> Parts:
     """Every stretch's share of every sequence that has queries; a sequence without keys is one part, of no unit."""
     there = np.nonzero(plan.q_len > 0)[0]
     begin, units = plan.begin[there] + plan.overhead, plan.units[there]

@@ -29,7 +29,7 @@ constexpr bool SAME = false;
 template <typename A>
 constexpr bool SAME<A, A> = true;
 
-constexpr int EIGHT = 8;                      // columns of an mma
+constexpr int MMA_N = 8;                      // columns of an mma
 constexpr int TILES = schedule::query_tiles;  // of eight columns that a warp has
 constexpr int STEPS = DIM / 16;               // mma along head_dim
 constexpr int LOADS = ROW_BYTES / 32;         // ldmatrix of 16 rows
@@ -58,7 +58,7 @@ __device__ __forceinline__ void load_queries(Queries& queries, const Activation*
     const int g = threadIdx.x % LANES / 4, t = threadIdx.x % 4;
 #pragma unroll
     for (int n = 0; n < TILES; ++n) {
-        const int row = first_row + n * EIGHT + g;
+        const int row = first_row + n * MMA_N + g;
         const bool inside = row < sequence.q_len * problem::group;
         const int64_t at =
             int64_t(sequence.q_start + row / problem::group) * q_heads + head * problem::group + row % problem::group;
@@ -154,7 +154,7 @@ __device__ __forceinline__ void mask(Scores& scores, const Part& part, int unit,
     for (int n = 0; n < TILES; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const int row = first_row + n * EIGHT + 2 * t + i % 2, token = unit * UNIT + g + i / 2 * 8;
+            const int row = first_row + n * MMA_N + 2 * t + i % 2, token = unit * UNIT + g + i / 2 * 8;
             const int limit = part.first_limit() + (problem::causal ? row / problem::group : 0);
             if (token >= min(limit, part.sequence.kv_len) || (problem::window > 0 && token < limit - problem::window))
                 scores[n][i] = unseen();

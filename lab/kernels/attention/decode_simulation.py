@@ -32,6 +32,7 @@ class Shape(NamedTuple):
     table_width: int
     pages: int
     lse: bool
+    uniform: bool
     page_stride: int
     head_stride: int
     token_stride: int
@@ -42,6 +43,7 @@ class Shape(NamedTuple):
     heads: int
     row_groups: int
     cluster: int
+    spread: bool
     rows: int
     unit: int
     stretches: int
@@ -132,9 +134,9 @@ def _shape(launch: Launch) -> Shape:
     return Shape(
         batch=p.batch, kv_len=p.kv_len, kv_heads=p.kv_heads, group=p.group, dim=p.head_dim, causal=p.causal,
         window=p.window, page=p.page, table_width=p.pages_per_sequence, pages=p.pool_pages, lse=p.lse,
-        page_stride=page, head_stride=head, token_stride=token, value_offset=value,
+        uniform=p.uniform, page_stride=page, head_stride=head, token_stride=token, value_offset=value,
         row_bytes=FORMATS[p.kv].nbytes(1, p.head_dim), warps=s.warps, slots=s.slots, heads=s.heads,
-        row_groups=s.row_groups, cluster=s.cluster, rows=s.rows, unit=s.unit,
+        row_groups=s.row_groups, cluster=max(s.cluster, 1), spread=s.spread > 0, rows=s.rows, unit=s.unit,
         stretches=launch.ctas // (p.kv_heads // s.heads),
         scale=np.float32(p.score_scale) * LOG2_E, headroom=s.headroom if operand == "fp16" else 0, slack=s.slack,
         element=ELEMENT[p.kv], operand=ELEMENT[operand],

@@ -81,7 +81,7 @@ struct Cache {
 // Some units of this team, all of one sequence: `unit` and every SLOTS-th after it, below `end`.
 struct Block {
     int unit, end;
-    int kv_len;
+    int kv_len, q_len;
     int round;  // of `unit` in the block
     int where;  // ids of its pages, one a lane, or the sequence's first row
 };
@@ -111,17 +111,19 @@ struct Source {
 
     // The block after those found so far: its page ids are on their way while the one before is copied.
     __device__ __forceinline__ Block following() {
-        while (part.exists() && unit >= part.hi) {
+        while (!ALONE && part.exists() && unit >= part.hi) {
             part = walk.next();
             unit = part.lo + team.slot;
         }
-        if (!part.exists()) return {};
-        Block block = {unit, min(part.hi, unit + BLOCK * SLOTS), part.sequence.kv_len, 0};
+        if (!part.exists() || unit >= part.hi) return {};
+        Block block = {unit, min(part.hi, unit + BLOCK * SLOTS), part.sequence.kv_len, part.sequence.q_len, 0};
         if constexpr (PAGED) {
             const int lane = threadIdx.x % LANES, own = unit + lane / IDS * SLOTS;
             const int token = own * UNIT + lane % IDS * PAGE;
             block.where = ptx::load::cached_4_if(cache.where + int64_t(part.index) * cache.table_width + token / PAGE,
                                                  own < block.end && token < block.kv_len);
+        } else if constexpr (problem::uniform) {
+            block.where = part.index * part.sequence.kv_len;
         } else {
             block.where = part.index < LANES ? __shfl_sync(FULL, first_row, part.index) : cache.where[part.index];
         }
@@ -133,6 +135,11 @@ struct Source {
     __device__ __forceinline__ int64_t page(int lane) const {
         const uint32_t id = __shfl_sync(FULL, now.where, lane);
         return int64_t(min(id, uint32_t(cache.pages - 1))) * cache.page_stride;
+    }
+
+    // Whether there is a next unit, all of whose tokens are older than the sequence's queries.
+    __device__ __forceinline__ bool is_settled() const {
+        return now.unit < now.end && (now.unit + 1) * UNIT <= now.kv_len - now.q_len;
     }
 
     // Copy the next unit, if there is one, to a stage. Tokens that are not there become 0.
@@ -176,6 +183,7 @@ struct Source {
 // row of the sequence of each lane's number.
 __device__ __forceinline__ int ask_ahead(const Cache& cache, int batch_size) {
     constexpr int LINE = 128 / sizeof(int32_t);
+    if constexpr (!PAGED && problem::uniform) return 0;
     if constexpr (!PAGED) {
         const int lane = threadIdx.x % LANES;
         return ptx::load::cached_4_if(cache.where + lane, lane < batch_size);

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from lab.kernels.attention.decode_plan import Parts, Plan, enumerated, parts_of, plan_of
+from lab.kernels.attention.decode_plan import CtaPartition, Parts, enumerated, partition_of, parts_of
 from lab.problems import Attention
 from sim.counts import SECTOR, Counts, sectors
 from sim.formats import FORMATS
@@ -20,7 +20,7 @@ def theory(problem: Attention, schedule: Any, stretches: int) -> Counts:
     A part of a sequence that other stretches share is stored, and loaded by whoever comes last. Rows are whole sectors.
     """
     p, s = problem, schedule
-    plan = plan_of(p, s, stretches)
+    plan = partition_of(p, s, stretches)
     parts = parts_of(plan)
     cache_row, q_row, float_row = (
         n // SECTOR for n in (FORMATS[p.kv].nbytes(1, p.head_dim), 2 * p.head_dim, 4 * p.head_dim)
@@ -28,7 +28,7 @@ def theory(problem: Attention, schedule: Any, stretches: int) -> Counts:
     queries = plan.q_len[parts.sequence] * p.group  # of each part and KV head
     units = int((parts.hi - parts.lo).sum())
     rows = p.rows * p.q_heads
-    joined = parts.shared & (s.cluster == 1)  # through global memory
+    joined = parts.shared & (s.cluster <= 1)  # through global memory
     shared = int(queries[joined].sum()) * p.kv_heads  # rows of partial results
 
     tokens = np.maximum(np.minimum(parts.hi * s.unit, plan.kv_len[parts.sequence]) - parts.lo * s.unit, 0)
@@ -38,13 +38,16 @@ def theory(problem: Attention, schedule: Any, stretches: int) -> Counts:
     loads += shared * (1 + float_row)
     loads += p.kv_heads * s.row_groups * _where(p, s, plan, parts)
     warps = s.warps * p.kv_heads // s.heads
-    if not p.page:
+    if not p.page and not p.uniform:
         loads += warps * stretches * sectors(0, INDEX * min(LANES, p.batch))
     loads += warps * _lengths(p, plan, stretches)
     if p.kv == "fp8":
         loads += warps * stretches + rows
     stores = rows * (q_row + p.lse) + shared * (float_row + 1)
-    arrivals = int(joined.sum()) * p.kv_heads // s.heads
+    arrivals = int(joined.sum())
+    if s.spread:  # who adds up rows of the only sequence comes once more
+        arrivals += int(min(arrivals, queries.max(initial=0)))
+    arrivals *= p.kv_heads // s.heads
     return Counts(
         flops=p.flops,
         mma_flops=4 * units * p.kv_heads * s.unit * s.rows * p.head_dim,
@@ -59,13 +62,15 @@ def theory(problem: Attention, schedule: Any, stretches: int) -> Counts:
     )
 
 
-def _lengths(problem: Attention, plan: Plan, stretches: int) -> int:
+def _lengths(problem: Attention, plan: CtaPartition, stretches: int) -> int:
     """Sectors of lengths that a warp of each stretch loads, 32 sequences after another, or one of them.
 
     First all of them, then those up to its first sequence again, the first 32 aside; then those of its own sequences,
     each of them twice.
     """
     p = problem
+    if p.uniform:
+        return 0
     chunk = np.array(
         [
             sum(sectors(INDEX * at, INDEX * min(LANES, p.batch - first)) for at in (first, first + 1, first))
@@ -81,14 +86,14 @@ def _lengths(problem: Attention, plan: Plan, stretches: int) -> int:
     return int(stretches * (upto[-1] - chunk[0]) + upto[found].sum() + 2 * LENGTHS * own.sum())
 
 
-def _where(problem: Attention, schedule: Any, plan: Plan, parts: Parts) -> int:
+def _where(problem: Attention, schedule: Any, plan: CtaPartition, parts: Parts) -> int:
     """Sectors of the block table, or of where sequences beyond the first 32 start, that teams of one KV head load."""
     p, s = problem, schedule
     slot = np.arange(s.slots)
     unit, end = (parts.lo[:, None] + slot).ravel(), np.repeat(parts.hi, s.slots)
     sequence = np.repeat(parts.sequence, s.slots)
     if not p.page:
-        return int(((unit < end) & (sequence >= LANES)).sum())
+        return 0 if p.uniform else int(((unit < end) & (sequence >= LANES)).sum())
     pages = max(s.unit // p.page, 1)  # of a unit
     width = LANES // pages  # units whose pages a warp asks for at once
     blocks = np.maximum(-(-(end - unit) // (width * s.slots)), 0)

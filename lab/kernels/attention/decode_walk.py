@@ -1,6 +1,6 @@
 """The tile schedule of attention_split_kv in compiled code: a CTA plans, walks its units, leaves or joins sums.
 
-What the functions take is in decode_simulation.py.
+What the functions take is in decode_simulation.py and decode_plan.py.
 """
 
 from typing import NamedTuple
@@ -62,14 +62,14 @@ def _cta(count, marks, data, shape, plan, cta, tiles):
     while index < shape.batch and plan.upto[index] <= start:
         index += 1
     for warp in range(shape.warps):
-        if shape.page == 0:
+        if shape.page == 0 and not shape.uniform:
             load_vector(count, marks.where, 0, INDEX * min(LANES, shape.batch))
         _load_lengths(count, marks, shape, 0, shape.batch - 1)
         _load_lengths(count, marks, shape, LANES, min(index, shape.batch - 1))
         if shape.element == FP8:
             load_vector(count, marks.k_scale, FLOAT * (first_head + warp // shape.row_groups % shape.heads), FLOAT)
     while index < shape.batch and plan.begin[index] < end:
-        for _ in range(2 * shape.warps):  # to copy its keys, and to multiply them
+        for _ in range(0 if shape.uniform else 2 * shape.warps):  # to copy its keys, and to multiply them
             load_vector(count, marks.q_starts, INDEX * index, INDEX)
             load_vector(count, marks.q_starts, INDEX * (index + 1), INDEX)
             load_vector(count, marks.kv_lens, INDEX * index, INDEX)
@@ -81,13 +81,17 @@ def _cta(count, marks, data, shape, plan, cta, tiles):
             for head in range(first_head, first_head + shape.heads):
                 _part(count, marks, data, shape, plan, part, head, tiles)
             if not whole and shape.cluster == 1:
-                add_atomically(count, marks.arrivals, INDEX * (index * ctas + first_head // shape.heads), INDEX)
+                place = stretch - (begin + plan.overhead) // plan.length
+                for _ in range(1 + (shape.spread and place < shape.group * plan.q_len[index])):
+                    add_atomically(count, marks.arrivals, INDEX * (index * ctas + first_head // shape.heads), INDEX)
         index += 1
 
 
 @jit
 def _load_lengths(count, marks, shape, start, last):
     """A warp loads the lengths of 32 sequences after another, from `start` up to those of sequence `last`."""
+    if shape.uniform:
+        return
     for first in range(start, last + 1, LANES):
         nbytes = INDEX * min(LANES, shape.batch - first)
         load_vector(count, marks.q_starts, INDEX * first, nbytes)
@@ -181,7 +185,7 @@ def _units_at_once(shape):
 def _load_where(count, marks, shape, plan, part, unit, at):
     """The pages of the team's next units, or where the sequence starts, which is known of the first ones."""
     if shape.page == 0:
-        if part.sequence >= LANES:
+        if part.sequence >= LANES and not shape.uniform:
             load_vector(count, marks.where, INDEX * part.sequence, INDEX)
         return
     keys, row, lanes = plan.kv_len[part.sequence], part.sequence * shape.table_width, 0

@@ -124,15 +124,18 @@ __device__ __forceinline__ Place find(const Batch& batch, bool whole, Beyond bey
 
 // A part of a segment that one worker takes: blocks `lo` to `hi` of its sequence.
 struct Part {
-    int index;  // of the sequence; -1 is no part
-    int row, rows;  // the cluster's first row of q and y, and how many are the sequence's from there on
-    int first;      // which of the sequence's rows that is
+    int index;       // of the sequence; -1 is no part
+    int row, first;  // the cluster's first row of q and y, and which of the sequence's rows that is
     int q_len, kv_len;
     int lo, hi;
-    int slot;   // of its partial result; -1 where it is the whole segment
-    bool more;  // the worker has another part
+    int slot;                 // of its partial result; -1 where it is the whole segment
+    int first_slot, sharers;  // where the segment's partial results are, and how many
+    bool more;                // the worker has another part
 
     __device__ __forceinline__ bool exists() const { return index >= 0; }
+
+    // Rows of the sequence from the cluster's first one on.
+    __device__ __forceinline__ int rows() const { return q_len * problem::group - first; }
 
     // Keys that the sequence's query `token` sees end here.
     __device__ __forceinline__ int limit(int token) const {
@@ -142,20 +145,18 @@ struct Part {
 
 // Walks over the parts of one worker; a warp starts it together, one thread goes on.
 struct Walk {
-    bool whole;
-    int begin, end;       // the worker's stretch
-    int slot;             // its first
+    Cuts cuts;
+    int worker;
     int index, tile, at;  // the segment that comes next, and where it begins
 
-    __device__ __forceinline__ Walk(const Batch& batch, const Cuts& cuts, int worker)
-        : whole(cuts.whole), begin(cuts.begin(worker)), end(cuts.begin(worker + 1)), slot(2 * worker) {
-        const int from = begin;
-        const Place place = find(batch, whole, [=](int, int upto) { return upto > from; });
+    __device__ __forceinline__ Walk(const Batch& batch, const Cuts& cuts, int worker) : cuts(cuts), worker(worker) {
+        const int begin = cuts.begin(worker);
+        const Place place = find(batch, cuts.whole, [=](int, int upto) { return upto > begin; });
         index = place.index;
         at = place.at;
         tile = 0;
-        if (begin < end) {
-            const int cost = sequence(batch, index).cost(whole);
+        if (begin < cuts.begin(worker + 1)) {
+            const int cost = sequence(batch, index).cost(cuts.whole);
             tile = (begin - at) / cost;
             at += tile * cost;
         }
@@ -163,6 +164,7 @@ struct Walk {
 
     // The next part of this worker, if there is one.
     __device__ __forceinline__ Part next(const Batch& batch) {
+        const int begin = cuts.begin(worker), end = cuts.begin(worker + 1);
         while (at < end) {
             const Sequence s = sequence(batch, index);
             if (tile == s.tiles) {
@@ -170,41 +172,18 @@ struct Walk {
                 ++index;
                 continue;
             }
-            const int overhead = whole ? 0 : schedule::overhead;
-            const int from = whole ? 0 : max(begin - at - overhead, 0);
-            const int to = whole ? s.blocks : max(min(end - at - overhead, s.blocks), 0);
-            const int first = tile * ROWS, shared_slot = slot + (at >= begin);
-            at += s.cost(whole);
+            const int blocks = at + (cuts.whole ? 0 : schedule::overhead);  // begin there
+            const int from = cuts.whole ? 0 : max(begin - blocks, 0);
+            const int to = cuts.whole ? s.blocks : max(min(end - blocks, s.blocks), 0);
+            const int row = tile * ROWS, slot = 2 * worker + (at >= begin);
+            const int first = cuts.owner(blocks), last = cuts.whole ? first : cuts.owner(blocks + s.blocks - 1);
+            const int first_slot = 2 * first + (cuts.begin(first) <= at);
+            at += s.cost(cuts.whole);
             ++tile;
             if (from < to)
-                return {index,    s.q_start * problem::group + first, s.q_len * problem::group - first, first, s.q_len,
-                        s.kv_len, from, to, from == 0 && to == s.blocks ? -1 : shared_slot};
+                return {index, s.q_start * problem::group + row, row, s.q_len, s.kv_len, from, to,
+                        first == last ? -1 : slot, first_slot, last - first + 1};
         }
         return {-1};
     }
 };
-
-// The partial results of one row: `count` of them, none where its segment was not shared.
-struct Partials {
-    int first, count;  // worker, workers
-    bool begins;       // the segment begins in the stretch of the first one, which has it in its second slot
-    int row;           // of the segment
-
-    __device__ __forceinline__ int64_t at(int partial) const {
-        return int64_t(2 * (first + partial) + (partial == 0 && begins)) * ROWS + row;
-    }
-};
-
-// Those of row `row` of y; found by a warp.
-__device__ __forceinline__ Partials partials_of(int row, const Batch& batch, int max_workers) {
-    const Cuts cuts(batch, max_workers);
-    const int token = row / problem::group;
-    if (cuts.whole || token >= batch.q_starts[batch.size]) return {};
-    const Place place = find(batch, false, [=](int index, int) { return batch.q_starts[index + 1] > token; });
-    const Sequence s = sequence(batch, place.index);
-    const int own = row - s.q_start * problem::group;
-    const int begin = place.at + own / ROWS * s.cost(false), blocks = begin + schedule::overhead;
-    const int first = cuts.owner(blocks), last = cuts.owner(blocks + s.blocks - 1);
-    if (first == last) return {};
-    return {first, last - first + 1, cuts.begin(first) <= begin, own % ROWS};
-}

@@ -55,7 +55,7 @@ class Partials(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class ClusterPartition:
     """All segments in a row, those of a sequence next to each other, cut into a stretch for every worker."""
 
     group: int
@@ -111,10 +111,6 @@ class Plan:
             tile += 1
         return Stretch(found, visited, parts)
 
-    def sequence_of(self, token: int) -> int:
-        """Which sequence a query token belongs to."""
-        return int(np.searchsorted(self.q_starts[1:], token, side="right"))
-
     def partials(self, sequence: int, tile: int) -> Partials | None:
         """The partial results of a segment; None where it is not shared."""
         if self.whole:
@@ -140,8 +136,8 @@ def workers_of(schedule: Any, machine: Machine) -> int:
     return machine.sms // int(schedule.cluster)
 
 
-def divide(problem: Attention, schedule: Any, q_starts: NDArray, kv_lens: NDArray, most: int) -> Plan:
-    """The plan for sequences of these lengths and at most so many workers."""
+def divide(problem: Attention, schedule: Any, q_starts: NDArray, kv_lens: NDArray, most: int) -> ClusterPartition:
+    """The partition for sequences of these lengths and at most so many workers."""
     s, rows = schedule, BLOCK_M * schedule.cluster
     starts, keys = q_starts.astype(np.int64), np.minimum(kv_lens.astype(np.int64), problem.kv_len)
     tiles = -(-np.diff(starts) * problem.group // rows)
@@ -154,12 +150,12 @@ def divide(problem: Attention, schedule: Any, q_starts: NDArray, kv_lens: NDArra
     of_segment = np.ones_like(blocks) if whole else s.overhead + blocks
     at = np.concatenate(([0], np.cumsum(tiles * of_segment)))
     each, longer = divmod(total, workers)
-    return Plan(
+    return ClusterPartition(
         problem.group, rows, s.overhead, starts, keys, tiles, blocks, of_segment, at, whole, workers, each, longer
     )
 
 
-def plan_of(problem: Attention, schedule: Any, most: int) -> Plan:
-    """The plan for a problem's own lengths."""
+def partition_of(problem: Attention, schedule: Any, most: int) -> ClusterPartition:
+    """The partition for a problem's own lengths."""
     indices = problem.indices()
     return divide(problem, schedule, indices["q_starts"], indices["kv_lens"], most)

@@ -60,7 +60,9 @@ struct PowerSoftmax {
 struct Results {
     Element* y;
     float *lse, *partial, *partial_lse;
-    int rank;  // in the cluster
+    uint32_t* arrivals;  // of who has left partial results: of each sequence, each of its tiles, each CTA of a cluster
+    int max_tiles;       // of a sequence
+    int rank;            // in the cluster
 
     // Row `row` of this CTA's tile in the partial results.
     __device__ __forceinline__ int64_t partial_row(int slot, int row) const {

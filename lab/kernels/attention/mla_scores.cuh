@@ -136,7 +136,7 @@ struct Scorer {
             const float total = row_sum(softmax.sum[r]);
             if (own.index % 4) continue;
             shared.inverse[turn.of_two()][own.row(r)] = total > 0 ? __fdividef(1, total) : 0;
-            if (results.rank * BLOCK_M + own.row(r) >= part.rows) continue;
+            if (results.rank * BLOCK_M + own.row(r) >= part.rows()) continue;
             if (part.slot >= 0)
                 results.partial_lse[results.partial_row(part.slot, own.row(r))] = softmax.log_sum_exp(r, total);
             else if constexpr (problem::lse)

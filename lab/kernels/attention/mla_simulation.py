@@ -18,9 +18,9 @@ from lab.kernels.attention.mla_plan import (
     INDEX,
     SIZE,
     WARP,
+    ClusterPartition,
     Part,
     Partials,
-    Plan,
     Stretch,
     divide,
     workers_of,
@@ -32,6 +32,7 @@ from sim.machine import Machine
 from sim.tiles import (
     ELEMENT,
     Chip,
+    add_atomically,
     count_exp,
     load_tile,
     load_vector,
@@ -50,12 +51,9 @@ Count = NDArray[np.int64]
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
-    """One of the two launches; where `arrays` has q, the first writes partial results too, the second reads them."""
+    """All workers, and the rows that they share; where `arrays` has q, with numbers."""
     run = _Run(launch, arrays, machine)
-    if launch.entry == "attention_mla":
-        run.multiply()
-    else:
-        run.combine()
+    run.multiply()
     return run.chip.counts()
 
 
@@ -65,11 +63,12 @@ class _Run:
     def __init__(self, launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> None:
         p = launch.problem
         self.problem, self.schedule, self.arrays = p, launch.schedule, arrays
-        self.chip, self.ctas = Chip(launch, machine), launch.ctas
+        self.chip = Chip(launch, machine)
+        self.tiles = -(-p.q_len * p.group // (BLOCK_M * launch.schedule.cluster))  # of a sequence, at most
         self.cache, self.places = ("cache", "block_table") if p.page else ("k", "kv_starts")
         self.numerics = "y" in arrays
         self.workers = workers_of(launch.schedule, machine)
-        self.plan: Plan = divide(p, launch.schedule, arrays["q_starts"], arrays["kv_lens"], self.workers)
+        self.plan: ClusterPartition = divide(p, launch.schedule, arrays["q_starts"], arrays["kv_lens"], self.workers)
 
     def multiply(self) -> None:
         """Every worker's stretch, by each CTA of its cluster."""
@@ -80,37 +79,34 @@ class _Run:
                 self._find(count, stretch)
                 for part in stretch.parts:
                     self._part(count, part, rank)
+                    if part.slot >= 0:
+                        tile = part.sequence * self.tiles + part.first // self.plan.rows
+                        at = INDEX * (tile * self.schedule.cluster + rank)
+                        add_atomically(count, self.chip.marks("arrivals"), at, INDEX)
+        self._join_shared()
 
-    def combine(self) -> None:
-        """A warp for each row of y that there is room for: whose it is, and its partial results where it has some."""
-        p, plan, warps = self.problem, self.plan, self.schedule.combine_threads // WARP
-        lengths = np.zeros_like(self.chip.count[0])
-        self._scan(lengths, p.batch)
-        for row in range(self.ctas * warps):
-            count, token = self.chip.count[row // warps % len(self.chip.count)], row // p.group
-            count += lengths  # every warp loads the same
-            if plan.whole:
-                continue
-            load_vector(count, self.chip.marks("q_starts"), INDEX * p.batch, INDEX)
-            if token >= plan.q_starts[-1]:
-                continue
-            sequence = plan.sequence_of(token)
-            self._scan(count, sequence + 1, ends=2)
-            load_vector(count, self.chip.marks("q_starts"), INDEX * sequence, INDEX)
-            load_vector(count, self.chip.marks("kv_lens"), INDEX * sequence, INDEX)
-            tile, own = divmod(row - int(plan.q_starts[sequence]) * p.group, plan.rows)
-            partials = plan.partials(sequence, tile)
-            if partials:
-                self._join(count, row, own, partials)
+    def _join_shared(self) -> None:
+        """The rows of segments that several workers share, by the last of these."""
+        p, plan, cluster = self.problem, self.plan, self.schedule.cluster
+        for sequence in range(p.batch):
+            for tile in range(int(plan.tiles[sequence])):
+                partials = plan.partials(sequence, tile)
+                if not partials:
+                    continue
+                first = int(plan.q_starts[sequence]) * p.group + tile * plan.rows
+                end = min(first + plan.rows, int(plan.q_starts[sequence + 1]) * p.group)
+                last = partials.first + partials.workers - 1
+                for row in range(first, end):
+                    own = row - first
+                    self._join(self.chip.count[last * cluster + own // BLOCK_M], row, own, partials)
 
-    def _scan(self, count: Count, upto: int, ends: int = 1, keys: bool = True) -> None:
-        """The lengths of 32 sequences after another until `upto` are known; so many times where queries end."""
+    def _scan(self, count: Count, upto: int, keys: bool = True) -> None:
+        """The lengths of 32 sequences after another until `upto` are known."""
         batch, starts = self.problem.batch, self.chip.marks("q_starts")
         for first in range(0, min(upto, batch), WARP):
             nbytes = INDEX * min(WARP, batch - first)
             load_vector(count, starts, INDEX * first, nbytes)
-            for _ in range(ends):
-                load_vector(count, starts, INDEX * (first + 1), nbytes)
+            load_vector(count, starts, INDEX * (first + 1), nbytes)
             if keys:
                 load_vector(count, self.chip.marks("kv_lens"), INDEX * first, nbytes)
 

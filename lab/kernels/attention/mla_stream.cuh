@@ -64,6 +64,7 @@ struct alignas(ALIGNMENT) Shared {
     Part parts[3];                               // that are multiplied, loaded, and come next, in turn
     Walk walk;
     Loading loading;
+    bool last;  // of those who share a segment: to leave partial results
     uint64_t full[schedule::stages][GROUPS];     // one arrival, and the bytes
     uint64_t scored[schedule::stages];           // the keys have been multiplied
     uint64_t weighed[schedule::stages];          // the weights are there

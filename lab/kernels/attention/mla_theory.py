@@ -4,7 +4,17 @@ from typing import Any
 
 import numpy as np
 
-from lab.kernels.attention.mla_plan import BLOCK_M, BLOCK_N, FLOAT, INDEX, SIZE, WARP, Part, Plan, plan_of
+from lab.kernels.attention.mla_plan import (
+    BLOCK_M,
+    BLOCK_N,
+    FLOAT,
+    INDEX,
+    SIZE,
+    WARP,
+    ClusterPartition,
+    Part,
+    partition_of,
+)
 from lab.problems import Attention
 from sim.counts import SECTOR, Counts, sectors
 
@@ -14,10 +24,10 @@ LENGTHS = 3  # loads that say what a sequence is: its first query, the next one'
 def theory(problem: Attention, schedule: Any, workers: int) -> Counts:
     """Queries of every part, and each block once for every CTA of a cluster; partial results of what is shared.
 
-    The lengths are read by every CTA and by every warp that may have to join partial results.
+    The lengths are read by every CTA.
     """
     p, cluster = problem, schedule.cluster
-    plan = plan_of(p, schedule, workers)
+    plan = partition_of(p, schedule, workers)
     stretches = [plan.stretch(worker) for worker in range(workers)]
     parts = [part for stretch in stretches for part in stretch.parts]
     blocks = sum(part.hi - part.lo for part in parts)
@@ -40,8 +50,9 @@ def theory(problem: Attention, schedule: Any, workers: int) -> Counts:
                 stores += -(-live // 8)
             elif p.lse:
                 stores += lse_sectors(first, live)
-    joined = _combine(p, plan, schedule.combine_threads // WARP)
+    joined = _joined(p, plan)
     loads, stores = loads + joined[0], stores + joined[1]
+    arrivals = cluster * sum(part.slot >= 0 for part in parts)
     per_block = BLOCK_M * BLOCK_N * cluster
     return Counts(
         flops=p.flops,
@@ -51,21 +62,21 @@ def theory(problem: Attention, schedule: Any, workers: int) -> Counts:
         global_store_sectors=stores,
         tma_load_bytes=cluster * (len(parts) + blocks) * BLOCK_N * SIZE * p.head_dim,
         l2_to_sm_bytes=SECTOR * (loads + delivered * row),
-        sm_to_l2_bytes=SECTOR * stores,
+        sm_to_l2_bytes=SECTOR * (stores + arrivals),
         hbm_read_bytes=p.read_bytes,
         hbm_write_bytes=p.write_bytes,
     )
 
 
-def scanned(batch: int, upto: int, ends: int = 1, keys: bool = True) -> int:
+def scanned(batch: int, upto: int, keys: bool = True) -> int:
     """Sectors of the lengths that a warp loads, 32 sequences after another until it has `upto` of them.
 
-    So many times where queries end, and `keys` too, which do not matter where segments are whole.
+    Those of `keys` too, which do not matter where segments are whole.
     """
     total = 0
     for first in range(0, min(upto, batch), WARP):
         nbytes = INDEX * min(WARP, batch - first)
-        total += (1 + keys) * sectors(INDEX * first, nbytes) + ends * sectors(INDEX * (first + 1), nbytes)
+        total += (1 + keys) * sectors(INDEX * first, nbytes) + sectors(INDEX * (first + 1), nbytes)
     return total
 
 
@@ -74,7 +85,7 @@ def lse_sectors(first: int, rows: int) -> int:
     return sum(sectors(FLOAT * (first + row), FLOAT * min(8, rows - row)) for row in range(0, rows, 8))
 
 
-def _places(problem: Attention, plan: Plan, part: Part) -> int:
+def _places(problem: Attention, plan: ClusterPartition, part: Part) -> int:
     """Sectors of the block table that a CTA asks for, or of where the sequence starts: once a block."""
     p = problem
     if not p.page or p.page >= BLOCK_N:
@@ -94,21 +105,16 @@ def _tokens(problem: Attention, part: Part) -> int:
     return int(np.clip(problem.kv_rows - start, 0, BLOCK_N).sum())
 
 
-def _combine(problem: Attention, plan: Plan, warps: int) -> tuple[int, int, int]:
-    """Sectors loaded and stored, exponentials: a warp for every row that there is room for."""
+def _joined(problem: Attention, plan: ClusterPartition) -> tuple[int, int, int]:
+    """Sectors loaded and stored, exponentials, of the rows that are joined from partial results."""
     p = problem
-    rows = -(-p.tokens * p.q_heads // warps) * warps
-    loads, stores, exponentials = rows * scanned(p.batch, p.batch), 0, 0
-    if plan.whole:
-        return loads, stores, exponentials
-    loads += rows
+    loads = stores = exponentials = 0
     for sequence in range(p.batch):
-        ends = [int(plan.q_starts[i]) * p.group for i in (sequence, sequence + 1)]
-        loads += (ends[1] - ends[0]) * (scanned(p.batch, sequence + 1, ends=2) + 2)
+        rows = int(plan.q_starts[sequence + 1] - plan.q_starts[sequence]) * p.group
         for tile in range(int(plan.tiles[sequence])):
             partials = plan.partials(sequence, tile)
             if partials:
-                own = min(plan.rows, ends[1] - ends[0] - tile * plan.rows)
+                own = min(plan.rows, rows - tile * plan.rows)
                 loads += own * partials.workers * (2 + FLOAT * p.value_dim // SECTOR)
                 stores += own * (SIZE * p.value_dim // SECTOR + p.lse)
                 exponentials += own * partials.workers

@@ -1,6 +1,6 @@
 // Sums of values, each times its weight.
 #pragma once
-#include "lab/kernels/attention/mla_rows.cuh"
+#include "lab/kernels/attention/mla_join.cuh"
 #include "ptx/convert.cuh"
 #include "ptx/store.cuh"
 #include "ptx/wgmma.cuh"
@@ -101,7 +101,7 @@ struct Summer {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             const float inverse = shared.inverse[turn.of_two()][own.row(r)];
-            const bool exists = results.rank * BLOCK_M + own.row(r) < part.rows;
+            const bool exists = results.rank * BLOCK_M + own.row(r) < part.rows();
             if (part.slot >= 0) {
                 float* to =
                     results.partial + results.partial_row(part.slot, own.row(r)) * problem::latent + first + 2 * t;
@@ -141,9 +141,11 @@ struct Summer {
             ptx::mbarrier::wait(shared.weighed[at.stage], at.parity);  // so the part has been loaded
 #pragma unroll
             for (int i = 0; i < HALF / 2; ++i) y[i / (HALF / 4)][i % (HALF / 4)] = 0;
+            const bool is_shared = part.slot >= 0;  // once it has ended, its place may be another one's
             int blocks = part.hi - part.lo;
             do more = step(--blocks == 0);
             while (blocks > 0);
+            if (is_shared) join(shared, results, part);
             turn.advance();
         }
     }

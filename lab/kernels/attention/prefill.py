@@ -20,14 +20,18 @@ from sim.launch import Argument, Array, Launch, Role, Scalar, TensorMap
 from sim.machine import Machine
 
 FACTS = ("activations", "head_dim", "group", "causal", "page", "window", "lse")
-TILE_OPTIONS = {"head_dim": (64,), "causal": (False,)}  # of the ladder's steps on the way to attention_pingpong
+TILE_OPTIONS = {
+    "head_dim": (64,),
+    "causal": (False,),
+    "packed": (True,),
+}  # of the ladder's steps on the way to attention_pingpong
 WINDOWS = range(1, 2**30)
 PAGES = (16, 64, 128)
 SIZE = 2  # bytes of an element
 INDEX = 4  # bytes of an index, of a number of lse
 LANES = 32
 CHUNK = 16  # bytes that a lane copies at once
-FOUR = 4  # elements of y that a lane stores at once
+LANE_ELEMENTS = 4  # elements of y that a lane stores at once
 BOX_COLUMNS = 64  # elements of a box's row: 128 bytes, which the swizzle permutes
 SWIZZLE = 128
 ALIGNMENT = 1024  # bytes, of a tile with that swizzle
@@ -194,13 +198,13 @@ def shared_bytes(problem: Attention, schedule: Any) -> int:
 def arguments(problem: Attention, schedule: Any) -> tuple[Argument, ...]:
     """Tensor maps of q, k and v, then what `pointers` gives."""
     p, dim = problem, problem.head_dim
-    box, inputs = box_rows(p, schedule), p.inputs
-    shape, strides, box_shape = inputs["q"].shape, (p.q_heads * dim, dim, 1), (tokens_of(p, schedule.block_m), p.group)
+    box, box_shape = box_rows(p, schedule), (tokens_of(p, schedule.block_m), p.group)
+    shape, strides = (p.tokens, p.q_heads, dim), (p.row_heads(p.q_heads) * dim, dim, 1)
     maps = [TensorMap("q_map", "q", shape, strides, (*box_shape, BOX_COLUMNS), SWIZZLE)]
     if p.page:
         shape, strides, box_shape = (2 * p.pool_pages * p.kv_heads, p.page, dim), (p.page * dim, dim, 1), (1, box)
     else:
-        shape, strides, box_shape = inputs["k"].shape, (p.kv_heads * dim, dim, 1), (box, 1)
+        shape, strides, box_shape = (p.kv_rows, p.kv_heads, dim), (p.row_heads(p.kv_heads) * dim, dim, 1), (box, 1)
     for x in ("k", "v"):
         maps.append(TensorMap(f"{x}_map", "cache" if p.page else x, shape, strides, (*box_shape, BOX_COLUMNS), SWIZZLE))
     return *maps, *pointers(p)

@@ -10,8 +10,8 @@ from lab.kernels.attention.prefill import (
     BOX_COLUMNS,
     CHUNK,
     FLOAT,
-    FOUR,
     INDEX,
+    LANE_ELEMENTS,
     LANES,
     LOG_SUM_READS,
     SIZE,
@@ -60,6 +60,8 @@ class Shape(NamedTuple):
     row_pages: int
     pages: int
     lse: bool
+    q_row: int  # heads of a row of q
+    kv_row: int
     rows_of_q: int
     rows_of_kv: int
     tokens: int  # of a tile
@@ -125,7 +127,8 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], chip: Chip, copiers:
     p, s = launch.problem, launch.schedule
     shape = Shape(
         p.batch, p.q_len, p.kv_heads, p.group, p.head_dim, p.causal, p.window, p.page, p.pages_per_sequence,
-        p.pool_pages, p.lse, p.tokens, p.kv_rows, tokens_of(p, s.block_m), s.block_m, s.block_n,
+        p.pool_pages, p.lse, p.row_heads(p.q_heads), p.row_heads(p.kv_heads),
+        p.tokens, p.kv_rows, tokens_of(p, s.block_m), s.block_m, s.block_n,
         box_rows(p, s), s.section, s.slack, np.float32(p.score_scale) * LOG2_E, ELEMENT[p.activations],
         s.splits, s.cluster, copiers,
     )  # fmt: skip
@@ -136,7 +139,7 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], chip: Chip, copiers:
     given = {array.name for array in launch.arrays}
     marks = Marks(*(chip.marks(name) if name in given else unused for name in names))
     computed = "q" in arrays
-    width = p.head_dim if p.page else p.kv_heads * p.head_dim  # of a row of the matrix that k and v are
+    width = p.head_dim if p.page else shape.kv_row * p.head_dim  # of a row of the matrix that k and v are
 
     def matrix(name: str, columns: int) -> NDArray[np.uint16]:
         return arrays[name].reshape(-1, columns) if computed else np.zeros((0, columns), np.uint16)
@@ -257,7 +260,7 @@ def _tile(count, marks, data, shape, work, q, k, v, scores, y, log_sums):
 @njit(cache=True)
 def _load_queries(count, marks, data, shape, work, q):
     """A box of whole tokens, token by token; warps copy those that are there, where they see a key."""
-    rows, heads = shape.rows_of_q, shape.kv_heads * shape.group
+    rows, heads = shape.rows_of_q, shape.q_row
     if shape.copiers > 0:
         rows = work.query + work.tokens if work.last > work.first else 0
     for token in range(shape.tokens):
@@ -307,7 +310,7 @@ def _load_block(count, marks, source, places, shape, work, block, value, tile):
         key = _key(shape, work, block, lane)
         missing = block * shape.block_n + lane * shape.box_rows >= work.keys
         if shape.page == 0:
-            rows, width = shape.rows_of_kv, shape.kv_heads * shape.dim
+            rows, width = shape.rows_of_kv, shape.kv_row * shape.dim
             row, first = places[work.sequence] + key, work.head * shape.dim
         else:
             page = min(max(places[work.sequence * shape.row_pages + key // shape.page], 0), shape.pages - 1)
@@ -334,7 +337,7 @@ def _visible(shape, work, block, start, end):
 @njit(cache=True)
 def _merge(count, marks, data, shape, work, index, parts, y, log_sums):
     """Every split stores its rows; the last of each sixteen merges the queries' into the first split's."""
-    live, row_bytes, together = work.tokens * shape.group, FLOAT * shape.dim, LANES * FOUR // shape.dim
+    live, row_bytes, together = work.tokens * shape.group, FLOAT * shape.dim, LANES * LANE_ELEMENTS // shape.dim
     start, end = np.empty(shape.block_m, np.int64), np.empty(shape.block_m, np.int64)
     _visible(shape, work, 0, start, end)
     for split in range(shape.splits):
@@ -349,7 +352,7 @@ def _merge(count, marks, data, shape, work, index, parts, y, log_sums):
                 load_vector(count, marks.part_log_sums, FLOAT * (top + row), FLOAT * together)
         for row in range(live):
             if min(end[row], parts[split, 1]) > max(start[row], parts[split, 0]):
-                count_exp(count, shape.dim // FOUR)
+                count_exp(count, shape.dim // LANE_ELEMENTS)
                 load_vector(count, marks.part_y, row_bytes * (top + row), row_bytes)
     if data.q.size > 0:
         for row in range(live):
@@ -368,7 +371,7 @@ def _merge(count, marks, data, shape, work, index, parts, y, log_sums):
 def _store(count, marks, data, shape, work, y, log_sums):
     """Rows of y and their lse, a warp's sixteen after another's; merged ones, and zeros, row by row."""
     live = work.tokens * shape.group
-    request = LSE_ROWS if shape.splits == 1 and work.last > work.first else LANES * FOUR // shape.dim
+    request = LSE_ROWS if shape.splits == 1 and work.last > work.first else LANES * LANE_ELEMENTS // shape.dim
     at = np.empty(shape.block_m, np.int64)
     for row in range(live):
         token, head = work.query + row // shape.group, work.head * shape.group + row % shape.group

@@ -9,8 +9,8 @@ from lab.cards import fits
 from lab.kernel import Bills
 from lab.kernels.attention.prefill import (
     FLOAT,
-    FOUR,
     INDEX,
+    LANE_ELEMENTS,
     LANES,
     LOG_SUM_READS,
     SIZE,
@@ -90,7 +90,7 @@ def _merges(problem: Attention, schedule: Any) -> Merges:
         start, end = p.visible(sequence)
         tile = np.arange(sequence.q_len) // tokens_of(p, s.block_m)
         there += of.tokens.size
-        requests += int((-(-of.tokens * p.group * p.head_dim // (LANES * FOUR))).sum())
+        requests += int((-(-of.tokens * p.group * p.head_dim // (LANES * LANE_ELEMENTS))).sum())
         for split in range(s.splits):
             _, first, last = part_of(of, split, s.splits)
             stored += int((last > first).sum())
@@ -102,7 +102,7 @@ def _merges(problem: Attention, schedule: Any) -> Merges:
         stores=there * s.block_m * FLOAT // SECTOR + stored * s.block_m * row,
         loads=LOG_SUM_READS * requests + seen * row,
         arrivals=there * s.block_m // WARP_ROWS,
-        exps=seen * p.head_dim // FOUR,
+        exps=seen * p.head_dim // LANE_ELEMENTS,
     )
 
 
@@ -141,7 +141,7 @@ def _table_sectors(problem: Attention, b: int, keys: int, of: Tiles, schedule: A
 def _lse_sectors(problem: Attention, schedule: Any) -> Iterator[int]:
     """Sectors of each request for lse: eight rows of a tile's, or as many as a warp clears or merges."""
     p, of_tile = problem, tokens_of(problem, schedule.block_m)
-    cleared = LANES * FOUR // p.head_dim
+    cleared = LANES * LANE_ELEMENTS // p.head_dim
     for sequence in p.sequences:
         of = tiles(p, sequence, schedule)
         row = np.arange(of_tile * p.group)

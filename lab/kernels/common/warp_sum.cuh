@@ -2,12 +2,17 @@
 #pragma once
 #include "ptx/types.cuh"
 
-// The sum over all lanes of a full warp, in every lane.
-__device__ __forceinline__ float warp_sum(float value) {
+// The sum over `lanes` neighbouring lanes, a power of two, in each of them; those lanes call it together.
+template <int lanes>
+__device__ __forceinline__ float sum_of_lanes(float value) {
+    const uint32_t together = (0xffffffffu >> (32 - lanes)) << (threadIdx.x % 32 / lanes * lanes);
 #pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
+    for (int offset = lanes / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(together, value, offset);
     return value;
 }
+
+// The sum over all lanes of a full warp, in every lane.
+__device__ __forceinline__ float warp_sum(float value) { return sum_of_lanes<32>(value); }
 
 // The sums over all lanes of a full warp of each of `count` values, a power of two up to 32: lane l returns that of value
 // l % count. While a lane has several values, it sends half of them to a lane that keeps those; so few are sent.

@@ -103,7 +103,7 @@ def registers(problem: Linear, schedule: Schedule) -> int:
     tokens, rows = schedule.block_m // MMA_N, schedule.rows
     if problem.group < BLOCK_K:  # two groups at once
         return max(44, 18 * rows * tokens + 12 * tokens + 12)
-    return 8 * rows * tokens + 10 * tokens + 6 * rows + 20
+    return 8 * rows * tokens + 14 * tokens + 6 * rows + 16
 
 
 def warp_bytes(problem: Linear, schedule: Schedule) -> int:
@@ -124,27 +124,28 @@ def shared_bytes(problem: Linear, schedule: Schedule) -> int:
 
 IN_FLIGHT = 96 * 1024  # bytes of weights that an SM's rings ask for, at most: more than its share of HBM's latency
 SM_WARPS = (32, 16)  # that an SM holds; registers do not always allow the first
-TRIED = 16  # schedules that are worth trying
+TRIED = 64  # schedules that are worth trying
+SHORTEST = (2, 3)  # stages: what follows a short ring's copies is soon there, and x has its room
 CLUSTERS = (1, 2, 4, 6, 7, 8)  # seven leave the fewest SMs of a GPC without one
 WARP_SHAPES = (  # rows, teams, split_k
     (1, 1, 4), (1, 1, 8), (1, 1, 16), (1, 2, 4), (1, 2, 8), (1, 4, 2), (1, 4, 4), (1, 8, 1), (1, 8, 2), (2, 1, 4),
-    (2, 1, 8), (2, 1, 16), (2, 2, 4), (2, 2, 8), (2, 4, 2), (2, 4, 4), (2, 8, 1), (4, 1, 8), (4, 2, 4), (4, 2, 8),
-    (4, 4, 2), (4, 4, 4),
+    (2, 1, 8), (2, 1, 16), (2, 2, 4), (2, 2, 8), (2, 4, 2), (2, 4, 4), (2, 8, 1), (2, 8, 2), (4, 1, 8),
+    (4, 2, 4), (4, 2, 8), (4, 4, 2), (4, 4, 4),
 )  # fmt: skip
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
-    """The schedules of least predicted time among warp shapes and splits, each with as deep a ring as it can use."""
+    """The schedules of least predicted time among warp shapes and splits, with short rings and with deep ones."""
     blocks = (8,) if problem.m <= 8 else (16,) if problem.m <= 16 else (32, 16)
     found = [
         schedule
         for block_m, shape, cluster in product(blocks, WARP_SHAPES, CLUSTERS)
-        for schedule in _deepest(problem, block_m, shape, cluster, machine)
+        for schedule in _rings(problem, block_m, shape, cluster, machine)
     ]
     least = Schedule(blocks[-1], *WARP_SHAPES[0], CLUSTERS[-1], stages=2, ctas_per_sm=1)  # leaves most room for x
     tried: dict[tuple[int, ...], Schedule] = {}  # the best of its kind
     for schedule in sorted(found or [least], key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us):
-        kind = schedule.block_n, schedule.warps, schedule.cluster, schedule.ctas_per_sm
+        kind = schedule.rows, schedule.teams, schedule.split_k, schedule.cluster, schedule.stages
         tried.setdefault(kind, schedule)
     of_cluster = list({s.cluster: s for s in reversed(tried.values())}.values())  # the best for each size
     others = [schedule for schedule in tried.values() if schedule not in of_cluster]
@@ -153,10 +154,10 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     )
 
 
-def _deepest(
+def _rings(
     problem: Linear, block_m: int, shape: tuple[int, int, int], cluster: int, machine: Machine
 ) -> Iterator[Schedule]:
-    """The schedules with as many warps an SM as fit, each with the longest ring that leaves room and has a use.
+    """The schedules with as many warps an SM as fit, each with short rings and the longest that has room and a use.
 
     Where x alone takes that room, one CTA has the SM; none where that is not legal either.
     """
@@ -170,12 +171,14 @@ def _deepest(
             least.fits(problem, machine)
             steps = tiles_of(tiles_of(problem.k, BLOCK_K), cluster * least.split_k)
             useful = IN_FLIGHT // (ctas * warps * least.rows * WEIGHTS_BYTES)
-            for stages in range(max(2, min(steps, useful)), 1, -1):
-                deepest = replace(least, stages=stages)
-                if shared_bytes(problem, deepest) <= room:
-                    deepest.fits(problem, machine)
-                    yield deepest
-                    return
+            longest = max(2, min(steps, useful))
+            fitting = [n for n in range(2, longest + 1) if shared_bytes(problem, replace(least, stages=n)) <= room]
+            for stages in sorted({*fitting[-1:], *(n for n in SHORTEST if n in fitting)}):
+                schedule = replace(least, stages=stages)
+                schedule.fits(problem, machine)
+                yield schedule
+            if fitting:
+                return
 
 
 class Coefficients(fits.Coefficients, frozen=True):

@@ -77,12 +77,12 @@ def _blocks(problem: Linear, schedule: Schedule) -> int:
     return -(-problem.m // schedule.block_m)
 
 
-TRIED = 12  # schedules that are worth trying
-TEAMS = ((8, 2), (8, 1), (4, 2), (4, 1), (2, 2), (1, 4), (1, 1))  # split_k and teams
+TRIED = 24  # schedules that are worth trying
+TEAMS = ((8, 2), (8, 1), (4, 2), (4, 1), (2, 2), (2, 1), (1, 4), (1, 1))  # split_k and teams
 SHAPES = {  # by tokens: rows, unroll, and the warps for which an SM then has registers, of 16-bit weights and of fp8
-    1: ((1, 4, 32, 32), (1, 2, 32, 48), (2, 4, 16, 24), (4, 2, 20, 20), (1, 8, 0, 28)),
-    2: ((2, 2, 32, 40), (2, 4, 20, 28), (4, 1, 24, 28)),
-    4: ((4, 1, 24, 28), (2, 2, 24, 28), (4, 2, 16, 20)),
+    1: ((1, 4, 32, 32), (1, 2, 32, 48), (2, 4, 16, 24), (4, 2, 20, 32), (4, 1, 24, 24), (1, 8, 0, 28)),
+    2: ((2, 2, 32, 36), (2, 4, 20, 28), (4, 1, 24, 28)),
+    4: ((4, 1, 24, 24), (2, 2, 24, 28), (4, 2, 16, 20)),
     8: ((4, 1, 16, 16), (2, 2, 16, 16)),
 }
 

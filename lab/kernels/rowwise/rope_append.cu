@@ -8,12 +8,16 @@
 //
 // Warp roles: all alike. A CTA has heads of one token: queries, then keys, then values, as a row of qkv holds them.
 //
-// Launches overlap, though nothing is read before the wait: all depends on what the launch before has written.
+// A bias is added and heads are normalised on the way, where a model asks for it: the lanes of a head add up its squares.
+//
+// Launches overlap: bias and norms never change, so they are read before the launch before has ended; all else depends
+// on what that one writes.
 //
 // With one token, the launch behind may begin before the one before has ended. With more it may not: a step of 16
 // sequences, whose layers take whole SMs, was measured to be a third longer so.
 //
-// Bytes expected from HBM: qkv, q, what is appended, and a row of `turns` a token, once each.
+// Bytes expected from HBM: qkv, q, what is appended, and a row of `turns` a token, once each; bias and norms once.
+#include "lab/kernels/common/warp_sum.cuh"
 #include "ptx/convert.cuh"
 #include "ptx/griddepcontrol.cuh"
 #include "ptx/load.cuh"
@@ -66,6 +70,25 @@ __device__ __forceinline__ Vector16 rounded(const Floats& f) {
     return v;
 }
 
+__device__ __forceinline__ void add(Floats& f, const Vector16& bias) {
+    const Floats addend = widened(bias);
+#pragma unroll
+    for (int i = 0; i < VECTOR; ++i) f.of[i] += addend.of[i];
+}
+
+__device__ __forceinline__ float squares(const Floats& f) {
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < VECTOR; ++i) sum = fmaf(f.of[i], f.of[i], sum);
+    return sum;
+}
+
+__device__ __forceinline__ void scale(Floats& f, float root, const Vector16& weight) {
+    const Floats factor = widened(weight);
+#pragma unroll
+    for (int i = 0; i < VECTOR; ++i) f.of[i] = f.of[i] * root * factor.of[i];
+}
+
 // Cosines and sines of the pairs that a lane's elements belong to.
 struct Turns {
     float2 pair[VECTOR];
@@ -116,9 +139,10 @@ __device__ __forceinline__ void append(fp8* to, const Floats& f, float scale) {
 
 extern "C" __global__ void __launch_bounds__(schedule::threads)
     rope_append(const Activation* __restrict__ qkv, const int32_t* __restrict__ positions,
-                const int32_t* __restrict__ slots, const float2* __restrict__ turns, const float* __restrict__ k_scale,
-                const float* __restrict__ v_scale, Activation* __restrict__ q, Element* __restrict__ k,
-                Element* __restrict__ v, int q_heads, int kv_heads, int turn_rows) {
+                const int32_t* __restrict__ slots, const float2* __restrict__ turns,
+                const Activation* __restrict__ bias, const Activation* __restrict__ norms,
+                const float* __restrict__ k_scale, const float* __restrict__ v_scale, Activation* __restrict__ q,
+                Element* __restrict__ k, Element* __restrict__ v, int q_heads, int kv_heads, int turn_rows, float eps) {
     const int64_t token = blockIdx.x;
     const int heads = q_heads + 2 * kv_heads, unit = threadIdx.x % UNITS;
     const int first_head = blockIdx.y * schedule::rounds * AT_ONCE + threadIdx.x / UNITS;
@@ -126,6 +150,21 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
 
     const bool one_token = gridDim.x == 1;
     if (one_token) ptx::griddepcontrol::launch_dependents();
+    Vector16 low_bias[schedule::rounds], high_bias[schedule::rounds];
+    Vector16 low_norm[schedule::rounds], high_norm[schedule::rounds];
+#pragma unroll
+    for (int r = 0; r < schedule::rounds; ++r) {
+        const int head = first_head + r * AT_ONCE;
+        if constexpr (problem::bias) {
+            low_bias[r] = ptx::load::cached_if(bias + head * DIM + unit * VECTOR, head < heads);
+            high_bias[r] = ptx::load::cached_if(bias + head * DIM + unit * VECTOR + HALF, head < heads);
+        }
+        if constexpr (problem::norm) {
+            const Activation* row = norms + (head < q_heads ? 0 : DIM) + unit * VECTOR;
+            low_norm[r] = ptx::load::cached_if(row, head < q_heads + kv_heads);
+            high_norm[r] = ptx::load::cached_if(row + HALF, head < q_heads + kv_heads);
+        }
+    }
     ptx::griddepcontrol::wait();  // until the launch before has written qkv, and reads q and the cache no more
     if (!one_token) ptx::griddepcontrol::launch_dependents();
     if (first_head >= heads) return;
@@ -147,6 +186,18 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
         if (head >= heads) break;
         Floats first = widened(low[r]), second = widened(high[r]);
         const bool value = head >= q_heads + kv_heads;
+        if constexpr (problem::bias) {
+            add(first, low_bias[r]);
+            add(second, high_bias[r]);
+        }
+        if constexpr (problem::norm) {
+            if (!value) {
+                const float mean = sum_of_lanes<UNITS>(squares(first) + squares(second)) * (1.0f / DIM);
+                const float root = rsqrtf(mean + eps);
+                scale(first, root, low_norm[r]);
+                scale(second, root, high_norm[r]);
+            }
+        }
         if (!value) by.apply(first, second);
         if (head < q_heads) {
             Activation* to = q + (token * q_heads + head) * DIM + unit * VECTOR;

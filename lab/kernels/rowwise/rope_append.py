@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from lab.kernel import Solves, require_choice, require_grid_y, require_threads
 from lab.problems.rope_append import RopeAppend
 from sim.counts import SECTOR, Counts, sectors
-from sim.formats import FORMATS, decode, encode
+from sim.formats import FORMATS, encode
 from sim.jit import njit, prange
 from sim.launch import Array, Launch, Role, Scalar
 from sim.machine import Machine
@@ -19,8 +19,15 @@ SOLVES = Solves(
     RopeAppend,
     formats=("bf16", "fp16", "fp8"),
     arch="sm_90",
-    options={"head_dim": (64, 256), "pairs": ("neighbours",), "page": (1, 16, 64, 128), "activations": ("fp16",)},
-    facts=("activations", "kv", "head_dim", "page", "neighbours"),
+    options={
+        "head_dim": (64, 256),
+        "pairs": ("neighbours",),
+        "page": (1, 16, 64, 128),
+        "activations": ("fp16",),
+        "bias": (True,),
+        "norm": (True,),
+    },
+    facts=("activations", "kv", "head_dim", "page", "neighbours", "bias", "norm"),
 )
 
 LANES = 32
@@ -28,6 +35,7 @@ VECTOR = 8  # elements of a lane's load
 SIZE = 2  # bytes of an element of qkv and q
 TURN = 8  # bytes of a cosine and a sine
 WORD = 4  # bytes of an index or a scale
+TAKEN = ("qkv", "positions", "slots", "turns", "bias", "norms", "k_scale", "v_scale")
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ def candidates(problem: RopeAppend, machine: Machine) -> Iterator[Schedule]:
 def launch(problem: RopeAppend, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
     p = problem
     k, v = ("cache", "") if p.page else ("k", "v")
-    taken = [(name, Role.IN) for name in ("qkv", "positions", "slots", "turns", "k_scale", "v_scale")]
+    taken = [(name, Role.IN) for name in TAKEN]
     arrays = {**p.inputs, **p.outputs}
     return (
         Launch(
@@ -97,6 +105,7 @@ def launch(problem: RopeAppend, schedule: Schedule, machine: Machine) -> tuple[L
                 Scalar("q_heads", p.q_heads),
                 Scalar("kv_heads", p.kv_heads),
                 Scalar("turn_rows", p.turn_rows),
+                Scalar("eps", p.eps, "float32"),
             ),
             dependent=True,
         ),
@@ -105,10 +114,12 @@ def launch(problem: RopeAppend, schedule: Schedule, machine: Machine) -> tuple[L
 
 def theory(problem: RopeAppend, schedule: Schedule, machine: Machine) -> Counts:
     p, s, half = problem, schedule, problem.head_dim // 2
-    per_warp, count = heads_of_warp(p), blocks(p)
+    per_warp, count, keys_end = heads_of_warp(p), blocks(p), p.q_heads + p.kv_heads
     warps = sum(min(s.warps, max(0, count - first)) for first in range(0, count, s.warps * s.rounds))
     of_qkv, of_cache = (2 * half * size // SECTOR for size in (SIZE, FORMATS[p.kv].bits // 8))  # sectors of a head
-    loads = p.heads * of_qkv + warps * (2 + 4 * LANES // per_warp)
+    loads = (1 + p.bias) * p.heads * of_qkv + warps * (2 + 4 * LANES // per_warp)
+    if p.norm:  # a row for the queries of a warp, and one for its keys
+        loads += of_qkv * (-(-p.q_heads // per_warp) + (keys_end - 1) // per_warp - p.q_heads // per_warp + 1)
     if p.kv == "fp8":
         ranges = [_kv_heads(p, b * per_warp, (b + 1) * per_warp) for b in range(count)]
         loads += sum(sectors(WORD * first, WORD * (end - first)) for both in ranges for first, end in both)
@@ -138,9 +149,8 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     p, s = launch.problem, launch.schedule
     chip, unused = Chip(launch, machine), np.zeros(0, np.uint8)
     k, v = ("cache", "cache") if p.page else ("k", "v")
-    names = {"qkv", "positions", "slots", "turns", "k_scale", "v_scale", "q", k, v} & {a.name for a in launch.arrays}
-    marks = {name: chip.marks(name) for name in names}
-    ordered = (marks.get(n, unused) for n in ("qkv", "positions", "slots", "turns", "k_scale", "v_scale", "q", k, v))
+    marks = {array.name: chip.marks(array.name) for array in launch.arrays}
+    ordered = (marks.get(name, unused) for name in (*TAKEN, "q", k, v))
     positions = np.minimum(arrays["positions"].view(np.uint32), p.turn_rows - 1).astype(np.int64)
     _grid(
         chip.count, *ordered, positions, arrays["slots"], p.q_heads, p.kv_heads, p.head_dim, p.page,
@@ -153,9 +163,9 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
 
 def _numbers(p: RopeAppend, arrays: Mapping[str, NDArray]) -> None:
     """What the kernel writes, in float32."""
-    x = decode(arrays["qkv"], p.activations).reshape(p.m, p.heads, p.head_dim)
+    x = p.biased(arrays)
     positions = np.minimum(arrays["positions"].view(np.uint32), p.turn_rows - 1)
-    turned, _ = p.turned(x[:, : p.q_heads + p.kv_heads], arrays["turns"][positions])
+    turned, _ = p.turned(p.normalised(x[:, : p.q_heads + p.kv_heads], arrays), arrays["turns"][positions])
     arrays["q"][...] = encode(turned[:, : p.q_heads], p.activations)
     slots = arrays["slots"]
     for which, (name, values) in enumerate((("k", turned[:, p.q_heads :]), ("v", x[:, p.q_heads + p.kv_heads :]))):
@@ -171,8 +181,8 @@ def _numbers(p: RopeAppend, arrays: Mapping[str, NDArray]) -> None:
 
 @njit(cache=True, parallel=True)
 def _grid(
-    count, qkv, positions_marks, slots_marks, turns, k_scale, v_scale, q, k, v, positions, slots, q_heads, kv_heads,
-    dim, page, element, neighbours, warps, rounds, parts,
+    count, qkv, positions_marks, slots_marks, turns, bias, norms, k_scale, v_scale, q, k, v, positions, slots, q_heads,
+    kv_heads, dim, page, element, neighbours, warps, rounds, parts,
 ):  # fmt: skip
     """Marks of the arrays, then which row of turns and which slot each token has."""
     sms, tokens = count.shape[0], positions.size
@@ -200,6 +210,10 @@ def _grid(
                         from_row = (token * heads + head) * dim * SIZE
                         load_vector(row, qkv, from_row, half)
                         load_vector(row, qkv, from_row + half, half)
+                        if bias.size > 0:
+                            load_vector(row, bias, head * dim * SIZE, half)
+                            load_vector(row, bias, head * dim * SIZE + half, half)
+                            count_fma(row, dim // 2)
                         if head < q_heads:
                             to = (token * q_heads + head) * dim * SIZE
                             store_vector(row, q, to, half)
@@ -213,8 +227,15 @@ def _grid(
                             store_vector(row, marks, to + dim // 2 * element, dim // 2 * element)
                         if head < q_heads + kv_heads:
                             count_fma(row, 3 * dim // 2)
+                            if norms.size > 0:
+                                count_fma(row, 2 * dim)
+                    begin = first + r * warps * per_warp
+                    if norms.size > 0:
+                        if begin < q_heads:
+                            load_vector(row, norms, 0, dim * SIZE)
+                        if begin < q_heads + kv_heads and begin + per_warp > q_heads:
+                            load_vector(row, norms, dim * SIZE, dim * SIZE)
                     if k_scale.size > 0:
-                        begin = first + r * warps * per_warp
                         _scales(row, k_scale, begin - q_heads, per_warp, kv_heads)
                         _scales(row, v_scale, begin - q_heads - kv_heads, per_warp, kv_heads)
 

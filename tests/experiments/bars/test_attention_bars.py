@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from experiments.bars import attention_bars, attention_decode, attention_prefill
-from experiments.bars.attention_decode import LARGE, SMALL, decode, latent
+from experiments.bars.attention_decode import LARGE, SMALL, decode, latent, layer
 from lab.problems import Attention
 from lab.record import Record
 from sim.errors import InputError
@@ -55,6 +55,11 @@ def gathered(problem: Attention, us: float) -> list[Record]:
         ([*cell("fp8_kv", LARGE, 480.0), *cell("fp8_kv", replace(LARGE, kv="fp8"), 280.0)], "bf16", 480 / 1.8),
         ([*cell("queries", SMALL, 17.0), *cell("queries", replace(SMALL, q_len=4), 20.0)], "one token", 17 + 1.5),
         ([*cell("queries", LARGE, 480.0), *cell("queries", replace(LARGE, q_len=16), 560.0)], "one token", 1.12 * 480),
+        (
+            [*cell("planning", layer(64, 2048, uniform=True), 140.0), *cell("planning", layer(64, 2048, False), 141.0)],
+            "no planning",
+            140 + 2.0 / 32,
+        ),
         (cell("prefill", PROMPT, 253.0, peer=250.0), "peer:cudnn", 250.0),
         (cell("chunk", FEW_HEADS, 255.0), "its own bar", FEW_HEADS.flops / 550e6),
     ],

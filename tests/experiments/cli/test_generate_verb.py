@@ -36,6 +36,19 @@ def test_text_comes_first_and_then_the_table(model: Path, capsys: pytest.Capture
     assert "A100 SXM 40 GB" in out
 
 
+@pytest.mark.parametrize("on", ["sim", "reference"])
+def test_a_folder_is_a_model_too(tmp_path: Path, capsys: pytest.CaptureFixture[str], on: str) -> None:
+    from tests.lab.inference import tiny_folder
+
+    folder = tiny_folder.write(tmp_path / "tiny-qwen", "qwen3")
+    assert run_command(["generate", "in the", "--model", str(folder), "--max-tokens", "3", "--on", on, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["model"], len(document["tokens"])) == ("tiny-qwen", 3)
+    (folder / "tokenizer.json").unlink()
+    assert run_command(["generate", "in the", "--model", str(folder)]) == 2
+    assert "tokenizer.json is missing" in capsys.readouterr().err
+
+
 def test_the_terminal_obeys_no_control_character_of_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokens = [t if i < 3 else "\x1b[2J" for i, t in enumerate(tiny.TOKENS)]
     tokens = [t + str(i) if t.startswith("\x1b") else t for i, t in enumerate(tokens)]

@@ -69,7 +69,7 @@ def test_every_format_and_swizzle_has_a_map(fake: Any) -> None:
         sizes = {"UINT8": 1, "UINT16": 2, "FLOAT16": 2, "BFLOAT16": 2, "FLOAT32": 4, "INT32": 4, "UINT32": 4}
         element = fake.encoded[-1]["element"].name.removeprefix("CU_TENSOR_MAP_DATA_TYPE_")
         assert sizes.get(element, 8) == array.storage.itemsize
-        assert fake.encoded[-1]["modes"][2].name.endswith("L2_256B" if array.storage.itemsize > 1 else "NONE")
+        assert fake.encoded[-1]["modes"][2].name.endswith("L2_128B" if array.storage.itemsize > 1 else "NONE")
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.sampled_from(["bf16", "fp32", "fp8", "int32"]))

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.inference.config import LlamaConfig, read_config
+from lab.inference.checkpoint import Checkpoint, open_checkpoint
+from lab.inference.config import LlamaConfig
 from lab.inference.gguf_file import GgufFile
 from lab.inference.tokenizer import Tokenizer
 
@@ -17,15 +18,22 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_file(tiny_path: Path) -> GgufFile:
-    return GgufFile(tiny_path)
+def tiny_checkpoint(tiny_path: Path) -> Checkpoint:
+    return open_checkpoint(tiny_path)
 
 
 @pytest.fixture(scope="session")
-def tiny_config(tiny_file: GgufFile) -> LlamaConfig:
-    return read_config(tiny_file)
+def tiny_file(tiny_checkpoint: Checkpoint) -> GgufFile:
+    assert isinstance(tiny_checkpoint.file, GgufFile)
+    return tiny_checkpoint.file
 
 
 @pytest.fixture(scope="session")
-def tiny_tokenizer(tiny_file: GgufFile) -> Tokenizer:
-    return Tokenizer(tiny_file)
+def tiny_config(tiny_checkpoint: Checkpoint) -> LlamaConfig:
+    return tiny_checkpoint.config
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_checkpoint: Checkpoint) -> Tokenizer:
+    assert isinstance(tiny_checkpoint.tokenizer, Tokenizer)
+    return tiny_checkpoint.tokenizer

@@ -161,6 +161,21 @@ def test_bad_requests_are_one_sentence(simulated: LanguageModel, tiny_path: Path
         inference.load(tiny_path, on="tpu")  # type: ignore[arg-type]
 
 
+def test_a_preset_of_random_weights_needs_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = Model(1, 64, q_heads=1, kv_heads=1, head_dim=64, ffn=64, vocab=256)
+    monkeypatch.setattr("lab.inference.generation.model_named", {"tiny": small}.__getitem__)
+    model = inference.load("tiny", random=True)
+    run = model.generate("in", max_tokens=3)
+    assert "".join(run) == run.text == "".join(f" {token}" for token in run.tokens)
+    assert run.prompt_tokens == (105, 110)
+    assert model.name == "tiny, random"
+    assert model.runner.config.context == 8192
+    with pytest.raises(InputError, match="random weights are drawn on a chip: on sim or gpu, not reference"):
+        inference.load("tiny", "reference", random=True)
+    with pytest.raises(InputError, match="--chat needs a model with a chat template"):
+        model.generate("in", chat=True)
+
+
 def test_scores_that_overflow_are_refused(tiny_path: Path) -> None:
     model = inference.load(tiny_path, on="reference", machine=A100)
     model.runner.llama._norm = model.runner.llama._norm * np.float32(1e38)

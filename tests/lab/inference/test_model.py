@@ -11,73 +11,24 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lab.inference import model as model_module
-from lab.inference.config import LlamaConfig, read_config
+from lab.inference.checkpoint import Checkpoint, open_checkpoint
+from lab.inference.chip import simulated
+from lab.inference.config import LlamaConfig
 from lab.inference.gguf_file import GgufFile
 from lab.inference.model import Llama, attend
 from lab.inference.reference import Reference
-from lab.inference.step_weights import matrix_of
+from lab.inference.step_weights import StepWeights
 from lab.problems import Attention
 from sim.errors import InputError
 from sim.formats import encode
 from sim.machine import A100, H100
 from tests.lab.inference import tiny
-
-U = 2.0**-24  # unit roundoff of float32
-
-
-def rounding(config: LlamaConfig, tokens: int, logits: NDArray) -> float:
-    """How far two float32 evaluations may lie apart: a rounding for each addition on the longest path.
-
-    Each is taken relative to the largest score (Higham, "Accuracy and Stability", 3.1, partial sums bounded by it).
-    """
-    heads = config.q_heads * config.head_dim
-    path = config.layers * (4 * config.d + config.head_dim + tokens + heads + config.ffn) + 2 * config.d
-    return 2 * path * U * float(np.abs(logits).max())
-
-
-def textbook(config: LlamaConfig, file: GgufFile, tokens: Sequence[int]) -> NDArray[np.float64]:
-    """Logits [m, vocab] in float64, one head at a time, with half-split rotary embedding on reordered Q and K rows."""
-    c = config
-
-    def weight(name: str, heads: int = 0) -> NDArray[np.float64]:
-        w = file.rows(f"{name}.weight").astype(np.float64)
-        if heads:
-            w = w.reshape(heads, c.head_dim // 2, 2, c.d).swapaxes(1, 2).reshape(heads * c.head_dim, c.d)
-        return w
-
-    def norm(x: NDArray, name: str) -> NDArray:
-        return x / np.sqrt(np.mean(x**2, axis=1, keepdims=True) + c.eps) * weight(name)
-
-    def rope(x: NDArray) -> NDArray:
-        half = c.head_dim // 2
-        angle = np.outer(np.arange(len(x)), c.rope_theta ** (-np.arange(half) / half))
-        a, b = x[:, :half], x[:, half:]
-        return np.hstack([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)])
-
-    x = weight("token_embd")[list(tokens)]
-    seen = np.tril(np.ones((len(tokens), len(tokens)), bool))
-    for i in range(c.layers):
-        h = norm(x, f"blk.{i}.attn_norm")
-        q, k = h @ weight(f"blk.{i}.attn_q", c.q_heads).T, h @ weight(f"blk.{i}.attn_k", c.kv_heads).T
-        v = h @ weight(f"blk.{i}.attn_v").T
-        out = []
-        for head in range(c.q_heads):
-            mine = slice(head * c.head_dim, (head + 1) * c.head_dim)
-            kv = head // (c.q_heads // c.kv_heads)
-            shared = slice(kv * c.head_dim, (kv + 1) * c.head_dim)
-            scores = np.where(seen, rope(q[:, mine]) @ rope(k[:, shared]).T / np.sqrt(c.head_dim), -np.inf)
-            p = np.exp(scores - scores.max(axis=1, keepdims=True))
-            out.append(p / p.sum(axis=1, keepdims=True) @ v[:, shared])
-        x = x + np.hstack(out) @ weight(f"blk.{i}.attn_output").T
-        h = norm(x, f"blk.{i}.ffn_norm")
-        gate, up = h @ weight(f"blk.{i}.ffn_gate").T, h @ weight(f"blk.{i}.ffn_up").T
-        x = x + (gate / (1 + np.exp(-gate)) * up) @ weight(f"blk.{i}.ffn_down").T
-    return norm(x, "output_norm") @ weight("token_embd").T
+from tests.lab.inference.textbook import rounding, textbook
 
 
 @pytest.fixture(scope="module")
-def reference(tiny_config: LlamaConfig, tiny_file: GgufFile) -> Llama:
-    return Llama(tiny_config, tiny_file, Reference())
+def reference(tiny_checkpoint: Checkpoint) -> Llama:
+    return Llama(tiny_checkpoint, Reference())
 
 
 def all_logits(llama: Llama, tokens: Sequence[int]) -> Any:
@@ -89,11 +40,9 @@ PROMPTS = st.lists(st.integers(0, 264), min_size=1, max_size=24)
 
 @settings(max_examples=25)
 @given(tokens=PROMPTS)
-def test_logits_are_the_textbook_s(
-    reference: Llama, tiny_config: LlamaConfig, tiny_file: GgufFile, tokens: list[int]
-) -> None:
-    expected = textbook(tiny_config, tiny_file, tokens)
-    assert np.abs(all_logits(reference, tokens) - expected).max() <= rounding(tiny_config, len(tokens), expected)
+def test_logits_are_the_textbook_s(reference: Llama, tiny_checkpoint: Checkpoint, tokens: list[int]) -> None:
+    expected = textbook(tiny_checkpoint, tokens)
+    assert np.abs(all_logits(reference, tokens) - expected).max() <= rounding(reference.config, len(tokens), expected)
 
 
 @settings(max_examples=25)
@@ -146,8 +95,8 @@ def test_an_untied_head_and_rotary_divisors(tmp_path: Path, tiny_file: GgufFile,
     head = tiny_file.rows("token_embd.weight")
 
     def logits(metadata: dict[str, Any], weights: dict[str, Any]) -> NDArray[np.float32]:
-        file = GgufFile(tiny.write(tmp_path / "other.gguf", metadata, weights))
-        return all_logits(Llama(read_config(file), file, Reference()), tokens)
+        checkpoint = open_checkpoint(tiny.write(tmp_path / "other.gguf", metadata, weights))
+        return all_logits(Llama(checkpoint, Reference()), tokens)
 
     expected = all_logits(reference, tokens)
     np.testing.assert_array_equal(logits({}, {"output.weight": (head, "F32")}), expected)
@@ -161,15 +110,22 @@ def test_an_untied_head_and_rotary_divisors(tmp_path: Path, tiny_file: GgufFile,
     assert np.abs(divided - expected).max() > rounding(reference.config, len(tokens), expected)
 
 
-def test_a_weight_too_large_for_bf16() -> None:
-    with pytest.raises(InputError, match="too large for bf16"):
-        matrix_of(np.full((8, 8), np.finfo(np.float32).max), H100)
+def test_a_weight_too_large_for_bf16(tmp_path: Path) -> None:
+    huge = np.full((tiny.FFN, tiny.D), np.finfo(np.float32).max)
+    checkpoint = open_checkpoint(tiny.write(tmp_path / "huge.gguf", weights={"blk.1.ffn_up.weight": (huge, "F32")}))
+    with pytest.raises(InputError, match=r"'blk.1.ffn_up.weight' holds infinities, NaN or what is too large for bf16"):
+        StepWeights.load(checkpoint.config, checkpoint.file, simulated(H100))
 
 
-def test_a_chip_without_a_kernel_for_groups_dequantises_them(tiny_file: GgufFile) -> None:
-    name = next(name for name, tensor in tiny_file.tensors.items() if tensor.type == "Q4_1" and len(tensor.shape) == 2)
-    groups = tiny_file.matrix(name)
-    assert matrix_of(groups, H100)[0].weights == "int4_g32"
-    problem, operands = matrix_of(groups, A100)
-    assert problem.weights == "bf16"
-    np.testing.assert_array_equal(operands["w"], encode(groups.values, "bf16"))
+def test_a_chip_without_a_kernel_for_groups_dequantises_them(tiny_checkpoint: Checkpoint) -> None:
+    alone = {"output": "attn_output", "down": "ffn_down"}
+    names = [(i, name, tensor) for i in range(tiny.LAYERS) for name, tensor in alone.items()]
+    grouped = [one for one in names if tiny_checkpoint.file.groups(f"blk.{one[0]}.{one[2]}.weight")]
+    assert grouped
+    model = tiny_checkpoint.config, tiny_checkpoint.file
+    with_kernel, without = (StepWeights.load(*model, simulated(chip)) for chip in (H100, A100))
+    for i, name, tensor in grouped:
+        assert with_kernel.matrices[f"layers.{i}.{name}"].weights == "int4_g32"
+        assert without.matrices[f"layers.{i}.{name}"].weights == "bf16"
+        values = tiny_checkpoint.file.rows(f"blk.{i}.{tensor}.weight")
+        np.testing.assert_array_equal(without.arrays[f"layers.{i}.{name}.w"], encode(values, "bf16"))

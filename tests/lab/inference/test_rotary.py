@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lab.inference.config import read_config
-from lab.inference.gguf_file import GgufFile
+from lab.inference.checkpoint import open_checkpoint
 from lab.inference.model import Llama
 from lab.inference.reference import Reference
 from lab.inference.rotary import RopeScaling
@@ -20,8 +19,7 @@ PAIRS = tiny.HEAD_DIM // 2
 
 
 def loaded(folder: Path, metadata: dict[str, Any], weights: dict[str, Any] | None = None) -> Llama:
-    file = GgufFile(tiny.write(folder / "scaled.gguf", metadata, weights))
-    return Llama(read_config(file), file, Reference())
+    return Llama(open_checkpoint(tiny.write(folder / "scaled.gguf", metadata, weights)), Reference())
 
 
 def logits(folder: Path, metadata: dict[str, Any], weights: dict[str, Any] | None = None) -> NDArray:

@@ -1,13 +1,19 @@
 """SmolLM2-135M-Instruct, where its weights are in the cache: logits against known figures, both phases on the chip."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lab import catalog, inference
 from lab.inference import LanguageModel, Settings
 from lab.inference.download import cached_weights
+from lab.inference.gguf_file import GgufFile
 from lab.inference.sessions import ReferenceRunner, StepRunner
 from lab.problems import MODELS, Attention
+from sim.errors import InputError
 from sim.formats import FORMATS, decode
 
 PROMPT = "The capital of France is"
@@ -49,6 +55,39 @@ def test_the_reference_gives_the_known_logits(oracle: LanguageModel) -> None:
     five = [int(i) for i in np.argsort(-logits)[:5]]
     assert [oracle.tokenizer.decode([i]) for i in five] == list(TOP_FIVE)
     np.testing.assert_allclose(logits[five], list(TOP_FIVE.values()), rtol=0, atol=PRINTED)
+
+
+def test_tokens_are_those_of_the_library_on_the_file_s_own_vocabulary(oracle: LanguageModel) -> None:
+    """A tokenizer as a tokenizer.json of this vocabulary would make it, its control tokens added and left as text."""
+    tokenizers = pytest.importorskip("tokenizers")
+    file = GgufFile(cached_weights() or Path())
+    tokens = file.get("tokenizer.ggml.tokens", list)
+    merges = [tuple(merge.split(" ")) for merge in file.get("tokenizer.ggml.merges", list)]
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    theirs.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Digits(individual_digits=True),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    theirs.decoder = tokenizers.decoders.ByteLevel()
+    kinds = file.get("tokenizer.ggml.token_type", np.ndarray)
+    theirs.add_special_tokens([token for token, kind in zip(tokens, kinds, strict=True) if kind == 3])
+    rendered = "<|im_start|>user\nHi there<|im_end|>\n"
+    assert oracle.tokenizer.marked(rendered, {}) == theirs.encode(rendered).ids
+    theirs.encode_special_tokens = True
+
+    @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=80))
+    def check(text: str) -> None:
+        ids = theirs.encode(text).ids
+        if theirs.decode(ids) != text:  # the library leaves out what the vocabulary lacks, such as some bytes
+            with pytest.raises(InputError, match="that the model's vocabulary cannot spell"):
+                oracle.tokenizer.encode(text)
+            return
+        assert oracle.tokenizer.encode(text) == ids
+        assert oracle.tokenizer.decode(ids) == text
+
+    check()
 
 
 def test_the_chat_template(oracle: LanguageModel) -> None:

@@ -30,7 +30,7 @@ class Session:
 
     def __init__(self, model: Model, pool: int = 9) -> None:
         self.weights: StepWeights = random(model, 256, CHIP)
-        self.forward = Forward(self.weights.config, self.weights.matrices, pool, model.kv, self.weights.pairs)
+        self.forward = Forward(self.weights.config, self.weights.matrices, pool, model.kv)
         self.cache = StepCache(self.forward, CHIP)
 
     def step(self, layout: Layout, *chunks: Chunk) -> Step:

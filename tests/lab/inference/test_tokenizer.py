@@ -1,5 +1,6 @@
 """Text to tokens and back."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.inference.gguf_file import GgufFile
-from lab.inference.tokenizer import Tokenizer
+from lab.inference.tokenizer import PRETOKENIZERS, Tokenizer
 from sim.errors import InputError
 from tests.lab.inference import tiny
+
+tokenizers = pytest.importorskip("tokenizers", reason="tokenizing needs the extra `model`")
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
@@ -180,3 +183,104 @@ def test_what_else_the_metadata_ask_of_a_tokenizer_is_refused(
         return
     with pytest.raises(InputError, match=f"ask for tokenizer.ggml.{key}, which this tokenizer does not know"):
         Tokenizer(file)
+
+
+# A vocabulary as SentencePiece makes them: every character, pieces with the logarithm of how often they occur, bytes.
+LETTERS = "▁aehlot"
+PIECES = ["he", "ll", "▁a", "▁t", "lo", "hel", "▁the", "el", "ell", "hell", "hello", "▁▁", "at", "to"]
+SPECIAL = ["<unk>", "<s>", "</s>"]
+BYTES = [f"<0x{b:02X}>" for b in range(256)]
+VOCABULARY = [*SPECIAL, *BYTES, *PIECES, *LETTERS, "<tool>"]
+KINDS = [2, 3, 3, *[6] * 256, *[1] * (len(PIECES) + len(LETTERS)), 4]
+SENTENCE = st.text(st.sampled_from("aehlot é\N{GRINNING FACE}<>s/0x"), max_size=30)
+
+
+def sentence_piece(tmp_path: Path, seed: int = 0, **more: Any) -> Tokenizer:
+    scores = -np.random.default_rng(seed).permutation(len(VOCABULARY)).astype(np.float32)
+    metadata = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": VOCABULARY,
+        "tokenizer.ggml.token_type": KINDS,
+        "tokenizer.ggml.scores": [float(score) for score in scores],
+        "tokenizer.ggml.merges": None,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        **more,
+    }
+    return Tokenizer(GgufFile(tiny.write(tmp_path / "pieces.gguf", metadata)))
+
+
+def merged(text: str, scores: dict[str, float]) -> list[str]:
+    """SentencePiece's algorithm: of all neighbours those whose piece scores highest become one, to the end."""
+    parts = list(text)
+    while True:
+        pairs = [(scores[a + b], -i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in scores]
+        if not pairs:
+            return parts
+        at = -max(pairs)[1]
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sentence_piece_merges_by_score_and_spells_the_rest_in_bytes(tmp_path: Path, seed: int) -> None:
+    tokenizer = sentence_piece(tmp_path, seed)
+    scores = -np.random.default_rng(seed).permutation(len(VOCABULARY)).astype(np.float32)
+    known = {t: float(scores[i]) for i, t in enumerate(VOCABULARY) if KINDS[i] == 1}
+
+    @given(text=SENTENCE)
+    def check(text: str) -> None:
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert ids[0] == 1
+        expected: list[str] = []
+        for part in merged("▁" + text.replace(" ", "▁"), known) if text else []:
+            expected += [part] if part in known else [f"<0x{b:02X}>" for b in part.encode()]
+        assert [VOCABULARY[i] for i in ids[1:]] == expected
+
+    check()
+
+
+def test_sentence_piece_begins_with_a_space_and_knows_its_own_tokens(tmp_path: Path) -> None:
+    tokenizer = sentence_piece(tmp_path)
+    ids = tokenizer.encode("the<tool> at</s>")
+    written = [VOCABULARY[i] for i in ids]
+    assert written[:2] == ["<s>", "▁the"]
+    assert "<tool>" in written
+    assert "</s>" not in written, "a control token in a text is text"
+    assert tokenizer.decode(ids) == "the<tool> at</s>"
+    hello = tokenizer.encode("hello")[1:]
+    assert tokenizer.decode(hello) == "hello"
+    assert tokenizer.decode(hello, after=tokenizer.encode("a")) == " hello", "which goes on a text"
+    assert tokenizer.decode(hello, after=[2]) == "hello"
+    plain = sentence_piece(tmp_path, **{"tokenizer.ggml.add_space_prefix": False})
+    assert [VOCABULARY[i] for i in plain.encode("the")][1] != "▁the"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "says"),
+    [
+        ({"scores": [0.0]}, "scores do not fit"),
+        ({"scores": [float("nan")] * len(VOCABULARY)}, "scores do not fit"),
+    ],
+)
+def test_scores_that_fit_no_vocabulary(tmp_path: Path, metadata: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        sentence_piece(tmp_path, **{f"tokenizer.ggml.{key}": value for key, value in metadata.items()})
+
+
+@pytest.mark.parametrize(("pre", "digits"), [("llama-bpe", ["123", "45"]), ("qwen2", list("12345"))])
+@given(text=TEXT)
+def test_words_and_digits_are_split_as_the_library_splits_them(pre: str, digits: list[str], text: str) -> None:
+    """The pattern that the model's own tokenizer.json holds, written here as it is there."""
+    many = r"\p{N}{1,3}" if pre == "llama-bpe" else r"\p{N}"
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + many + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+        r"\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+    ours = PRETOKENIZERS[pre].split(tokenizers)
+    bytewise = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    theirs = tokenizers.pre_tokenizers.Sequence([split, bytewise])
+    assert ours.pre_tokenize_str(text) == theirs.pre_tokenize_str(text)
+    assert [piece for piece, _ in ours.pre_tokenize_str("12345")] == digits

@@ -89,7 +89,7 @@ def write(
     weights: dict[str, Any] | None = None,
     architecture: str = "llama",
 ) -> Path:
-    """Write the model with metadata and tensors replaced or added; None leaves one out."""
+    """Write the model with metadata and tensors, floats or blocks, replaced or added; None leaves one out."""
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in (METADATA | (metadata or {})).items():
         if isinstance(value, str):
@@ -106,7 +106,8 @@ def write(
         if made is not None:
             values, kind = made
             number = gguf.GGMLQuantizationType[kind]
-            writer.add_tensor(name, gguf.quants.quantize(values, number), raw_dtype=number)
+            raw = values if values.dtype == np.uint8 else gguf.quants.quantize(values, number)
+            writer.add_tensor(name, raw, raw_dtype=number)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -36,7 +36,7 @@ def compute(problem: Attention, arrays: Mapping[str, NDArray]) -> None:
     p = problem
     bits = {name: arrays[name].view(o.storage).reshape(o.shape) for name, o in (p.inputs | p.outputs).items()}
     floats = {name: decode(bits[name], p.kv).astype(np.float64) for name in ("k", "v", "cache") if name in bits}
-    q = decode(bits["q"], p.activations).astype(np.float64)
+    q = decode(bits["q"][:, : p.q_heads], p.activations).astype(np.float64)
     for b in range(p.batch):
         rows = slice(bits["q_starts"][b], bits["q_starts"][b + 1])
         token = np.arange(bits["kv_lens"][b])
@@ -45,7 +45,8 @@ def compute(problem: Attention, arrays: Mapping[str, NDArray]) -> None:
             cache = floats["cache"]
             k, v = (cache[page, slot][:, None],) * 2 if p.latent else (cache[page, i, :, slot] for i in (0, 1))
         else:
-            k, v = (floats[name][bits["kv_starts"][b] + token] for name in ("k", "k" if p.latent else "v"))
+            both = (floats[name][bits["kv_starts"][b] + token] for name in ("k", "k" if p.latent else "v"))
+            k, v = (rows_of[:, : p.kv_heads] for rows_of in both)
         v = v[..., : p.value_dim]
         if p.kv == "fp8":
             k = k * bits["k_scale"][:, None]

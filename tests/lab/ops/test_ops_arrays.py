@@ -1,5 +1,6 @@
 """What libraries call an element type, judged alike for all; arrays that no kernel can take are one sentence each."""
 
+from math import prod
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 import lab
 from lab.ops import arrays
-from lab.ops.arrays import CUDA, FORMATS_OF, NUMPY, TORCH, View, format_of, is_number, library_of, single
+from lab.ops.arrays import CUDA, FORMATS_OF, NUMPY, TORCH, View, format_of, is_number, library_of, pitch_of, single
 from sim import int4
 from sim.errors import InputError
 from sim.formats import FORMATS, encode
@@ -122,6 +123,7 @@ def tensor(**changes: Any) -> Any:
         layout=facts.get("layout", "torch.strided"),
         get_device=lambda: facts["device"],
         is_contiguous=lambda: facts["dense"],
+        stride=lambda: (64 if facts["dense"] else 128, 1),
         data_ptr=data_ptr,
         numel=lambda: 256,
     )
@@ -221,3 +223,26 @@ def test_packed_weights_of_other_types_are_refused(w: Any, w_scale: Any) -> None
     packed = lab.pack(np.ones((16, 64), np.float32), 64)
     with pytest.raises(InputError, match=r"packed w(_scale)? must be in one of "):
         lab.Int4Weights(packed.w.astype(w), packed.w_scale.astype(w_scale), packed.shape, packed.group)
+
+
+@given(
+    shape=st.lists(st.integers(1, 3), min_size=2, max_size=4),
+    cuts=st.lists(st.tuples(st.integers(0, 2), st.sampled_from([1, 1, 2]), st.sampled_from([1, 1, -1])), min_size=4),
+)
+def test_a_pitch_leads_from_each_row_to_the_next_or_there_is_none(
+    shape: list[int], cuts: list[tuple[int, int, int]]
+) -> None:
+    view = np.arange(prod(3 * extent for extent in shape)).reshape([3 * extent for extent in shape])
+    for axis, (extent, (start, step, order)) in enumerate(zip(shape, cuts, strict=False)):
+        here = [slice(None)] * axis
+        view = view[(*here, slice(start, start + step * extent, step))][(*here, slice(None, None, order))]
+    rows = view.reshape(-1, prod(shape[-2:]))
+    starts, row = rows[:, :1], np.arange(rows.shape[1])
+    apart = np.diff(starts[:, 0])
+    even = (rows == starts + row).all() and (apart == apart[:1]).all() and (apart >= row.size).all()
+    if even:
+        assert pitch_of(view.shape, view.strides, view.itemsize, "x", rows=True) == next(iter(apart), 0)
+    for allowed in {False, not even}:
+        if len(apart) or not even:
+            with pytest.raises(InputError, match="x must be dense"):
+                pitch_of(view.shape, view.strides, view.itemsize, "x", rows=allowed)

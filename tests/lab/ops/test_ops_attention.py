@@ -1,7 +1,7 @@
 """lab.attention: whatever way the arrays lie, each sequence attends to its own keys; what makes no sense is refused."""
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -118,7 +118,15 @@ def drawn_calls(draw: st.DrawFn) -> Call:
             k_b = k_b * k_scale[:, None]
             v_b = v_b * (k_scale if latent else v_scale)[:, None]
         expected.append((here, *attend(q_b, k_b, v_b, scale or dim**-0.5, causal, window)))
-    arguments: dict[str, Any] = {"q": q if packed_q else q.reshape(batch, most, heads, dim), "k": k}
+    q = q if packed_q else q.reshape(batch, most, heads, dim)
+    single = min(q.size // (heads * dim), 2 if layout == "paged" else k.size // (kv_heads * dim)) < 2  # dense anyhow
+    if kv_type == q_type and not latent and not single and draw(st.booleans()):
+        cut = (q, k, v) if layout != "paged" else (q,)
+        widths = heads, kv_heads, kv_heads
+        offsets = 0, heads, heads + kv_heads
+        q, *kv = (parts(blank, array, o, sum(widths)) for array, o in zip(cut, offsets, strict=False))
+        k, v = kv or (k, v)
+    arguments: dict[str, Any] = {"q": q, "k": k}
     arguments |= {"causal": causal, "window": window, "scale": scale, "latent": latent}
     arguments |= {name: scales[name] for name in scales if not (latent and name == "v_scale")}
     if not latent and layout != "paged":
@@ -134,6 +142,14 @@ def drawn_calls(draw: st.DrawFn) -> Call:
         if draw(st.booleans()):
             arguments["max_kv_len"] = longest
     return Call(arguments, expected, NAMES[q_type])
+
+
+def parts(blank: Callable[..., NDArray], array: NDArray, head: int, heads: int) -> NDArray:
+    """The same values from a head on of rows that have more heads."""
+    rows = blank((*array.shape[:-2], heads, array.shape[-1]), array.dtype)
+    found = rows[..., head : head + array.shape[-2], :]
+    found[...] = array
+    return found
 
 
 @pytest.mark.usefixtures("by_hand")
@@ -170,6 +186,9 @@ TABLE = np.array([[1, 2], [8, 3]], np.int32)
 PACKED: dict[str, Any] = {"q": ROWS, "k": K_ROWS, "v": K_ROWS, "q_starts": STARTS, "kv_lens": LENS}
 PAGED: dict[str, Any] = {"q": Q, "k": CACHE, "block_table": TABLE, "kv_lens": LENS}
 LATENT: dict[str, Any] = {"q": Q, "k": K[:, :, 0].copy(), "latent": 4}
+(QKV,) = arrays((2, 5, 8, 8))
+VIEWS: dict[str, Any] = {"q": QKV[:, :, :4], "k": QKV[:, :, 4:6], "v": QKV[:, :, 6:]}
+APART = "q, k and v must be dense, or parts of rows of 64 elements, as one projection to heads . 2 kv_heads has them; "
 
 
 @pytest.mark.parametrize(
@@ -215,6 +234,14 @@ LATENT: dict[str, Any] = {"q": Q, "k": K[:, :, 0].copy(), "latent": 4}
         (LATENT, {"v": K}, "v has no place here: k holds the values too"),
         (LATENT, {"k": K}, r"latent k must be \[2, kv_len, dim\], or \[rows, dim\] beside q_starts, or paged beside"),
         (LATENT, {"latent": 9}, "latent must be from 0 to head_dim = 8; latent = 9"),
+        (VIEWS, {"v": V}, APART + "v is dense"),
+        (VIEWS, {"q": arrays((2, 5, 9, 8))[0][:, :, :4]}, APART + "those of q are 72 elements apart"),
+        (VIEWS, {"q": QKV[:, :4, :4]}, "q must be dense and row-major; it is strided"),
+        (VIEWS, {"k": QKV[:, ::-1, 4:6]}, "k must be dense and row-major; it is strided"),
+        (VIEWS, {"k": QKV[:, :, 4:8:2]}, "k must be dense and row-major; it is strided"),
+        (VIEWS, {"out": QKV.copy()[:, :, :4]}, "out must be dense and row-major; it is strided"),
+        (VIEWS, {"out": QKV.reshape(-1)[-320:].reshape(2, 5, 4, 8)}, "out must not overlap q, which is still read"),
+        (PAGED, {"k": arrays((9, 2, 2, 8, 8))[0][:, :, :, :4]}, "k must be dense and row-major; it is strided"),
     ],
 )
 def test_what_makes_no_sense_is_refused(base: dict[str, Any], changes: dict[str, Any], sentence: str) -> None:
@@ -252,7 +279,7 @@ def test_numbers_are_scales_of_every_head() -> None:
 
 def test_lengths_and_tables_are_no_part_of_a_plan() -> None:
     """Calls that differ in the values of their index arrays alone pose one problem; capacities that are usual none."""
-    kinds = tuple((name, PAGED[name].shape, "int32" if name in attention.INDICES else "bf16") for name in PAGED)
+    kinds = tuple((name, PAGED[name].shape, "int32" if name in attention.INDICES else "bf16", 0) for name in PAGED)
     problem, names = posed(AttentionRequest(kinds))
     assert problem == Attention(2, 4, 2, 8, 3, 8, page=4, pool=9)
     assert problem.pool_pages == CACHE.shape[0]
@@ -269,36 +296,51 @@ def test_the_simulated_chip_runs_what_is_chosen() -> None:
         assert np.allclose(y[start:end].astype(np.float64), attend(*here, 0.1)[0], rtol=2.0**-6, atol=2.0**-6)
 
 
+@pytest.mark.parametrize("page", [0, 1, 16])
+def test_the_simulated_chip_takes_parts_of_a_projection_as_they_are(page: int) -> None:
+    """As dense copies, which another kernel may take; what is behind a row is never looked at."""
+    (qkv,) = arrays((6, 8, 64))
+    q, k, v = qkv[:, :4], qkv[:, 4:6], qkv[:, 6:]
+    (pool,) = arrays((9, 2, 2, page, 64)) if page else (None,)
+    cache = {"k": pool, "block_table": np.arange(1, 9, dtype=np.int32).reshape(2, 4)} if page else {"k": k, "v": v}
+    lengths = {"q_starts": STARTS, "kv_lens": LENS}
+    found = lab.attention(q, **cache, **lengths)
+    dense = lab.attention(q.copy(), **{name: array.copy() for name, array in cache.items()}, **lengths)
+    assert np.allclose(found.astype(np.float64), dense.astype(np.float64), rtol=2.0**-6, atol=2.0**-6)
+
+
 class Tensor:
     """It looks like PyTorch's, on a GPU, as far as a repeated call looks."""
 
-    def __init__(self, shape: tuple[int, ...], pointer: int, dtype: str = "torch.bfloat16") -> None:
-        self.shape, self.pointer, self.dtype = shape, pointer, dtype
+    def __init__(
+        self, shape: tuple[int, ...], pointer: int, dtype: str = "torch.bfloat16", strides: tuple[int, ...] = ()
+    ) -> None:
+        self.shape, self.pointer, self.dtype, self.strides = shape, pointer, dtype, strides
+
+    def stride(self) -> tuple[int, ...]:
+        return self.strides
 
     def data_ptr(self) -> int:
         return self.pointer
 
     def is_contiguous(self) -> bool:
-        return self.pointer != 0
+        return not self.strides
 
     def get_device(self) -> int:
         return 0
 
 
-def test_a_repeated_call_finds_its_plan_and_what_is_not_sure_goes_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[Any] = []
-    bound: Any = SimpleNamespace(at=lambda pointers, stream: partial(ran.append, (pointers, stream)))
+def test_a_repeated_call_runs_at_once_and_what_differs_goes_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
     q, cache, out = Tensor(Q.shape, 1 << 12), Tensor(CACHE.shape, 1 << 16), Tensor(Q.shape, 1 << 20)
     lens, table = Tensor((2,), 1 << 21, "torch.int32"), Tensor((2, 2), 1 << 22, "torch.int32")
     call = {"q": q, "k": cache, "kv_lens": lens, "block_table": table}
-    names = {"q": "q", "cache": "k", "kv_lens": "kv_lens", "block_table": "block_table", "y": "y"}
-    problem = Attention(2, 4, 2, 8, 3, 8, page=4, pool=9)
-    key = attention._key({**call, "y": out}, (True, 0, 0.0, None, None, 0, False), 0, 7)
-    monkeypatch.setattr(attention, "_ready", {key: (calls.Ready(bound, calls.sizes(problem), 0, 7), names)})
-    monkeypatch.setattr(attention, "_libraries", {Tensor: TORCH})
     monkeypatch.setattr(ops_arrays, "_raw_stream", lambda: lambda device: 7 + device)
+    key = attention._key(TORCH, {**call, "y": out}, (True, 0, 0.0, None, None, 0, False), None)
+    monkeypatch.setattr(attention, "_ready", {key: partial(ran.append, "again")})
+    monkeypatch.setattr(attention, "_libraries", {Tensor: TORCH})
     assert lab.attention(**call, out=out) is out
-    assert ran == [({name: {**call, "y": out}[called].pointer for name, called in names.items()}, 7)]
+    assert ran == ["again"]
     changes: tuple[dict[str, Any], ...] = (
         {"window": 2},
         {"scale": 0.5},
@@ -307,6 +349,7 @@ def test_a_repeated_call_finds_its_plan_and_what_is_not_sure_goes_the_long_way(m
         {"lse": True},
         {"out": None},
         {"q": Tensor(Q.shape, 0)},
+        {"q": Tensor(Q.shape, 1 << 12, strides=(96, 24, 8, 1))},  # a part of a projection
         {"out": Tensor(Q.shape, (1 << 12) + 64)},
         {"kv_lens": Tensor((2,), (1 << 20) + 16, "torch.int32")},
         {"kv_lens": Tensor((2,), (1 << 21) + 4, "torch.int32")},

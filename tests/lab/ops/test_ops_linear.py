@@ -1,7 +1,6 @@
 """lab.linear on NumPy arrays runs the simulated chip; arrays that do not belong together are one sentence."""
 
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -15,7 +14,7 @@ from lab import catalog
 from lab.execute import plan
 from lab.ops import arrays, linear
 from lab.ops.arrays import TORCH, View, format_of
-from lab.ops.calls import one_device
+from lab.ops.calls import Calls, one_device, remember
 from lab.ops.linear import LinearRequest, problem_of
 from lab.problems import Linear
 from sim.errors import InputError
@@ -214,8 +213,10 @@ def test_without_rows_the_rest_is_still_checked(w: Any, out: Any, sentence: str)
 class Tensor:
     """It looks like PyTorch's, on a GPU, as far as a repeated call looks."""
 
-    def __init__(self, shape: tuple[int, ...], pointer: int, dense: bool = True, device: int = 0) -> None:
-        self.shape, self.dtype = shape, "torch.bfloat16"
+    def __init__(
+        self, shape: tuple[int, ...], pointer: int, dense: bool = True, device: int = 0, dtype: str = "torch.bfloat16"
+    ) -> None:
+        self.shape, self.dtype = shape, dtype
         self.pointer, self.dense, self.device = pointer, dense, device
 
     def data_ptr(self) -> int:
@@ -224,39 +225,48 @@ class Tensor:
     def is_contiguous(self) -> bool:
         return self.dense
 
+    def stride(self) -> tuple[int, ...]:
+        return (self.shape[-1] if self.dense else 1, 1)
+
     def get_device(self) -> int:
         return self.device
 
 
-def test_a_repeated_call_finds_its_plan_and_what_is_not_sure_goes_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second call runs at addresses, and nothing else is taken for one."""
-    ran: list[Any] = []
-    bound: Any = SimpleNamespace(at=lambda pointers, stream: partial(ran.append, (pointers, stream)))
+def test_a_repeated_call_runs_at_once_and_what_differs_goes_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
     x, w, y = Tensor((4, 64), 1 << 12), Tensor((32, 64), 1 << 16), Tensor((4, 32), 1 << 20)
-    ready = linear.Ready(bound, {"x": 512, "w": 4096, "y": 256}, 0, 7)
-    monkeypatch.setattr(linear, "_ready", {linear._key(x, w, y, 0, 7): ready})
     monkeypatch.setattr(linear, "_libraries", {Tensor: TORCH})
     monkeypatch.setattr(arrays, "_raw_stream", lambda: lambda device: 7 + device)
+    monkeypatch.setattr(linear, "_ready", {linear._key(TORCH, x, w, y, None): partial(ran.append, "again")})
+    same = Tensor(x.shape, x.pointer), Tensor(w.shape, w.pointer), Tensor(y.shape, y.pointer)
     assert lab.linear(x, w, out=y) is y
-    assert ran == [({"x": 1 << 12, "w": 1 << 16, "y": 1 << 20}, 7)]
-    elsewhere = [Tensor(t.shape, t.pointer, device=1) for t in (x, w, y)]
+    assert lab.linear(*same, stream=7) is same[2]
+    assert ran == ["again"] * 2
     others = (
-        (Tensor((5, 64), 1 << 12), w, y),
+        (Tensor((2, 128), 1 << 12), w, y),
         (Tensor((4, 64), 1 << 12, dense=False), w, y),
-        (x, Tensor((32, 64), 1 << 16, device=-1), y),
-        (x, elsewhere[1], y),
-        tuple(elsewhere),
-        (Tensor((4, 64), (1 << 12) + 8), w, y),
-        (x, w, Tensor((4, 32), (1 << 12) + 256)),
-        (x, w, Tensor((4, 32), (1 << 16) - 128)),
+        (Tensor((4, 64), (1 << 12) + 16), w, y),
+        (Tensor((4, 64), 1 << 12, device=1), w, y),
+        (x, Tensor((32, 64), 1 << 17), y),
+        (x, w, Tensor((4, 32), 1 << 21)),
+        (x, w, Tensor((4, 32), 1 << 20, dtype="torch.float16")),
         (np.zeros((4, 64)), w, y),
+        (x, lab.pack(np.zeros((32, 64), np.float32), 32), y),  # its arrays are NumPy's
     )
     assert not any(linear._repeated(*other, None) for other in others)
-    assert not linear._repeated(x, w, y, 8)
-    packed = lab.pack(np.zeros((32, 64), np.float32), 32)  # its arrays are NumPy's
-    linear._ready[linear._key(x, packed, y, 0, 7)] = ready
-    assert not linear._repeated(x, packed, y, None)
-    assert len(ran) == 1
+    assert linear._repeated(x, w, y, 8) is None
+
+
+@given(st.integers(1, 9), st.integers(1, 50))
+def test_what_is_remembered_is_found_and_has_an_end(most: int, calls: int) -> None:
+    ready: Calls = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lab.ops.calls.MOST_READY", most)
+        for key in range(calls):
+            call = partial(int, key)
+            remember(ready, key, call)
+            assert ready[key] is call
+            assert len(ready) <= most
 
 
 def test_arrays_of_two_gpus_are_refused() -> None:

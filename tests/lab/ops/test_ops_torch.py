@@ -170,6 +170,24 @@ def test_one_trace_serves_any_batch_of_any_lengths() -> None:
         assert tuple(traced(*other).shape) == tuple(other[0].shape)
 
 
+def test_a_trace_takes_parts_of_a_projection_as_a_call_does() -> None:
+    """For any batch and length; parts of different rows are refused."""
+    make_fx = pytest.importorskip("torch.fx.experimental.proxy_tensor").make_fx
+
+    def attend(qkv: Any) -> Any:
+        return torch.ops.lab.attention(*qkv.split([4, 2, 2], dim=2))
+
+    traced = make_fx(attend, tracing_mode="symbolic")(meta(2, 5, 8, 64))
+    for batch, length in ((2, 5), (3, 7)):
+        y = traced(meta(batch, length, 8, 64))
+        assert (tuple(y.shape), y.is_contiguous()) == ((batch, length, 4, 64), True)
+    q, k, _ = meta(2, 5, 8, 64).split([4, 2, 2], dim=2)
+    with pytest.raises(InputError, match="q, k and v must be dense, or parts of rows of 512 elements"):
+        torch.ops.lab.attention(q, k, meta(2, 5, 2, 64))
+    with pytest.raises(InputError, match="k must be dense and row-major; it is strided"):
+        torch.ops.lab.attention(q, k.transpose(1, 2), k)
+
+
 def test_compiling_keeps_attention_whole() -> None:
     def layer(q: Any, k: Any, v: Any) -> Any:
         return torch.ops.lab.attention(q * 2, k, v, causal=False) + 1

@@ -1,0 +1,170 @@
+"""What the worker process runs of serving loops: workloads served by the wall's clock, tokens checked afterwards."""
+
+import gc
+from collections import defaultdict
+from collections.abc import Iterator
+from collections.abc import Sequence as Sized
+from dataclasses import replace
+from functools import lru_cache
+from io import BytesIO
+from statistics import median
+from typing import Any
+
+import numpy as np
+from msgspec import structs
+
+from experiments.running.jobs import ServeJob
+from experiments.running.on_device import in_time
+from experiments.running.serving import asked, metrics_of, model_of, policy_of, predicted
+from lab.inference.chip import Chip
+from lab.inference.step_weights import StepWeights
+from lab.problems import Model
+from lab.record import Checked, Record, Value
+from lab.serving.clock import WallClock
+from lab.serving.engine import Engine, HostCost, StepFacts, serve
+from lab.serving.executor import Timeline
+from lab.serving.journal import Decision, Journal, decoded
+from lab.serving.metrics import Steps
+from lab.serving.on_chip import ChipExecutor, MarkStopwatch, PredictedStopwatch
+from lab.serving.request import Request, Sequence
+from lab.serving.scheduler import Policy, Scheduler
+from lab.serving.simulated import Overheads, ScaledTimes
+from lab.serving.times import StepTimes
+from sim.formats import decode
+
+CLOSE = 2.0**-4  # of the largest logit: steps of other sizes, rounded to bf16 in each of dozens of layers
+LOOKED_AT = 8  # tokens that are computed once more, each sequence by itself
+
+
+def serve_jobs(argument: Any) -> Iterator[Record]:
+    """Each job served on this GPU, and by predicted times on the same arrivals."""
+    from lab.gpu import device
+    from lab.gpu.bench import shared_fields
+    from lab.inference.chip import gpu
+
+    chip, loop = gpu(device.machine()), None
+    for job in in_time(argument, ServeJob):
+        if isinstance(job, Record):
+            yield job
+            continue
+        model, policy = model_of(job), policy_of(job)
+        if loop is None or not loop.serves(model, policy, job.look_ahead):
+            loop = None  # its pages are needed
+            loop = Loop(model, policy, job.look_ahead, chip, _weights(model, max(policy.max_length, 8192)))
+        shared = shared_fields(model, chip.machine, job.experiment)
+        facts = {**job.facts, **loop.serve(job)}
+        if job.attribute:
+            facts |= loop.attributed(job)
+        yield Record(**shared, check=loop.check(), metrics=facts)
+        simulated = {**shared, "on": "sim", "card": None, "driver": None}
+        yield Record(**simulated, metrics={**job.facts, **predicted(job, chip.machine)})
+
+
+class Loop:
+    """A scheduler over a chip with all its buckets captured, for one job after another."""
+
+    def __init__(self, model: Model, policy: Policy, look_ahead: bool, chip: Chip, weights: StepWeights) -> None:
+        self._what = model, policy, look_ahead
+        self.chip, clock = chip, WallClock()
+        self.sequences: list[Sequence] = []
+        self.times = StepTimes(model, chip.machine, policy.buckets)
+        self.steps, self.lines = Steps(), BytesIO()
+        self.scheduler = Scheduler(policy, self.times)
+        real = chip.device is not None
+        stopwatch = MarkStopwatch(chip, clock) if real else PredictedStopwatch(Timeline(self.times))
+        self.executor = ChipExecutor(weights, self.scheduler, chip, stopwatch)
+        if real:
+            self.executor.prepare(policy.buckets.all())
+        self.engine = Engine(self.scheduler, self.executor, clock, self.steps, look_ahead)
+        self.facts: list[StepFacts] = []
+        self._runs = 0
+
+    def serves(self, model: Model, policy: Policy, look_ahead: bool) -> bool:
+        """Whether jobs of that model and policy can be served by this loop."""
+        return self._what == (model, policy, look_ahead)
+
+    def serve(self, job: ServeJob) -> dict[str, Value]:
+        """The figures of one run; a short one goes before it, which no clock counts."""
+        self._runs += 1
+        salt, engine = str(self._runs), self.engine
+        first = [structs.replace(r, id=-1 - r.id, arrival_us=0.0) for r in asked(job, f"{salt} warm", most=4)]
+        serve(engine, first)
+        self.steps.facts.clear()
+        self.scheduler.preemptions = 0
+        self.lines = BytesIO()
+        engine.journal = Journal(self.lines, self._what[1]) if job.attribute else None
+        requests, start = asked(job, salt), engine.clock.now_us
+        requests = [structs.replace(r, arrival_us=r.arrival_us + start) for r in requests]
+        gc.collect()
+        gc.freeze()
+        gc.disable()  # its pauses are of milliseconds
+        try:
+            self.sequences = serve(engine, requests, job.max_concurrency)
+        finally:
+            gc.enable()
+            gc.unfreeze()
+            engine.journal = None
+        self.facts = list(self.steps.facts)
+        return metrics_of(job, self.sequences, self.facts, self.scheduler)
+
+    def attributed(self, job: ServeJob) -> dict[str, Value]:
+        """How far steps are from what is predicted of them, and what the loop does by the measured ones alone.
+
+        Figures that begin with `steps_` take each bucket's measured times for predicted ones, those with `host_` the
+        measured work of the host and the gaps between graphs too.
+        """
+        lines = [decoded(line) for line in self.lines.getvalue().splitlines()]
+        decisions = [line for line in lines if isinstance(line, Decision)]
+        facts, keys = self.facts, ScaledTimes(self.times, {}, 1.0)
+        buckets: dict[tuple[int, int], list[float]] = defaultdict(list)
+        kinds: dict[str, list[float]] = defaultdict(list)
+        for decision, fact in zip(decisions, facts, strict=True):
+            if fact.rows:
+                ratio = fact.us / self.times.rows_us(decision.starts, decision.counts)
+                buckets[keys.key(fact.rows, fact.tokens)].append(ratio)
+                kinds["decode" if fact.rows == fact.tokens else "mixed"].append(ratio)
+        told: dict[str, Value] = {f"measured_over_predicted_{kind}": median(found) for kind, found in kinds.items()}
+        usual = median(ratio for found in buckets.values() for ratio in found)
+        pace = ScaledTimes(self.times, {key: median(found) for key, found in buckets.items()}, usual)
+        host = Overheads(_host_cost(facts), max(0.0, median(f.idle_us for f in facts)))
+        for name, overheads in (("steps", None), ("host", host)):
+            figures = predicted(job, self.chip.machine, overheads, pace)
+            told |= {f"{name}_{key}": value for key, value in figures.items()}
+        return {**told, "host_step_us": host.host.step_us, "host_row_us": host.host.row_us, "gap_us": host.gap_us}
+
+    def check(self, seed: int = 0) -> Checked:
+        """Whether tokens drawn at random from the run are the likeliest where the sequence is computed by itself."""
+        rng, worst = np.random.default_rng(seed), 0.0
+        for i in range(LOOKED_AT):
+            sequence = self.sequences[int(rng.integers(len(self.sequences)))]
+            place = int(rng.integers(len(sequence.sampled)))
+            prompt = (*sequence.request.prompt, *sequence.sampled[:place])
+            serve(self.engine, [Request(-1000 - i, prompt, 1, arrival_us=0.0, salt=f"{self._runs} check {i}")])
+            logits = decode(self.chip.read(self.executor.logits)[0], "bf16")
+            short = float(logits.max() - logits[sequence.sampled[place]])
+            worst = max(worst, short / (2 * CLOSE * float(np.abs(logits).max())))
+        return Checked(worst <= 1, worst)
+
+
+def _host_cost(facts: Sized[StepFacts]) -> HostCost:
+    """Least squares of the host's microseconds over rows, the slowest hundredth left out."""
+    rows, us = np.asarray([f.rows for f in facts], float), np.asarray([f.host_us for f in facts])
+    keep = us <= np.percentile(us, 99)
+    if np.ptp(rows[keep]) == 0:
+        return HostCost(float(np.median(us)), 0.0)
+    slope, base = np.polyfit(rows[keep], us[keep], 1)
+    return HostCost(max(float(base), 0.0), max(float(slope), 0.0))
+
+
+@lru_cache(maxsize=1)
+def _weights(model: Model, context: int) -> StepWeights:
+    """Random weights, kept for the loops that follow."""
+    import cupy
+
+    from lab.gpu import device
+    from lab.inference.chip import gpu
+    from lab.inference.step_weights import random
+
+    found = random(replace(model, batch=1, context=1), context, gpu(device.machine()))
+    cupy.cuda.get_current_stream().synchronize()
+    return found

@@ -1,0 +1,53 @@
+"""Beside a stream's kernels: pinned memory, copies in the stream's order, and places in it to wait for and to time."""
+
+from math import prod
+from typing import Any
+from weakref import finalize
+
+import cupy
+import numpy as np
+from numpy.typing import NDArray
+
+from lab.gpu import driver
+from lab.gpu.launch import current_stream
+
+
+class Mark:
+    """A place in what the current stream of a GPU has to do."""
+
+    def __init__(self, device: int) -> None:
+        self._device = device
+        with driver.current(device):
+            self._event = driver.call("cuEventCreate", 0)
+        finalize(self, driver.api().cuEventDestroy, self._event)
+
+    def set(self) -> None:
+        """Let it be here: behind all that was enqueued so far."""
+        driver.call("cuEventRecord", self._event, current_stream(self._device))
+
+    def wait(self) -> None:
+        """Return when the GPU has come to it; raises EnvironmentFailure for whatever its work did wrong."""
+        driver.call("cuEventSynchronize", self._event)
+
+    def us_after(self, earlier: "Mark") -> float:
+        """Microseconds between two places that the GPU has passed."""
+        return 1e3 * float(driver.call("cuEventElapsedTime", earlier._event, self._event))
+
+
+def pinned(shape: tuple[int, ...], dtype: np.dtype) -> NDArray:
+    """Zeroed memory of the host that a GPU copies from and to while both go on."""
+    count = prod(shape)
+    memory = cupy.cuda.alloc_pinned_memory(max(count, 1) * dtype.itemsize)
+    found = np.frombuffer(memory, dtype, count).reshape(shape)
+    found[...] = 0
+    return found
+
+
+def copy(to: Any, source: Any, device: int) -> None:
+    """Enqueue a copy between dense arrays of one size, on the GPU or in pinned memory."""
+    with driver.current(device):
+        driver.call("cuMemcpyAsync", _address(to), _address(source), to.nbytes, current_stream(device))
+
+
+def _address(array: Any) -> int:
+    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)

@@ -1,0 +1,181 @@
+"""Steps on a chip, simulated or real: a captured graph a bucket, sampled tokens stay there, results are read behind."""
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
+
+from lab.inference.chip import Chip
+from lab.inference.layers import Forward
+from lab.inference.step import Step, StepCache, require_kernels
+from lab.inference.step_input import Layout, StepInput
+from lab.inference.step_weights import StepWeights
+from lab.serving.clock import Clock
+from lab.serving.executor import Timed, Timeline
+from lab.serving.scheduler import Scheduler
+from lab.serving.step import Copy, StepPlan, StepResult, pack
+from sim.errors import InputError
+
+DEPTH = 2  # steps in flight: each has a block and a place for its results
+
+
+class Stopwatch(Protocol):
+    """Times the steps of a chip, in their order."""
+
+    def start(self, plan: StepPlan, now_us: float) -> None:
+        """The kernels of a step are enqueued from here on."""
+
+    def stop(self) -> None:
+        """All of them have been enqueued."""
+
+    def read(self) -> None:
+        """So has been the copy of their results."""
+
+    def wait(self) -> Timed:
+        """The times of the oldest step that was not waited for, when its results are there."""
+
+
+class PredictedStopwatch:
+    """The simulated chip's: a step is over when it was enqueued, and takes what a real one is predicted to."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        self._timeline = timeline
+        self._timed: deque[Timed] = deque()
+
+    def start(self, plan: StepPlan, now_us: float) -> None:
+        self._timed.append(self._timeline.run(plan, now_us))
+
+    def stop(self) -> None:
+        """Its end is known from the start."""
+
+    read = stop
+
+    def wait(self) -> Timed:
+        return self._timed.popleft()
+
+
+class MarkStopwatch:
+    """A GPU's, by marks in its stream; the loop's clock is the wall's. What lies between two graphs is idle."""
+
+    def __init__(self, chip: Chip, clock: Clock) -> None:
+        # The end of the step before is looked at too.
+        self._marks = deque([(chip.mark(), chip.mark(), chip.mark()) for _ in range(DEPTH + 1)])
+        self._running: deque[tuple[Any, Any, Any]] = deque()
+        self._before: Any = None
+        self._clock = clock
+
+    def start(self, plan: StepPlan, now_us: float) -> None:  # noqa: ARG002 (its own marks say when)
+        self._running.append(self._marks[0])
+        self._marks.rotate(-1)
+        self._running[-1][0].set()
+
+    def stop(self) -> None:
+        self._running[-1][1].set()
+
+    def read(self) -> None:
+        self._running[-1][2].set()
+
+    def wait(self) -> Timed:
+        start, end, read = self._running.popleft()
+        read.wait()
+        us = end.us_after(start)
+        idle_us = start.us_after(self._before) if self._before else 0.0
+        self._before = end
+        return Timed(self._clock.now_us, us, idle_us)
+
+
+class ChipExecutor:
+    """Runs a scheduler's plans on a chip, with a cache of as many pages as its policy has.
+
+    Raises InputError where a layer has no kernel, and where the cache's pages are not the kernels'.
+    """
+
+    def __init__(self, weights: StepWeights, scheduler: Scheduler, chip: Chip, stopwatch: Stopwatch) -> None:
+        policy = scheduler.policy
+        self._weights, self._chip, self._stopwatch = weights, chip, stopwatch
+        self._slots, self._buckets = scheduler.slots, policy.buckets
+        self._forward = Forward(weights.config, weights.matrices, policy.pages)
+        require_kernels(self._forward, chip.machine)
+        self._cache = StepCache(self._forward, chip)
+        self._pools = [array for name, array in self._cache.arrays.items() if name.endswith(".cache")]
+        shape = (policy.host_pages, *self._pools[0].shape[1:])
+        hosts = self._pools if policy.host_pages > 1 else []
+        self._host = [chip.host(shape, np.dtype(pool.dtype)) for pool in hosts]
+        self._steps: dict[Layout, Step] = {}
+        largest = max(policy.buckets.all(), key=lambda layout: layout.words)
+        self._blocks = deque(chip.host((largest.words,), np.dtype(np.int32)) for _ in range(DEPTH))
+        self._inputs: dict[tuple[Layout, int], StepInput] = {}
+        self._results = deque(chip.host((2 * policy.max_rows + 4,), np.dtype(np.int32)) for _ in range(DEPTH))
+        self._in_flight: deque[tuple[StepPlan, Layout, Any]] = deque()
+        self._before: dict[int, int] = {}  # the row of each request in the newest step
+        self._newest: Step | None = None
+
+    def prepare(self, layouts: Iterable[Layout]) -> None:
+        """Compile and capture buckets before they are needed."""
+        for layout in layouts:
+            self._step(layout)
+
+    @property
+    def logits(self) -> Any:
+        """The scores of the newest step's rows, on the chip; raises InputError where there was none."""
+        if self._newest is None:
+            raise InputError("no step has run yet")
+        return self._newest.arrays["logits"]
+
+    def submit(self, plan: StepPlan, now_us: float) -> None:
+        chip, layout = self._chip, self._buckets.of(max(plan.rows, 1), max(plan.tokens, 1))
+        self._move(plan)
+        step = self._step(layout)
+        if plan.rows:
+            self._write(plan, step)
+        self._stopwatch.start(plan, now_us)
+        if plan.rows:
+            step.replay()
+        self._stopwatch.stop()
+        results = self._results[0][: len(step.results)]
+        self._results.rotate()
+        chip.copy(results, step.results)
+        self._stopwatch.read()
+        self._newest = step
+        self._before = {sequence.request.id: row for row, sequence in enumerate(plan.sequences)}
+        self._in_flight.append((plan, layout, results))
+
+    def result(self) -> StepResult:
+        plan, layout, results = self._in_flight.popleft()
+        timed = self._stopwatch.wait()
+        scores = results[-layout.rows :].view(np.float32)[: plan.rows]
+        if not np.isfinite(scores).all():
+            raise InputError("the model gives scores that are not finite")
+        return StepResult(plan.step, results[: plan.rows].tolist(), *timed, scores.tolist())
+
+    def _write(self, plan: StepPlan, step: Step) -> None:
+        """Bring a plan's block to the chip, and the tokens that the step before samples to their places in it."""
+        layout, block = step.layout, self._blocks[0]
+        self._blocks.rotate()
+        given = self._inputs.get((layout, id(block)))
+        if given is None:
+            given = self._inputs[layout, id(block)] = StepInput(layout, block[: layout.words])
+        takes = pack(plan, self._slots, given, self._before)
+        self._chip.copy(step.block, given.block)
+        if takes and self._newest:
+            tokens, sampled = step.arrays["tokens"], self._newest.arrays["token"]
+            for at, row, number in takes:
+                self._chip.copy(tokens[at : at + number], sampled[row : row + number])
+
+    def _step(self, layout: Layout) -> Step:
+        if layout not in self._steps:
+            self._steps[layout] = Step(self._weights, self._cache, self._forward, layout, self._chip)
+        return self._steps[layout]
+
+    def _move(self, plan: StepPlan) -> None:
+        """Copy pages: out to the host first, whose pages may be taken again."""
+        for pool in self._pools:
+            self._copy_pages(plan.copies, pool, pool)
+        for pool, host in zip(self._pools, self._host, strict=False):
+            self._copy_pages(plan.swapped_out, pool, host)
+            self._copy_pages(plan.swapped_in, host, pool)
+
+    def _copy_pages(self, copies: list[Copy], source: Any, target: Any) -> None:
+        for one in copies:
+            self._chip.copy(target[one.target], source[one.source])

@@ -1,0 +1,368 @@
+"""Who gets which tokens of the next step: continuous batching over pages, without a clock, chance or a device."""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+from lab.inference.step_input import PAGE
+from lab.serving.pages import PagePool
+from lab.serving.request import ABORT, LENGTH, STOP, Request, Sequence
+from lab.serving.step import Buckets, Copy, Note, Slots, StepPlan, StepResult
+from sim.errors import InputError
+
+RECOMPUTE, SWAP, CHEAPER = "recompute", "swap", "cheaper"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the scheduler may do.
+
+    A step has up to `max_rows` sequences and `max_tokens` tokens; where `itl_us` is above 0, only as many tokens as are
+    predicted to end by then, but a page of a prompt at least. `pages` and `host_pages` hold `page_tokens` tokens each,
+    page 0 of either none; a sequence has up to `max_length` tokens. `prefix_caching` shares full pages of equal
+    prefixes. Where `continuous` is false a batch is only admitted when the one before is done. `preemption` gives a
+    sequence's pages back by recomputing it later, by a swap to the host, or by the cheaper of both. `bypass` is how
+    often others may be admitted before a request that does not fit. Raises InputError for what cannot be.
+    """
+
+    max_rows: int = 256
+    max_tokens: int = 2048
+    itl_us: float = 0.0
+    pages: int = 1024
+    host_pages: int = 1
+    page_tokens: int = PAGE
+    max_length: int = 8192
+    prefix_caching: bool = True
+    continuous: bool = True
+    preemption: str = RECOMPUTE
+    bypass: int = 16
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_rows < self.max_tokens:
+            raise InputError(
+                "a step has at least one row, and more tokens than rows; "
+                f"max_rows = {self.max_rows}, max_tokens = {self.max_tokens}"
+            )
+        if self.pages < 2 or min(self.page_tokens, self.max_length, self.host_pages) < 1 or self.bypass < 0:
+            raise InputError(f"pages, page_tokens, max_length, host_pages or bypass are too small in {self}")
+        if self.preemption not in (RECOMPUTE, SWAP, CHEAPER):
+            raise InputError(f"preemption is {RECOMPUTE}, {SWAP} or {CHEAPER}; got {self.preemption!r}")
+
+    @property
+    def buckets(self) -> Buckets:
+        return Buckets(self.max_rows, self.max_tokens, -(-self.max_length // self.page_tokens))
+
+
+class Costs(Protocol):
+    """What the scheduler asks before it decides, in microseconds; `lab.serving.times.StepTimes` predicts it."""
+
+    def step_us(self, rows: int, tokens: int, decodes: int, decode_kv: int, pairs: int) -> float: ...
+
+    def recompute_us(self, tokens: int) -> float: ...
+
+    def swap_us(self, pages: int) -> float: ...
+
+
+class Scheduler:
+    """Sequences and pages. `schedule` makes a plan, `commit` takes its result; plans may be made before results came.
+
+    All its decisions follow from its policy and the order of its calls. `costs` is needed for `itl_us` and where the
+    cheaper preemption is asked for; raises InputError where it lacks.
+    """
+
+    def __init__(self, policy: Policy, costs: Costs | None = None) -> None:
+        if costs is None and (policy.itl_us or policy.preemption == CHEAPER):
+            raise InputError("an ITL budget and the cheaper preemption need predicted costs")
+        self.policy = policy
+        self.pool = PagePool(policy.pages, policy.page_tokens)
+        self.host = PagePool(policy.host_pages, policy.page_tokens) if policy.host_pages > 1 else None
+        self.slots = Slots(policy.max_rows, policy.buckets.pages)
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []  # the oldest first
+        self.sequences: dict[int, Sequence] = {}
+        self.in_flight: deque[StepPlan] = deque()
+        self.table_pages = self.table_tokens = 0  # of all block tables together
+        self.preemptions = 0
+        self._costs = costs
+        self._steps = 0
+
+    def add(self, request: Request) -> Sequence:
+        """Queue a request; raises InputError where it can never be served, whatever else there is."""
+        p, longest = self.policy, len(request.prompt) + request.max_tokens
+        if not request.prompt or request.max_tokens < 1:
+            raise InputError("a request has a prompt of at least one token, and asks for at least one")
+        if longest > p.max_length:
+            raise InputError(f"prompt and answer take up to {longest} tokens; the longest sequence is {p.max_length}")
+        if self._pages_of(longest - 1) > p.pages - 1:  # the last token is never computed
+            raise InputError(f"prompt and answer take up to {longest} tokens; {p.pages - 1} pages cannot hold them")
+        if request.id in self.sequences:
+            raise InputError(f"request {request.id} is already under way")
+        sequence = self.sequences[request.id] = Sequence(request)
+        self.waiting.append(sequence)
+        return sequence
+
+    def abort(self, id: int) -> Sequence | None:
+        """End a request wherever it is; None where it has ended already."""
+        sequence = self.sequences.get(id)
+        if sequence:
+            self._finish(sequence, ABORT)
+        return sequence
+
+    def schedule(self) -> StepPlan | None:
+        """The next step; None where there is nothing to do before the results in flight are in."""
+        plan = StepPlan(self._steps)
+        preempted, promised = self.preemptions, 0
+        for sequence in tuple(self.running):
+            if sequence.length - sequence.scheduled == 1 and sequence.slot >= 0:
+                promised = self._decode(plan, sequence, promised)
+        budget = self._budget(plan)
+        for sequence in tuple(self.running):
+            if sequence.length - sequence.scheduled > 1 and sequence.slot >= 0 and plan.tokens < budget:
+                self._chunk(plan, sequence, budget)
+        if self.waiting and self.preemptions == preempted and (self.policy.continuous or not self.running):
+            self._admit(plan, budget)
+        if not plan.rows and not plan.moves:
+            return None
+        self._steps += 1
+        self.in_flight.append(plan)
+        return plan
+
+    def commit(self, result: StepResult) -> list[Sequence]:
+        """Take the result of the oldest step in flight; returns the sequences that have a token more.
+
+        Raises ValueError for the result of another step.
+        """
+        plan = self.in_flight.popleft()
+        if plan.step != result.step:
+            raise ValueError(f"step {result.step} is committed; the oldest in flight is {plan.step}")
+        page_tokens, caching, now = self.policy.page_tokens, self.policy.prefix_caching, result.ended_us
+        emitted = []
+        rows = zip(plan.sequences, plan.starts, plan.counts, plan.samples, result.tokens, strict=False)
+        for sequence, start, count, sampled, token in rows:
+            if sequence.reason:
+                continue  # it ran one token too far, or was aborted
+            if sequence.slot >= 0:
+                computed = sequence.computed = start + count
+                if caching and computed // page_tokens > sequence.published:
+                    self._publish(sequence)
+            if sampled:
+                sequence.tokens.append(token)
+                sequence.token_us.append(now)
+                emitted.append(sequence)
+                if token in sequence.request.ends:
+                    self._finish(sequence, STOP)
+                elif len(sequence.tokens) == sequence.limit:
+                    self._finish(sequence, LENGTH)
+        self.pool.complete(plan.step)
+        if self.host:
+            self.host.complete(plan.step)
+        return emitted
+
+    @property
+    def busy(self) -> bool:
+        """Whether some request has not ended, or some step has not come back."""
+        return bool(self.sequences or self.in_flight)
+
+    def _decode(self, plan: StepPlan, sequence: Sequence, promised: int) -> int:
+        """Plan one token of a running sequence, where need be on a page of the youngest's.
+
+        `promised` fenced pages are what others of this step wait for; returns how many are now.
+        """
+        if sequence.scheduled == len(sequence.pages) * self.policy.page_tokens:
+            while not self.pool.available:
+                if self.pool.fenced > promised:  # to preempt more would free nothing sooner
+                    plan.notes.append(Note("stall", sequence.request.id, 1))
+                    return promised + 1
+                youngest = self.running[-1]
+                self._preempt(plan, youngest)
+                if youngest is sequence:
+                    return promised
+            self._extend(plan, sequence, 1)
+        plan.decodes += 1
+        plan.decode_kv += sequence.scheduled + 1
+        self._row(plan, sequence, 1)
+        return promised
+
+    def _chunk(self, plan: StepPlan, sequence: Sequence, budget: int) -> None:
+        """Plan the next tokens of a prompt: what the budget and the pages allow."""
+        page_tokens = self.policy.page_tokens
+        while (room := (len(sequence.pages) + self.pool.available) * page_tokens - sequence.scheduled) <= 0:
+            if plan.rows or self.in_flight:  # when those are over there may be pages
+                plan.notes.append(Note("stall", sequence.request.id, 1))
+                return
+            youngest = self.running[-1]
+            self._preempt(plan, youngest)
+            if youngest is sequence:
+                return
+        count = min(sequence.length - sequence.scheduled, budget - plan.tokens, room)
+        self._extend(plan, sequence, count)
+        plan.pairs += count * sequence.scheduled + count * (count + 1) // 2
+        self._row(plan, sequence, count)
+
+    def _admit(self, plan: StepPlan, budget: int) -> None:
+        """Let waiting sequences in, in their order, but past those that do not fit as far as `bypass` allows."""
+        skipped: list[Sequence] = []
+        for sequence in tuple(self.waiting):
+            if plan.tokens >= budget or len(self.running) >= self.policy.max_rows:
+                break
+            parent = self.sequences.get(sequence.request.fork_of) if sequence.request.fork_of is not None else None
+            if parent and parent.computed < len(parent.request.prompt):
+                continue
+            if self._seat(plan, sequence, parent):
+                for passed in skipped:
+                    passed.bypassed += 1
+                self.waiting.remove(sequence)
+                self.running.append(sequence)
+                if sequence.length > sequence.scheduled:
+                    self._chunk(plan, sequence, budget)
+            else:
+                skipped.append(sequence)
+                if sequence.bypassed >= self.policy.bypass or len(skipped) > self.policy.bypass:
+                    break
+
+    def _seat(self, plan: StepPlan, sequence: Sequence, parent: Sequence | None) -> bool:
+        """Give a waiting sequence a slot and the pages that it finds computed; False where it does not fit whole."""
+        # Each that runs may need a page soon.
+        pool, page_tokens, room = self.pool, self.policy.page_tokens, self.pool.available - len(self.running)
+        if sequence.host:
+            if room < self._pages_of(sequence.length):
+                return False
+            self._swap_in(plan, sequence)
+            return True
+        pages: list[int] = []
+        chain = sequence.chain
+        if self.policy.prefix_caching:
+            pages, chain = pool.match(sequence.request.salt, sequence.tokens)
+        last = sequence.length - 1  # is computed in any case, for what it samples
+        partial = 0
+        if parent and parent.pages and parent.computed >= last:
+            if not self.policy.prefix_caching:
+                pages = parent.pages[: last // page_tokens]
+            partial = last % page_tokens if len(pages) == last // page_tokens else 0
+        idle = sum(not pool.refs[page] for page in pages)  # available until they are shared
+        if room - idle < self._pages_of(sequence.length) - len(pages):
+            return False
+        self.slots.seat(sequence)
+        for page in pages:
+            pool.share(page)
+            self._append(sequence, page)
+        sequence.published, sequence.chain = len(pages), chain
+        found = len(pages) * page_tokens + partial
+        if partial and parent:
+            self._extend(plan, sequence, found)
+            plan.copies.append(Copy(parent.pages[len(pages)], sequence.pages[-1]))
+            parent.last_step = plan.step
+        sequence.computed = sequence.scheduled = found
+        self.table_tokens += found
+        plan.notes.append(Note("fork" if partial else "admit", sequence.request.id, found))
+        return True
+
+    def _budget(self, plan: StepPlan) -> int:
+        """Tokens that the step may have: all of the policy's, or the most whose step is predicted to be in time."""
+        if not self.policy.itl_us or not self._costs:
+            return self.policy.max_tokens
+        owing = next((s for s in self.running if s.length - s.scheduled > 1), None)
+        if owing is None and not self.waiting:
+            return self.policy.max_tokens
+        start = owing.scheduled if owing else 0
+        for edge in self.policy.buckets.edges():
+            count = edge - plan.tokens
+            if count < self.policy.page_tokens:
+                break
+            pairs = count * start + count * (count + 1) // 2
+            if self._costs.step_us(plan.rows + 1, edge, plan.decodes, plan.decode_kv, pairs) <= self.policy.itl_us:
+                return edge
+        return min(self.policy.max_tokens, plan.tokens + self.policy.page_tokens)
+
+    def _row(self, plan: StepPlan, sequence: Sequence, count: int) -> None:
+        start = sequence.scheduled
+        end = sequence.scheduled = start + count
+        plan.sequences.append(sequence)
+        plan.starts.append(start)
+        plan.counts.append(count)
+        plan.samples.append(end == sequence.length)
+        if end == sequence.length < sequence.limit - 1:
+            sequence.length += 1  # the last token of an answer is never computed
+        plan.tokens += count
+        sequence.last_step = plan.step
+        self.table_tokens += count
+
+    def _extend(self, plan: StepPlan, sequence: Sequence, count: int) -> None:
+        """Pages for so many more tokens."""
+        for _ in range(self._pages_of(sequence.scheduled + count) - len(sequence.pages)):
+            page = self.pool.take()
+            plan.new_pages.append(page)
+            self._append(sequence, page)
+
+    def _append(self, sequence: Sequence, page: int) -> None:
+        self.slots.tables[sequence.slot, len(sequence.pages)] = page
+        sequence.pages.append(page)
+        self.table_pages += 1
+
+    def _publish(self, sequence: Sequence) -> None:
+        """Let others find the pages that are full and computed."""
+        size = self.policy.page_tokens
+        for i in range(sequence.published, min(sequence.computed // size, len(sequence.pages))):
+            tokens = sequence.tokens[i * size : (i + 1) * size]
+            sequence.chain = self.pool.publish(sequence.pages[i], sequence.chain, tokens)
+            sequence.published = i + 1
+
+    def _preempt(self, plan: StepPlan, sequence: Sequence) -> None:
+        """Take the pages of the youngest running sequence, which is then the next to be admitted."""
+        if self.host and self._swaps(sequence, self.host):
+            sequence.last_step = plan.step
+            sequence.host = [self.host.take() for _ in sequence.pages]
+            plan.swapped_out += map(Copy, sequence.pages, sequence.host)
+            plan.notes.append(Note("swap", sequence.request.id, len(sequence.pages)))
+            self._unseat(sequence)
+        else:
+            plan.notes.append(Note("recompute", sequence.request.id, sequence.scheduled))
+            self._unseat(sequence)
+            sequence.scheduled = sequence.computed = sequence.published = 0
+            sequence.chain = sequence.request.salt
+        self.waiting.appendleft(sequence)
+        self.preemptions += 1
+
+    def _swaps(self, sequence: Sequence, host: PagePool) -> bool:
+        p, pages = self.policy, len(sequence.pages)
+        if p.preemption == RECOMPUTE or host.available < pages:
+            return False
+        return p.preemption == SWAP or (
+            self._costs is not None and self._costs.swap_us(pages) < self._costs.recompute_us(sequence.scheduled)
+        )
+
+    def _swap_in(self, plan: StepPlan, sequence: Sequence) -> None:
+        assert self.host
+        self.slots.seat(sequence)
+        for source in sequence.host:
+            page = self.pool.take()
+            plan.new_pages.append(page)
+            self._append(sequence, page)
+            plan.swapped_in.append(Copy(source, page))
+        plan.notes.append(Note("resume", sequence.request.id, len(sequence.host)))
+        self.host.release(sequence.host, plan.step)
+        sequence.host, sequence.last_step = [], plan.step
+        self.table_tokens += sequence.scheduled
+
+    def _unseat(self, sequence: Sequence) -> None:
+        """Take a running sequence's slot and pages, which are fenced by the last step that may touch them."""
+        self.table_pages -= len(sequence.pages)
+        self.table_tokens -= sequence.scheduled
+        self.pool.release(sequence.pages, sequence.last_step)
+        sequence.pages = []
+        self.slots.leave(sequence)
+        self.running.remove(sequence)
+
+    def _finish(self, sequence: Sequence, reason: str) -> None:
+        if sequence.slot >= 0:
+            self._unseat(sequence)
+        else:
+            self.waiting.remove(sequence)
+        if sequence.host and self.host:
+            self.host.release(sequence.host, sequence.last_step)
+            sequence.host = []
+        sequence.reason = reason
+        del self.sequences[sequence.request.id]
+
+    def _pages_of(self, tokens: int) -> int:
+        return -(-tokens // self.policy.page_tokens)

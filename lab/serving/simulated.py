@@ -1,0 +1,55 @@
+"""A loop of predicted times: no chip, no weights, a virtual clock."""
+
+from typing import NamedTuple
+
+from lab.problems import Model
+from lab.serving.clock import Clock, VirtualClock
+from lab.serving.engine import Engine, HostCost, Observer
+from lab.serving.executor import Pace, PredictedExecutor, scripted
+from lab.serving.journal import Journal
+from lab.serving.scheduler import Policy, Scheduler
+from lab.serving.step import StepPlan
+from lab.serving.times import StepTimes
+from sim.machine import Machine
+
+
+class Overheads(NamedTuple):
+    """Microseconds of a step besides its chip's: the host's, and between the graphs of two steps."""
+
+    host: HostCost = HostCost()
+    gap_us: float = 0.0
+
+
+class ScaledTimes:
+    """Predicted times, each step's by a factor that its bucket was measured to need; `usual` where it was not."""
+
+    def __init__(self, times: StepTimes, factors: dict[tuple[int, int], float], usual: float) -> None:
+        self._times, self._factors, self._usual = times, factors, usual
+
+    def plan_us(self, plan: StepPlan) -> float:
+        """Microseconds of a step."""
+        return self._times.plan_us(plan) * self._factors.get(self.key(plan.rows, plan.tokens), self._usual)
+
+    def key(self, rows: int, tokens: int) -> tuple[int, int]:
+        """(rows, tokens) of a step's bucket."""
+        layout = self._times.buckets.of(max(rows, 1), max(tokens, 1))
+        return layout.rows, layout.tokens
+
+
+def simulated(
+    model: Model,
+    machine: Machine,
+    policy: Policy,
+    observe: Observer,
+    overheads: Overheads | None = None,
+    pace: Pace | None = None,
+    clock: Clock | None = None,
+    look_ahead: bool = True,
+    journal: Journal | None = None,
+) -> Engine:
+    """A loop whose steps take what is predicted, or what `pace` says; by the wall's clock it waits for them."""
+    times = StepTimes(model, machine, policy.buckets)
+    overheads = overheads or Overheads()
+    executor = PredictedExecutor(pace or times, scripted(model.vocab), overheads.gap_us)
+    scheduler = Scheduler(policy, times)
+    return Engine(scheduler, executor, clock or VirtualClock(), observe, look_ahead, overheads.host, journal)
