@@ -266,7 +266,9 @@ def bulk(h, w, code, base, mask, pc):
             dirty = False
             if kind == isa.BULK_LOAD:
                 array, offset = _array_range(h, w, b, nbytes, pc)
-                if array < 0:
+                if array >= 0 and offset % 16:
+                    hazards.report(h, hazards.MISALIGNED, pc, warps[w, t.AGENT], lane, 0, b, 16, own)
+                if array < 0 or offset % 16:
                     continue
                 op = flight.new_op(h, t.OP_BULK_LOAD, w, pc)
                 record = flight.attach(h, op, w, barrier, nbytes, pc)

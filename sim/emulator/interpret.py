@@ -20,6 +20,7 @@ from sim.emulator import (
     matrices,
     mbarrier,
     memory,
+    profile,
     shadow,
     sync,
     tensor,
@@ -56,7 +57,7 @@ def run_warp(h, w, budget):
     written_at, result = t.i64_1(h, t.WRITTEN_AT), t.u64_1(h, t.LANE_RESULT)
     base, check = warps[w, t.BASE], cfg[t.CHECK]
     pc, mask, limit = warps[w, t.PC], np.uint32(warps[w, t.MASK]), warps[w, t.LIMIT]
-    steps = 0
+    steps, profiled = 0, cfg[t.PROFILED] >= 0
     while steps < budget:
         if pc >= limit:
             divergence.put_lanes(h, w, mask, pc)
@@ -64,6 +65,8 @@ def run_warp(h, w, budget):
             pc, mask, limit = warps[w, t.PC], np.uint32(warps[w, t.MASK]), warps[w, t.LIMIT]
         code = codes[pc]
         op, active = code[isa.OP], mask
+        if profiled:
+            profile.note(h, pc, np.uint64(mask))
         steps += 1
         guard = code[isa.GUARD]
         if guard:

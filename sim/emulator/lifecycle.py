@@ -199,6 +199,8 @@ def _start_warp(h, w, cta, index, cluster, inside):
         t.fill(t.i64_1(h, t.WRITTEN_AT), base, end, 0)
         t.fill_rows(t.i32_2(h, t.LANE_PAIRS), w, w + 1, 0)
         t.fill_rows(t.i64_2(h, t.RELEASES), w, w + 1, 0)
+        t.fill_rows(t.i64_2(h, t.FINE), w, w + 1, 0)
+        t.fill_rows(t.i32_2(h, t.LANE_RELEASED), w, w + 1, 0)
         clock = t.i32_2(h, t.CLOCK)
         t.fill_rows(clock, w, w + 1, 0)
         clock[w, hazards.column_of(h, cta, index)] = 1

@@ -183,6 +183,8 @@ def execute(h, w, code, base, mask, pc):
             try_complete(h, barrier)
         else:
             expected = np.int64(reg[c, lane]) if code[isa.F1] & _EXPECT else 0
+            if cfg[t.CHECK] and not code[isa.F1] & _RELAXED:
+                lane_order.releases(h, w, lane)
             if cfg[t.CHECK] and cta == own and not code[isa.F1] & _RELAXED:
                 lane_order.arrives(h, w, lane, barrier % t.MBARRIERS, bars[barrier, t.M_PHASE])
             phase = arrive(h, w, barrier, np.int64(reg[b, lane]), expected, code[isa.F1], pc)

@@ -109,6 +109,7 @@ def meet(h, w, lane, key, reads, writes, semantics):
             if semantics & isa.RELEASE:
                 hazards.join_section(h, row, t.BEFORE, w, t.BEFORE)
     if writes:
+        lane_order.releases(h, w, lane)
         places[slot, t.P_VERSION] += 1
         clock[w, column] = places[slot, t.P_VERSION]
         _join_observed(h, base, w)

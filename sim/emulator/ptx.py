@@ -25,14 +25,22 @@ class Location:
     inlined_at: "Location | None" = None
 
     def __str__(self) -> str:
-        """The line in the kernel's own file first, then the header it was inlined from, if any."""
+        """The line of who wrote the kernel, in a header of theirs or not; in parentheses how it comes to be there."""
         own: Location | None = self
         while own is not None and _is_library(own.file):
             own = own.inlined_at
-        inner = f"{PurePath(self.file).name}:{self.line}"
-        if own is None or own is self:
+        inner = self._short()
+        if own is None:
             return inner
-        return f"{PurePath(own.file).name}:{own.line} ({inner})"
+        if own is not self:
+            return f"{own._short()} ({inner})"
+        within = self.inlined_at
+        while within is not None and not within.file.endswith(".cu"):
+            within = within.inlined_at
+        return inner if within is None or self.file.endswith(".cu") else f"{inner} (in {within._short()})"
+
+    def _short(self) -> str:
+        return f"{PurePath(self.file).name}:{self.line}"
 
 
 @dataclass(frozen=True)

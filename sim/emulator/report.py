@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sim.counts import Counts
 from sim.emulator import hazards as z
-from sim.emulator import isa, printed
+from sim.emulator import isa, printed, profile
 from sim.emulator import tables as t
 from sim.emulator.program import Program
 
@@ -82,12 +82,31 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Line:
+    """What the instructions of one source line did, in all warps.
+
+    `instructions` counts warp instructions and `lanes` their active lanes on average; sectors and wavefronts are those
+    of `Statistics`, bytes those of `Counts`.
+    """
+
+    line: str
+    instructions: int
+    lanes: float
+    sectors_per_load: float
+    sectors_per_store: float
+    bank_conflicts: int
+    l2_to_sm_bytes: int
+    sm_to_l2_bytes: int
+
+
+@dataclass(frozen=True)
 class Emulation:
     """The result of running one launch: what was counted, which hazards were met, statistics, and events if asked.
 
     `order` is a digest of whose writes each part of a CTA read: equal for every interleaving of a kernel without
     hazards in which no atomic chooses who reads what, and for two kernels that do the same in the same order.
-    `truncated` says that a limit of steps or seconds came before the end. `printed` is each call of printf.
+    `truncated` says that a limit of steps or seconds came before the end. `printed` is each call of printf; `lines`
+    are what each source line did, if asked.
     """
 
     counts: Counts
@@ -97,11 +116,16 @@ class Emulation:
     order: int = 0
     truncated: bool = False
     printed: tuple[str, ...] = ()
+    lines: tuple[Line, ...] = ()
 
 
 _KINDS = {
     z.RACE: ("race", "{me} {verb} {where}, and nothing orders the two"),
     z.LANE_RACE: ("race between lanes", "{me} {verb} {where}, with no __syncwarp between the two lanes"),
+    z.UNTOLD: (
+        "missing __syncwarp",
+        "{me} {verb} {where}; another lane of that warp signalled for it, with no __syncwarp between the two lanes",
+    ),
     z.SCOPE_RACE: ("race by scope", "{me} {verb} {where}, both atomically, but at a scope that does not hold both"),
     z.EQUAL_WRITES: (
         "same value written twice",
@@ -277,6 +301,28 @@ def statistics_of(stat: NDArray[np.int64], steps: int) -> Statistics:
         shared_wavefronts=int(stat[t.SHARED_WAVEFRONTS]),
         shared_ideal_wavefronts=int(stat[t.SHARED_IDEAL]),
     )
+
+
+def lines_of(tables: t.Tables, program: Program) -> tuple[Line, ...]:
+    """What each source line did, the busiest first."""
+    rows: dict[str, NDArray[np.int64]] = {}
+    last = tables[t.PROFILE][-1]
+    final = [int(tables[t.STAT][c]) - int(last[profile.FIRST + i]) for i, c in enumerate(profile.COUNTED)]
+    for pc, row in enumerate(tables[t.PROFILE][:-1]):
+        if row[profile.EXECUTIONS]:
+            where = str(program.where(pc).location)
+            rows[where] = rows.get(where, np.zeros(profile.COLUMNS, np.int64)) + row
+            if pc == tables[t.CFG][t.PROFILED]:
+                rows[where][profile.FIRST :] += final
+    found = []
+    for where, row in rows.items():
+        loads, stores, load_sectors, store_sectors, _, waves, ideal, to_sm, to_l2 = map(int, row[profile.FIRST :])
+        executed = int(row[profile.EXECUTIONS])
+        found.append(
+            Line(where, executed, int(row[profile.LANES]) / executed, load_sectors / loads if loads else 0.0,
+                 store_sectors / stores if stores else 0.0, waves - ideal, to_sm, to_l2)
+        )  # fmt: skip
+    return tuple(sorted(found, key=lambda line: -line.instructions))
 
 
 _COPIES = ("TMA load", "TMA store", "bulk load", "bulk store", "copy to another CTA", "cp.async",

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from sim.cache import replay
 from sim.counts import SECTOR, Counts
-from sim.emulator import interpret, printed, shadow
+from sim.emulator import interpret, printed, profile, shadow
 from sim.emulator import tables as t
 from sim.emulator.decode import decode
 from sim.emulator.image import Buffer, Image, address, image_of
 from sim.emulator.program import Program
 from sim.emulator.ptx import EmulatorError
-from sim.emulator.report import Emulation, Hazard, hazards_of, stalled, statistics_of, trace_of
+from sim.emulator.report import Emulation, Hazard, hazards_of, lines_of, stalled, statistics_of, trace_of
 from sim.errors import EnvironmentFailure
 from sim.folders import cache_dir
 from sim.launch import Launch
@@ -52,18 +52,20 @@ def execute(
     seed: int = 0,
     check: bool = True,
     trace: bool = False,
+    profiled: bool = False,
     max_steps: int = _MAX_STEPS,
     deadline_s: float = inf,
 ) -> Emulation:
     """Execute one launch; its buffers and module variables are updated in place.
 
     `seed` chooses the interleaving of warps, CTAs and copies. `check` finds hazards and poison; without it only results
-    and counts remain. `trace` keeps events for `Emulation.trace`. A run ends after `max_steps` warp instructions or
+    and counts remain. `trace` keeps events for `Emulation.trace`, `profiled` what each
+    source line did for `Emulation.lines`. A run ends after `max_steps` warp instructions or
     `deadline_s` seconds, and is then truncated. Raises EmulatorError for PTX that the emulator does not know and for a
     launch that does not fit its parameters.
     """
     program = decode(ptx, image.entry, len(image.buffers))
-    chip = _Chip(program, image, machine, seed, check, trace)
+    chip = _Chip(program, image, machine, seed, check, trace, profiled)
     outcome = chip.run(max_steps, monotonic() + deadline_s)
     chip.copy_back()
     return chip.emulation(outcome)
@@ -83,11 +85,13 @@ def _interpreter() -> Any:
 class _Chip:
     """The tables of one launch."""
 
-    def __init__(self, program: Program, image: Image, machine: Machine, seed: int, check: bool, trace: bool) -> None:
+    def __init__(self, program: Program, image: Image, machine: Machine, seed: int, check: bool, trace: bool,
+                 profiled: bool) -> None:  # fmt: skip
         self.program, self.image, self.machine = program, image, machine
         self.tables = t.Tables()
         self.cfg = self.tables.add(t.CFG, np.zeros(t.CFG_SIZE, np.int64))
         self.check, self.trace = check, trace
+        self.profiled = profiled
         self._geometry()
         self._global_memory()
         self._parameters()
@@ -147,6 +151,7 @@ class _Chip:
             t.DYNAMIC_SHARED: launch.shared_bytes,
             t.QUANTUM: 4000,
             t.START: program.start,
+            t.PROFILED: program.start if self.profiled else -1,
             t.FUNCTIONS: program.functions,
             t.FUNCTION_COUNT: len(program.pool) - program.functions,
         }
@@ -296,6 +301,8 @@ class _Chip:
         self._shadow(t.SHARED_SHADOW, granules)
         add(t.SHARED_STATE, np.zeros(granules, np.uint8))
         add(t.LANE_PAIRS, np.zeros((warps, _LANES * _LANES), np.int32))
+        add(t.FINE, np.zeros((warps, t.FINE_RECORDS), np.int64))
+        add(t.LANE_RELEASED, np.zeros((warps, _LANES), np.int32))
         add(t.RELEASES, np.zeros((warps, t.RELEASE_COLUMNS * t.MBARRIERS), np.int64))
         shared = np.zeros(ctas * int(cfg[t.SHARED_STRIDE]), np.uint8)
         for table, width in ((t.S8, np.uint8), (t.S16, np.uint16), (t.S32, np.uint32), (t.S64, np.uint64)):
@@ -306,6 +313,7 @@ class _Chip:
         add(t.RESULT, np.zeros((64, 256), np.float32))
         add(t.EVENTS, np.zeros((t.MAX_EVENTS if self.trace else 1, t.EVENT_COLUMNS), np.int64))
         add(t.PRINTS, np.zeros((t.MAX_PRINTS, t.P_DATA + t.PRINT_WORDS), np.int64))
+        add(t.PROFILE, np.zeros((len(program.code) + 1 if self.profiled else 1, profile.COLUMNS), np.int64))
         add(t.SCRATCH, np.zeros((8, _LANES), np.int64))
         add(t.LANE_RESULT, np.zeros(_LANES, np.uint64))
 
@@ -369,4 +377,5 @@ class _Chip:
             int(stat[t.ORDER]),
             outcome == interpret.OUT_OF_STEPS,
             tuple(printed.lines(self.tables)),
+            lines_of(self.tables, self.program) if self.profiled else (),
         )

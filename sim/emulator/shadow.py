@@ -23,6 +23,7 @@ from sim.emulator.hazards import (
     STRENGTH,
     TMA_EARLY,
     TMA_OVERWRITES,
+    UNTOLD,
     WGMMA_REGISTERS,
     WRITES,
     agent_number,
@@ -39,6 +40,7 @@ from sim.linked_jit import jit
 
 CLEAN, UNSET, POISONED = 1, 0, 2  # X_STATE
 _ALL = np.uint32(0xFFFFFFFF)
+_NO_LANE, _ALL_LANES = lane_order.NONE, lane_order.ALL
 _HALF = np.uint64(32)
 _LOW = np.uint64(0xFFFFFFFF)
 
@@ -61,8 +63,9 @@ def _name_race(h, w, first, record, me, mine_writes, other_wrote):
             return SOURCE_OVERWRITTEN
     if record & STRENGTH and me & STRENGTH:
         return SCOPE_RACE
-    if cfg[t.CLOCK_SECTIONS] > 2 and ordered(record, t.i32_2(h, t.CLOCK), w, first, cfg[t.CLOCK_WIDTH], t.ACQUIRABLE):
-        return READER_FENCE
+    for section in range(t.ACQUIRABLE, cfg[t.CLOCK_SECTIONS], 2):  # of each scope in use
+        if ordered(record, t.i32_2(h, t.CLOCK), w, first, cfg[t.CLOCK_WIDTH], section):
+            return READER_FENCE
     return RACE
 
 
@@ -83,6 +86,12 @@ def _found(h, last, mine):
 
 
 @jit
+def _column(record):
+    """Where FINE holds a record, if it does: one that a warp comes after, with nothing left to ask."""
+    return (record ^ (record >> 19) ^ (record >> 41)) & (t.FINE_RECORDS - 1)
+
+
+@jit
 def _meet_lanes(h, w, seen, me, lane, others, equal, what, address, cta):
     """Check an access against what other lanes of the warp did in the record `seen`."""
     strong = seen & me & STRENGTH != 0 and compatible(h, seen, me)
@@ -92,8 +101,8 @@ def _meet_lanes(h, w, seen, me, lane, others, equal, what, address, cta):
 
 
 @jit
-def _meet_write(h, w, first, last, me, lane, others, is_write, is_async, equal, address, key, cta):
-    """Check an access against the last write of a granule by another agent, of which `others` are other lanes.
+def _meet_write(h, w, first, base, last, me, lane, lanes, others, is_write, is_async, equal, address, key, cta):
+    """Check an access against the last write of a granule by another agent, made by its `lanes`; `others` are not mine.
 
     Returns whether another granule with the same last write needs no look.
     """
@@ -112,9 +121,16 @@ def _meet_write(h, w, first, last, me, lane, others, is_write, is_async, equal, 
             kind = EQUAL_WRITES if equal and not last & STRENGTH else _name_race(h, w, first, last, me, is_write, True)
             report(h, kind, me & PC_BITS, mine, -1, last, address, BOTH_WRITE if is_write else READS, cta)
         return False
+    index = agent_of(last) - base
+    if not 0 <= index < agents:  # of another CTA
+        index = agent_of(last) % agents
+    told = lane_order.told(h, w, last, lanes) if lanes and index < cfg[t.TENSOR_AGENT] else _ALL_LANES
+    if told == _NO_LANE:
+        report(h, UNTOLD, me & PC_BITS, mine, lane, last, address, BOTH_WRITE if is_write else READS, cta)
+    if told != _ALL_LANES:
+        return False
     if not is_async and cfg[t.CP_ASYNC_AGENT] == cfg[t.MBAR_AGENT]:
         return True
-    index = agent_of(last) % agents
     copied = cfg[t.CP_ASYNC_AGENT] <= index < cfg[t.MBAR_AGENT]
     if is_async:
         generic = copied or index < cfg[t.TENSOR_AGENT]
@@ -130,6 +146,41 @@ def _meet_write(h, w, first, last, me, lane, others, is_write, is_async, equal, 
 
 
 @jit
+def _meet_reads(h, w, first, base, reads, read_lanes, g, me, lane, is_warp, bit, address, cta):
+    """Check a write against the readers of a granule; whether another one with the same readers needs no look."""
+    clock, cfg = t.i32_2(h, t.CLOCK), t.i64_1(h, t.CFG)
+    fines = t.i64_2(h, t.FINE)
+    width, agents, tensors, mine, fine = cfg[t.CLOCK_WIDTH], cfg[t.AGENTS], cfg[t.TENSOR_AGENT], agent_of(me), True
+    for k in range(t.READERS):
+        seen = reads[g, k]
+        if not seen or fines[w, _column(seen)] == seen:
+            continue
+        if agent_of(seen) == mine and is_warp:
+            fine = False  # by which lanes differs
+            others = read_lanes[g, k] & ~bit
+            if others:
+                _meet_lanes(h, w, seen, me, lane, others, False, WRITES, address, cta)
+        elif seen & me & STRENGTH and compatible(h, seen, me):
+            pass
+        elif not ordered(seen, clock, w, first, width, t.BEFORE):
+            fine = False
+            kind = _name_race(h, w, first, seen, me, True, False)
+            report(h, kind, me & PC_BITS, mine, -1, seen, address, WRITES, cta)
+        else:
+            index = agent_of(seen) - base
+            if tensors <= index < agents:
+                continue  # no warp
+            told = lane_order.told(h, w, seen, read_lanes[g, k])
+            if told == _NO_LANE:
+                report(h, UNTOLD, me & PC_BITS, mine, lane, seen, address, WRITES, cta)
+            if told == _ALL_LANES:
+                fines[w, _column(seen)] = seen
+            else:
+                fine = False
+    return fine
+
+
+@jit
 def touch(h, shadow, first_granule, last_granule, w, me, lane, is_write, is_async, equal, poison, address, key, cta):
     """Check one access to the granules [first_granule, last_granule] against the shadow, and record it.
 
@@ -140,58 +191,68 @@ def touch(h, shadow, first_granule, last_granule, w, me, lane, is_write, is_asyn
     writes, strongs, reads = t.i64_1(h, shadow), t.i64_1(h, shadow + t.X_STRONG), t.i64_2(h, shadow + t.X_READ)
     write_lanes, read_lanes = t.u64_1(h, shadow + t.X_WRITE_LANES), t.u32_2(h, shadow + t.X_READ_LANES)
     state, clock, width = t.u8_1(h, shadow + t.X_STATE), t.i32_2(h, t.CLOCK), cfg[t.CLOCK_WIDTH]
+    fines = t.i64_2(h, t.FINE)
     agents, tensors = cfg[t.AGENTS], cfg[t.TENSOR_AGENT]
     first = first_agent(h, cta)
     mine, weak = agent_of(me), not me & STRENGTH
-    is_warp = mine % agents < tensors
+    base = mine - mine % agents  # of the CTA's agents
+    is_warp = mine - base < tensors
     bit = np.uint32(1) << np.uint32(lane) if lane >= 0 else _ALL
+    has_strong = cfg[t.CLOCK_SECTIONS] > 2 or cfg[t.BULK_READ_AGENT] < cfg[t.BULK_WRITE_AGENT]
     dirty = False
-    fine, fine_read, digested, digest = 0, 0, -1, 0  # records that were found ordered, and the digest of one
+    fine, digested, digest = 0, -1, 0  # a write that was found ordered, and the digest of one
+    fine_reads, p0, p1, p2, p3 = False, 0, 0, 0, 0  # readers that were
     for g in range(first_granule, last_granule + 1):
-        last, strong = writes[g], strongs[g]
+        last, strong = writes[g], strongs[g] if has_strong else 0
         if last and is_warp and agent_of(last) == mine:
             others = np.uint32(write_lanes[g] & _LOW) & ~bit
             if others:
                 _meet_lanes(h, w, last, me, lane, others, equal, BOTH_WRITE if is_write else READS, address, cta)
-        elif last and last != fine:
-            others = np.uint32(write_lanes[g] & _LOW) & ~bit
-            if _meet_write(h, w, first, last, me, lane, others, is_write, is_async, equal, address, key, cta):
+        elif last and last != fine and (is_async or fines[w, _column(last)] != last):
+            made = np.uint32(write_lanes[g] & _LOW)
+            if _meet_write(
+                h, w, first, base, last, me, lane, made, made & ~bit, is_write, is_async, equal, address, key, cta
+            ):
                 fine = last
+                if not is_async:
+                    fines[w, _column(last)] = last
         if strong and is_warp and agent_of(strong) == mine:
             others = np.uint32(write_lanes[g] >> _HALF) & ~bit
             if others:
                 _meet_lanes(h, w, strong, me, lane, others, False, BOTH_WRITE if is_write else READS, address, cta)
         elif strong:
-            _meet_write(h, w, first, strong, me, lane, 0, is_write, is_async, False, address, key, cta)
+            _meet_write(
+                h,
+                w,
+                first,
+                base,
+                strong,
+                me,
+                lane,
+                np.uint32(0),
+                np.uint32(0),
+                is_write,
+                is_async,
+                False,
+                address,
+                key,
+                cta,
+            )
         if is_write:
-            for k in range(t.READERS):
-                seen = reads[g, k]
-                if seen and seen == fine_read:
-                    if weak:
-                        reads[g, k] = 0
-                elif seen:
-                    if agent_of(seen) == mine and is_warp:
-                        others = read_lanes[g, k] & ~bit
-                        if (
-                            others
-                            and (weak or not seen & STRENGTH)
-                            and not lane_order.ordered(h, w, lane, others, epoch_of(seen))
-                        ):
-                            report(h, LANE_RACE, me & PC_BITS, mine, lane, seen, address, WRITES, cta)
-                    elif not (seen & me & STRENGTH and compatible(h, seen, me)) and not ordered(
-                        seen, clock, w, first, width, t.BEFORE
-                    ):
-                        kind = _name_race(h, w, first, seen, me, True, False)
-                        report(h, kind, me & PC_BITS, mine, -1, seen, address, WRITES, cta)
-                    else:
-                        fine_read = seen
-                    if weak:
-                        reads[g, k] = 0
+            r0, r1, r2, r3 = reads[g, 0], reads[g, 1], reads[g, 2], reads[g, 3]
+            read = r0 != 0 or r1 != 0 or r2 != 0 or r3 != 0
+            if read and not (fine_reads and r0 == p0 and r1 == p1 and r2 == p2 and r3 == p3):
+                p0, p1, p2, p3 = r0, r1, r2, r3
+                fine_reads = _meet_reads(h, w, first, base, reads, read_lanes, g, me, lane, is_warp, bit, address, cta)
+            if weak and read:
+                reads[g, 0] = reads[g, 1] = reads[g, 2] = reads[g, 3] = 0
             old = write_lanes[g]
             if weak:
                 same = agent_of(last) == mine and epoch_of(last) == epoch_of(me)
                 write_lanes[g] = np.uint64(bit) | (old & _LOW if same else np.uint64(0))
-                writes[g], strongs[g] = me, 0
+                writes[g] = me
+                if strong:
+                    strongs[g] = 0
             else:
                 same = agent_of(strong) == mine and epoch_of(strong) == epoch_of(me)
                 write_lanes[g] = (old if same else old & _LOW) | (np.uint64(bit) << _HALF)

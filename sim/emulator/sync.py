@@ -152,6 +152,7 @@ def barrier_arrive(h, w, code, base, mask, pc, waits):
         bars[at, t.B_AND] &= held == mask
         bars[at, t.B_OR] |= held != 0
     if cfg[t.CHECK]:
+        lane_order.releases_all(h, w)
         hazards.join(h, barrier_clock(h, cta, number), w)
         hazards.tick(h, w)
     total = expected if expected else LANES * ctas[cta, t.C_ALIVE]
@@ -207,6 +208,7 @@ def cluster_arrive(h, w, relaxed, pc):
     if cfg[t.CHECK] and relaxed:
         _show_barriers(h, w)
     if cfg[t.CHECK] and not relaxed:
+        lane_order.releases_all(h, w)
         hazards.join(h, cluster_clock(h, slot), w)
         hazards.tick(h, w)
         warps[w, t.CLUSTER_RELEASED] = lane_order.epoch_of_warp(h, w)

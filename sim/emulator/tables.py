@@ -19,9 +19,10 @@ from sim.linked_jit import jit
     CODE, POOL, CFG, STAT, RNG, REG, POISON, FLIGHT, WRITTEN_AT, PRED, PRED_POISON, WARP, LANE_PC, CTA,
     CLUSTER, BAR, MBAR, MBAR_AT, OPS, READY, CLOCK, PLACES, LANE_PAIRS, SHARED_SHADOW, _1, _2, _3, _4, SHARED_STATE,
     GLOBAL_SHADOW, _7, _8, _9, _10, GLOBAL_STATE, ARRAYS, G8, G16, G32, G64, S8, S16, S32, S64, LOCAL8, PARAM8,
-    MARKS, MAPS, HAZARDS, RESULT, EVENTS, SCRATCH, LANE_RESULT, RELEASES, PRINTS, MATRICES,
-) = range(56)  # fmt: skip
-TABLES = 56
+    MARKS, MAPS, HAZARDS, RESULT, EVENTS, SCRATCH, LANE_RESULT, RELEASES, PRINTS, MATRICES, LANE_RELEASED,
+    PROFILE, FINE,
+) = range(59)  # fmt: skip
+TABLES = 59
 # The shadow of shared or of global memory is six tables, counted from the first: a granule's last weak write, its last
 # strong write, its readers, which lanes made each, and whether it was set.
 X_WRITE, X_STRONG, X_READ, X_WRITE_LANES, X_READ_LANES, X_STATE = range(6)
@@ -35,9 +36,9 @@ X_WRITE, X_STRONG, X_READ, X_WRITE_LANES, X_READ_LANES, X_STATE = range(6)
     FREE_SLOTS, HAS_TENSOR, HAS_BULK, HAS_CP_ASYNC, HAS_MBARRIER, DYNAMIC_SHARED, STOPPED, PLACE_CLOCK,
     CLOCK_SECTIONS, QUANTUM, TENSOR_AGENT, BULK_READ_AGENT, BULK_WRITE_AGENT, CP_ASYNC_AGENT, MBAR_AGENT,
     SPIN_LIMIT, SCOPED, LOST_HAZARDS, START, FUNCTIONS, FUNCTION_COUNT, HEAP_ARRAY, HEAP_AT, GRID_WORKSPACE,
-    PRINT_COUNT,
-) = range(63)  # fmt: skip
-CFG_SIZE = 64
+    PRINT_COUNT, PROFILED,
+) = range(64)  # fmt: skip
+CFG_SIZE = 72
 
 # STAT: what is counted. Instruction classes come first.
 N_CLASSES = 14
@@ -53,8 +54,9 @@ STAT_SIZE = 32
     GROUPS_DONE, BULK_LAST, BULK_GROUPS, BULK_LANES, BULK_PC, CP_GROUPS, CLUSTER_PHASE, CLUSTER_ARRIVED,
     READY_AT, WAIT_PC, REGISTER_CHANGES, OPEN_WGMMA, SPINS, REGISTERS_PC, SINCE, WAITERS, SYNCED, JOIN, JOIN_FOR,
     JOIN_NEEDS, POLLED, POLL_PC, LANES_SYNCED, CP_SYNCED, CLUSTER_RELEASED,
-) = range(39)  # fmt: skip
-WARP_COLUMNS = 40
+    ALL_RELEASED, PARTIAL,
+) = range(41)  # fmt: skip
+WARP_COLUMNS = 44
 W_READY, W_DONE, W_BAR, W_MBAR, W_CLUSTER, W_BULK, W_CP_ASYNC, W_WGMMA, W_WARP_SYNC = range(9)
 WAITING = ("ready", "done", "a CTA barrier", "an mbarrier", "the cluster barrier", "bulk groups", "cp.async groups",
            "wgmma groups", "the rest of its warp")  # fmt: skip
@@ -108,6 +110,7 @@ OBSERVED = 64
 MAX_PLACES = 1024  # memory locations through which warps synchronise by atomics
 # RELEASES: for each mbarrier of a warp's CTA, which of its lanes arrived last, at which epoch, in which phase.
 RELEASE_COLUMNS = 3
+FINE_RECORDS = 64  # records that a warp found ordered before it, each in the column of its hash
 # PRINTS columns: the format's address, then the first words of the arguments.
 P_FORMAT, P_DATA = range(2)
 PRINT_WORDS = 31

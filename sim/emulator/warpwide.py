@@ -62,7 +62,7 @@ def _leave(h, w, active, pc):
     warps = t.i64_2(h, t.WARP)
     warps[w, t.WAITERS] &= np.int64(~active) & _FULL
     warps[w, t.SYNCED] &= np.int64(~active) & _FULL
-    if warps[w, t.JOIN_FOR] == pc:
+    if warps[w, t.JOIN_FOR] == pc or not warps[w, t.WAITERS]:
         warps[w, t.JOIN] = 0
 
 
