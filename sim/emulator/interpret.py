@@ -15,6 +15,7 @@ from sim.emulator import (
     groups,
     hazards,
     isa,
+    lane_order,
     lanes,
     lifecycle,
     matrices,
@@ -140,6 +141,8 @@ def run_warp(h, w, budget):
             if active != live and not warpwide.gather(h, w, mask, active, needed, pc):
                 pc, mask, limit = warps[w, t.PC], np.uint32(warps[w, t.MASK]), warps[w, t.LIMIT]
                 continue
+            if check and active == live:
+                warps[w, t.CONVERGED] = lane_order.epoch_of_warp(h, w)
         if op < isa.BRA:
             _predicates(h, w, op, code, base, a, b, active, pc)
             pc += 1

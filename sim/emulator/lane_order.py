@@ -115,6 +115,7 @@ def releases(h, w, lane):
     """One lane tells other warps what it did up to now, and what of other lanes it comes after."""
     warps, released, pairs = t.i64_2(h, t.WARP), t.i32_2(h, t.LANE_RELEASED), t.i32_2(h, t.LANE_PAIRS)
     warps[w, t.ALL_RELEASED] = max(warps[w, t.ALL_RELEASED], warps[w, t.LANES_SYNCED] - 1)
+    warps[w, t.READS_RELEASED] = max(warps[w, t.READS_RELEASED], warps[w, t.CONVERGED])
     released[w, lane] = np.int32(epoch_of_warp(h, w))
     if warps[w, t.PARTIAL]:
         for i in range(LANES):
@@ -123,10 +124,11 @@ def releases(h, w, lane):
 
 
 @jit
-def told(h, w, record, others):
+def told(h, w, record, others, is_read):
     """Whether all lanes (ALL) or those of the mask `others` (THESE) told anyone what they did in another warp's record.
 
-    A warp's clock goes with what any of its lanes releases, which need not come after what the others did.
+    A warp's clock goes with what any of its lanes releases, which need not come after what the others did. Reads are
+    over, in practice, once all lanes have executed a warp-wide instruction together, which waits for what it takes.
     """
     cfg, ctas, warps = t.i64_1(h, t.CFG), t.i64_2(h, t.CTA), t.i64_2(h, t.WARP)
     slot = warps[w, t.CTA_SLOT]
@@ -144,7 +146,9 @@ def told(h, w, record, others):
     if index >= cfg[t.WARPS]:
         return ALL
     other, epoch = slot * cfg[t.WARPS] + index, hazards.epoch_of(record)
-    if epoch <= warps[other, t.ALL_RELEASED]:
+    if other == w:
+        return THESE  # a copy that the warp itself issued
+    if epoch <= warps[other, t.ALL_RELEASED] or (is_read and epoch <= warps[other, t.READS_RELEASED]):
         return ALL
     released = t.i32_2(h, t.LANE_RELEASED)
     for i in range(LANES):

@@ -100,7 +100,7 @@ def _meet_lanes(h, w, seen, me, lane, others, equal, what, address, cta):
         report(h, kind, me & PC_BITS, agent_of(me), lane, seen, address, what, cta)
 
 
-@jit
+@jit(forceinline=True)
 def _meet_write(h, w, first, base, last, me, lane, lanes, others, is_write, is_async, equal, address, key, cta):
     """Check an access against the last write of a granule by another agent, made by its `lanes`; `others` are not mine.
 
@@ -124,7 +124,7 @@ def _meet_write(h, w, first, base, last, me, lane, lanes, others, is_write, is_a
     index = agent_of(last) - base
     if not 0 <= index < agents:  # of another CTA
         index = agent_of(last) % agents
-    told = lane_order.told(h, w, last, lanes) if lanes and index < cfg[t.TENSOR_AGENT] else _ALL_LANES
+    told = lane_order.told(h, w, last, lanes, False) if lanes and index < cfg[t.TENSOR_AGENT] else _ALL_LANES
     if told == _NO_LANE:
         report(h, UNTOLD, me & PC_BITS, mine, lane, last, address, BOTH_WRITE if is_write else READS, cta)
     if told != _ALL_LANES:
@@ -170,7 +170,7 @@ def _meet_reads(h, w, first, base, reads, read_lanes, g, me, lane, is_warp, bit,
             index = agent_of(seen) - base
             if tensors <= index < agents:
                 continue  # no warp
-            told = lane_order.told(h, w, seen, read_lanes[g, k])
+            told = lane_order.told(h, w, seen, read_lanes[g, k], True)
             if told == _NO_LANE:
                 report(h, UNTOLD, me & PC_BITS, mine, lane, seen, address, WRITES, cta)
             if told == _ALL_LANES:
@@ -180,7 +180,7 @@ def _meet_reads(h, w, first, base, reads, read_lanes, g, me, lane, is_warp, bit,
     return fine
 
 
-@jit
+@jit(forceinline=True)
 def touch(h, shadow, first_granule, last_granule, w, me, lane, is_write, is_async, equal, poison, address, key, cta):
     """Check one access to the granules [first_granule, last_granule] against the shadow, and record it.
 
