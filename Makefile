@@ -29,7 +29,7 @@ clean:
 
 .venv/test: pyproject.toml | .venv/bin/python
 	@echo "Installing what the tests need into .venv."
-	@$(PIP) --editable ".[cuda-headers,model,pictures,test]"
+	@$(PIP) --editable ".[cuda-headers,model,pictures,serve,test]"
 	@touch $@
 
 .venv/bin/python:

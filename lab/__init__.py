@@ -48,7 +48,8 @@ def __getattr__(name: str) -> Any:
     """
     if name not in _LATE:
         raise AttributeError(f"module 'lab' has no attribute {name!r}")
+    found = getattr(import_module(_LATE[name]), name)
     if "torch" in sys.modules:
         import_module("lab.ops.torch_ops")
-    found = globals()[name] = getattr(import_module(_LATE[name]), name)  # the next time this is not asked
+        globals()[name] = found  # the next time this is not asked
     return found

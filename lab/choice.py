@@ -27,14 +27,15 @@ class Guess(NamedTuple):
 def choose(problem: Problem, machine: Machine) -> tuple[Kernel, Any, tuple[Launch, ...]]:
     """The kernel, schedule and launches for a problem on a machine.
 
-    They are the tuned table's, of a wider class where that was faster; where it has none that still runs, those of the
-    smallest predicted time among the best guesses of all kernels that are not outgrown. Raises InputError, with each
-    kernel's reason, where none takes the problem.
+    They are the tuned table's; where it has none that still runs, those of the smallest predicted time among the best
+    guesses of all kernels that are not outgrown. Raises InputError, with each kernel's reason, where none takes the
+    problem.
     """
-    for name, fields in tuned.offers(problem, machine):
+    found = tuned.lookup(problem, machine)
+    if found:
         with suppress(InputError, ScheduleError):  # the kernel has changed since
-            kernel = catalog.get(name)
-            schedule = parse_schedule(kernel, schedule_words(fields), problem, machine)
+            kernel = catalog.get(found[0])
+            schedule = parse_schedule(kernel, schedule_words(found[1]), problem, machine)
             return kernel, schedule, kernel.launches(problem, schedule, machine)
     guesses = best_guesses(problem, machine)
     gone = outgrown([guess.kernel for guess in guesses])

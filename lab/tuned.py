@@ -50,17 +50,15 @@ def lookup(problem: Problem, machine: Machine) -> tuple[str, dict[str, Value]] |
     return (entry.kernel, entry.schedule) if entry else None
 
 
-def offers(problem: Problem, machine: Machine) -> list[tuple[str, dict[str, Value]]]:
-    """As `lookup`, and what does more in less time: entries of wider classes that took no longer, the fastest first.
+def incumbents(problem: Problem, machine: Machine) -> list[tuple[str, dict[str, Value]]]:
+    """As `lookup`, what a search is to race along: the class's own entry, and wider classes' that took less time.
 
-    Empty where the problem's own class was not tuned.
+    A race it must be: a kernel may take longer for fewer rows, where its boxes reach beyond them.
     """
     classes = [problem.tuned_class(), *problem.wider_classes()]
     own, *wider = [_entries(TABLE).get(_key(one, machine)) for one in classes]
-    if own is None:
-        return []
-    faster = [entry for entry in wider if entry and entry.us < own.us]
-    return [(entry.kernel, entry.schedule) for entry in sorted([own, *faster], key=lambda entry: entry.us)]
+    faster = [entry for entry in wider if entry and own and entry.us < own.us]
+    return [(entry.kernel, entry.schedule) for entry in ([own] if own else []) + faster]
 
 
 def winner(records: Sequence[Record], problem: Problem) -> TunedClass | None:

@@ -83,7 +83,8 @@ class Launch:
     """Everything an executor needs: which entry of which kernel, its geometry, its ordered parameters.
 
     `grid`, `block` and `cluster` are (x, y, z); `grid` counts CTAs. `shared_bytes` is dynamic shared memory.
-    `dependent` asks for programmatic stream serialization (the kernel then executes griddepcontrol.wait).
+    `dependent` asks for programmatic stream serialization (the kernel then executes griddepcontrol.wait); `cooperative`
+    for all CTAs to be resident at once, so that they may wait for each other.
     """
 
     kernel: str  # file stem
@@ -96,6 +97,7 @@ class Launch:
     cluster: tuple[int, int, int] = (1, 1, 1)
     shared_bytes: int = 0
     dependent: bool = False
+    cooperative: bool = False
 
     @property
     def arrays(self) -> tuple[Array, ...]:

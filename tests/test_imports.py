@@ -2,8 +2,12 @@
 
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
+
+import lab
+from lab import weights
 
 PROBE = """
 import sys
@@ -39,3 +43,20 @@ capture(plan(Linear(1, 16, 64), H100).bind({"x": x, "w": w, "y": y}, device=None
 def test_listing_checking_and_simulating_load_no_gpu_library(body: str) -> None:
     out = subprocess.run([sys.executable, "-c", PROBE.format(body=body)], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == ""
+
+
+def test_operators_are_registered_where_pytorch_is_loaded_after_a_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load(name: str) -> ModuleType:
+        asked.append(name)
+        return weights if name == "lab.weights" else ModuleType(name)
+
+    monkeypatch.setattr(lab, "import_module", load)
+    monkeypatch.delitem(vars(lab), "pack", raising=False)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert lab.pack is weights.pack
+    assert asked == ["lab.weights"]
+    monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))
+    assert lab.pack is lab.pack is weights.pack
+    assert asked == ["lab.weights", "lab.weights", "lab.ops.torch_ops"]

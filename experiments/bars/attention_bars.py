@@ -44,8 +44,9 @@ class Options:
 
 
 def measure(options: Options, backend: Backend) -> Iterator[Record]:
-    """What the lab chooses for each problem of a part, beside its peers and the plain read."""
+    """What the lab chooses for each problem of a part, small ones first, beside its peers and the plain read."""
     problems = [(part, problem) for part in options.parts if part != PLANNING for problem in PARTS[part]]
+    problems.sort(key=lambda each: each[1].kv_bytes)  # what is skipped is little
     how: dict[str, Any] = {"plain": True, "rounds": options.rounds, "experiment": "attention_bars"}
     if options.tune:
         yield from backend.tuned(

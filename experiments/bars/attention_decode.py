@@ -36,7 +36,7 @@ LATENT, ROPE = 512, 64  # elements of a latent row: of keys and values, and of k
 FEW_HEADS, MANY_HEADS = 16, 128  # query heads on one latent row: on one of eight GPUs, and on one
 TOKENS = (1, 2, 4, 8, 16)
 LAYERS = 32
-IN_STEPS = ((64, 2048), (1, 8192))  # batch, context
+IN_STEPS = ((1, 8192), (64, 2048))  # batch, context
 
 
 def skewed(batch: int = 64, page: int = 16) -> Attention:
@@ -117,8 +117,8 @@ class Cell:
             found["the read"] = OF_READ[part] * self.read + BEYOND_READ_US
         if part == "decode" and self.peer and self.peer.us:
             found[self.peer.kernel or ""] = OF_PEER * self.peer.us
-        if part == "decode" and p in OWN_US:
-            found["its own bar"] = OWN_US[p]
+        if part == "decode" and (own := OWN_US.get(replace(p, uniform=True))):
+            found["its own bar"] = own
         if part == "mla":
             found |= self._latent_limits(p)
         if part == "paged" and p.page == ALONE and self.gather:

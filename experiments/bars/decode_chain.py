@@ -6,7 +6,8 @@ from itertools import islice
 
 from msgspec.structs import replace
 
-from experiments.lookup import is_peer, layer_of, note, read_rate, stale
+from experiments.lookup import is_peer, layer_of, machines_of, note, read_rate, stale
+from experiments.markdown import three_columns
 from experiments.rows import Row, Verdict, floor_of, timed_by, untimed
 from experiments.running.backends import Backend
 from experiments.running.formats import chosen_job, in_format
@@ -122,6 +123,14 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
     sentences = [f"{name} takes {times:.3f} (bar {BARS[name]})" for name, times in judged.items()]
     within = all(times <= BARS[name] for name, times in judged.items())
     return Verdict(within, f"Times its bytes at {rate / 1e12:.2f} TB/s, {'; '.join(sentences)}.")
+
+
+def table(past: Archive) -> str:
+    """The newest chains on each machine, and what the bars say."""
+    timed = machines_of(past.where(experiment="decode_chain", on="gpu").records)
+    newest = [[record for record in found if record.commit == found[-1].commit] for found in timed.values()]
+    parts = [three_columns(list(rows(found, past)), verdict(found, past).sentence) for found in newest]
+    return "\n\n".join(parts) or "No records yet: `lab run decode_chain --on gpu` makes them."
 
 
 def times_the_read(record: Record, rate: float) -> float:

@@ -8,10 +8,10 @@ from experiments.lookup import best_peer, is_peer, question_of, read_rate
 from experiments.markdown import three_columns
 from experiments.rows import Row, Verdict, floor_of, timed_by, untimed
 from experiments.running.backends import Backend
-from experiments.running.jobs import StepJob
+from experiments.running.jobs import SpeakJob, StepJob
 from lab.problems import MODELS, Model
 from lab.problems.model import PREFILL
-from lab.record import Archive, Record
+from lab.record import Archive, Record, Value
 from sim.errors import InputError
 
 QUESTION = "How far is a whole step of a model from the time that its bytes or its operations take?"
@@ -54,33 +54,68 @@ PARTS: dict[str, dict[Model, Bar]] = {
 }
 
 
+GENERATE = "generate"
+HOST_US = 60  # of a step
+TOKENS_PER_S = 1800  # of SmolLM2-135M, text streamed
+SPOKEN = ((0.0, 0, 1.0), (0.8, 40, 0.95))  # greedy; temperature, top-k, top-p
+
+
 @dataclass(frozen=True)
 class Options:
-    """`part` names the steps; `peers` times PyTorch's too. What has not begun after `seconds` is skipped."""
+    """`part` names the steps, of several parts joined by +; `peers` times PyTorch's too.
+
+    `model` is what part=generate speaks with, if not SmolLM2. `tune` first looks for the best schedules of the steps'
+    largest matrices. What has not begun after `seconds` is skipped.
+    """
 
     part: str = "decode"
     peers: bool = True
+    tune: bool = False
+    model: str = ""
     rounds: int = 30
     seconds: int = 600
 
     def __post_init__(self) -> None:
-        if self.part not in PARTS:
-            raise InputError(f"part is {', '.join(PARTS)}; got {self.part!r}")
+        if unknown := [part for part in self.parts if part not in (*PARTS, GENERATE)]:
+            known = ", ".join((*PARTS, GENERATE))
+            raise InputError(f"part is {known}, or some of them joined by +; got {unknown[0]!r}")
         if min(self.rounds, self.seconds) < 1:
             raise InputError(f"rounds and seconds are at least 1; got {self.rounds}, {self.seconds}")
 
+    @property
+    def parts(self) -> list[str]:
+        return self.part.split("+")
+
 
 def measure(options: Options, backend: Backend) -> Iterator[Record]:
-    """Each step of a part, in launches that overlap and in plain ones."""
-    how = {"facts": {"bar": options.part}, "peers": options.peers, "rounds": options.rounds}
-    jobs = [StepJob(problem=model.as_dict(), experiment="step_bars", **how) for model in PARTS[options.part]]
-    yield from backend.stepped(jobs, options.seconds)
+    """Each step of a part, in launches that overlap and in plain ones; each generation."""
+    if GENERATE in options.parts:
+        facts: dict[str, Value] = {"bar": GENERATE}
+        how = {"facts": facts, "rounds": options.rounds, "experiment": "step_bars", "model": options.model}
+        yield from backend.spoken([SpeakJob(settings=each, **how) for each in SPOKEN], options.seconds)
+    jobs = [
+        StepJob(
+            problem=model.as_dict(),
+            experiment="step_bars",
+            facts={"bar": part},
+            peers=options.peers,
+            rounds=options.rounds,
+        )
+        for part in options.parts
+        for model in PARTS.get(part, ())
+    ]
+    if options.tune:
+        yield from backend.tuned_in_steps(jobs, options.seconds)
+    if jobs:
+        yield from backend.stepped(jobs, options.seconds)
 
 
 def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: ARG001 (all is of one run)
-    """Each step: its floor, its prediction and its times."""
+    """Each step: its floor, its prediction and its times; of a generation, a token's."""
     for record in records:
-        if is_peer(record):
+        if record.metrics.get("bar") == GENERATE:
+            yield timed_by(Row(_spoken(record), "us a token", None, None, None), record)
+        if not _is_step(record):
             continue
         model, what = _asked(record), record.metrics.get("launches", "overlapping")
         row = Row(_named(model), f"{what} launches, us", floor_of(record), record.predicted_us, None)
@@ -92,7 +127,10 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: AR
 
 def verdict(records: Sequence[Record], past: Archive) -> Verdict:
     """Each step against its bar."""
-    ours = [r for r in records if not is_peer(r) and r.us and r.metrics.get("launches") == "overlapping"]
+    spoken = [r for r in records if r.metrics.get("bar") == GENERATE and r.us]
+    if spoken:
+        return _of_speech(spoken)
+    ours = [r for r in records if _is_step(r) and r.us and r.metrics.get("launches") == "overlapping"]
     if not ours:
         return untimed(records, f"{len(records)} steps were predicted, none was timed.")
     rate, _ = read_rate(past, ours[0].machine)
@@ -111,15 +149,41 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
 
 
 def table(past: Archive) -> str:
-    """The newest times of each step."""
+    """The newest times of each step, and of each way to generate."""
     newest: dict[str, Record] = {}
     for record in past.where(experiment="step_bars", on="gpu").records:
-        if record.us is not None:
-            newest[f"{record.machine} {record.problem} {record.kernel} {record.metrics.get('launches')}"] = record
+        if record.us is not None and "stage" not in record.metrics:
+            what = [record.metrics.get(name) for name in ("launches", "model", "settings")]
+            newest[f"{record.machine} {record.problem} {record.kernel} {what}"] = record
     found = list(newest.values())
     if not found:
         return "No records yet: `lab run step_bars --on gpu` makes them."
-    return three_columns(list(rows(found, past)), verdict(found, past).sentence)
+    spoken = [r for r in found if r.metrics.get("bar") == GENERATE]
+    sentences = [verdict([r for r in found if r not in spoken], past).sentence]
+    if spoken:
+        sentences.append(verdict(spoken, past).sentence)
+    return three_columns(list(rows(found, past)), " ".join(sentences))
+
+
+def _is_step(record: Record) -> bool:
+    """Whether it is one of ours, no peer's and of no search."""
+    return (record.problem or {}).get("kind") == Model.kind and not is_peer(record)
+
+
+def _of_speech(records: Sequence[Record]) -> Verdict:
+    said, passed = [], True
+    for record in records:
+        rate, host = (float(record.metrics[name] or 0) for name in ("tokens_per_s", "host_us"))
+        passed &= rate >= TOKENS_PER_S and host <= HOST_US and not record.metrics["allocated_bytes"]
+        said.append(
+            f"{_spoken(record)} makes {rate:,.0f} tokens/s (bar {TOKENS_PER_S:,}) at {host:.0f} us of the host a step "
+            f"(bar {HOST_US}), {record.metrics['allocated_bytes']} B allocated"
+        )
+    return Verdict(passed, "; ".join(said) + ".")
+
+
+def _spoken(record: Record) -> str:
+    return f"{record.metrics['model']}, {record.metrics['settings'] or 'greedy'}"
 
 
 def _limit(bar: Bar, model: Model, rate: float | None) -> float | None:

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from experiments.cli import (
     bench,
+    bench_serve,
     calibrate,
     check,
     compare,
@@ -24,6 +25,7 @@ from experiments.cli import (
     list_,
     report,
     run,
+    serve,
     sweep,
 )
 from experiments.cli.output import complain, emit, output_error, say
@@ -34,7 +36,12 @@ _USAGE_ERROR: Any = typer.BadParameter.__base__  # the parser's own complaints; 
 
 
 class Verbs(TyperGroup):
-    """The verbs; an unknown one is answered with those there are."""
+    """The verbs, some of two words; an unknown one is answered with those there are."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if (both := " ".join(args[:2])) in self.list_commands(ctx):
+            return both, self.get_command(ctx, both), args[2:]
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         command = super().get_command(ctx, cmd_name)
@@ -86,6 +93,7 @@ app.command("check")(check.check)
 app.command("run", cls=run.WithOptions)(run.run)
 app.command("sweep")(sweep.sweep)
 app.command("bench")(bench.bench)
+app.command("bench serve")(bench_serve.bench_serve)
 app.command("calibrate")(calibrate.calibrate)
 app.command("counters")(counters.counters)
 app.command("report")(report.report)
@@ -93,6 +101,7 @@ app.command("compare")(compare.compare)
 app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
 app.command("emulate")(emulate.emulate)
+app.command("serve")(serve.serve)
 app.command("env")(env.env)
 
 

@@ -30,6 +30,7 @@ Model = Annotated[
     ),
 ]
 Random = Annotated[bool, typer.Option("--random", help="Draw the weights of the preset that --model names.")]
+Weights = Annotated[str, typer.Option(help="Round matrices to bf16, fp8, int4_g32, int4_g64 or int4_g128.")]
 MaxTokens = Annotated[int, typer.Option(min=1, help="How many tokens to generate at most.")]
 Chat = Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token each time.")]
@@ -44,6 +45,7 @@ def generate(
     prompt: Prompt,
     model: Model = None,
     random: Random = False,
+    weights: Weights = "",
     max_tokens: MaxTokens = 32,
     chat: Chat = False,
     temperature: Temperature = 0.0,
@@ -66,7 +68,7 @@ def generate(
 
     chip = backends.real_machine() if on is Unit.GPU else machine_named(machine)
     settings = Settings(temperature, top_k, top_p, min_p, seed)
-    generation = start(prompt, model, max_tokens, chat, on.value, chip, settings, random)
+    generation = start(prompt, model, max_tokens, chat, on.value, chip, settings, random, weights)
     pieces = iter(generation)
     with working("reading the prompt: the simulated chip's kernels are compiled at first"):
         first = next(pieces, "")

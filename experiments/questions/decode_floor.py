@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from experiments.lookup import cases, comparable, layer_of, measured, note, question_of, read_rate
+from experiments.markdown import three_columns
+from experiments.questions.steps import is_overlapping_step, step_of
 from experiments.rows import Row, Verdict, floor_of
 from experiments.running.backends import Backend
 from lab.problems import Linear, Model, model_named
@@ -89,12 +91,25 @@ def _whole_steps(records: Sequence[Record], past: Archive) -> dict[int, Record]:
     asked = question_of(records[0])
     assert isinstance(asked, Model)
     found = {}
-    for record in past.where(experiment="step_bars", on="gpu", machine=records[0].machine).records:
-        model = question_of(record)
-        timed = record.us and record.metrics.get("launches") == "overlapping"
-        if timed and isinstance(model, Model) and replace(model, context=asked.context) == asked:
+    for record in past.where(on="gpu", machine=records[0].machine).records:
+        if not record.us or not is_overlapping_step(record):
+            continue
+        model = step_of(record)
+        if replace(model, context=asked.context) == asked:
             found[model.context] = record
-    return found
+    return dict(sorted(found.items()))
+
+
+def table(past: Archive) -> str:
+    """The newest run of each model."""
+    runs: dict[str, list[Record]] = {}
+    for record in past.where(experiment="decode_floor", on="sim").records:
+        runs.setdefault(record.run, []).append(record)
+    newest = {run[0].metrics["model"]: run for run in runs.values()}
+    if not newest:
+        return "No records yet: `lab run decode_floor --record` makes them."
+    every = [row for run in newest.values() for row in rows(run, past)]
+    return three_columns(every, " ".join(verdict(run, past).sentence for run in newest.values()))
 
 
 def _layers(model: Model) -> dict[tuple[int, int], int]:

@@ -11,7 +11,6 @@ from lab.record import Archive, Record
 from sim.errors import InputError
 
 ROOM = 0.9  # of a card's memory, for weights and cache
-OVERLAPPING = "overlapping"
 
 
 def stepped(backend: Backend, experiment: str, steps: Sequence[Model], rounds: int, seconds: int) -> Iterator[Record]:
@@ -25,9 +24,9 @@ def stepped(backend: Backend, experiment: str, steps: Sequence[Model], rounds: i
 
 def with_times(records: Sequence[Record], past: Archive) -> list[tuple[Record, Record | None]]:
     """Each step's record, and the newest time of a step like it on such a machine, launches overlapping in both."""
-    timed = [r for r in [*past.where(on="gpu").records, *records] if r.us and _ours(r)]
-    newest = {(r.machine, str(r.problem)): r for r in timed if r.problem and r.problem.get("kind") == Model.kind}
-    first = {str(r.problem): r for r in records if _ours(r)}
+    timed = [r for r in [*past.where(on="gpu").records, *records] if r.us and is_overlapping_step(r)]
+    newest = {(r.machine, str(r.problem)): r for r in timed}
+    first = {str(r.problem): r for r in records if is_overlapping_step(r)}
     return [(record, newest.get((record.machine, problem))) for problem, record in first.items()]
 
 
@@ -44,5 +43,7 @@ def step_of(record: Record) -> Model:
     return model
 
 
-def _ours(record: Record) -> bool:
-    return record.metrics.get("launches") == OVERLAPPING and not is_peer(record)
+def is_overlapping_step(record: Record) -> bool:
+    """Whether a record is of a whole step of the lab's, whose launches overlap."""
+    whole = (record.problem or {}).get("kind") == Model.kind
+    return whole and record.metrics.get("launches") == "overlapping" and not is_peer(record)

@@ -1,6 +1,6 @@
 """The two chips as backends of experiments: give a kernel a problem, get records."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, ClassVar, Literal, Protocol
@@ -8,8 +8,15 @@ from typing import Any, ClassVar, Literal, Protocol
 import msgspec
 from msgspec import structs
 
-from experiments.running import layers_on_device, on_device, serving_on_device, steps_on_device
-from experiments.running.jobs import AnyJob, Job, Search, ServeJob, StepJob, Work, batch, problem_of
+from experiments.running import (
+    layers_on_device,
+    on_device,
+    serving_on_device,
+    speech_on_device,
+    step_search,
+    steps_on_device,
+)
+from experiments.running.jobs import AnyJob, Job, Search, ServeJob, SpeakJob, StepJob, Work, batch, problem_of
 from experiments.running.serving import predicted
 from experiments.running.simulation import BUDGET, require_room, simulate
 from lab import catalog, tuned
@@ -64,6 +71,12 @@ class Backend(Protocol):
 
     def stepped(self, jobs: Sequence[StepJob], seconds: float) -> Iterator[Record]:
         """Records of whole steps of models, beside PyTorch's; on the simulated chip what they are predicted to take."""
+
+    def tuned_in_steps(self, jobs: Sequence[StepJob], seconds: float) -> Iterator[Record]:
+        """Records of matrices' schedules, raced in the steps that have them; winners enter the tuned table."""
+
+    def spoken(self, jobs: Sequence[SpeakJob], seconds: float) -> Iterator[Record]:
+        """Records of how fast language models speak; nothing on the simulated chip."""
 
     def served(self, jobs: Sequence[ServeJob], seconds: float) -> Iterator[Record]:
         """Records of serving loops, what is predicted of them beside each; that alone on the simulated chip."""
@@ -188,6 +201,12 @@ class SimulatedBackend(_Common):
     def tuned(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:  # noqa: ARG002
         yield from ()
 
+    def tuned_in_steps(self, jobs: Sequence[StepJob], seconds: float) -> Iterator[Record]:  # noqa: ARG002
+        yield from ()
+
+    def spoken(self, jobs: Sequence[SpeakJob], seconds: float) -> Iterator[Record]:  # noqa: ARG002
+        yield from ()
+
     def counted(self, jobs: Sequence[Job]) -> Iterator[Record]:  # noqa: ARG002
         yield from ()
 
@@ -228,6 +247,12 @@ class GpuBackend(_Common):
 
     def stepped(self, jobs: Sequence[StepJob], seconds: float) -> Iterator[Record]:
         return in_worker(steps_on_device.steps, jobs, self.origin, seconds)
+
+    def tuned_in_steps(self, jobs: Sequence[StepJob], seconds: float) -> Iterator[Record]:
+        yield from _settled(in_worker(step_search.search, jobs, self.origin, seconds))
+
+    def spoken(self, jobs: Sequence[SpeakJob], seconds: float) -> Iterator[Record]:
+        return in_worker(speech_on_device.speak, jobs, self.origin, seconds)
 
     def served(self, jobs: Sequence[ServeJob], seconds: float) -> Iterator[Record]:
         return in_worker(serving_on_device.serve_jobs, jobs, self.origin, seconds)
@@ -272,12 +297,17 @@ def tune(
 ) -> Iterator[Record]:
     """The records of searches as `in_worker` yields them; each search's winner enters the tuned table when it ends.
 
-    What the table offers at present races along.
+    What the table has at present races along.
     """
     machine = real_machine()
     contested = [_with_incumbents(search, machine) for search in searches]
+    yield from _settled(in_worker(on_device.search, contested, origin, seconds, deadline_s))
+
+
+def _settled(records: Iterable[Record]) -> Iterator[Record]:
+    """The same records; each problem's winner enters the tuned table when its records end."""
     found: list[Record] = []
-    for record in in_worker(on_device.search, contested, origin, seconds, deadline_s):
+    for record in records:
         if found and found[-1].problem != record.problem:
             _settle(found)
             found.clear()
@@ -288,7 +318,7 @@ def tune(
 
 
 def _with_incumbents(search: Search, machine: Machine) -> Search:
-    held = tuned.offers(problem_of(search.problem), machine)
+    held = tuned.incumbents(problem_of(search.problem), machine)
     return structs.replace(search, incumbents=tuple((name, schedule_words(fields)) for name, fields in held))
 
 

@@ -72,19 +72,37 @@ class StepJob(msgspec.Struct, frozen=True, kw_only=True):
 class ServeJob(msgspec.Struct, frozen=True, kw_only=True):
     """A workload for a serving loop over a model with random weights: requests as (arrival, prompt, answer).
 
-    Arrivals are in microseconds, the rest in tokens; `policy` has fields of `lab.serving.scheduler.Policy`. Prompts of
-    `long` tokens or more are told apart, where it is above 0. `attribute` asks what of the error is whose.
+    Arrivals are in microseconds, the rest in tokens; `policy` has fields of `lab.serving.scheduler.Policy`. The first
+    `prefix` tokens of prompts are the same. Prompts of `long` tokens or more are told apart, where it is above 0.
+    `attribute` asks what of the error is whose.
     """
 
     problem: dict[str, Any]
     requests: tuple[tuple[float, int, int], ...]
     policy: dict[str, Any] = {}
+    prefix: int = 0
     max_concurrency: int = 0
+    goodput: dict[str, float] = {}
+    percentiles: tuple[float, ...] = (50.0, 90.0, 99.0)
     look_ahead: bool = True
     long: int = 0
     attribute: bool = False
     kernel: str = ""
     seed: int = 0
+    experiment: str | None = None
+    facts: dict[str, Value] = {}
+
+
+class SpeakJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A language model that goes on from a prompt by so many tokens; `model` is a path, empty for the usual one."""
+
+    model: str = ""
+    prompt: str = "Water boils at"
+    tokens: int = 400
+    settings: tuple[float, int, float] = (0.0, 0, 1.0)  # temperature, top-k, top-p
+    kernel: str = ""
+    problem: dict[str, Any] | None = None
+    rounds: int = 30
     experiment: str | None = None
     facts: dict[str, Value] = {}
 
@@ -109,7 +127,7 @@ def problem_of(fields: Mapping[str, Any]) -> Any:
         raise InputError(f"no {kind} problem has the fields {', '.join(own)}: {error}") from error
 
 
-AnyJob = Job | Search | StepJob | ServeJob
+AnyJob = Job | Search | StepJob | ServeJob | SpeakJob
 
 
 def batch(jobs: Sequence[AnyJob], seconds: float) -> dict[str, Any]:

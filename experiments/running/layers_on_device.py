@@ -72,8 +72,7 @@ def _arrays(problem: Attention, count: int) -> dict[str, Any]:
     first = cupy.asarray(drawn["cache"])
     append = _append(problem)
     made = append.draw(np.random.default_rng(1))
-    made["positions"] = np.array([s.kv_len - 1 for s in problem.sequences], np.int32)
-    made["slots"] = _slots(problem, drawn["block_table"])
+    made |= _appended(problem, drawn["block_table"])
     small = {name: cupy.asarray(array) for name, array in {**drawn, **made}.items() if name != "cache"}
     y = problem.outputs["y"]
     return {
@@ -90,11 +89,12 @@ def _append(problem: Attention) -> RopeAppend:
     )
 
 
-def _slots(problem: Attention, table: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Where each sequence's last token lies."""
-    last = np.array([s.kv_len - 1 for s in problem.sequences])
-    pages = table[np.arange(problem.batch), last // problem.page]
-    return (pages * problem.page + last % problem.page).astype(np.int32)
+def _appended(problem: Attention, table: NDArray[np.int32]) -> dict[str, NDArray[np.int32]]:
+    """Positions of the tokens that have queries, which are each sequence's last, and where their keys go."""
+    sequences, page = problem.sequences, problem.page
+    positions = np.concatenate([np.arange(s.kv_len - s.q_len, s.kv_len, dtype=np.int32) for s in sequences])
+    of = np.repeat(np.arange(problem.batch), [s.q_len for s in sequences])
+    return {"positions": positions, "slots": table[of, positions // page] * page + positions % page}
 
 
 def _calls(problem: Attention, kernel: Any, arrays: dict[str, Any], machine: Machine) -> Callable[[], None]:

@@ -237,7 +237,8 @@ def ceilings(argument: Any) -> Iterator[Record]:
         timed = {**shared, "clock": clock.value}
         empty = gpu.empty_launch(clock)
         yield Record(**timed, us=empty.us, samples_us=list(empty.samples_us), metrics={"what": "empty kernel"})
-        for found in [*gpu.read_ceilings(clock), *([gpu.copy_ceiling()] if clock is Clock.COLD else [])]:
+        other = gpu.copy_ceiling() if clock is Clock.COLD else gpu.pairs_ceiling()
+        for found in [*gpu.read_ceilings(clock), other]:
             seen = found.conditions
             yield Record(
                 **timed,

@@ -1,7 +1,8 @@
 """Serving jobs on either chip: what they ask, what is predicted of them, and the figures of a run."""
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import pairwise
+from typing import IO, Any
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from experiments.running.jobs import ServeJob, problem_of
 from lab.record import Value
 from lab.serving.engine import StepFacts, serve
 from lab.serving.executor import Pace
+from lab.serving.journal import Journal
 from lab.serving.metrics import Steps, summarise
 from lab.serving.request import Request
 from lab.serving.request import Sequence as Served
@@ -30,31 +32,48 @@ def policy_of(job: ServeJob) -> Policy:
 def asked(job: ServeJob, salt: str = "", most: int | None = None) -> list[Request]:
     """The job's requests, of random tokens, or the first few; they share pages with none of another salt."""
     rng, vocab = np.random.default_rng(job.seed), model_of(job).vocab
-    return [
-        Request(id, tuple(rng.integers(0, vocab, prompt).tolist()), answer, arrival_us=at, salt=salt)
-        for id, (at, prompt, answer) in enumerate(job.requests[:most])
-    ]
+    first = rng.integers(0, vocab, job.prefix).tolist()
+    found = []
+    for id, (at, prompt, answer) in enumerate(job.requests[:most]):
+        tokens = (first + rng.integers(0, vocab, max(prompt - job.prefix, 0)).tolist())[:prompt]
+        found.append(Request(id, tuple(tokens), answer, arrival_us=at, salt=salt))
+    return found
 
 
 def predicted(
-    job: ServeJob, machine: Machine, overheads: Overheads | None = None, pace: Pace | None = None
+    job: ServeJob,
+    machine: Machine,
+    overheads: Overheads | None = None,
+    pace: Pace | None = None,
+    file: IO[bytes] | None = None,
+    every: dict[str, list[Any]] | None = None,
 ) -> dict[str, Value]:
-    """The figures of a job by predicted times, or by those that `pace` says."""
-    steps, model = Steps(), model_of(job)
-    engine = simulated(model, machine, policy_of(job), steps, overheads, pace, look_ahead=job.look_ahead)
-    sequences = serve(engine, asked(job), job.max_concurrency)
-    return metrics_of(job, sequences, steps.facts, engine.scheduler)
+    """The figures of a job by predicted times, or by those that `pace` says.
+
+    Its journal goes to `file`; `every` is given each request's times in seconds, as vLLM names them.
+    """
+    steps, model, policy = Steps(), model_of(job), policy_of(job)
+    journal = Journal(file, policy) if file else None
+    loop = simulated(model, machine, policy, steps, overheads, pace, look_ahead=job.look_ahead, journal=journal)
+    sequences = serve(loop, asked(job), job.max_concurrency)
+    if every is not None:
+        times = [[t / 1e6 for t in s.token_us] for s in sequences]
+        every["input_lens"] = [len(s.request.prompt) for s in sequences]
+        every["output_lens"] = [len(s.sampled) for s in sequences]
+        every["ttfts"] = [t[0] - s.request.arrival_us / 1e6 for t, s in zip(times, sequences, strict=True)]
+        every["itls"] = [[after - before for before, after in pairwise(t)] for t in times]
+    return metrics_of(job, sequences, steps.facts, loop.scheduler)
 
 
 def metrics_of(
     job: ServeJob, sequences: Sequence[Served], facts: Sequence[StepFacts], scheduler: Scheduler
 ) -> dict[str, Value]:
     """The figures of a run; where the job tells long prompts apart, theirs begin with `long_`."""
-    model, size = model_of(job), scheduler.policy.page_tokens
+    kv, size = model_of(job).kv_bytes_per_token, scheduler.policy.page_tokens
     short = [s for s in sequences if not job.long or len(s.request.prompt) < job.long]
-    found = summarise(short, facts, size, model.kv_bytes_per_token)
+    found = summarise(short, facts, size, kv, job.goodput, job.percentiles)
     if job.long:
         others = [s for s in sequences if len(s.request.prompt) >= job.long]
-        long = summarise(others, facts, size, model.kv_bytes_per_token)
+        long = summarise(others, facts, size, kv)
         found |= {f"long_{name}": value for name, value in long.items() if "ttft" in name}
-    return found | {"preemptions": scheduler.preemptions}
+    return found | {"preemptions": scheduler.preemptions, "prefix_hits": scheduler.hits}

@@ -17,6 +17,7 @@ from experiments.running.jobs import ServeJob
 from experiments.running.on_device import in_time
 from experiments.running.serving import asked, metrics_of, model_of, policy_of, predicted
 from lab.inference.chip import Chip
+from lab.inference.step_input import Layout
 from lab.inference.step_weights import StepWeights
 from lab.problems import Model
 from lab.record import Checked, Record, Value
@@ -90,7 +91,7 @@ class Loop:
         first = [structs.replace(r, id=-1 - r.id, arrival_us=0.0) for r in asked(job, f"{salt} warm", most=4)]
         serve(engine, first)
         self.steps.facts.clear()
-        self.scheduler.preemptions = 0
+        self.scheduler.preemptions = self.scheduler.hits = 0
         self.lines = BytesIO()
         engine.journal = Journal(self.lines, self._what[1]) if job.attribute else None
         requests, start = asked(job, salt), engine.clock.now_us
@@ -116,12 +117,13 @@ class Loop:
         lines = [decoded(line) for line in self.lines.getvalue().splitlines()]
         decisions = [line for line in lines if isinstance(line, Decision)]
         facts, keys = self.facts, ScaledTimes(self.times, {}, 1.0)
-        buckets: dict[tuple[int, int], list[float]] = defaultdict(list)
+        buckets: dict[Layout, list[float]] = defaultdict(list)
         kinds: dict[str, list[float]] = defaultdict(list)
         for decision, fact in zip(decisions, facts, strict=True):
             if fact.rows:
                 ratio = fact.us / self.times.rows_us(decision.starts, decision.counts)
-                buckets[keys.key(fact.rows, fact.tokens)].append(ratio)
+                singles = sum(count == 1 for count in decision.counts)
+                buckets[keys.key(singles, fact.rows - singles, fact.tokens)].append(ratio)
                 kinds["decode" if fact.rows == fact.tokens else "mixed"].append(ratio)
         told: dict[str, Value] = {f"measured_over_predicted_{kind}": median(found) for kind, found in kinds.items()}
         usual = median(ratio for found in buckets.values() for ratio in found)

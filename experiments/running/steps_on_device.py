@@ -28,7 +28,7 @@ def steps(argument: Any) -> Iterator[Record]:
         if isinstance(job, Record):
             yield job
             continue
-        arena = _Arena.of(problem_of(job.problem), job.peers)
+        arena = Arena.of(problem_of(job.problem), job.peers)
         model, machine = arena.model, arena.machine
         new = model.context if model.phase == PREFILL else 1
         predicted = step_us(model, [(new, model.context)] * model.batch, machine)
@@ -44,25 +44,25 @@ def steps(argument: Any) -> Iterator[Record]:
                 facts["relative_error"] = arena.peer_error
                 fields = {**shared, "kernel": name, "check": Checked(arena.peer_error <= PEER_CLOSE, None)}
             else:
-                facts |= {"launches": name, "kernels": arena.kernels}
+                facts |= {"launches": name, "kernels": arena.step.launches}
                 fields = {**shared, "overlapping": name == "overlapping", "predicted_us": predicted}
             yield timed_record(fields, facts, timing, model, machine)
 
 
 @dataclass
-class _Arena:
+class Arena:
     """One step of a model in all its ways, on the same weights and cache."""
 
     model: Model
     machine: Any
     stream: Any
+    step: Any  # of launches that overlap
     contestants: list[Any]
     check: Checked
-    kernels: int
     peer_error: float = 0.0
 
     @classmethod
-    def of(cls, model: Model, peers: bool) -> "_Arena":
+    def of(cls, model: Model, peers: bool) -> "Arena":
         import cupy
 
         from lab.gpu import device
@@ -89,19 +89,20 @@ class _Arena:
                 if name.endswith(".cache") and array.dtype == np.uint16:
                     values = cupy.random.standard_normal(array.size, dtype=np.float32)
                     array[...] = chip.encode_bf16(values).reshape(array.shape)
-            contestants, logits = [], []
+            contestants, logits, made = [], [], []
             for dependent in (True, False):
                 step = Step(weights, kept, forward, Layout(rows, rows * new, pages), chip, dependent)
                 step.input.fill(chunks)
                 step.run()
+                made.append(step)
                 logits.append(chip.read(step.arrays["logits"]))
                 contestants.append(Contestant("overlapping" if dependent else "plain", (step.replay,)))
             finite = bool(((logits[0] & 0x7F80) != 0x7F80).all())
             check = Checked(finite and np.array_equal(*logits), None)
-            made = cls(model, chip.machine, stream, contestants, check, step.launches)
+            arena = cls(model, chip.machine, stream, made[0], contestants, check)
             if peers and model.weights == "bf16" and model.phase == DECODE:
-                made._add_peer(weights.arrays, kept.arrays, ids[:, 0], logits[0])
-        return made
+                arena._add_peer(weights.arrays, kept.arrays, ids[:, 0], logits[0])
+        return arena
 
     def _add_peer(self, arrays: dict[str, Any], caches: dict[str, Any], ids: Any, logits: Any) -> None:
         """PyTorch's step on the same weights and a copy of the same cache, and how far its logits are from ours."""

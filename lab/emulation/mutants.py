@@ -49,7 +49,7 @@ class _Bench:
             outputs={name: array.tobytes() for name, array in outputs.items()},
             passed=not any(d.mismatches for d in compared(expected, outputs).values()),
             steps=sum(one.statistics.warp_instructions for one in done),
-            order=sum(one.order for one in done),
+            reads=frozenset((at, *pair) for at, one in enumerate(done) for pair in one.reads),
         )
 
     def complaint(self, outcome: Outcome) -> str | None:

@@ -333,7 +333,7 @@ def _guarded(operand: Operand) -> Any:
     return cupy.zeros(prod(operand.shape) + 2 * BAND, operand.storage)
 
 
-def shared_fields(problem: Problem, machine: Machine, experiment: str | None) -> dict[str, Any]:
+def shared_fields(problem: Problem | None, machine: Machine, experiment: str | None) -> dict[str, Any]:
     """What all records of one race on this card say alike."""
     gpu = card()
     return {
@@ -343,7 +343,7 @@ def shared_fields(problem: Problem, machine: Machine, experiment: str | None) ->
         "card": gpu.name,
         "driver": gpu.driver,
         "experiment": experiment,
-        "problem": problem.as_dict(),
+        "problem": problem.as_dict() if problem else None,
     }
 
 

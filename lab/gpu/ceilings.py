@@ -19,6 +19,8 @@ from lab.problems import Problem
 
 SIZES = tuple(2**20 * mib for mib in (2, 8, 32, 128, 512, 2048))  # bytes
 LINE = 128  # bytes of L2
+PAIRS = "read of line pairs"
+_PROBES = {"copy": ("copy",), "read": ("read4", "read8"), PAIRS: ("read4_pairs",)}
 _THREADS = (256, 512)
 _WAVES = (1, 2, 4, 8)  # CTAs an SM
 _L2_SHAPES = ((256, 4), (512, 2), (512, 4), (1024, 2))  # threads, CTAs an SM
@@ -50,6 +52,11 @@ class Ceiling:
 def read_ceilings(clock: Clock, sizes: Sequence[int] = SIZES, rounds: int = 15) -> list[Ceiling]:
     """The fastest plain read of each size in bytes, over launch shapes."""
     return [_best("read", nbytes, clock, rounds) for nbytes in sizes]
+
+
+def pairs_ceiling(clock: Clock = Clock.GRAPH, nbytes: int = 2**29, rounds: int = 15) -> Ceiling:
+    """The fastest plain read whose loads ask L2 for the 256 bytes around them, which a read does better without."""
+    return _best(PAIRS, nbytes, clock, rounds)
 
 
 def copy_ceiling(clock: Clock = Clock.COLD, nbytes: int = 2**31, rounds: int = 15) -> Ceiling:
@@ -146,8 +153,8 @@ def plain_movers(problem: Problem, copies: int) -> dict[str, list[Contestant]]:
 
 
 def read_contestants(nbytes: int, copies: int) -> list[Contestant]:
-    """Plain reads of so many bytes, in the launch shapes that win on an H100, over data of their own."""
-    shapes = (("read4", 512, None), ("read8", 256, 8), ("read8", 512, 4))
+    """Plain reads of so many bytes, in launch shapes that won on an H100 or an H200, over data of their own."""
+    shapes = (("read4", 256, None), ("read4", 512, None), ("read4", 256, 8), ("read8", 256, 8), ("read8", 512, 4))
     return _contestants(nbytes, random_words(nbytes * copies), copies, shapes, Clock.GRAPH)
 
 
@@ -161,8 +168,7 @@ def copy_contestants(nbytes: int, copies: int) -> list[Contestant]:
 
 def _best(what: str, nbytes: int, clock: Clock, rounds: int) -> Ceiling:
     """All launch shapes of one size interleaved in one run; the fastest of them."""
-    names = ("copy",) if what == "copy" else ("read4", "read8")
-    shapes = [(name, threads, waves) for name in names for threads in _THREADS for waves in (*_WAVES, None)]
+    shapes = [(name, threads, waves) for name in _PROBES[what] for threads in _THREADS for waves in (*_WAVES, None)]
     with cupy.cuda.Stream(non_blocking=True):
         copies = 1 if clock is Clock.COLD else rotation(nbytes)
         if clock is Clock.CHAIN:

@@ -18,6 +18,7 @@ _MEANING = {
     719: "a kernel failed",
 }
 _NO_DEVICE = 100
+OTHER_CONTEXT = (201, 400)  # invalid context, invalid handle: this thread uses no GPU, or another one
 
 
 @cache
@@ -45,6 +46,18 @@ def api() -> Any:
 def call(function: str, *arguments: Any) -> Any:
     """What a driver function gives, if anything; raises EnvironmentFailure in one sentence where it fails."""
     status, *given = getattr(api(), function)(*arguments)
+    if status:
+        raise failure(status, function)
+    return given[0] if given else None
+
+
+def call_on(device: int, function: str, *arguments: Any) -> Any:
+    """As `call`, in a GPU's context, which is looked for only where this thread has none or another's."""
+    entry = getattr(api(), function)
+    status, *given = entry(*arguments)
+    if status in OTHER_CONTEXT:
+        with current(device):
+            status, *given = entry(*arguments)
     if status:
         raise failure(status, function)
     return given[0] if given else None

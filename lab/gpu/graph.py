@@ -21,8 +21,7 @@ class CapturedGraph:
 
     def launch(self, stream: int) -> None:
         """Enqueue all of it; raises EnvironmentFailure where the driver refuses."""
-        with driver.current(self._device):
-            driver.call("cuGraphLaunch", self._executable, stream)
+        driver.call_on(self._device, "cuGraphLaunch", self._executable, stream)
 
     def update(self) -> None:
         """Let later launches be what `enqueue` does now: the same launches with other parameters."""

@@ -22,7 +22,6 @@ from sim.errors import InputError
 from sim.launch import Launch, Role
 from sim.machine import Machine
 
-_OTHER_CONTEXT = (201, 400)  # invalid context, invalid handle: this thread uses no GPU, or another one
 MOST_CONSTANTS = 4096  # numbers that calls may have given in place of arrays
 _PORTABLE_CLUSTER = 8  # CTAs; more need an opt-in (CUDA C++ Programming Guide, "Thread block clusters")
 
@@ -186,7 +185,7 @@ class Ready:
             self._retry(status)
 
     def _retry(self, status: Any) -> None:
-        if status in _OTHER_CONTEXT:
+        if status in driver.OTHER_CONTEXT:
             with driver.current(self._device):
                 (status,) = self._launch(self._config, self._function, self.parameters.address, 0)
         if status:
@@ -216,6 +215,11 @@ def launch_config(launch: Launch) -> Any:
         dependent.id = cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
         dependent.value.programmaticStreamSerializationAllowed = 1
         attributes.append(dependent)
+    if launch.cooperative:
+        cooperative = cuda.CUlaunchAttribute()
+        cooperative.id = cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
+        cooperative.value.cooperative = 1
+        attributes.append(cooperative)
     config.attrs, config.numAttrs = attributes, len(attributes)
     return config
 

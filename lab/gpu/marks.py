@@ -23,7 +23,7 @@ class Mark:
 
     def set(self) -> None:
         """Let it be here: behind all that was enqueued so far."""
-        driver.call("cuEventRecord", self._event, current_stream(self._device))
+        driver.call_on(self._device, "cuEventRecord", self._event, current_stream(self._device))
 
     def wait(self) -> None:
         """Return when the GPU has come to it; raises EnvironmentFailure for whatever its work did wrong."""
@@ -45,9 +45,8 @@ def pinned(shape: tuple[int, ...], dtype: np.dtype) -> NDArray:
 
 def copy(to: Any, source: Any, device: int) -> None:
     """Enqueue a copy between dense arrays of one size, on the GPU or in pinned memory."""
-    with driver.current(device):
-        driver.call("cuMemcpyAsync", _address(to), _address(source), to.nbytes, current_stream(device))
+    driver.call_on(device, "cuMemcpyAsync", _address(to), _address(source), to.nbytes, current_stream(device))
 
 
 def _address(array: Any) -> int:
-    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
+    return int(array.__array_interface__["data"][0] if isinstance(array, np.ndarray) else array.data.ptr)

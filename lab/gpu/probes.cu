@@ -13,8 +13,8 @@ __device__ __forceinline__ void wait_for_predecessor() {
 #endif
 }
 
-// A dependent one loads before it waits: a step's weights depend on no launch.
-template <int unroll, bool dependent>
+// A dependent one loads before it waits: a step's weights depend on no launch. `pairs` asks L2 for two lines at once.
+template <int unroll, bool dependent, bool pairs = false>
 __device__ __forceinline__ void read_words(const uint4* __restrict__ from, unsigned long long n, unsigned* out) {
     const unsigned long long step = (unsigned long long)gridDim.x * blockDim.x * unroll;
     unsigned long long at = (unsigned long long)blockIdx.x * blockDim.x * unroll + threadIdx.x;
@@ -26,7 +26,11 @@ __device__ __forceinline__ void read_words(const uint4* __restrict__ from, unsig
         for (int u = 0; u < unroll; ++u) {
             const unsigned long long word = at + (unsigned long long)u * blockDim.x;
             part[u] = make_uint4(0, 0, 0, 0);
-            if (word < n)
+            if (word < n && pairs)
+                asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                             : "=r"(part[u].x), "=r"(part[u].y), "=r"(part[u].z), "=r"(part[u].w)
+                             : "l"(from + word));
+            else if (word < n)
                 asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                              : "=r"(part[u].x), "=r"(part[u].y), "=r"(part[u].z), "=r"(part[u].w)
                              : "l"(from + word));
@@ -40,6 +44,10 @@ __device__ __forceinline__ void read_words(const uint4* __restrict__ from, unsig
 
 extern "C" __global__ void read4(const uint4* from, unsigned long long n, unsigned* out) {
     read_words<4, false>(from, n, out);
+}
+
+extern "C" __global__ void read4_pairs(const uint4* from, unsigned long long n, unsigned* out) {
+    read_words<4, false, true>(from, n, out);
 }
 
 extern "C" __global__ void read8(const uint4* from, unsigned long long n, unsigned* out) {

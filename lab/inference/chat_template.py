@@ -1,15 +1,15 @@
 """A model's own chat template, rendered in a sandbox: it comes with the file and is not trusted."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
 from sim.errors import InputError
 
 
-def render(source: str, message: str, names: Mapping[str, str]) -> str:
-    """The text of a conversation of one user message, up to where the assistant answers.
+def render(source: str, messages: Sequence[Mapping[str, str]], names: Mapping[str, str]) -> str:
+    """The text of a conversation, up to where the assistant answers; messages have a `role` and a `content`.
 
     `names` are the special tokens a template may use, such as `bos_token`. Blocks, filters and functions are those of
     `apply_chat_template` in Hugging Face's transformers. Raises InputError where the template cannot be used.
@@ -22,7 +22,7 @@ def render(source: str, message: str, names: Mapping[str, str]) -> str:
     try:
         return str(
             sandbox.from_string(source).render(
-                messages=[{"role": "user", "content": message}],
+                messages=list(map(dict, messages)),
                 add_generation_prompt=True,
                 raise_exception=_raise,
                 strftime_now=lambda form: datetime.now().strftime(form),

@@ -49,19 +49,31 @@ class Codec(ABC):
         """Tokens of what a template wrote, its control tokens among them; `restored` text is then plain."""
 
     def chat(self, message: str) -> list[int]:
-        """Tokens of one user message in the model's chat template, up to where the assistant answers.
+        """As `conversation`, of one user message."""
+        return self.conversation([{"role": "user", "content": message}])
 
-        What looks like a control token in the message is still text. Raises InputError as `encode` does, and where the
-        model has no template or it cannot be used.
+    def conversation(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Tokens of messages in the model's chat template, up to where the assistant answers.
+
+        Each has a `role` and a `content`; what looks like a control token in the content is still text. Raises
+        InputError as `encode` does, and where the model has no template or it cannot be used.
         """
         if not self.template:
             raise InputError("--chat needs a model with a chat template; this model has none")
-        free = (c for c in map(chr, _STAND_INS) if c not in message and c not in self.template)
+        said = "".join(message["content"] for message in messages)
+        free = (c for c in map(chr, _STAND_INS) if c not in said and c not in self.template)
         stand_ins: dict[str, str] = {}
-        disguised = self.control.sub(lambda found: stand_ins.setdefault(found[0], next(free)), message)
-        return self.marked(
-            render(self.template, disguised, self.names), {ord(c): text for text, c in stand_ins.items()}
-        )
+        disguised = [
+            {
+                **message,
+                "content": self.control.sub(
+                    lambda found: stand_ins.setdefault(found[0], next(free)), message["content"]
+                ),
+            }
+            for message in messages
+        ]
+        text = render(self.template, disguised, self.names)
+        return self.marked(text, {ord(c): control for control, c in stand_ins.items()})
 
     def decode(self, ids: Sequence[int], after: Sequence[int] = ()) -> str:
         """The text of tokens that follow those `after` which they come."""

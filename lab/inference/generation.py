@@ -1,7 +1,7 @@
 """Generation: a prompt in one prefill pass, then one decode pass a token, with the bill of both phases."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,16 +82,17 @@ class Generation:
         session = self._session = self.model.runner.session(self._capacity)
         try:
             session.start(self.prompt_tokens, self._settings)
-            while (token := session.finish()) not in self.model.tokenizer.ends:
-                self.tokens.append(token)
-                if len(self.tokens) == self._limit:
-                    self.stop = "length"
+            while self.stop == "running":
+                last = len(self.tokens) + 1 == self._limit
+                if not last:
+                    session.follow(self._settings._replace(draw=len(self.tokens) + 1))
+                token = session.finish()
+                if token in self.model.tokenizer.ends:
+                    self.stop = "end"
+                else:
+                    self.tokens.append(token)
+                    self.stop = "length" if last else self.stop
                     yield text.feed(token)
-                    break
-                session.start([token], self._settings._replace(draw=len(self.tokens)))  # while the text is read
-                yield text.feed(token)
-            else:
-                self.stop = "end"
             yield text.finish()
         finally:
             session.close()
@@ -124,26 +125,30 @@ class Generation:
 
 
 def load(
-    model: Path | str | None = None, on: On = "sim", machine: Machine = H100, random: bool = False
+    model: Path | str | None = None, on: On = "sim", machine: Machine = H100, random: bool = False, weights: str = ""
 ) -> LanguageModel:
     """Load a GGUF file or Hugging Face folder of a Llama-class model, SmolLM2-135M-Instruct by default, onto a chip.
 
-    With `random` the model is a preset and its weights are drawn on the chip; tokens are then bytes and numbers. `on`
-    is "sim" (the lab's kernels on the simulated `machine`), "gpu" or "reference" (float32 NumPy). Raises InputError for
-    files that are not such models, NoDeviceError, EnvironmentFailure where the weights cannot be had.
+    With `random` the model is a preset and its weights are drawn on the chip; tokens are then bytes and numbers.
+    `weights` is the format that matrices are rounded to, by default as the file, or the preset, has them. `on` is "sim"
+    (the lab's kernels on the simulated `machine`), "gpu" or "reference" (float32 NumPy). Raises InputError for files
+    that are not such models, NoDeviceError, EnvironmentFailure where the weights cannot be had.
     """
     chip = _chip(on, machine)
-    if random:
+    if chip is None and (random or weights):
+        raise InputError("weights are drawn or rounded on a chip: on sim or gpu, not reference")
+    if random and chip:
         name = str(model or DRAWN)
-        if chip is None:
-            raise InputError("random weights are drawn on a chip: on sim or gpu, not reference")
-        drawn = StepRunner(draw(model_named(name), DRAWN_CONTEXT, chip), chip)
+        preset = model_named(name)
+        drawn = StepRunner(draw(replace(preset, weights=weights or preset.weights), DRAWN_CONTEXT, chip), chip)
         return LanguageModel(f"{name}, random", on, machine, NumberCodec(), drawn)
     checkpoint = open_checkpoint(Path(model) if model else default_weights())
     runner: Runner
     with progress("loading the weights", len(checkpoint.config.shapes), "tensors") as advance:
         if chip:
-            runner = StepRunner(StepWeights.load(checkpoint.config, checkpoint.file, chip, advance=advance), chip)
+            runner = StepRunner(
+                StepWeights.load(checkpoint.config, checkpoint.file, chip, weights=weights, advance=advance), chip
+            )
         else:
             runner = ReferenceRunner(Llama(checkpoint, Reference(), advance))
     return LanguageModel(checkpoint.name, on, machine, checkpoint.tokenizer, runner)
@@ -158,12 +163,13 @@ def generate(
     machine: Machine = H100,
     settings: Settings = GREEDY,
     random: bool = False,
+    weights: str = "",
 ) -> Generation:
     """Load a model and continue a prompt: iterate over the result for text, then ask it for `phases`.
 
     Raises what `load` and `LanguageModel.generate` raise.
     """
-    return load(model, on, machine, random).generate(prompt, max_tokens, chat, settings)
+    return load(model, on, machine, random, weights).generate(prompt, max_tokens, chat, settings)
 
 
 def _chip(on: On, machine: Machine) -> Chip | None:

@@ -28,6 +28,8 @@ class Forward:
     Matrices are `layers.<i>.qkv`, `output`, `gate_up` and `down`, and `head`; q, k and v are one, and gate and up. The
     cache has `pool` pages a layer in the format `kv`. Beside them a layer has `layers.<i>.bias` and `layers.<i>.norms`
     where the model adds a bias to queries, keys and values or normalises their heads.
+    Norms, gates and residuals have launches of their own: as parts of the matrices' launches, where each CTA repeats
+    what one small launch does once, they made the steps of an 8B model slower on an H200.
     """
 
     config: LlamaConfig
@@ -41,7 +43,7 @@ class Forward:
         c, tokens = self.config, layout.tokens
         norm = RMSNorm(tokens, c.d, self.activations, eps=c.eps)
         rope = self._rope(layout)
-        attention = self._attention(layout)
+        attentions = [(row, self._attention(layout, *part)) for row, *part in layout.parts]
         yield self._embedding(tokens, c.vocab, "tokens", "embedding", "stream0")
         stream, other = "stream0", "stream1"
         for i in range(c.layers):
@@ -56,9 +58,11 @@ class Forward:
             yield self._linear(f"{layer}.qkv", tokens, "normed", "qkv")
             own = {name: f"{layer}.{name}" for name in rope.weight_names}
             yield Call(rope, {name: name for name in rope.inputs} | own | {"q": "q", "cache": cache})
-            scales = {name: name for name in attention.inputs if name.endswith("_scale")}
-            where = {"q_starts": "query_starts", "kv_lens": "lengths", "block_table": "block_table"}
-            yield Call(attention, {"q": "q", "cache": cache, **scales, **where, "y": "attended"})
+            for row, attention in attentions:
+                scales = {name: name for name in attention.inputs if name.endswith("_scale")}
+                names = {"q_starts": "query_starts", "kv_lens": "lengths", "block_table": "block_table"}
+                where = {operand: f"{name}.{row}" for operand, name in names.items()}
+                yield Call(attention, {"q": "q", "cache": cache, **scales, **where, "y": "attended"})
             yield self._linear(f"{layer}.output", tokens, "attended", "branch")
             yield self._norm(norm, stream, other, f"{layer}.ffn_norm")
             stream, other = other, stream
@@ -117,14 +121,14 @@ class Forward:
             eps=c.eps,
         )
 
-    def _attention(self, layout: Layout) -> Attention:
+    def _attention(self, layout: Layout, rows: int, q_len: int) -> Attention:
         c = self.config
         return Attention(
-            layout.rows,
+            rows,
             c.q_heads,
             c.kv_heads,
             c.head_dim,
-            layout.q_len,
+            q_len,
             layout.capacity,
             kv=self.kv,
             page=PAGE,

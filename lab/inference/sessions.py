@@ -1,11 +1,12 @@
 """A sequence that a model goes on with, token by token: on a chip by steps, or by the float32 reference."""
 
 import time
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Callable
 from collections.abc import Sequence as Sized
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ from sim.errors import InputError
 from sim.formats import decode
 
 BUCKET = 16  # new tokens of a step, beside 1, are rounded up to a multiple of it
+AHEAD = 2  # steps whose token the host has not seen yet
+RESULT_WORDS = 5  # of a row: its token, and 16 bytes on the log-probability
 MOST_TOKENS = 2048  # of a step: a longer prompt takes several
 
 
@@ -34,8 +37,11 @@ class Session(Protocol):
     def start(self, tokens: Sized[int], settings: Settings) -> None:
         """Go on with new tokens; raises InputError where the cache is full."""
 
+    def follow(self, settings: Settings) -> None:
+        """Go on with the token that comes next, before anyone has seen it; once before each `finish`, at most."""
+
     def finish(self) -> int:
-        """The token that follows those started last; raises InputError where the scores are not finite."""
+        """The token that comes next; raises InputError where the scores are not finite."""
 
     def passes(self) -> list[Pass]:
         """What each start to finish so far has cost."""
@@ -63,13 +69,38 @@ def require_context(config: LlamaConfig, capacity: int) -> None:
         raise InputError(f"prompt and answer take up to {capacity} tokens; the model's context is {config.context}")
 
 
+@dataclass(frozen=True)
+class Results:
+    """Where the host finds what a step of one sequence draws; a GPU sets the mark behind it."""
+
+    words: NDArray[np.int32]
+    mark: Any
+
+    def wait(self) -> tuple[int, float]:
+        """(token, its log-probability), when they are there; what is enqueued behind them may still run."""
+        if self.mark:
+            self.mark.wait()
+        return int(self.words[0]), float(self.words[-1:].view(np.float32)[0])
+
+
 @dataclass
 class Room:
-    """A cache of so many pages, and the steps that are bound to it."""
+    """A cache of so many pages, the steps that are bound to it, and places for their results: two may be on the way."""
 
     cache: StepCache
     forward: Forward
+    chip: Chip
+    results: deque[Results]
     steps: dict[Layout, Step] = field(default_factory=dict)
+
+    def send(self, step: Step) -> Results:
+        """Have the host sent what a step draws."""
+        results = self.results[0]
+        self.results.rotate()
+        self.chip.copy(results.words, step.results)
+        if results.mark:
+            results.mark.set()
+        return results
 
 
 class StepRunner:
@@ -119,13 +150,15 @@ class StepRunner:
         self._free[pages].append(room)
 
     def _new_room(self, pages: int) -> Room:
-        forward = Forward(self.config, self.weights.matrices, 1 + pages)
-        return Room(StepCache(forward, self.chip), forward)
+        forward, chip = Forward(self.config, self.weights.matrices, 1 + pages), self.chip
+        words = [chip.host((RESULT_WORDS,), np.dtype(np.int32)) for _ in range(AHEAD)]
+        results = deque(Results(each, None if chip.device is None else chip.mark()) for each in words)
+        return Room(StepCache(forward, chip), forward, chip, results)
 
 
 @dataclass(frozen=True)
 class _Ran:
-    """A step that ran, with the lengths it had."""
+    """A step that runs, with the lengths it has."""
 
     step: Step
     q_lens: tuple[int, ...]
@@ -133,30 +166,55 @@ class _Ran:
     counts: Counts
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """The steps from some tokens on to the one that comes next."""
+
+    steps: list[_Ran]
+    results: Results
+    at: float
+
+
 class StepSession:
-    """A sequence in a room of a runner's."""
+    """A sequence in a room of a runner's. A GPU has its next step before the host knows the token of the last."""
 
     def __init__(self, runner: StepRunner, pages: int, room: Room) -> None:
         self._runner, self.room = runner, room
         self._pages = range(1, pages + 1)
         self._length = 0
-        self._started = 0.0
-        self._running: list[_Ran] = []
+        self._last: Step | None = None
+        self._waiting: deque[Callable[[], None]] = deque()  # what the simulated chip runs when it is asked
+        self._begun: deque[_Begun] = deque()
         self._ran: list[tuple[list[_Ran], float]] = []
+        self._seen = 0.0  # when the last token was
         self._closed = False
 
     def start(self, tokens: Sized[int], settings: Settings) -> None:
-        self._started = time.perf_counter()
-        for first in range(0, len(tokens), MOST_TOKENS):
-            self._step(tokens[first : first + MOST_TOKENS], settings)
+        at, parts = time.perf_counter(), range(0, len(tokens), MOST_TOKENS)
+        steps = [self._step(tokens[first : first + MOST_TOKENS], settings) for first in parts]
+        self._begun.append(_Begun(steps, self.room.send(steps[-1].step), at))
+
+    def follow(self, settings: Settings) -> None:
+        def begin() -> None:
+            at, ran = time.perf_counter(), self._step([0], settings, self._last)
+            self._begun.append(_Begun([ran], self.room.send(ran.step), at))
+
+        if self._runner.chip.device is None:
+            self._waiting.append(begin)
+        else:
+            begin()
 
     def finish(self) -> int:
-        token, log_probability = self._running[-1].step.drawn()
-        if not isfinite(log_probability[0]):
+        if not self._begun:
+            self._waiting.popleft()()
+        begun = self._begun.popleft()
+        token, log_probability = begun.results.wait()
+        if not isfinite(log_probability):
             raise InputError("the model gives scores that are not finite")
-        self._ran.append((self._running, (time.perf_counter() - self._started) * 1e6))
-        self._running = []
-        return int(token[0])
+        now = time.perf_counter()
+        self._ran.append((begun.steps, (now - max(begun.at, self._seen)) * 1e6))
+        self._seen = now
+        return token
 
     def passes(self) -> list[Pass]:
         return [_bill(steps, wall_us) for steps, wall_us in self._ran]
@@ -166,13 +224,13 @@ class StepSession:
             self._runner.give_back(len(self._pages), self.room)
         self._closed = True
 
-    def _step(self, tokens: Sized[int], settings: Settings) -> None:
+    def _step(self, tokens: Sized[int], settings: Settings, after: Step | None = None) -> _Ran:
         bucket = 1 if len(tokens) == 1 else -(-len(tokens) // BUCKET) * BUCKET
-        step = self._runner.step(self.room, Layout(1, bucket, len(self._pages)))
+        step = self._last = self._runner.step(self.room, Layout(1, bucket, len(self._pages)))
         step.input.fill([Chunk(tokens, self._length, self._pages, settings)])
-        counts = step.run()
+        counts = step.run(after)
         self._length += len(tokens)
-        self._running.append(_Ran(step, (len(tokens),), (self._length,), counts))
+        return _Ran(step, (len(tokens),), (self._length,), counts)
 
 
 def _bill(steps: Sized[_Ran], wall_us: float) -> Pass:
@@ -213,22 +271,27 @@ class ReferenceSession:
 
     def __init__(self, llama: Llama, capacity: int) -> None:
         self._llama, self._cache = llama, llama.new_cache(capacity)
-        self._tokens: Sized[int] = ()
-        self._settings = Settings()
+        self._next: deque[tuple[Sized[int], Settings]] = deque()  # no tokens: the last one
+        self._last = 0
         self._passes: list[Pass] = []
 
     def start(self, tokens: Sized[int], settings: Settings) -> None:
-        self._tokens, self._settings = tokens, settings
+        self._next.append((tokens, settings))
+
+    def follow(self, settings: Settings) -> None:
+        self._next.append(((), settings))
 
     def finish(self) -> int:
         llama, c = self._llama, self.config
         started = time.perf_counter()
-        logits = llama.logits(llama.forward(self._tokens, self._cache)[-1:])[0]
+        tokens, settings = self._next.popleft()
+        tokens = tokens or (self._last,)
+        logits = llama.logits(llama.forward(tokens, self._cache)[-1:])[0]
         if not np.isfinite(logits).all():
             raise InputError("the model gives scores that are not finite")
-        token = sampled(logits, self._settings)
+        token = self._last = sampled(logits, settings)
         wall_us = (time.perf_counter() - started) * 1e6
-        new, length = len(self._tokens), self._cache.length
+        new, length = len(tokens), self._cache.length
         attention = Attention(1, c.q_heads, c.kv_heads, c.head_dim, new, length, kv=llama.unit.format)
         linear = Counter(llama.unit.drain())
         solved = [Solved("numpy", 1, problem, times, None) for problem, times in linear.items()]

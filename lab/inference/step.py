@@ -8,7 +8,6 @@ from operator import add
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lab import catalog
 from lab.choice import best_guesses, is_solvable
@@ -79,20 +78,19 @@ class Step:
         ]
         self._graph = capture(*self.bound)
 
-    def run(self) -> Counts:
-        """Enqueue the step that `input` describes; its results are in `arrays`: logits, and what `drawn` reads."""
+    def run(self, after: "Step | None" = None) -> Counts:
+        """Enqueue the step that `input` describes: it leaves `results`, and in `arrays` logits.
+
+        Its tokens are those of `input`, or of a step that is enqueued before it what that one draws, a token a row.
+        """
         self.chip.write(self.block, self.input.block)
+        if after:
+            self.chip.copy(self.arrays["tokens"], after.arrays["token"])
         return self.replay()
 
     def replay(self) -> Counts:
         """Enqueue the step once more, with the input that it had last."""
         return self._graph.replay()
-
-    def drawn(self) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """(token of each row, its log-probability), when the step is done."""
-        words = self.chip.read(self.results)
-        rows = self.layout.rows
-        return words[:rows], words[-rows:].view(np.float32)
 
     @property
     def launches(self) -> int:
@@ -100,7 +98,7 @@ class Step:
 
     def solved(self, q_lens: tuple[int, ...], kv_lens: tuple[int, ...]) -> list[tuple[Plan, Problem]]:
         """Each call's plan, and its problem where sequences have these lengths."""
-        actual = {p: _with_lengths(p, q_lens, kv_lens) for p in self.plans}
+        actual = {p: with_lengths(p, self.layout, q_lens, kv_lens) for p in self.plans}
         return [(self.plans[problem], actual[problem]) for problem, _ in self.calls]
 
     def theory(self, q_lens: tuple[int, ...], kv_lens: tuple[int, ...]) -> Counts:
@@ -159,16 +157,26 @@ def parts_of(
     choose: Callable[[Problem, Machine], Plan | None] = planned,
 ) -> list[Part]:
     """What a step of sequences, (new tokens, all tokens) each, consists of; nothing is loaded."""
-    tokens, longest = sum(q for q, _ in rows), max(kv for _, kv in rows)
-    pages = -(-longest // PAGE)
-    layout = Layout(len(rows), tokens, pages)
-    config = config_of(model, pages * PAGE)
-    forward = Forward(config, matrices_of(model), 1 + pages * len(rows), model.kv, activations=model.unit)
-    q_lens, kv_lens = tuple(q for q, _ in rows), tuple(kv for _, kv in rows)
+    layout = Layout(len(rows), sum(q for q, _ in rows), -(-max(kv for _, kv in rows) // PAGE))
+    return parts_in(model, layout, [q for q, _ in rows], [kv for _, kv in rows], machine, choose)
+
+
+def parts_in(
+    model: Model,
+    layout: Layout,
+    q_lens: Sequence[int],
+    kv_lens: Sequence[int],
+    machine: Machine,
+    choose: Callable[[Problem, Machine], Plan | None] = planned,
+) -> list[Part]:
+    """Likewise, in a bucket whose rows have these lengths."""
+    config = config_of(model, layout.capacity)
+    pool = 1 + layout.pages * layout.rows
+    forward = Forward(config, matrices_of(model), pool, model.kv, activations=model.unit)
     calls = list(forward.calls(layout))
     times = Counter(problem for problem, _ in calls)
     names = {problem: arrays["w"].split(".")[-2] if "w" in arrays else problem.kind for problem, arrays in calls}
-    return [Part(names[p], times[p], _with_lengths(p, q_lens, kv_lens), choose(p, machine)) for p in times]
+    return [Part(names[p], times[p], with_lengths(p, layout, q_lens, kv_lens), choose(p, machine)) for p in times]
 
 
 def step_us(model: Model, rows: Sequence[tuple[int, int]], machine: Machine, clock: str = "chain") -> float:
@@ -176,9 +184,14 @@ def step_us(model: Model, rows: Sequence[tuple[int, int]], machine: Machine, clo
     return sum(part.times * (part.predicted_us(clock) or 0.0) for part in parts_of(model, rows, machine))
 
 
-def _with_lengths(problem: Problem, q_lens: tuple[int, ...], kv_lens: tuple[int, ...]) -> Problem:
-    """What a step asks with these lengths of its sequences."""
-    return replace(problem, q_lens=q_lens, kv_lens=kv_lens) if isinstance(problem, Attention) else problem
+def with_lengths(problem: Problem, layout: Layout, q_lens: Sequence[int], kv_lens: Sequence[int]) -> Problem:
+    """What a step asks with these lengths of the layout's rows; rows that are not told have none."""
+    if not isinstance(problem, Attention):
+        return problem
+    first = next(first for first, rows, q_len in layout.parts if (rows, q_len) == (problem.batch, problem.q_len))
+    told = (tuple(lens[first : first + problem.batch]) for lens in (q_lens, kv_lens))
+    q, kv = (lens + (0,) * (problem.batch - len(lens)) for lens in told)
+    return replace(problem, q_lens=q, kv_lens=kv)
 
 
 def _plain(found: Plan) -> Plan:

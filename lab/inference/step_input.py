@@ -28,13 +28,20 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """A bucket: the most sequences, new tokens of all of them together, and pages of each."""
+    """A bucket: the most sequences, new tokens of all of them together, and pages of each.
+
+    Where `chunks` is above 0, only so many sequences, in the last rows, have more than one new token: those before
+    attend in a launch of their own.
+    """
 
     rows: int
     tokens: int
     pages: int
+    chunks: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.chunks < self.rows:
+            raise InputError(f"chunks must be fewer than rows; rows = {self.rows}, chunks = {self.chunks}")
         if not 1 <= self.rows <= self.tokens or self.pages < 1:
             raise InputError(
                 f"a step has 1 row or more, a token a row, a page a row; rows = {self.rows}, tokens = {self.tokens}, "
@@ -42,9 +49,12 @@ class Layout:
             )
 
     @property
-    def q_len(self) -> int:
-        """The most new tokens of one sequence: all of them where others may have none."""
-        return self.tokens if self.rows < self.tokens else 1
+    def parts(self) -> tuple[tuple[int, int, int], ...]:
+        """(first row, rows, most new tokens of one) of each launch of attention; others of a row may have none."""
+        if self.chunks:
+            first = self.rows - self.chunks
+            return (0, first, 1), (first, self.chunks, self.tokens)
+        return ((0, self.rows, self.tokens if self.rows < self.tokens else 1),)
 
     @property
     def capacity(self) -> int:
@@ -76,8 +86,13 @@ class Layout:
         return at + prod(shape)
 
     def views(self, block: Any) -> dict[str, Any]:
-        """The fields of a block, by name, over its memory."""
-        return {name: block[at : at + prod(shape)].reshape(shape) for name, (at, shape) in self.fields.items()}
+        """The fields of a block, by name, over its memory, and what each launch of attention reads of them."""
+        found = {name: block[at : at + prod(shape)].reshape(shape) for name, (at, shape) in self.fields.items()}
+        for first, rows, _ in self.parts:
+            found[f"query_starts.{first}"] = found["query_starts"][first : first + rows + 1]
+            found[f"lengths.{first}"] = found["lengths"][first : first + rows]
+            found[f"block_table.{first}"] = found["block_table"][first : first + rows]
+        return found
 
 
 class StepInput:
@@ -94,16 +109,21 @@ class StepInput:
         self.chunks: tuple[Chunk, ...] = ()
 
     def fill(self, chunks: Sized[Chunk]) -> "StepInput":
-        """Take these chunks, one a row, in place of those before."""
+        """Take these chunks, one a row, in place of those before; one token first if it has `chunks`."""
         layout, fields = self.layout, self.fields
         lengths = [len(chunk.tokens) for chunk in chunks]
         if len(chunks) > layout.rows or sum(lengths) > layout.tokens or min(lengths, default=1) < 1:
             raise InputError(f"chunks of {lengths} tokens do not fit {layout}")
         self.block[:] = 0
         self.chunks = tuple(chunks)
-        at = 0
-        for row, (chunk, length) in enumerate(zip(chunks, lengths, strict=True)):
+        at, row, first = 0, 0, layout.rows - layout.chunks
+        for chunk, length in zip(chunks, lengths, strict=True):
+            if layout.chunks and length > 1 and row < first:
+                fields["query_starts"][row + 1 : first + 1] = at
+                row = first
             end = chunk.start + length
+            if row >= layout.rows or (layout.chunks and length > 1 and row < first):
+                raise InputError(f"chunks of {lengths} tokens do not fit {layout}")
             if len(chunk.pages) > layout.pages or end > len(chunk.pages) * PAGE:
                 raise InputError(
                     f"{end} tokens do not fit the {len(chunk.pages)} pages of a sequence in {layout}, "
@@ -121,7 +141,8 @@ class StepInput:
             at += length
             fields["query_starts"][row + 1] = at
             fields["sample_rows"][row] = at - 1
-        fields["query_starts"][len(chunks) + 1 :] = at
+            row += 1
+        fields["query_starts"][row + 1 :] = at
         fields["slots"][at:] = NULL_PAGE * PAGE + np.arange(layout.tokens - at, dtype=np.int32) % PAGE
         return self
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.choice import is_solvable
-from lab.inference.checkpoint import TensorFile
+from lab.inference.checkpoint import TensorFile, floats
 from lab.inference.chip import Chip
 from lab.inference.config import LlamaConfig
 from lab.inference.model import frequencies
@@ -19,9 +19,11 @@ from lab.inference.rotary import RopeScaling
 from lab.problems import Linear, Model
 from sim import int4
 from sim.errors import InputError
-from sim.formats import FORMATS, encode
+from sim.formats import FORMATS, FP8_MAX, encode
 
+ROUNDED = ("bf16", "fp8", *(name for name, form in FORMATS.items() if form.group))  # that matrices can be rounded to
 _AT_ONCE = 2**22  # elements that are converted at once
+_POSITIONS = 2**14  # whose angles are computed at once
 _EXPONENT = 0x7F80  # of a bf16: infinities and NaN have all its bits
 _SPREAD = 0.02  # standard deviation of random weights, as models are initialised (GPT-2)
 
@@ -36,19 +38,29 @@ class StepWeights:
 
     @classmethod
     def load(
-        cls, config: LlamaConfig, file: TensorFile, chip: Chip, rank: int = 0, ranks: int = 1, advance: Advance = silent
+        cls,
+        config: LlamaConfig,
+        file: TensorFile,
+        chip: Chip,
+        rank: int = 0,
+        ranks: int = 1,
+        weights: str = "",
+        advance: Advance = silent,
     ) -> "StepWeights":
         """A model's weights, or of `ranks` that share its layers those of one.
 
         A rank has some of the heads and of the columns of the MLP: rows of qkv and gate_up, columns of output and down,
         whose results are then to be summed over the ranks (Shoeybi et al., "Megatron-LM", 2019); embedding, norms and
-        head are whole. int4 groups stay as they are, all else becomes bf16. Raises InputError where a weight is not
-        finite in bf16, and where heads, columns or their groups cannot be divided so.
+        head are whole. int4 groups stay as they are, all else becomes bf16; where `weights` names bf16, fp8 or int4
+        groups, matrices are rounded to that, fp8 with a scale for each row. Raises InputError where a weight is not
+        finite in its format, and where heads, columns or their groups cannot be divided so.
         """
         if not 0 <= rank < ranks:
             raise InputError(f"a rank is one of 0 to {ranks - 1}; got {rank}")
+        if weights not in ("", *ROUNDED):
+            raise InputError(f"weights are rounded to {', '.join(ROUNDED)}; got {weights!r}")
         config = config.shard(ranks)
-        loading = _Loading(file, config, chip, rank)
+        loading = _Loading(file, config, chip, rank, weights)
         arrays = loading.arrays
         for i in range(config.layers):
             advance(i * len(config.shapes) // config.layers)
@@ -66,12 +78,14 @@ class StepWeights:
                 arrays[f"{layer}.norms"] = arrays[f"{layer}.norms"].reshape(2, config.head_dim)
         loading.vectors("norm", "output_norm.weight")
         arrays["embedding"] = loading.bf16("token_embd.weight")
-        if config.tied and not loading.form("token_embd.weight"):
+        head = "token_embd.weight" if config.tied else "output.weight"
+        if config.tied and loading.asked(head).weights == "bf16":
             loading.matrices["head"] = Linear(1, config.vocab, config.d)
             arrays["head.w"] = arrays["embedding"]
         else:
-            loading.matrix("head", "token_embd.weight" if config.tied else "output.weight")
-        arrays["turns"] = chip.xp.asarray(_turns(frequencies(config, file), config))
+            loading.matrix("head", head)
+        loading.require_finite()
+        arrays["turns"] = _turns(frequencies(config, file), config, chip)
         return cls(config, loading.matrices, arrays)
 
     @property
@@ -83,55 +97,71 @@ class StepWeights:
 class _Loading:
     """Tensors on their way to a chip: never more than a few megabytes of floats at once on the host."""
 
-    def __init__(self, file: TensorFile, config: LlamaConfig, chip: Chip, rank: int) -> None:
-        self.file, self.chip, self.rank = file, chip, rank
+    def __init__(self, file: TensorFile, config: LlamaConfig, chip: Chip, rank: int, weights: str) -> None:
+        self.file, self.chip, self.rank, self.weights = file, chip, rank, weights
         self.shapes = config.shapes | config.optional_shapes  # a rank's own
         self.matrices: dict[str, Linear] = {}
         self.arrays: dict[str, Any] = {}
+        self._wrong: list[tuple[str, Any]] = []  # whether a part of a tensor is not finite
 
     def matrix(self, name: str, *tensors: str) -> None:
-        """One matrix of tensors one below the other: int4 groups where all are alike and have a kernel, else bf16."""
-        rows, k = [self.shapes[tensor][0] for tensor in tensors], self.shapes[tensors[0]][1]
-        forms = {self.form(tensor) for tensor in tensors}
-        form = forms.pop()
-        if forms or not form:
-            self.matrices[name] = Linear(1, sum(rows), k)
+        """One matrix of tensors one below the other."""
+        problem = self.matrices[name] = self.asked(*tensors)
+        if problem.weights == "bf16":
             self.arrays[f"{name}.w"] = self.bf16(*tensors)
             return
-        problem = self.matrices[name] = replace(form, n=sum(rows), k=k)
-        xp, shapes = self.chip.xp, int4.shapes(problem.n, k, problem.group)
-        w, w_scale = xp.empty(shapes[0], np.uint8), xp.empty(shapes[1], np.uint16)
-        tiles = -(-_AT_ONCE // (k * int4.PADDED_ROWS)) * (int4.PADDED_ROWS // int4.TILE_ROWS)
-        for at in range(0, shapes[0][0], tiles):
-            here = slice(at, at + tiles)
-            first, last = at * int4.TILE_ROWS, min((at + tiles) * int4.TILE_ROWS, problem.n)
-            w[here], w_scale[here] = int4.pack(self._stacked(tensors, first, last))
-        self.arrays |= {f"{name}.w": w, f"{name}.w_scale": w_scale}
+        xp, n, k = self.chip.xp, problem.n, problem.k
+        if problem.group:
+            shapes = int4.shapes(n, k, problem.group)
+            parts, unit = [xp.empty(shapes[0], np.uint8), xp.empty(shapes[1], np.uint16)], int4.TILE_ROWS
+        else:
+            parts, unit = [xp.empty((n, k), np.uint8), xp.empty(n, np.float32)], 1
+        step = -(-_AT_ONCE // (k * int4.PADDED_ROWS)) * int4.PADDED_ROWS  # rows
+        for first in range(0, n, step):
+            last = min(first + step, n)
+            for part, bits in zip(parts, self._operands(problem, tensors, first, last), strict=True):
+                part[first // unit : first // unit + len(bits)] = xp.asarray(bits)
+        self.arrays |= {f"{name}.w": parts[0], f"{name}.w_scale": parts[1]}
+
+    def asked(self, *tensors: str) -> Linear:
+        """What tensors one below the other ask: as `weights` says, else their own int4 groups where all are alike."""
+        problem = Linear(1, sum(self.shapes[tensor][0] for tensor in tensors), self.shapes[tensors[0]][1])
+        if self.weights:
+            return replace(problem, weights=self.weights, scales="row" if self.weights == "fp8" else "none")
+        groups = [self.file.groups(tensor, slice(0, 1)) for tensor in tensors]
+        forms = {(one.group, one.zero_points) if one else None for one in groups}
+        form = forms.pop()
+        if forms or not form:
+            return problem
+        found = replace(problem, weights=f"int4_g{form[0]}", offset="zero" if form[1] else "min")
+        return found if is_solvable(found, self.chip.machine) else problem
 
     def vectors(self, name: str, *tensors: str) -> None:
         self.arrays[name] = self.bf16(*tensors)
 
-    def form(self, tensor: str) -> Linear | None:
-        """What a matrix in int4 groups asks, whatever its size; None where it is in none, or they have no kernel."""
-        groups = self.file.groups(tensor, slice(0, 1))
-        if groups is None:
-            return None
-        asked = Linear(1, 8, 8, f"int4_g{groups.group}", offset="zero" if groups.zero_points else "min")
-        whole = replace(asked, n=self.shapes[tensor][0], k=self.shapes[tensor][1])
-        return asked if is_solvable(whole, self.chip.machine) else None
-
-    def _stacked(self, tensors: tuple[str, ...], first: int, last: int) -> int4.Groups:
-        """Rows of tensors one below the other, of this rank's part of each, as groups on the chip."""
-        parts, at = [], 0
+    def _operands(self, problem: Linear, tensors: tuple[str, ...], first: int, last: int) -> tuple[Any, Any]:
+        """Rows of a matrix as its kernels read them, w and w_scale."""
+        spans, at = [], 0
         for tensor in tensors:
             begin, end = max(first - at, 0), min(last - at, self.shapes[tensor][0])
             if begin < end:
-                parts.append(self._groups(tensor, begin, end))
+                spans.append((tensor, begin, end))
             at += self.shapes[tensor][0]
-        q, scale, offset = (np.concatenate([getattr(part, of) for part in parts]) for of in ("q", "scale", "offset"))
-        return int4.Groups(q, scale, offset, parts[0].group, parts[0].zero_points)
+        if not self.weights:
+            groups = [self._groups(*span) for span in spans]
+            q, scale, offset = (np.concatenate([getattr(g, of) for g in groups]) for of in ("q", "scale", "offset"))
+            return int4.pack(int4.Groups(q, scale, offset, problem.group, problem.zero_points))
+        values: NDArray[np.float32] = np.concatenate([self._floats(*span) for span in spans])
+        return int4.pack(int4.quantise(values, problem.group)) if problem.group else _fp8(values)
+
+    def _floats(self, tensor: str, begin: int, end: int) -> NDArray[np.float32]:
+        """Rows of this rank's part of a matrix."""
+        rows, columns = self._own(tensor)
+        first = rows.start or 0
+        return floats(self.file, tensor, slice(first + begin, first + end))[:, columns]
 
     def _groups(self, tensor: str, begin: int, end: int) -> int4.Groups:
+        """Rows of this rank's part of a matrix, as groups on the chip."""
         rows, columns = self._own(tensor)
         first = rows.start or 0
         whole = self.file.groups(tensor, slice(first + begin, first + end), self.chip.xp.asarray)
@@ -159,9 +189,14 @@ class _Loading:
                 values = self.file.rows(tensor, slice(first, first + count))
                 bits = part[done : done + count]
                 self.chip.write(bits, _bf16(values[:, columns] if values.ndim == 2 else values))
-                if ((bits & _EXPONENT) == _EXPONENT).any():
-                    self.file.refuse(f"the tensor {tensor!r} holds infinities, NaN or what is too large for bf16")
+                self._wrong.append((tensor, ((bits & _EXPONENT) == _EXPONENT).any()))
         return there
+
+    def require_finite(self) -> None:
+        """Refuse the file where a bf16 weight is not finite; asked at the end, so that a GPU looks while it is fed."""
+        if self._wrong and self.chip.xp.stack([found for _, found in self._wrong]).any():
+            tensor = next(tensor for tensor, found in self._wrong if found)
+            self.file.refuse(f"the tensor {tensor!r} holds infinities, NaN or what is too large for bf16")
 
     def _own(self, tensor: str) -> tuple[slice, slice]:
         """Which rows and columns of a tensor are this rank's."""
@@ -171,6 +206,13 @@ class _Loading:
             for m, n in zip(mine, whole, strict=True)
         ]
         return own[0], own[1] if len(own) > 1 else slice(None)
+
+
+def _fp8(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """The bits of a matrix whose rows are scaled to the whole range of fp8, and the scales."""
+    largest = np.abs(values).max(axis=1)
+    scale = np.where(largest > 0, largest / FP8_MAX, 1).astype(np.float32)
+    return encode(values / scale[:, None], "fp8"), scale
 
 
 def _bf16(values: NDArray[np.floating]) -> NDArray[np.uint16]:
@@ -193,7 +235,7 @@ def random(model: Model, context: int, chip: Chip, seed: int = 0) -> StepWeights
     for name in (*names, "norm"):
         arrays[name] = chip.encode_bf16(chip.xp.ones(model.d, np.float32))
     plain = config.rope_scaling.frequencies(config.rope_theta, config.head_dim)
-    arrays["turns"] = chip.xp.asarray(_turns(plain, config))
+    arrays["turns"] = _turns(plain, config, chip)
     return StepWeights(config, matrices, arrays)
 
 
@@ -224,11 +266,15 @@ def matrices_of(model: Model) -> dict[str, Linear]:
     return {**found, "head": linear(model.vocab, model.d)}
 
 
-def _turns(radians: NDArray[np.float64], config: LlamaConfig) -> NDArray[np.float32]:
+def _turns(radians: NDArray[np.float64], config: LlamaConfig, chip: Chip) -> Any:
     """Cosine and sine of every position and pair, in float64 until they are stored: far positions are exact too."""
-    angles = np.arange(config.context)[:, None] * radians
-    both = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
-    return (config.rope_scaling.magnitude * both).astype(np.float32)
+    xp, pairs = chip.xp, chip.xp.asarray(radians)
+    turns = xp.empty((config.context, len(radians), 2), np.float32)
+    for first in range(0, config.context, _POSITIONS):
+        angles = xp.arange(first, min(first + _POSITIONS, config.context))[:, None] * pairs
+        for i, function in enumerate((xp.cos, xp.sin)):
+            turns[first : first + _POSITIONS, :, i] = config.rope_scaling.magnitude * function(angles)
+    return turns
 
 
 def _random(problem: Linear, rng: Any, chip: Chip) -> Iterator[tuple[str, Any]]:

@@ -75,14 +75,17 @@ PRETOKENIZERS = MappingProxyType(
 )
 
 
+_WHOLE = Pretokenizer(lambda _: None, bos=True)  # SentencePiece's: nothing is split
+
+
 class Tokenizer(Codec):
     """The tokenizer of a GGUF file; raises InputError where it is of an unknown kind or inconsistent."""
 
     def __init__(self, file: GgufFile) -> None:
         tokenizers = tokenizers_package()
         kind = file.get("tokenizer.ggml.model", str)
-        name = file.get("tokenizer.ggml.pre", str, default="default" if kind == "llama" else None)
         self._pieces = kind == "llama"  # SentencePiece's, whose words begin with a space
+        name = file.get("tokenizer.ggml.pre", str, default="" if self._pieces else None)
         if not self._pieces and (kind != "gpt2" or name not in PRETOKENIZERS):
             known = ", ".join(f"gpt2/{p}" for p in PRETOKENIZERS)
             file.refuse(f"its tokenizer is {kind}/{name}; supported: {known}, llama")
@@ -97,7 +100,7 @@ class Tokenizer(Codec):
             prefix, _, asked = key.partition("tokenizer.ggml.")
             if not prefix and asked and not _READ.fullmatch(asked) and _says_something(value):
                 file.refuse(f"its metadata ask for {key}, which this tokenizer does not know")
-        pretokenizer = PRETOKENIZERS.get(name, Pretokenizer(lambda _: None, bos=True))
+        pretokenizer = _WHOLE if self._pieces else PRETOKENIZERS[name]
         self.tokens: list[str] = file.get("tokenizer.ggml.tokens", list)
         self._types = _types(file, len(self.tokens))
         self._ids = {token: i for i, token in enumerate(self.tokens)}
@@ -105,8 +108,7 @@ class Tokenizer(Codec):
             file.refuse("its vocabulary holds a token twice")
         merging = self._scored_pairs if self._pieces else self._byte_pairs
         self._bpe = tokenizers.Tokenizer(merging(file, tokenizers.models.BPE, pretokenizer.whole_words))
-        if not self._pieces:
-            self._bpe.pre_tokenizer = pretokenizer.split(tokenizers)
+        self._bpe.pre_tokenizer = pretokenizer.split(tokenizers)
         self._user_defined = any_of(self._of_type(USER_DEFINED))
         self.control = any_of(self._of_type(CONTROL, UNKNOWN))
         self._bos = self._added(file, "bos", pretokenizer.bos)

@@ -179,7 +179,7 @@ class Problem(ABC):
         return self.as_dict()
 
     def wider_classes(self) -> Iterable[dict[str, Any]]:
-        """Tuned classes whose kernels solve this problem too, and need not take longer for it."""
+        """Tuned classes whose kernels solve this problem too."""
         return ()
 
     def multiples(self, row_bytes: int) -> dict[str, int]:  # noqa: ARG002 (for kernels of this kind alone)

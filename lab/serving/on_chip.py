@@ -14,7 +14,7 @@ from lab.inference.step_weights import StepWeights
 from lab.serving.clock import Clock
 from lab.serving.executor import Timed, Timeline
 from lab.serving.scheduler import Scheduler
-from lab.serving.step import Copy, StepPlan, StepResult, pack
+from lab.serving.step import Copy, StepPlan, StepResult, pack, rows_in
 from sim.errors import InputError
 
 DEPTH = 2  # steps in flight: each has a block and a place for its results
@@ -103,12 +103,12 @@ class ChipExecutor:
         hosts = self._pools if policy.host_pages > 1 else []
         self._host = [chip.host(shape, np.dtype(pool.dtype)) for pool in hosts]
         self._steps: dict[Layout, Step] = {}
-        largest = max(policy.buckets.all(), key=lambda layout: layout.words)
-        self._blocks = deque(chip.host((largest.words,), np.dtype(np.int32)) for _ in range(DEPTH))
+        words, rows = (max(getattr(one, name) for one in policy.buckets.all()) for name in ("words", "rows"))
+        self._blocks = deque(chip.host((words,), np.dtype(np.int32)) for _ in range(DEPTH))
         self._inputs: dict[tuple[Layout, int], StepInput] = {}
-        self._results = deque(chip.host((2 * policy.max_rows + 4,), np.dtype(np.int32)) for _ in range(DEPTH))
-        self._in_flight: deque[tuple[StepPlan, Layout, Any]] = deque()
-        self._before: dict[int, int] = {}  # the row of each request in the newest step
+        self._results = deque(chip.host((2 * rows + 4,), np.dtype(np.int32)) for _ in range(DEPTH))
+        self._in_flight: deque[tuple[int, list[int], Any, Any]] = deque()
+        self._before: tuple[StepPlan, Layout] | None = None  # the newest step
         self._newest: Step | None = None
 
     def prepare(self, layouts: Iterable[Layout]) -> None:
@@ -124,7 +124,7 @@ class ChipExecutor:
         return self._newest.arrays["logits"]
 
     def submit(self, plan: StepPlan, now_us: float) -> None:
-        chip, layout = self._chip, self._buckets.of(max(plan.rows, 1), max(plan.tokens, 1))
+        chip, layout = self._chip, self._buckets.of(plan.singles or not plan.chunks, plan.chunks, plan.tokens)
         self._move(plan)
         step = self._step(layout)
         if plan.rows:
@@ -138,16 +138,16 @@ class ChipExecutor:
         chip.copy(results, step.results)
         self._stopwatch.read()
         self._newest = step
-        self._before = {sequence.request.id: row for row, sequence in enumerate(plan.sequences)}
-        self._in_flight.append((plan, layout, results))
+        rows = rows_in(plan, layout)
+        self._before = plan, layout
+        self._in_flight.append((plan.step, rows, results[: layout.rows], results[-layout.rows :].view(np.float32)))
 
     def result(self) -> StepResult:
-        plan, layout, results = self._in_flight.popleft()
+        step, rows, tokens, scores = self._in_flight.popleft()
         timed = self._stopwatch.wait()
-        scores = results[-layout.rows :].view(np.float32)[: plan.rows]
-        if not np.isfinite(scores).all():
+        if not np.isfinite(scores[rows]).all():
             raise InputError("the model gives scores that are not finite")
-        return StepResult(plan.step, results[: plan.rows].tolist(), *timed, scores.tolist())
+        return StepResult(step, tokens[rows].tolist(), *timed, scores[rows].tolist())
 
     def _write(self, plan: StepPlan, step: Step) -> None:
         """Bring a plan's block to the chip, and the tokens that the step before samples to their places in it."""

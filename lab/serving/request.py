@@ -1,6 +1,7 @@
 """What is asked of the loop, and what it knows of one sequence."""
 
 from array import array
+from math import nan
 
 from msgspec import Struct
 
@@ -39,10 +40,12 @@ class Sequence:
         "bypassed",
         "chain",
         "computed",
+        "found",
         "host",
         "last_step",
         "length",
         "limit",
+        "log_probability",
         "pages",
         "published",
         "reason",
@@ -65,9 +68,11 @@ class Sequence:
         self.last_step = -1  # the newest step that has a row of it
         self.published = 0  # full pages whose place in the prefix tree is `chain`
         self.chain: int | str = request.salt
+        self.found = 0  # tokens of it that were computed when it was first admitted
         self.bypassed = 0  # how often a later request was admitted first
         self.reason = ""  # why it ended; empty while it has not
         self.token_us: list[float] = []
+        self.log_probability = nan  # of the newest token
 
     @property
     def sampled(self) -> list[int]:

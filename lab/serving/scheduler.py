@@ -2,12 +2,14 @@
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import repeat
+from math import nan
 from typing import Protocol
 
 from lab.inference.step_input import PAGE
 from lab.serving.pages import PagePool
 from lab.serving.request import ABORT, LENGTH, STOP, Request, Sequence
-from lab.serving.step import Buckets, Copy, Note, Slots, StepPlan, StepResult
+from lab.serving.step import CHUNKS, Buckets, Copy, Note, Slots, StepPlan, StepResult
 from sim.errors import InputError
 
 RECOMPUTE, SWAP, CHEAPER = "recompute", "swap", "cheaper"
@@ -20,7 +22,7 @@ class Policy:
     A step has up to `max_rows` sequences and `max_tokens` tokens; where `itl_us` is above 0, only as many tokens as are
     predicted to end by then, but a page of a prompt at least. `pages` and `host_pages` hold `page_tokens` tokens each,
     page 0 of either none; a sequence has up to `max_length` tokens. `prefix_caching` shares full pages of equal
-    prefixes. Where `continuous` is false a batch is only admitted when the one before is done. `preemption` gives a
+    prefixes. Where `continuous` is false nobody joins a batch from which one has ended. `preemption` gives a
     sequence's pages back by recomputing it later, by a swap to the host, or by the cheaper of both. `bypass` is how
     often others may be admitted before a request that does not fit. Raises InputError for what cannot be.
     """
@@ -56,7 +58,7 @@ class Policy:
 class Costs(Protocol):
     """What the scheduler asks before it decides, in microseconds; `lab.serving.times.StepTimes` predicts it."""
 
-    def step_us(self, rows: int, tokens: int, decodes: int, decode_kv: int, pairs: int) -> float: ...
+    def step_us(self, singles: int, tokens: int, single_kv: int, chunk_start: int) -> float: ...
 
     def recompute_us(self, tokens: int) -> float: ...
 
@@ -82,8 +84,9 @@ class Scheduler:
         self.sequences: dict[int, Sequence] = {}
         self.in_flight: deque[StepPlan] = deque()
         self.table_pages = self.table_tokens = 0  # of all block tables together
-        self.preemptions = 0
+        self.preemptions = self.hits = 0  # so far: sequences, and tokens found in the cache
         self._costs = costs
+        self._forming = True  # the batch, where batches are static
         self._steps = 0
 
     def add(self, request: Request) -> Sequence:
@@ -117,9 +120,10 @@ class Scheduler:
                 promised = self._decode(plan, sequence, promised)
         budget = self._budget(plan)
         for sequence in tuple(self.running):
-            if sequence.length - sequence.scheduled > 1 and sequence.slot >= 0 and plan.tokens < budget:
+            if sequence.length - sequence.scheduled > 1 and sequence.slot >= 0 and self._open(plan, budget):
                 self._chunk(plan, sequence, budget)
-        if self.waiting and self.preemptions == preempted and (self.policy.continuous or not self.running):
+        self._forming = self._forming or not self.running
+        if self.waiting and self.preemptions == preempted and (self.policy.continuous or self._forming):
             self._admit(plan, budget)
         if not plan.rows and not plan.moves:
             return None
@@ -137,8 +141,9 @@ class Scheduler:
             raise ValueError(f"step {result.step} is committed; the oldest in flight is {plan.step}")
         page_tokens, caching, now = self.policy.page_tokens, self.policy.prefix_caching, result.ended_us
         emitted = []
-        rows = zip(plan.sequences, plan.starts, plan.counts, plan.samples, result.tokens, strict=False)
-        for sequence, start, count, sampled, token in rows:
+        scores = result.log_probabilities or repeat(nan)
+        rows = zip(plan.sequences, plan.starts, plan.counts, plan.samples, result.tokens, scores, strict=False)
+        for sequence, start, count, sampled, token, score in rows:
             if sequence.reason:
                 continue  # it ran one token too far, or was aborted
             if sequence.slot >= 0:
@@ -148,6 +153,7 @@ class Scheduler:
             if sampled:
                 sequence.tokens.append(token)
                 sequence.token_us.append(now)
+                sequence.log_probability = score
                 emitted.append(sequence)
                 if token in sequence.request.ends:
                     self._finish(sequence, STOP)
@@ -178,8 +184,6 @@ class Scheduler:
                 if youngest is sequence:
                     return promised
             self._extend(plan, sequence, 1)
-        plan.decodes += 1
-        plan.decode_kv += sequence.scheduled + 1
         self._row(plan, sequence, 1)
         return promised
 
@@ -196,14 +200,13 @@ class Scheduler:
                 return
         count = min(sequence.length - sequence.scheduled, budget - plan.tokens, room)
         self._extend(plan, sequence, count)
-        plan.pairs += count * sequence.scheduled + count * (count + 1) // 2
         self._row(plan, sequence, count)
 
     def _admit(self, plan: StepPlan, budget: int) -> None:
         """Let waiting sequences in, in their order, but past those that do not fit as far as `bypass` allows."""
         skipped: list[Sequence] = []
         for sequence in tuple(self.waiting):
-            if plan.tokens >= budget or len(self.running) >= self.policy.max_rows:
+            if not self._open(plan, budget) or len(self.running) >= self.policy.max_rows:
                 break
             parent = self.sequences.get(sequence.request.fork_of) if sequence.request.fork_of is not None else None
             if parent and parent.computed < len(parent.request.prompt):
@@ -254,8 +257,15 @@ class Scheduler:
             parent.last_step = plan.step
         sequence.computed = sequence.scheduled = found
         self.table_tokens += found
+        self.hits += found
+        if not sequence.token_us:
+            sequence.found = found
         plan.notes.append(Note("fork" if partial else "admit", sequence.request.id, found))
         return True
+
+    def _open(self, plan: StepPlan, budget: int) -> bool:
+        """Whether a chunk may join a step."""
+        return plan.tokens < budget and plan.chunks < CHUNKS
 
     def _budget(self, plan: StepPlan) -> int:
         """Tokens that the step may have: all of the policy's, or the most whose step is predicted to be in time."""
@@ -264,23 +274,24 @@ class Scheduler:
         owing = next((s for s in self.running if s.length - s.scheduled > 1), None)
         if owing is None and not self.waiting:
             return self.policy.max_tokens
-        start = owing.scheduled if owing else 0
+        start, attended = owing.scheduled if owing else 0, sum(plan.starts) + plan.rows
         for edge in self.policy.buckets.edges():
-            count = edge - plan.tokens
-            if count < self.policy.page_tokens:
+            if edge - plan.tokens < self.policy.page_tokens:
                 break
-            pairs = count * start + count * (count + 1) // 2
-            if self._costs.step_us(plan.rows + 1, edge, plan.decodes, plan.decode_kv, pairs) <= self.policy.itl_us:
+            if self._costs.step_us(plan.rows, edge, attended, start) <= self.policy.itl_us:
                 return edge
         return min(self.policy.max_tokens, plan.tokens + self.policy.page_tokens)
 
     def _row(self, plan: StepPlan, sequence: Sequence, count: int) -> None:
         start = sequence.scheduled
         end = sequence.scheduled = start + count
-        plan.sequences.append(sequence)
-        plan.starts.append(start)
-        plan.counts.append(count)
-        plan.samples.append(end == sequence.length)
+        at = plan.rows
+        if count == 1:
+            at, plan.singles = plan.singles, plan.singles + 1
+        plan.sequences.insert(at, sequence)
+        plan.starts.insert(at, start)
+        plan.counts.insert(at, count)
+        plan.samples.insert(at, end == sequence.length)
         if end == sequence.length < sequence.limit - 1:
             sequence.length += 1  # the last token of an answer is never computed
         plan.tokens += count
@@ -361,7 +372,7 @@ class Scheduler:
         if sequence.host and self.host:
             self.host.release(sequence.host, sequence.last_step)
             sequence.host = []
-        sequence.reason = reason
+        sequence.reason, self._forming = reason, False
         del self.sequences[sequence.request.id]
 
     def _pages_of(self, tokens: int) -> int:

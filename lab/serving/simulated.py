@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from lab.inference.step_input import PAGE, Layout
 from lab.problems import Model
 from lab.serving.clock import Clock, VirtualClock
 from lab.serving.engine import Engine, HostCost, Observer
@@ -10,6 +11,7 @@ from lab.serving.journal import Journal
 from lab.serving.scheduler import Policy, Scheduler
 from lab.serving.step import StepPlan
 from lab.serving.times import StepTimes
+from sim.errors import InputError
 from sim.machine import Machine
 
 
@@ -23,17 +25,18 @@ class Overheads(NamedTuple):
 class ScaledTimes:
     """Predicted times, each step's by a factor that its bucket was measured to need; `usual` where it was not."""
 
-    def __init__(self, times: StepTimes, factors: dict[tuple[int, int], float], usual: float) -> None:
+    def __init__(self, times: StepTimes, factors: dict[Layout, float], usual: float) -> None:
         self._times, self._factors, self._usual = times, factors, usual
 
     def plan_us(self, plan: StepPlan) -> float:
         """Microseconds of a step."""
-        return self._times.plan_us(plan) * self._factors.get(self.key(plan.rows, plan.tokens), self._usual)
+        return self._times.plan_us(plan) * self._factors.get(
+            self.key(plan.singles, plan.chunks, plan.tokens), self._usual
+        )
 
-    def key(self, rows: int, tokens: int) -> tuple[int, int]:
-        """(rows, tokens) of a step's bucket."""
-        layout = self._times.buckets.of(max(rows, 1), max(tokens, 1))
-        return layout.rows, layout.tokens
+    def key(self, singles: int, chunks: int, tokens: int) -> Layout:
+        """A step's bucket."""
+        return self._times.buckets.of(singles, chunks, tokens)
 
 
 def simulated(
@@ -53,3 +56,15 @@ def simulated(
     executor = PredictedExecutor(pace or times, scripted(model.vocab), overheads.gap_us)
     scheduler = Scheduler(policy, times)
     return Engine(scheduler, executor, clock or VirtualClock(), observe, look_ahead, overheads.host, journal)
+
+
+def pages_within(model: Model, machine: Machine) -> int:
+    """Pages that fit a machine's memory beside a model's weights, a tenth kept for what steps work on.
+
+    Raises InputError where not even two do.
+    """
+    room = 0.9 * machine.hbm_bytes - model.bytes["weights"]
+    pages = int(room // (PAGE * model.kv_bytes_per_token))
+    if pages < 2:
+        raise InputError(f"the model's weights leave no room for a cache in the {machine.title}'s memory")
+    return pages

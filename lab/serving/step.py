@@ -10,9 +10,10 @@ from lab.inference.step_input import NULL_PAGE, PAGE, Layout, StepInput
 from lab.problems.sampling import SETTINGS
 from lab.serving.request import Sequence
 
+CHUNKS = 8  # sequences of a step that have more than one token: attention looks at the tiles that they may have
 _DECODE = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # rows of one token each
 _MIXED_TOKENS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)  # edges of the tiles of a GEMM, mostly
-_MIXED_ROWS = (8, 64, 256, 1024)
+_MIXED_ROWS = (8, 64, 256, 1024)  # of one token, beside chunks
 DRAW = 6  # the word of a row's settings that says which draw it is
 
 
@@ -36,8 +37,8 @@ class Copy(NamedTuple):
 class StepPlan:
     """Row i is `counts[i]` tokens of `sequences[i]` from token `starts[i]` on; `samples[i]` where they reach its end.
 
-    Copies are made before the rows are computed: within the cache, to the host, back
-    from it. `decode_kv` counts the tokens that rows of one token attend to, `pairs` the query-key pairs of the others.
+    The first `singles` rows have one token, the others more. Copies are made before the rows are computed: within the
+    cache, to the host, back from it.
     """
 
     step: int
@@ -51,13 +52,16 @@ class StepPlan:
     notes: list[Note] = field(default_factory=list)
     new_pages: list[int] = field(default_factory=list)
     tokens: int = 0
-    decodes: int = 0
-    decode_kv: int = 0
-    pairs: int = 0
+    singles: int = 0
 
     @property
     def rows(self) -> int:
         return len(self.sequences)
+
+    @property
+    def chunks(self) -> int:
+        """Rows of more than one token."""
+        return len(self.sequences) - self.singles
 
     @property
     def moves(self) -> int:
@@ -109,13 +113,18 @@ class Buckets:
     max_tokens: int
     pages: int  # of one sequence
 
-    def of(self, rows: int, tokens: int) -> Layout:
-        """The least bucket for so many rows and tokens."""
-        if rows == tokens:
-            rows = _at_least(_DECODE, rows, self.max_rows)
+    def of(self, singles: int, chunks: int, tokens: int) -> Layout:
+        """The least bucket for so many rows of one token, so many of more, and so many tokens."""
+        if not chunks:
+            rows = _at_least(_DECODE, singles, self.max_rows)
             return Layout(rows, rows, self.pages)
         tokens = _at_least(_MIXED_TOKENS, tokens, self.max_tokens)
-        return Layout(min(tokens - 1, _at_least(_MIXED_ROWS, rows, self.max_rows)), tokens, self.pages)
+        if not singles:
+            return Layout(min(CHUNKS, tokens - 1), tokens, self.pages)
+        rows = _at_least(_MIXED_ROWS, singles, self.max_rows) + CHUNKS
+        if rows < tokens:
+            return Layout(rows, tokens, self.pages, CHUNKS)
+        return Layout(min(tokens - 1, rows), tokens, self.pages)  # of small steps, which attend in one launch
 
     def edges(self) -> list[int]:
         """Token counts of mixed buckets, the largest first."""
@@ -123,12 +132,11 @@ class Buckets:
 
     def all(self) -> list[Layout]:
         """Every bucket there is, the smallest first."""
-        decode = [self.of(rows, rows) for rows in (*(n for n in _DECODE if n < self.max_rows), self.max_rows)]
-        mixed = [
-            self.of(min(rows, tokens - 1), tokens)
-            for tokens in reversed(self.edges())
-            for rows in (*(n for n in _MIXED_ROWS if n < self.max_rows), self.max_rows)
-        ]
+        rows = (*(n for n in _DECODE if n < self.max_rows), self.max_rows)
+        decode = [self.of(n, 0, n) for n in rows]
+        fewest = (0, 1, *(n + 1 for n in _MIXED_ROWS if n < self.max_rows))  # rows of one token that need a bucket
+        edges = reversed(self.edges())
+        mixed = [self.of(singles, 1, tokens) for tokens in edges for singles in fewest if singles + 2 <= tokens]
         return list(dict.fromkeys([*decode, *mixed]))
 
 
@@ -137,17 +145,19 @@ def _at_least(edges: tuple[int, ...], value: int, most: int) -> int:
 
 
 class Slots:
-    """What packing needs of each running sequence, by its slot: its block table and its settings."""
+    """What packing needs of each running sequence, by its slot: block table, settings, tokens of its prompt."""
 
     def __init__(self, rows: int, pages: int) -> None:
         self.tables = np.zeros((rows, pages), np.int32)
         self.settings = np.zeros((rows, SETTINGS), np.int32)
+        self.prompts = np.zeros(rows, np.int32)
         self._free = list(range(rows - 1, -1, -1))
 
     def seat(self, sequence: Sequence) -> None:
         """Give a sequence a slot."""
-        sequence.slot = self._free.pop()
-        self.settings[sequence.slot] = sequence.request.settings.words()
+        slot = sequence.slot = self._free.pop()
+        self.settings[slot] = sequence.request.settings.words()
+        self.prompts[slot] = len(sequence.request.prompt)
 
     def leave(self, sequence: Sequence) -> None:
         """Take its slot back and clear it: no later table has a page of it."""
@@ -164,47 +174,69 @@ class Take(NamedTuple):
     number: int
 
 
-def pack(plan: StepPlan, slots: Slots, into: StepInput, before: dict[int, int]) -> list[Take]:
-    """Write a plan into a bucket's block; what is not known yet comes from the step `before`, its row by sequence id.
+def rows_in(plan: StepPlan, layout: Layout) -> list[int]:
+    """The row of a bucket that each row of a plan is in: those of more than one token are the last."""
+    first = layout.rows - layout.chunks if layout.chunks else plan.singles
+    return [*range(plan.singles), *range(first, first + plan.chunks)]
+
+
+def pack(plan: StepPlan, slots: Slots, into: StepInput, before: tuple[StepPlan, Layout] | None) -> list[Take]:
+    """Write a plan into a bucket's block; what is not known yet comes from the plan `before`, which ran in its bucket.
 
     Tokens that fill the bucket up go to the null page, rows that do have no token.
     """
-    fields, layout = into.fields, into.layout
+    fields, layout, tokens = into.fields, into.layout, plan.tokens
     into.block[:] = 0
-    rows, tokens = plan.rows, plan.tokens
     starts, counts = np.array(plan.starts, np.int32), np.array(plan.counts, np.int32)
     seats = np.array([sequence.slot for sequence in plan.sequences], np.intp)
-    ends = np.cumsum(counts)
+    rows: list[int] | slice = rows_in(plan, layout) if plan.chunks else slice(plan.rows)
+    ends = starts + counts
+    last = np.cumsum(counts) - 1
+    if plan.chunks:
+        of, positions = np.repeat(seats, counts), np.arange(tokens, dtype=np.int32)
+        positions += np.repeat(ends - 1 - last, counts).astype(np.int32)
+    else:
+        of, positions = seats, starts
+    ids, takes = _tokens(plan, before)
+    fields["tokens"][:tokens] = ids
+    fields["positions"][:tokens] = positions
+    fields["slots"][:tokens] = slots.tables[of, positions // PAGE] * PAGE + positions % PAGE
+    fields["slots"][tokens:] = NULL_PAGE * PAGE + np.arange(layout.tokens - tokens, dtype=np.int32) % PAGE
+    fields["query_starts"][1:][rows] = counts
+    np.cumsum(fields["query_starts"], out=fields["query_starts"])
+    fields["lengths"][rows] = ends
+    fields["block_table"][rows] = slots.tables[seats]
+    fields["sample_rows"][rows] = last
+    settings = slots.settings[seats]
+    settings[:, DRAW] = np.maximum(ends - slots.prompts[seats], 0)
+    fields["settings"][rows] = settings
+    return takes
+
+
+def _tokens(plan: StepPlan, before: tuple[StepPlan, Layout] | None) -> tuple[list[int], list[Take]]:
+    """The tokens of all rows, 0 for those to be taken from the step before, and where those are."""
+    rows: dict[int, int] = {}
+    if before:
+        last, layout = before
+        unknown = sum(plan.starts) == sum([len(sequence.tokens) for sequence in plan.sequences])
+        if unknown and not plan.chunks and not last.chunks and plan.sequences == last.sequences:
+            return [0] * plan.rows, [Take(0, 0, plan.rows)]  # most steps
+        rows = {s.request.id: row for s, row in zip(last.sequences, rows_in(last, layout), strict=True)}
     ids: list[int] = []
     takes: list[Take] = []
     for sequence, start, count in zip(plan.sequences, plan.starts, plan.counts, strict=True):
         have = sequence.tokens
-        if start + count > len(have):
-            row = before[sequence.request.id]
-            at = len(ids) + count - 1
-            if takes and takes[-1].at + takes[-1].number == at and takes[-1].row + takes[-1].number == row:
-                takes[-1] = Take(takes[-1].at, takes[-1].row, takes[-1].number + 1)
+        if start + count <= len(have):
+            if count == 1:
+                ids.append(have[start])
             else:
-                takes.append(Take(at, row, 1))
-            ids.extend(have[start:])
-            ids.append(0)
-        elif count == 1:
-            ids.append(have[start])
+                ids.extend(have[start : start + count])
+            continue
+        ids.extend(have[start:])
+        row, at = rows[sequence.request.id], len(ids)
+        ids.append(0)
+        if takes and takes[-1].at + takes[-1].number == at and takes[-1].row + takes[-1].number == row:
+            takes[-1] = Take(takes[-1].at, takes[-1].row, takes[-1].number + 1)
         else:
-            ids.extend(have[start : start + count])
-    positions = np.arange(tokens, dtype=np.int32)
-    positions += np.repeat(starts - (ends - counts), counts).astype(np.int32)
-    fields["tokens"][:tokens] = ids
-    fields["positions"][:tokens] = positions
-    pages = slots.tables[np.repeat(seats, counts), positions // PAGE]
-    fields["slots"][:tokens] = pages * PAGE + positions % PAGE
-    fields["slots"][tokens:] = NULL_PAGE * PAGE + np.arange(layout.tokens - tokens, dtype=np.int32) % PAGE
-    fields["query_starts"][1 : rows + 1] = ends
-    fields["query_starts"][rows + 1 :] = tokens
-    fields["lengths"][:rows] = starts + counts
-    fields["block_table"][:rows] = slots.tables[seats]
-    fields["sample_rows"][:rows] = ends - 1
-    fields["settings"][:rows] = slots.settings[seats]
-    prompts = [len(sequence.request.prompt) for sequence in plan.sequences]
-    fields["settings"][:rows, DRAW] = np.maximum(starts + counts - prompts, 0)
-    return takes
+            takes.append(Take(at, row, 1))
+    return ids, takes

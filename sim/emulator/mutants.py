@@ -50,6 +50,7 @@ class Mutant:
 def mutants(ptx: str, entry: str, box_bytes: int, reaches: Reaches) -> Iterator[Mutant]:
     """Every mutant of one entry, family by family; of one statement that was unrolled, those of its first copy.
 
+    Bounds are moved in each copy where that changes an outcome, or else in the first.
     `box_bytes` is the smallest box of the launch's tensor maps: what a byte count or a stage's address changes by.
     Raises EmulatorError for PTX outside the grammar.
     """
@@ -61,8 +62,14 @@ def mutants(ptx: str, entry: str, box_bytes: int, reaches: Reaches) -> Iterator[
             if which not in told:
                 told.add(which)
                 yield mutant
+    statements: dict[tuple[str, Location, int, int, bool], list[Bound]] = {}
     for bound in bounds(text.code):
-        yield _widened(text, bound, reaches)
+        instruction = text.code.instructions[bound.at]
+        varies = instruction.operands[bound.operand].startswith("%")
+        alike = instruction.opcode, instruction.location, bound.operand, bound.step, varies
+        statements.setdefault(alike, []).append(bound)
+    for copies in statements.values():
+        yield from _widened(text, copies, reaches)
 
 
 class _Text:
@@ -228,10 +235,16 @@ def _operands(text: _Text, at: int, box_bytes: int) -> Iterator[Mutant]:
         yield text.mutant(at, family, change, {at: text.with_operand(at, operand, width, step)})
 
 
-def _widened(text: _Text, bound: Bound, reaches: Reaches) -> Mutant:
-    """The comparison with its bound moved by the least amount that changes an outcome, by the least if none does."""
-    amounts = [_moved_bound(text, bound, amount) for amount in _WIDER]
-    return next((mutant for mutant in amounts if reaches(mutant.probe)), amounts[0])
+def _widened(text: _Text, copies: list[Bound], reaches: Reaches) -> Iterator[Mutant]:
+    """Comparisons with bounds moved by the least amount that changes an outcome; one by the least if none does."""
+    told = False
+    for bound in copies:
+        amounts = (_moved_bound(text, bound, amount) for amount in _WIDER)
+        if telling := next((mutant for mutant in amounts if reaches(mutant.probe)), None):
+            told = True
+            yield telling
+    if not told:
+        yield _moved_bound(text, copies[0], _WIDER[0])
 
 
 def _moved_bound(text: _Text, bound: Bound, amount: int) -> Mutant:

@@ -103,8 +103,8 @@ class Line:
 class Emulation:
     """The result of running one launch: what was counted, which hazards were met, statistics, and events if asked.
 
-    `order` is a digest of whose writes each part of a CTA read: equal for every interleaving of a kernel without
-    hazards in which no atomic chooses who reads what, and for two kernels that do the same in the same order.
+    `reads` are pairs of a part of a CTA that read, and the one that had written what it found or 0: the same in every
+    interleaving of a kernel without hazards in which no atomic chooses who reads what.
     `truncated` says that a limit of steps or seconds came before the end. `printed` is each call of printf; `lines`
     are what each source line did, if asked.
     """
@@ -113,7 +113,7 @@ class Emulation:
     hazards: tuple[Hazard, ...]
     statistics: Statistics
     trace: tuple[Event, ...] = field(default=())
-    order: int = 0
+    reads: frozenset[tuple[int, int]] = frozenset()
     truncated: bool = False
     printed: tuple[str, ...] = ()
     lines: tuple[Line, ...] = ()

@@ -316,6 +316,7 @@ class _Chip:
         add(t.PROFILE, np.zeros((len(program.code) + 1 if self.profiled else 1, profile.COLUMNS), np.int64))
         add(t.SCRATCH, np.zeros((8, _LANES), np.int64))
         add(t.LANE_RESULT, np.zeros(_LANES, np.uint64))
+        add(t.AUTHORS, np.zeros((int(cfg[t.AGENTS]), 2 + int(cfg[t.MBAR_AGENT])), np.uint8))
 
     def _shadow(self, first: int, granules: int) -> None:
         """Tables for what touched each granule last, but its state."""
@@ -369,12 +370,13 @@ class _Chip:
         )
         hazards: tuple[Hazard, ...] = tuple(found)
         statistics = statistics_of(stat, int(cfg[t.STEPS]))
+        reads = frozenset(zip(*(axis.tolist() for axis in self.tables[t.AUTHORS].nonzero()), strict=True))
         return Emulation(
             counts,
             hazards,
             statistics,
             trace_of(self.tables, self.program),
-            int(stat[t.ORDER]),
+            reads,
             outcome == interpret.OUT_OF_STEPS,
             tuple(printed.lines(self.tables)),
             lines_of(self.tables, self.program) if self.profiled else (),

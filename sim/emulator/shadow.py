@@ -70,19 +70,17 @@ def _name_race(h, w, first, record, me, mine_writes, other_wrote):
 
 
 @jit
-def _found(h, last, mine):
-    """A digest of whose write, the record `last` or 0 for nobody's, a read of agent `mine` finds.
+def _note_author(h, last, mine):
+    """Note whose write, the record `last` or 0 for nobody's, a read of agent `mine` finds.
 
-    The two are parts of a CTA, all mbarriers being one. Its sum over a run is the same for every interleaving of a
+    The two are parts of a CTA, all mbarriers being one. Which pairs there are is the same for every interleaving of a
     kernel whose accesses are all ordered, whichever CTA takes which tile and whichever stage of a ring holds what. A
     write counts where it is read; where a read lies does not, as what another one finds there shows in results.
     """
     cfg = t.i64_1(h, t.CFG)
     agents, barriers = cfg[t.AGENTS], cfg[t.MBAR_AGENT]
     author = 0 if last == 0 else 1 + min(agent_of(last) % agents, barriers)
-    key = 1 + mine % agents + 0x9E3779B97F4A7C1 * author
-    key = (key ^ (key >> 31)) * 0x7FB5D329728EA185
-    return key ^ (key >> 29)
+    t.u8_2(h, t.AUTHORS)[mine % agents, author] = 1
 
 
 @jit
@@ -200,7 +198,7 @@ def touch(h, shadow, first_granule, last_granule, w, me, lane, is_write, is_asyn
     bit = np.uint32(1) << np.uint32(lane) if lane >= 0 else _ALL
     has_strong = cfg[t.CLOCK_SECTIONS] > 2 or cfg[t.BULK_READ_AGENT] < cfg[t.BULK_WRITE_AGENT]
     dirty = False
-    fine, digested, digest = 0, -1, 0  # a write that was found ordered, and the digest of one
+    fine, noted = 0, -1  # a write that was found ordered, and one whose author was noted
     fine_reads, p0, p1, p2, p3 = False, 0, 0, 0, 0  # readers that were
     for g in range(first_granule, last_granule + 1):
         last, strong = writes[g], strongs[g] if has_strong else 0
@@ -261,9 +259,9 @@ def touch(h, shadow, first_granule, last_granule, w, me, lane, is_write, is_asyn
             continue
         if weak:
             author = last if strong == 0 else 0
-            if author != digested:
-                digested, digest = author, _found(h, author, mine)
-            t.i64_1(h, t.STAT)[t.ORDER] += digest
+            if author != noted:
+                noted = author
+                _note_author(h, author, mine)
         if state[g] != CLEAN:
             dirty = True
         place = -1

@@ -20,9 +20,9 @@ from sim.linked_jit import jit
     CLUSTER, BAR, MBAR, MBAR_AT, OPS, READY, CLOCK, PLACES, LANE_PAIRS, SHARED_SHADOW, _1, _2, _3, _4, SHARED_STATE,
     GLOBAL_SHADOW, _7, _8, _9, _10, GLOBAL_STATE, ARRAYS, G8, G16, G32, G64, S8, S16, S32, S64, LOCAL8, PARAM8,
     MARKS, MAPS, HAZARDS, RESULT, EVENTS, SCRATCH, LANE_RESULT, RELEASES, PRINTS, MATRICES, LANE_RELEASED,
-    PROFILE, FINE,
-) = range(59)  # fmt: skip
-TABLES = 59
+    PROFILE, FINE, AUTHORS,
+) = range(60)  # fmt: skip
+TABLES = 60
 # The shadow of shared or of global memory is six tables, counted from the first: a granule's last weak write, its last
 # strong write, its readers, which lanes made each, and whether it was set.
 X_WRITE, X_STRONG, X_READ, X_WRITE_LANES, X_READ_LANES, X_STATE = range(6)
@@ -44,8 +44,8 @@ CFG_SIZE = 72
 N_CLASSES = 14
 (
     MMA_FLOPS, EXP, LOAD_SECTORS, STORE_SECTORS, TMA_LOAD_BYTES, L2_TO_SM, SM_TO_L2, LOAD_REQUESTS,
-    STORE_REQUESTS, SHARED_REQUESTS, SHARED_WAVEFRONTS, SHARED_IDEAL, ATOMIC_REQUESTS, POLLS, ORDER, SPUN, PROGRESS,
-) = range(N_CLASSES, N_CLASSES + 17)  # fmt: skip
+    STORE_REQUESTS, SHARED_REQUESTS, SHARED_WAVEFRONTS, SHARED_IDEAL, ATOMIC_REQUESTS, POLLS, SPUN, PROGRESS,
+) = range(N_CLASSES, N_CLASSES + 16)  # fmt: skip
 STAT_SIZE = 32
 
 # WARP columns.
@@ -151,6 +151,7 @@ def _view(dtype: types.Number, ndim: int) -> Any:
 i64_1, u64_1, u32_1 = _view(types.int64, 1), _view(types.uint64, 1), _view(types.uint32, 1)
 u16_1, u8_1 = _view(types.uint16, 1), _view(types.uint8, 1)
 i64_2, u64_2, u32_2 = _view(types.int64, 2), _view(types.uint64, 2), _view(types.uint32, 2)
+u8_2 = _view(types.uint8, 2)
 i32_2, f32_2, f64_2 = _view(types.int32, 2), _view(types.float32, 2), _view(types.float64, 2)
 
 

@@ -8,7 +8,7 @@ where it touches memory `marks`, one byte a 32-byte sector of that array.
 from sim.tiles.arithmetic import count_exp, count_fma, dot, fma_tile
 from sim.tiles.chip import Chip
 from sim.tiles.elements import BF16, ELEMENT, FP8, FP16, FP32
-from sim.tiles.groups import load_groups
+from sim.tiles.groups import add_groups, in_packed_order, load_groups
 from sim.tiles.memory import (
     add_atomically,
     load_lanes,
@@ -39,11 +39,13 @@ __all__ = [
     "FP32",
     "Chip",
     "add_atomically",
+    "add_groups",
     "copy_tile",
     "count_exp",
     "count_fma",
     "dot",
     "fma_tile",
+    "in_packed_order",
     "load_groups",
     "load_lanes",
     "load_patch",

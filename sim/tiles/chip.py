@@ -1,5 +1,9 @@
 """The counters and sector marks of one simulated launch."""
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,6 +32,22 @@ class Chip:
     def marks(self, name: str) -> NDArray[np.uint8]:
         """The sector marks of one array argument."""
         return self._marks[name]
+
+    def marks_of(self, *names: str) -> Iterator[NDArray[np.uint8]]:
+        """The sector marks of several array arguments; none of one that this launch is without."""
+        return (self._marks.get(name, np.zeros(0, np.uint8)) for name in names)
+
+    def each_sm(self, simulate: Callable[..., None], *arguments: Any) -> None:
+        """`simulate(counters, sm, sms, *arguments)` of every SM, which has counters of its own, on all cores.
+
+        It is compiled with `nogil`. A `prange` over the SMs would do as well, but Numba makes machine code of all that
+        it reaches once more, and for many arguments that takes longer than all the rest.
+        """
+        import numba  # loaded by now, as `simulate` is compiled code, or by its first call
+
+        sms = len(self.count)
+        with ThreadPoolExecutor(numba.get_num_threads()) as pool:
+            list(pool.map(lambda sm: simulate(self.count[sm], sm, sms, *arguments), range(sms)))
 
     def counts(self) -> Counts:
         """What the primitives counted, and the HBM traffic that the cache model predicts from the marks."""

@@ -94,13 +94,14 @@ def _ragged(kernel: Kernel, form: Attention) -> Attention:
     """Sequences of two tiles and of one, with more keys than queries and fewer; their keys end inside a block.
 
     A kernel of few queries, which divides all sequences among its CTAs, gets more, so that one of these has several and
-    shares its last with another.
+    shares a long one with another; some have no query, so that there are more sequences than lanes of a warp.
     """
     most, heads = kernel.solves.at_most.get("q_len", 70), 1 if form.latent else 2
     q_len = min(70, most)
     q_lens, kv_lens = (q_len, q_len // 2, q_len), (290, 130, 17)
     if most < 70:
-        q_lens, kv_lens = (*q_lens, 1, q_len, q_len, 1, q_len, 1), (*kv_lens, 150, 0, 3, 64, 33, 9)
+        q_lens = (q_len // 2, q_len, 1, q_len, *[0] * 28, q_len, q_len, 1, q_len, 1)
+        kv_lens = (130, 17, 150, 290, *[33] * 28, 0, 3, 64, 33, 9)
     lengths = {"q_len": q_len, "q_lens": q_lens, "kv_len": 290, "kv_lens": kv_lens}
     window = 30 if form.window else 0
     return replace(form, batch=len(q_lens), q_heads=2 * heads, kv_heads=heads, window=window, **lengths)

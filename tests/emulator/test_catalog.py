@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lab import catalog
 from lab.check_ptx import check_ptx, trace_ptx
 from lab.mutants import Verdict, judge_mutants
-from lab.verify import simulator, verify
+from lab.ptx_executor import Emulator
+from lab.verify import simulator, verify, workspaces
 from sim.counts import disagreements
 from tests.emulator.cases import LAPS, Case, cases, hardest, step_of
 from tests.strategies import some
@@ -70,6 +72,17 @@ def test_the_hardest_case_of_a_kernel_with_clusters_or_splits_has_them(case: Cas
         if field.name == "cluster" or field.name.startswith("split"):
             most = max(getattr(schedule, field.name) for schedule in known)
             assert getattr(case.schedule, field.name) > 1 or most == 1
+
+
+@pytest.mark.parametrize("case", HARDEST, ids=str)
+def test_the_hardest_case_of_a_kernel_with_partial_results_has_some(case: Case) -> None:
+    launches = case.kernel.launches(case.problem, case.schedule, case.machine)
+    outputs = {name: np.zeros(o.shape, o.storage) for name, o in case.problem.outputs.items()}
+    partial = {name: a for name, a in workspaces(launches).items() if a.dtype == np.float32 and name not in outputs}
+    if partial:
+        arrays = {**case.problem.draw(np.random.default_rng(0)), **outputs, **workspaces(launches), **partial}
+        Emulator(case.machine, check=False)(launches, arrays)
+    assert all(array.any() for array in partial.values())
 
 
 def test_a_trace_shows_who_waited_for_what() -> None:

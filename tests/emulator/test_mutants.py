@@ -126,6 +126,35 @@ ret;
     assert "setp.lt.s32 %p2" in only.change
 
 
+def test_a_bound_counts_in_each_copy_that_tells_or_once() -> None:
+    guards = "\n".join(f"setp.lt.s32 %p{i}, %r2, %r{2 + i};\n@%p{i} st.global.u32 [%rd1], %r2;" for i in (1, 2))
+    text = f"""
+.version 8.0
+.target sm_90a
+.address_size 64
+.visible .entry k(.param .u64 k_0, .param .u32 k_1, .param .u32 k_2)
+{{
+.reg .pred %p<3>;
+.reg .b32 %r<5>;
+.reg .b64 %rd<2>;
+ld.param.u64 %rd1, [k_0];
+ld.param.u32 %r3, [k_1];
+ld.param.u32 %r4, [k_2];
+mov.u32 %r2, %tid.x;
+{guards}
+ret;
+}}
+"""
+    for telling in ({"%p1"}, {"%p2"}, {"%p1", "%p2"}):
+
+        def reaches(probe: str, telling: set[str] = telling) -> bool:
+            return any(f"xor.pred %other, %other, {predicate};" in probe for predicate in telling)
+
+        found = {m.change.split()[5].rstrip(",") for m in mutants(text, "k", BOX, reaches)}
+        assert found == telling
+    assert len(list(mutants(text, "k", BOX, never))) == 1
+
+
 def test_two_instructions_on_a_line_are_refused() -> None:
     text = ".version 8.0\n.target sm_90a\n.address_size 64\n.visible .entry k()\n{\nbar.sync 0; bar.sync 0;\nret;\n}\n"
     with pytest.raises(EmulatorError, match="one instruction a line"):

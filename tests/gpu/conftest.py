@@ -1,5 +1,6 @@
 """The GPU of a test, and the libraries whose arrays lie on it; without one the test is skipped."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +8,13 @@ import pytest
 from lab.gpu import device
 from sim.errors import NoDeviceError
 from sim.machine import Machine
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +39,10 @@ def torch(chip: Machine) -> Any:
     if not found.cuda.is_available():
         pytest.skip("PyTorch sees no GPU")
     return found
+
+
+@pytest.fixture
+def second_gpu(cupy: Any) -> int:
+    if cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("there is one GPU")
+    return 1

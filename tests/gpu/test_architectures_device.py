@@ -14,8 +14,6 @@ from lab.inference.sessions import StepRunner
 from lab.inference.step_weights import StepWeights
 from sim.machine import Machine
 
-pytestmark = pytest.mark.gpu
-
 CLOSE = 2.0**-4  # of the largest logit: sums in another order, rounded to bf16 in each of a dozen steps
 TOKENS = [int(i * 37 % 270) for i in range(90)]
 

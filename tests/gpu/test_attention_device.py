@@ -10,14 +10,14 @@ import pytest
 from numpy.typing import NDArray
 
 import lab
+from experiments.running.jobs import Job, batch
+from experiments.running.layers_on_device import layers
 from lab.choice import is_solvable
 from lab.problems import Attention
 from lab.verify import compare
 from sim.errors import InputError
 from sim.formats import decode
 from sim.machine import Machine
-
-pytestmark = pytest.mark.gpu
 
 RAGGED = (200, 0, 77, 1), (300, 65, 77, 0)  # queries and keys of four sequences
 PROBLEMS = [
@@ -30,6 +30,8 @@ PROBLEMS = [
     Attention(3, 32, 8, 128, 1, 1000, kv_lens=(1000, 1, 523)),
     Attention(3, 32, 8, 128, 4, 1000, kv_lens=(1000, 4, 523)),
     Attention(3, 32, 8, 128, 1, 1000, kv="fp8", kv_lens=(1000, 1, 523)),
+    Attention(1, 32, 8, 128, 1, 2048),
+    Attention(1, 32, 8, 128, 16, 3000, kv_lens=(2777,)),
     Attention(2, 16, 1, 576, 1, 1000, latent=512, kv_lens=(1000, 523)),
 ]
 PAGES = (0, 1, 16, 64, 128)
@@ -193,6 +195,13 @@ def test_page_numbers_outside_the_cache_are_brought_inside(chip: Machine, cupy: 
         assert np.array_equal(y[2:], before[2:])
     there["block_table"][...] = table
     assert np.array_equal(lab.attention(**call_of(problem, there)).get(), before)
+
+
+def test_nothing_is_copied_ahead_but_settled_keys(chip: Machine, cupy: Any) -> None:  # noqa: ARG001
+    """Layers whose launches overlap, keys of the last token coming from the launch ahead: `layers` compares bits."""
+    for problem in (replace(DECODE, page=16, settled=True), Attention(1, 8, 2, 128, 2, 1000, page=16, settled=True)):
+        job = Job(kernel="attention_split_kv", problem=problem.as_dict(), facts={"layers": 4}, rounds=2)
+        assert all(record.us for record in layers(batch([job], 60)))
 
 
 def test_repeated_calls_give_the_same_bits(chip: Machine, cupy: Any) -> None:

@@ -6,8 +6,6 @@ from lab.gpu import device
 from lab.record import provenance
 from sim.errors import NoDeviceError
 
-pytestmark = pytest.mark.gpu
-
 
 def test_a_short_calibration_is_possible() -> None:
     try:

@@ -47,6 +47,21 @@ def test_splits_multiply_the_same_pairs_and_their_merge_is_right(head_dim: int, 
     assert found.disagreements == {}
 
 
+@pytest.mark.parametrize("cluster", [1, 2])
+def test_only_tiles_beyond_whole_rounds_of_the_sms_are_split(cluster: int) -> None:
+    """Of eight tiles two, where three CTAs run at once, or three clusters of two."""
+    machine = replace(H100, sms=3 * cluster, gpcs=(3 * cluster,))
+    problem = Attention(1, 4, 2, 128, 250, 500, lse=True, kv_lens=(450,))
+    schedule = replace(PINGPONG.best_guess(problem, machine), block_n=64, q_registers=0, splits=3, cluster=cluster)
+    schedule.fits(problem, machine)
+    (launch,) = PINGPONG.launches(problem, schedule, machine)
+    rows = {array.name: array.shape[0] for array in launch.arrays}["part_log_sums"]
+    assert rows == 2 * schedule.splits * schedule.block_m
+    found = verify(PINGPONG, problem, schedule, machine, simulator(PINGPONG, machine))
+    assert found.check.passed
+    assert found.disagreements == {}
+
+
 def test_few_tiles_of_many_keys_are_split_so_that_no_sm_idles() -> None:
     long = Attention(1, 8, 1, 128, 512, 65536)
     schedule = PINGPONG.best_guess(long, H100)

@@ -5,8 +5,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from lab import catalog, choice, tuned
 from lab.choice import (
@@ -33,9 +31,9 @@ def _no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuned, "TABLE", tmp_path / "tuned.jsonl")
 
 
-def tabled(kernel: str, schedule: dict[str, Any], problem: Linear = PROBLEM, us: float = 1.0) -> None:
-    where = {"us": us, "run": "one", "commit": "abc", "card": "a card"}
-    put([TunedClass(machine="h100", problem_class=problem.tuned_class(), kernel=kernel, schedule=schedule, **where)])
+def tabled(kernel: str, schedule: dict[str, Any]) -> None:
+    where = {"us": 1.0, "run": "one", "commit": "abc", "card": "a card"}
+    put([TunedClass(machine="h100", problem_class=PROBLEM.tuned_class(), kernel=kernel, schedule=schedule, **where)])
 
 
 @pytest.mark.parametrize("m", [1, 300, 4096])
@@ -86,30 +84,6 @@ def test_an_entry_that_no_longer_runs_is_passed_over(kernel: str, schedule: dict
     expected = choose(PROBLEM, H100)
     tabled(kernel, schedule)
     assert choose(PROBLEM, H100) == expected
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
-@given(
-    st.lists(st.floats(1, 9), min_size=1, max_size=5),
-    st.integers(0, 4),
-    st.sampled_from(["gemm_wgmma", "gemm_removed"]),
-)
-def test_more_rows_in_less_time_lend_their_kernel(times: list[float], m: int, widest: str) -> None:
-    """The entry of class m, or of the fastest wider one that still runs; none where the class itself has none."""
-    tuned.TABLE.unlink(missing_ok=True)
-    put([])
-    problems = [Linear(256 << doublings, 4096, 4096) for doublings in range(len(times))]
-    asked = Linear(256 << m, 4096, 4096)
-    expected = choose(asked, H100)[:2]
-    schedules = list(catalog.get("gemm_wgmma").module.candidates(PROBLEM, H100))[: len(times)]
-    names = ["gemm_wgmma"] * (len(times) - 1) + [widest]
-    for name, schedule, problem, us in zip(names, schedules, problems, times, strict=True):
-        tabled(name, schedule_fields(schedule), problem, us)
-    runs = [number for number in range(m, len(times)) if names[number] != "gemm_removed"]
-    if m < len(times) and runs:
-        fastest = min(runs, key=lambda number: times[number])
-        expected = catalog.get("gemm_wgmma"), schedules[fastest]
-    assert choose(asked, H100)[:2] == expected
 
 
 def kernel_after(name: str, after: str | None) -> Any:

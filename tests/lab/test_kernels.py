@@ -74,6 +74,16 @@ def test_candidates_compile_without_spills_and_take_the_launch_arguments(kernel:
             assert used.static_shared_bytes + launch.shared_bytes <= H100.shared_bytes_per_block
 
 
+@pytest.mark.deep
+@each_kernel
+@examples(1)
+@given(data=st.data())
+def test_the_best_guess_for_any_problem_compiles_without_spills(kernel: Kernel, data: st.DataObject) -> None:
+    problem = data.draw(large_problems(kernel))
+    for launch in kernel.launches(problem, kernel.best_guess(problem, H100), H100):
+        assert compile_launch(launch, H100).resources[launch.entry].spill_bytes == 0
+
+
 @each_kernel
 def test_parameters_of_the_entry_are_those_of_the_launch(kernel: Kernel) -> None:
     problem = small(kernel)

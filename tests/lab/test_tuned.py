@@ -5,13 +5,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lab import catalog, tuned
 from lab.problems import Linear
+from lab.problems.linear import MORE_ROWS
 from lab.record import Record, provenance
-from lab.tuned import TunedClass, load, lookup, put, winner
+from lab.tuned import TunedClass, incumbents, load, lookup, put, winner
 from sim.errors import EnvironmentFailure, InputError
 from sim.machine import H100, H200
 
@@ -63,6 +64,19 @@ def test_what_is_put_is_found_by_its_whole_class(table: Path) -> None:
         assert lookup(other, H100) is None
     assert lookup(Linear(300, 4096, 4096), H200) is None
     assert [file.name for file in table.parent.iterdir()] == [table.name]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.integers(0, 9), st.floats(1, 9), max_size=6), st.integers(0, 9))
+def test_a_search_races_its_own_entry_and_those_of_more_rows_that_took_less(
+    table: Path, times: dict[int, float], asked: int
+) -> None:
+    table.unlink(missing_ok=True)
+    put(entry(Linear(1 << rows, 64, 64), us=us, stages=rows + 2) for rows, us in times.items())
+    found = [schedule["stages"] - 2 for _, schedule in incumbents(Linear(1 << asked, 64, 64), H100)]
+    own = times.get(asked, 0.0)
+    wider = [rows for rows in sorted(times) if asked < rows <= asked + MORE_ROWS and times[rows] < own]
+    assert found == [asked] * (asked in times) + wider
 
 
 def test_a_newer_entry_takes_the_place_of_its_class_and_lines_are_sorted(table: Path) -> None:

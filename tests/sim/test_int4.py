@@ -281,3 +281,51 @@ def test_k_blocks_of_another_shape_are_refused() -> None:
     for blocks in (np.zeros((2, 3, 143), np.uint8), np.zeros((2, 144), np.uint8), np.zeros((2, 3, 144), np.int8)):
         with pytest.raises(InputError, match=r"Q4_K blocks are \[n, k / 256, 144\] bytes"):
             from_gguf_k(blocks)
+
+
+class Elsewhere(np.lib.mixins.NDArrayOperatorsMixin):
+    """An array that NumPy may only ask for what is its own, as CuPy's are: nothing turns it into NumPy's in silence."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("an implicit conversion")
+
+    def __array_ufunc__(self, function: Any, method: str, *given: Any, **more: Any) -> Any:
+        return _there(getattr(function, method)(*map(_here, given), **more))
+
+    def __array_function__(self, function: Any, _: Any, given: Any, more: Any) -> Any:
+        return _there(function(*[[*map(_here, a)] if isinstance(a, list) else _here(a) for a in given], **more))
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.array, name)
+        return (lambda *given, **more: _there(found(*given, **more))) if callable(found) else found
+
+    def __getitem__(self, at: Any) -> Any:
+        return _there(self.array[at])
+
+    def __setitem__(self, at: Any, values: Any) -> None:
+        assert isinstance(values, Elsewhere)
+        self.array[at] = values.array
+
+    def __bool__(self) -> bool:
+        return bool(self.array)
+
+
+def _here(value: Any) -> Any:
+    return value.array if isinstance(value, Elsewhere) else value
+
+
+def _there(value: Any) -> Any:
+    return Elsewhere(value) if isinstance(value, np.ndarray | np.generic) else value
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q4_K"])
+def test_blocks_become_packed_groups_where_they_lie(kind: str) -> None:
+    nbytes = GGUF_K_BYTES if kind == "Q4_K" else GGUF_BYTES[kind]
+    raw = np.random.default_rng(0).integers(0, 60, (80, 3, nbytes), np.uint8)
+    made = [from_gguf_k(a) if kind == "Q4_K" else from_gguf(a, kind) for a in (raw, Elsewhere(raw))]
+    for ours, theirs in zip(*map(pack, made), strict=True):
+        assert isinstance(theirs, Elsewhere)
+        np.testing.assert_array_equal(theirs.array, ours)

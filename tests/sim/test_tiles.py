@@ -13,7 +13,9 @@ from sim.formats import FORMATS, decode, encode
 from sim.tiles import (
     BF16,
     ELEMENT,
+    add_groups,
     dot,
+    in_packed_order,
     load_groups,
     load_lanes,
     load_patch,
@@ -283,7 +285,7 @@ def test_a_perturbed_box_changes_the_counts(grown: int) -> None:
     corner=st.tuples(st.integers(0, 4), st.integers(0, 2)),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_packed_groups_become_the_weights_they_were_packed_from(
+def test_packed_groups_are_multiplied_as_the_weights_they_were_packed_from(
     n: int, k: int, group: int, zero_points: bool, corner: tuple[int, int], seed: int
 ) -> None:
     draw = np.random.default_rng(seed)
@@ -294,15 +296,14 @@ def test_packed_groups_become_the_weights_they_were_packed_from(
     row, column = 16 * corner[0], 128 * corner[1]
     count, marks = fresh(w.nbytes)
     _, pair_marks = fresh(pairs.nbytes)
-    tile = np.full((32, 128), np.nan, np.float32)
-    scales, offsets = np.full((2, 32, 128 // group), np.nan, np.float32)
-    load_groups(count, marks, pair_marks, w, pairs, n, k, row, column, tile, scales, offsets, group, zero_points)
-    tile = np.where(tile > 0, tile * scales.repeat(group, 1) + offsets.repeat(group, 1), 0)  # outside of k are zeros
-    expected = np.zeros((32, 128), np.float32)
+    load_groups(count, marks, pair_marks, n, k, row, column, 32, 128, group)
+    x = np.zeros((2, 128), np.float32)
     inside = weights.values[row : row + 32, column : column + 128]
-    expected[: inside.shape[0], : inside.shape[1]] = inside
-    shown = np.arange(row, min(row + 32, n)) - row  # rows beyond the last of a tile are padding
-    assert np.array_equal(tile[shown], expected[shown])
+    x[:, : inside.shape[1]] = draw.integers(-8, 8, (2, inside.shape[1]))
+    total = np.zeros((32, 2), np.float32)
+    add_groups(total, w, pairs, n, k, row, column, 128, in_packed_order(x, group), 0, group, zero_points)
+    shown = inside.shape[0]  # rows beyond the last of a tile are padding
+    assert np.array_equal(total[:shown], inside @ x[:, : inside.shape[1]].T)
     tiles = len(range(row, min(row + 32, n), 16))
     sectors = len(range(column, min(column + 128, k), 64)) * 16 + len(range(column, min(column + 128, k), group)) * 2
     assert count[LOAD_SECTORS] == tiles * sectors == (marks != 0).sum() + (pair_marks != 0).sum()

@@ -17,17 +17,20 @@ __device__ __forceinline__ Visible visible(const Work& work, int row, int key) {
     return seen;
 }
 
-// A split's rows of y, normalised, and the logarithms to base 2 of their sums, for the last split to merge.
+// The parts of a split tile: rows of y, normalised, and the logarithms to base 2 of their sums, for the last part to merge.
 // Dao et al., "Flash-Decoding for long-context inference" (2023).
 struct Parts {
     float *y, *log_sums;
-    uint32_t* arrived;  // of each warp's rows, how many splits; 0 again after the last
+    uint32_t* arrived;  // of each warp's rows, how many parts; 0 again after the last
 
-    static __device__ __forceinline__ int64_t row(const Work& work, int split, int row) {
-        return (int64_t(work.tile) * schedule::splits + split) * schedule::block_m + row;
+    // Whether a work is one of several parts, which a schedule without splits need not ask.
+    static __device__ __forceinline__ bool are(const Work& work) { return schedule::splits > 1 && work.parts > 1; }
+
+    static __device__ __forceinline__ int64_t row(const Work& work, int part, int row) {
+        return (int64_t(work.tile) * schedule::splits + part) * schedule::block_m + row;
     }
 
-    // Whether this split is the last of a warp's rows, so that all parts of them can be read.
+    // Whether this part is the last of a warp's rows, so that all parts of them can be read.
     __device__ __forceinline__ bool last(const Work& work, int first) const {
         __threadfence();
         __syncwarp();
@@ -63,37 +66,54 @@ struct Results {
             if (column == 0) lse[to] = log_sum * LN_2;
     }
 
-    // The parts of 16 rows in the order of the splits.
+    // The parts of 16 rows, from row `first` on, in their order. Two lanes have the weights of a row's parts, even and odd
+    // ones; then rows come side by side, so that few of many loads are waited for.
     __device__ __forceinline__ void merge(const Work& work, int first) const {
-        constexpr int LANES = problem::head_dim / 4;  // of a row
-        const int lane = threadIdx.x % WARP, column = lane % LANES * 4;
-        for (int row = first + lane / LANES; row < first + 16; row += WARP / LANES) {
-            const int64_t to = place(work, row);
-            if (to < 0) continue;
-            float largest = -infinity(), total = 0;
-            for (int split = 0; split < schedule::splits; ++split)
-                largest = fmaxf(largest, __ldcg(&parts.log_sums[Parts::row(work, split, row)]));
+        constexpr int LANES = problem::head_dim / 4, TOGETHER = WARP / LANES;  // of a row, rows
+        constexpr int PAIRS = (schedule::splits + 1) / 2;
+        const int lane = threadIdx.x % WARP, odd = lane / 16, column = lane % LANES * 4;
+        float weights[PAIRS], largest = -infinity(), total = 0;
+#pragma unroll
+        for (int i = 0; i < PAIRS; ++i) {
+            const int part = 2 * i + odd;
+            weights[i] = -infinity();
+            if (part < schedule::splits) weights[i] = __ldcg(&parts.log_sums[Parts::row(work, part, first + lane % 16)]);
+            largest = fmaxf(largest, weights[i]);
+        }
+        largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 16));
+#pragma unroll
+        for (int i = 0; i < PAIRS; ++i) {
+            const float weight = ptx::ex2::approx(weights[i] - (largest == -infinity() ? 0 : largest));
+            weights[i] = weights[i] == -infinity() ? -1 : weight;  // -1: it has stored no y
+            total += fmaxf(weights[i], 0);
+        }
+        total += __shfl_xor_sync(0xffffffffu, total, 16);
+        const float log_sum = total > 0 ? largest + __log2f(total) : -infinity();
+        const float inverse = total > 0 ? __fdividef(1, total) : 0;
+#pragma unroll 4
+        for (int i = 0; i < 16; i += TOGETHER) {
+            const int row = i + lane / LANES;
+            const int64_t to = place(work, first + row);
             float4 sum = {};
-            for (int split = 0; split < schedule::splits; ++split) {
-                const int64_t at = Parts::row(work, split, row);
-                const float log_sum = __ldcg(&parts.log_sums[at]);
-                if (log_sum == -infinity()) continue;  // it has stored no y
-                const float weight = ptx::ex2::approx(log_sum - largest);
-                const float4 part = __ldcg(reinterpret_cast<const float4*>(&parts.y[at * problem::head_dim + column]));
-                total += weight;
-                sum.x += weight * part.x, sum.y += weight * part.y, sum.z += weight * part.z, sum.w += weight * part.w;
+#pragma unroll
+            for (int part = 0; part < schedule::splits; ++part) {
+                const float weight = __shfl_sync(0xffffffffu, weights[part / 2], part % 2 * 16 + row);
+                if (to < 0 || weight < 0) continue;
+                const float* from = &parts.y[Parts::row(work, part, first + row) * problem::head_dim + column];
+                const float4 y = __ldcg(reinterpret_cast<const float4*>(from));
+                sum.x += weight * y.x, sum.y += weight * y.y, sum.z += weight * y.z, sum.w += weight * y.w;
             }
-            const float inverse = total > 0 ? __fdividef(1, total) : 0;
-            const float4 mean = {sum.x * inverse, sum.y * inverse, sum.z * inverse, sum.w * inverse};
-            store_four(to, column, mean, total > 0 ? largest + __log2f(total) : -infinity());
+            const float scale = __shfl_sync(0xffffffffu, inverse, row);
+            const float4 mean = {sum.x * scale, sum.y * scale, sum.z * scale, sum.w * scale};
+            store_four(to, column, mean, __shfl_sync(0xffffffffu, log_sum, row));
         }
     }
 
-    // Of 16 rows that see no key of the split: 0 and -inf.
+    // Of 16 rows that see no key of the work: 0 and -inf.
     __device__ __forceinline__ void store_nothing(const Work& work, int first) const {
         const int lane = threadIdx.x % WARP;
-        if constexpr (schedule::splits > 1) {
-            if (lane < 16) parts.log_sums[Parts::row(work, work.split, first + lane)] = -infinity();
+        if (Parts::are(work)) {
+            if (lane < 16) parts.log_sums[Parts::row(work, work.part, first + lane)] = -infinity();
             if (parts.last(work, first)) merge(work, first);
         } else {
             constexpr int FOURS = problem::head_dim / 4;
@@ -102,19 +122,27 @@ struct Results {
         }
     }
 
-    // 16 rows of a warp from row `first` of the tile on. Lanes trade pairs with their neighbours: each then has four
-    // elements side by side, and the four lanes of a row 32 bytes.
+    // 16 rows of a warp from row `first` of the tile on.
     __device__ __forceinline__ void store(const float (&values)[problem::head_dim / 2], const Softmax& softmax,
                                           const Work& work, int first) const {
+        if (!Parts::are(work)) return store_rows<false>(values, softmax, work, first);
+        store_rows<true>(values, softmax, work, first);
+        if (parts.last(work, first)) merge(work, first);
+    }
+
+    // Lanes trade pairs with their neighbours: each then has four elements side by side, and the four lanes of a row 32
+    // bytes.
+    template <bool part>
+    __device__ __forceinline__ void store_rows(const float (&values)[problem::head_dim / 2], const Softmax& softmax,
+                                               const Work& work, int first) const {
         const int lane = threadIdx.x % WARP, odd = lane % 2;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             const int row = first + lane / 4 + 8 * r;
             const float total = softmax.total(r), inverse = total > 0 ? __fdividef(1, total) : 0;
             const float log_sum = softmax.log_sum(r, total);
-            const int64_t part = Parts::row(work, work.split, row), to = place(work, row);
-            if constexpr (schedule::splits > 1)
-                if (lane % 4 == 0) parts.log_sums[part] = log_sum;
+            const int64_t to = part ? Parts::row(work, work.part, row) : place(work, row);
+            if (part && lane % 4 == 0) parts.log_sums[to] = log_sum;
 #pragma unroll
             for (int i = 2 * r; i < problem::head_dim / 2; i += 8) {
                 const float2 here = {values[i] * inverse, values[i + 1] * inverse};
@@ -123,13 +151,11 @@ struct Results {
                 const float2 got = {__shfl_xor_sync(0xffffffffu, theirs.x, 1), __shfl_xor_sync(0xffffffffu, theirs.y, 1)};
                 const float4 four = odd ? float4{got.x, got.y, mine.x, mine.y} : float4{mine.x, mine.y, got.x, got.y};
                 const int column = column_of(i) + 8 * odd + lane % 4 / 2 * 4;
-                if constexpr (schedule::splits > 1)
-                    __stcg(reinterpret_cast<float4*>(&parts.y[part * problem::head_dim + column]), four);
+                if constexpr (part)
+                    __stcg(reinterpret_cast<float4*>(&parts.y[to * problem::head_dim + column]), four);
                 else
                     store_four(to, column, four, log_sum);
             }
         }
-        if constexpr (schedule::splits > 1)
-            if (parts.last(work, first)) merge(work, first);
     }
 };

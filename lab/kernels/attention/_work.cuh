@@ -19,8 +19,8 @@ struct Work {
     int key;          // where a contiguous cache has the first of them
     int diagonal;     // how many of them its first token sees, if it sees any: more by one with every token
     int first, last;  // KV blocks of the split that any token of the cluster sees, `last` excluded
-    int split;        // which part of the KV blocks this is
-    int tile;         // of all tiles, splits aside
+    int parts, part;  // into how many its KV blocks are split, and which this is
+    int tile;         // of all tiles that are split
 
     // How many keys from the first on a token of the tile sees.
     __device__ __forceinline__ int end(int token) const {
@@ -33,7 +33,9 @@ struct Work {
     }
 
     // Blocks from this one on need a mask, as far as the end of what a token sees goes.
-    __device__ __forceinline__ int ragged_end() const { return max(end(0), 0) / schedule::block_n; }
+    __device__ __forceinline__ int ragged_end() const {
+        return max(problem::causal ? diagonal : keys, 0) / schedule::block_n;
+    }
 
     // Blocks before this one need a mask, as far as the start of what a token sees goes.
     __device__ __forceinline__ int ragged_start() const {
@@ -48,13 +50,19 @@ struct Lengths {
 
     __device__ __forceinline__ int spans() const { return blocks_of(q_len, SPAN) * batch * kv_heads; }
 
-    // What the clusters of the grid work on: the splits of every span.
-    __device__ __forceinline__ int works() const { return spans() * schedule::splits; }
+    // Spans that are not split: as many as the clusters of the grid take an equal number of.
+    __device__ __forceinline__ int whole() const {
+        if constexpr (schedule::splits == 1) return spans();
+        return spans() - spans() % (int(gridDim.x) / schedule::cluster);
+    }
+
+    // What the clusters of the grid work on: whole spans, then the splits of the others.
+    __device__ __forceinline__ int works() const { return whole() + (spans() - whole()) * schedule::splits; }
 
     // Work `index` for the CTA of rank `rank`; false where its span lies beyond its sequence. Sections of `section` heads
     // one after another, so that their keys and values stay in L2; in a section the last spans, which see most keys, first.
     __device__ __forceinline__ bool work(int index, int rank, Work& work) const {
-        const int span = index / schedule::splits;
+        const int others = index - whole(), span = others < 0 ? index : whole() + others / schedule::splits;
         const int heads = batch * kv_heads, blocks = blocks_of(q_len, SPAN);
         const int before = span / (schedule::section * blocks) * schedule::section;
         const int width = min(schedule::section, heads - before), inside = span - before * blocks;
@@ -71,11 +79,12 @@ struct Lengths {
         work.last = blocks_of(max(work.end(work.tokens - 1), 0), schedule::block_n);
         const bool exists = work.tokens > 0;
 
-        work.split = index % schedule::splits;
+        work.parts = others < 0 ? 1 : schedule::splits;
+        work.part = others < 0 ? 0 : others % schedule::splits;
         const int seen = max(work.last - work.first, 0), from = work.first;
-        work.first = from + seen * work.split / schedule::splits;
-        work.last = from + seen * (work.split + 1) / schedule::splits;
-        work.tile = span * schedule::cluster + rank;
+        work.first = from + seen * work.part / work.parts;
+        work.last = from + seen * (work.part + 1) / work.parts;
+        work.tile = (span - whole()) * schedule::cluster + rank;
         work.query += rank * TOKENS;
         work.tokens = min(work.tokens - rank * TOKENS, TOKENS);
         work.diagonal += rank * TOKENS;

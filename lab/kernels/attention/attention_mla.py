@@ -74,7 +74,8 @@ class Schedule:
 
 def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
     """As few CTAs a cluster as hold all rows of a sequence, two at most; then others, and shorter stretches."""
-    guess = Schedule(2 if problem.q_len * problem.group > BLOCK_M else 1, 3, 0, 8, 2, 4)
+    cluster = 2 if problem.q_len * problem.group > BLOCK_M else 1
+    guess = Schedule(cluster, 3, 0, 8, cluster, 4)
     yield guess
     yield from (replace(guess, cluster=cluster) for cluster in (1, 2, 4) if cluster != guess.cluster)
     yield replace(guess, early=2)

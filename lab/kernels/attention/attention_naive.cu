@@ -128,7 +128,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
 }
 
 // y = weights v / sums; zeros where no key is seen.
-extern "C" __global__ void __launch_bounds__(schedule::threads)
+extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
     attention_naive_values(const Element* __restrict__ weights, const float* __restrict__ sums,
                            const Element* __restrict__ v, Element* __restrict__ y, const int* q_starts,
                            const int* kv_lens, const int* kv_starts, int q_heads, int q_len, int columns) {

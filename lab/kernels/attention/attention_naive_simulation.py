@@ -71,15 +71,12 @@ class Indices(NamedTuple):
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
     chip, computed = Chip(launch, machine), "q" in arrays
-    taken = {array.name for array in launch.arrays}
     scale = np.float32(p.score_scale) * LOG2_E
     shape = Shape(
         p.q_heads, p.group, p.head_dim, p.q_len, p.kv_len, columns_of(p), p.causal, s.block_m, s.block_n, scale
     )
     names = ("q_starts", "kv_lens", "kv_starts")
-    unused = np.zeros(0, np.uint8)
-    marks = (chip.marks(name) if name in taken else unused for name in names)
-    indices = Indices(*(np.ascontiguousarray(arrays[name]) for name in names), *marks)
+    indices = Indices(*(np.ascontiguousarray(arrays[name]) for name in names), *chip.marks_of(*names))
 
     def floats(name: str, columns: int) -> NDArray[np.float32]:
         if not computed:

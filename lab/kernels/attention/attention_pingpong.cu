@@ -142,7 +142,7 @@ struct Consumer {
         pack<Element>(weights, scores);
     }
 
-    // The last weighted sum of the last tile.
+    // The last weighted sum of a tile.
     __device__ __forceinline__ void end() {
         ptx::wgmma::hold(weights);
         ptx::wgmma::hold(y);
@@ -152,9 +152,35 @@ struct Consumer {
         ptx::wgmma::wait_group<0>();
         ptx::wgmma::hold(y);
         release_cluster(shared.v_empty[v_at.stage]);
+        v_at.advance();
     }
 
-    // Every tile: blocks that need masks at the end, those that need none, those that need masks at the start.
+    // The blocks of a tile after its last one: those that need masks at the end, that need none, that need masks at the
+    // start.
+    __device__ __forceinline__ void go_on(const Work& work, Softmax& softmax) {
+        const auto rescale = [&] { softmax.rescale(y); };
+        const int first = work.first, ragged_end = work.ragged_end(), ragged_start = work.ragged_start();
+        int block = work.last - 2;
+        for (; block >= max(ragged_end, first); --block) step<true>(work, block, softmax, rescale);
+        for (; block >= max(ragged_start, first); --block) step<false>(work, block, softmax, rescale);
+        if constexpr (problem::window > 0)
+            for (; block >= first; --block) step<true>(work, block, softmax, rescale);
+        if constexpr (!schedule::q_registers) release(shared.q_empty);
+    }
+
+    // Every tile, one after another: what parts need in registers leaves no room for two at a time.
+    __device__ __forceinline__ void run_apart() {
+        while (const Work* work = next()) {
+            Softmax softmax(scale);
+            begin(*work, softmax);
+            go_on(*work, softmax);
+            end();
+            results.store(y, softmax, *work, row);
+            __syncwarp();
+        }
+    }
+
+    // Every tile, the first scores of each beside the last weighted sum of the one before.
     __device__ __forceinline__ void run() {
         const Work* work = next();
         if (work == nullptr) return;
@@ -162,15 +188,7 @@ struct Consumer {
         Softmax softmax(scale);
         begin(*work, softmax);
         for (;;) {
-            const auto rescale = [&] { softmax.rescale(y); };
-            const int first = work->first, ragged_end = work->ragged_end(), ragged_start = work->ragged_start();
-            int block = work->last - 2;
-            for (; block >= max(ragged_end, first); --block) step<true>(*work, block, softmax, rescale);
-            for (; block >= max(ragged_start, first); --block) step<false>(*work, block, softmax, rescale);
-            if constexpr (problem::window > 0)
-                for (; block >= first; --block) step<true>(*work, block, softmax, rescale);
-            if constexpr (!schedule::q_registers) release(shared.q_empty);
-
+            go_on(*work, softmax);
             __syncwarp();
             if (threadIdx.x % WARP == 0) done = *work;
             __syncwarp();
@@ -229,7 +247,11 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
         constexpr float LOG2_E = 1.4426950408889634f;
         const Results results{y, lse, kv_heads, {part_y, part_log_sums, arrived}};
         turn.begin();
-        Consumer(shared, turn, results, scale * LOG2_E).run();
+        Consumer consumer(shared, turn, results, scale * LOG2_E);
+        if constexpr (schedule::splits > 1)
+            consumer.run_apart();
+        else
+            consumer.run();
         turn.end();
     }
     finish();

@@ -1,7 +1,7 @@
 """Consumers multiply in turn, one's softmax under the other's products; CTAs take tiles from a counter.
 
-The CTAs of a cluster work on tiles side by side and share the loads of keys and values. Splits of the keys are parts
-that the last one merges.
+The CTAs of a cluster work on tiles side by side and share the loads of keys and values. Tiles beyond whole rounds of
+the SMs may be split along the keys, into parts that the last one merges.
 """
 
 from collections.abc import Iterator, Mapping
@@ -35,9 +35,9 @@ SOLVES = Solves(
     facts=prefill.FACTS,
 )
 
-SPLIT_REGISTERS = 8  # for parts and their merge
+APART_REGISTERS = 8  # less where the tiles of a consumer do not overlap, as where any are split
 CLUSTER_REGISTERS = 8  # that the producer has instead
-OPTION_REGISTERS = 4  # for masks of rows that share a token, or for pages
+OPTION_REGISTERS = 4  # for rows that share a token or for pages, for a window, and to divide by the heads that share
 FROM_REGISTERS = (64, 96, 128, 192)  # block_n of a wgmma with queries in registers
 PARTS = ("part_y", "part_log_sums", "arrived")  # of splits: null where there is one
 MOST_SPLITS = 64
@@ -56,7 +56,9 @@ class Schedule(prefill.RingTiling):
     turns: int  # how consumers share the tensor cores, from 0 to 2
     lead: int  # steps of the weighted sum that are issued after the turn was passed on
     q_registers: int  # 1: queries are held in registers; 0: wgmma reads them from shared memory
-    splits: int = 1  # parts of the blocks that a tile sees, each multiplied on its own
+    splits: int = (
+        1  # parts of the blocks that a tile sees, of tiles that leave SMs without work when all others are done
+    )
     cluster: int = 1  # CTAs with tiles side by side that share loads of keys and values
 
     def __post_init__(self) -> None:
@@ -82,10 +84,11 @@ class Schedule(prefill.RingTiling):
         return prefill.WARPGROUP * (1 + self.consumers)
 
     def registers(self, problem: Attention) -> int:
-        queries = problem.head_dim // 4 if self.q_registers else 0
-        options = OPTION_REGISTERS if problem.page or (problem.causal and problem.group > 1) else 0
-        options += (SPLIT_REGISTERS if self.splits > 1 else 0) + (CLUSTER_REGISTERS if self.cluster > 1 else 0)
-        return super().registers(problem) + queries + options
+        p = problem
+        queries = p.head_dim // 4 if self.q_registers else 0
+        options = (p.page > 0 or p.group > 1) + (p.window > 0) + (p.group & p.group - 1 > 0)
+        others = (CLUSTER_REGISTERS if self.cluster > 1 else 0) - (APART_REGISTERS if self.splits > 1 else 0)
+        return super().registers(p) + queries + OPTION_REGISTERS * options + others
 
 
 # Measured on the H200 at head_dim 128.
@@ -102,7 +105,8 @@ MEASURED = (
     replace(LONG, turns=1, lead=2),
     replace(LONG, block_n=64, stages=4),
 )
-SPLIT_BLOCKS = 16  # blocks that a split has at least
+SPLIT_BLOCKS = 8  # blocks that a split has at least
+PART_BLOCKS, MERGE_BLOCKS = 1, 4  # blocks that could be multiplied while a part starts and is stored, while all merge
 FEW_TOKENS = 16  # up to which shorter rings are faster
 LONG_KEYS = 8192  # from so many on causal attention has enough tiles to fill the chip section by section
 
@@ -110,20 +114,36 @@ LONG_KEYS = 8192  # from so many on causal attention has enough tiles to fill th
 def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
     """Measured schedules that fit, the best for problems of this kind first."""
     p = problem
+    full = replace(FULL, section=_cached_heads(p, machine))
     if not p.causal:
-        best = replace(FULL, section=_cached_heads(p, machine))
+        best = full
     elif p.q_len <= FEW_TOKENS:
         best = replace(SHORT, stages=2)
     elif p.q_len < p.kv_len:
         best = CHUNK
     else:
         best = LONG if p.kv_len >= LONG_KEYS else SHORT
-    tiles = prefill.tile_count(p, LONG) if p.group <= LONG.block_m else machine.sms
-    blocks = -(-p.kv_len // LONG.block_n)
-    fill = min(machine.sms // tiles, blocks // SPLIT_BLOCKS, MOST_SPLITS)  # splits that leave no SM without work
-    few = [replace(FEW, splits=fill)] if fill > 1 else []
-    halves = [replace(MEASURED[-1], q_registers=0, splits=2, cluster=2)] if blocks > 1 else []
-    yield from prefill.fitting((*few, best, *MEASURED, *halves), p, machine)
+    alike = not p.causal or FEW_TOKENS < p.q_len < p.kv_len  # so that tiles take about equally long
+    split = [replace(s, splits=n) for s in (full, FEW) if alike and (n := _splits(p, s, machine)) > 1]
+    few = [s for s in split if s.block_m == FEW.block_m and prefill.span_count(p, s) <= machine.sms // 2]
+    halves = [replace(MEASURED[-1], q_registers=0, splits=2, cluster=2)] if p.kv_len > LONG.block_n else []
+    yield from prefill.fitting((*few, best, *split, *MEASURED, *halves), p, machine)
+
+
+def _splits(problem: Attention, schedule: Schedule, machine: Machine) -> int:
+    """Parts of the tiles beyond whole rounds of the SMs' that let all SMs end soonest; 1 where whole ones do."""
+    p, s = problem, schedule
+    if p.group > s.block_m:
+        return 1
+    blocks, at_once = -(-p.kv_len // s.block_n), clusters.at_once(s.cluster, 1, machine)
+    left = prefill.span_count(p, s) % at_once
+
+    def rounds(splits: int) -> int:
+        """Blocks that are multiplied one after another after the whole rounds."""
+        merge = MERGE_BLOCKS if splits > 1 else 0
+        return -(-left * splits // at_once) * (-(-blocks // splits) + PART_BLOCKS) + merge
+
+    return min(range(1, min(blocks // SPLIT_BLOCKS, MOST_SPLITS) + 1), key=rounds, default=1)
 
 
 def _cached_heads(problem: Attention, machine: Machine) -> int:
@@ -145,7 +165,7 @@ def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[La
             arguments=(
                 *prefill.arguments(p, s),
                 Array("counter", Role.WORKSPACE, (1,), "int32"),
-                *_parts(p, s),
+                *_parts(p, s, machine),
                 *prefill.capacities(p),
             ),
             cluster=(s.cluster, 1, 1),
@@ -154,10 +174,11 @@ def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[La
     )
 
 
-def _parts(problem: Attention, schedule: Schedule) -> tuple[Argument, ...]:
+def _parts(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[Argument, ...]:
     """What splits leave for the last of them: rows of y and their log-sums, and how many have."""
-    s, tiles = schedule, prefill.tile_count(problem, schedule)
-    if s.splits == 1:
+    s = schedule
+    tiles = prefill.tile_count(problem, s) - s.cluster * _whole(problem, s, machine)
+    if not tiles:
         return tuple(Scalar(name, 0, "int64") for name in PARTS)
     rows = tiles * s.splits * s.block_m
     return (
@@ -167,28 +188,30 @@ def _parts(problem: Attention, schedule: Schedule) -> tuple[Argument, ...]:
     )
 
 
-def _works(problem: Attention, schedule: Schedule) -> int:
-    """What the clusters work on: the splits of every span."""
-    return prefill.span_count(problem, schedule) * schedule.splits
-
-
 def _clusters(problem: Attention, schedule: Schedule, machine: Machine) -> int:
-    return min(_works(problem, schedule), clusters.at_once(schedule.cluster, 1, machine))
+    """Of the grid: as many as run at once, where there is work for so many."""
+    splits = prefill.work_count(problem, schedule, 0)
+    return min(splits, clusters.at_once(schedule.cluster, 1, machine))
 
 
-def _taken(problem: Attention, schedule: Schedule) -> int:
+def _whole(problem: Attention, schedule: Schedule, machine: Machine) -> int:
+    return prefill.whole_spans(problem, schedule, _clusters(problem, schedule, machine))
+
+
+def _taken(problem: Attention, schedule: Schedule, machine: Machine) -> int:
     """Atomic operations on the counter: for each work one finds the next, or that none is left; the last resets."""
-    return _works(problem, schedule) + 1
+    return prefill.work_count(problem, schedule, _whole(problem, schedule, machine)) + 1
 
 
 def bills(problem: Attention, schedule: Schedule, machine: Machine, clock: str) -> Bills:
-    return prefill_theory.bills("attention_pingpong", problem, schedule, machine, clock)
+    whole = _whole(problem, schedule, machine)
+    return prefill_theory.bills("attention_pingpong", problem, schedule, machine, clock, whole)
 
 
 def theory(problem: Attention, schedule: Schedule, machine: Machine) -> Counts:
     """As prefill's, and the counter."""
-    counts = prefill_theory.theory(problem, schedule)
-    taken = SECTOR * _taken(problem, schedule)
+    counts = prefill_theory.theory(problem, schedule, _whole(problem, schedule, machine))
+    taken = SECTOR * _taken(problem, schedule, machine)
     return replace(counts, sm_to_l2_bytes=(counts.sm_to_l2_bytes or 0) + taken)
 
 
@@ -196,6 +219,6 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     p, s = launch.problem, launch.schedule
     chip = Chip(launch, machine)
     prefill_simulation.simulate(launch, arrays, chip)
-    for _ in range(_taken(p, s)):
+    for _ in range(_taken(p, s, machine)):
         add_atomically(chip.count[0], chip.marks("counter"), 0, prefill.INDEX)
     return chip.counts()

@@ -4,8 +4,8 @@
 // time, to its own ring in shared memory, and waits for nobody; so what an SM has under way is what its shared memory
 // holds. Sequences are divided over the SMs on the device, from their lengths. A CTA that shares a sequence with others
 // leaves a partial result, and who comes last adds them up in the same launch. Those that share the only sequence add up
-// its rows between them: when all have come, or, of a short one, as a cluster. Where all but the last tokens are settled, plans and first copies are made while the
-// launch before is still at work.
+// its rows between them: when all have come, or, of a short one, as a cluster. Where all but the last tokens are settled,
+// work is divided and the first keys are copied while the launch before is still at work.
 //
 // Warp roles: all alike. The teams of a KV head take the units of a stretch in turn, each with a softmax of its own; at
 // the end of a sequence their sums meet in shared memory. A team is one warp, or several where the queries are many.
@@ -77,6 +77,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
         const Part part = walk.next();
         if (!part.exists()) break;
         Queries queries;
+        const Sharers sharers(part, walk.length);
         load_queries(queries, q, part.sequence, head, kv_heads * problem::group, first_row);  // or it waits for copies
         Softmax softmax;
         clear(softmax);
@@ -97,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
         }
         if (!has_met) ptx::cluster::wait();
         has_met = true;
-        finish(shared.merge, sums, softmax, part, stretch, walk.length, first_head, results);
+        finish(shared.merge, sums, softmax, part, sharers, stretch, first_head, results);
     }
     if (!has_met) ptx::cluster::wait();
 }

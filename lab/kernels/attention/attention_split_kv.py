@@ -187,18 +187,16 @@ SHAPES = (
 RING = 192 * 1024  # bytes of an SM's rings; half as many where teams are of several warps
 OVERHEAD, LEAST = 4, 4
 LONG = 2**30  # bytes of a contiguous cache from which two heads a CTA are faster
-SHORT = 2**26  # bytes of the only sequence up to which it is better to add up rows between all CTAs
+SHORT = 2**26  # bytes of the only sequence up to which clusters are faster
 CLUSTER = 8  # of larger ones an H200 does not hold eight at once
-ALONE = {  # by queries: warps, row groups, query tiles, cluster
-    8: ((4, 1, 1, CLUSTER), (8, 1, 1, CLUSTER), (8, 1, 1, 0)),
-    16: ((8, 2, 1, CLUSTER), (8, 1, 2, CLUSTER), (8, 2, 1, 0)),
-    32: ((12, 4, 1, 0), (8, 2, 2, 0), (8, 2, 2, CLUSTER)),
-    64: ((8, 4, 2, 0), (16, 8, 1, 0)),
-}
+# By queries: warps, row groups, query tiles. Of many queries all CTAs may add up rows between them without a cluster:
+# for a search to try, as cooperative launches have not run on a GPU yet.
+CLUSTERED = {8: ((4, 1, 1), (8, 1, 1)), 16: ((8, 1, 2), (8, 2, 1)), 32: ((8, 2, 2),)}
+COOPERATIVE = {32: ((8, 2, 2), (12, 4, 1)), 64: ((8, 4, 2), (16, 8, 1))}
 
 
 def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
-    """Measured shapes with as deep rings as fit, those of the only sequence first; then shallower ones, longer ends."""
+    """Measured shapes with as deep rings as fit, of the only sequence in clusters; then shallower ones, longer ends."""
     p = problem
     needed = next((rows for rows in GROUPS if rows >= p.q_len * p.group), max(GROUPS))
     first = (8, 2) if not p.page and p.kv_bytes > LONG else (12, 1) if needed == 64 else (8, 1)
@@ -213,7 +211,9 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
                 s = Schedule(warps, min(stages, MOST_STAGES), heads, row_groups, query_tiles, ctas, OVERHEAD, LEAST)
                 s.fits(p, machine)
                 found.append(s)
-    yield from _alone(p, needed, machine)
+    few = p.kv_heads <= clusters.at_once(CLUSTER, 1, machine) and 3 * CLUSTER * p.kv_heads >= machine.sms
+    if few:  # clusters are all resident at once and take up a good part of the SMs
+        yield from _alone(p, CLUSTERED.get(needed, ()), CLUSTER, machine)
     yield from found or [
         Schedule(8, 2, 1, *GROUPS[max(GROUPS)][0], 1, OVERHEAD, LEAST)
     ]  # holds most, and says how much
@@ -221,21 +221,22 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
         if s.stages >= 4:
             yield replace(s, stages=s.stages // 2)
         yield replace(s, overhead_units=2 * OVERHEAD)
+    yield from _alone(p, COOPERATIVE.get(needed, ()), 0, machine)
 
 
-def _alone(problem: Attention, needed: int, machine: Machine) -> Iterator[Schedule]:
-    """For one short sequence; clusters are all resident at once and take up a good part of the SMs."""
+def _alone(
+    problem: Attention, shapes: tuple[tuple[int, int, int], ...], cluster: int, machine: Machine
+) -> Iterator[Schedule]:
+    """For one short sequence, rings as deep as fit."""
     p = problem
     if p.batch > 1 or p.kv_bytes > SHORT:
         return
-    few = p.kv_heads <= clusters.at_once(CLUSTER, 1, machine) and 3 * CLUSTER * p.kv_heads >= machine.sms
-    for warps, row_groups, query_tiles, cluster in ALONE.get(needed, ()):
+    for warps, row_groups, query_tiles in shapes:
         stages = RING // (warps // row_groups * 2 * UNIT * FORMATS[p.kv].nbytes(1, p.head_dim))
         s = Schedule(warps, min(stages, MOST_STAGES), 1, row_groups, query_tiles, 1, OVERHEAD, LEAST, cluster)
         with suppress(ScheduleError):
             s.fits(p, machine)
-            if few or not cluster:
-                yield s
+            yield s
 
 
 def stretches(problem: Attention, schedule: Schedule, machine: Machine) -> int:
@@ -267,7 +268,8 @@ def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[La
             ),
             shared_bytes=shared_bytes(p, s),
             cluster=(max(s.cluster, 1), 1, 1),
-            dependent=True,
+            dependent=not s.spread,  # a cooperative launch starts when what is ahead of it has ended
+            cooperative=s.spread > 0,
         ),
     )
 

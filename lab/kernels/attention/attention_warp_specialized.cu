@@ -43,7 +43,6 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
         ptx::setmaxnreg::inc<CONSUMER_REGISTERS>();
         constexpr float LOG2_E = 1.4426950408889634f;
         ptx::mbarrier::wait(shared.q_full, 0);
-        if (shared.work[0].sequence < 0) return;
         BlockByBlock consumer(shared, uniform(warpgroup) - 1, scale * LOG2_E);
         consumer.run(Results{y, lse, kv_heads, {}}, [](int) {});
     }

@@ -41,7 +41,6 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
         }
     }
     ptx::mbarrier::wait(shared.q_full, 0);
-    if (shared.work[0].sequence < 0) return;
     BlockByBlock consumer(shared, uniform(threadIdx.x / WARPGROUP), scale * LOG2_E);
     consumer.run(Results{y, lse, kv_heads, {}}, [&](int block) {
         if (loads) producer.go_on(consumer.work, block);

@@ -96,15 +96,15 @@ __device__ __forceinline__ Row gather(const Sums& sums, int head, int row_group,
     return r;
 }
 
-// A row from `count` partial results: `sums(i)` are exponent and sum of weights of one, `own(i)` this lane's elements. All
+// A row from `count` partial results: `pairs(i)` are exponent and sum of weights of one, `own(i)` this lane's elements. All
 // loads of AT_ONCE are under way before the first is waited for.
-template <typename Sums, typename Elements>
-__device__ __forceinline__ Row combine(int count, Sums sums, Elements own) {
+template <typename Pairs, typename Elements>
+__device__ __forceinline__ Row combine(int count, Pairs pairs, Elements own) {
     const int lane = threadIdx.x % LANES;
     Row r = {unseen()};
 #pragma unroll 1
     for (int done = 0; done < count; done += AT_ONCE) {
-        const float2 pair = lane < AT_ONCE && done + lane < count ? sums(done + lane) : float2{unseen(), 0};
+        const float2 pair = lane < AT_ONCE && done + lane < count ? pairs(done + lane) : float2{unseen(), 0};
         Own part[AT_ONCE];
 #pragma unroll
         for (int i = 0; i < AT_ONCE; ++i) part[i] = done + i < count ? own(done + i) : Own{};
@@ -191,19 +191,18 @@ __device__ __forceinline__ void receive(Merge& merge, const Sharers& sharers, in
     __syncwarp();
     ptx::mbarrier::wait_cluster(merge.arrived, 0);
     for (int i = warp_index(); i < own; i += schedule::warps) {
-        const auto pair = [&](int of) { return merge.inbox_sums[i * count + of]; };
+        const auto pairs = [&](int of) { return merge.inbox_sums[i * count + of]; };
         const auto elements = [&](int of) {
             return *reinterpret_cast<const Own*>(&merge.inbox[i * count + of][threadIdx.x % LANES * OWN]);
         };
-        store_result(results, combine(count, pair, elements), sequence, head, i * count + place);
+        store_result(results, combine(count, pairs, elements), sequence, head, i * count + place);
     }
 }
 
 // All warps of the CTA end a part of a stretch together; the first KV head of the CTA is `first_head`.
-__device__ __forceinline__ void finish(Merge& merge, Sums& sums, const Softmax& softmax, const Part& part, int stretch,
-                                       int length, int first_head, const Results& results) {
+__device__ __forceinline__ void finish(Merge& merge, Sums& sums, const Softmax& softmax, const Part& part,
+                                       const Sharers& sharers, int stretch, int first_head, const Results& results) {
     const int warp = warp_index(), rows = part.sequence.q_len * problem::group;
-    const Sharers sharers(part, length);
 #pragma unroll 1
     for (int first = 0; first < TILES * MMA_N && first < rows; first += HELD) {
         __syncthreads();  // what was left there before has been read
@@ -245,12 +244,12 @@ __device__ __forceinline__ void finish(Merge& merge, Sums& sums, const Softmax& 
     for (int job = warp; job < HEADS * ((rows - own + owners - 1) / owners); job += schedule::warps) {
         const int head = first_head + job % HEADS, row = own + job / HEADS * owners;
         const int64_t at = results.row(sharers.first, part.index, head, row);
-        const auto pair = [&](int i) { return results.partial_sums[at + int64_t(i) * step]; };
+        const auto pairs = [&](int i) { return results.partial_sums[at + int64_t(i) * step]; };
         const auto elements = [&](int i) {
             const float* from = results.partial + (at + int64_t(i) * step) * DIM;
             return *reinterpret_cast<const Own*>(from + threadIdx.x % LANES * OWN);
         };
-        store_result(results, combine(sharers.count, pair, elements), part.sequence, head, row);
+        store_result(results, combine(sharers.count, pairs, elements), part.sequence, head, row);
     }
     if constexpr (schedule::spread) {  // the last one to have read leaves the counter at 0
         __syncthreads();

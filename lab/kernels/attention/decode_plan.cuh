@@ -32,7 +32,7 @@ struct Sequence {
     int first_unit, units;
 
     // How much of the row it takes.
-    __device__ __forceinline__ int cost() const { return q_len > 0 ? OVERHEAD + units : 0; }
+    __device__ __forceinline__ int cost() const { return (OVERHEAD + units) * (q_len > 0); }
 };
 
 __device__ __forceinline__ Sequence sequence(const Batch& batch, int index) {
@@ -48,7 +48,8 @@ __device__ __forceinline__ Sequence sequence(const Batch& batch, int index) {
     }
     const int first = problem::window > 0 ? max(s.kv_len - s.q_len + 1 - problem::window, 0) : 0;
     s.first_unit = first / UNIT;
-    s.units = s.q_len > 0 ? max((s.kv_len + UNIT - 1) / UNIT - s.first_unit, 0) : 0;
+    // No branch: kv_lens would be asked for only when q_starts has come.
+    s.units = max((s.kv_len + UNIT - 1) / UNIT - s.first_unit, 0) * (s.q_len > 0);
     return s;
 }
 

@@ -1,5 +1,6 @@
 """attention_split_kv, counted and computed: what the tile schedule in decode_walk.py takes, and what it leaves."""
 
+from collections import namedtuple
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -54,22 +55,9 @@ class Shape(NamedTuple):
     operand: int  # of weights
 
 
-class Marks(NamedTuple):
-    """The sectors of each array; of one that there is not, none."""
-
-    q: NDArray[np.uint8]
-    k: NDArray[np.uint8]
-    v: NDArray[np.uint8]
-    q_starts: NDArray[np.uint8]
-    kv_lens: NDArray[np.uint8]
-    where: NDArray[np.uint8]
-    k_scale: NDArray[np.uint8]
-    v_scale: NDArray[np.uint8]
-    y: NDArray[np.uint8]
-    lse: NDArray[np.uint8]
-    partial: NDArray[np.uint8]
-    partial_sums: NDArray[np.uint8]
-    arrivals: NDArray[np.uint8]
+Marks = namedtuple(  # the sectors of each array
+    "Marks", "q k v q_starts kv_lens where k_scale v_scale y lse partial partial_sums arrivals"
+)
 
 
 class Data(NamedTuple):
@@ -111,8 +99,7 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     shape, data = _shape(launch), _data(launch, arrays)
     k, v, where = ("cache", "cache", "block_table") if p.page else ("k", "v", "kv_starts")
     names = ("q", k, v, "q_starts", "kv_lens", where, "k_scale", "v_scale", "y", "lse", *SCRATCH)
-    there = {array.name for array in launch.arrays}
-    marks = Marks(*(chip.marks(name) if name in there else np.zeros(0, np.uint8) for name in names))
+    marks = Marks(*chip.marks_of(*names))
     kv_lens = np.minimum(data.kv_lens, p.kv_len)
     plan = divide(np.diff(data.q_starts), kv_lens, p.window, launch.schedule, shape.stretches)
     grid(chip.count, marks, data, shape, plan, _tiles(shape), launch.ctas)

@@ -39,14 +39,14 @@ MMA_M = 64  # rows of a wgmma
 MMA_K = 16
 WARPGROUP = 128
 WARPS = 4  # of a warpgroup
-WORK_BYTES = 44  # of a description of a tile: of two in turn, and of one for each warp that multiplies
+WORK_BYTES = 48  # of a description of a tile: of two in turn, and of one for each warp that multiplies
 MBARRIER = 8  # bytes
 TICKET = 4  # bytes
 FLOAT = 4  # bytes
 REGISTERS = {2: 232, 3: 160}  # of a consumer's thread, by how many consumers there are
 OTHER_REGISTERS = 36  # beside scores, weights, sums and queries
 WARP_ROWS = 16  # of a tile, which a warp stores
-LOG_SUM_READS = 2  # by a merge: for the largest, and for the weights
+LSE_ROWS = 8  # of a warp's request for lse
 
 
 class Tiles(NamedTuple):
@@ -156,6 +156,30 @@ def tiles(problem: Attention, sequence: Sequence, schedule: Any) -> Tiles:
     start = diagonal - p.window if p.window else np.zeros_like(token)
     tokens = np.clip(sequence.q_len - np.arange(token.size) * most, 0, most)
     return Tiles(tokens, np.maximum(start, 0) // s.block_n, -(-np.maximum(end, 0) // s.block_n))
+
+
+def whole_spans(problem: Attention, schedule: Any, clusters: int) -> int:
+    """Spans that are not split: as many as the clusters of the grid take an equal number of."""
+    spans = span_count(problem, schedule)
+    return spans if schedule.splits == 1 else spans - spans % clusters
+
+
+def work_count(problem: Attention, schedule: Any, whole: int) -> int:
+    """What the clusters of the grid work on: whole spans, then the splits of the others."""
+    return int(whole + (span_count(problem, schedule) - whole) * schedule.splits)
+
+
+def split_tiles(problem: Attention, schedule: Any, whole: int, b: int) -> NDArray[np.bool_]:
+    """Which tiles of a sequence are split, [kv_heads, tiles]: those of the spans from `whole` on (_work.cuh)."""
+    p, s = problem, schedule
+    span = s.cluster * tokens_of(p, s.block_m)
+    blocks, heads = -(-p.q_len // span), p.batch * p.kv_heads
+    head = b * p.kv_heads + np.arange(p.kv_heads)[:, None]
+    before = head // s.section * s.section
+    width = np.minimum(s.section, heads - before)
+    of_span = np.arange(-(-p.sequences[b].q_len // span))
+    index = before * blocks + (blocks - 1 - of_span) * width + head - before
+    return np.repeat(index >= whole, s.cluster, axis=1)
 
 
 def part_of(of: Tiles, split: int, splits: int) -> Tiles:

@@ -1,5 +1,6 @@
 """The tile schedule of the prefill kernels fed by TMA, counted and computed: _work.cuh, _stream.cuh, _results.cuh."""
 
+from collections import namedtuple
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -13,12 +14,13 @@ from lab.kernels.attention.prefill import (
     INDEX,
     LANE_ELEMENTS,
     LANES,
-    LOG_SUM_READS,
+    LSE_ROWS,
     SIZE,
     WARP_ROWS,
     box_rows,
     span_count,
     tokens_of,
+    whole_spans,
 )
 from sim.formats import encode
 from sim.jit import njit, prange
@@ -43,7 +45,6 @@ from sim.tiles import (
 
 THREADS = 4  # that share a row
 LOG2_E = np.float32(1.4426950408889634)
-LSE_ROWS = 8  # of a warp's request
 
 
 class Shape(NamedTuple):
@@ -73,24 +74,14 @@ class Shape(NamedTuple):
     scale: np.float32  # with log2(e)
     element: int
     splits: int
+    whole: int  # spans that are not split
     cluster: int
     copiers: int
 
 
-class Marks(NamedTuple):
-    """The sectors of each array."""
-
-    q: NDArray[np.uint8]
-    k: NDArray[np.uint8]
-    v: NDArray[np.uint8]
-    y: NDArray[np.uint8]
-    lse: NDArray[np.uint8]
-    q_starts: NDArray[np.uint8]
-    kv_lens: NDArray[np.uint8]
-    places: NDArray[np.uint8]
-    part_y: NDArray[np.uint8]
-    part_log_sums: NDArray[np.uint8]
-    arrived: NDArray[np.uint8]
+Marks = namedtuple(  # the sectors of each array
+    "Marks", "q k v y lse q_starts kv_lens places part_y part_log_sums arrived"
+)
 
 
 class Data(NamedTuple):
@@ -107,7 +98,7 @@ class Data(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A split of a tile of queries, as _work.cuh has it."""
+    """A tile of queries or a part of it, as _work.cuh has it."""
 
     query: int
     tokens: int
@@ -130,14 +121,12 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], chip: Chip, copiers:
         p.pool_pages, p.lse, p.row_heads(p.q_heads), p.row_heads(p.kv_heads),
         p.tokens, p.kv_rows, tokens_of(p, s.block_m), s.block_m, s.block_n,
         box_rows(p, s), s.section, s.slack, np.float32(p.score_scale) * LOG2_E, ELEMENT[p.activations],
-        s.splits, s.cluster, copiers,
+        s.splits, whole_spans(p, s, launch.ctas // s.cluster), s.cluster, copiers,
     )  # fmt: skip
     places = "block_table" if p.page else "kv_starts"
     k, v = ("cache", "cache") if p.page else ("k", "v")
-    unused = np.zeros(0, np.uint8)
     names = ("q", k, v, "y", "lse", "q_starts", "kv_lens", places, "part_y", "part_log_sums", "arrived")
-    given = {array.name for array in launch.arrays}
-    marks = Marks(*(chip.marks(name) if name in given else unused for name in names))
+    marks = Marks(*chip.marks_of(*names))
     computed = "q" in arrays
     width = p.head_dim if p.page else shape.kv_row * p.head_dim  # of a row of the matrix that k and v are
 
@@ -175,20 +164,22 @@ def _cta(count, marks, data, shape, cta, ctas, spans):
     parts = np.zeros((shape.splits, 2), np.int64)  # keys that each split sees: from, to
     rank = cta % shape.cluster
     for span in range(cta // shape.cluster, spans, ctas // shape.cluster):
-        for split in range(shape.splits):
-            work, exists = _work(count[cta], marks, data, shape, span, split, rank)
+        splits = shape.splits if span >= shape.whole else 1
+        for split in range(splits):
+            work, exists = _work(count[cta], marks, data, shape, span, split, splits, rank)
             if exists:
                 _tile(count[cta], marks, data, shape, work, q, k, v, scores, y[split], log_sums[split])
             parts[split] = shape.block_n * work.first, shape.block_n * work.last
         if exists:
-            if shape.splits > 1:
-                _merge(count[cta], marks, data, shape, work, span * shape.cluster + rank, parts, y, log_sums)
-            _store(count[cta], marks, data, shape, work, y[0], log_sums[0])
+            if splits > 1:
+                tile = (span - shape.whole) * shape.cluster + rank
+                _merge(count[cta], marks, data, shape, work, tile, parts, y, log_sums)
+            _store(count[cta], marks, data, shape, work, splits, y[0], log_sums[0])
 
 
 @njit(cache=True)
-def _work(count, marks, data, shape, index, split, rank):
-    """A split of tile `rank` of span `index`, and whether the span exists.
+def _work(count, marks, data, shape, index, split, splits, rank):
+    """Part `split` of so many of tile `rank` of span `index`, and whether the span exists.
 
     Sections of heads come after one another, in a section the last spans first.
     """
@@ -211,8 +202,8 @@ def _work(count, marks, data, shape, index, split, rank):
     end = diagonal + tokens - 1 if shape.causal else keys
     first = max(diagonal - shape.window, 0) // shape.block_n if shape.window > 0 else 0
     seen = max(-(-max(end, 0) // shape.block_n) - first, 0)
-    last = first + seen * (split + 1) // shape.splits
-    first += seen * split // shape.splits
+    last = first + seen * (split + 1) // splits
+    first += seen * split // splits
     offset = rank * shape.tokens
     mine = max(min(tokens - offset, shape.tokens), 0)
     work = Work(start + token + offset, mine, head % shape.kv_heads, sequence, keys, diagonal + offset, first, last)
@@ -336,23 +327,22 @@ def _visible(shape, work, block, start, end):
 
 @njit(cache=True)
 def _merge(count, marks, data, shape, work, index, parts, y, log_sums):
-    """Every split stores its rows; the last of each sixteen merges the queries' into the first split's."""
-    live, row_bytes, together = work.tokens * shape.group, FLOAT * shape.dim, LANES * LANE_ELEMENTS // shape.dim
+    """Every part stores its rows; the last of each sixteen merges the queries' into the first part's."""
+    live, row_bytes = work.tokens * shape.group, FLOAT * shape.dim
+    warps = shape.block_m // WARP_ROWS
     start, end = np.empty(shape.block_m, np.int64), np.empty(shape.block_m, np.int64)
     _visible(shape, work, 0, start, end)
+    count_exp(count, warps * LANES * (-(-shape.splits // 2)))  # a lane has a row's even parts, or its odd ones
     for split in range(shape.splits):
         top = (index * shape.splits + split) * shape.block_m
         store_vector(count, marks.part_log_sums, FLOAT * top, FLOAT * shape.block_m)
         if parts[split, 1] > parts[split, 0]:
             store_vector(count, marks.part_y, row_bytes * top, row_bytes * shape.block_m)
-        for warp in range(shape.block_m // WARP_ROWS):
-            add_atomically(count, marks.arrived, INDEX * (index * shape.block_m // WARP_ROWS + warp), INDEX)
-        for row in range(0, live, together):
-            for _ in range(LOG_SUM_READS):
-                load_vector(count, marks.part_log_sums, FLOAT * (top + row), FLOAT * together)
+        for warp in range(warps):
+            add_atomically(count, marks.arrived, INDEX * (index * warps + warp), INDEX)
+            load_vector(count, marks.part_log_sums, FLOAT * (top + warp * WARP_ROWS), FLOAT * WARP_ROWS)
         for row in range(live):
             if min(end[row], parts[split, 1]) > max(start[row], parts[split, 0]):
-                count_exp(count, shape.dim // LANE_ELEMENTS)
                 load_vector(count, marks.part_y, row_bytes * (top + row), row_bytes)
     if data.q.size > 0:
         for row in range(live):
@@ -368,10 +358,10 @@ def _merge(count, marks, data, shape, work, index, parts, y, log_sums):
 
 
 @njit(cache=True)
-def _store(count, marks, data, shape, work, y, log_sums):
+def _store(count, marks, data, shape, work, splits, y, log_sums):
     """Rows of y and their lse, a warp's sixteen after another's; merged ones, and zeros, row by row."""
     live = work.tokens * shape.group
-    request = LSE_ROWS if shape.splits == 1 and work.last > work.first else LANES * LANE_ELEMENTS // shape.dim
+    request = LSE_ROWS if splits == 1 and work.last > work.first else LANES * LANE_ELEMENTS // shape.dim
     at = np.empty(shape.block_m, np.int64)
     for row in range(live):
         token, head = work.query + row // shape.group, work.head * shape.group + row % shape.group

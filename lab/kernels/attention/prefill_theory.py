@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lab.cards import fits
 from lab.kernel import Bills
@@ -12,15 +13,17 @@ from lab.kernels.attention.prefill import (
     INDEX,
     LANE_ELEMENTS,
     LANES,
-    LOG_SUM_READS,
+    LSE_ROWS,
     SIZE,
     WARP_ROWS,
     Tiles,
     box_rows,
     part_of,
-    tile_count,
+    span_count,
+    split_tiles,
     tiles,
     tokens_of,
+    work_count,
 )
 from lab.problems import Attention
 from lab.problems.attention import Sequence
@@ -31,34 +34,40 @@ from sim.machine import Machine
 class Merges(NamedTuple):
     """What splits add: sectors that they store and that merges load, atomic operations, exponentials."""
 
-    stores: int
-    loads: int
-    arrivals: int
-    exps: int
+    stores: int = 0
+    loads: int = 0
+    arrivals: int = 0
+    exps: int = 0
 
 
-def theory(problem: Attention, schedule: Any) -> Counts:
+def theory(problem: Attention, schedule: Any, whole: int | None = None) -> Counts:
     """Each split of a tile loads its queries and the blocks that it sees; each query is stored once.
 
     A row makes an exponential of every key of a block, and each of the four threads that share it one of the decay. The
-    tables are read once a tile, and for paged keys once a block, two blocks ahead.
+    tables are read once a tile, and for paged keys once a block, two blocks ahead. Spans from `whole` on are split, by
+    default none.
     """
     p, s, dim = problem, schedule, problem.head_dim
-    blocks = loaded = rows_of_q = index = there = 0
+    whole = span_count(p, s) if whole is None else whole
+    blocks = loaded = works = rows_of_q = index = lse = 0
+    merges = Merges()
     for b, sequence in enumerate(p.sequences):
-        of = tiles(p, sequence, s)
-        blocks += int((of.last - of.first).sum())
-        loaded += _rows_loaded(p, sequence, of, s.block_n)
-        there += of.tokens.size
-        rows_of_q += _queries_loaded(p, sequence, of, tokens_of(p, s.block_m))
-        for split in range(s.splits):
-            index += _table_sectors(p, b, sequence.kv_len, part_of(of, split, s.splits), s)
-    blocks, loaded, there, rows_of_q = (p.kv_heads * n for n in (blocks, loaded, there, rows_of_q))
+        of, split = tiles(p, sequence, s), split_tiles(p, s, whole, b)
+        heads = split.sum(axis=0)  # whose tile is split
+        of_tile = p.kv_heads + (s.splits - 1) * heads  # works
+        blocks += p.kv_heads * int((of.last - of.first).sum())
+        loaded += p.kv_heads * _rows_loaded(p, sequence, of, s.block_n)
+        works += int(of_tile.sum())
+        rows_of_q += int(_queries_loaded(p, sequence, of, tokens_of(p, s.block_m)) @ of_tile)
+        index += int(_table_sectors(p, b, sequence.kv_len, of, s) @ (p.kv_heads - heads))
+        if heads.any():
+            parts = [part_of(of, part, s.splits) for part in range(s.splits)]
+            index += sum(int(_table_sectors(p, b, sequence.kv_len, part, s) @ heads) for part in parts)
+            merges = Merges(*map(sum, zip(merges, _merges(p, s, sequence, parts, heads), strict=True)))
+        lse += sum(_lse_sectors(p, s, sequence, of, split)) if p.lse else 0
     # Where a sequence starts and ends, how many keys it has and where, for every tile that there is room for.
-    merges = _merges(p, s)
-    loads = lengths_read(p) * s.splits * tile_count(p, s) + p.kv_heads * index + merges.loads
-    y = p.rows * p.q_heads * dim * SIZE // SECTOR
-    stores = y + (sum(_lse_sectors(p, s)) if p.lse else 0) + merges.stores
+    loads = lengths_read(p) * s.cluster * work_count(p, s, whole) + index + merges.loads
+    stores = p.rows * p.q_heads * dim * SIZE // SECTOR + lse + merges.stores
     per_block = s.block_m * s.block_n
     return Counts(
         flops=p.flops,
@@ -66,8 +75,8 @@ def theory(problem: Attention, schedule: Any) -> Counts:
         exp_count=blocks * (per_block + 4 * s.block_m) + merges.exps,
         global_load_sectors=loads,
         global_store_sectors=stores,
-        tma_load_bytes=SIZE * dim * (s.splits * there * tokens_of(p, s.block_m) * p.group + 2 * blocks * s.block_n),
-        l2_to_sm_bytes=SIZE * dim * (s.splits * rows_of_q * p.group + 2 * loaded) + SECTOR * loads,
+        tma_load_bytes=SIZE * dim * (works * tokens_of(p, s.block_m) * p.group + 2 * blocks * s.block_n),
+        l2_to_sm_bytes=SIZE * dim * (rows_of_q * p.group + 2 * loaded) + SECTOR * loads,
         sm_to_l2_bytes=SECTOR * (stores + merges.arrivals),
         hbm_read_bytes=p.read_bytes,
         hbm_write_bytes=p.write_bytes,
@@ -79,37 +88,35 @@ def lengths_read(problem: Attention) -> int:
     return 3 if problem.page else 4
 
 
-def _merges(problem: Attention, schedule: Any) -> Merges:
-    """Splits store whole tiles in float32; a merge loads rows of queries, of the splits that see a key of theirs."""
+def _merges(
+    problem: Attention, schedule: Any, sequence: Sequence, parts: list[Tiles], heads: NDArray[np.int64]
+) -> Merges:
+    """Parts store whole tiles in float32; a merge loads all log-sums, and rows of queries that see a key of a part.
+
+    `heads` have a tile split, of each tile of the sequence.
+    """
     p, s, row = problem, schedule, FLOAT * problem.head_dim // SECTOR
-    if s.splits == 1:
-        return Merges(0, 0, 0, 0)
-    there = stored = requests = seen = 0
-    for sequence in p.sequences:
-        of = tiles(p, sequence, s)
-        start, end = p.visible(sequence)
-        tile = np.arange(sequence.q_len) // tokens_of(p, s.block_m)
-        there += of.tokens.size
-        requests += int((-(-of.tokens * p.group * p.head_dim // (LANES * LANE_ELEMENTS))).sum())
-        for split in range(s.splits):
-            _, first, last = part_of(of, split, s.splits)
-            stored += int((last > first).sum())
-            seen += int((np.minimum(end, s.block_n * last[tile]) > np.maximum(start, s.block_n * first[tile])).sum())
-    there, stored, requests, seen = (
-        p.kv_heads * n for n in (s.splits * there, stored, s.splits * requests, seen * p.group)
-    )
+    start, end = p.visible(sequence)
+    tile = np.arange(sequence.q_len) // tokens_of(p, s.block_m)
+    stored = seen = 0
+    for _, first, last in parts:
+        stored += int((last > first) @ heads)
+        some = np.minimum(end, s.block_n * last[tile]) > np.maximum(start, s.block_n * first[tile])
+        seen += p.group * int(some @ heads[tile])
+    warps = int(heads.sum()) * s.block_m // WARP_ROWS
+    log_sums = s.splits * warps * WARP_ROWS * FLOAT // SECTOR
     return Merges(
-        stores=there * s.block_m * FLOAT // SECTOR + stored * s.block_m * row,
-        loads=LOG_SUM_READS * requests + seen * row,
-        arrivals=there * s.block_m // WARP_ROWS,
-        exps=seen * p.head_dim // LANE_ELEMENTS,
+        stores=log_sums + stored * s.block_m * row,
+        loads=log_sums + seen * row,
+        arrivals=s.splits * warps,
+        exps=warps * LANES * -(-s.splits // 2),
     )
 
 
-def _queries_loaded(problem: Attention, sequence: Sequence, of: Tiles, tokens: int) -> int:
-    """Tokens of q that the tiles of a sequence load: whole boxes, as far as q goes."""
+def _queries_loaded(problem: Attention, sequence: Sequence, of: Tiles, tokens: int) -> NDArray[np.int64]:
+    """Tokens of q that each tile of a sequence loads: whole boxes, as far as q goes."""
     token = sequence.q_start + np.arange(of.tokens.size) * tokens
-    return int(np.clip(problem.tokens - token, 0, tokens).sum())
+    return np.clip(problem.tokens - token, 0, tokens)
 
 
 def _rows_loaded(problem: Attention, sequence: Sequence, of: Tiles, block_n: int) -> int:
@@ -122,11 +129,11 @@ def _rows_loaded(problem: Attention, sequence: Sequence, of: Tiles, block_n: int
     return int((before[of.last] - before[of.first]).sum())
 
 
-def _table_sectors(problem: Attention, b: int, keys: int, of: Tiles, schedule: Any) -> int:
-    """Sectors of a sequence's row of the block table that the tiles ask for."""
+def _table_sectors(problem: Attention, b: int, keys: int, of: Tiles, schedule: Any) -> NDArray[np.int64]:
+    """Sectors of a sequence's row of the block table that each tile asks for."""
     some = of.last > of.first
-    if not problem.page:
-        return 0
+    if not problem.page or not some.any():
+        return np.zeros(some.size, np.int64)
     rows, block_n = box_rows(problem, schedule), schedule.block_n
     final = max(keys - 1, 0) // rows * rows
     block = np.arange(-(-keys // block_n)) * block_n
@@ -135,23 +142,23 @@ def _table_sectors(problem: Attention, b: int, keys: int, of: Tiles, schedule: A
     asked = np.array([sectors(INDEX * (row + a), INDEX * (z - a + 1)) for a, z in zip(*ends, strict=True)], np.int64)
     before = np.concatenate(([0], np.cumsum(asked)))
     # Of every block, and of the first one twice more in place of the two before it.
-    return int((before[of.last] - before[of.first])[some].sum() + 2 * asked[of.first[some]].sum())
+    return np.where(some, before[of.last] - before[of.first] + 2 * asked[np.where(some, of.first, 0)], 0)
 
 
-def _lse_sectors(problem: Attention, schedule: Any) -> Iterator[int]:
-    """Sectors of each request for lse: eight rows of a tile's, or as many as a warp clears or merges."""
+def _lse_sectors(
+    problem: Attention, schedule: Any, sequence: Sequence, of: Tiles, split: NDArray[np.bool_]
+) -> Iterator[int]:
+    """Sectors of each request for a sequence's lse: eight rows of a tile's, or as many as a warp clears or merges."""
     p, of_tile = problem, tokens_of(problem, schedule.block_m)
     cleared = LANES * LANE_ELEMENTS // p.head_dim
-    for sequence in p.sequences:
-        of = tiles(p, sequence, schedule)
-        row = np.arange(of_tile * p.group)
-        for tile, (tokens, first, last) in enumerate(zip(*of, strict=True)):
-            here = row[: tokens * p.group]
-            token = sequence.q_start + tile * of_tile + here // p.group
-            for head in range(p.kv_heads):
-                at = INDEX * ((token * p.kv_heads + head) * p.group + here % p.group) // SECTOR
-                request = here // (8 if schedule.splits == 1 and last > first else cleared)
-                yield len(np.unique(np.stack((request, at)), axis=1).T)
+    row = np.arange(of_tile * p.group)
+    for tile, (tokens, first, last) in enumerate(zip(*of, strict=True)):
+        here = row[: tokens * p.group]
+        token = sequence.q_start + tile * of_tile + here // p.group
+        for head in range(p.kv_heads):
+            at = INDEX * ((token * p.kv_heads + head) * p.group + here % p.group) // SECTOR
+            request = here // (LSE_ROWS if last > first and not split[head, tile] else cleared)
+            yield len(np.unique(np.stack((request, at)), axis=1).T)
 
 
 class Coefficients(fits.Coefficients, frozen=True):
@@ -162,11 +169,17 @@ class Coefficients(fits.Coefficients, frozen=True):
     merge_us: float  # until the parts of splits are stored and merged
 
 
-def bills(kernel: str, problem: Attention, schedule: Any, machine: Machine, clock: str) -> Bills:
-    """A start, and the longest of HBM, the products of all tiles, and those of the longest tile on its SM."""
+def bills(
+    kernel: str, problem: Attention, schedule: Any, machine: Machine, clock: str, whole: int | None = None
+) -> Bills:
+    """A start, and the longest of HBM, the products of all tiles, and those of the longest tile on its SM.
+
+    `whole` as in `theory`.
+    """
     p, s = problem, schedule
     model = fits.coefficients(Coefficients, kernel, machine, clock)
-    found = [part_of(tiles(p, sequence, s), split, s.splits) for sequence in p.sequences for split in range(s.splits)]
+    parts = s.splits if whole == 0 else 1  # of the longest tile
+    found = [part_of(tiles(p, sequence, s), part, parts) for sequence in p.sequences for part in range(parts)]
     most = max((int((of.last - of.first).max(initial=0)) for of in found), default=0)
     of_block = 2 * s.block_m * s.block_n * (p.head_dim + p.value_dim)
     rate = model.tensor_share * machine.peak(p.unit)

@@ -1,4 +1,4 @@
-"""How many clusters a chip runs at the same time."""
+"""How CTAs and clusters fill a chip."""
 
 from sim.machine import Machine
 
@@ -9,3 +9,13 @@ def at_once(cluster: int, ctas_per_sm: int, machine: Machine) -> int:
     A cluster lies in one GPC, its CTAs on SMs of their own.
     """
     return max(1, ctas_per_sm * sum(sms // cluster for sms in machine.gpcs))
+
+
+def even(ctas: int, machine: Machine) -> int:
+    """CTAs of a grid that has so many with work, filled up where few more give every SM as many, or two, or one.
+
+    Launches that overlap need it: an SM that has none of one launch would take two of the next, and be the last to end.
+    """
+    rounds = -(-ctas // machine.sms)
+    spare = rounds * machine.sms - ctas
+    return ctas + spare if rounds <= 2 and spare <= machine.sms // 8 else ctas

@@ -10,7 +10,7 @@ from lab.kernels.gemm.wgmma_mainloop import MMA_M
 from lab.problems import Linear
 from sim import int4
 from sim.counts import Counts
-from sim.jit import njit, prange
+from sim.jit import njit
 from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import BF16, FP8, FP16, Chip, load_lanes, load_tile, mma, store_tile
@@ -29,18 +29,15 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     chip = Chip(launch, machine)
     given = dict(arrays) if arrays else {}
     x, w, y = (given.get(a.name, np.zeros((0, 0), a.storage)) for a in launch.arrays[:3])
-    marks = [chip.marks(name) if name in p.inputs or name == "y" else np.zeros(0, np.uint8) for name in MARKED]
+    marks = chip.marks_of("x", "w", "w_scale", "y")
     integers, scale, offset = _groups(p, given)
     row_scales = np.broadcast_to(given.get("w_scale", np.ones(1)) if p.scaled else np.ones(1), p.n)
-    _grid(
-        chip.count, *marks, x, w if not s.group else np.zeros((0, 0), np.uint8), y, integers, scale, offset,
+    chip.each_sm(
+        _clusters, *marks, x, w if not s.group else np.zeros((0, 0), np.uint8), y, integers, scale, offset,
         row_scales.astype(np.float32), p.m, p.n, p.k, launch.ctas // s.split_k, s.block_m, s.block_n, s.split_k,
         s.group_m, s.group, *_packed(p), p.zero_points, 2 if p.row_scales else int(p.scaled), x.size > 0,
     )  # fmt: skip
     return chip.counts()
-
-
-MARKED = ("x", "w", "w_scale", "y")
 
 
 def _packed(problem: Linear) -> tuple[int, int, int]:
@@ -62,50 +59,49 @@ def _groups(problem: Linear, given: Mapping[str, NDArray]) -> tuple[NDArray, NDA
     return groups.q.astype(np.int8) + shift, scale, offset
 
 
-@njit(cache=True, parallel=True)
-def _grid(
-    count, x_marks, w_marks, scale_marks, y_marks, x, w, y, integers, scale, offset, row_scales, m, n, k, tiles,
-    block_m, block_n, split_k, group_m, group, packed_rows, packed_bytes, packed_halves, zero_points, scales, numerics,
+@njit(cache=True, nogil=True)
+def _clusters(
+    counter, sm, sms, x_marks, w_marks, scale_marks, y_marks, x, w, y, integers, scale, offset, row_scales, m, n, k,
+    tiles, block_m, block_n, split_k, group_m, group, packed_rows, packed_bytes, packed_halves, zero_points, scales,
+    numerics,
 ):  # fmt: skip
-    workers = count.shape[0]
+    """Those of one SM."""
     steps, part = -(-k // BLOCK_K), block_m // split_k
-    for worker in prange(workers):
-        counter = count[worker]
-        x_tile = np.empty((block_m, BLOCK_K), np.float32)
-        w_tile = np.empty((BLOCK_K, block_n), np.float32)  # transposed on its way in, as the mma wants it
-        sums = np.empty((split_k, block_m, block_n), np.float32)
-        for index in range(worker, tiles, workers):
-            row, column = tile_at(index, m, n, block_m, block_n, group_m)
-            sums[:] = 0
-            for rank in range(split_k):
-                _load_scales(counter, scale_marks, column, block_n, n, scales)
-                for step in range(rank * steps // split_k, (rank + 1) * steps // split_k):
-                    at = step * BLOCK_K
-                    for box in range(0, BLOCK_K, BOX_K):
-                        load_tile(counter, x_marks, x, m, k, row, at + box, x_tile[:, box : box + BOX_K], BF16)
-                    if group == 0:
-                        load_tile(counter, w_marks, w, n, k, column, at, w_tile.T, FP8)
-                        mma(counter, sums[rank], x_tile, w_tile, m - row, n - column, k - at, numerics)
-                        continue
-                    _load_groups(
-                        counter, w_marks, scale_marks, integers, w_tile, column, at, group, packed_rows, packed_bytes,
-                        packed_halves, numerics,
+    x_tile = np.empty((block_m, BLOCK_K), np.float32)
+    w_tile = np.empty((BLOCK_K, block_n), np.float32)  # transposed on its way in, as the mma wants it
+    sums = np.empty((split_k, block_m, block_n), np.float32)
+    for index in range(sm, tiles, sms):
+        row, column = tile_at(index, m, n, block_m, block_n, group_m)
+        sums[:] = 0
+        for rank in range(split_k):
+            _load_scales(counter, scale_marks, column, block_n, n, scales)
+            for step in range(rank * steps // split_k, (rank + 1) * steps // split_k):
+                at = step * BLOCK_K
+                for box in range(0, BLOCK_K, BOX_K):
+                    load_tile(counter, x_marks, x, m, k, row, at + box, x_tile[:, box : box + BOX_K], BF16)
+                if group == 0:
+                    load_tile(counter, w_marks, w, n, k, column, at, w_tile.T, FP8)
+                    mma(counter, sums[rank], x_tile, w_tile, m - row, n - column, k - at, numerics)
+                    continue
+                _load_groups(
+                    counter, w_marks, scale_marks, integers, w_tile, column, at, group, packed_rows, packed_bytes,
+                    packed_halves, numerics,
+                )  # fmt: skip
+                for first in range(0, BLOCK_K, group):
+                    _add_group(
+                        counter, sums[rank], x_tile[:, first : first + group], w_tile[first : first + group],
+                        scale, offset, m - row, n - column, k - at - first, column, (at + first) // group,
+                        zero_points, numerics,
                     )  # fmt: skip
-                    for first in range(0, BLOCK_K, group):
-                        _add_group(
-                            counter, sums[rank], x_tile[:, first : first + group], w_tile[first : first + group],
-                            scale, offset, m - row, n - column, k - at - first, column, (at + first) // group,
-                            zero_points, numerics,
-                        )  # fmt: skip
-            for rank in range(split_k):
-                first = rank * part
-                own = sums[rank, first : first + part].copy()
-                for distance in range(1, split_k):
-                    own += sums[(rank + distance) % split_k, first : first + part]
-                for j in range(min(block_n, n - column)):
-                    own[:, j] *= row_scales[column + j]
-                for c in range(0, block_n, MMA_M):
-                    store_tile(counter, y_marks, y, m, n, row + first, column + c, own[:, c : c + MMA_M], BF16)
+        for rank in range(split_k):
+            first = rank * part
+            own = sums[rank, first : first + part].copy()
+            for distance in range(1, split_k):
+                own += sums[(rank + distance) % split_k, first : first + part]
+            for j in range(min(block_n, n - column)):
+                own[:, j] *= row_scales[column + j]
+            for c in range(0, block_n, MMA_M):
+                store_tile(counter, y_marks, y, m, n, row + first, column + c, own[:, c : c + MMA_M], BF16)
 
 
 @njit(cache=True)

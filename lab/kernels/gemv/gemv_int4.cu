@@ -206,6 +206,11 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     extern __shared__ __align__(128) uint8_t dynamic[];
     Shared& shared = *reinterpret_cast<Shared*>(dynamic);
     const Work work(m, k);
+    if (CLUSTER == 1 && work.row >= n) {  // one that only holds a place on its SM, as long as the others of its launch
+        ptx::griddepcontrol::launch_dependents();
+        ptx::griddepcontrol::wait();
+        return;
+    }
     const int warp = __shfl_sync(~0u, threadIdx.x / LANES, 0);  // known to be the same in all lanes
     Warp& own = shared.warps[warp];
     Stream stream(w, w_scale, work, n, k, warp / SPLIT, warp % SPLIT, own.ring);

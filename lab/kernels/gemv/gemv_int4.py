@@ -238,13 +238,14 @@ def _instructions(problem: Linear, schedule: Schedule) -> float:
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
     p, s = problem, schedule
+    ctas = s.cluster * tiles_of(p.n, s.block_n)
     return (
         Launch(
             kernel="gemv_int4",
             entry="gemv_int4",
             problem=p,
             schedule=s,
-            grid=(s.cluster * tiles_of(p.n, s.block_n), tiles_of(p.m, s.block_m), 1),
+            grid=(clusters.even(ctas, machine) if s.cluster == 1 else ctas, tiles_of(p.m, s.block_m), 1),
             block=(s.threads, 1, 1),
             arguments=linear.scaled_arguments(p),
             cluster=(s.cluster, 1, 1),

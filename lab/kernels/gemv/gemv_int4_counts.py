@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernels.common.raster import tiles_of
-from lab.kernels.gemv.mma_tiles import LANES, MMA_M, PAIRS_BYTES, SIZE, add_groups, packed_sectors, request_sectors
+from lab.kernels.gemv.mma_tiles import LANES, MMA_M, PAIRS_BYTES, SIZE, packed_sectors, request_sectors
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.formats import encode
 from sim.jit import njit, prange
 from sim.launch import Array, Launch, Role
 from sim.machine import Machine
-from sim.tiles import BF16, Chip, load_groups, load_tile, mma, store_patch
+from sim.tiles import BF16, Chip, add_groups, in_packed_order, load_groups, load_tile, mma, store_patch
 
 BLOCK_K = 128  # columns of w in a step of a warp
 
@@ -129,9 +129,7 @@ def _grid(
     for worker in prange(min(workers, ctas)):  # the others would only fill their tiles with zeros
         counter = count[worker]
         x_slice = np.zeros((block_m, (-(-steps // cluster)) * BLOCK_K), np.float32)
-        w_tile = np.empty((MMA_M * rows, BLOCK_K), np.float32)
-        scale, offset = np.empty((2, MMA_M * rows, max(BLOCK_K // group, 1)), np.float32)
-        ones = np.ones((1, BLOCK_K), np.float32)
+        w_tile = np.empty((MMA_M * rows, BLOCK_K), np.float32)  # its shape alone is used
         total = np.empty((block_n, block_m), np.float32)
         for index in range(worker, ctas, workers):
             row, token = index % blocks * block_n, index // blocks * block_m
@@ -139,25 +137,27 @@ def _grid(
             total[:] = 0
             for rank in range(cluster):
                 first, end = rank * steps // cluster * BLOCK_K, (rank + 1) * steps // cluster * BLOCK_K
-                x_slice[:] = 0
+                x_slice[:tokens] = 0
                 at, jump = first, split_k * BLOCK_K
                 while at < min(end, k):
                     to = x_slice[:tokens, at - first : min(at + jump, end, k) - first]
                     load_tile(counter, x_marks, x, m, k, token, at, to, BF16)
                     at, jump = at + jump, 2 * jump
+                ordered = in_packed_order(x_slice[: tokens if x.size > 0 else 0], group)
                 for team in range(teams):
                     top = team * rows * MMA_M
                     for at in range(first, end, BLOCK_K):
                         load_groups(
-                            counter, w_marks, scale_marks, w, pairs, n, k, row + top, at, w_tile, scale, offset, group,
-                            zero_points,
+                            counter, w_marks, scale_marks, n, k, row + top, at, MMA_M * rows, BLOCK_K, group
                         )  # fmt: skip
                         x_part = x_slice[:, at - first : at - first + BLOCK_K]
                         out = total[top : top + MMA_M * rows]
                         mma(counter, out, w_tile, x_part.T, n - row - top, m - token, k - at, False)
                         mma(counter, out[:MMA_M], w_tile[:MMA_M], x_part.T, 0, 0, 0, False)  # ones, which sum x
                         if x.size > 0:
-                            add_groups(out, w_tile, scale, offset, x_part[:tokens], ones, group)
+                            add_groups(
+                                out, w, pairs, n, k, row + top, at, BLOCK_K, ordered, at - first, group, zero_points
+                            )  # fmt: skip
             for rank in range(cluster):
                 stop = min((rank + 1) * part, block_n)
                 for c in range(rank * part, stop, width):

@@ -12,7 +12,6 @@ from lab.kernels.gemv.mma_tiles import (
     MMA_M,
     MMA_N,
     SIZE,
-    add_groups,
     add_products,
     packed_sectors,
     request_sectors,
@@ -21,10 +20,20 @@ from lab.problems import Linear
 from sim import int4
 from sim.counts import SECTOR, Counts, box_sectors, sectors
 from sim.formats import FORMATS, decode, encode
-from sim.jit import njit, prange
-from sim.launch import Launch, Role
+from sim.jit import njit
+from sim.launch import Launch
 from sim.machine import Machine
-from sim.tiles import Chip, load_groups, load_lanes, load_patch, load_vector, mma, store_patch
+from sim.tiles import (
+    Chip,
+    add_groups,
+    in_packed_order,
+    load_groups,
+    load_lanes,
+    load_patch,
+    load_vector,
+    mma,
+    store_patch,
+)
 
 PART_BYTES = 64  # of each row of row-major w in a part of k
 PIECE = 16  # bytes of x that four lanes load at once beside packed weights, and one lane beside others
@@ -126,10 +135,9 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     if arrays and p.group:
         packed, pairs = arrays["w"], arrays["w_scale"]
     sums = np.empty((p.m, p.n), np.float32) if arrays else nothing
-    names = [a.name for a in launch.arrays if a.role is not Role.OUT or a.name == "y"]
-    marks = [chip.marks(name) if name in names else np.zeros(0, np.uint8) for name in ("x", "w", "w_scale", "y")]
-    _grid(
-        chip.count, *marks, x, w, packed, pairs, sums, p.m, p.n, p.k, FORMATS[p.weights].storage.itemsize, s.block_m,
+    marks = chip.marks_of("x", "w", "w_scale", "y")
+    chip.each_sm(
+        _ctas, *marks, x, w, packed, pairs, sums, p.m, p.n, p.k, FORMATS[p.weights].storage.itemsize, s.block_m,
         s.rows, s.teams, s.split_k, s.unroll, s.fold, part_columns(p), p.group, p.zero_points, p.row_scales,
         p.scaled and not p.row_scales,
     )  # fmt: skip
@@ -139,63 +147,63 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     return chip.counts()
 
 
-@njit(cache=True, parallel=True)
-def _grid(
-    count, x_marks, w_marks, scale_marks, y_marks, x, w, packed, pairs, sums, m, n, k, size, block_m, rows, teams,
-    split_k, unroll, fold, part, group, zero_points, row_scales, tensor_scale,
+@njit(cache=True, nogil=True)
+def _ctas(
+    counter, sm, sms, x_marks, w_marks, scale_marks, y_marks, x, w, packed, pairs, sums, m, n, k, size, block_m, rows,
+    teams, split_k, unroll, fold, part, group, zero_points, row_scales, tensor_scale,
 ):  # fmt: skip
-    workers = count.shape[0]
+    """Those of one SM."""
     tile_rows, run = MMA_M // fold, fold * part
     team_rows = rows * tile_rows
     block_n, chunk = teams * team_rows, unroll * run
     blocks = -(-n // block_n)
     width = min(block_n, LANES)
     ctas = blocks * -(-m // block_m)
-    for worker in prange(min(workers, ctas)):  # the others would only fill their tiles with zeros
-        counter = count[worker]
-        w_tile = np.zeros((team_rows, run), np.float32)
-        scale, offset = np.empty((2, team_rows, -(-run // max(group, 1))), np.float32)
-        ones = np.ones((1, run), np.float32)
-        x_tile = np.zeros((block_m, run), np.float32)
-        total = np.empty((block_n, block_m), np.float32)
-        for index in range(worker, ctas, workers):
-            row, token = index % blocks * block_n, index // blocks * block_m
-            tokens = min(block_m, m - token)
-            total[:] = 0
-            for team in range(teams):
-                top = team * team_rows
-                if row + top >= n:
-                    break
-                for warp in range(split_k):
-                    for first in range(warp * chunk, k, split_k * chunk):
-                        for at in range(first, min(first + chunk, k), run):
-                            if group > 0:
-                                load_groups(
-                                    counter, w_marks, scale_marks, packed, pairs, n, k, row + top, at, w_tile, scale,
-                                    offset, group, zero_points,
-                                )  # fmt: skip
-                            else:
-                                load_patch(counter, w_marks, size, w, n, k, row + top, at, w_tile, tile_rows // 2)
-                            _load_x(counter, x_marks, x, m, k, token, tokens, at, x_tile, size, part, group)
-                            out = total[top : top + team_rows]
-                            mma(counter, out, w_tile, x_tile.T, n - row - top, tokens, k - at, False)
-                            for _ in range(fold - 1):  # with the parts of k that are not theirs
-                                mma(counter, out, w_tile, x_tile.T, 0, 0, 0, False)
-                            if group > 0:
-                                mma(counter, out[:MMA_M], w_tile[:MMA_M], x_tile.T, 0, 0, 0, False)  # ones, which sum x
-                            if x.size > 0 and group > 0:
-                                add_groups(out, w_tile, scale, offset, x_tile[:tokens], ones, group)
-                            elif x.size > 0:
-                                add_products(out, w_tile, x_tile[:tokens])
-            if tensor_scale:
-                for _ in range(min(teams * split_k, block_m * block_n // LANES)):
-                    load_vector(counter, scale_marks, 0, FLOAT)
-            for c in range(0, min(block_n, n - row), width):
-                for t in range(0, tokens, LANES // width):
-                    if row_scales:
-                        load_vector(counter, scale_marks, FLOAT * (row + c), FLOAT * min(width, n - row - c))
-                    patch = total[c : c + width, t : min(t + LANES // width, tokens)].T.copy()
-                    store_patch(counter, y_marks, SIZE, sums, m, n, token + t, row + c, patch, LANES // width)
+    if sm >= ctas:  # it would only fill its tiles with zeros
+        return
+    w_tile = np.zeros((team_rows, run), np.float32)
+    x_tile = np.zeros((block_m, run), np.float32)
+    total = np.empty((block_n, block_m), np.float32)
+    for index in range(sm, ctas, sms):
+        row, token = index % blocks * block_n, index // blocks * block_m
+        tokens = min(block_m, m - token)
+        total[:] = 0
+        for team in range(teams):
+            top = team * team_rows
+            if row + top >= n:
+                break
+            for warp in range(split_k):
+                for first in range(warp * chunk, k, split_k * chunk):
+                    for at in range(first, min(first + chunk, k), run):
+                        if group > 0:
+                            load_groups(
+                                counter, w_marks, scale_marks, n, k, row + top, at, team_rows, run, group
+                            )  # fmt: skip
+                        else:
+                            load_patch(counter, w_marks, size, w, n, k, row + top, at, w_tile, tile_rows // 2)
+                        _load_x(counter, x_marks, x, m, k, token, tokens, at, x_tile, size, part, group)
+                        out = total[top : top + team_rows]
+                        mma(counter, out, w_tile, x_tile.T, n - row - top, tokens, k - at, False)
+                        for _ in range(fold - 1):  # with the parts of k that are not theirs
+                            mma(counter, out, w_tile, x_tile.T, 0, 0, 0, False)
+                        if group > 0:
+                            mma(counter, out[:MMA_M], w_tile[:MMA_M], x_tile.T, 0, 0, 0, False)  # ones, which sum x
+                        if x.size > 0 and group > 0:
+                            ordered = in_packed_order(x_tile[:tokens], group)
+                            add_groups(
+                                out, packed, pairs, n, k, row + top, at, run, ordered, 0, group, zero_points
+                            )  # fmt: skip
+                        elif x.size > 0:
+                            add_products(out, w_tile, x_tile[:tokens])
+        if tensor_scale:
+            for _ in range(min(teams * split_k, block_m * block_n // LANES)):
+                load_vector(counter, scale_marks, 0, FLOAT)
+        for c in range(0, min(block_n, n - row), width):
+            for t in range(0, tokens, LANES // width):
+                if row_scales:
+                    load_vector(counter, scale_marks, FLOAT * (row + c), FLOAT * min(width, n - row - c))
+                patch = total[c : c + width, t : min(t + LANES // width, tokens)].T.copy()
+                store_patch(counter, y_marks, SIZE, sums, m, n, token + t, row + c, patch, LANES // width)
 
 
 @njit(cache=True)

@@ -93,6 +93,8 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
     s = schedule
     ctas = s.split_k * -(-problem.n // s.block_n)
+    if s.split_k == 1:
+        ctas = clusters.even(ctas, machine)
     how = {"cluster": (s.split_k, 1, 1), "shared_bytes": s.shared_bytes, "dependent": True}
     return dot_product.launch("gemv_split_k", problem, s, ctas, **how)
 

@@ -36,19 +36,3 @@ def add_products(total, w, x):
     for r in range(w.shape[0]):
         for t in range(x.shape[0]):
             total[r, t] += dot(x, w, t, r, 0, w.shape[1])
-
-
-@njit(cache=True)
-def add_groups(total, w, scale, offset, x, ones, group):
-    """total[row, token] += scale (w x^T) + offset (sum of x), group by group, as the kernels do.
-
-    So what is infinite, or too large for a sum, becomes what it becomes there. `ones` is a row of ones.
-    """
-    for first in range(0, w.shape[1], group):
-        width = min(group, w.shape[1] - first)
-        for t in range(x.shape[0]):
-            x_sum = dot(x, ones, t, 0, first, width)
-            for r in range(w.shape[0]):
-                partial = dot(x, w, t, r, first, width)
-                scaled = total[r, t] + scale[r, first // group] * partial
-                total[r, t] = scaled + offset[r, first // group] * x_sum

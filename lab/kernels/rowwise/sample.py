@@ -28,6 +28,8 @@ SOLVES = Solves(
 )
 
 VECTOR = REQUEST // LANES  # elements of a lane's load
+# (CTAs of a row, warps, vectors) whose registers spill, as NVRTC 13.0 and 13.5 compile them for sm_90a.
+SPILLING = {*((1, warps, 8) for warps in (1, 2, 4, 8, 16)), (1, 16, 4), (2, 8, 2), (2, 16, 2), (2, 16, 8)}
 SETTING_BYTES = 32  # of a row
 RESULT_BYTES = 4  # of a token, of a log-probability
 
@@ -61,12 +63,15 @@ class Schedule:
                 f"{self.cluster} CTAs of {self.warps} warps of {self.vectors} vectors hold a row of {self.columns:,} "
                 f"elements; n = {problem.n:,}"
             )
+        if (self.cluster, self.warps, self.vectors) in SPILLING:
+            raise ScheduleError(f"{self} needs more registers than a thread has")
 
 
 def candidates(problem: Sampling, machine: Machine) -> Iterator[Schedule]:
     """Those with the fewest idle lanes; for few rows large clusters first, for many small ones."""
     choices = [(c, w, v) for c in (1, 2, 4, 8) for w in (1, 2, 4, 8, 16) for v in (1, 2, 4, 8)]
-    legal = [s for s in (Schedule(*choice) for choice in choices) if s.columns >= problem.n]
+    every = (Schedule(*choice) for choice in choices if choice not in SPILLING)
+    legal = [s for s in every if s.columns >= problem.n]
     useful = [s for s in legal if s.columns <= 2 * max(problem.n, REQUEST)]
     few = problem.m * 8 <= machine.sms
     yield from sorted(useful, key=lambda s: (s.columns, -s.cluster if few else s.cluster, abs(s.warps - 8), s.vectors))

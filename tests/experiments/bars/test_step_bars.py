@@ -57,5 +57,34 @@ def test_a_bar_may_be_the_time_of_the_bytes_and_some_a_layer() -> None:
 
 
 def test_an_unknown_part_is_refused() -> None:
-    with pytest.raises(InputError, match="part is decode, formats, models, prefill; got 'all'"):
-        step_bars.Options("all")
+    with pytest.raises(InputError, match=r"part is decode, .*, generate, or some of them joined by \+; got 'all'"):
+        step_bars.Options("decode+all")
+
+
+@pytest.mark.parametrize(
+    ("facts", "passed"),
+    [({}, True), ({"tokens_per_s": 1799.0}, False), ({"host_us": 61.0}, False), ({"allocated_bytes": 512}, False)],
+)
+def test_a_generation_has_bars_of_its_own(facts: dict[str, float], passed: bool) -> None:
+    usual = {"bar": "generate", "model": "a model", "settings": "", "tokens_per_s": 1800.0, "host_us": 60.0}
+    record = timed(
+        None,
+        555.0,
+        problem=None,
+        schedule=None,
+        experiment="step_bars",
+        metrics={**usual, "allocated_bytes": 0, **facts},
+    )
+    found = step_bars.verdict([record], Archive(()))
+    assert found.passed is passed
+    assert "a model, greedy makes 1," in found.sentence
+    assert [row.case for row in step_bars.rows([record], Archive(()))] == ["a model, greedy"]
+    assert "a model, greedy" in step_bars.table(
+        Archive((record, stepped(replace(LLAMA_3_1B, batch=1, context=160), 690.0)))
+    )
+
+
+def test_nothing_is_tuned_or_spoken_on_the_simulated_chip() -> None:
+    answer = runner.answer("step_bars", ["part=models", "tune=true"], "sim", "h200", record=False)
+    assert len(answer.records) == len(PARTS["models"])
+    assert runner.answer("step_bars", ["part=generate"], "sim", "h200", record=False).records == ()

@@ -108,7 +108,7 @@ CASES = [
     ("generate hi --model empty.gguf", 2, "empty.gguf cannot be read"),
     ("generate hi --model short.gguf", 2, "short.gguf is not a usable GGUF model"),
     ("generate hi --model huge.gguf", 2, "huge.gguf is not a usable GGUF model"),
-    ("generate hi --model .", 2, ". cannot be read"),
+    ("generate hi --model .", 2, ". is not a usable model folder"),
     ("generate hi --max-tokens 0", 2, "--max-tokens"),
     ("generate hi --temperature nan", 2, "temperature must be from 0 to 100"),
     ("generate hi --seed -1", 2, "seed"),

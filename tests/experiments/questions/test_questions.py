@@ -52,6 +52,17 @@ def test_the_cache_of_the_article() -> None:
     assert not kv_cache.verdict(wrong, NOTHING).passed
 
 
+def test_the_floors_of_all_models_that_were_run_are_in_the_table_the_newest_run_of_each() -> None:
+    runs = [
+        msgspec.structs.replace(record, run=run, on="sim", metrics={**record.metrics, "weights_bytes": nbytes})
+        for run, model, nbytes in (("1", "llama-2-7b", 1e9), ("2", "llama-3-8b", 2e9), ("3", "llama-2-7b", 3e9))
+        for record in experiments.run("decode_floor", model=model, weights="fp8").records
+    ]
+    lines = [line for line in decode_floor.table(Archive(tuple(runs))).splitlines() if "weights, GB" in line]
+    assert [line.split("|")[1].strip() + line.split("|")[3] for line in lines] == ["llama-2-7b 3 ", "llama-3-8b 2 "]
+    assert "No records yet" in decode_floor.table(NOTHING)
+
+
 def test_the_floor_of_the_article() -> None:
     records = experiments.run("decode_floor", weights="fp8").records  # no kernel reads fp8 yet: the closed form alone
     assert len(records) == 1

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from lab.inference.checkpoint import Checkpoint, open_checkpoint
 from lab.inference.chip import simulated
+from lab.inference.folder import _translated
 from lab.inference.layers import Forward
 from lab.inference.model import Llama
 from lab.inference.reference import Reference
 from lab.inference.step import Step, StepCache
 from lab.inference.step_input import Chunk, Layout
-from lab.inference.step_weights import StepWeights
+from lab.inference.step_weights import ROUNDED, StepWeights
 from sim import int4
 from sim.counts import disagreements
 from sim.errors import InputError
@@ -48,19 +49,13 @@ def as_gguf(path: Path, architecture: str) -> Path:
     folder = tiny_folder.tensors(architecture)
     made: dict[str, Any] = {}
     for name, values in folder.items():
-        new = tiny_names(name)
+        new = _translated(name)
         if architecture == "llama" and new.endswith(("attn_q.weight", "attn_k.weight")):
             values = values.reshape(-1, 2, tiny.HEAD_DIM // 2, tiny.D).swapaxes(1, 2).reshape(values.shape)
         made[new] = (values, "F32" if values.ndim == 1 else "BF16")
     keys = {key.replace("llama.", f"{architecture}."): v for key, v in tiny.METADATA.items() if key[:6] == "llama."}
     leave = dict.fromkeys((key for key in tiny.METADATA if key[:6] == "llama."), None)
     return tiny.write(path, {**leave, **keys}, made, GGUF[architecture])
-
-
-def tiny_names(name: str) -> str:
-    from lab.inference.folder import _translated
-
-    return _translated(name)
 
 
 def opened(folder: Path, architecture: str, kind: str) -> Checkpoint:
@@ -140,6 +135,33 @@ def test_logits_of_a_step_are_the_reference_s_within_its_format(tmp_path: Path, 
     assert np.sqrt(np.mean((found - expected) ** 2)) < bound
     p, q = (np.exp(x - x.max()) / np.exp(x - x.max()).sum() for x in (expected.astype(float), found.astype(float)))
     assert 0 <= (p * np.log(p / q)).sum() < bound**2
+
+
+@pytest.mark.parametrize("form", ROUNDED)
+def test_matrices_are_rounded_to_the_format_that_is_asked_for(tmp_path: Path, form: str) -> None:
+    """Within half a step of it: of fp8 relative, or of its smallest number, of int4 of a group's 15 steps."""
+    checkpoint = open_checkpoint(tiny_folder.write(tmp_path / "model", "qwen3"))
+    weights = StepWeights.load(checkpoint.config, checkpoint.file, simulated(H100), weights=form)
+    assert {problem.weights for problem in weights.matrices.values()} == {form}
+    parts = [checkpoint.file.rows(f"blk.0.attn_{name}.weight").astype(np.float64) for name in "qkv"]
+    exact = np.concatenate(parts)
+    w, scale = weights.arrays["layers.0.qkv.w"], weights.arrays.get("layers.0.qkv.w_scale")
+    if form == "bf16":
+        np.testing.assert_array_equal(decode(w, "bf16"), exact)
+    elif form == "fp8":
+        found, smallest = decode(w, "fp8") * scale[:, None].astype(np.float64), FORMATS["fp8"].smallest / 2
+        bound = FORMATS["fp8"].unit_roundoff * np.abs(exact) + smallest * scale[:, None]
+        assert (np.abs(found - exact) <= bound * (1 + 2.0**-20)).all()
+        assert (np.abs(decode(w, "fp8")).max(axis=1) == 448).all(), "rows fill the range"
+    else:
+        group = FORMATS[form].group
+        groups = int4.unpack(w, scale, *exact.shape, group)
+        steps = groups.each(groups.scale).astype(np.float64)
+        assert (np.abs(groups.values - exact) <= 0.5 * steps + 2.0**-9 * np.abs(exact).max()).all()
+    for name in ("embedding", "layers.0.attention_norm", "layers.0.norms"):
+        assert weights.arrays[name].dtype == np.uint16, "everything else is bf16"
+    with pytest.raises(InputError, match="weights are rounded to bf16, fp8, int4_g32, int4_g64, int4_g128; got 'int2'"):
+        StepWeights.load(checkpoint.config, checkpoint.file, simulated(H100), weights="int2")
 
 
 @settings(max_examples=6, deadline=None)

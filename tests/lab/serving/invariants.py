@@ -42,6 +42,8 @@ def require_plan(scheduler: Scheduler, plan: object, holds: dict[int, set[int]])
     p, pool = scheduler.policy, scheduler.pool
     assert plan.tokens == sum(plan.counts) <= p.max_tokens
     assert len(set(map(id, plan.sequences))) == plan.rows <= p.max_rows
+    assert plan.counts[: plan.singles] == [1] * plan.singles
+    assert all(count > 1 for count in plan.counts[plan.singles :])
     written: Counter[int] = Counter()
     for s, start, count, samples in zip(plan.sequences, plan.starts, plan.counts, plan.samples, strict=True):
         assert count >= 1

@@ -27,10 +27,10 @@ class Pace:
     """A microsecond a token, ten a step; rows of one token cost an eighth for each that they attend to."""
 
     def plan_us(self, plan: StepPlan) -> float:
-        return 10.0 + plan.tokens + plan.decode_kv / 8
+        return 10.0 + plan.tokens + (sum(plan.starts[: plan.singles]) + plan.singles) / 8
 
-    def step_us(self, rows: int, tokens: int, decodes: int, decode_kv: int, pairs: int) -> float:  # noqa: ARG002
-        return 10.0 + tokens + decode_kv / 8
+    def step_us(self, singles: int, tokens: int, single_kv: int, chunk_start: int) -> float:  # noqa: ARG002
+        return 10.0 + tokens + single_kv / 8
 
     def recompute_us(self, tokens: int) -> float:
         return 10.0 + tokens

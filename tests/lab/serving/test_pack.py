@@ -1,21 +1,25 @@
 """What a chip is told of a plan is what one sequence after another would be told, and nobody's page beside it."""
 
+import inspect
+import sys
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+import pytest
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from lab.inference.step_input import NULL_PAGE, PAGE, Chunk, StepInput
 from lab.problems.sampling import Settings
+from lab.serving import step
 from lab.serving.request import Request
 from lab.serving.scheduler import Policy, Scheduler
-from lab.serving.step import StepResult, pack
+from lab.serving.step import StepResult, rows_in
 
 
-@given(st.data())
-@settings(max_examples=60, deadline=None)
-def test_packed_plans_are_the_chunks_they_consist_of(data: Any) -> None:
+def require_chunks(data: Any, pack: Any) -> None:
+    """Raise AssertionError where a plan is packed as anything but the chunks that it consists of."""
     policy = Policy(max_rows=5, max_tokens=160, pages=40, max_length=300)
     scheduler = Scheduler(policy)
     for i in range(data.draw(st.integers(1, 7))):
@@ -23,33 +27,67 @@ def test_packed_plans_are_the_chunks_they_consist_of(data: Any) -> None:
         chosen = Settings(temperature=data.draw(st.sampled_from([0.0, 0.5])), seed=i)
         scheduler.add(Request(i, tuple(range(i, i + length)), 12, chosen))
     known: dict[int, int] = {}
-    before: dict[int, int] = {}
+    before = None
     blocks = {}
     for _ in range(data.draw(st.integers(1, 12))):
         plan = scheduler.schedule()
         if plan is None:
             break
-        layout = policy.buckets.of(plan.rows, plan.tokens)
-        step = blocks.setdefault(layout, StepInput(layout))  # what the block held before must not matter
-        takes = pack(plan, scheduler.slots, step, before)
+        layout = policy.buckets.of(plan.singles, plan.chunks, plan.tokens)
+        block = blocks.setdefault(layout, StepInput(layout))  # what the block held before must not matter
+        takes = pack(plan, scheduler.slots, block, before)
         drawn = [1000 + plan.step * 10 + row for row in range(plan.rows)]
         chunks = []
         for sequence, start, count in zip(plan.sequences, plan.starts, plan.counts, strict=True):
             tokens = [*sequence.tokens, known.get(sequence.request.id, 0)][start : start + count]
             draw = max(0, start + count - len(sequence.request.prompt))
             chunks.append(Chunk(tokens, start, sequence.pages, sequence.request.settings._replace(draw=draw)))
-        last = list(before)
+        last = dict(zip(rows_in(*before), (s.request.id for s in before[0].sequences), strict=True)) if before else {}
         for take in takes:
             values = [known[last[row]] for row in range(take.row, take.row + take.number)]
-            step.fields["tokens"][take.at : take.at + take.number] = values
-        assert np.array_equal(step.block, StepInput(layout).fill(chunks).block)
-        padding = step.fields["slots"][plan.tokens :]
+            block.fields["tokens"][take.at : take.at + take.number] = values
+        assert np.array_equal(block.block, StepInput(layout).fill(chunks).block)
+        padding = block.fields["slots"][plan.tokens :]
         assert (padding // PAGE == NULL_PAGE).all()
-        assert not step.fields["block_table"][plan.rows :].any()
-        before = {sequence.request.id: row for row, sequence in enumerate(plan.sequences)}
-        known = dict(zip(before, drawn, strict=True))
+        rows = rows_in(plan, layout)
+        assert not block.fields["block_table"][sorted({*range(layout.rows)} - {*rows})].any()
+        before = plan, layout
+        known = {s.request.id: token for s, token in zip(plan.sequences, drawn, strict=True)}
         waiting = data.draw(st.booleans())
         if not waiting or len(scheduler.in_flight) == 2:
             first = scheduler.in_flight[0]
             tokens = [1000 + first.step * 10 + row for row in range(first.rows)]
             scheduler.commit(StepResult(first.step, tokens, 1.0, 1.0))
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_packed_plans_are_the_chunks_they_consist_of(data: Any) -> None:
+    require_chunks(data, step.pack)
+
+
+MUTANTS = {
+    "padding in the last page": ("NULL_PAGE * PAGE + np.arange(layout.tokens - tokens, dtype=np.int32) % PAGE", "-1"),
+    "block not cleared": ("    into.block[:] = 0\n", ""),
+    "positions from the chunk's start": ("np.repeat(ends - 1 - last, counts)", "np.repeat(-last, counts)"),
+    "tokens of another row": ("[Take(0, 0, plan.rows)]", "[Take(0, 1, plan.rows - 1)]"),
+    "the draw before": ("np.maximum(ends - slots.prompts[seats], 0)", "np.maximum(starts - slots.prompts[seats], 0)"),
+}
+
+
+@pytest.mark.parametrize("mistake", MUTANTS)
+def test_mistakes_are_caught(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right, wrong = MUTANTS[mistake]
+    source = inspect.getsource(step)
+    assert source.count(right) == 1, "the mutant changes nothing"
+    made = ModuleType("mutant")
+    monkeypatch.setitem(sys.modules, "mutant", made)  # where dataclasses look their annotations up
+    exec(compile(source.replace(right, wrong), "mutant", "exec"), made.__dict__)
+
+    @given(st.data())
+    @settings(max_examples=200, deadline=None, phases=[Phase.generate], derandomize=True)
+    def packed(data: Any) -> None:
+        require_chunks(data, made.pack)
+
+    with pytest.raises((AssertionError, KeyError, ValueError)):
+        packed()

@@ -9,7 +9,8 @@ import lab.serving.engine, lab.serving.times, lab.serving.journal
 from pkgutil import iter_modules
 from importlib import import_module
 for module in iter_modules(lab.serving.__path__):
-    import_module(f"lab.serving.{module.name}")
+    if module.name != "ray_replicas":  # needs the extra ray
+        import_module(f"lab.serving.{module.name}")
 of_a_gpu = ("cupy", "cuda", "torch", "lab.gpu")
 print([name for name in sys.modules if name in of_a_gpu or name.startswith("lab.gpu.")])
 """

@@ -1,0 +1,181 @@
+"""lab bench serve: a workload for a serving loop, under the flags and the JSON keys of `vllm bench serve`."""
+
+import json
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from math import inf
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from experiments.cli.options import Json, On, Where
+from experiments.cli.options import Machine as MachineName
+from experiments.cli.output import emit, number, say, table
+from experiments.cli.serving import (
+    HostPages,
+    ItlBudget,
+    Length,
+    MaxBatchedTokens,
+    MaxNumSeqs,
+    Model,
+    Pages,
+    Preemption,
+    Prefixes,
+    policy,
+)
+from experiments.cli.waiting import working
+from sim.errors import InputError
+
+Dataset = Annotated[
+    str,
+    typer.Option(help="random, azure-conv, azure-code, mooncake, or trace: lengths of real traffic, or of a file."),
+]
+Trace = Annotated[str, typer.Option("--dataset-path", metavar="FILE.jsonl", help="A trace, as Mooncake writes them.")]
+Prompts = Annotated[int, typer.Option(min=1, help="How many requests.")]
+Rate = Annotated[float, typer.Option(metavar="R", help="Requests a second; inf sends all at once.")]
+Burstiness = Annotated[float, typer.Option(help="The shape of the gamma process of arrivals; 1 is Poisson.")]
+Concurrency = Annotated[int, typer.Option(min=0, help="The most requests under way at once; 0 is any number.")]
+InputLen = Annotated[int, typer.Option("--random-input-len", min=1, help="Tokens of a random prompt.")]
+OutputLen = Annotated[int, typer.Option("--random-output-len", min=1, help="Tokens of a random request's answer.")]
+Ratio = Annotated[float, typer.Option("--random-range-ratio", help="By which share random lengths differ.")]
+Prefix = Annotated[int, typer.Option("--random-prefix-len", min=0, help="First tokens that all prompts share.")]
+Goodput = Annotated[
+    list[str] | None, typer.Option(metavar="SLO:MS", help="Count requests within limits, such as ttft:500 or tpot:25.")
+]
+Percentiles = Annotated[str, typer.Option("--metric-percentiles", metavar="P,...", help="Which of times are told.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of lengths, tokens and arrivals.")]
+Save = Annotated[bool, typer.Option("--save-result", help="Write the document to a file, all times among it.")]
+Result = Annotated[str, typer.Option("--result-filename", metavar="FILE", help="That file.")]
+Static = Annotated[bool, typer.Option("--static", help="Admit a batch only when the one before is done.")]
+JournalFile = Annotated[str, typer.Option("--journal", metavar="FILE", help="Write every decision to a file.")]
+
+DEADLINE_S = 600.0  # of a run on a GPU
+SHOWN = ("ttft", "tpot", "itl", "max_itl", "e2el")
+
+
+def bench_serve(
+    model: Model = "llama-3-8b",
+    dataset_name: Dataset = "random",
+    dataset_path: Trace = "",
+    num_prompts: Prompts = 200,
+    request_rate: Rate = inf,
+    burstiness: Burstiness = 1.0,
+    max_concurrency: Concurrency = 0,
+    input_len: InputLen = 1024,
+    output_len: OutputLen = 128,
+    range_ratio: Ratio = 0.0,
+    prefix_len: Prefix = 0,
+    goodput: Goodput = None,
+    metric_percentiles: Percentiles = "50,90,99",
+    seed: Seed = 0,
+    max_num_seqs: MaxNumSeqs = 256,
+    max_num_batched_tokens: MaxBatchedTokens = 2048,
+    itl_budget_ms: ItlBudget = 0.0,
+    max_model_len: Length = 8192,
+    num_gpu_blocks: Pages = 0,
+    num_cpu_blocks: HostPages = 0,
+    enable_prefix_caching: Prefixes = True,
+    preemption: Preemption = "recompute",
+    static: Static = False,
+    save_result: Save = False,
+    result_filename: Result = "",
+    journal: JournalFile = "",
+    on: On = Where.SIM,
+    machine: MachineName = "h200",
+    as_json: Json = False,
+) -> None:
+    """Serve a workload with one scheduler on predicted times, or on this machine's GPU with random weights.
+
+    On the simulated chip nothing is computed: time is virtual and tokens are made up, answers have the length asked
+    for. Output has the keys that vllm bench serve writes, and more.
+    """
+    from experiments.running import backends
+    from experiments.running.jobs import ServeJob
+    from experiments.running.serving import predicted
+    from lab.problems.model import model_named
+    from lab.record import provenance
+    from lab.serving.metrics import goodput_of
+    from lab.serving.workload import Workload
+    from sim.machine import machine as machine_named
+
+    limits, asked = goodput_of(goodput or ()), _percentiles(metric_percentiles)
+    if on is Where.GPU and (journal or save_result):
+        raise InputError("a journal and all times are written of predicted loops; leave --on gpu out")
+    chip, chosen = backends.real_machine() if on is Where.GPU else machine_named(machine), model_named(model)
+    lengths = (input_len, output_len, range_ratio, prefix_len, max_model_len)
+    workload = Workload(dataset_name, num_prompts, request_rate, burstiness, *lengths, seed, dataset_path)
+    caching = (enable_prefix_caching, preemption, not static)
+    sizes = (max_num_seqs, max_num_batched_tokens, itl_budget_ms, max_model_len, num_gpu_blocks, num_cpu_blocks)
+    job = ServeJob(
+        problem=chosen.as_dict(),
+        requests=tuple((r.arrival_us, len(r.prompt), r.max_tokens) for r in workload.requests(2)),
+        policy=policy(chosen, chip, *sizes, *caching),
+        max_concurrency=max_concurrency,
+        prefix=prefix_len,
+        goodput=limits,
+        percentiles=asked,
+        seed=seed,
+        experiment="bench_serve",
+    )
+    every: dict[str, list[Any]] = {}
+    with working(f"serving {num_prompts} requests"):
+        if on is Where.GPU:
+            records = list(backends.GpuBackend(chip, "bench_serve", provenance()).served([job], DEADLINE_S))
+            found = next(dict(r.metrics) for r in records if r.on == "gpu")
+        else:
+            with Path(journal).open("wb") if journal else nullcontext() as file:
+                found = dict(predicted(job, chip, file=file, every=every))
+    document = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "backend": f"lab-{on.value}",
+        "model_id": model,
+        "tokenizer_id": model,
+        "num_prompts": num_prompts,
+        "request_rate": "inf" if request_rate == inf else request_rate,
+        "burstiness": burstiness,
+        "max_concurrency": max_concurrency or None,
+        "machine": chip.name,
+        "clock": "wall" if on is Where.GPU else "predicted",
+        "policy": job.policy,
+        **found,
+    }
+    if save_result:
+        path = Path(result_filename or f"lab-{model}-{dataset_name}-{num_prompts}.json")
+        path.write_text(json.dumps(document | every) + "\n")
+    emit(document, as_json, lambda d: _render(d, asked, chip.title))
+
+
+def _percentiles(words: str) -> tuple[float, ...]:
+    try:
+        found = tuple(float(word) for word in words.split(","))
+    except ValueError:
+        found = (-1.0,)
+    if not all(0 <= p <= 100 for p in found):
+        raise InputError(f"percentiles are numbers from 0 to 100 with commas between; got {words!r}")
+    return found
+
+
+def _render(document: dict[str, Any], percentiles: tuple[float, ...], title: str) -> None:
+    say(f"{document['model_id']} on the {title}, times {document['clock']}")
+    names = ["mean", "median", *(f"p{p:g}" for p in percentiles)]
+    rows = [[f"{name}, ms", *(number(document.get(f"{of}_{name}_ms")) for of in names)] for name in SHOWN]
+    table(["", *names], rows)
+    figures = {
+        "requests completed": document["completed"],
+        "seconds": document["duration"],
+        "requests a second": document["request_throughput"],
+        "of them within the limits": document.get("request_goodput"),
+        "output tokens a second": document["output_throughput"],
+        "tokens a second": document["total_token_throughput"],
+        "longest gap between tokens, ms": document["max_itl_ms"],
+        "steps": document["steps"],
+        "sequences of a step": document["mean_rows"],
+        "bytes read of the cache": document["kv_bytes"],
+        "room in block tables that is empty": document["kv_waste"],
+        "preemptions": document["preemptions"],
+        "prompt tokens found in the cache": document["prefix_hits"],
+        "host, us a step": document["host_us"],
+        "share of time without a step": document["idle_fraction"],
+    }
+    table(["", ""], [[name, number(value)] for name, value in figures.items() if value is not None])

@@ -1,0 +1,149 @@
+"""lab serve: a model behind OpenAI's HTTP interface, on a GPU, on the simulated chip, or on predicted times."""
+
+import socket
+from contextlib import nullcontext
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from experiments.cli.options import Machine as MachineName
+from experiments.cli.options import On, Where
+from experiments.cli.output import say
+from experiments.cli.serving import (
+    HostPages,
+    ItlBudget,
+    Length,
+    MaxBatchedTokens,
+    MaxNumSeqs,
+    Pages,
+    Preemption,
+    Prefixes,
+    policy,
+)
+from sim.errors import EnvironmentFailure, InputError
+
+SIMULATED_PAGES = 256  # of a checkpoint on the simulated chip, whose memory is this computer's
+
+
+class Pace(StrEnum):
+    """Whether the simulated chip takes as long as it predicts."""
+
+    REAL = "real"
+    FAST = "fast"
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="[MODEL]",
+        help="A GGUF file, a Hugging Face folder, or a preset of lab explain model, of which only times are told; "
+        "SmolLM2-135M-Instruct where none is named.",
+    ),
+]
+Host = Annotated[str, typer.Option(help="The address to listen on.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")]
+PaceOf = Annotated[
+    Pace, typer.Option("--pace", help="real: steps take as long as predicted; fast: only the clock says so.")
+]
+Name = Annotated[str, typer.Option("--served-model-name", help="What clients call the model; its own name by default.")]
+Queue = Annotated[int, typer.Option(min=1, help="The most requests under way; more are refused with 429.")]
+JournalFile = Annotated[str, typer.Option("--journal", metavar="FILE", help="Write every decision to a file.")]
+
+
+def serve(
+    model: Model = "",
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    pace: PaceOf = Pace.REAL,
+    served_model_name: Name = "",
+    max_waiting: Queue = 1024,
+    max_num_seqs: MaxNumSeqs = 64,
+    max_num_batched_tokens: MaxBatchedTokens = 2048,
+    itl_budget_ms: ItlBudget = 0.0,
+    max_model_len: Length = 8192,
+    num_gpu_blocks: Pages = 0,
+    num_cpu_blocks: HostPages = 0,
+    enable_prefix_caching: Prefixes = True,
+    preemption: Preemption = "recompute",
+    journal: JournalFile = "",
+    on: On = Where.SIM,
+    machine: MachineName = "h200",
+) -> int:
+    """Serve a model: /v1/completions, /v1/chat/completions, /v1/models, /health, /metrics, and a live page at /.
+
+    On the simulated chip clients measure the GPU that it simulates: steps take as long as predicted. Ctrl-C ends it.
+    """
+    try:
+        import uvicorn
+
+        from lab.serving.http.app import Front
+        from lab.serving.http.gauges import Gauges
+        from lab.serving.http.service import Service
+    except ImportError as error:
+        raise InputError(f"serving needs the extra serve ({error.name}): pip install 'kernel-lab[serve]'") from None
+    from experiments.running import backends
+    from lab.inference.chip import gpu, simulated
+    from lab.inference.download import default_weights
+    from lab.problems import MODELS
+    from lab.serving.journal import Journal
+    from lab.serving.models import of_checkpoint, of_preset
+    from lab.serving.scheduler import Policy
+    from sim.machine import machine as machine_named
+
+    card = backends.real_machine() if on is Where.GPU else machine_named(machine)
+    preset = MODELS.get(model)
+    if preset and on is Where.GPU:
+        raise InputError(f"{model} is a preset without weights; on a GPU name a file")
+    sizes = (max_num_seqs, max_num_batched_tokens, itl_budget_ms, max_model_len)
+    pages = num_gpu_blocks or (0 if preset else SIMULATED_PAGES if on is Where.SIM else 0)
+    rules = Policy(
+        **policy(
+            preset or MODELS["smollm2-135m"], card, *sizes, pages, num_cpu_blocks, enable_prefix_caching, preemption
+        )
+    )
+    listening = _listen(host, port)
+    path = Path(model) if model else default_weights()
+    with Path(journal).open("wb") if journal else nullcontext() as file:
+        lines = Journal(file, rules) if file else None
+        service: Any = None
+
+        def hear(facts: Any, emitted: Any) -> None:
+            service.hear(facts, emitted)
+
+        real = pace is Pace.REAL
+        if preset:
+            served = of_preset(preset, card, rules, hear, real, lines)
+        else:
+            chip = gpu(card) if on is Where.GPU else simulated(card)
+            served = of_checkpoint(path, chip, rules, hear, real, lines)
+        gauges = Gauges(served.engine.scheduler)
+
+        def died() -> None:
+            server.should_exit = True
+
+        service = Service(served.engine, max_waiting, gauges.hear, died)
+        name = served_model_name or model or path.stem
+        front = Front(name, service, served.codec, served.vocab, gauges)
+        server = uvicorn.Server(uvicorn.Config(front.app(), log_level="warning", lifespan="off"))
+        service.start()
+        bound = listening.getsockname()
+        say(f"{name} is served at http://{bound[0]}:{bound[1]}, predicted for the {card.title}" if on is Where.SIM
+            else f"{name} is served at http://{bound[0]}:{bound[1]}, on {card.title}")  # fmt: skip
+        try:
+            server.run(sockets=[listening])
+        finally:
+            dead = service.failed
+            service.stop()
+    if dead:
+        raise EnvironmentFailure(f"the loop failed: {dead}")
+    return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; raises EnvironmentFailure where the address cannot be had."""
+    try:
+        return socket.create_server((host, port), backlog=1024)
+    except OSError as error:
+        raise EnvironmentFailure(f"cannot listen on {host}:{port}: {error.strerror or error}") from None

@@ -1,0 +1,76 @@
+"""Serving experiments on predicted times: what they claim follows from their own records."""
+
+from dataclasses import replace
+
+import pytest
+from msgspec import structs
+
+from experiments import runner
+from experiments.bars import serving_bars
+from experiments.served import figure
+from lab.record import Record
+
+
+@pytest.fixture(scope="module")
+def load() -> tuple[Record, ...]:
+    return runner.run("serving_loop", machine="h200", requests=12, rates="20").records
+
+
+def test_continuous_batches_are_fuller_and_faster_than_static_ones() -> None:
+    found = runner.run("continuous_batching", machine="h200", requests=24, rows=8)
+    static, continuous = found.records
+    for name in ("output_throughput", "mean_rows"):
+        assert (figure(continuous, name) or 0.0) > (figure(static, name) or 0.0)
+    assert found.passed is None
+    assert "(predicted)" in found.verdict.sentence
+
+
+def test_pages_hold_more_than_slabs_and_waste_less_than_a_page_each() -> None:
+    found = {(r.machine, r.metrics["kind"]): r for r in runner.run("paged_capacity", longest=4096).records}
+    for card in ("h100", "h200"):
+        slabs, pages = found[card, "slabs"], found[card, "pages"]
+        assert (figure(pages, "sequences") or 0) > 2 * (figure(slabs, "sequences") or 0)
+        assert (figure(pages, "kv_waste") or 1.0) < 0.1 < (figure(slabs, "kv_waste") or 0.0)
+
+
+def test_a_loop_that_was_measured_is_judged_beside_its_prediction(load: tuple[Record, ...]) -> None:
+    (told,) = load
+    links = {f"{prefix}{name}": told.metrics[name] for prefix in ("steps_", "host_") for name in serving_bars.WITHIN}
+    metrics = {**told.metrics, **links, "part": "load"}
+    for factor, passed in ((1.04, True), (1.3, False)):
+        slower = {name: factor * float(told.metrics[name]) for name in serving_bars.WITHIN}
+        measured = structs.replace(told, on="gpu", card="a card", metrics={**metrics, **slower})
+        rows = list(runner.get("serving_loop").rows([told, measured], runner.archive()))
+        assert any("and the host as measured" in row.quantity for row in rows)
+        assert "%" in runner.get("serving_loop").verdict([told, measured], runner.archive()).sentence
+        assert serving_bars.verdict([told, measured], runner.archive()).passed is passed
+
+
+@pytest.mark.parametrize(
+    ("part", "metrics", "passed"),
+    [
+        ("host", {"rows": 64, "host_us": 149.0}, True),
+        ("host", {"rows": 256, "host_us": 401.0}, False),
+        ("gaps", {"idle_fraction": 0.02}, False),
+        ("nano", {"output_throughput": 10_001.0}, True),
+        ("nano", {"output_throughput": 9_999.0}, False),
+        ("stall", {"chunk": 640, "max_itl_ms": 21.0, "long_median_ttft_ms": 200.0}, False),
+        ("stall", {"chunk": 640, "max_itl_ms": 19.0, "long_median_ttft_ms": 200.0}, True),
+    ],
+)
+def test_bars_are_held_against_what_was_measured(
+    load: tuple[Record, ...], part: str, metrics: dict[str, float], passed: bool
+) -> None:
+    record = structs.replace(load[0], on="gpu", card="a card", metrics={"case": "it", "part": part, **metrics})
+    whole = structs.replace(
+        record, metrics={**record.metrics, "case": "whole", "chunk": 0, "long_median_ttft_ms": 180.0}
+    )
+    records = [record, whole] if part == "stall" else [record]
+    assert serving_bars.verdict(records, runner.archive()).passed is passed
+
+
+def test_a_job_of_every_part_can_be_made() -> None:
+    for part in serving_bars.PARTS:
+        for job in serving_bars.jobs(part):
+            assert job.facts["part"] == part
+            assert replace(serving_bars.Options(), part=part).part == part

@@ -1,0 +1,108 @@
+"""Schedules sought in their steps, and how fast a model speaks: on the simulated chip, with times that are given."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cupy
+import pytest
+
+from experiments.running import speech_on_device, step_search
+from experiments.running.jobs import SpeakJob, StepJob
+from experiments.running.steps_on_device import Arena
+from lab import inference, tuned
+from lab.gpu import bench, device, timing
+from lab.inference import chip as chips
+from lab.inference import generation
+from lab.inference.layers import Forward
+from lab.inference.step import Step, StepCache
+from lab.inference.step_input import Chunk, Layout
+from lab.inference.step_weights import random
+from lab.problems import Linear, Model
+from lab.record import Checked, Record
+from sim.machine import H200, Machine
+from tests.experiments.running.test_on_device import sent
+from tests.lab.inference import tiny
+
+MODEL = Model(4, 128, q_heads=2, kv_heads=1, head_dim=64, ffn=256, vocab=320, batch=1, context=64)
+REST_US, STEP_US = 40.0, 100.0  # of a step without a kind of matrix; of the fastest with it
+BEST = 2  # of the contenders
+
+
+def arena(model: Model, peers: bool) -> Arena:
+    assert not peers
+    chip = chips.simulated(H200)
+    weights = random(replace(model, context=1), 128, chip)
+    forward, layout = Forward(weights.config, weights.matrices, 3), Layout(1, 1, 1)
+    step = Step(weights, StepCache(forward, chip), forward, layout, chip)
+    step.input.fill([Chunk([3], 10, [1])])
+    step.run()
+    return Arena(model, H200, nullcontext(), step, [], Checked(True, None))
+
+
+def timings(contestants: Sequence[timing.Contestant], clock: timing.Clock, rounds: int) -> dict[str, timing.Timing]:
+    """The later contestants are slower, but for one that is the fastest, and the step that lacks something."""
+    found = {}
+    for number, contestant in enumerate(contestants):
+        us = REST_US if not contestant.name else STEP_US + (0 if number == BEST else 1 + number)
+        found[contestant.name] = timing.Timing(contestant.name, clock, timing.Pace.SUSTAINED, (us,) * rounds)
+    return found
+
+
+@pytest.fixture
+def _given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_search.Arena, "of", arena)
+    monkeypatch.setattr(step_search, "MOST", 2)
+    monkeypatch.setattr(timing, "measure", timings)
+    monkeypatch.setattr(device, "machine", lambda: H200)
+    monkeypatch.setattr(bench, "card", lambda: SimpleNamespace(name="NVIDIA H200", driver="1"))
+
+
+@pytest.mark.usefixtures("_given")
+def test_the_fastest_in_a_step_is_its_share_of_the_step_and_wins() -> None:
+    job = StepJob(problem=MODEL.as_dict(), experiment="step_bars", facts={"bar": "decode"})
+    found = list(step_search.search(sent([job, job])))  # the second has nothing left to seek
+    problems = {str(record.problem) for record in found}
+    assert len(problems) == len(step_search._large(MODEL, H200)) > 1
+    for problem in problems:
+        own = [record for record in found if str(record.problem) == problem]
+        assert len(own) == step_search.FINALISTS
+        assert all(r.clock == "chain" and r.overlapping and r.check and r.check.passed for r in own)
+        winner = tuned.winner(own, Linear(**{k: v for k, v in (own[0].problem or {}).items() if k != "kind"}))
+        assert winner is not None
+        assert winner.us == pytest.approx((STEP_US - REST_US) / MODEL.layers)
+        assert winner.kernel == own[0].kernel
+
+
+@pytest.mark.usefixtures("_given")
+def test_only_large_matrices_that_nothing_is_known_of_are_sought(monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = Linear(1, 2 * MODEL.ffn, MODEL.d)
+    assert largest in step_search._large(MODEL, H200)
+    assert Linear(1, MODEL.d, MODEL.q_heads * MODEL.head_dim) not in step_search._large(MODEL, H200)
+    monkeypatch.setattr(tuned, "lookup", lambda problem, _: ("a kernel", {}) if problem == largest else None)
+    assert largest not in step_search._large(MODEL, H200)
+
+
+@pytest.mark.usefixtures("_given")
+def test_a_model_speaks_and_says_what_it_took(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tiny.write(tmp_path / "tiny.gguf")
+
+    def load(_path: Any, _on: str, machine: Machine) -> inference.LanguageModel:
+        return inference.load(path, machine=machine)
+
+    monkeypatch.setattr(generation, "load", load)
+    monkeypatch.setattr(cupy, "get_default_memory_pool", lambda: SimpleNamespace(total_bytes=lambda: 7))
+    monkeypatch.setattr(speech_on_device, "HOST_STEPS", 3)
+    how: dict[str, Any] = {"prompt": "in", "tokens": 4, "rounds": 2, "experiment": "step_bars"}
+    jobs = [SpeakJob(settings=settings, **how) for settings in ((0.0, 0, 1.0), (0.8, 40, 0.95))]
+    found: list[Record] = list(speech_on_device.speak(sent(jobs)))
+    assert [record.metrics["settings"] for record in found] == ["", "temperature 0.8, top_k 40, top_p 0.95"]
+    for record in found:
+        assert len(record.samples_us) == 2
+        assert record.us
+        assert record.metrics["tokens_per_s"] == pytest.approx(1e6 / record.us)
+        assert record.metrics["allocated_bytes"] == 0
+        assert float(record.metrics["host_us"] or 0) > 0

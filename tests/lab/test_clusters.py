@@ -1,0 +1,44 @@
+"""How CTAs fill a chip: an even grid's idle CTAs change neither results nor counts."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lab import catalog
+from lab.check_ptx import check_ptx
+from lab.kernels.common.clusters import even
+from lab.kernels.gemv import gemv_int4, gemv_split_k
+from lab.problems import Linear
+from sim.machine import H100
+
+EIGHT = replace(H100, sms=8, gpcs=(8,))
+
+
+@given(st.integers(1, 1000), st.integers(1, 200))
+def test_an_even_grid_adds_little_and_gives_every_sm_as_many(ctas: int, sms: int) -> None:
+    found = even(ctas, replace(H100, sms=sms, gpcs=(sms,)))
+    assert 0 <= found - ctas <= sms // 8
+    if found > ctas:
+        assert found in (sms, 2 * sms)
+    elif ctas in range(sms - sms // 8, sms + 1):
+        assert found == sms
+
+
+@pytest.mark.parametrize(
+    ("schedule", "problem"),
+    [
+        (gemv_int4.Schedule(8, 1, 2, 2, 1, 2, 1), Linear(1, 7 * 32 - 8, 512, "int4_g64")),
+        (gemv_split_k.Schedule(8, 4, 512, 2, 1), Linear(1, 7 * 8 - 3, 520)),
+    ],
+    ids=lambda x: type(x).__module__.rpartition(".")[2],
+)
+def test_idle_ctas_leave_results_and_counts_alone(schedule: Any, problem: Linear) -> None:
+    kernel = catalog.get(type(schedule).__module__.rpartition(".")[2])
+    (launch,) = kernel.launches(problem, schedule, EIGHT)
+    assert launch.ctas == 8 > -(-problem.n // schedule.block_n)
+    found = check_ptx(kernel, problem, schedule, EIGHT, seeds=3)
+    assert found.hazards == ()
+    assert all(v.check.passed and v.disagreements == {} for v in found.verifications)
