@@ -48,9 +48,14 @@ Seed = Annotated[int, typer.Option(min=0, help="Of lengths, tokens and arrivals.
 Save = Annotated[bool, typer.Option("--save-result", help="Write the document to a file, all times among it.")]
 Result = Annotated[str, typer.Option("--result-filename", metavar="FILE", help="That file.")]
 Static = Annotated[bool, typer.Option("--static", help="Admit a batch only when the one before is done.")]
+BaseUrl = Annotated[
+    str,
+    typer.Option(metavar="URL", help="Send it to a server with OpenAI's interface, which serves that model."),
+]
 JournalFile = Annotated[str, typer.Option("--journal", metavar="FILE", help="Write every decision to a file.")]
 
 DEADLINE_S = 600.0  # of a run on a GPU
+FEWEST_TOKENS = 256  # of the vocabularies of servers: prompts are of these
 SHOWN = ("ttft", "tpot", "itl", "max_itl", "e2el")
 
 
@@ -81,69 +86,85 @@ def bench_serve(
     save_result: Save = False,
     result_filename: Result = "",
     journal: JournalFile = "",
+    base_url: BaseUrl = "",
     on: On = Where.SIM,
     machine: MachineName = "h200",
     as_json: Json = False,
 ) -> None:
-    """Serve a workload with one scheduler on predicted times, or on this machine's GPU with random weights.
+    """Serve a workload by one scheduler, on predicted times or on this machine's GPU, or send it to a server.
 
     On the simulated chip nothing is computed: time is virtual and tokens are made up, answers have the length asked
-    for. Output has the keys that vllm bench serve writes, and more.
+    for. On a GPU weights are random. Output has the keys that vllm bench serve writes, and more.
     """
     from experiments.running import backends
     from experiments.running.jobs import ServeJob
     from experiments.running.serving import predicted
     from lab.problems.model import model_named
     from lab.record import provenance
-    from lab.serving.metrics import goodput_of
+    from lab.serving.metrics import goodput_of, per_request, summarise
     from lab.serving.workload import Workload
     from sim.machine import machine as machine_named
 
     limits, asked = goodput_of(goodput or ()), _percentiles(metric_percentiles)
-    if on is Where.GPU and (journal or save_result):
-        raise InputError("a journal and all times are written of predicted loops; leave --on gpu out")
-    chip, chosen = backends.real_machine() if on is Where.GPU else machine_named(machine), model_named(model)
+    if (journal and base_url) or (on is Where.GPU and (journal or save_result)):
+        raise InputError("a journal is written of predicted loops, all times of them and of servers")
+    chip = backends.real_machine() if on is Where.GPU else machine_named(machine)
     lengths = (input_len, output_len, range_ratio, prefix_len, max_model_len)
     workload = Workload(dataset_name, num_prompts, request_rate, burstiness, *lengths, seed, dataset_path)
-    caching = (enable_prefix_caching, preemption, not static)
-    sizes = (max_num_seqs, max_num_batched_tokens, itl_budget_ms, max_model_len, num_gpu_blocks, num_cpu_blocks)
-    job = ServeJob(
-        problem=chosen.as_dict(),
-        requests=tuple((r.arrival_us, len(r.prompt), r.max_tokens) for r in workload.requests(2)),
-        policy=policy(chosen, chip, *sizes, *caching),
-        max_concurrency=max_concurrency,
-        prefix=prefix_len,
-        goodput=limits,
-        percentiles=asked,
-        seed=seed,
-        experiment="bench_serve",
-    )
     every: dict[str, list[Any]] = {}
+    rules: dict[str, Any] | None = None
     with working(f"serving {num_prompts} requests"):
-        if on is Where.GPU:
-            records = list(backends.GpuBackend(chip, "bench_serve", provenance()).served([job], DEADLINE_S))
-            found = next(dict(r.metrics) for r in records if r.on == "gpu")
+        if base_url:
+            sequences = _load()(base_url, model, workload.requests(FEWEST_TOKENS), max_concurrency)
+            found, every = summarise(sequences, (), 1, 0, limits, asked), per_request(sequences)
         else:
-            with Path(journal).open("wb") if journal else nullcontext() as file:
-                found = dict(predicted(job, chip, file=file, every=every))
+            chosen, caching = model_named(model), (enable_prefix_caching, preemption, not static)
+            sizes = (max_num_seqs, max_num_batched_tokens, itl_budget_ms, max_model_len, num_gpu_blocks, num_cpu_blocks)
+            rules = policy(chosen, chip, *sizes, *caching)
+            job = ServeJob(
+                problem=chosen.as_dict(),
+                requests=tuple((r.arrival_us, len(r.prompt), r.max_tokens) for r in workload.requests(2)),
+                policy=rules,
+                max_concurrency=max_concurrency,
+                prefix=prefix_len,
+                goodput=limits,
+                percentiles=asked,
+                seed=seed,
+                experiment="bench_serve",
+            )
+            if on is Where.GPU:
+                records = backends.GpuBackend(chip, "bench_serve", provenance()).served([job], DEADLINE_S)
+                found = next(dict(r.metrics) for r in records if r.on == "gpu")
+            else:
+                with Path(journal).open("wb") if journal else nullcontext() as file:
+                    found = dict(predicted(job, chip, file=file, every=every))
     document = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "backend": f"lab-{on.value}",
+        "backend": "openai" if base_url else f"lab-{on.value}",
         "model_id": model,
         "tokenizer_id": model,
         "num_prompts": num_prompts,
         "request_rate": "inf" if request_rate == inf else request_rate,
         "burstiness": burstiness,
         "max_concurrency": max_concurrency or None,
-        "machine": chip.name,
-        "clock": "wall" if on is Where.GPU else "predicted",
-        "policy": job.policy,
+        "machine": None if base_url else chip.name,
+        "clock": "wall" if base_url or on is Where.GPU else "predicted",
+        "policy": rules,
         **found,
     }
     if save_result:
         path = Path(result_filename or f"lab-{model}-{dataset_name}-{num_prompts}.json")
         path.write_text(json.dumps(document | every) + "\n")
-    emit(document, as_json, lambda d: _render(d, asked, chip.title))
+    emit(document, as_json, lambda d: _render(d, asked, base_url or chip.title))
+
+
+def _load() -> Any:
+    """What sends a workload to a server; raises InputError where its package is missing."""
+    try:
+        from experiments.running.http_load import load
+    except ImportError:
+        raise InputError("measuring a server needs the package httpx: pip install 'kernel-lab[serve]'") from None
+    return load
 
 
 def _percentiles(words: str) -> tuple[float, ...]:
@@ -157,7 +178,7 @@ def _percentiles(words: str) -> tuple[float, ...]:
 
 
 def _render(document: dict[str, Any], percentiles: tuple[float, ...], title: str) -> None:
-    say(f"{document['model_id']} on the {title}, times {document['clock']}")
+    say(f"{document['model_id']}, {title}, times by the {document['clock']} clock")
     names = ["mean", "median", *(f"p{p:g}" for p in percentiles)]
     rows = [[f"{name}, ms", *(number(document.get(f"{of}_{name}_ms")) for of in names)] for name in SHOWN]
     table(["", *names], rows)
@@ -169,13 +190,13 @@ def _render(document: dict[str, Any], percentiles: tuple[float, ...], title: str
         "output tokens a second": document["output_throughput"],
         "tokens a second": document["total_token_throughput"],
         "longest gap between tokens, ms": document["max_itl_ms"],
-        "steps": document["steps"],
-        "sequences of a step": document["mean_rows"],
-        "bytes read of the cache": document["kv_bytes"],
-        "room in block tables that is empty": document["kv_waste"],
-        "preemptions": document["preemptions"],
-        "prompt tokens found in the cache": document["prefix_hits"],
-        "host, us a step": document["host_us"],
-        "share of time without a step": document["idle_fraction"],
+        "steps": document.get("steps"),
+        "sequences of a step": document.get("mean_rows"),
+        "bytes read of the cache": document.get("kv_bytes"),
+        "room in block tables that is empty": document.get("kv_waste"),
+        "preemptions": document.get("preemptions"),
+        "prompt tokens found in the cache": document.get("prefix_hits"),
+        "host, us a step": document.get("host_us"),
+        "share of time without a step": document.get("idle_fraction"),
     }
     table(["", ""], [[name, number(value)] for name, value in figures.items() if value is not None])

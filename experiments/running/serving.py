@@ -1,7 +1,6 @@
 """Serving jobs on either chip: what they ask, what is predicted of them, and the figures of a run."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import IO, Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from lab.record import Value
 from lab.serving.engine import StepFacts, serve
 from lab.serving.executor import Pace
 from lab.serving.journal import Journal
-from lab.serving.metrics import Steps, summarise
+from lab.serving.metrics import Steps, per_request, summarise
 from lab.serving.request import Request
 from lab.serving.request import Sequence as Served
 from lab.serving.scheduler import Policy, Scheduler
@@ -57,11 +56,7 @@ def predicted(
     loop = simulated(model, machine, policy, steps, overheads, pace, look_ahead=job.look_ahead, journal=journal)
     sequences = serve(loop, asked(job), job.max_concurrency)
     if every is not None:
-        times = [[t / 1e6 for t in s.token_us] for s in sequences]
-        every["input_lens"] = [len(s.request.prompt) for s in sequences]
-        every["output_lens"] = [len(s.sampled) for s in sequences]
-        every["ttfts"] = [t[0] - s.request.arrival_us / 1e6 for t, s in zip(times, sequences, strict=True)]
-        every["itls"] = [[after - before for before, after in pairwise(t)] for t in times]
+        every.update(per_request(sequences))
     return metrics_of(job, sequences, steps.facts, loop.scheduler)
 
 

@@ -59,7 +59,7 @@ class Codec(ABC):
         InputError as `encode` does, and where the model has no template or it cannot be used.
         """
         if not self.template:
-            raise InputError("--chat needs a model with a chat template; this model has none")
+            raise InputError("a chat needs a model with a chat template; this one has none")
         said = "".join(message["content"] for message in messages)
         free = (c for c in map(chr, _STAND_INS) if c not in said and c not in self.template)
         stand_ins: dict[str, str] = {}

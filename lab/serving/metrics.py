@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,8 @@ def summarise(
     itl = np.concatenate(gaps) if gaps else np.empty(0)
     longest = np.asarray([gap.max() for gap in gaps if len(gap)])
     first = min((s.request.arrival_us for s in sequences), default=0.0)
-    duration = (max((f.ended_us for f in facts), default=first) - first) / 1e6
+    last = max([f.ended_us for f in facts[-1:]] + [1e3 * float(t[-1]) for t in times], default=first)
+    duration = (last - first) / 1e6
     output, prompt = sum(len(s.sampled) for s in done), sum(len(s.request.prompt) for s in done)
     found: dict[str, Any] = {
         "duration": duration,
@@ -83,19 +85,35 @@ def summarise(
         found["request_goodput"] = _rate(sum(kept), duration)
     for name, values in (("ttft", ttft), ("tpot", tpot), ("itl", itl), ("e2el", e2el), ("max_itl", longest)):
         found |= _spread(name, values, percentiles)
+    found["max_itl_ms"] = float(longest.max()) if len(longest) else 0.0
+    return found | _of_steps(facts, page_tokens, kv_bytes_per_token) if facts else found
+
+
+def per_request(sequences: Sequence[Served]) -> dict[str, list[Any]]:
+    """Each request's lengths and times, in seconds, under vLLM's names."""
+    times = [[t / 1e6 for t in s.token_us] for s in sequences]
+    return {
+        "input_lens": [len(s.request.prompt) for s in sequences],
+        "output_lens": [len(s.sampled) for s in sequences],
+        "ttfts": [t[0] - s.request.arrival_us / 1e6 if t else None for t, s in zip(times, sequences, strict=True)],
+        "itls": [[after - before for before, after in pairwise(t)] for t in times],
+    }
+
+
+def _of_steps(facts: Sequence[StepFacts], page_tokens: int, kv_bytes_per_token: int) -> dict[str, float]:
+    """What the loop itself did."""
     host = np.asarray([f.host_us for f in facts])
     room = sum(f.table_pages for f in facts) * page_tokens
     busy, idle = sum(f.us for f in facts), sum(f.idle_us for f in facts)
-    return found | {
-        "max_itl_ms": float(longest.max()) if len(longest) else 0.0,
+    return {
         "steps": len(facts),
         "kv_bytes": sum(f.kv_tokens for f in facts) * kv_bytes_per_token,
         "kv_waste": 1 - sum(f.table_tokens for f in facts) / room if room else 0.0,
-        "host_us": float(np.median(host)) if len(host) else 0.0,
-        "p99_host_us": float(np.percentile(host, 99)) if len(host) else 0.0,
+        "host_us": float(np.median(host)),
+        "p99_host_us": float(np.percentile(host, 99)),
         "idle_fraction": idle / (busy + idle) if busy else 0.0,
-        "mean_step_ms": busy / 1e3 / len(facts) if facts else 0.0,
-        "mean_rows": sum(f.rows for f in facts) / len(facts) if facts else 0.0,
+        "mean_step_ms": busy / 1e3 / len(facts),
+        "mean_rows": sum(f.rows for f in facts) / len(facts),
     }
 
 

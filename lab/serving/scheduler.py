@@ -112,7 +112,10 @@ class Scheduler:
         return sequence
 
     def schedule(self) -> StepPlan | None:
-        """The next step; None where there is nothing to do before the results in flight are in."""
+        """The next step; None where there is nothing to do before the results in flight are in.
+
+        A step may have no rows, where all that it does is to move pages or to take them away.
+        """
         plan = StepPlan(self._steps)
         preempted, promised = self.preemptions, 0
         for sequence in tuple(self.running):
@@ -125,7 +128,7 @@ class Scheduler:
         self._forming = self._forming or not self.running
         if self.waiting and self.preemptions == preempted and (self.policy.continuous or self._forming):
             self._admit(plan, budget)
-        if not plan.rows and not plan.moves:
+        if not (plan.rows or plan.moves or self.preemptions > preempted):
             return None
         self._steps += 1
         self.in_flight.append(plan)

@@ -99,7 +99,7 @@ def test_a_table_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command([word for word in WORDS if word != "--json"]) == 0
     out = capsys.readouterr().out
     assert "longest gap between tokens, ms" in out
-    assert "times predicted" in out
+    assert "times by the predicted clock" in out
 
 
 @pytest.mark.parametrize(
@@ -119,3 +119,22 @@ def test_bad_input_is_one_sentence(words: list[str], says: str, capfd: pytest.Ca
     assert run_command([word for word in [*WORDS, *words] if word != "--json"]) == 2
     said = capfd.readouterr().err.strip().splitlines()
     assert says in said[-1]
+
+
+def test_a_server_is_measured_as_its_clients_see_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("openai", reason="running a server needs the extra `test`")
+    pytest.importorskip("starlette", reason="serving needs the extra `serve`")
+    from tests.lab.serving.server import serving
+
+    with serving("smollm2-135m", "--max-model-len", "512", "--served-model-name", "it") as server:
+        result = tmp_path / "result.json"
+        words = ["--model", "it", "--base-url", server.url, "--save-result", "--result-filename", str(result)]
+        found = document(capsys, *words, "--max-concurrency", "2")
+        assert {*VLLM, "max_itl_ms"} <= found.keys()
+        assert (found["completed"], found["failed"], found["total_output_tokens"]) == (6, 0, 30)
+        assert found["max_concurrent_requests"] <= 2
+        assert (found["clock"], found["machine"]) == ("wall", None)
+        assert min(json.loads(result.read_text())["ttfts"]) > 0
+        assert document(capsys, "--model", "other", "--base-url", server.url)["failed"] == 6
+    assert run_command([*WORDS, "--base-url", server.url]) == 4
+    assert "there is no server at" in capsys.readouterr().err

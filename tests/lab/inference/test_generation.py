@@ -172,7 +172,7 @@ def test_a_preset_of_random_weights_needs_no_file(monkeypatch: pytest.MonkeyPatc
     assert model.runner.config.context == 8192
     with pytest.raises(InputError, match="weights are drawn or rounded on a chip: on sim or gpu, not reference"):
         inference.load("tiny", "reference", random=True)
-    with pytest.raises(InputError, match="--chat needs a model with a chat template"):
+    with pytest.raises(InputError, match="a chat needs a model with a chat template"):
         model.generate("in", chat=True)
 
 

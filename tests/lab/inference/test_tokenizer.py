@@ -82,7 +82,7 @@ def test_bos_and_a_model_without_template(tmp_path: Path) -> None:
     tokenizer = Tokenizer(GgufFile(tiny.write(tmp_path / "other.gguf", metadata)))
     assert [tokens[i] for i in tokenizer.encode(" the 1234")] == ["<s>", "Ġthe", "Ġ", "1", "2", "3", "4"]
     assert tokenizer.ends == {1}
-    with pytest.raises(InputError, match="--chat needs a model with a chat template"):
+    with pytest.raises(InputError, match="a chat needs a model with a chat template"):
         tokenizer.chat("Hi")
 
 

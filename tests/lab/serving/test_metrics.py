@@ -30,9 +30,9 @@ def test_times_are_what_clients_see() -> None:
     assert (found["mean_itl_ms"], found["p100_itl_ms"], found["mean_tpot_ms"]) == (20.0, 30.0, 20.0)
     assert (found["max_itl_ms"], found["median_max_itl_ms"]) == (30.0, 30.0)
     assert found["p100_e2el_ms"] == 50.0
-    assert found["duration"] == 0.02
-    assert found["output_throughput"] == 200.0
-    assert found["request_goodput"] == 50.0  # the second waits 15 ms for its first token
+    assert found["duration"] == 0.05
+    assert found["output_throughput"] == 80.0
+    assert found["request_goodput"] == 20.0  # the second waits 15 ms for its first token
     assert found["max_concurrent_requests"] == 2
 
 
