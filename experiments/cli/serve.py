@@ -1,6 +1,7 @@
 """lab serve: a model behind OpenAI's HTTP interface, on a GPU, on the simulated chip, or on predicted times."""
 
 import socket
+import sys
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
@@ -8,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from experiments.cli.options import Json, On, Where
 from experiments.cli.options import Machine as MachineName
-from experiments.cli.options import On, Where
-from experiments.cli.output import say
+from experiments.cli.output import emit, say
 from experiments.cli.serving import (
     HostPages,
     ItlBudget,
@@ -70,6 +71,7 @@ def serve(
     journal: JournalFile = "",
     on: On = Where.SIM,
     machine: MachineName = "h200",
+    as_json: Json = False,
 ) -> int:
     """Serve a model: /v1/completions, /v1/chat/completions, /v1/models, /health, /metrics, and a live page at /.
 
@@ -129,8 +131,10 @@ def serve(
         server = uvicorn.Server(uvicorn.Config(front.app(), log_level="warning", lifespan="off"))
         service.start()
         bound = listening.getsockname()
-        say(f"{name} is served at http://{bound[0]}:{bound[1]}, predicted for the {card.title}" if on is Where.SIM
-            else f"{name} is served at http://{bound[0]}:{bound[1]}, on {card.title}")  # fmt: skip
+        by = f"predicted for the {card.title}" if on is Where.SIM else f"on {card.title}"
+        address = {"model": name, "url": f"http://{bound[0]}:{bound[1]}", "on": on.value, "card": card.name}
+        emit(address, as_json, lambda a: say(f"{a['model']} is served at {a['url']}, {by}"))
+        sys.stdout.flush()  # whoever reads it waits for this line
         try:
             server.run(sockets=[listening])
         finally:
