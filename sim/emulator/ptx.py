@@ -29,15 +29,14 @@ class Location:
         own: Location | None = self
         while own is not None and _is_library(own.file):
             own = own.inlined_at
-        inner = self._short()
         if own is None:
-            return inner
-        if own is not self:
-            return f"{own._short()} ({inner})"
-        within = self.inlined_at
-        while within is not None and not within.file.endswith(".cu"):
-            within = within.inlined_at
-        return inner if within is None or self.file.endswith(".cu") else f"{inner} (in {within._short()})"
+            return self._short()
+        kernel: Location | None = own
+        while kernel is not None and not kernel.file.endswith(".cu"):
+            kernel = kernel.inlined_at
+        notes = [] if own is self else [self._short()]
+        notes += [f"in {kernel._short()}"] if kernel and kernel is not own else []
+        return f"{own._short()} ({', '.join(notes)})" if notes else own._short()
 
     def _short(self) -> str:
         return f"{PurePath(self.file).name}:{self.line}"
