@@ -1,4 +1,4 @@
-"""How true predictions of time are: every timed launch of the records beside its prediction and the plain roofline's."""
+"""How true predictions of time are: every timed launch of the records beside its prediction and the roofline's floor."""
 
 from collections import defaultdict
 from collections.abc import Sequence
