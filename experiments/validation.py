@@ -1,4 +1,4 @@
-"""How true predictions of time are: every timed launch of the records beside its prediction and the roofline's floor."""
+"""How true predictions of time are: every timed launch of the records beside its prediction and its floor."""
 
 from collections import defaultdict
 from collections.abc import Sequence
