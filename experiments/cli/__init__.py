@@ -28,6 +28,7 @@ from experiments.cli import (
     run,
     serve,
     sweep,
+    validate,
 )
 from experiments.cli.output import complain, emit, output_error, say
 from sim.errors import EnvironmentFailure, InputError, LabError
@@ -99,6 +100,7 @@ app.command("calibrate")(calibrate.calibrate)
 app.command("fit")(fit.fit)
 app.command("counters")(counters.counters)
 app.command("report")(report.report)
+app.command("validate")(validate.validate)
 app.command("compare")(compare.compare)
 app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)

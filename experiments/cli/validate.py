@@ -1,0 +1,42 @@
+"""lab validate: how true the predictions of time are, by the records of cards."""
+
+from typing import Annotated, Any
+
+import typer
+
+from experiments.cli.options import Json
+from experiments.cli.output import emit, say, table, warn
+from experiments.cli.waiting import working
+from sim.errors import InputError
+
+Kernels = Annotated[
+    str, typer.Option("--kernel", metavar="NAME,...", help="Of these kernels alone; by default of all.")
+]
+Top = Annotated[int, typer.Option("--top", min=0, help="How many of the worst launches to show; JSON has all.")]
+
+
+def validate(kernel: Kernels = "", top: Top = 10, as_json: Json = False) -> None:
+    """Score predictions against every launch that a card timed: by family and clock, beside the plain roofline."""
+    from experiments.validation import families, scored
+    from lab import catalog
+    from lab.record import archive
+
+    names = {catalog.get(name).name for name in kernel.split(",") if name}
+    with working("predicting what was timed"):
+        past = archive()
+        found = [one for one in scored(past) if not names or one.launch.asked.kernel.name in names]
+    for complaint in past.complaints:
+        warn(complaint)
+    if not found:
+        raise InputError("the records hold no such launch that took longer than 10 us")
+    document = {"families": [each._asdict() for each in families(found)], "launches": [one.as_dict() for one in found]}
+    emit(document, as_json, lambda _: _render(found, top))
+
+
+def _render(found: Any, top: int) -> None:
+    from experiments.validation import CELL_HEADINGS, FAMILY_HEADINGS, cell_rows, families, family_rows
+
+    table(FAMILY_HEADINGS, family_rows(families(found)))
+    say("errors are shares of the measured time; before: of the prediction that stood when the time was taken")
+    if top:
+        table(CELL_HEADINGS, cell_rows(found[:top]))

@@ -1,0 +1,98 @@
+"""How true predictions of time are: every timed launch of the records beside its prediction and its floor."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from experiments.launched import Launched, Off, launched, summary
+from experiments.words import spell
+from lab.cards.fits import Error
+from lab.record import Archive
+
+_ERRORS = ("error: mean", "worst", "before: mean", "worst", "roofline: mean", "worst")
+FAMILY_HEADINGS = ("family", "card", "clock", "launches", *_ERRORS)
+CELL_HEADINGS = ("kernel", "problem", "schedule", "card", "clock", "us", "error", "before", "roofline")
+LEAST_US = 10.0  # shorter launches are the launch's own time more than the kernel's
+
+
+class Scored(NamedTuple):
+    """A launch and how far off its time, as shares of it, are a prediction of today, one of before, and a floor.
+
+    Today's is of models that may have been fitted to this very launch. The one of before stands in the record: the
+    commit that timed the launch made it, not knowing the time; None where there is none. The floor is the roofline's.
+    """
+
+    launch: Launched
+    today: float
+    before: float | None
+    roofline: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """As `lab validate --json` has it."""
+        launch = self.launch
+        names = ("kernel", "problem", "schedule", "machine", "clock", "us", "run")
+        told = {name: getattr(launch.record, name) for name in names}
+        return {**told, "today": self.today, "before": self.before, "roofline": self.roofline}
+
+
+class Family(NamedTuple):
+    """The errors of a family's launches on one card by one clock; `before` is of those that have one."""
+
+    family: str
+    machine: str
+    clock: str
+    today: Error
+    before: Error | None
+    roofline: Error
+
+
+def scored(past: Archive) -> list[Scored]:
+    """Every launch of the records that took longer than LEAST_US, today's worst prediction first."""
+    found = []
+    for launch in launched(past):
+        if launch.us > LEAST_US:
+            before = launch.record.predicted_us
+            today, floor = launch.predicted_us() / launch.us - 1, launch.floor_us / launch.us - 1
+            found.append(Scored(launch, today, before / launch.us - 1 if before else None, floor))
+    return sorted(found, key=lambda one: -abs(one.today))
+
+
+def families(found: Sequence[Scored]) -> list[Family]:
+    """The launches by family, card and clock."""
+    groups: dict[tuple[str, str, str], list[Scored]] = defaultdict(list)
+    for one in found:
+        asked = one.launch.asked
+        groups[asked.kernel.family, asked.machine.name, asked.clock].append(one)
+    return [
+        Family(
+            *key,
+            today=summary([Off(one.today, one.launch) for one in those]),
+            before=summary(known)
+            if (known := [Off(o.before, o.launch) for o in those if o.before is not None])
+            else None,
+            roofline=summary([Off(one.roofline, one.launch) for one in those]),
+        )
+        for key, those in sorted(groups.items())
+    ]
+
+
+def family_rows(found: Sequence[Family]) -> list[list[str]]:
+    """A row of cells for each, under FAMILY_HEADINGS."""
+    rows = []
+    for each in found:
+        errors = [each.today, each.before, each.roofline]
+        cells = [cell for error in errors for cell in ((f"{error.mean:.1%}", f"{error.worst:.1%}") if error else "--")]
+        rows.append([each.family, each.machine, each.clock, f"{each.today.launches:,}", *cells])
+    return rows
+
+
+def cell_rows(found: Sequence[Scored]) -> list[list[str]]:
+    """A row of cells for each launch, under CELL_HEADINGS."""
+    rows = []
+    for one in found:
+        record, kernel = one.launch.record, one.launch.asked.kernel
+        known = {name: value for name, value in (record.problem or {}).items() if name != "kind"}
+        errors = [f"{share:+.1%}" if share is not None else "-" for share in (one.today, one.before, one.roofline)]
+        what = [kernel.name, spell(known), spell(record.schedule or {})]
+        rows.append([*what, record.machine, record.clock or "", f"{one.launch.us:.1f}", *errors])
+    return rows

@@ -1,0 +1,63 @@
+"""Scores of predictions: each launch by three predictions, families by card and clock, the worst first."""
+
+import json
+
+import msgspec
+import pytest
+
+from experiments.cli import run_command
+from experiments.launched import Launched
+from experiments.validation import LEAST_US, cell_rows, families, family_rows, scored
+from lab import record
+from lab.record import Archive, Record
+from tests.experiments.test_fitting import PROBLEMS
+from tests.experiments.test_fitting import record as timed
+
+
+def scaled(number: int, factor: float, before: float | None = None) -> Record:
+    """A record of the problem of that number whose prediction is so many times its time."""
+    us = Launched(timed(PROBLEMS[number], 1.0)).predicted_us() / factor
+    return timed(PROBLEMS[number], us, predicted_us=None if before is None else before * us)
+
+
+LARGE = [number for number, problem in enumerate(PROBLEMS) if problem.n * problem.k > 2**25][:4]
+RECORDS = [scaled(LARGE[0], 1.1, before=2.0), scaled(LARGE[1], 0.7), scaled(LARGE[2], 1.0, before=0.5)]
+
+
+def test_errors_are_shares_of_the_measured_time() -> None:
+    found = scored(Archive(tuple(RECORDS)))
+    assert [one.today for one in found] == pytest.approx([-0.3, 0.1, 0.0])
+    assert [one.before for one in found] == [None, pytest.approx(1.0), pytest.approx(-0.5)]
+    assert all(one.roofline == pytest.approx(one.launch.floor_us / one.launch.us - 1) for one in found)
+    (family,) = families(found)
+    assert (family.family, family.machine, family.clock) == ("gemv", "h200", "graph")
+    assert (family.today.launches, family.today.mean, family.today.worst) == (3, 0.1333, 0.3)
+    assert family.before is not None
+    assert (family.before.launches, family.before.mean, family.before.worst) == (2, 0.75, 1.0)
+    assert len(family_rows([family])[0]) == len(family_rows([family._replace(before=None)])[0])
+    assert cell_rows(found)[0][-3:-1] == ["-30.0%", "-"]
+
+
+def test_cards_and_clocks_are_not_mixed_and_short_launches_are_left_out() -> None:
+    cold, h100 = (msgspec.structs.replace(RECORDS[0], **one) for one in ({"clock": "cold"}, {"machine": "h100"}))
+    short = timed(PROBLEMS[0], LEAST_US)
+    found = families(scored(Archive((RECORDS[0], cold, h100, short))))
+    assert [(one.machine, one.clock, one.today.launches) for one in found] == [
+        ("h100", "graph", 1), ("h200", "cold", 1), ("h200", "graph", 1),
+    ]  # fmt: skip
+
+
+def test_the_verb_shows_families_and_the_worst(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(record, "archive", lambda: Archive(tuple(RECORDS)))
+    assert run_command(["validate", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [one["launches"] for one in (family["today"] for family in document["families"])] == [3]
+    assert [one["today"] for one in document["launches"]] == pytest.approx([-0.3, 0.1, 0.0])
+    assert run_command(["validate", "--top", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "-30.0%" in said
+    assert "+10.0%" not in said
+    assert run_command(["validate", "--kernel", "gemm_cluster"]) == 2
+    assert "no such launch" in capsys.readouterr().err
