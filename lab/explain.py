@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from lab.cards import CLOCKS
+from msgspec.structs import asdict
+
+from lab.cards import CLOCKS, calibration, fits
 from lab.compile import compile_launch
 from lab.execute.plan import Plan, plan
 from lab.kernel import RANKING_CLOCK, schedule_fields
@@ -81,6 +83,7 @@ class Explanation:
             "compute_us": r.compute_us,
             "memory_us": r.memory_us,
             "launch_us": r.launch_us,
+            "calibrated": calibration(self.machine).card is not None,
             "fits": self.fits,
             "details": p.details,
             **(_prediction(self.chosen, compiled) if self.step is None else self.step.as_dict(r.floor_us)),
@@ -90,14 +93,24 @@ class Explanation:
 def _prediction(chosen: Plan | None, compiled: bool) -> dict[str, Any]:
     """The chosen kernel and schedule, their bills by every clock and their launches; all null where there is none."""
     if chosen is None:
-        return dict.fromkeys(("kernel", "schedule", "predicted_us", "predicted", "launches"))
+        return dict.fromkeys(("kernel", "schedule", "predicted_us", "predicted", "model_error", "launches"))
     return {
         "kernel": chosen.kernel.name,
         "schedule": schedule_fields(chosen.schedule),
         "predicted_us": chosen.predicted_us(RANKING_CLOCK),
         "predicted": {clock: chosen.bills(clock).as_dict() for clock in CLOCKS},
+        "model_error": _model_error(chosen),
         "launches": [_launched(launch, chosen.machine, compiled) for launch in chosen.launches],
     }
+
+
+def _model_error(chosen: Plan) -> dict[str, Any] | None:
+    """How far the kernel's predictions lay from times on such cards; null where nobody judged them there."""
+    found = fits.error(chosen.kernel.name, chosen.machine, RANKING_CLOCK)
+    if found is None:
+        return None
+    error, line = found
+    return {**asdict(error), "clock": line.clock, "source": line.source}
 
 
 def _launched(launch: Launch, machine: Machine, compiled: bool) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from enum import StrEnum
 from functools import reduce
 from math import prod
 from operator import add
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from sim.emulator.mutants import mutants
 from sim.launch import Launch, TensorMap
 from sim.machine import Machine
 
-_NO_BOX = 16  # bytes: the unit of a bulk copy, for a launch without tensor maps
+NO_BOX = 16  # bytes: the unit of a bulk copy, for a launch without tensor maps
 _PATIENCE = 20  # a mutant that executes this many times the instructions of the right kernel counts as endless
 
 
@@ -47,6 +47,30 @@ class Judged:
         return {name: str(value) for name, value in asdict(self).items()}
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """One emulated run: what it reported and counted, what it left in its outputs and workspaces."""
+
+    hazards: tuple[Hazard, ...]
+    counts: Counts
+    outputs: dict[str, bytes]
+    passed: bool
+    steps: int
+    reads: frozenset[tuple[int, ...]]
+
+
+class Bench(Protocol):
+    """Launches that can run other PTX in place of their own, and what is visibly wrong with a run."""
+
+    name: str
+    ptx: list[str]  # of each part
+    parts: list[tuple[str, int]]  # entry, and the smallest box of its tensor maps in bytes
+
+    def run(self, ptx: Sequence[str], seed: int, max_steps: int = ..., check: bool = ...) -> Outcome: ...
+
+    def complaint(self, outcome: Outcome) -> str | None: ...
+
+
 def judge_mutants(
     kernel: Kernel, problem: Problem, schedule: Any, machine: Machine, seeds: int = 3
 ) -> Iterator[Judged]:
@@ -55,14 +79,18 @@ def judge_mutants(
     Raises InputError or ScheduleError for what the kernel refuses, and ValueError where the kernel itself has hazards,
     a wrong result or other counts than theory.
     """
-    bench = _Bench(kernel, problem, schedule, machine)
+    return judge(_Bench(kernel, problem, schedule, machine), seeds)
+
+
+def judge(bench: Bench, seeds: int) -> Iterator[Judged]:
+    """The same of any launches."""
     right = [bench.run(bench.ptx, seed) for seed in range(seeds)]
     for outcome in right:
         if wrong := bench.complaint(outcome):
-            raise ValueError(f"{kernel.name} itself is wrong: {wrong}")
+            raise ValueError(f"{bench.name} itself is wrong: {wrong}")
     exact = all(outcome.outputs == right[0].outputs for outcome in right)  # not where atomics choose
     patience = _PATIENCE * max(outcome.steps for outcome in right)
-    for at, launch in enumerate(bench.launches):
+    for at, (entry, box_bytes) in enumerate(bench.parts):
 
         def swapped(text: str, at: int = at) -> list[str]:
             return [*bench.ptx[:at], text, *bench.ptx[at + 1 :]]
@@ -70,7 +98,7 @@ def judge_mutants(
         def reaches(probe: str, swapped: Callable[[str], list[str]] = swapped) -> bool:
             return any(h.kind == "trap" for h in bench.run(swapped(probe), 0, patience, check=False).hazards)
 
-        for mutant in mutants(bench.ptx[at], launch.entry, smallest_box(launch), reaches):
+        for mutant in mutants(bench.ptx[at], entry, box_bytes, reaches):
             outcomes = (bench.run(swapped(mutant.ptx), seed, patience) for seed in range(seeds))
             verdict, why = _judge(bench, right, outcomes, exact)
             if verdict is not Verdict.CAUGHT and not reaches(mutant.probe):
@@ -83,33 +111,23 @@ def smallest_box(launch: Launch) -> int:
     """Bytes of the smallest box of a launch's tensor maps."""
     sizes = {a.name: a.storage.itemsize for a in launch.arrays}
     boxes = [prod(m.box) * sizes[m.array] for m in launch.arguments if isinstance(m, TensorMap)]
-    return min(boxes, default=_NO_BOX)
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """One emulated run: what it reported and counted, what it left in its outputs and workspaces."""
-
-    hazards: tuple[Hazard, ...]
-    counts: Counts
-    outputs: dict[str, bytes]
-    passed: bool
-    steps: int
-    reads: frozenset[tuple[int, ...]]
+    return min(boxes, default=NO_BOX)
 
 
 class _Bench:
     """A kernel's launches on one problem, ready to run other PTX in place of their own."""
 
     def __init__(self, kernel: Kernel, problem: Problem, schedule: Any, machine: Machine) -> None:
+        self.name = kernel.name
         self.launches = kernel.launches(problem, schedule, machine)
+        self.parts = [(launch.entry, smallest_box(launch)) for launch in self.launches]
         self.ptx = [compile_launch(launch, machine, "ptx").path.read_text(encoding="utf-8") for launch in self.launches]
         self._theory = kernel.module.theory(problem, schedule, machine)
         self._problem, self._machine = problem, machine
         self._inputs = problem.draw(np.random.default_rng(0))
         self._expected = problem.reference(self._inputs)
 
-    def run(self, ptx: Sequence[str], seed: int, max_steps: int = 1 << 34, check: bool = True) -> _Outcome:
+    def run(self, ptx: Sequence[str], seed: int, max_steps: int = 1 << 34, check: bool = True) -> Outcome:
         """The launches, one after the other, with these modules."""
         guarded = guarded_outputs(self.launches)
         written = {**workspaces(self.launches), **{name: inside for name, (_, inside) in guarded.items()}}
@@ -119,7 +137,7 @@ class _Bench:
             for text, launch in zip(ptx, self.launches, strict=True)
         ]
         intact = all(guards_intact(whole) for whole, _ in guarded.values())
-        return _Outcome(
+        return Outcome(
             hazards=tuple(hazard for one in done for hazard in one.hazards),
             counts=reduce(add, (one.counts for one in done)),
             outputs={name: array.tobytes() for name, array in written.items()},
@@ -128,7 +146,7 @@ class _Bench:
             reads=frozenset((at, *pair) for at, one in enumerate(done) for pair in one.reads),
         )
 
-    def complaint(self, outcome: _Outcome) -> str | None:
+    def complaint(self, outcome: Outcome) -> str | None:
         """What is visibly wrong with a run, or None."""
         if outcome.hazards:
             return ", ".join(dict.fromkeys(hazard.kind for hazard in outcome.hazards))
@@ -138,7 +156,7 @@ class _Bench:
         return f"wrong counts: {', '.join(differ)}" if differ else None
 
 
-def _judge(bench: _Bench, right: Sequence[_Outcome], outcomes: Iterator[_Outcome], exact: bool) -> tuple[Verdict, str]:
+def _judge(bench: Bench, right: Sequence[Outcome], outcomes: Iterator[Outcome], exact: bool) -> tuple[Verdict, str]:
     """Caught by what any seed shows; harmless where no part of a CTA reads from another than in the right kernel."""
     same, reads = exact, frozenset[tuple[int, ...]]().union(*(outcome.reads for outcome in right))
     for expected in right:

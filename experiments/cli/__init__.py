@@ -21,6 +21,7 @@ from experiments.cli import (
     emulate,
     env,
     explain,
+    fit,
     generate,
     list_,
     report,
@@ -95,6 +96,7 @@ app.command("sweep")(sweep.sweep)
 app.command("bench")(bench.bench)
 app.command("bench serve")(bench_serve.bench_serve)
 app.command("calibrate")(calibrate.calibrate)
+app.command("fit")(fit.fit)
 app.command("counters")(counters.counters)
 app.command("report")(report.report)
 app.command("compare")(compare.compare)

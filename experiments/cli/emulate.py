@@ -18,7 +18,11 @@ Include = Annotated[list[Path] | None, typer.Option(metavar="DIR", help="A folde
 Define = Annotated[list[str] | None, typer.Option(metavar="NAME[=VALUE]", help="A macro; may be repeated.")]
 Allow = Annotated[list[str] | None, typer.Option(metavar="KIND", help="A kind of hazard that may be; may be repeated.")]
 Trace = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a trace for Perfetto of one interleaving.")]
+CountsOf = Annotated[bool, typer.Option("--counts", help="Also say what each source line executed and moved.")]
+Mutants = Annotated[bool, typer.Option("--mutants", help="Also break the PTX in every systematic way.")]
 Deadline = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="All interleavings end past it.")]
+
+MUTANT_SEEDS = 3  # interleavings of each mutant
 
 
 def emulate(
@@ -29,6 +33,8 @@ def emulate(
     allow: Allow = None,
     trace: Trace = None,
     deadline: Deadline = 120.0,
+    mutants: Mutants = False,
+    counts: CountsOf = False,
     machine: Machine = "h100",
     as_json: Json = False,
 ) -> int:
@@ -41,9 +47,13 @@ def emulate(
     with working(f"emulating {file.name}") as now:
         subject = emulating.subject(file, include or [], define or [], allow or [], machine)
         now("executing it in the emulator, which is compiled at first")
-        document = emulating.checked(subject, seeds, deadline)
+        document = emulating.checked(subject, seeds, deadline, counts)
         if trace:
             emulating.write_trace(subject, trace, deadline)
+        if mutants and document["passed"]:  # a kernel that is wrong itself proves nothing
+            now("breaking its PTX in every systematic way")
+            document |= emulating.mutants(subject, MUTANT_SEEDS)
+            document["passed"] = not document["mutants_missed"]
     emit(document, as_json, _render)
     return 0 if document["passed"] else 1
 
@@ -52,6 +62,8 @@ def _render(document: dict[str, Any]) -> None:
     moved = {name: value for name, value in document["counts"].items() if value}
     if moved:
         table(["", "counted"], [[name, number(value)] for name, value in moved.items()])
+    for line in document["printed"]:
+        say(line.rstrip("\n"))
     for what in ("hazards", "allowed"):
         for hazard in document[what]:
             times = f" ({hazard['count']:,} times)" if hazard["count"] > 1 else ""
@@ -59,6 +71,13 @@ def _render(document: dict[str, Any]) -> None:
     for name, found in document["outputs"].items():
         if found["mismatches"]:
             say(f"{name}: {found['mismatches']:,} wrong elements; error {found['error']:.3g} of the bound")
+    if document.get("lines"):
+        rows = ([line["line"], *map(number, list(line.values())[1:])] for line in document["lines"])
+        table([name.replace("_", " ") for name in document["lines"][0]], rows)
+    if "mutants" in document:
+        headings = ["mutant", "at", "verdict", "why"]
+        rows = ([m["change"], m["source"], m["verdict"], m["why"]] for m in document["mutants"])
+        table(headings, rows, numbers_from=len(headings))
     truncated = "; the deadline came before the end" if document["truncated"] else ""
     conclude(
         document["passed"], f"{document['entry']} in {document['seeds']} interleavings: "

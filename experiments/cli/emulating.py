@@ -1,6 +1,7 @@
 """The documents of `lab emulate`."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -9,7 +10,9 @@ import msgspec
 
 from lab.emulation.check import check_module, launches_of, run_once
 from lab.emulation.file import Description, described
+from lab.emulation.mutants import judge_described
 from lab.emulation.source import Module, module_of, source_of
+from lab.mutants import Verdict
 from sim.emulator import to_chrome_trace
 from sim.errors import EnvironmentFailure
 from sim.machine import Machine
@@ -41,12 +44,31 @@ def subject(file: Path, includes: Sequence[Path], defines: Sequence[str], allow:
     return Subject(said, module, allow, machine)
 
 
-def checked(about: Subject, seeds: int, deadline_s: float) -> dict[str, Any]:
-    """Run the interleavings."""
+def checked(about: Subject, seeds: int, deadline_s: float, counts: bool) -> dict[str, Any]:
+    """Run the interleavings; with `counts` also what each source line did."""
     said = about.said
-    return check_module(
-        about.module, said.entry, said.launch, about.machine, seeds, said.reference, about.allow, deadline_s
-    ).as_dict()
+    found = check_module(
+        about.module,
+        said.entry,
+        said.launch,
+        about.machine,
+        range(seeds),
+        said.reference,
+        about.allow,
+        deadline_s,
+        counts,
+    )
+    return found.as_dict() | ({"lines": [asdict(line) for line in found.lines]} if counts else {})
+
+
+def mutants(about: Subject, seeds: int) -> dict[str, Any]:
+    """Break the PTX in every systematic way: each break must be caught, or be shown to be harmless."""
+    said = about.said
+    judged = list(judge_described(about.module, said.entry, said.launch, about.machine, seeds, said.reference))
+    return {
+        "mutants": [one.as_dict() for one in judged],
+        "mutants_missed": sum(one.verdict is Verdict.MISSED for one in judged),
+    }
 
 
 def write_trace(about: Subject, path: Path, deadline_s: float) -> None:

@@ -87,6 +87,7 @@ def _problem(documents: Sequence[Document]) -> Iterator[Row]:
             f"predicted {words}",
             *(duration(d["predicted"][clock]["us"]) if d["kernel"] else "-" for d in documents),
         ]
+    yield ["model's error, worst", *(_error(d) for d in documents)]
     paid = [d["predicted"][RANKING_CLOCK] if d["kernel"] else {"binds": "-", "parts": {}} for d in documents]
     yield ["what binds", *(bills["binds"] for bills in paid)]
     for part in dict.fromkeys(name for bills in paid for name in bills["parts"]):
@@ -94,6 +95,14 @@ def _problem(documents: Sequence[Document]) -> Iterator[Row]:
     launches = [d["launches"] or [] for d in documents]
     for index in range(max(map(len, launches))):
         yield from _launch([of[index] if index < len(of) else None for of in launches])
+
+
+def _error(document: Document) -> str:
+    """How far predictions of the kernel were off on such cards, or why nobody knows."""
+    found = document["model_error"]
+    if found:
+        return f"{found['mean']:.1%}, {found['worst']:.1%} ({found['launches']:,} launches {_CLOCKS[found['clock']]})"
+    return "-" if document["calibrated"] else "unknown: an estimate from data sheets"
 
 
 def _launch(launches: Sequence[Document | None]) -> Iterator[Row]:

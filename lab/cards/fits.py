@@ -5,17 +5,21 @@ holds the clock that its times were taken by. Other clocks take the same numbers
 another a launch starts later by as much as an empty one takes longer (`launch_us`).
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from math import isfinite
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 from msgspec import structs
 
 from lab.cards.figures import CLOCKS
 from lab.cards.files import calibration
-from sim.errors import InputError
+from sim.errors import EnvironmentFailure, InputError
+from sim.folders import write_whole
 from sim.machine import Machine
 
 TABLE = Path(__file__).with_name("fits.jsonl")
@@ -27,8 +31,21 @@ class Coefficients(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The numbers of one model: a subclass names them, the fields of `coefficients` in its lines."""
 
 
-class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A line: the coefficients of a model on an architecture, or on one machine of it, fitted to times by a clock."""
+class Error(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far a kernel's predictions lay from measured times, as shares of these, on launches and shapes so many."""
+
+    launches: int
+    shapes: int
+    mean: float
+    worst: float
+
+
+class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A line: the coefficients of a model on an architecture, or on one machine of it, fitted to times by a clock.
+
+    `errors` are those of each kernel that was timed: on shapes held out of the fit, or on all where the numbers are of
+    another source, as `source` then says; empty where nobody judged them.
+    """
 
     arch: str
     model: str
@@ -36,6 +53,20 @@ class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: str
     coefficients: dict[str, float]
     machine: str | None = None  # whose own line goes before its architecture's
+    errors: dict[str, Error] = {}
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What no two lines share, and what they are sorted by."""
+        return self.arch, self.model, self.clock, self.machine or ""
+
+
+class Trial(NamedTuple):
+    """Lines to predict by before the table's, the numbers found in them, and the models that were asked for."""
+
+    lines: tuple[Fit, ...]
+    found: dict[tuple[str, str, str], tuple["Coefficients", str] | None]
+    asked: set[str]
 
 
 class Reading(Coefficients, frozen=True):
@@ -45,12 +76,28 @@ class Reading(Coefficients, frozen=True):
 
 
 Kind = TypeVar("Kind", bound=Coefficients)
+_trial: ContextVar[Trial | None] = ContextVar("trial", default=None)
+
+
+@contextmanager
+def trial(*lines: Fit) -> Iterator[set[str]]:
+    """Predict by these lines, then by those of a trial around it, then by the table's, while it lasts.
+
+    Gives the set to which each model is added that is asked for.
+    """
+    outer = _trial.get()
+    running = Trial((*lines, *(outer.lines if outer else ())), {}, set())
+    token = _trial.set(running)
+    try:
+        yield running.asked
+    finally:
+        _trial.reset(token)
 
 
 def coefficients(kind: type[Kind], model: str, machine: Machine, clock: str) -> Kind:
     """The numbers of a model for a machine and a clock; raises InputError where its line does not name just those."""
     found: Kind
-    found, fitted = _fit(kind, model, machine.arch, machine.name, clock)
+    found, fitted = _tried(kind, model, machine, clock) or _fit(kind, model, machine.arch, machine.name, clock)
     if fitted == clock or "start_us" not in kind.__struct_fields__:
         return found
     longer = launch_us(machine, clock) - launch_us(machine, fitted)
@@ -78,27 +125,80 @@ def copy_rate(machine: Machine) -> float:
     return measured.value if measured else read_rate(machine)
 
 
-@cache  # sorting candidates asks thousands of times
-def _fit(kind: type[Kind], model: str, arch: str, machine_name: str, clock: str) -> tuple[Kind, str]:
-    """(coefficients, the clock they were fitted by) of the nearest line: the machine's, its architecture's, the first.
+def nearest(model: str, machine: Machine, clock: str) -> Fit:
+    """The line that a model's numbers are taken from; raises InputError where there is none."""
+    return _nearest(model, machine.arch, machine.name, clock)
 
-    Of each, one by the same clock goes first, then one by a graph.
-    """
-    lines = [fit for fit in load(TABLE) if fit.model == model]
+
+def _nearest(model: str, arch: str, machine_name: str, clock: str) -> Fit:
+    found = _picked([fit for fit in load(TABLE) if fit.model == model], arch, machine_name, clock)
+    if found is None:
+        raise InputError(f"{TABLE.name} has no line of the model {model} for {arch}")
+    return found
+
+
+def _picked(lines: Sequence[Fit], arch: str, machine_name: str, clock: str) -> Fit | None:
+    """The machine's, its architecture's or the first's: of each, one by the same clock, then one by a graph."""
     of_machine = [fit for fit in lines if fit.machine == machine_name]
     of_arch, of_first = ([f for f in lines if f.arch == a and f.machine is None] for a in (arch, FIRST_ARCH))
     for fits in filter(None, (of_machine, of_arch, of_first)):
-        fit = min(fits, key=lambda fit: (fit.clock != clock, fit.clock != "graph"))
-        try:
-            return msgspec.convert(fit.coefficients, kind), fit.clock
-        except msgspec.ValidationError as error:
-            raise InputError(f"{TABLE.name}, {fit.arch} {model} {fit.clock}: {error}") from error
-    raise InputError(f"{TABLE.name} has no line of the model {model} for {arch}")
+        return min(fits, key=lambda fit: (fit.clock != clock, fit.clock != "graph"))
+    return None
+
+
+@cache  # sorting candidates asks thousands of times
+def _fit(kind: type[Kind], model: str, arch: str, machine_name: str, clock: str) -> tuple[Kind, str]:
+    """(coefficients, the clock they were fitted by) of the nearest line."""
+    return _converted(kind, _nearest(model, arch, machine_name, clock))
+
+
+def _tried(kind: type[Kind], model: str, machine: Machine, clock: str) -> tuple[Kind, str] | None:
+    """The same of a trial's lines, where there is a trial that has one of the model."""
+    running = _trial.get()
+    if running is None:
+        return None
+    running.asked.add(model)
+    key = model, machine.name, clock
+    if key not in running.found:
+        fit = _picked([fit for fit in running.lines if fit.model == model], machine.arch, machine.name, clock)
+        running.found[key] = _converted(kind, fit) if fit else None
+    found: tuple[Kind, str] | None = running.found[key]  # type: ignore[assignment]  # a model has one kind
+    return found
+
+
+def _converted(kind: type[Kind], fit: Fit) -> tuple[Kind, str]:
+    try:
+        return msgspec.convert(fit.coefficients, kind), fit.clock
+    except msgspec.ValidationError as error:
+        raise InputError(f"{TABLE.name}, {fit.arch} {fit.model} {fit.clock}: {error}") from error
+
+
+def error(kernel: str, machine: Machine, clock: str) -> tuple[Error, Fit] | None:
+    """How far a kernel's predictions are off, and the line that says so; None where no fit's launches tell."""
+    models = {fit.model for fit in load(TABLE) if kernel in fit.errors}
+    lines = [nearest(model, machine, clock) for model in sorted(models)]
+    return next(((line.errors[kernel], line) for line in lines if kernel in line.errors), None)
+
+
+def put(lines: Sequence[Fit]) -> None:
+    """Put lines into the table, in place of all that it has of their architectures and models; it is written whole.
+
+    Raises EnvironmentFailure where it cannot be written.
+    """
+    fitted = {(fit.arch, fit.model) for fit in lines}
+    left = [fit for fit in load(TABLE) if (fit.arch, fit.model) not in fitted]
+    ordered = sorted([*left, *lines], key=lambda fit: fit.key)
+    text = b"".join(msgspec.json.format(msgspec.json.encode(fit), indent=0) + b"\n" for fit in ordered)
+    try:
+        write_whole(TABLE, text)
+    except OSError as error:
+        raise EnvironmentFailure(f"the fits cannot be written to {TABLE}: {error.strerror}") from error
+    _fit.cache_clear()
 
 
 def load(path: Path) -> tuple[Fit, ...]:
     """The lines of a file; raises InputError for one that is none, and for the same model, chip and clock twice."""
-    found: dict[tuple[str, str, str, str | None], Fit] = {}
+    found: dict[tuple[str, str, str, str], Fit] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         where = f"{path.name} line {number}"
         try:
@@ -109,8 +209,7 @@ def load(path: Path) -> tuple[Fit, ...]:
             raise InputError(f"{where}: unknown clock {fit.clock!r}; clocks: {', '.join(CLOCKS)}")
         if wrong := [name for name, value in fit.coefficients.items() if not isfinite(value)]:
             raise InputError(f"{where}: {wrong[0]} must be finite")
-        key = fit.arch, fit.model, fit.clock, fit.machine
-        if key in found:
-            raise InputError(f"{where} repeats {' '.join(filter(None, key))}")
-        found[key] = fit
+        if fit.key in found:
+            raise InputError(f"{where} repeats {' '.join(filter(None, fit.key))}")
+        found[fit.key] = fit
     return tuple(found.values())

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from lab.emulation.description import Launch
 from lab.emulation.layout import Memory
-from lab.emulation.source import Module, Source, module_of, source_of
+from lab.emulation.source import Module, module_of, source_of
 from lab.problems import Estimate
 from lab.verify import compare_output
 from sim.counts import Counts
-from sim.emulator import Emulation, Hazard, decode, execute
+from sim.emulator import Emulation, Hazard, Line, decode, execute
 from sim.errors import InputError
 from sim.machine import H100, Machine
 from sim.machine import machine as machine_named
@@ -66,7 +66,8 @@ class Check:
     """What `emulate` found: `outputs` of the first interleaving by name, hazards, counts of all its launches.
 
     `truncated` says that the deadline came before the end. `differences` compares outputs with the reference, over all
-    interleavings; `allowed` are hazards that were met and allowed.
+    interleavings; `allowed` are hazards that were met and allowed; `printed` is each printf of the first,
+    `lines` what each source line did in it, if asked.
     """
 
     entry: str
@@ -77,6 +78,8 @@ class Check:
     seeds: int
     differences: dict[str, Difference] = field(default_factory=dict)
     allowed: tuple[Found, ...] = ()
+    printed: tuple[str, ...] = ()
+    lines: tuple[Line, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -95,6 +98,7 @@ class Check:
             },
             "hazards": [found.as_dict() for found in self.hazards],
             "allowed": [found.as_dict() for found in self.allowed],
+            "printed": self.printed,
             "counts": self.counts.as_dict(),
             "seeds": self.seeds,
             "truncated": self.truncated,
@@ -112,13 +116,15 @@ def emulate(
     reference: Reference | None = None,
     allow: Iterable[str] = (),
     deadline_s: float = inf,
+    profiled: bool = False,
     machine: Machine | str = H100,
     folder: str | Path = ".",
 ) -> Check:
     """Run a kernel of CUDA C++ or PTX, text or file, in `seeds` random interleavings, each on fresh inputs.
 
     `launch` is a Launch, several in order, or what makes them of a random generator. `reference` gives value and bound
-    of each output from the arrays' initial values. Hazards of the kinds in `allow` do not count against it. Raises
+    of each output from the arrays' initial values. Hazards of the kinds in `allow` do not count against it. `profiled`
+    asks for what each source line did. Raises
     KernelError where it does not compile and InputError for a launch that does not fit or PTX that is not known.
     """
     machine = machine if isinstance(machine, Machine) else machine_named(machine)
@@ -127,7 +133,7 @@ def emulate(
     symbols = dict.fromkeys(s.name for one in first for s in one.symbols)
     text = source_of(source, Path(folder))
     module = module_of(text, entries, symbols, includes, defines or {}, machine)
-    return check_module(module, entry, launch, machine, seeds, reference, frozenset(allow), deadline_s)
+    return check_module(module, entry, launch, machine, range(seeds), reference, frozenset(allow), deadline_s, profiled)
 
 
 def launches_of(launch: Launches, seed: int) -> list[Launch]:
@@ -144,28 +150,38 @@ def check_module(
     entry: str,
     launch: Launches,
     machine: Machine,
-    seeds: int,
+    seeds: range,
     reference: Reference | None = None,
     allow: frozenset[str] = frozenset(),
     deadline_s: float = inf,
+    profiled: bool = False,
 ) -> Check:
     """The same of a module that is compiled; a deadlock, a livelock or the deadline ends it early."""
     end = monotonic() + deadline_s
     met: dict[tuple[str, str, str], Found] = {}
     differences: dict[str, Difference] = {}
     outputs: dict[str, NDArray] = {}
+    printed: tuple[str, ...] = ()
+    lines: tuple[Line, ...] = ()
     counts, truncated, done = Counts.zero(), False, 0
-    for seed in range(seeds):
-        memory, emulations = run_once(module, entry, launches_of(launch, seed), machine, seed, end)
+    for seed in seeds:
+        memory, emulations = run_once(
+            module, entry, launches_of(launch, seed), machine, seed, end, profiled=profiled and not done
+        )
         found = memory.outputs(module.names)
-        if seed == 0:
+        if done == 0:
             outputs, counts = found, reduce(add, (e.counts for e in emulations))
+            lines = tuple(line for e in emulations for line in e.lines)
+            printed = tuple(line for e in emulations for line in e.printed)
         for hazard in (h for e in emulations for h in e.hazards):
             _note(met, hazard, seed)
         truncated = any(e.truncated for e in emulations)
         done += 1
         if reference:
-            _compare(differences, reference(memory.initial()), found)
+            for name, one in compared(reference(memory.initial()), found).items():
+                known = differences.get(name, Difference(0.0, 0))
+                worst, wrong = max(known.error, one.error), known.mismatches + one.mismatches
+                differences[name] = Difference(worst, wrong, known.first or one.first)
         if truncated or monotonic() > end:
             break
     hazards = [f for f in met.values() if f.kind not in allow]
@@ -178,21 +194,33 @@ def check_module(
         seeds=done,
         differences=differences,
         allowed=tuple(f for f in met.values() if f.kind in allow),
+        printed=printed,
+        lines=lines,
     )
 
 
 def run_once(
-    module: Module, entry: str, launches: Sequence[Launch], machine: Machine, seed: int, end: float, **options: Any
+    module: Module,
+    entry: str,
+    launches: Sequence[Launch],
+    machine: Machine,
+    seed: int,
+    end: float,
+    instead: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> tuple[Memory, list[Emulation]]:
-    """One interleaving of the launches, one after the other, until the clock says `end`; (memory, what each did)."""
+    """One interleaving of the launches, one after the other, until the clock says `end`; (memory, what each did).
+
+    `instead` is other PTX for some entries.
+    """
     memory = Memory(launches)
     emulations = []
     for one in launches:
-        name = module.names[one.entry or entry]
-        sizes = [p.size for p in decode(module.ptx, name, len(memory.buffers)).parameters]
+        name, ptx = module.names[one.entry or entry], (instead or {}).get(one.entry or entry, module.ptx)
+        sizes = [p.size for p in decode(ptx, name, len(memory.buffers)).parameters]
         image = memory.image(one, name, sizes, module.names)
         left = max(end - monotonic(), 0.0)
-        emulations.append(execute(module.ptx, image, machine, seed=seed, deadline_s=left, **options))
+        emulations.append(execute(ptx, image, machine, seed=seed, deadline_s=left, **options))
     return memory, emulations
 
 
@@ -202,8 +230,9 @@ def _note(met: dict[tuple[str, str, str], Found], hazard: Hazard, seed: int) -> 
     met[key] = Found(known.hazard, known.count + hazard.count, known.seed)
 
 
-def _compare(differences: dict[str, Difference], expected: Mapping[str, Any], found: Mapping[str, NDArray]) -> None:
-    """Add one interleaving's outputs to what differs."""
+def compared(expected: Mapping[str, Any], found: Mapping[str, NDArray]) -> dict[str, Difference]:
+    """Each output that has a reference beside it; raises InputError where they do not match in name or shape."""
+    differences = {}
     for name, (value, bound) in expected.items():
         if name not in found:
             raise InputError(f"the reference gives {name}; the outputs are {', '.join(found) or 'none'}")
@@ -213,10 +242,5 @@ def _compare(differences: dict[str, Difference], expected: Mapping[str, Any], fo
         if wanted.dtype.kind != "f":
             wanted = wanted.astype(np.float64)
         one = compare_output(Estimate(wanted, np.asarray(bound)), found[name], "", name)
-        known = differences.get(name, Difference(0.0, 0))
-        differences[name] = Difference(
-            max(known.error, one.error), known.mismatches + one.mismatches, known.first or one.first_mismatch
-        )
-
-
-__all__ = ["Check", "Difference", "Found", "Source", "check_module", "emulate"]
+        differences[name] = Difference(one.error, one.mismatches, one.first_mismatch)
+    return differences

@@ -62,7 +62,7 @@ def module_of(
         variables = re.findall(r"^\s*(?:\.\w+\s+)*\.(?:global|const)\s[^;=]*?([\w$]+)\s*(?:\[|=|;)", ptx, re.MULTILINE)
         return Module(ptx, names | {symbol: _in_ptx(symbol, variables, source.name) for symbol in symbols})
     folders = [Path(source.name).resolve().parent, *map(Path, includes), *cuda_headers()]
-    options = [f"--include-path={folder}" for folder in folders]
+    options = ["--device-int128", *(f"--include-path={folder}" for folder in folders)]
     options += [f"--define-macro={n}" if v is None else f"--define-macro={n}={v}" for n, v in defines.items()]
     asked = {entry: entry for entry in entries} | {symbol: f"&{symbol}" for symbol in symbols}
     ptx, lowered = compile_text(source.name, source.text, machine, options, list(asked.values()))

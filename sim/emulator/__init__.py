@@ -8,7 +8,7 @@ modelled and what is not stands in the modules: numerics in fpu.py and tensor.py
 from sim.emulator.decode import decode
 from sim.emulator.image import Buffer, Image, Map
 from sim.emulator.ptx import EmulatorError
-from sim.emulator.report import Access, Emulation, Event, Hazard, Statistics, to_chrome_trace
+from sim.emulator.report import Access, Emulation, Event, Hazard, Line, Statistics, to_chrome_trace
 from sim.emulator.run import execute, run
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Event",
     "Hazard",
     "Image",
+    "Line",
     "Map",
     "Statistics",
     "decode",

@@ -1,5 +1,7 @@
 """Integer arithmetic of one warp instruction: 32 lanes from register rows a, b, c into a result row."""
 
+from typing import Any
+
 import numpy as np
 
 from sim.emulator import isa
@@ -62,8 +64,26 @@ def leading_zeros(x, width):
 
 
 @jit
-def permute_bytes(a, b, selector):
-    """prmt in its default mode."""
+def permute_bytes(a, b, selector, mode):
+    """prmt; modes other than the default one (0) make their selector of the lowest two bits."""
+    if mode:
+        n: Any = np.int64(selector & np.uint64(3))
+        made: Any = 0
+        for i in range(4):
+            if mode == 1:
+                pick = n + i
+            elif mode == 2:
+                pick = (n - i) & 7
+            elif mode == 3:
+                pick = n
+            elif mode == 4:
+                pick = max(i, n)
+            elif mode == 5:
+                pick = min(i, n)
+            else:
+                pick = 2 * (n & 1) + i % 2
+            made |= pick << (4 * i)
+        selector = np.uint64(made)
     both = (a & _WORD) | (b << np.uint64(32))
     out = np.uint64(0)
     for i in range(4):
@@ -73,6 +93,18 @@ def permute_bytes(a, b, selector):
             byte = np.uint64(255) if byte & np.uint64(128) else np.uint64(0)
         out |= byte << np.uint64(8 * i)
     return out
+
+
+@jit
+def dot(a, b, flags):
+    """dp4a, or dp2a (4) of the low or high (8) half of b; a is signed (1), b is signed (2)."""
+    total = 0
+    for i in range(2 if flags & 4 else 4):
+        wide = 48 if flags & 4 else 56
+        x = extend(a >> np.uint64((64 - wide) * i), wide, flags & 1)
+        y = extend(b >> np.uint64(8 * i + 2 * (flags & 8)), 56, flags & 2)
+        total += x * y
+    return np.uint64(total)
 
 
 @jit
@@ -189,7 +221,7 @@ def rare(op, R, T, a, b, c, e, f0, f1, f2, f3):
                     r |= p & q2 & s
             r &= _WORD
         elif op == isa.PRMT:
-            r = permute_bytes(ux, uy, uz)
+            r = permute_bytes(ux, uy, uz, f3)
         elif op == isa.BFE:
             start, length = np.int64(uy & np.uint64(255)), np.int64(uz & np.uint64(255))
             if length == 0:
@@ -226,7 +258,9 @@ def rare(op, R, T, a, b, c, e, f0, f1, f2, f3):
             v = ux if not f1 or x >= 0 else np.uint64(~x)
             v &= low_mask(f0)
             n2 = leading_zeros(v, width)
-            r = np.uint64(width - 1 - n2) if n2 < width else _WORD
+            r = np.uint64(n2 if f3 else width - 1 - n2) if n2 < width else _WORD
+        elif op == isa.DP4A:
+            r = uz + dot(ux, uy, f3)
         elif op == isa.SAD:
             r = np.uint64(abs(x - y)) + uz
         T[i] = r & mask

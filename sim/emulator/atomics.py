@@ -4,7 +4,7 @@ import numpy as np
 
 from sim.cache import WRITTEN
 from sim.counts import SECTOR
-from sim.emulator import fpu, hazards, isa, memory, sync
+from sim.emulator import fpu, hazards, isa, memory, places
 from sim.emulator import tables as t
 from sim.emulator.alu import LANES, extend, low_mask
 from sim.emulator.memory import FLAT, IN_GLOBAL, KIND
@@ -53,7 +53,7 @@ def atomic(h, w, code, base, mask, pc):
     op, number, packed = code[isa.F3], code[isa.B], code[isa.D] & 1
     good = memory.locate(h, w, row, code[isa.F0], code[isa.F1], mask, width * vector, pc)
     check = cfg[t.CHECK]
-    record = hazards.warp_record(h, w, pc, True) if check else 0
+    record = hazards.warp_record(h, w, pc, places.strength(code[isa.C])) if check else 0
     if check and poison[row] & mask:
         hazards.report(h, hazards.UNINITIALISED_ADDRESS, pc, warps[w, t.AGENT], -1, 0, row, 0, warps[w, t.CTA_SLOT])
     any_global, dirty = False, np.uint32(0)
@@ -68,10 +68,15 @@ def atomic(h, w, code, base, mask, pc):
             for i in range(vector * (2 if op == isa.A_CAS else 1)):
                 source = base + pool[first + vector + i] if pool[first + vector + i] >= 0 else ~pool[first + vector + i]
                 stale |= (poison[source] & bit) != 0
-            if memory.touch_lane(h, w, lane, width * vector, record, False, False, False):
+            if memory.unset(h, lane, width * vector):
                 dirty |= bit
             memory.touch_lane(h, w, lane, width * vector, record, True, False, stale or (dirty & bit) != 0)
-            sync.meet(h, w, memory.place(h, lane), True, True, code[isa.C])
+            places.meet(h, w, lane, memory.place(h, lane), code[isa.D] & 2 != 0, True, code[isa.C])
+        differ = False  # of a compare-and-swap of two halves, which swaps both or none
+        for i in range(vector if code[isa.D] & 4 and op == isa.A_CAS else 0):
+            s = pool[first + vector + i]
+            wanted = reg[base + s if s >= 0 else ~s, lane]
+            differ |= memory.read_element(h, kind, flat + i * width, width) != wanted
         for i in range(vector):
             old = memory.read_element(h, kind, flat + i * width, width)
             s = pool[first + vector + i]
@@ -84,8 +89,13 @@ def atomic(h, w, code, base, mask, pc):
                 value |= combine(op, number, 2, old >> half, new >> half, other) << half
             else:
                 value = combine(op, number, width, old, new, other)
+            if differ:
+                value = old
             memory.write_element(h, kind, flat + i * width, width, value)
+            if value != old:
+                stat[t.PROGRESS] += 1
             reg[base + pool[first + i], lane] = old
+    stat[t.SPUN] += 1
     if any_global:
         stat[t.ATOMIC_REQUESTS] += 1
         stat[t.SM_TO_L2] += SECTOR * memory.sectors_of(h, good, width * vector, _WRITTEN)

@@ -4,7 +4,7 @@ import numpy as np
 
 from sim.cache import READ, WRITTEN
 from sim.counts import SECTOR
-from sim.emulator import flight, hazards, isa, mbarrier, memory
+from sim.emulator import flight, hazards, isa, mbarrier, memory, shadow
 from sim.emulator import tables as t
 from sim.emulator.alu import LANES
 from sim.linked_jit import jit
@@ -51,19 +51,19 @@ def survey(h, op, w, record, deliveries):
             dirty = False
             for byte in range(first // _CHUNK * _CHUNK, end, _CHUNK):
                 at = flight.swizzled(base + row * width + byte, swizzle)
-                dirty |= hazards.touch_shared(h, w, target, at, _CHUNK, record, False, True, False)
+                dirty |= shadow.touch_shared(h, w, target, at, _CHUNK, record, -1, False, True, False, False)
             if end > first:
                 if dirty:
                     cta, agent = warps[w, t.CTA_SLOT], warps[w, t.AGENT]
                     hazards.report(h, hazards.UNINITIALISED_OUTPUT, ops[op, t.O_PC], agent, -1, 0, start, array, cta)
                 writer = hazards.record_of(
                     hazards.agent_number(h, warps[w, t.CTA_SLOT], cfg[t.BULK_WRITE_AGENT] + warps[w, t.INDEX]),
-                    hazards.epoch_of(record), ops[op, t.O_PC], ops[op, t.O_DATA] > 0,
+                    hazards.epoch_of(record), ops[op, t.O_PC], hazards.GPU if ops[op, t.O_DATA] else hazards.WEAK,
                 )  # fmt: skip
-                hazards.touch_global(h, w, array, start, end - first, writer, True, True, dirty)
+                shadow.touch_global(h, w, array, start, end - first, writer, -1, True, True, False, dirty)
         else:
             if end > first and arrays[array, t.A_TRACKED]:
-                dirty = hazards.touch_global(h, w, array, start, end - first, record, False, True, False)
+                dirty = shadow.touch_global(h, w, array, start, end - first, record, -1, False, True, False, False)
                 if dirty:
                     ops[op, t.O_DATA] = 1
     if is_store:
@@ -116,19 +116,12 @@ def tensor(h, w, code, base, mask, pc):
     for lane in range(LANES):
         if not (mask >> np.uint32(lane)) & _ONE:
             continue
-        m = map_at(h, flight.value(reg, base, code[isa.B], lane))
+        where = flight.value(reg, base, code[isa.B], lane)
+        m = map_at(h, where)
         if m < 0 or maps[m, t.T_DIMS] != dims:
-            hazards.report(
-                h,
-                hazards.OUT_OF_BOUNDS,
-                pc,
-                warps[w, t.AGENT],
-                lane,
-                0,
-                flight.value(reg, base, code[isa.B], lane),
-                128,
-                own,
-            )
+            rank = maps[m, t.T_DIMS] if m >= 0 else 0
+            kind = hazards.MAP_RANK if m >= 0 else hazards.NO_MAP
+            hazards.report(h, kind, pc, warps[w, t.AGENT], lane, 0, where, rank, own)
             continue
         nbytes = flight.rows_of(h, m) * maps[m, t.T_BOX] * maps[m, t.T_ELEMENT]
         address = (flight.value(reg, base, code[isa.A], lane) + code[isa.F0]) & 0xFFFFFFFF
@@ -142,7 +135,7 @@ def tensor(h, w, code, base, mask, pc):
             warps[w, t.BULK_LANES] |= np.int64(_ONE << np.uint32(lane))
             warps[w, t.BULK_LAST], warps[w, t.BULK_PC] = warps[w, t.BULK_GROUPS] + 1, pc
             agent = hazards.agent_number(h, own, cfg[t.BULK_READ_AGENT] + warps[w, t.INDEX])
-            survey(h, op, w, hazards.record_of(agent, warps[w, t.BULK_GROUPS] + 1, pc, False), 1)
+            survey(h, op, w, hazards.record_of(agent, warps[w, t.BULK_GROUPS] + 1, pc, hazards.WEAK), 1)
             continue
         where = (flight.value(reg, base, code[isa.C], lane) + code[isa.F2]) & 0xFFFFFFFF
         chosen = 1 << ctas[target, t.C_RANK]
@@ -172,7 +165,7 @@ def tensor(h, w, code, base, mask, pc):
                 survey(h, op, w, record, deliveries)
                 counted = True
             if cfg[t.CHECK]:
-                hazards.touch_shared(h, w, cta, start, nbytes, record, True, True, ops[op, t.O_DATA] != 0)
+                shadow.touch_shared(h, w, cta, start, nbytes, record, -1, True, True, False, ops[op, t.O_DATA] != 0)
 
 
 @jit
@@ -241,15 +234,18 @@ def bulk(h, w, code, base, mask, pc):
             if cfg[t.CHECK]:
                 epoch, index = warps[w, t.BULK_GROUPS] + 1, warps[w, t.INDEX]
                 reader = hazards.record_of(
-                    hazards.agent_number(h, own, cfg[t.BULK_READ_AGENT] + index), epoch, pc, False
+                    hazards.agent_number(h, own, cfg[t.BULK_READ_AGENT] + index), epoch, pc, hazards.WEAK
                 )
                 writer = hazards.record_of(
-                    hazards.agent_number(h, own, cfg[t.BULK_WRITE_AGENT] + index), epoch, pc, code[isa.F3] > 0
+                    hazards.agent_number(h, own, cfg[t.BULK_WRITE_AGENT] + index),
+                    epoch,
+                    pc,
+                    hazards.GPU if code[isa.F3] else hazards.WEAK,
                 )
-                dirty = hazards.touch_shared(h, w, target, start, nbytes, reader, False, True, False)
+                dirty = shadow.touch_shared(h, w, target, start, nbytes, reader, -1, False, True, False, False)
                 if dirty:
                     hazards.report(h, hazards.UNINITIALISED_OUTPUT, pc, warps[w, t.AGENT], lane, 0, offset, array, own)
-                hazards.touch_global(h, w, array, offset, nbytes, writer, True, True, dirty)
+                shadow.touch_global(h, w, array, offset, nbytes, writer, -1, True, True, False, dirty)
             continue
         where = (flight.value(reg, base, code[isa.C], lane) + code[isa.F2]) & 0xFFFFFFFF
         chosen = 1 << ctas[target, t.C_RANK]
@@ -270,14 +266,19 @@ def bulk(h, w, code, base, mask, pc):
             dirty = False
             if kind == isa.BULK_LOAD:
                 array, offset = _array_range(h, w, b, nbytes, pc)
-                if array < 0:
+                if array >= 0 and offset % 16:
+                    hazards.report(h, hazards.MISALIGNED, pc, warps[w, t.AGENT], lane, 0, b, 16, own)
+                if array < 0 or offset % 16:
                     continue
                 op = flight.new_op(h, t.OP_BULK_LOAD, w, pc)
                 record = flight.attach(h, op, w, barrier, nbytes, pc)
                 stat[t.TMA_LOAD_BYTES] += nbytes
                 stat[t.L2_TO_SM] += SECTOR * _mark(h, array, offset, nbytes, _READ)
                 if cfg[t.CHECK]:
-                    dirty = hazards.touch_global(h, w, array, offset, nbytes, record, False, True, False) and dirty
+                    dirty = (
+                        shadow.touch_global(h, w, array, offset, nbytes, record, -1, False, True, False, False)
+                        and dirty
+                    )
             else:
                 source, b = memory.target_cta(h, w, b), b & ((1 << isa.RANK_SHIFT) - 1)
                 if not _shared_ok(h, w, source, b, nbytes, 16, pc):
@@ -285,11 +286,11 @@ def bulk(h, w, code, base, mask, pc):
                 op = flight.new_op(h, t.OP_DSMEM, w, pc)
                 record = flight.attach(h, op, w, barrier, nbytes, pc)
                 if cfg[t.CHECK]:
-                    dirty = hazards.touch_shared(h, w, source, b, nbytes, record, False, True, False)
+                    dirty = shadow.touch_shared(h, w, source, b, nbytes, record, -1, False, True, False, False)
                 b += source * cfg[t.SHARED_STRIDE]
             ops[op, t.O_SHARED], ops[op, t.O_TARGET], ops[op, t.O_GLOBAL], ops[op, t.O_LANE] = start, cta, b, lane
             if cfg[t.CHECK]:
-                hazards.touch_shared(h, w, cta, start, nbytes, record, True, True, dirty)
+                shadow.touch_shared(h, w, cta, start, nbytes, record, -1, True, True, False, dirty)
 
 
 @jit
@@ -305,7 +306,7 @@ def small(h, w, code, base, mask, pc):
     to = memory.locate(h, w, a, code[isa.F0], isa.SHARED, mask, width, pc)
     memory.count_wavefronts(h, to, width)
     agent = hazards.agent_number(h, own, cfg[t.CP_ASYNC_AGENT] + warps[w, t.INDEX])
-    record = hazards.record_of(agent, warps[w, t.CP_GROUPS] + 1, pc, False)
+    record = hazards.record_of(agent, warps[w, t.CP_GROUPS] + 1, pc, hazards.WEAK)
     reads = np.uint32(0)
     for lane in range(LANES):
         if not (to >> np.uint32(lane)) & _ONE:
@@ -369,8 +370,8 @@ def store_async(h, w, code, base, mask, pc):
                 bits = (reg[row, lane] >> np.uint64(32 * word)) & np.uint64(0xFFFFFFFF)
                 ops[op, t.O_X0 + i * words + word] = np.int64(bits)
         if cfg[t.CHECK]:
-            hazards.touch_shared(h, w, target, start, nbytes, record, True, True, dirty)
+            shadow.touch_shared(h, w, target, start, nbytes, record, -1, True, True, False, dirty)
     if cfg[t.CHECK]:
         for i in range(code[isa.COUNT]):
             source = pool[code[isa.POOL] + i]
-            hazards.touch_register(h, w, base + source if source >= 0 else ~source, False, pc)
+            shadow.touch_register(h, w, base + source if source >= 0 else ~source, False, pc)

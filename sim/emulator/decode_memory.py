@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from sim.emulator import isa
+from sim.emulator import hazards, isa
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +23,7 @@ _SEMANTICS = {
     "volatile": isa.STRONG,
     "mmio": isa.STRONG,
 }
+_SCOPES = {"cta": isa.SCOPE_CTA, "cluster": isa.SCOPE_CLUSTER}
 _ATOMS = {"add": isa.A_ADD, "min": isa.A_MIN, "max": isa.A_MAX, "and": isa.A_AND, "or": isa.A_OR, "xor": isa.A_XOR,
           "exch": isa.A_EXCH, "cas": isa.A_CAS, "inc": isa.A_INC, "dec": isa.A_DEC}  # fmt: skip
 _ATOM_KINDS = {"f32": isa.F32, "f64": isa.F64, "f16": isa.F16, "bf16": isa.BF16, "f16x2": isa.F16, "bf16x2": isa.BF16}
@@ -33,20 +34,21 @@ def _space(parts: Parts) -> int:
 
 
 def _semantics(parts: Parts, default: int = 0) -> int:
-    return next((_SEMANTICS[p] for p in parts if p in _SEMANTICS), default)
+    order = next((_SEMANTICS[p] for p in parts if p in _SEMANTICS), default)
+    return order | (_SCOPES.get(next((p for p in parts if p in _SCOPES), ""), 0) if order else 0)
 
 
 def _element(d: Decoder, kind: str) -> int:
+    if kind == "b128":
+        return 8  # two of them
     if kind[0] not in "busf" or kind[1:] not in ("8", "16", "32", "64"):
         raise d.fail(f"has the type .{kind}, which is not supported")
     return int(kind[1:]) // 8
 
 
-def _track(d: Decoder, space: int, width: int) -> None:
-    if space in (isa.SHARED, isa.GENERIC):
-        d.shared_widths.add(min(width, 16))
-    if space in (isa.GLOBAL, isa.GENERIC):
-        d.global_widths.add(min(width, 16))
+def _halves(rows: list[int], parts: Parts) -> list[int]:
+    """The rows of registers; one of 128 bits has two."""
+    return [r + i for r in rows for i in range(2)] if parts[-1] == "b128" else rows
 
 
 def _vector(parts: Parts) -> int:
@@ -54,11 +56,12 @@ def _vector(parts: Parts) -> int:
 
 
 def _ld(d: Decoder, parts: Parts, operands: Parts) -> None:
-    space, width = _space(parts), _element(d, parts[-1])
-    start, count = d.pooled([d.register(n.strip()) for n in operands[0].strip("{}").split(",")])
-    if count != _vector(parts):
+    space, width = d.space(operands[1], _space(parts)), _element(d, parts[-1])
+    rows = [d.register(n.strip()) for n in operands[0].strip("{}").split(",")]
+    start, count = d.pooled(_halves(rows, parts))
+    if count != _vector(parts) * (1 + (parts[-1] == "b128")):
         raise d.fail("has a vector of another length")
-    _track(d, space, width * count)
+    d.track(space, width * count)
     base, offset = d.address(operands[1])
     name = operands[0].strip("{} ").split(",")[0].strip()
     d.emit(isa.LD, a=base, f0=offset, f1=space, f2=width, f3=int(parts[-1][0] == "s") + 2 * (64 - d.width(name)),
@@ -71,11 +74,11 @@ def _st(d: Decoder, parts: Parts, operands: Parts) -> None:
     if parts[0] == "async":
         _st_async(d, parts, operands)
         return
-    space, width = _space(parts), _element(d, parts[-1])
-    start, count = d.pooled(d.rows_of(operands[1], parts[-1]))
-    if count != _vector(parts):
+    space, width = d.space(operands[0], _space(parts)), _element(d, parts[-1])
+    start, count = d.pooled(_halves(d.rows_of(operands[1], parts[-1]), parts))
+    if count != _vector(parts) * (1 + (parts[-1] == "b128")):
         raise d.fail("has a vector of another length")
-    _track(d, space, width * count)
+    d.track(space, width * count)
     base, offset = d.address(operands[0])
     d.emit(isa.ST, a=base, f0=offset, f1=space, f2=width, c=_semantics(parts), pool=start, count=count)
 
@@ -85,7 +88,7 @@ def _st_async(d: Decoder, parts: Parts, operands: Parts) -> None:
     start, count = d.pooled(d.rows_of(operands[1], parts[-1]))
     if count != _vector(parts) or "mbarrier::complete_tx::bytes" not in parts or width < 4:
         raise d.fail()
-    _track(d, isa.SHARED, width * count)
+    d.track(isa.SHARED, width * count)
     base, offset = d.address(operands[0])
     barrier, barrier_offset = d.address(operands[2])
     d.emit(isa.STORE_ASYNC, a=base, f0=offset, c=barrier, f2=barrier_offset, f3=width, pool=start, count=count)
@@ -98,19 +101,27 @@ def _atom(d: Decoder, parts: Parts, operands: Parts) -> None:
         raise d.fail()
     vector = _vector(parts)
     packed = kind.endswith("x2")
-    width = 4 if packed else int(re.sub(r"\D", "", kind)) // 8
+    whole = kind == "b128"  # as two halves that are compared together
+    vector = 2 if whole else vector
+    width = 8 if whole else 4 if packed else int(re.sub(r"\D", "", kind)) // 8
     returns = d.instruction.opcode.startswith("atom")
     where = operands[1] if returns else operands[0]
     sources = operands[2:] if returns else operands[1:]
     base, offset = d.address(where)
-    rows = [r for o in sources[: 2 if op == isa.A_CAS else 1] for r in d.rows_of(o, "b32" if packed else kind)]
-    to = [d.register(n.strip()) for n in operands[0].strip("{}").split(",")] if returns else [d.rows["_"]] * vector
+    rows = [
+        r
+        for o in sources[: 2 if op == isa.A_CAS else 1]
+        for r in _halves(d.rows_of(o, "b32" if packed else kind), parts)
+    ]
+    to = [d.register(n.strip()) for n in operands[0].strip("{}").split(",")] if returns else [d.rows["_"]]
+    to = _halves(to, parts) if to[0] != d.rows["_"] else to * vector
     start, count = d.pooled(to + rows)
     space = _space(parts)
-    _track(d, space, width)
+    d.track(space, width)
     number = _ATOM_KINDS.get(kind, isa.SIGNED if kind[0] == "s" else isa.UNSIGNED)
-    d.emit(isa.ATOM, a=base, f0=offset, f1=space, f2=width, f3=op, b=number, d=int(packed) + 2 * int(returns),
-           c=_semantics(parts, isa.STRONG), pool=start, count=vector)  # fmt: skip
+    flags = int(packed) + 2 * int(returns) + 4 * int(whole)
+    d.emit(isa.ATOM, a=base, f0=offset, f1=space, f2=width, f3=op, b=number, d=flags, c=_semantics(parts, isa.STRONG),
+           pool=start, count=vector)  # fmt: skip
     del count
 
 
@@ -131,13 +142,16 @@ def _cp(d: Decoder, parts: Parts, operands: Parts) -> None:
         to, to_offset = d.address(operands[0])
         source, offset = d.address(operands[1])
         size = int(operands[2], 0)
-        filled = [o for o in operands[3:] if "policy" not in o and d.width(o) != 64]
-        if filled and d.entry.registers.get(filled[0].lstrip("!")) == "pred":
-            raise d.fail("has an ignore-src predicate, which is not supported")
-        _track(d, isa.SHARED, size)
-        _track(d, isa.GLOBAL, size)
-        d.emit(isa.CP_ASYNC, a=to, f0=to_offset, b=source, f1=offset, f2=size, f3=int(bool(filled)),
-               c=d.value(filled[0], "u32") if filled else d.constant(size))  # fmt: skip
+        filled = [o for o in operands[3:] if d.width(o.lstrip("!")) != 64]
+        d.track(isa.SHARED, size)
+        d.track(isa.GLOBAL, size)
+        nbytes = d.constant(size)
+        if filled and d.entry.registers.get(filled[0].lstrip("!")) == "pred":  # the source is ignored where it holds
+            nbytes = d.temporary()
+            d.emit(isa.SELP, d=nbytes, a=d.constant(0), b=d.constant(size), c=d.predicate(filled[0]))
+        elif filled:
+            nbytes = d.value(filled[0], "u32")
+        d.emit(isa.CP_ASYNC, a=to, f0=to_offset, b=source, f1=offset, f2=size, f3=int(bool(filled)), c=nbytes)
     elif text.startswith("reduce.async.bulk"):
         _bulk(d, ("reduce", *parts[3:]), operands)
     else:
@@ -255,7 +269,8 @@ def _fence(d: Decoder, parts: Parts, _operands: Parts) -> None:
     elif parts[0] == "mbarrier_init":
         d.emit(isa.FENCE, f0=isa.FENCE_MBARRIER)
     else:
-        d.emit(isa.FENCE, f0=isa.FENCE_SCOPE)
+        scope = hazards.CTA if "cta" in parts else hazards.CLUSTER if "cluster" in parts else hazards.GPU
+        d.emit(isa.FENCE, f0=isa.FENCE_SCOPE, f1=scope)
 
 
 def _mbarrier(d: Decoder, parts: Parts, operands: Parts) -> None:
@@ -306,10 +321,6 @@ def _griddepcontrol(d: Decoder, _parts: Parts, _operands: Parts) -> None:
 
 def _createpolicy(d: Decoder, _parts: Parts, operands: Parts) -> None:
     d.emit(isa.MOV, d=d.register(operands[0]), a=d.constant(0))
-
-
-def _isspacep(d: Decoder, _parts: Parts, _operands: Parts) -> None:
-    raise d.fail()
 
 
 HANDLERS: dict[str, Callable[[Decoder, Parts, Parts], None]] = {

@@ -1,10 +1,10 @@
-"""Decoding of arithmetic, conversions, predicates, lane operations and control flow."""
+"""Decoding of arithmetic, conversions and predicates."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sim.emulator import flow, isa
+from sim.emulator import decode_wide, flow, isa
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,8 +16,9 @@ Parts = tuple[str, ...]
 _FLOATS = {"f16": isa.F16, "bf16": isa.BF16, "f32": isa.F32, "f64": isa.F64}
 _PACKED = {"f16x2": isa.F16, "bf16x2": isa.BF16}
 _ROUNDINGS = {"rn": isa.RN, "rz": isa.RZ, "rm": isa.RM, "rp": isa.RP, "rna": isa.RNA}
+_ROUNDED = (isa.FADD, isa.FSUB, isa.FMUL, isa.FFMA, isa.FDIV, isa.FSQRT, isa.FRCP)
 _TO_INTEGER = {"rni": isa.RN, "rzi": isa.RZ, "rmi": isa.RM, "rpi": isa.RP}
-_HARMLESS = {"rn", "approx", "full", "lo", "wide", "hi", "ftz", "sat", "uni", "NaN", "relu"}
+_PERMUTES = ("default", "f4e", "b4e", "rc8", "ecl", "ecr", "rc16")
 
 
 def _type(d: Decoder, parts: Parts) -> str:
@@ -46,7 +47,13 @@ def _integer(op: int, arity: int) -> Callable[[Decoder, Parts, Parts], None]:
         if kind == "pred":
             _logic(d, parts, operands)
             return
-        _only(d, parts[:-1], "wrap", "clamp")
+        if "cc" in parts:
+            decode_wide.extended(d, parts, operands)
+            return
+        _only(d, parts[:-1], "wrap", "clamp", *(("sat",) if op in (isa.ADD, isa.SUB) else ()))
+        if "sat" in parts:
+            _saturated(d, op, operands)
+            return
         width = int(kind[1:])
         shift_amount = op in (isa.SHL, isa.SHR)
         kinds = [kind, "u32" if shift_amount else kind, kind]
@@ -59,6 +66,17 @@ def _integer(op: int, arity: int) -> Callable[[Decoder, Parts, Parts], None]:
                f3=int("wrap" in parts), **rows)  # fmt: skip
 
     return handle
+
+
+def _saturated(d: Decoder, op: int, operands: Parts) -> None:
+    """add.sat.s32 and sub.sat.s32."""
+    wide = []
+    for operand in operands[1:3]:
+        wide.append(d.temporary())
+        d.emit(isa.CVT_INT, d=wide[-1], a=d.value(operand, "s32"), f0=32, f1=1, f2=0, f3=2)
+    total = d.temporary()
+    d.emit(op, d=total, a=wide[0], b=wide[1])
+    d.emit(isa.CVT_INT, d=d.register(operands[0]), a=total, f0=0, f1=1, f2=32, f3=1 + 2 + 4 * 32)
 
 
 def _arithmetic(integer: int, floating: int, arity: int) -> Callable[[Decoder, Parts, Parts], None]:
@@ -77,16 +95,21 @@ def _float(op: int, arity: int) -> Callable[[Decoder, Parts, Parts], None]:
         kind = _type(d, parts)
         if kind not in _FLOATS and kind not in _PACKED:
             raise d.fail()
-        _only(d, parts[:-1], "rn", "approx", "full", "ftz", "sat", *(("NaN",) if op in (isa.FMIN, isa.FMAX) else ()))
+        directed = next((_ROUNDINGS[p] for p in parts if p in ("rz", "rm", "rp")), isa.RN)
+        allowed: Parts = (
+            ("NaN", "xorsign", "abs") if op in (isa.FMIN, isa.FMAX) else ("relu",) if op == isa.FFMA else ()
+        )
+        if op in _ROUNDED and kind in ("f32", "f64"):
+            allowed += ("rz", "rm", "rp")
+        _only(d, parts[:-1], "rn", "approx", "full", "ftz", "sat", *allowed)
         packed = kind in _PACKED
         number = "b32" if packed else {"f32": "f32", "f64": "f64"}.get(kind, "b16")
         sources = [d.value(o, number) for o in operands[1:]]
         if len(sources) != arity:
             raise d.fail(f"has {len(sources)} sources; {arity} are expected")
-        row = d.emit(op, d=d.register(operands[0]), f0=_PACKED[kind] if packed else _FLOATS[kind],
-                     f1=int("ftz" in parts), f2=int("sat" in parts), f3=int(packed) + 2 * int("NaN" in parts),
-                     **dict(zip("abc", sources, strict=False)))  # fmt: skip
-        del row
+        flags = int(packed) + 2 * ("NaN" in parts) + 4 * directed + 32 * ("relu" in parts) + 64 * ("xorsign" in parts)
+        d.emit(op, d=d.register(operands[0]), f0=_PACKED[kind] if packed else _FLOATS[kind], f1=int("ftz" in parts),
+               f2=int("sat" in parts), f3=flags, **dict(zip("abc", sources, strict=False)))  # fmt: skip
 
     return handle
 
@@ -108,6 +131,9 @@ def _mad(d: Decoder, parts: Parts, operands: Parts) -> None:
 
 def _multiply(d: Decoder, parts: Parts, operands: Parts, mad: bool) -> None:
     kind, mode = _type(d, parts), parts[0]
+    if "cc" in parts:
+        decode_wide.extended(d, parts, operands)
+        return
     _only(d, parts[:-1], "lo", "hi", "wide")
     width = int(kind[1:])
     out = 2 * width if mode == "wide" else width
@@ -115,9 +141,14 @@ def _multiply(d: Decoder, parts: Parts, operands: Parts, mad: bool) -> None:
     if mode == "hi":
         op = isa.MAD_HI if mad else isa.MUL_HI
         if width == 64:
-            if mad:
-                raise d.fail()
             op = isa.MUL_HI64
+            if mad:
+                product = d.temporary()
+                d.emit(
+                    op, d=product, a=d.value(operands[1], kind), b=d.value(operands[2], kind), f1=int(kind[0] == "s")
+                )
+                d.emit(isa.ADD, d=d.register(operands[0]), a=product, b=d.value(operands[3], kind))
+                return
     rows = {"a": d.value(operands[1], kind), "b": d.value(operands[2], kind)}
     if mad:
         rows["c"] = d.value(operands[3], kind[0] + str(out))
@@ -127,7 +158,11 @@ def _multiply(d: Decoder, parts: Parts, operands: Parts, mad: bool) -> None:
 def _mov(d: Decoder, parts: Parts, operands: Parts) -> None:
     kind = _type(d, parts)
     to, source = operands
-    if kind == "pred":
+    if source.startswith(("%clock", "%globaltimer")):
+        d.emit(isa.CLOCK, d=d.register(to))
+    elif kind == "b128":
+        _mov128(d, to, source)
+    elif kind == "pred":
         d.emit(isa.PLOGIC, d=d.predicate(to), a=d.predicate(source), b=0, f0=isa.AND_THEN)
     elif to.startswith("{"):
         names = [n.strip() for n in to.strip("{}").split(",")]
@@ -140,6 +175,16 @@ def _mov(d: Decoder, parts: Parts, operands: Parts) -> None:
         d.emit(isa.MOV, d=d.register(to), a=d.value(source, kind), f2=64 - int(kind[1:]))
 
 
+def _mov128(d: Decoder, to: str, source: str) -> None:
+    """A register of 128 bits is two rows."""
+    rows = [d.register(n.strip()) for n in to.strip("{}").split(",")]
+    sources = d.rows_of(source)
+    rows = [rows[0], rows[0] + 1] if len(rows) == 1 else rows
+    sources = [sources[0], sources[0] + 1] if len(sources) == 1 else sources
+    for row, value in zip(rows, sources, strict=True):
+        d.emit(isa.MOV, d=row, a=value)
+
+
 def _lop3(d: Decoder, parts: Parts, operands: Parts) -> None:
     _only(d, parts, "b32")
     d.emit(isa.LOP3, d=d.register(operands[0]), a=d.value(operands[1], "b32"), b=d.value(operands[2], "b32"),
@@ -147,9 +192,11 @@ def _lop3(d: Decoder, parts: Parts, operands: Parts) -> None:
 
 
 def _prmt(d: Decoder, parts: Parts, operands: Parts) -> None:
-    _only(d, parts, "b32")
+    mode = parts[1] if len(parts) > 1 else "default"
+    if parts[0] != "b32" or mode not in _PERMUTES:
+        raise d.fail()
     a, b, c = (d.value(o, "b32") for o in operands[1:])
-    d.emit(isa.PRMT, d=d.register(operands[0]), a=a, b=b, c=c)
+    d.emit(isa.PRMT, d=d.register(operands[0]), a=a, b=b, c=c, f3=_PERMUTES.index(mode))
 
 
 def _shf(d: Decoder, parts: Parts, operands: Parts) -> None:
@@ -157,6 +204,14 @@ def _shf(d: Decoder, parts: Parts, operands: Parts) -> None:
     a, b, c = (d.value(o, "b32") for o in operands[1:])
     op = isa.FUNNEL_L if parts[0] == "l" else isa.FUNNEL_R
     d.emit(op, d=d.register(operands[0]), a=a, b=b, c=c, f3=int("wrap" in parts))
+
+
+def _bfind(d: Decoder, parts: Parts, operands: Parts) -> None:
+    kind = _type(d, parts)
+    _only(d, parts[:-1], "shiftamt")
+    width = int(kind[1:])
+    d.emit(isa.BFIND, d=d.register(operands[0]), a=d.value(operands[1], kind), f0=64 - width, f1=int(kind[0] == "s"),
+           f2=32, f3=int("shiftamt" in parts))  # fmt: skip
 
 
 def _bit_field(d: Decoder, parts: Parts, operands: Parts) -> None:
@@ -182,6 +237,13 @@ def _cvt(d: Decoder, parts: Parts, operands: Parts) -> None:
         f = names[target[:-2]]
         d.emit(isa.CVT_PACK, d=d.register(operands[0]), a=d.value(operands[1], "f32"), b=d.value(operands[2], "f32"),
                f0=isa.F32, f1=f, f2=rounding, f3=flags)  # fmt: skip
+    elif target in ("e4m3x2", "e5m2x2") and source == "f16x2":
+        _only(d, mode, "rn", "satfinite", "relu")
+        halves = [d.temporary(), d.temporary()]
+        for i, half in enumerate(halves):
+            d.emit(isa.BFE, d=half, a=d.value(operands[1], "b32"), b=d.constant(16 * i), c=d.constant(16), f0=32, f2=32)
+        d.emit(isa.CVT_PACK, d=d.register(operands[0]), a=halves[1], b=halves[0], f0=isa.F16, f1=names[target[:-2]],
+               f2=rounding, f3=flags)  # fmt: skip
     elif target == "f16x2" and source in ("e4m3x2", "e5m2x2"):
         _only(d, mode, "rn", "relu")
         d.emit(isa.CVT_UNPACK8, d=d.register(operands[0]), a=d.value(operands[1]), f0=names[source[:-2]], f3=flags)
@@ -199,7 +261,7 @@ def _cvt(d: Decoder, parts: Parts, operands: Parts) -> None:
         d.emit(isa.CVT_F2I, d=d.register(operands[0]), a=d.value(operands[1], source), f0=names[source],
                f1=signed + 2 * width, f2=whole, f3=flags)  # fmt: skip
     elif target in names and source[0] in "us":
-        _only(d, mode, "rn", "sat")
+        _only(d, mode, "rn", "rz", "rm", "rp", "sat")
         d.emit(isa.CVT_I2F, d=d.register(operands[0]), a=d.value(operands[1], source),
                f0=int(source[0] == "s") + 2 * int(source[1:]), f1=names[target], f2=rounding, f3=flags)  # fmt: skip
     elif target[0] in "usb" and source[0] in "usb" and target[1:].isdigit() and source[1:].isdigit():
@@ -235,8 +297,12 @@ def _cvta(d: Decoder, parts: Parts, operands: Parts) -> None:
 
 def _setp(d: Decoder, parts: Parts, operands: Parts) -> None:
     kind = _type(d, parts)
-    if kind in _PACKED or parts[0] not in isa.COMPARISONS:
+    if parts[0] not in isa.COMPARISONS:
         raise d.fail()
+    if kind in _PACKED:
+        p, _, q = operands[0].partition("|")
+        decode_wide.packed_compare(d, parts, operands, (d.predicate(p), d.predicate(q) if q else 2))
+        return
     booleans = {"and": isa.AND_THEN, "or": isa.OR_THEN, "xor": isa.XOR_THEN}
     _only(d, parts[1:-1], "ftz", *booleans)
     then = next((booleans[p] for p in parts[1:-1] if p in booleans), 0)
@@ -250,6 +316,9 @@ def _setp(d: Decoder, parts: Parts, operands: Parts) -> None:
 
 def _set(d: Decoder, parts: Parts, operands: Parts) -> None:
     target, kind = parts[-2], parts[-1]
+    if kind in ("f16", "bf16") or kind in _PACKED:
+        decode_wide.packed_set(d, parts, operands)
+        return
     if target not in ("u32", "s32", "f32"):
         raise d.fail()
     d.entry.registers.setdefault("set@result", "pred")
@@ -276,65 +345,6 @@ def _logic(d: Decoder, _parts: Parts, operands: Parts) -> None:
         raise d.fail()
 
 
-def _shfl(d: Decoder, parts: Parts, operands: Parts) -> None:
-    if parts[0] != "sync" or parts[1] not in ("up", "down", "bfly", "idx"):
-        raise d.fail()
-    to, _, p = operands[0].partition("|")
-    b, c, members = (d.value(o, "b32") for o in operands[2:])
-    d.emit(isa.SHFL, d=d.register(to), a=d.value(operands[1], "b32"), b=b, c=c, f1=members,
-           f0=("up", "down", "bfly", "idx").index(parts[1]), f2=d.predicate(p) if p else 2)  # fmt: skip
-
-
-def _vote(d: Decoder, parts: Parts, operands: Parts) -> None:
-    if parts[0] != "sync" or parts[1] not in ("all", "any", "uni", "ballot"):
-        raise d.fail()
-    ballot = parts[1] == "ballot"
-    d.emit(isa.VOTE, d=d.register(operands[0]) if ballot else d.predicate(operands[0]), a=d.predicate(operands[1]),
-           b=d.value(operands[2], "b32"), f0=("all", "any", "uni", "ballot").index(parts[1]))  # fmt: skip
-
-
-def _redux(d: Decoder, parts: Parts, operands: Parts) -> None:
-    kinds = {"add": isa.A_ADD, "min": isa.A_MIN, "max": isa.A_MAX, "and": isa.A_AND, "or": isa.A_OR, "xor": isa.A_XOR}
-    if parts[0] != "sync" or parts[1] not in kinds or parts[-1] not in ("u32", "s32", "b32"):
-        raise d.fail()
-    d.emit(isa.REDUX, d=d.register(operands[0]), a=d.value(operands[1], "b32"), b=d.value(operands[2], "b32"),
-           f0=kinds[parts[1]], f1=int(parts[-1] == "s32"))  # fmt: skip
-
-
-def _match(d: Decoder, parts: Parts, operands: Parts) -> None:
-    if parts[:2] != ("any", "sync"):
-        raise d.fail()
-    d.emit(isa.MATCH, d=d.register(operands[0]), a=d.value(operands[1], parts[-1]), b=d.value(operands[2], "b32"))
-
-
-def _elect(d: Decoder, _parts: Parts, operands: Parts) -> None:
-    to, _, p = operands[0].partition("|")
-    d.emit(isa.ELECT, d=d.register(to), a=d.predicate(p), b=d.value(operands[1], "b32"))
-
-
-def _activemask(d: Decoder, _parts: Parts, operands: Parts) -> None:
-    d.emit(isa.ACTIVEMASK, d=d.register(operands[0]))
-
-
-def _bra(d: Decoder, _parts: Parts, _operands: Parts) -> None:
-    d.branches.append((len(d.code), flow.targets(d.entry, d.instruction)[0]))
-    d.emit(isa.BRA)
-
-
-def _brx(d: Decoder, _parts: Parts, operands: Parts) -> None:
-    olds = flow.targets(d.entry, d.instruction)
-    start, count = d.pooled([0] * len(olds))
-    d.tables.append((start, olds))
-    d.emit(isa.BRX, a=d.value(operands[0], "u32"), pool=start, count=count)
-
-
-def _plain(op: int) -> Callable[[Decoder, Parts, Parts], None]:
-    def handle(d: Decoder, _parts: Parts, _operands: Parts) -> None:
-        d.emit(op)
-
-    return handle
-
-
 HANDLERS: dict[str, Callable[[Decoder, Parts, Parts], None]] = {
     "add": _arithmetic(isa.ADD, isa.FADD, 2),
     "sub": _arithmetic(isa.SUB, isa.FSUB, 2),
@@ -357,7 +367,7 @@ HANDLERS: dict[str, Callable[[Decoder, Parts, Parts], None]] = {
     "popc": _integer(isa.POPC, 1),
     "clz": _integer(isa.CLZ, 1),
     "brev": _integer(isa.BREV, 1),
-    "bfind": _integer(isa.BFIND, 1),
+    "bfind": _bfind,
     "sad": _integer(isa.SAD, 3),
     "bfe": _bit_field,
     "bfi": _bit_field,
@@ -379,17 +389,4 @@ HANDLERS: dict[str, Callable[[Decoder, Parts, Parts], None]] = {
     "setp": _setp,
     "set": _set,
     "selp": _selp,
-    "shfl": _shfl,
-    "vote": _vote,
-    "redux": _redux,
-    "match": _match,
-    "elect": _elect,
-    "activemask": _activemask,
-    "bra": _bra,
-    "brx": _brx,
-    "ret": _plain(isa.EXIT),
-    "exit": _plain(isa.EXIT),
-    "trap": _plain(isa.TRAP),
-    "nanosleep": _plain(isa.NOP),
-    "pmevent": _plain(isa.NOP),
 }

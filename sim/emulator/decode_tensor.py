@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from sim.emulator import isa
+from sim.emulator import decode_wmma, isa
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,11 +70,14 @@ def _wgmma(d: Decoder, parts: Parts, operands: Parts) -> None:
 
 
 def _mma(d: Decoder, parts: Parts, operands: Parts) -> None:
-    shape = next((re.fullmatch(r"m16n8k(\d+)", p) for p in parts if p.startswith("m16n8k")), None)
-    types = [p for p in parts if p in _KINDS or p in ("f32", "s32")]
-    if not shape or "sp" in parts or "row" not in parts or "col" not in parts or types[0] != "f32" or len(types) != 4:
+    types = tuple(p for p in parts if p in decode_wmma.FORMATS)
+    m, n, k = decode_wmma.shape_of(d, parts)
+    refused = {"sp", "sp::ordered_metadata", "xor", "and", "block_scale"} & set(parts) or ("f16" in types and k == 4)
+    if refused or parts[parts.index(f"m{m}n{n}k{k}") + 1 :][:2] != ("row", "col") or len(types) != 4 or n != 8:
         raise d.fail()
-    k = int(shape.group(1))
+    if (m, types[0], types[3]) != (16, "f32", "f32"):
+        decode_wmma.emit_product(d, {"f0": k, "f2": 256 * m + n}, operands, types, 2 * ("satfinite" in parts))
+        return
     rows = [d.register(r.strip()) for r in operands[0].strip("{}").split(",")]
     a_rows, b_rows, c_rows = (d.rows_of(o, "f32" if i == 2 else "b32") for i, o in enumerate(operands[1:4]))
     start, count = d.pooled(rows + a_rows + b_rows + c_rows)

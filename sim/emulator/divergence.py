@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sim.emulator import sync
+from sim.emulator import hazards, sync
 from sim.emulator import tables as t
 from sim.emulator.alu import LANES
 from sim.linked_jit import jit
@@ -19,7 +19,9 @@ def reselect(h, w):
     eligible = live & ~np.uint32(warps[w, t.PARKED])
     if not eligible:
         warps[w, t.PARKED] = 0
-        eligible = live
+        eligible = live & ~np.uint32(warps[w, t.WAITERS])
+        if not eligible:
+            eligible = live
     if not live:
         return False
     lowest = _FAR
@@ -37,6 +39,15 @@ def reselect(h, w):
     for i in range(LANES):
         if (live >> np.uint32(i)) & _ONE and where[w, i] > lowest:
             limit = min(limit, where[w, i])
+    join = warps[w, t.JOIN]
+    if join == lowest and mask & np.uint32(warps[w, t.JOIN_NEEDS]):  # they were needed before, and have not been there
+        hazards.report(
+            h, hazards.BARRIER_DIVERGENT, warps[w, t.JOIN_FOR], warps[w, t.AGENT], -1, 0, -1, np.int64(mask),
+            warps[w, t.CTA_SLOT],
+        )  # fmt: skip
+        warps[w, t.JOIN] = 0
+    elif join > lowest:
+        limit = min(limit, join)
     warps[w, t.PARKED] &= np.int64(~mask) & 0xFFFFFFFF
     warps[w, t.PC], warps[w, t.MASK], warps[w, t.LIMIT] = lowest, np.int64(mask), limit
     return True

@@ -81,7 +81,7 @@ def attach(h, op, w, barrier, bytes_, pc):
         hazards.report(h, hazards.MBAR_UNPUBLISHED, pc, warps[w, t.AGENT], -1, bars[barrier, t.M_INIT_RECORD],
                        bars[barrier, t.M_ADDRESS], 0, warps[w, t.CTA_SLOT])  # fmt: skip
     agent = hazards.agent_number(h, barrier // t.MBARRIERS, cfg[t.MBAR_AGENT] + barrier % t.MBARRIERS)
-    return hazards.record_of(agent, bars[barrier, t.M_PHASE] + 1, pc, False)
+    return hazards.record_of(agent, bars[barrier, t.M_PHASE] + 1, pc, hazards.WEAK)
 
 
 @jit
@@ -89,6 +89,7 @@ def land(h, op):
     """Move the data of one copy in flight, tell who waits for it, and free its row."""
     ops, cfg, bars, warps = t.i64_2(h, t.OPS), t.i64_1(h, t.CFG), t.i64_2(h, t.MBAR), t.i64_2(h, t.WARP)
     kind, w = ops[op, t.O_KIND], ops[op, t.O_WARP]
+    t.i64_1(h, t.STAT)[t.PROGRESS] += 1
     if kind == t.OP_TMA_LOAD or kind == t.OP_TMA_STORE:
         _move_tile(h, op, kind == t.OP_TMA_STORE)
     else:

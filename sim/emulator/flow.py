@@ -6,6 +6,10 @@ arms meet. So lanes that wait at the higher position are joined by the others, a
 that ptxas inserts.
 """
 
+from bisect import bisect_right
+from collections.abc import Iterator
+from functools import cached_property
+
 from sim.emulator.ptx import EmulatorError, Entry, Instruction
 
 _ENDS = ("bra", "brx", "ret", "exit", "trap")
@@ -29,38 +33,99 @@ def targets(entry: Entry, instruction: Instruction) -> list[int]:
     return []
 
 
-def layout(entry: Entry) -> list[int]:
-    """The positions of instructions in execution layout.
+class Blocks:
+    """The basic blocks of an entry: positions, successors, and which block each falls through to."""
 
-    A negative element -p - 1 is a jump to position p, inserted where a block no longer falls through.
-    """
-    code = entry.instructions
-    leaders = {0}
-    for i, instruction in enumerate(code):
-        if root(instruction) in _ENDS:
-            leaders.update(targets(entry, instruction))
-            leaders.add(i + 1)
-    starts = sorted(s for s in leaders if s < len(code))
-    ends = [*starts[1:], len(code)]
-    block_of = {start: b for b, start in enumerate(starts)}
-    successors: list[list[int]] = []
-    falls: list[int | None] = []
-    for end in ends:
-        last = code[end - 1]
-        falls_through = end < len(code) and not (root(last) in _ENDS and not (last.guard and root(last) != "trap"))
-        next_block = block_of[end] if falls_through else None
-        found = [block_of[t] for t in targets(entry, last) if t < len(code)]
-        successors.append(found + ([next_block] if next_block is not None else []))
-        falls.append(next_block)
+    def __init__(self, entry: Entry) -> None:
+        code = entry.instructions
+        leaders = {0}
+        for i, instruction in enumerate(code):
+            if root(instruction) in _ENDS:
+                leaders.update(targets(entry, instruction))
+                leaders.add(i + 1)
+        self.code = code
+        self.starts = sorted(s for s in leaders if s < len(code))
+        self.ends = [*self.starts[1:], len(code)]
+        block_of = {start: b for b, start in enumerate(self.starts)}
+        self.successors: list[list[int]] = []
+        self.falls: list[int | None] = []
+        for end in self.ends:
+            last = code[end - 1]
+            falls_through = end < len(code) and not (root(last) in _ENDS and not (last.guard and root(last) != "trap"))
+            next_block = block_of[end] if falls_through else None
+            found = [block_of[t] for t in targets(entry, last) if t < len(code)]
+            self.successors.append(found + ([next_block] if next_block is not None else []))
+            self.falls.append(next_block)
+
+    def layout(self) -> list[int]:
+        """The positions of instructions in execution layout.
+
+        A negative element -p - 1 is a jump to position p, inserted where a block no longer falls through.
+        """
+        order: list[int] = []
+        blocks = _order(set(range(len(self.starts))), 0, self.successors)
+        for i, block in enumerate(blocks):
+            order.extend(range(self.starts[block], self.ends[block]))
+            following = blocks[i + 1] if i + 1 < len(blocks) else None
+            fall = self.falls[block]
+            if fall is not None and fall != following:
+                order.append(-self.starts[fall] - 1)
+        return order
+
+    def joins(self, position: int) -> Iterator[int]:
+        """Positions that every path from `position` passes, the nearest first; what only ends the thread is none."""
+        block = bisect_right(self.starts, position) - 1
+        while (block := self._post_dominators[block]) >= 0:
+            if root(self.code[self.starts[block]]) not in ("ret", "exit"):
+                yield self.starts[block]
+
+    @cached_property
+    def _post_dominators(self) -> list[int]:
+        """The nearest post-dominator of each block, -1 for none: Cooper, Harvey, Kennedy, "A simple, fast dominance
+        algorithm", on the reversed graph."""
+        count = len(self.starts)
+        leaves = [b for b in range(count) if not self.successors[b]]
+        before: list[list[int]] = [[] for _ in range(count)]
+        for b, successors in enumerate(self.successors):
+            for s in successors:
+                before[s].append(b)
+        order = _post_order(leaves, before)
+        number = {b: i for i, b in enumerate(order)}
+        nearest = {count: count} | dict.fromkeys(leaves, count)  # `count` stands for the end of the thread
+        number[count] = len(order)
+        changed = True
+        while changed:
+            changed = False
+            for b in reversed(order):
+                if not self.successors[b]:
+                    continue
+                known = [s for s in self.successors[b] if s in nearest]
+                best = known[0]
+                for other in known[1:]:
+                    while best != other:
+                        while number[best] < number[other]:
+                            best = nearest[best]
+                        while number[other] < number[best]:
+                            other = nearest[other]
+                if nearest.get(b) != best:
+                    nearest[b], changed = best, True
+        return [p if (p := nearest.get(b, count)) < count else -1 for b in range(count)]
+
+
+def _post_order(roots: list[int], edges: list[list[int]]) -> list[int]:
     order: list[int] = []
-    blocks = _order(set(range(len(starts))), 0, successors)
-    for i, block in enumerate(blocks):
-        for position in range(starts[block], ends[block]):
-            order.append(position)
-        following = blocks[i + 1] if i + 1 < len(blocks) else None
-        fall = falls[block]
-        if fall is not None and fall != following:
-            order.append(-starts[fall] - 1)
+    seen = set(roots)
+    work = [(r, iter(edges[r])) for r in reversed(roots)]
+    while work:
+        node, rest = work[-1]
+        for to in rest:
+            if to not in seen:
+                seen.add(to)
+                work.append((to, iter(edges[to])))
+                break
+        else:
+            order.append(node)
+            work.pop()
     return order
 
 

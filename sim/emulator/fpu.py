@@ -269,6 +269,12 @@ def general(op, R, T, a, b, c, fmt, ftz, saturate, f3):
                 r = store(
                     _arithmetic(op, load(x, fmt), load(y, fmt), load(z, fmt), fmt, ftz, f3 & 2), fmt, isa.RN, False
                 )
+            if f3 & 32 and load(r, fmt) < 0:  # relu
+                r = np.uint64(0)
+            if f3 & 64:  # xorsign: of absolute values, with the product's sign
+                sign = np.uint64(1) << np.uint64(31 if fmt == isa.F32 else 15)
+                p, q = load(x & ~sign, fmt), load(y & ~sign, fmt)
+                r = store(_arithmetic(op, p, q, 0.0, fmt, ftz, f3 & 2), fmt, isa.RN, False) | ((x ^ y) & sign)
             if ftz and fmt == isa.F32:
                 r = bits32(flushed(f32(r)))
             if saturate:
@@ -289,6 +295,40 @@ def _arithmetic(op, x, y, z, fmt, ftz, nan_wins):
     if fmt == isa.F32 and op == isa.FFMA:
         return np.float64(fma(np.float32(x), np.float32(y), np.float32(z)))
     return _one(op, x, y, z, nan_wins)
+
+
+@jit
+def neighbour(bits, up, sign):
+    """The next float of the same width towards plus or minus infinity; `sign` is the bit of the sign."""
+    magnitude = bits & (sign - np.uint64(1))
+    if magnitude == 0:
+        return np.uint64(1) if up else sign | np.uint64(1)
+    return bits + np.uint64(1) if (bits & sign == 0) == up else bits - np.uint64(1)
+
+
+@jit
+def moved(bits, above, below, negative, rounding, sign):
+    """The bits of the result to nearest, moved where the exact one lies above or below and the rounding asks for it."""
+    up = rounding == isa.RP or (rounding == isa.RZ and negative)
+    if above and up:
+        return neighbour(bits, True, sign)
+    return neighbour(bits, False, sign) if below and not up else bits
+
+
+@jit
+def directed_integer(x, signed, fmt, rounding):
+    """The bits of an integer, in the 64 bits of x, as float32 or float64, not rounded to nearest."""
+    negative = signed and x < 0
+    size = np.uint64(-x) if negative else np.uint64(x)
+    value = np.float64(np.float32(size)) if fmt == isa.F32 else np.float64(size)
+    bits = store(value, fmt, isa.RN, False)
+    above = value < 18446744073709551616.0 and np.uint64(value) < size
+    below = value >= 18446744073709551616.0 or np.uint64(value) > size
+    sign = np.uint64(1) << np.uint64(31 if fmt == isa.F32 else 63)
+    if negative and rounding != isa.RZ:
+        rounding = isa.RM if rounding == isa.RP else isa.RP
+    bits = moved(bits, above, below, False, rounding, sign)
+    return bits | sign if negative else bits
 
 
 @jit
@@ -322,7 +362,10 @@ def convert(op, R, T, a, b, f0, f1, f2, f3):
             width = f0 >> 1
             shift = np.uint64(64 - width)
             x = np.int64(R[a, i] << shift) >> np.int64(shift) if f0 & 1 else np.int64((R[a, i] << shift) >> shift)
-            T[i] = _float_of(x, f0 & 1, f1, f2)
+            if f2 != isa.RN and (f1 == isa.F32 or f1 == isa.F64):
+                T[i] = directed_integer(x, f0 & 1, f1, f2)
+            else:
+                T[i] = _float_of(x, f0 & 1, f1, f2)
 
 
 @jit

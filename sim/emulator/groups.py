@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sim.emulator import flight, hazards, isa, mbarrier
+from sim.emulator import flight, hazards, isa, lane_order, mbarrier
 from sim.emulator import tables as t
 from sim.emulator.alu import LANES
 from sim.linked_jit import jit
@@ -80,5 +80,7 @@ def arrive_small(h, w, code, base, mask, pc):
             if barrier >= 0:
                 if not code[isa.F1]:
                     bars[barrier, t.M_PENDING] += 1
+                if t.i64_1(h, t.CFG)[t.CHECK]:
+                    lane_order.releases(h, w, lane)
                 mbarrier.arrive(h, w, barrier, 1, 0, 0, pc)
     warps[w, t.CP_GROUPS] = groups

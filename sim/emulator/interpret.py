@@ -5,20 +5,27 @@ import numpy as np
 from sim.emulator import (
     alu,
     atomics,
+    calls,
     copies,
+    directed,
     divergence,
     flight,
     fpu,
+    fragments,
     groups,
     hazards,
     isa,
+    lane_order,
     lanes,
     lifecycle,
     matrices,
     mbarrier,
     memory,
+    profile,
+    shadow,
     sync,
     tensor,
+    warpwide,
 )
 from sim.emulator import tables as t
 from sim.emulator.alu import LANES
@@ -27,6 +34,7 @@ from sim.linked_jit import jit
 _ONE = np.uint32(1)
 _FULL = np.uint32(0xFFFFFFFF)
 _FAR = 1 << 40
+_ALL_LANES = isa.ALL_LANES
 FINISHED, DEADLOCKED, OUT_OF_STEPS, STOPPED = range(4)
 
 
@@ -50,7 +58,7 @@ def run_warp(h, w, budget):
     written_at, result = t.i64_1(h, t.WRITTEN_AT), t.u64_1(h, t.LANE_RESULT)
     base, check = warps[w, t.BASE], cfg[t.CHECK]
     pc, mask, limit = warps[w, t.PC], np.uint32(warps[w, t.MASK]), warps[w, t.LIMIT]
-    steps = 0
+    steps, profiled = 0, cfg[t.PROFILED] >= 0
     while steps < budget:
         if pc >= limit:
             divergence.put_lanes(h, w, mask, pc)
@@ -58,6 +66,8 @@ def run_warp(h, w, budget):
             pc, mask, limit = warps[w, t.PC], np.uint32(warps[w, t.MASK]), warps[w, t.LIMIT]
         code = codes[pc]
         op, active = code[isa.OP], mask
+        if profiled:
+            profile.note(h, pc, np.uint64(mask))
         steps += 1
         guard = code[isa.GUARD]
         if guard:
@@ -102,8 +112,11 @@ def run_warp(h, w, budget):
                 else:
                     fpu.convert(op, reg, result, a, b, code[isa.F0], code[isa.F1], code[isa.F2], code[isa.F3])
             else:
+                rounding = (code[isa.F3] >> 2) & 7
                 fast = code[isa.F0] == isa.F32 and code[isa.F1] == 0 and code[isa.F3] == 0
-                if not (fast and fpu.single(op, reg, result, a, b, c, code[isa.F2])):
+                if rounding:
+                    directed.arithmetic(op, reg, result, a, b, c, code[isa.F0], code[isa.F1], code[isa.F2], rounding)
+                elif not (fast and fpu.single(op, reg, result, a, b, c, code[isa.F2])):
                     fpu.general(op, reg, result, a, b, c, code[isa.F0], code[isa.F1], code[isa.F2], code[isa.F3])
                 if op == isa.FEX2:
                     stat[t.EXP] += alu.count_bits(np.uint64(active)) * (1 + (code[isa.F3] & 1))
@@ -113,12 +126,23 @@ def run_warp(h, w, budget):
                 poison[d] = (poison[d] & ~active) | bad
                 written_at[d] = warps[w, t.FENCES]
                 if warps[w, t.OPEN_WGMMA]:
-                    hazards.touch_register(h, w, a, False, pc)
-                    hazards.touch_register(h, w, b, False, pc)
-                    hazards.touch_register(h, w, c, False, pc)
-                    hazards.touch_register(h, w, d, True, pc)
+                    shadow.touch_register(h, w, a, False, pc)
+                    shadow.touch_register(h, w, b, False, pc)
+                    shadow.touch_register(h, w, c, False, pc)
+                    shadow.touch_register(h, w, d, True, pc)
             pc += 1
             continue
+        wide = code[isa.WIDE]
+        if wide:
+            live = np.uint32(warps[w, t.LIVE])
+            needed = live
+            if wide != _ALL_LANES:
+                needed = warpwide.named(h, w, base + wide - 1 if wide > 0 else ~wide, active, pc)
+            if active != live and not warpwide.gather(h, w, mask, active, needed, pc):
+                pc, mask, limit = warps[w, t.PC], np.uint32(warps[w, t.MASK]), warps[w, t.LIMIT]
+                continue
+            if check and active == live:
+                warps[w, t.CONVERGED] = lane_order.epoch_of_warp(h, w)
         if op < isa.BRA:
             _predicates(h, w, op, code, base, a, b, active, pc)
             pc += 1
@@ -132,6 +156,21 @@ def run_warp(h, w, budget):
                 return
             pc, mask, limit = warps[w, t.PC], np.uint32(warps[w, t.MASK]), warps[w, t.LIMIT]
             continue
+        if op == isa.CALL or op == isa.CALL_INDIRECT or op == isa.RET:
+            divergence.put_lanes(h, w, mask & ~active, pc + 1)
+            calls.jump(h, w, code, base, a, active, pc)
+            if cfg[t.STOPPED]:
+                break
+            divergence.reselect(h, w)
+            pc, mask, limit = warps[w, t.PC], np.uint32(warps[w, t.MASK]), warps[w, t.LIMIT]
+            continue
+        if op == isa.CLOCK:
+            for i in range(LANES):
+                if (active >> np.uint32(i)) & _ONE:
+                    reg[base + d, i] = np.uint64(cfg[t.STEPS] + steps)
+            poison[base + d] &= ~active
+            pc += 1
+            continue
         if op == isa.BRX:
             divergence.put_lanes(h, w, mask & ~active, pc + 1)
             for i in range(LANES):
@@ -143,38 +182,22 @@ def run_warp(h, w, budget):
             continue
         if op == isa.LD:
             memory.load(h, w, code, base, active, pc)
+            if code[isa.C] and mask != np.uint32(warps[w, t.LIVE]) and warpwide.polls(h, w, mask, pc):
+                pc, mask, limit = warps[w, t.PC], np.uint32(warps[w, t.MASK]), warps[w, t.LIMIT]
+                continue
+        elif op == isa.ATOM:
+            atomics.atomic(h, w, code, base, active, pc)
+            if mask != np.uint32(warps[w, t.LIVE]) and warpwide.polls(h, w, mask, pc):
+                pc, mask, limit = warps[w, t.PC], np.uint32(warps[w, t.MASK]), warps[w, t.LIMIT]
+                continue
         elif op == isa.ST:
             memory.store(h, w, code, base, active, pc)
         elif op == isa.WGMMA:
-            if mask != _FULL or active != _FULL:
-                hazards.report(
-                    h,
-                    hazards.BARRIER_DIVERGENT,
-                    pc,
-                    warps[w, t.AGENT],
-                    -1,
-                    0,
-                    -2,
-                    np.int64(active),
-                    warps[w, t.CTA_SLOT],
-                )
             tensor.wgmma(h, w, code, base, pc)
         elif op == isa.WARP_SYNC:
-            lane = 0
-            while not (active >> np.uint32(lane)) & _ONE:
-                lane += 1
-            members = np.uint32(reg[a, lane]) & np.uint32(warps[w, t.LIVE])
-            if members & ~active:
-                # the other lanes come first; these wait at the same position
-                divergence.put_lanes(h, w, mask, pc)
-                warps[w, t.PARKED] |= np.int64(mask)
-                if np.uint32(warps[w, t.LIVE]) & ~np.uint32(warps[w, t.PARKED]):
-                    divergence.reselect(h, w)
-                    pc, mask, limit = warps[w, t.PC], np.uint32(warps[w, t.MASK]), warps[w, t.LIMIT]
-                    continue
-                block(h, w, pc, mask, limit, t.W_WARP_SYNC)
-                cfg[t.STEPS] += steps
-                return
+            if not warpwide.sync(h, w, a, mask, active, pc):
+                pc, mask, limit = warps[w, t.PC], np.uint32(warps[w, t.MASK]), warps[w, t.LIMIT]
+                continue
         elif op == isa.WGMMA_WAIT:
             if not tensor.wait(h, w, code[isa.F0]):
                 block(h, w, pc, mask, limit, t.W_WGMMA)
@@ -233,7 +256,7 @@ def _predicates(h, w, op, code, base, a, b, active, pc):
     warps, cfg = t.i64_2(h, t.WARP), t.i64_1(h, t.CFG)
     d = base + code[isa.D]
     if cfg[t.CHECK] and warps[w, t.OPEN_WGMMA] and op in (isa.SETP, isa.SHFL, isa.UNPACK, isa.REDUX):
-        hazards.touch_register(h, w, a, False, pc)
+        shadow.touch_register(h, w, a, False, pc)
     if op == isa.SETP:
         lanes.set_predicate(h, w, code, a, b, active)
     elif op == isa.PLOGIC:
@@ -246,15 +269,15 @@ def _predicates(h, w, op, code, base, a, b, active, pc):
         lanes.unpack(h, code, base, a, active, warps[w, t.FENCES])
     elif op == isa.SHFL:
         c = base + code[isa.C] if code[isa.C] >= 0 else ~code[isa.C]
-        lanes.shuffle(h, w, code, d, a, b, c, active, pc)
+        lanes.shuffle(h, w, code, base, d, a, b, c, active, pc)
     elif op == isa.VOTE:
-        lanes.vote(h, w, code, d, active)
+        lanes.vote(h, w, code, d, b, active)
     elif op == isa.REDUX:
-        lanes.reduce(h, code, d, a, active)
+        lanes.reduce(h, code, d, a, b, active)
     elif op == isa.MATCH:
-        lanes.match(h, d, a, active)
+        lanes.match(h, w, code, d, a, b, active)
     elif op == isa.ELECT:
-        lanes.elect(h, w, code, d, active)
+        lanes.elect(h, w, code, d, b, active)
     elif op == isa.ACTIVEMASK:
         reg = t.u64_2(h, t.REG)
         for i in range(LANES):
@@ -264,15 +287,21 @@ def _predicates(h, w, op, code, base, a, b, active, pc):
     if op not in (isa.SETP, isa.PLOGIC, isa.UNPACK) and not (op == isa.VOTE and code[isa.F0] < 3):
         t.i64_1(h, t.WRITTEN_AT)[d] = warps[w, t.FENCES]
         if cfg[t.CHECK] and warps[w, t.OPEN_WGMMA]:
-            hazards.touch_register(h, w, d, True, pc)
+            shadow.touch_register(h, w, d, True, pc)
 
 
 @jit
 def _others(h, w, op, code, base, a, b, active, pc):
     """Operations that never block."""
     warps = t.i64_2(h, t.WARP)
-    if op == isa.ATOM:
-        atomics.atomic(h, w, code, base, active, pc)
+    if op == isa.SPILL or op == isa.FILL:
+        calls.keep(h, w, code, base, active, pc)
+    elif op == isa.PRINT:
+        calls.remember(h, w, a, b, active)
+    elif op == isa.MALLOC:
+        calls.allocate(h, base + code[isa.D], a, active)
+    elif op == isa.ASSERT:
+        calls.fail(h, w, a, b, active, pc)
     elif op == isa.LDMATRIX or op == isa.STMATRIX:
         matrices.matrix(h, w, code, base, active, pc, op == isa.STMATRIX)
     elif op == isa.TMA_LOAD or op == isa.TMA_STORE:
@@ -294,11 +323,14 @@ def _others(h, w, op, code, base, a, b, active, pc):
     elif isa.MBAR_INIT <= op <= isa.MBAR_EXPECT or op == isa.MBAR_COMPLETE:
         mbarrier.execute(h, w, code, base, active, pc)
     elif op == isa.FENCE:
-        sync.fence(h, w, code[isa.F0])
+        sync.fence(h, w, code[isa.F0], code[isa.F1])
     elif op == isa.CLUSTER_ARRIVE:
-        sync.cluster_arrive(h, w, code[isa.F0], active, pc)
+        sync.cluster_arrive(h, w, code[isa.F0], pc)
     elif op == isa.MMA:
-        tensor.mma(h, w, code, base, active, pc)
+        if code[isa.D] == 1:
+            fragments.mma(h, w, code, base)
+        else:
+            tensor.mma(h, w, code, base)
     elif op == isa.MAPA:
         reg, d = t.u64_2(h, t.REG), base + code[isa.D]
         for i in range(LANES):

@@ -2,9 +2,12 @@
 
 # Columns of a decoded instruction. D, A, B, C are register rows (negative: ~row of a constant) unless the operation
 # says otherwise; F0 to F3 are immediates; POOL and COUNT are a slice of the operand pool.
-OP, GUARD, D, A, B, C, F0, F1, F2, F3, POOL, COUNT, SOURCE, CLASS = range(14)
-COLUMNS = 14
+OP, GUARD, D, A, B, C, F0, F1, F2, F3, POOL, COUNT, SOURCE, CLASS, JOIN, WIDE = range(16)
+COLUMNS = 16
 
+# Where lanes wait for each other, JOIN is the position at which other paths join, or 0, and WIDE says for which lanes:
+# the row that holds a member mask plus 1 (negative: ~row of a constant), or ALL_LANES.
+ALL_LANES = 1 << 40
 # Integer operations: F0 = 64 - width of the operands, F1 = 1 where signed, F2 = 64 - width of the result.
 (
     MOV, ADD, SUB, MUL, MUL_HI, MUL_HI64, MAD, MAD_HI, DIV, REM, MIN, MAX, ABS, NEG, AND, OR, XOR, NOT, SHL,
@@ -25,12 +28,13 @@ FLOAT_END = 128
 
 # Predicates, lanes, control.
 SETP, PLOGIC, SELP, PACK, UNPACK, SHFL, VOTE, REDUX, MATCH, ELECT, ACTIVEMASK, MOV_PRED = range(128, 140)
-BRA, BRX, EXIT, TRAP, NOP = range(160, 165)
+BRA, BRX, EXIT, TRAP, NOP, CALL, CALL_INDIRECT, RET, CLOCK = range(160, 169)
 
 # Memory.
-LD, ST, ATOM, LDMATRIX, STMATRIX, CP_ASYNC, CP_ASYNC_COMMIT, CP_ASYNC_WAIT, CP_ASYNC_MBARRIER, MAPA, PREFETCH = range(
-    192, 203
-)
+(
+    LD, ST, ATOM, LDMATRIX, STMATRIX, CP_ASYNC, CP_ASYNC_COMMIT, CP_ASYNC_WAIT, CP_ASYNC_MBARRIER, MAPA, PREFETCH,
+    PRINT, ASSERT, MALLOC, SPILL, FILL,
+) = range(192, 208)  # fmt: skip
 
 # Synchronisation.
 (
@@ -55,8 +59,13 @@ LD, ST, ATOM, LDMATRIX, STMATRIX, CP_ASYNC, CP_ASYNC_COMMIT, CP_ASYNC_WAIT, CP_A
     STORE_ASYNC,
 ) = range(256, 269)
 
+# Instructions at which lanes of a warp wait for each other.
+WARP_WIDE = frozenset(
+    (SHFL, VOTE, REDUX, MATCH, ELECT, LDMATRIX, STMATRIX, BAR_SYNC, BAR_ARRIVE, BAR_RED, WARP_SYNC, CLUSTER_ARRIVE,
+     CLUSTER_WAIT, SETMAXNREG, WGMMA, WGMMA_FENCE, WGMMA_COMMIT, WGMMA_WAIT, MMA)
+)  # fmt: skip
 # Formats of float operands.
-F16, BF16, F32, F64, E4M3, E5M2, TF32 = range(7)
+F16, BF16, F32, F64, E4M3, E5M2, TF32, S8, U8, S4, U4, S32 = range(12)  # the integers are those of matrices
 FORMAT_BYTES = (2, 2, 4, 8, 1, 1, 4)
 
 # Rounding of conversions.
@@ -76,10 +85,11 @@ GENERIC, GLOBAL, SHARED, LOCAL, PARAM, CONST = range(6)
 # Virtual addresses: an array k starts at (k + 1) << ARRAY_SHIFT, so that no offset reaches another array.
 ARRAY_SHIFT = 40
 SHARED_WINDOW, LOCAL_WINDOW, PARAM_WINDOW = 1 << 56, 1 << 57, 1 << 58
+FUNCTION_WINDOW = 1 << 59  # a function pointer is this plus an index
 RANK_SHIFT = 24  # a shared::cluster address carries rank + 1 from this bit on; 0 is the executing CTA
 
 # Semantics of a memory operation.
-ACQUIRE, RELEASE, STRONG = 1, 2, 4
+ACQUIRE, RELEASE, STRONG, SCOPE_CTA, SCOPE_CLUSTER = 1, 2, 4, 8, 16
 
 # What a fence does: orders this thread's accesses at a scope, joins generic and async proxy, publishes mbarriers.
 FENCE_SCOPE, FENCE_ASYNC, FENCE_MBARRIER = 1, 2, 4
@@ -97,6 +107,7 @@ SPECIAL = (
     "%cluster_nctaid.x", "%cluster_nctaid.y", "%cluster_nctaid.z", "%cluster_ctarank", "%cluster_nctarank", "%smid",
     "%nsmid", "%gridid", "%lanemask_eq", "%lanemask_lt", "%lanemask_le", "%lanemask_gt", "%lanemask_ge",
     "%dynamic_smem_size", "%total_smem_size", "%is_explicit_cluster", "%clock", "%clock64", "%globaltimer",
+    "%envreg1", "%envreg2",
 )  # fmt: skip
 S_TID, S_NTID, S_CTAID, S_NCTAID, S_LANE, S_WARP, S_NWARP, S_CLUSTERID, S_NCLUSTER, S_IN_CLUSTER = (
     0,
@@ -122,6 +133,11 @@ S_CLUSTER_SHAPE, S_RANK, S_CLUSTER_SIZE, S_SM, S_NSM, S_GRID, S_MASKS, S_DYNAMIC
     38,
     39,
 )
+
+S_WORKSPACE = 43  # of a grid that synchronises: the two halves of its address
+# Rows behind the special registers: a sink, where the frame of the function begins, where a call returns to.
+SINK_ROW, FRAME_ROW, LINK_ROW = range(len(SPECIAL), len(SPECIAL) + 3)
+RESERVED_ROWS = len(SPECIAL) + 3
 
 # Instruction classes, for statistics.
 CLASSES = ("integer", "float", "convert", "predicate", "lane", "control", "global", "shared", "other memory", "barrier",

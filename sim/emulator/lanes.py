@@ -154,13 +154,14 @@ def unpack(h, code, base, a, mask, fences):
 
 
 @jit
-def shuffle(h, w, code, d, a, b, c, mask, pc):
+def shuffle(h, w, code, base, d, a, b, c, mask, pc):
     """shfl.sync; PTX ISA 9.7.9.6 defines the segment arithmetic."""
     reg, pred, stale = t.u64_2(h, t.REG), t.u32_2(h, t.PRED), t.u32_1(h, t.POISON)
     scratch, warps = t.i64_2(h, t.SCRATCH), t.i64_2(h, t.WARP)
     mode = code[isa.F0]
     p = np.uint32(0)
     bad = np.uint32(0)
+    members = base + code[isa.F1] if code[isa.F1] >= 0 else ~code[isa.F1]
     for i in range(LANES):
         if not (mask >> np.uint32(i)) & _ONE:
             continue
@@ -181,7 +182,7 @@ def shuffle(h, w, code, d, a, b, c, mask, pc):
             j = np.int64(i)
         else:
             p |= _ONE << np.uint32(i)
-        if not (mask >> np.uint32(j)) & _ONE:
+        if not ((mask & np.uint32(reg[members, i])) >> np.uint32(j)) & _ONE:
             hazards.report(h, hazards.SHUFFLE_INACTIVE, pc, warps[w, t.AGENT], i, 0, j, 0, warps[w, t.CTA_SLOT])
         scratch[memory.FLAT, i] = np.int64(reg[a, j])
         if (stale[a] >> np.uint32(j)) & _ONE:
@@ -194,79 +195,98 @@ def shuffle(h, w, code, d, a, b, c, mask, pc):
 
 
 @jit
-def vote(h, w, code, d, mask):
-    """vote.sync."""
+def vote(h, w, code, d, members, mask):
+    """vote.sync, of the lanes that each lane's member mask names."""
     pred, reg = t.u32_2(h, t.PRED), t.u64_2(h, t.REG)
-    held = predicate(pred, w, code[isa.A]) & mask
-    stale = t.u32_2(h, t.PRED_POISON)[w, code[isa.A] >> 1] & mask
+    held = predicate(pred, w, code[isa.A])
+    stale = t.u32_2(h, t.PRED_POISON)[w, code[isa.A] >> 1]
+    result, bad = np.uint32(0), np.uint32(0)
+    for i in range(LANES):
+        bit = _ONE << np.uint32(i)
+        if not mask & bit:
+            continue
+        among = np.uint32(reg[members, i]) & mask
+        yes = held & among
+        if stale & among:
+            bad |= bit
+        if code[isa.F0] == 3:
+            reg[d, i] = np.uint64(yes)
+        elif code[isa.F0] == 0:
+            result |= bit if yes == among else np.uint32(0)
+        elif code[isa.F0] == 1:
+            result |= bit if yes else np.uint32(0)
+        else:
+            result |= bit if yes == among or not yes else np.uint32(0)
     if code[isa.F0] == 3:
-        for i in range(LANES):
-            if (mask >> np.uint32(i)) & _ONE:
-                reg[d, i] = np.uint64(held)
         row = t.u32_1(h, t.POISON)
-        row[d] = (row[d] & ~mask) | (mask if stale else np.uint32(0))
-        return
-    if code[isa.F0] == 0:
-        holds = held == mask
-    elif code[isa.F0] == 1:
-        holds = held != 0
+        row[d] = (row[d] & ~mask) | bad
     else:
-        holds = held == mask or held == 0
-    _put(
-        pred,
-        t.u32_2(h, t.PRED_POISON),
-        w,
-        code[isa.D] >> 1,
-        _ALL if holds else np.uint32(0),
-        _ALL if stale else np.uint32(0),
-        mask,
-    )
+        _put(pred, t.u32_2(h, t.PRED_POISON), w, code[isa.D] >> 1, result, bad, mask)
 
 
 @jit
-def reduce(h, code, d, a, mask):
-    """redux.sync."""
-    reg, stale = t.u64_2(h, t.REG), t.u32_1(h, t.POISON)
-    total, started = np.uint64(0), False
+def reduce(h, code, d, a, members, mask):
+    """redux.sync, of the lanes that each lane's member mask names."""
+    reg, stale, scratch = t.u64_2(h, t.REG), t.u32_1(h, t.POISON), t.i64_2(h, t.SCRATCH)
+    kind = isa.SIGNED if code[isa.F1] else isa.UNSIGNED
+    bad, last, total = np.uint32(0), np.uint32(0), np.uint64(0)
     for i in range(LANES):
-        if (mask >> np.uint32(i)) & _ONE:
-            value = reg[a, i]
-            kind = isa.SIGNED if code[isa.F1] else isa.UNSIGNED
-            total = atomics.combine(code[isa.F0], kind, 4, total, value, value) if started else value
-            started = True
-    for i in range(LANES):
-        if (mask >> np.uint32(i)) & _ONE:
-            reg[d, i] = total
-    stale[d] = (stale[d] & ~mask) | (mask if stale[a] & mask else np.uint32(0))
-
-
-@jit
-def match(h, d, a, mask):
-    """match.any.sync."""
-    reg = t.u64_2(h, t.REG)
-    scratch = t.i64_2(h, t.SCRATCH)
-    for i in range(LANES):
-        same = 0
-        for j in range(LANES):
-            if (mask >> np.uint32(j)) & _ONE and reg[a, j] == reg[a, i]:
-                same |= 1 << j
-        scratch[memory.FLAT, i] = same
+        if not (mask >> np.uint32(i)) & _ONE:
+            continue
+        among = np.uint32(reg[members, i]) & mask
+        if among != last:
+            last, started = among, False
+            for j in range(LANES):
+                if (among >> np.uint32(j)) & _ONE:
+                    value = reg[a, j]
+                    total = atomics.combine(code[isa.F0], kind, 4, total, value, value) if started else value
+                    started = True
+        scratch[memory.FLAT, i] = np.int64(total)
+        if stale[a] & among:
+            bad |= _ONE << np.uint32(i)
     for i in range(LANES):
         if (mask >> np.uint32(i)) & _ONE:
             reg[d, i] = np.uint64(scratch[memory.FLAT, i])
-    stale = t.u32_1(h, t.POISON)
-    stale[d] = (stale[d] & ~mask) | (mask if stale[a] & mask else np.uint32(0))
+    stale[d] = (stale[d] & ~mask) | bad
 
 
 @jit
-def elect(h, w, code, d, mask):
-    """elect.sync: the lowest lane."""
-    reg, pred, stale = t.u64_2(h, t.REG), t.u32_2(h, t.PRED), t.u32_1(h, t.POISON)
-    leader = 0
-    while not (mask >> np.uint32(leader)) & _ONE:
-        leader += 1
+def match(h, w, code, d, a, members, mask):
+    """match.any.sync, and match.all.sync with its predicate."""
+    reg, stale, scratch = t.u64_2(h, t.REG), t.u32_1(h, t.POISON), t.i64_2(h, t.SCRATCH)
+    alike, bad = np.uint32(0), np.uint32(0)
+    for i in range(LANES):
+        if not (mask >> np.uint32(i)) & _ONE:
+            continue
+        among, same = np.uint32(reg[members, i]) & mask, np.uint32(0)
+        for j in range(LANES):
+            if (among >> np.uint32(j)) & _ONE and reg[a, j] == reg[a, i]:
+                same |= _ONE << np.uint32(j)
+        if same == among:
+            alike |= _ONE << np.uint32(i)
+        elif code[isa.F0]:
+            same = np.uint32(0)
+        scratch[memory.FLAT, i] = np.int64(same)
+        if stale[a] & among:
+            bad |= _ONE << np.uint32(i)
     for i in range(LANES):
         if (mask >> np.uint32(i)) & _ONE:
+            reg[d, i] = np.uint64(scratch[memory.FLAT, i])
+    stale[d] = (stale[d] & ~mask) | bad
+    _put(t.u32_2(h, t.PRED), t.u32_2(h, t.PRED_POISON), w, code[isa.F2] >> 1, alike, bad, mask)
+
+
+@jit
+def elect(h, w, code, d, members, mask):
+    """elect.sync: the lowest lane that the member mask names."""
+    reg, pred, stale = t.u64_2(h, t.REG), t.u32_2(h, t.PRED), t.u32_1(h, t.POISON)
+    chosen = np.uint32(0)
+    for i in range(LANES):
+        if (mask >> np.uint32(i)) & _ONE:
+            among, leader = np.uint32(reg[members, i]) & mask, 0
+            while leader < LANES - 1 and not (among >> np.uint32(leader)) & _ONE:
+                leader += 1
             reg[d, i] = np.uint64(leader)
+            chosen |= _ONE << np.uint32(leader)
     stale[d] &= ~mask
-    _put(pred, t.u32_2(h, t.PRED_POISON), w, code[isa.A] >> 1, _ONE << np.uint32(leader), np.uint32(0), mask)
+    _put(pred, t.u32_2(h, t.PRED_POISON), w, code[isa.A] >> 1, chosen, np.uint32(0), mask)

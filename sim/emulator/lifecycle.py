@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sim.emulator import flight, hazards, isa, sync
+from sim.emulator import flight, hazards, isa, shadow, sync
 from sim.emulator import tables as t
 from sim.emulator.alu import LANES
 from sim.linked_jit import jit
@@ -24,6 +24,7 @@ def finish(h, w, pc):
         column = hazards.column_of(h, cta, cfg[t.BULK_READ_AGENT] + warps[w, t.INDEX])
         if t.i32_2(h, t.CLOCK)[w, column] < warps[w, t.BULK_LAST]:
             hazards.report(h, hazards.EXIT_IN_FLIGHT, warps[w, t.BULK_PC], warps[w, t.AGENT], -1, 0, 0, 1, cta)
+    t.i64_1(h, t.STAT)[t.PROGRESS] += 1
     ctas[cta, t.C_ALIVE] -= 1
     slot = ctas[cta, t.C_CLUSTER_SLOT]
     clusters[slot, t.K_ALIVE_WARPS] -= 1
@@ -58,7 +59,7 @@ def _drain(h, cta):
         else:
             op += 1
     if cfg[t.CHECK] and (cfg[t.CLUSTER_SIZE] > 1 or ctas[cta, t.C_MBARS] > 0):
-        hazards.check_exit(h, cta)
+        shadow.check_exit(h, cta)
     first = cta * cfg[t.WARPS]
     for w in range(first, first + cfg[t.WARPS]):
         other = w - (w - first) % 4
@@ -101,7 +102,7 @@ def start_cluster(h, slot):
         for bar in range(cta * t.BARRIERS, (cta + 1) * t.BARRIERS):
             sync.clear_barrier(h, bar)
         if cfg[t.CHECK]:
-            _forget(h, cta)
+            _forget(h, cta, index < cfg[t.SLOTS])
         for i in range(cfg[t.WARPS]):
             w = cta * cfg[t.WARPS] + i
             _start_warp(h, w, cta, i, (cx, cy, cz), (rx, ry, rz))
@@ -113,15 +114,19 @@ def start_cluster(h, slot):
 
 
 @jit
-def _forget(h, cta):
-    """New shared memory is poison, and nobody has touched it."""
+def _forget(h, cta, fresh):
+    """New shared memory is poison, and nobody has touched it; the tables of a slot that is `fresh` are still zero."""
     cfg = t.i64_1(h, t.CFG)
+    t.fill(t.u8_1(h, t.S8), cta * cfg[t.SHARED_STRIDE], (cta + 1) * cfg[t.SHARED_STRIDE], 0xFF)
+    if fresh:
+        return
     first = cta * (cfg[t.SHARED_STRIDE] >> cfg[t.SHARED_SHIFT])
     end = first + (cfg[t.SHARED_STRIDE] >> cfg[t.SHARED_SHIFT])
-    t.fill(t.i64_1(h, t.SHARED_WRITE), first, end, 0)
-    t.fill_rows(t.i64_2(h, t.SHARED_READ), first, end, 0)
+    t.fill(t.i64_1(h, t.SHARED_SHADOW), first, end, 0)
+    if cfg[t.CLOCK_SECTIONS] > 2:
+        t.fill(t.i64_1(h, t.SHARED_SHADOW + t.X_STRONG), first, end, 0)
+    t.fill_rows(t.i64_2(h, t.SHARED_SHADOW + t.X_READ), first, end, 0)
     t.fill(t.u8_1(h, t.SHARED_STATE), first, end, 0)
-    t.fill(t.u8_1(h, t.S8), cta * cfg[t.SHARED_STRIDE], (cta + 1) * cfg[t.SHARED_STRIDE], 0xFF)
     for number in range(t.BARRIERS):
         row = sync.barrier_clock(h, cta, number)
         t.fill_rows(t.i32_2(h, t.CLOCK), row, row + 1, 0)
@@ -143,6 +148,7 @@ def _start_warp(h, w, cta, index, cluster, inside):
     threads = min(cfg[t.THREADS] - LANES * index, LANES)
     live = (1 << threads) - 1
     warps[w, t.MASK], warps[w, t.LIVE], warps[w, t.LIMIT] = live, live, _FAR
+    warps[w, t.PC] = cfg[t.START]
     warps[w, t.AGENT] = ctas[cta, t.C_LINEAR] * cfg[t.AGENTS] + index
     for i in range(LANES):
         thread = LANES * index + i
@@ -175,6 +181,9 @@ def _start_warp(h, w, cta, index, cluster, inside):
     _fill(reg, base + isa.S_DYNAMIC, cfg[t.DYNAMIC_SHARED])
     _fill(reg, base + isa.S_TOTAL, cfg[t.SHARED_BYTES])
     _fill(reg, base + isa.S_EXPLICIT, cfg[t.CLUSTER_SIZE] > 1)
+    _fill(reg, base + isa.FRAME_ROW, 0)
+    _fill(reg, base + isa.S_WORKSPACE, cfg[t.GRID_WORKSPACE] >> 32)
+    _fill(reg, base + isa.S_WORKSPACE + 1, cfg[t.GRID_WORKSPACE] & 0xFFFFFFFF)
     for k in range(40, 43):
         _fill(reg, base + k, cfg[t.STEPS])
     pred, pred_poison = t.u32_2(h, t.PRED), t.u32_2(h, t.PRED_POISON)
@@ -183,11 +192,15 @@ def _start_warp(h, w, cta, index, cluster, inside):
     if cfg[t.CHECK]:
         t.fill_rows(pred_poison, w, w + 1, _FULL)
         pred_poison[w, 0] = pred_poison[w, 1] = 0
-        special, end = base + len(isa.SPECIAL) + 1, base + cfg[t.REGISTERS]
+        special, end = base + isa.RESERVED_ROWS, base + cfg[t.REGISTERS]
         t.fill(t.u32_1(h, t.POISON), base, special, 0)
         t.fill(t.u32_1(h, t.POISON), special, end, _FULL)
         t.fill(t.i64_1(h, t.FLIGHT), base, end, 0)
         t.fill(t.i64_1(h, t.WRITTEN_AT), base, end, 0)
+        t.fill_rows(t.i32_2(h, t.LANE_PAIRS), w, w + 1, 0)
+        t.fill_rows(t.i64_2(h, t.RELEASES), w, w + 1, 0)
+        t.fill_rows(t.i64_2(h, t.FINE), w, w + 1, 0)
+        t.fill_rows(t.i32_2(h, t.LANE_RELEASED), w, w + 1, 0)
         clock = t.i32_2(h, t.CLOCK)
         t.fill_rows(clock, w, w + 1, 0)
         clock[w, hazards.column_of(h, cta, index)] = 1

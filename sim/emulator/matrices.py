@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sim.emulator import hazards, isa, memory
+from sim.emulator import hazards, isa, memory, shadow
 from sim.emulator import tables as t
 from sim.emulator.alu import LANES
 from sim.emulator.memory import FLAT
@@ -20,7 +20,7 @@ def matrix(h, w, code, base, mask, pc, is_store):
     addressed = np.uint32((1 << (8 * count)) - 1)
     good = memory.locate(h, w, row, code[isa.F0], isa.SHARED, mask & addressed, 16, pc)
     check = cfg[t.CHECK]
-    record = hazards.warp_record(h, w, pc, False) if check else 0
+    record = hazards.warp_record(h, w, pc, hazards.WEAK) if check else 0
     if check and poison[row] & addressed:
         hazards.report(h, hazards.UNINITIALISED_ADDRESS, pc, warps[w, t.AGENT], -1, 0, row, 0, warps[w, t.CTA_SLOT])
     if good != addressed:
@@ -33,7 +33,7 @@ def matrix(h, w, code, base, mask, pc, is_store):
         register = base + s if s >= 0 else ~s
         bad = np.uint32(0)
         if check:
-            hazards.touch_register(h, w, register, not is_store, pc)
+            shadow.touch_register(h, w, register, not is_store, pc)
             for r in range(8):
                 dirty = False
                 if is_store:

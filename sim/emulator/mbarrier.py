@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sim.emulator import hazards, isa, sync
+from sim.emulator import hazards, isa, lane_order, shadow, sync
 from sim.emulator import tables as t
 from sim.emulator.alu import LANES
 from sim.linked_jit import jit
@@ -48,15 +48,15 @@ def find(h, w, cta, address, pc):
             hazards.report(h, hazards.CLUSTER_EXITED, pc, agent, -1, 0, offset, 0, own)
         shift = cfg[t.SHARED_SHIFT]
         base = cta * cfg[t.SHARED_STRIDE] >> shift
-        if t.u8_1(h, t.SHARED_STATE)[base + (offset >> shift)] == hazards.CLEAN:
-            last = t.i64_1(h, t.SHARED_WRITE)[base + (offset >> shift)]
+        if t.u8_1(h, t.SHARED_STATE)[base + (offset >> shift)] == shadow.CLEAN:
+            last = t.i64_1(h, t.SHARED_SHADOW)[base + (offset >> shift)]
             if last != record and shift <= 3:
                 hazards.report(h, hazards.MBAR_INVALID, pc, agent, -1, last, offset, 2, own)
     return barrier
 
 
 @jit
-def initialise(h, w, address, count, pc):
+def initialise(h, w, lane, address, count, pc):
     """mbarrier.init."""
     cfg, at, bars = t.i64_1(h, t.CFG), t.i32_2(h, t.MBAR_AT), t.i64_2(h, t.MBAR)
     ctas, warps = t.i64_2(h, t.CTA), t.i64_2(h, t.WARP)
@@ -87,8 +87,8 @@ def initialise(h, w, address, count, pc):
     bars[barrier, t.M_VALID] = 1
     bars[barrier, t.M_PUBLISHED] = bars[barrier, t.M_SHOWN] = 0
     if cfg[t.CHECK]:
-        record = hazards.warp_record(h, w, pc, False)
-        hazards.touch_shared(h, w, cta, offset, 8, record, True, False, False)
+        record = hazards.warp_record(h, w, pc, hazards.WEAK)
+        shadow.touch_shared(h, w, cta, offset, 8, record, lane, True, False, False, False)
         bars[barrier, t.M_INIT_RECORD] = record
 
 
@@ -111,6 +111,7 @@ def try_complete(h, barrier):
     if bars[barrier, t.M_FLYING] > 0:
         report_bytes(h, barrier, bars[barrier, t.M_FLYING])
     bars[barrier, t.M_PHASE] += 1
+    t.i64_1(h, t.STAT)[t.PROGRESS] += 1
     bars[barrier, t.M_COUNT] -= bars[barrier, t.M_DROPS]
     bars[barrier, t.M_DROPS] = 0
     bars[barrier, t.M_PENDING] = bars[barrier, t.M_COUNT]
@@ -140,7 +141,7 @@ def arrive(h, w, barrier, count, transactions, flags, pc):
         bars[barrier, t.M_PENDING] = 0
     if cfg[t.CHECK] and not flags & _RELAXED:
         if barrier // t.MBARRIERS != warps[w, t.CTA_SLOT]:
-            bars[barrier, t.M_REMOTE] = hazards.warp_record(h, w, pc, False)
+            bars[barrier, t.M_REMOTE] = hazards.warp_record(h, w, pc, hazards.WEAK)
         hazards.join(h, pending_clock(h, barrier), w)
         hazards.tick(h, w)
     try_complete(h, barrier)
@@ -163,7 +164,7 @@ def execute(h, w, code, base, mask, pc):
             continue
         address = (np.int64(reg[a, lane]) + code[isa.F0]) & 0xFFFFFFFF
         if op == isa.MBAR_INIT:
-            initialise(h, w, address, np.int64(reg[b, lane]), pc)
+            initialise(h, w, lane, address, np.int64(reg[b, lane]), pc)
             continue
         rank = address >> isa.RANK_SHIFT
         own = warps[w, t.CTA_SLOT]
@@ -182,6 +183,10 @@ def execute(h, w, code, base, mask, pc):
             try_complete(h, barrier)
         else:
             expected = np.int64(reg[c, lane]) if code[isa.F1] & _EXPECT else 0
+            if cfg[t.CHECK] and not code[isa.F1] & _RELAXED:
+                lane_order.releases(h, w, lane)
+            if cfg[t.CHECK] and cta == own and not code[isa.F1] & _RELAXED:
+                lane_order.arrives(h, w, lane, barrier % t.MBARRIERS, bars[barrier, t.M_PHASE])
             phase = arrive(h, w, barrier, np.int64(reg[b, lane]), expected, code[isa.F1], pc)
             if code[isa.D] >= 0:
                 reg[base + code[isa.D], lane] = np.uint64(phase)
@@ -222,6 +227,8 @@ def wait(h, w, code, base, mask, pc):
             if cfg[t.CHECK] and barrier != joined and not code[isa.F2]:
                 hazards.join(h, w, pending_clock(h, barrier) + 1)
                 joined = barrier
+                if barrier // t.MBARRIERS == own:
+                    lane_order.waited(h, w, mask, barrier % t.MBARRIERS)
         elif blocking < 0:
             blocking = barrier
             warps[w, t.WAIT_B] = wanted
@@ -231,6 +238,7 @@ def wait(h, w, code, base, mask, pc):
             warps[w, t.WAIT_A] = blocking
             return False
         warps[w, t.SPINS] += 1
+        t.i64_1(h, t.STAT)[t.SPUN] += 1
     index = code[isa.D] >> 1
     pred[w, index] = (pred[w, index] & ~mask) | (done & mask)
     poison[w, index] &= ~mask

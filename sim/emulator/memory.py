@@ -4,7 +4,7 @@ import numpy as np
 
 from sim.cache import READ, WRITTEN
 from sim.counts import SECTOR
-from sim.emulator import hazards, isa, sync
+from sim.emulator import hazards, isa, places, shadow
 from sim.emulator import tables as t
 from sim.emulator.alu import LANES, extend, low_mask
 from sim.linked_jit import jit
@@ -69,7 +69,9 @@ def locate(h, w, row, offset, space, mask, width, pc):
                 ok = inside + width <= arrays[where, t.A_BYTES]
                 flat = arrays[where, t.A_FLAT] + inside
         if not ok:
-            hazards.report(h, hazards.OUT_OF_BOUNDS, pc, warps[w, t.AGENT], lane, 0, address, width, cta)
+            null = kind == NOWHERE and 0 <= address < 1 << isa.ARRAY_SHIFT
+            hazard = hazards.NULL_POINTER if null else hazards.OUT_OF_BOUNDS
+            hazards.report(h, hazard, pc, warps[w, t.AGENT], lane, 0, address, width, cta)
         elif inside % width:
             hazards.report(h, hazards.MISALIGNED, pc, warps[w, t.AGENT], lane, 0, address, width, cta)
         else:
@@ -203,26 +205,45 @@ def write_element(h, kind, flat, width, value):
 
 
 @jit
-def touch_lane(h, w, lane, width, record, is_write, is_async, poison):
+def touch_lane(h, w, lane, width, record, is_write, equal, poison):
     """Check a located lane's access against the shadow memory; True where it reads poison."""
     found = t.i64_2(h, t.SCRATCH)
     if found[KIND, lane] == IN_SHARED:
-        return hazards.touch_shared(
-            h, w, found[WHERE, lane], found[OFFSET, lane], width, record, is_write, is_async, poison
+        return shadow.touch_shared(
+            h, w, found[WHERE, lane], found[OFFSET, lane], width, record, lane, is_write, False, equal, poison
         )
     if found[KIND, lane] == IN_GLOBAL:
-        return hazards.touch_global(
-            h, w, found[WHERE, lane], found[OFFSET, lane], width, record, is_write, is_async, poison
+        return shadow.touch_global(
+            h, w, found[WHERE, lane], found[OFFSET, lane], width, record, lane, is_write, False, equal, poison
         )
+    return False
+
+
+@jit
+def unset(h, lane, width):
+    """Whether part of what a located lane touches was never written or holds poison."""
+    found, cfg, arrays = t.i64_2(h, t.SCRATCH), t.i64_1(h, t.CFG), t.i64_2(h, t.ARRAYS)
+    where, offset = found[WHERE, lane], found[OFFSET, lane]
+    if found[KIND, lane] == IN_SHARED:
+        state, shift, base = t.u8_1(h, t.SHARED_STATE), cfg[t.SHARED_SHIFT], where * cfg[t.SHARED_STRIDE]
+        first = (base + offset) >> shift
+    elif found[KIND, lane] == IN_GLOBAL and arrays[where, t.A_TRACKED]:
+        state, shift = t.u8_1(h, t.GLOBAL_STATE), cfg[t.GLOBAL_SHIFT]
+        first = arrays[where, t.A_GRANULE] + (offset >> shift)
+    else:
+        return False
+    for g in range(first, first + max(width >> shift, 1)):
+        if state[g] != shadow.CLEAN:
+            return True
     return False
 
 
 @jit
 def place(h, lane):
     """A number for the location that a lane touches, not 0."""
-    found, ctas = t.i64_2(h, t.SCRATCH), t.i64_2(h, t.CTA)
+    found = t.i64_2(h, t.SCRATCH)
     if found[KIND, lane] == IN_SHARED:
-        return (1 << 62) + (ctas[found[WHERE, lane], t.C_LINEAR] << 32) + found[OFFSET, lane]
+        return places.shared_key(h, found[WHERE, lane], found[OFFSET, lane])
     return ((found[WHERE, lane] + 1) << isa.ARRAY_SHIFT) + found[OFFSET, lane]
 
 
@@ -250,7 +271,7 @@ def load(h, w, code, base, mask, pc):
     signed, register_shift = code[isa.F3] & 1, code[isa.F3] >> 1
     out_mask = low_mask(register_shift)
     strong = (code[isa.C] & isa.STRONG) != 0
-    record = hazards.warp_record(h, w, pc, strong) if check else 0
+    record = hazards.warp_record(h, w, pc, places.strength(code[isa.C])) if check else 0
     if check and poison[row] & mask:
         hazards.report(h, hazards.UNINITIALISED_ADDRESS, pc, warps[w, t.AGENT], -1, 0, row, 0, warps[w, t.CTA_SLOT])
     dirty = np.uint32(0)
@@ -275,12 +296,13 @@ def load(h, w, code, base, mask, pc):
             if kind == IN_SHARED:
                 check_remote(h, w, lane, pc)
             if strong:
-                sync.meet(h, w, place(h, lane), True, False, code[isa.C])
+                places.meet(h, w, lane, place(h, lane), True, False, code[isa.C])
             if touch_lane(h, w, lane, whole, record, False, False, False):
                 dirty |= bit
     if any_global and code[isa.F1] != isa.CONST:
         if strong:
             stat[t.POLLS] += 1
+            stat[t.SPUN] += 1
         else:
             unique = sectors_of(h, good, whole, _READ)
             stat[t.LOAD_SECTORS] += unique
@@ -293,7 +315,7 @@ def load(h, w, code, base, mask, pc):
             to = base + pool[first + i]
             poison[to] = (poison[to] & ~mask) | dirty
             written_at[to] = warps[w, t.FENCES]
-            hazards.touch_register(h, w, to, True, pc)
+            shadow.touch_register(h, w, to, True, pc)
 
 
 @jit
@@ -307,7 +329,7 @@ def store(h, w, code, base, mask, pc):
     good = locate(h, w, row, code[isa.F0], code[isa.F1], mask, whole, pc)
     check = cfg[t.CHECK]
     strong = (code[isa.C] & isa.STRONG) != 0
-    record = hazards.warp_record(h, w, pc, strong) if check else 0
+    record = hazards.warp_record(h, w, pc, places.strength(code[isa.C])) if check else 0
     cta, agent = warps[w, t.CTA_SLOT], warps[w, t.AGENT]
     dirty = np.uint32(0)
     if check:
@@ -316,7 +338,7 @@ def store(h, w, code, base, mask, pc):
         for i in range(count):
             source = base + pool[first + i] if pool[first + i] >= 0 else ~pool[first + i]
             dirty |= poison[source]
-            hazards.touch_register(h, w, source, False, pc)
+            shadow.touch_register(h, w, source, False, pc)
     any_global, any_shared = False, False
     for lane in range(LANES):
         bit = np.uint32(1) << np.uint32(lane)
@@ -332,12 +354,19 @@ def store(h, w, code, base, mask, pc):
                 hazards.report(
                     h, hazards.UNINITIALISED_OUTPUT, pc, agent, lane, 0, found[OFFSET, lane], found[WHERE, lane], cta
                 )
-            touch_lane(h, w, lane, whole, record, True, False, (dirty & bit) != 0)
+            equal = not strong and not dirty & bit
+            for i in range(count):
+                if not equal:
+                    break
+                source = base + pool[first + i] if pool[first + i] >= 0 else ~pool[first + i]
+                equal = read_element(h, kind, flat + i * width, width) == reg[source, lane] & low_mask(64 - 8 * width)
+            touch_lane(h, w, lane, whole, record, True, equal, (dirty & bit) != 0)
             if strong:
-                sync.meet(h, w, place(h, lane), False, True, code[isa.C])
+                places.meet(h, w, lane, place(h, lane), False, True, code[isa.C])
         for i in range(count):
             source = base + pool[first + i] if pool[first + i] >= 0 else ~pool[first + i]
             write_element(h, kind, flat + i * width, width, reg[source, lane])
+    stat[t.PROGRESS] += 1
     if any_global:
         unique = sectors_of(h, good, whole, _WRITTEN)
         stat[t.SM_TO_L2] += SECTOR * unique

@@ -54,7 +54,7 @@ def mutants(ptx: str, entry: str, box_bytes: int, reaches: Reaches) -> Iterator[
     `box_bytes` is the smallest box of the launch's tensor maps: what a byte count or a stage's address changes by.
     Raises EmulatorError for PTX outside the grammar.
     """
-    text = _Text(ptx, parse(ptx).entries[entry])
+    text = _Text(ptx, parse(ptx).entry(entry))
     told: set[tuple[str, str, Location]] = set()
     for at in range(len(text.code.instructions)):
         for mutant in _changed(text, at, box_bytes):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.emulator.isa import SOURCE
 from sim.emulator.ptx import Instruction, Variable
 
 
@@ -19,6 +20,8 @@ class Program:
 
     name: str
     code: NDArray[np.int64]
+    start: int  # position of the kernel's first instruction
+    functions: int  # where in the pool the positions stand that function pointers mean
     pool: NDArray[np.int64]
     constants: NDArray[np.uint64]
     registers: int
@@ -35,9 +38,12 @@ class Program:
     uses_bulk_groups: bool
     uses_cp_async: bool
     uses_wgmma: bool
+    uses_heap: bool
+    uses_grid: bool  # reads where the workspace of a cooperative grid lies
     synchronises: bool  # uses atomics or strong accesses, through which CTAs can meet
+    scoped: bool  # some of them, or of its fences, at the scope of a CTA or a cluster
     source: tuple[Instruction, ...]
 
     def where(self, position: int) -> Instruction:
         """The PTX instruction at a position of `code`."""
-        return self.source[int(self.code[position, -2])]
+        return self.source[int(self.code[position, SOURCE])]

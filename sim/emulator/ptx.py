@@ -1,7 +1,12 @@
-"""PTX text to instructions with their source lines; knows the grammar, not what an instruction means."""
+"""PTX text to instructions with their source lines; knows the grammar, not what an instruction means.
+
+One pass finds the functions and variables of a module; a function's body is read when it is asked for.
+"""
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import PurePath
 
 from sim.errors import InputError
@@ -20,14 +25,22 @@ class Location:
     inlined_at: "Location | None" = None
 
     def __str__(self) -> str:
-        """The line in the kernel's own file first, then the header it was inlined from, if any."""
+        """The line of who wrote the kernel, in a header of theirs or not; in parentheses how it comes to be there."""
         own: Location | None = self
-        while own is not None and not own.file.endswith(".cu"):
+        while own is not None and _is_library(own.file):
             own = own.inlined_at
-        inner = f"{PurePath(self.file).name}:{self.line}"
-        if own is None or own is self:
+        inner = self._short()
+        if own is None:
             return inner
-        return f"{PurePath(own.file).name}:{own.line} ({inner})"
+        if own is not self:
+            return f"{own._short()} ({inner})"
+        within = self.inlined_at
+        while within is not None and not within.file.endswith(".cu"):
+            within = within.inlined_at
+        return inner if within is None or self.file.endswith(".cu") else f"{inner} (in {within._short()})"
+
+    def _short(self) -> str:
+        return f"{PurePath(self.file).name}:{self.line}"
 
 
 @dataclass(frozen=True)
@@ -55,21 +68,29 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Variable:
-    """A named piece of memory: `space` is global, const, shared, local or param; `size` 0 is a dynamic shared array."""
+    """A named piece of memory: `space` is global, const, shared, local or param; `size` 0 is a dynamic shared array.
+
+    `references` are addresses in its data: (offset, name of a variable or function, what is added).
+    """
 
     name: str
     space: str
     size: int
     align: int
     data: bytes = b""
+    references: tuple[tuple[int, str, int], ...] = ()
 
 
 @dataclass
 class Entry:
-    """One kernel: parameters in order, register types by name, instructions, label positions by (scope, name)."""
+    """A kernel or a function: parameters and results in order, register types by name, instructions, labels.
+
+    Labels and tables of branch targets are by (scope, name).
+    """
 
     name: str
     parameters: list[Variable] = field(default_factory=list)
+    results: list[Variable] = field(default_factory=list)
     registers: dict[str, str] = field(default_factory=dict)
     variables: dict[str, Variable] = field(default_factory=dict)
     instructions: list[Instruction] = field(default_factory=list)
@@ -84,168 +105,211 @@ class Entry:
         raise EmulatorError(f"{instruction.location}: `{instruction}` jumps to the unknown label {label}")
 
 
-@dataclass(frozen=True)
+class Function:
+    """A kernel or function of a module, whose text is [start, end); one that is only declared has none."""
+
+    def __init__(self, name: str, module: "Module", parameters: str, results: str, start: int, end: int) -> None:
+        self.name, self._module, self._span = name, module, (start, end)
+        self._parameters, self._results = parameters, results
+
+    @property
+    def is_defined(self) -> bool:
+        return self._span[1] > 0
+
+    @cached_property
+    def entry(self) -> Entry:
+        """What its text says; raises EmulatorError for text outside the grammar."""
+        reader = _Body(self.name, self._module)
+        reader.entry.parameters = list(_parameters(self._parameters))
+        reader.entry.results = list(_parameters(self._results))
+        reader.read(*self._span)
+        return reader.entry
+
+
+@dataclass
 class Module:
-    """A parsed PTX file: entries by name and module-level variables."""
+    """A parsed PTX file: kernels and functions by name, module-level variables, source files by number."""
 
-    entries: dict[str, Entry]
-    variables: dict[str, Variable]
+    text: str
+    files: dict[int, str] = field(default_factory=dict)
+    kernels: dict[str, Function] = field(default_factory=dict)
+    functions: dict[str, Function] = field(default_factory=dict)
+    variables: dict[str, Variable] = field(default_factory=dict)
+
+    def entry(self, name: str) -> Entry:
+        """A kernel's text; raises EmulatorError where there is none of that name."""
+        if name not in self.kernels:
+            raise EmulatorError(f"the PTX has no entry {name}; it has {', '.join(self.kernels) or 'none'}")
+        return self.kernels[name].entry
+
+    def line(self, position: int) -> int:
+        """The 1-based line of a position in the text."""
+        return self.text.count("\n", 0, position) + 1
 
 
+# Parts of the paths of headers that come with the compiler, with CUDA or with this project.
+_LIBRARIES = ("nvrtc", "/nvidia/", "/cuda/", "/cccl/", "/cuda-", "/ptx/")
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _FILE = re.compile(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', re.MULTILINE)
-_SECTION = re.compile(r"\.section\s+\S+\s*\{[^}]*\}")
-_ENTRY = re.compile(r"(?:\.visible\s+|\.weak\s+)*\.entry\s+([\w$]+)\s*(?:\(([^)]*)\))?[^{;]*\{")
-_FUNCTION = re.compile(r"(?:\.visible\s+|\.weak\s+)*\.func\b[^{;]*\{")
-_LOC = re.compile(
-    r"\.loc\s+(\d+)\s+(\d+)\s+(\d+)(?:\s*,\s*function_name\s+\S+\s*,\s*inlined_at\s+(\d+)\s+(\d+)\s+(\d+))?[^\n]*"
+_NOT_NEWLINE = re.compile(r"[^\n]+")
+_LINKING = r"(?:\.(?:visible|weak|extern|common)\s+)*"
+_TOP = re.compile(
+    rf"{_LINKING}\.(?P<kind>entry|func)\b\s*(?:\.noreturn\s*)?(?:\((?P<results>[^)]*)\))?\s*(?P<name>[\w$]+)\s*"
+    rf"(?:\((?P<parameters>[^)]*)\))?(?P<directives>[^{{;]*)(?P<end>[{{;])"
+    rf"|(?P<section>\.section\s+\S+\s*\{{[^}}]*\}})"
+    rf"|(?P<variable>{_LINKING}\.(?:global|const|shared)\s[^;]*);"
 )
-_LABEL = re.compile(r"([$%\w]+)\s*:(?!:)")
-_TABLE = re.compile(r"([$%\w]+)\s*:\s*\.branchtargets\s+([^;]*);")
-_STATEMENT = re.compile(r"[^;]*;")
+_BRACE = re.compile(r"[{}]")
+_TOKEN = re.compile(
+    r"(?P<scope>[{}])"
+    r"|\.loc\s+(?P<file>\d+)\s+(?P<line>\d+)\s+(?P<column>\d+)(?:\s*,\s*function_name\s+[^,\n]+,\s*inlined_at"
+    r"\s+(?P<file2>\d+)\s+(?P<line2>\d+)\s+(?P<column2>\d+))?[^\n]*"
+    r"|(?P<label>[$%\w]+)\s*:(?!:)(?:\s*\.(?P<table>branchtargets|calltargets|callprototype)\s*(?P<targets>[^;]*);)?"
+    r"|(?P<statement>[^;{}]*(?:\{[^{}]*\}[^;{}]*)*);"
+)
+_SPACE = re.compile(r"[\s;]*")
 _IDENTIFIER = re.compile(r"[%$A-Za-z_][\w$]*")
+_REGISTERS = re.compile(r"([%$\w]+)<(\d+)>")
 _VARIABLE = re.compile(
-    r"(?:\.(?:visible|extern|weak|common)\s+)*\.(global|const|shared|local|param)\s+(?:\.ptr\s+)?"
-    r"(?:\.align\s+(\d+)\s+)?(?:\.v([24])\s+)?\.([bsuf]\d+)\s+([\w$]+)\s*((?:\[[^\]]*\])*)\s*(?:=\s*(.*))?$",
+    rf"{_LINKING}(?:\.attribute\([^)]*\)\s*)?\.(global|const|shared|local|param)\s+(?:\.ptr\b(?:\s*\.\w+)?\s*)?"
+    r"(?:\.align\s+(\d+)\s+)?(?:\.v([24])\s+)?\.([bsuf]\d+|pred)\s+(?:\.ptr\b(?:\s*\.(?:global|shared|const|local)\b)?"
+    r"(?:\s*\.align\s+\d+)?\s*)?([\w$]+)\s*((?:\[[^\]]*\]\s*)*)(?:=\s*(.*))?$",
     re.DOTALL,
 )
-_SPACE = re.compile(r"\s+")
+_DIMENSION = re.compile(r"\[([^\]]*)\]")
 
 
 def parse(text: str) -> Module:
-    """Parse a PTX module; raises EmulatorError for text outside the grammar."""
-    files = {int(n): path for n, path in _FILE.findall(text)}
-    clean = _SECTION.sub(_blank, _COMMENT.sub(_blank, text))
-    entries: dict[str, Entry] = {}
-    variables: dict[str, Variable] = {}
+    """Find a module's kernels, functions and variables; raises EmulatorError for text outside the grammar."""
+    module = Module(_COMMENT.sub(_blank, text), {int(n): path for n, path in _FILE.findall(text)})
     at = 0
-    while True:
-        match = _ENTRY.search(clean, at)
-        function = _FUNCTION.search(clean, at)
-        if function and (not match or function.start() < match.start()):
-            _declare_all(clean[at : function.start()], variables)
-            at = _closing_brace(clean, function.end())
-            continue
-        if not match:
-            break
-        _declare_all(clean[at : match.start()], variables)
-        end = _closing_brace(clean, match.end())
-        reader = _Body(match.group(1), files, clean)
-        reader.parameters(match.group(2) or "")
-        reader.read(match.end(), end - 1)
-        entries[match.group(1)] = reader.entry
-        at = end
-    _declare_all(clean[at:], variables)
-    return Module(entries, variables)
+    while match := _TOP.search(module.text, at):
+        at = match.end()
+        if match["variable"]:
+            variable = variable_of(match["variable"])
+            if variable.name not in module.variables or variable.data or variable.size:
+                module.variables[variable.name] = variable
+        elif match["name"]:
+            start, end = at, 0
+            if match["end"] == "{":
+                at = _closing_brace(module.text, at)
+                end = at - 1
+            function = Function(match["name"], module, match["parameters"] or "", match["results"] or "", start, end)
+            known = module.kernels if match["kind"] == "entry" else module.functions
+            if end or match["name"] not in known:
+                known[match["name"]] = function
+    return module
+
+
+def _is_library(file: str) -> bool:
+    """Whether a file is a header of CUDA's or of ours, so that the line that used it says more."""
+    return any(part in file for part in _LIBRARIES)
 
 
 def _blank(match: re.Match[str]) -> str:
     """Spaces in place of a comment, so that line numbers stay."""
-    return re.sub(r"[^\n]", " ", match.group(0))
+    return _NOT_NEWLINE.sub(lambda m: " " * len(m.group()), match.group())
 
 
 def _closing_brace(text: str, at: int) -> int:
     depth = 1
-    for match in re.compile(r"[{}]").finditer(text, at):
+    for match in _BRACE.finditer(text, at):
         depth += 1 if match.group() == "{" else -1
         if depth == 0:
             return match.end()
     raise EmulatorError("the PTX ends inside a function")
 
 
-def _declare_all(text: str, variables: dict[str, Variable]) -> None:
-    for statement in text.split(";"):
-        found = re.search(
-            r"(?:\.(?:visible|extern|weak|common)\s+)*\.(?:global|const|shared)\s.*", statement, re.DOTALL
-        )
-        if found:
-            variable = variable_of(found.group(0).strip())
-            variables[variable.name] = variable
+def _parameters(text: str) -> Iterator[Variable]:
+    for declaration in filter(None, (part.strip() for part in text.split(","))):
+        yield variable_of(declaration)
 
 
 def variable_of(text: str) -> Variable:
     """A variable from its declaration, without the semicolon."""
-    match = _VARIABLE.match(text)
+    match = _VARIABLE.match(text.strip())
     if not match:
-        raise EmulatorError(f"cannot read the PTX declaration `{text[:80]}`")
+        raise EmulatorError(f"cannot read the PTX declaration `{' '.join(text.split())[:80]}`")
     space, align, vector, kind, name, dimensions, value = match.groups()
-    width = int(kind[1:]) // 8 * int(vector or 1)
+    width = int(kind[1:]) // 8 * int(vector or 1) if kind != "pred" else 1
     count = 1
-    for dimension in re.findall(r"\[([^\]]*)\]", dimensions):
-        count *= int(dimension or 0)
-    return Variable(name, space, count * width, int(align or width), _initial(value, kind) if value else b"")
+    for dimension in _DIMENSION.findall(dimensions):
+        count *= int(dimension, 0) if dimension.strip() else 0
+    data, references = _initial(value, width // int(vector or 1)) if value else (b"", ())
+    return Variable(name, space, max(count * width, len(data)), int(align or width), data, references)
 
 
-def _initial(value: str, kind: str) -> bytes:
-    width = int(kind[1:]) // 8
-    out = bytearray()
-    for word in value.strip().strip("{}").split(","):
+def _initial(value: str, width: int) -> tuple[bytes, tuple[tuple[int, str, int], ...]]:
+    """(data, references) of an initialiser."""
+    out, references = bytearray(), []
+    for word in value.replace("{", " ").replace("}", " ").split(","):
         word = word.strip()
-        if re.fullmatch(r"0[fd][0-9a-fA-F]+", word):
-            out += int(word[2:], 16).to_bytes(width, "little")
-        elif re.fullmatch(r"-?(0x)?[0-9a-fA-F]+U?", word):
-            out += (int(word.rstrip("U"), 0) % (1 << 8 * width)).to_bytes(width, "little")
+        if not word:
+            continue
+        if word[0].isdigit() or word[0] == "-":
+            if word[:2] in ("0f", "0F", "0d", "0D") and len(word) in (10, 18):
+                number = int(word[2:], 16)
+            else:
+                number = int(word.rstrip("U"), 0)
+            out += (number % (1 << 8 * width)).to_bytes(width, "little")
         else:
-            return b""  # an address; a kernel that reads it is refused where it does
-    return bytes(out)
+            symbol, _, added = re.sub(r"generic\s*\(([^)]*)\)", r"\1", word).partition("+")
+            references.append((len(out), symbol.strip(), int(added or "0", 0)))
+            out += bytes(width)
+    return bytes(out), tuple(references)
 
 
 class _Body:
     """Reads the statements of one function body."""
 
-    def __init__(self, name: str, files: dict[int, str], text: str) -> None:
+    def __init__(self, name: str, module: Module) -> None:
         self.entry = Entry(name)
-        self._files, self._text = files, text
+        self._module = module
         self._scopes = [0]
         self._names: list[dict[str, str]] = [{}]
         self._count = 0
         self._inlined: dict[tuple[int, int, int], tuple[int, int, int]] = {}
         self._location = Location("?", 0)
 
-    def parameters(self, text: str) -> None:
-        for declaration in filter(None, (part.strip() for part in text.split(","))):
-            self.entry.parameters.append(variable_of(re.sub(r"\.ptr(\s+\.\w+)?", "", declaration)))
-
     def read(self, at: int, end: int) -> None:
-        text = self._text
-        line, counted = text.count("\n", 0, at) + 1, at
+        text = self._module.text
+        line, counted = self._module.line(at), at
         while True:
-            at = _SPACE.match(text, at, end).end() if _SPACE.match(text, at, end) else at  # type: ignore[union-attr]
+            at = _SPACE.match(text, at, end).end()  # type: ignore[union-attr]
             if at >= end:
                 return
+            match = _TOKEN.match(text, at, end)
             line, counted = line + text.count("\n", counted, at), at
-            if text[at] == "{":
+            if not match:
+                raise EmulatorError(f"PTX line {line}: cannot read `{text[at : at + 60]}`")
+            at = match.end()
+            if match["statement"] is not None:
+                self._statement(" ".join(match["statement"].split()), line)
+            elif match["file"]:
+                self._locate(match)
+            elif match["label"]:
+                self._label(match)
+            elif match["scope"] == "{":
                 self._count += 1
                 self._scopes.append(self._count)
                 self._names.append({})
-                at += 1
-            elif text[at] == "}":
+            else:
                 self._scopes.pop()
                 self._names.pop()
-                at += 1
-            elif match := _LOC.match(text, at, end):
-                self._locate(match)
-                at = match.end()
-            elif match := _TABLE.match(text, at, end):
-                targets = tuple(word.strip() for word in match.group(2).split(","))
-                self.entry.tables[self._scopes[-1], match.group(1)] = targets
-                at = match.end()
-            elif match := _LABEL.match(text, at, end):
-                self.entry.labels[self._scopes[-1], match.group(1)] = len(self.entry.instructions)
-                at = match.end()
-            elif match := _STATEMENT.match(text, at, end):
-                self._statement(" ".join(match.group(0)[:-1].split()), line)
-                at = match.end()
-            else:
-                raise EmulatorError(f"PTX line {line}: cannot read `{text[at : at + 60]}`")
+
+    def _label(self, match: re.Match[str]) -> None:
+        where = self._scopes[-1], match["label"]
+        if match["table"] == "branchtargets":
+            self.entry.tables[where] = tuple(word.strip() for word in match["targets"].split(","))
+        elif not match["table"]:
+            self.entry.labels[where] = len(self.entry.instructions)
 
     def _locate(self, match: re.Match[str]) -> None:
-        numbers = tuple(int(g) for g in match.groups() if g is not None)
-        here = (numbers[0], numbers[1], numbers[2])
-        if numbers[1] == 0:
+        here = int(match["file"]), int(match["line"]), int(match["column"])
+        if here[1] == 0:
             return  # line 0: the compiler names no line; keep the last
-        if len(numbers) == 6:
-            self._inlined[here] = (numbers[3], numbers[4], numbers[5])
+        if match["file2"]:
+            self._inlined[here] = int(match["file2"]), int(match["line2"]), int(match["column2"])
         else:
             self._inlined.pop(here, None)
         self._location = self._chain(here, set())
@@ -254,7 +318,7 @@ class _Body:
         outer = self._inlined.get(here)
         seen.add(here)
         within = self._chain(outer, seen) if outer and outer not in seen else None
-        return Location(self._files.get(here[0], "?"), here[1], within)
+        return Location(self._module.files.get(here[0], "?"), here[1], within)
 
     def _statement(self, text: str, line: int) -> None:
         if not text or text.startswith(".pragma"):
@@ -263,27 +327,28 @@ class _Body:
             self._registers(text)
         elif text.startswith((".shared", ".local", ".const", ".global", ".param")):
             variable = variable_of(text)
-            self.entry.variables[variable.name] = variable
+            unique = self._unique(variable.name)
+            self.entry.variables[unique] = replace(variable, name=unique)
         elif text.startswith("."):
             raise EmulatorError(f"PTX line {line}: the directive `{text[:60]}` is not supported")
         else:
             self._instruction(text, line)
 
     def _registers(self, text: str) -> None:
-        _, kind, names = text.split(None, 2)
+        _, kind, names = text.replace(".reg.", ".reg .").split(None, 2)
         for name in (part.strip() for part in names.split(",")):
-            match = re.fullmatch(r"([%$\w]+)<(\d+)>", name)
-            if match:
+            if match := _REGISTERS.fullmatch(name):
                 for i in range(int(match.group(2))):
-                    self._register(f"{match.group(1)}{i}", kind[1:])
+                    self.entry.registers[self._unique(f"{match.group(1)}{i}")] = kind[1:]
             else:
-                self._register(name, kind[1:])
+                self.entry.registers[self._unique(name)] = kind[1:]
 
-    def _register(self, name: str, kind: str) -> None:
-        unique = name if len(self._scopes) == 1 else f"{name}@{self._scopes[-1]}"
-        if unique != name:
-            self._names[-1][name] = unique
-        self.entry.registers[unique] = kind
+    def _unique(self, name: str) -> str:
+        """A name of this scope, unlike the same in any other."""
+        if len(self._scopes) == 1:
+            return name
+        unique = self._names[-1][name] = f"{name}@{self._scopes[-1]}"
+        return unique
 
     def _rename(self, match: re.Match[str]) -> str:
         name = match.group(0)
@@ -295,8 +360,10 @@ class _Body:
     def _instruction(self, text: str, line: int) -> None:
         guard = ""
         if text.startswith("@"):
-            guard, text = text[1:].split(None, 1)
+            guard, text = text[1:].lstrip().split(None, 1)
         opcode, _, rest = text.partition(" ")
+        if "(" in opcode:  # call (result), name ... without a blank
+            opcode, rest = opcode[: opcode.index("(")], text[opcode.index("(") :]
         if any(self._names):
             rest, guard = _IDENTIFIER.sub(self._rename, rest), _IDENTIFIER.sub(self._rename, guard)
         operands = tuple(split_operands(rest))
@@ -305,6 +372,9 @@ class _Body:
 
 def split_operands(text: str) -> list[str]:
     """Split at commas outside brackets and braces."""
+    if not any(c in text for c in "[{("):
+        parts = [part.strip() for part in text.split(",")]
+        return parts if parts[-1] else parts[:-1]
     parts, depth, start = [], 0, 0
     for i, char in enumerate(text):
         if char in "[{(":

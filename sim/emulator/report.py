@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sim.counts import Counts
 from sim.emulator import hazards as z
-from sim.emulator import isa
+from sim.emulator import isa, printed, profile
 from sim.emulator import tables as t
 from sim.emulator.program import Program
 
@@ -82,12 +82,31 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Line:
+    """What the instructions of one source line did, in all warps.
+
+    `instructions` counts warp instructions and `lanes` their active lanes on average; sectors and wavefronts are those
+    of `Statistics`, bytes those of `Counts`.
+    """
+
+    line: str
+    instructions: int
+    lanes: float
+    sectors_per_load: float
+    sectors_per_store: float
+    bank_conflicts: int
+    l2_to_sm_bytes: int
+    sm_to_l2_bytes: int
+
+
+@dataclass(frozen=True)
 class Emulation:
     """The result of running one launch: what was counted, which hazards were met, statistics, and events if asked.
 
     `reads` are pairs of a part of a CTA that read, and the one that had written what it found or 0: the same in every
     interleaving of a kernel without hazards in which no atomic chooses who reads what.
-    `truncated` says that a limit of steps or seconds came before the end.
+    `truncated` says that a limit of steps or seconds came before the end. `printed` is each call of printf; `lines`
+    are what each source line did, if asked.
     """
 
     counts: Counts
@@ -96,10 +115,32 @@ class Emulation:
     trace: tuple[Event, ...] = field(default=())
     reads: frozenset[tuple[int, int]] = frozenset()
     truncated: bool = False
+    printed: tuple[str, ...] = ()
+    lines: tuple[Line, ...] = ()
 
 
 _KINDS = {
-    z.RACE: ("race", "{me} and {other} are not ordered, and {verb} {where}"),
+    z.RACE: ("race", "{me} {verb} {where}, and nothing orders the two"),
+    z.LANE_RACE: ("race between lanes", "{me} {verb} {where}, with no __syncwarp between the two lanes"),
+    z.UNTOLD: (
+        "missing __syncwarp",
+        "{me} {verb} {where}; another lane of that warp signalled for it, with no __syncwarp between the two lanes",
+    ),
+    z.SCOPE_RACE: ("race by scope", "{me} {verb} {where}, both atomically, but at a scope that does not hold both"),
+    z.EQUAL_WRITES: (
+        "same value written twice",
+        "{me} {verb} {where}, and nothing orders the two; the values are the same",
+    ),
+    z.READER_FENCE: (
+        "fence at the writer alone",
+        "{me} {verb} {where}; it has seen a flag that was written after a fence, and has no fence of its own",
+    ),
+    z.NULL_POINTER: ("null pointer", "{me} accesses address {address:#x}: a pointer that is null, or an index past it"),
+    z.NO_MAP: ("tensor map", "{me} finds no tensor map at {where}"),
+    z.MAP_RANK: ("tensor map", "{me} uses the tensor map at {where}, which has {extra} dimensions"),
+    z.ASSERTION: ("assertion failed", "{me} finds that `{text}` does not hold, in line {extra}"),
+    z.STACK_OVERFLOW: ("stack overflow", "{me} needs more than the {extra} B of local memory that a thread has here"),
+    z.ILLEGAL_MASK: ("illegal member mask", "{me} is not among the lanes {mask} that its mask names"),
     z.PROXY_FENCE: (
         "missing fence.proxy.async",
         "{me} reads or writes {where} asynchronously after {other}, with no fence.proxy.async between",
@@ -145,13 +186,20 @@ _KINDS = {
     z.SHUFFLE_INACTIVE: ("shuffle from inactive lane", "{me} reads lane {other_pc}, which does not take part"),
 }
 _RACE_NAMES = ("race on shared memory", "race on global memory")
+_VERBS = ("writes what {other} writes to", "reads what {other} writes to", "writes what {other} reads from")
 
 
 def hazards_of(tables: t.Tables, program: Program, arrays: Sequence[str]) -> Iterator[Hazard]:
     """The hazards that the interpreter noted, in words; `arrays` are the names of all that global memory holds."""
     cfg = tables[t.CFG]
-    for row in tables[t.HAZARDS][: int(cfg[t.HAZARD_COUNT])]:
+    rows = tables[t.HAZARDS]
+    for row in sorted(rows[rows[:, t.Z_COUNT] > 0], key=lambda row: int(row[t.Z_ORDER])):
         yield _hazard(row, tables, program, arrays)
+    if cfg[t.LOST_HAZARDS]:
+        nobody = Access("nobody", "", "")
+        yield Hazard(
+            "more hazards", "more pairs of instructions met than are kept", nobody, count=int(cfg[t.LOST_HAZARDS])
+        )
 
 
 def _hazard(row: NDArray[np.int64], tables: t.Tables, program: Program, arrays: Sequence[str]) -> Hazard:
@@ -159,16 +207,18 @@ def _hazard(row: NDArray[np.int64], tables: t.Tables, program: Program, arrays: 
     name, sentence = _KINDS[kind]
     me = _access(int(row[t.Z_AGENT]), pc, tables, program, int(row[t.Z_LANE]))
     against = None
-    if other > (1 << 18):
-        against = _access(other >> 41, other & ((1 << 18) - 1), tables, program, -1)
+    if other > z.PC_BITS:
+        against = _access(other >> z.AGENT_SHIFT, other & z.PC_BITS, tables, program, -1)
     if kind == z.RACE:
         name = _RACE_NAMES[address >= 1 << isa.ARRAY_SHIFT]
-    verb = "write" if int(row[t.Z_EXTRA]) == 0 else "read and write"
+    extra = int(row[t.Z_EXTRA])
+    verb = _VERBS[extra].format(other=against or "another access") if 0 <= extra < len(_VERBS) else ""
+    text = printed.text_at(tables, address) if kind == z.ASSERTION else ""
     message = sentence.format(
         me=me, other=against or "another access", where=_place(kind, row, arrays), verb=verb,
-        extra=int(row[t.Z_EXTRA]), address=address, other_pc=other,
+        extra=extra, address=address, other_pc=other, mask=f"{extra & 0xFFFFFFFF:#010x}", text=text,
     )  # fmt: skip
-    return Hazard(name, message, me, against)
+    return Hazard(name, message, me, against, int(row[t.Z_COUNT]))
 
 
 def _place(kind: int, row: NDArray[np.int64], names: Sequence[str]) -> str:
@@ -251,6 +301,28 @@ def statistics_of(stat: NDArray[np.int64], steps: int) -> Statistics:
         shared_wavefronts=int(stat[t.SHARED_WAVEFRONTS]),
         shared_ideal_wavefronts=int(stat[t.SHARED_IDEAL]),
     )
+
+
+def lines_of(tables: t.Tables, program: Program) -> tuple[Line, ...]:
+    """What each source line did, the busiest first."""
+    rows: dict[str, NDArray[np.int64]] = {}
+    last = tables[t.PROFILE][-1]
+    final = [int(tables[t.STAT][c]) - int(last[profile.FIRST + i]) for i, c in enumerate(profile.COUNTED)]
+    for pc, row in enumerate(tables[t.PROFILE][:-1]):
+        if row[profile.EXECUTIONS]:
+            where = str(program.where(pc).location)
+            rows[where] = rows.get(where, np.zeros(profile.COLUMNS, np.int64)) + row
+            if pc == tables[t.CFG][t.PROFILED]:
+                rows[where][profile.FIRST :] += final
+    found = []
+    for where, row in rows.items():
+        loads, stores, load_sectors, store_sectors, _, waves, ideal, to_sm, to_l2 = map(int, row[profile.FIRST :])
+        executed = int(row[profile.EXECUTIONS])
+        found.append(
+            Line(where, executed, int(row[profile.LANES]) / executed, load_sectors / loads if loads else 0.0,
+                 store_sectors / stores if stores else 0.0, waves - ideal, to_sm, to_l2)
+        )  # fmt: skip
+    return tuple(sorted(found, key=lambda line: -line.instructions))
 
 
 _COPIES = ("TMA load", "TMA store", "bulk load", "bulk store", "copy to another CTA", "cp.async",

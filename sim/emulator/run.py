@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 
 from sim.cache import replay
 from sim.counts import SECTOR, Counts
-from sim.emulator import hazards as z
-from sim.emulator import interpret
+from sim.emulator import interpret, printed, profile, shadow
 from sim.emulator import tables as t
 from sim.emulator.decode import decode
 from sim.emulator.image import Buffer, Image, address, image_of
 from sim.emulator.program import Program
 from sim.emulator.ptx import EmulatorError
-from sim.emulator.report import Emulation, Hazard, hazards_of, stalled, statistics_of, trace_of
+from sim.emulator.report import Emulation, Hazard, hazards_of, lines_of, stalled, statistics_of, trace_of
 from sim.errors import EnvironmentFailure
 from sim.folders import cache_dir
 from sim.launch import Launch
@@ -29,9 +28,11 @@ from sim.machine import Machine
 _ALIGNMENT = 256  # bytes, of every array, as cudaMalloc gives
 _REGISTER_BUDGET = 1 << 28  # bytes of register rows that CTAs resident at once may take
 _CLOCK_BUDGET = 1 << 28  # bytes of vector clocks
+_HEAP = 8 << 20  # bytes: cudaLimitMallocHeapSize as it is at first
 _RESIDENT = 8  # clusters resident at once, where the grid does not synchronise
 _MAX_STEPS = 1 << 34  # warp instructions
 _LANES = 32
+LIVELOCKED = -1  # beside what the interpreter returns
 _SLICE = 1 << 22  # warp instructions between two looks at the clock
 
 
@@ -51,18 +52,20 @@ def execute(
     seed: int = 0,
     check: bool = True,
     trace: bool = False,
+    profiled: bool = False,
     max_steps: int = _MAX_STEPS,
     deadline_s: float = inf,
 ) -> Emulation:
     """Execute one launch; its buffers and module variables are updated in place.
 
     `seed` chooses the interleaving of warps, CTAs and copies. `check` finds hazards and poison; without it only results
-    and counts remain. `trace` keeps events for `Emulation.trace`. A run ends after `max_steps` warp instructions or
+    and counts remain. `trace` keeps events for `Emulation.trace`, `profiled` what each
+    source line did for `Emulation.lines`. A run ends after `max_steps` warp instructions or
     `deadline_s` seconds, and is then truncated. Raises EmulatorError for PTX that the emulator does not know and for a
     launch that does not fit its parameters.
     """
     program = decode(ptx, image.entry, len(image.buffers))
-    chip = _Chip(program, image, machine, seed, check, trace)
+    chip = _Chip(program, image, machine, seed, check, trace, profiled)
     outcome = chip.run(max_steps, monotonic() + deadline_s)
     chip.copy_back()
     return chip.emulation(outcome)
@@ -82,11 +85,13 @@ def _interpreter() -> Any:
 class _Chip:
     """The tables of one launch."""
 
-    def __init__(self, program: Program, image: Image, machine: Machine, seed: int, check: bool, trace: bool) -> None:
+    def __init__(self, program: Program, image: Image, machine: Machine, seed: int, check: bool, trace: bool,
+                 profiled: bool) -> None:  # fmt: skip
         self.program, self.image, self.machine = program, image, machine
         self.tables = t.Tables()
         self.cfg = self.tables.add(t.CFG, np.zeros(t.CFG_SIZE, np.int64))
         self.check, self.trace = check, trace
+        self.profiled = profiled
         self._geometry()
         self._global_memory()
         self._parameters()
@@ -97,11 +102,16 @@ class _Chip:
 
     def run(self, max_steps: int, deadline: float) -> int:
         """Interpret until the launch ends, stalls, has executed `max_steps` or the clock says `deadline`."""
-        cfg, interpreter = self.cfg, _interpreter()
+        cfg, stat, interpreter = self.cfg, self.tables[t.STAT], _interpreter()
         while True:
             cfg[t.MAX_STEPS] = min(int(cfg[t.STEPS]) + _SLICE, max_steps)
+            spun, progress = int(stat[t.SPUN]), int(stat[t.PROGRESS])
             outcome = int(interpreter(self.tables.handle))
-            if outcome != interpret.OUT_OF_STEPS or cfg[t.STEPS] > max_steps or monotonic() > deadline:
+            if outcome != interpret.OUT_OF_STEPS:
+                return outcome
+            if cfg[t.STEPS] > max_steps or (stat[t.SPUN] > spun and stat[t.PROGRESS] == progress):
+                return LIVELOCKED
+            if monotonic() > deadline:
                 return outcome
 
     def _geometry(self) -> None:
@@ -140,6 +150,10 @@ class _Chip:
             t.SM_COUNT: self.machine.sms,
             t.DYNAMIC_SHARED: launch.shared_bytes,
             t.QUANTUM: 4000,
+            t.START: program.start,
+            t.PROFILED: program.start if self.profiled else -1,
+            t.FUNCTIONS: program.functions,
+            t.FUNCTION_COUNT: len(program.pool) - program.functions,
         }
         for k, axis in enumerate("xyz"):
             del axis
@@ -159,6 +173,13 @@ class _Chip:
             given = self.image.variables.get(variable.name, np.frombuffer(variable.data, np.uint8))
             data[: len(given)] = given
             pieces.append(Buffer(variable.name, data, variable.space == "global"))
+        self.counted = len(pieces)  # what follows is not the kernel's own
+        if program.uses_heap:
+            cfg[t.HEAP_ARRAY] = len(pieces)
+            pieces.append(Buffer("the heap", np.zeros(_HEAP, np.uint8), unset=np.ones(_HEAP, bool)))
+        if program.uses_grid:
+            cfg[t.GRID_WORKSPACE] = address(len(pieces))
+            pieces.append(Buffer("the grid's workspace", np.zeros(_ALIGNMENT, np.uint8)))
         self.pieces = pieces
         rows = np.zeros((len(pieces), t.ARRAY_COLUMNS), np.int64)
         flat = granules = marks = 0
@@ -183,8 +204,7 @@ class _Chip:
             add(table, memory.view(kind))
         add(t.ARRAYS, rows)
         add(t.MARKS, np.zeros(marks + 1, np.uint8))
-        add(t.GLOBAL_WRITE, np.zeros(granules + 1, np.int64))
-        add(t.GLOBAL_READ, np.zeros((granules + 1, t.READERS), np.int64))
+        self._shadow(t.GLOBAL_SHADOW, granules + 1)
         add(t.GLOBAL_STATE, state)
         cfg[t.ARRAY_COUNT] = len(pieces)
 
@@ -239,7 +259,8 @@ class _Chip:
             at += count
         cfg[t.AGENTS] = at
         cfg[t.WIDE] = program.synchronises
-        cfg[t.CLOCK_SECTIONS] = 4 if program.synchronises else 2
+        cfg[t.SCOPED] = program.scoped
+        cfg[t.CLOCK_SECTIONS] = 8 if program.scoped else 4 if program.synchronises else 2
         cfg[t.CLOCK_WIDTH] = at * (prod(self.image.grid) if program.synchronises else cfg[t.CLUSTER_SIZE])
         if self.check:
             row = 4 * int(cfg[t.CLOCK_WIDTH] * cfg[t.CLOCK_SECTIONS])
@@ -273,22 +294,38 @@ class _Chip:
         clocks = warps + ctas * t.BARRIERS + int(cfg[t.SLOTS]) + 2 * ctas * t.MBARRIERS if self.check else 1
         cfg[t.PLACE_CLOCK] = clocks
         clocks += t.MAX_PLACES if program.synchronises and self.check else 0
-        add(t.CLOCK, np.zeros((clocks, int(cfg[t.CLOCK_WIDTH] * cfg[t.CLOCK_SECTIONS])), np.int32))
-        add(t.PLACES, np.zeros(t.MAX_PLACES, np.int64))
+        observed = t.OBSERVED if program.synchronises else 0
+        add(t.CLOCK, np.zeros((clocks, int(cfg[t.CLOCK_WIDTH] * cfg[t.CLOCK_SECTIONS]) + observed), np.int32))
+        add(t.PLACES, np.zeros((t.MAX_PLACES, t.PLACE_COLUMNS), np.int64))
         granules = ctas * (int(cfg[t.SHARED_STRIDE]) >> int(cfg[t.SHARED_SHIFT])) if self.check else 1
-        add(t.SHARED_WRITE, np.zeros(granules, np.int64))
-        add(t.SHARED_READ, np.zeros((granules, t.READERS), np.int64))
+        self._shadow(t.SHARED_SHADOW, granules)
         add(t.SHARED_STATE, np.zeros(granules, np.uint8))
+        add(t.LANE_PAIRS, np.zeros((warps, _LANES * _LANES), np.int32))
+        add(t.FINE, np.zeros((warps, t.FINE_RECORDS), np.int64))
+        add(t.LANE_RELEASED, np.zeros((warps, _LANES), np.int32))
+        add(t.RELEASES, np.zeros((warps, t.RELEASE_COLUMNS * t.MBARRIERS), np.int64))
         shared = np.zeros(ctas * int(cfg[t.SHARED_STRIDE]), np.uint8)
         for table, width in ((t.S8, np.uint8), (t.S16, np.uint16), (t.S32, np.uint32), (t.S64, np.uint64)):
             add(table, shared.view(width))
         add(t.LOCAL8, np.zeros(max(warps * _LANES * program.local, 1), np.uint8))
         add(t.HAZARDS, np.zeros((t.MAX_HAZARDS, t.HAZARD_COLUMNS), np.int64))
+        add(t.MATRICES, np.zeros((64, 256), np.float64))
         add(t.RESULT, np.zeros((64, 256), np.float32))
         add(t.EVENTS, np.zeros((t.MAX_EVENTS if self.trace else 1, t.EVENT_COLUMNS), np.int64))
+        add(t.PRINTS, np.zeros((t.MAX_PRINTS, t.P_DATA + t.PRINT_WORDS), np.int64))
+        add(t.PROFILE, np.zeros((len(program.code) + 1 if self.profiled else 1, profile.COLUMNS), np.int64))
         add(t.SCRATCH, np.zeros((8, _LANES), np.int64))
         add(t.LANE_RESULT, np.zeros(_LANES, np.uint64))
         add(t.AUTHORS, np.zeros((int(cfg[t.AGENTS]), 2 + int(cfg[t.MBAR_AGENT])), np.uint8))
+
+    def _shadow(self, first: int, granules: int) -> None:
+        """Tables for what touched each granule last, but its state."""
+        add = self.tables.add
+        add(first + t.X_WRITE, np.zeros(granules, np.int64))
+        add(first + t.X_STRONG, np.zeros(granules, np.int64))
+        add(first + t.X_READ, np.zeros((granules, t.READERS), np.int64))
+        add(first + t.X_WRITE_LANES, np.zeros(granules, np.uint64))
+        add(first + t.X_READ_LANES, np.zeros((granules, t.READERS), np.uint32))
 
     def copy_back(self) -> None:
         """Write what the kernel may have changed back into the buffers and variables of the image."""
@@ -297,10 +334,12 @@ class _Chip:
             if not piece.writable:
                 continue
             piece.data[:] = memory[row[t.A_FLAT] : row[t.A_FLAT] + row[t.A_BYTES]]
+            if number >= self.counted:
+                continue
             if number >= len(self.image.buffers):
                 self.image.variables[piece.name] = piece.data
             elif piece.unset is not None and self.check:
-                unset = self._granules(state, row) != z.CLEAN
+                unset = self._granules(state, row) != shadow.CLEAN
                 piece.unset[:] = np.repeat(unset, self.program.global_granule)[: piece.data.size]
 
     def emulation(self, outcome: int) -> Emulation:
@@ -311,7 +350,7 @@ class _Chip:
         found = list(hazards_of(self.tables, self.program, [piece.name for piece in self.pieces]))
         if outcome == interpret.DEADLOCKED:
             found.append(stalled(self.tables, self.program, "deadlock"))
-        elif outcome == interpret.OUT_OF_STEPS:
+        elif outcome == LIVELOCKED:
             found.append(stalled(self.tables, self.program, "livelock"))
         marks = self.tables[t.MARKS]
         rows = self.tables[t.ARRAYS][: len(self.image.buffers)]
@@ -332,5 +371,13 @@ class _Chip:
         hazards: tuple[Hazard, ...] = tuple(found)
         statistics = statistics_of(stat, int(cfg[t.STEPS]))
         reads = frozenset(zip(*(axis.tolist() for axis in self.tables[t.AUTHORS].nonzero()), strict=True))
-        return Emulation(counts, hazards, statistics, trace_of(self.tables, self.program), reads,
-                         outcome == interpret.OUT_OF_STEPS)  # fmt: skip
+        return Emulation(
+            counts,
+            hazards,
+            statistics,
+            trace_of(self.tables, self.program),
+            reads,
+            outcome == interpret.OUT_OF_STEPS,
+            tuple(printed.lines(self.tables)),
+            lines_of(self.tables, self.program) if self.profiled else (),
+        )

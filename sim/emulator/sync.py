@@ -1,8 +1,8 @@
-"""CTA and cluster barriers, fences, meeting through atomics, and waking the warps that wait."""
+"""CTA and cluster barriers, fences, and waking the warps that wait."""
 
 import numpy as np
 
-from sim.emulator import hazards, isa
+from sim.emulator import hazards, isa, lane_order, places
 from sim.emulator import tables as t
 from sim.emulator.alu import LANES
 from sim.linked_jit import jit
@@ -84,18 +84,17 @@ def barrier_complete(h, cta, number):
         expected = LANES * ctas[cta, t.C_ALIVE]
     if bars[at, t.B_ARRIVED] == 0 or bars[at, t.B_ARRIVED] < expected:
         return
-    if bars[at, t.B_EXPECTED] == 0 and ctas[cta, t.C_ALIVE] < cfg[t.WARPS]:
-        agent = hazards.agent_number(h, cta, 0)
-        hazards.report(h, hazards.BARRIER_MISMATCH, bars[at, t.B_PC], agent, -1, 0, number, expected, cta)
     row = barrier_clock(h, cta, number)
     first = cta * cfg[t.WARPS]
     for w in range(first, first + cfg[t.WARPS]):
         if warps[w, t.STATE] == t.W_BAR and warps[w, t.WAIT_A] == number:
             if cfg[t.CHECK]:
                 hazards.join(h, w, row)
+                lane_order.all_met(h, w, lane_order.epoch_of_warp(h, w))
             _give_result(h, w, at)
             warps[w, t.PC] += 1
             wake(h, w)
+    t.i64_1(h, t.STAT)[t.PROGRESS] += 1
     clear_barrier(h, at)
 
 
@@ -135,8 +134,6 @@ def barrier_arrive(h, w, code, base, mask, pc, waits):
     number, expected = np.int64(reg[a, lane]), np.int64(reg[b, lane])
     if cfg[t.CHECK] and (stale[a] | stale[b]) & mask:
         hazards.report(h, hazards.UNINITIALISED_ADDRESS, pc, agent, -1, 0, a, 0, cta)
-    if mask != np.uint32(warps[w, t.LIVE]):
-        hazards.report(h, hazards.BARRIER_DIVERGENT, pc, agent, lane, 0, number, np.int64(mask), cta)
     if not 0 <= number < t.BARRIERS or expected % LANES or expected > LANES * cfg[t.WARPS]:
         hazards.report(h, hazards.BARRIER_MISMATCH, pc, agent, lane, 0, number, expected, cta)
         cfg[t.STOPPED] = 1
@@ -155,6 +152,7 @@ def barrier_arrive(h, w, code, base, mask, pc, waits):
         bars[at, t.B_AND] &= held == mask
         bars[at, t.B_OR] |= held != 0
     if cfg[t.CHECK]:
+        lane_order.releases_all(h, w)
         hazards.join(h, barrier_clock(h, cta, number), w)
         hazards.tick(h, w)
     total = expected if expected else LANES * ctas[cta, t.C_ALIVE]
@@ -182,6 +180,7 @@ def cluster_complete(h, slot):
         if warps[w, t.STATE] == t.W_CLUSTER:
             if cfg[t.CHECK]:
                 hazards.join(h, w, row)
+                lane_order.all_met(h, w, warps[w, t.CLUSTER_RELEASED])
             warps[w, t.CLUSTER_ARRIVED] = 0
             warps[w, t.PC] += 1
             wake(h, w)
@@ -198,13 +197,9 @@ def _show_barriers(h, w):
 
 
 @jit
-def cluster_arrive(h, w, relaxed, mask, pc):
+def cluster_arrive(h, w, relaxed, pc):
     warps, clusters, cfg = t.i64_2(h, t.WARP), t.i64_2(h, t.CLUSTER), t.i64_1(h, t.CFG)
     slot = t.i64_2(h, t.CTA)[warps[w, t.CTA_SLOT], t.C_CLUSTER_SLOT]
-    if mask != np.uint32(warps[w, t.LIVE]):
-        hazards.report(
-            h, hazards.BARRIER_DIVERGENT, pc, warps[w, t.AGENT], -1, 0, -1, np.int64(mask), warps[w, t.CTA_SLOT]
-        )
     if warps[w, t.CLUSTER_ARRIVED]:
         hazards.report(h, hazards.BARRIER_MISMATCH, pc, warps[w, t.AGENT], -1, 0, -1, 0, warps[w, t.CTA_SLOT])
     warps[w, t.CLUSTER_ARRIVED] = 1
@@ -213,8 +208,10 @@ def cluster_arrive(h, w, relaxed, mask, pc):
     if cfg[t.CHECK] and relaxed:
         _show_barriers(h, w)
     if cfg[t.CHECK] and not relaxed:
+        lane_order.releases_all(h, w)
         hazards.join(h, cluster_clock(h, slot), w)
         hazards.tick(h, w)
+        warps[w, t.CLUSTER_RELEASED] = lane_order.epoch_of_warp(h, w)
     cluster_complete(h, slot)
 
 
@@ -230,6 +227,7 @@ def cluster_wait(h, w, mask, pc):
         warps[w, t.CLUSTER_ARRIVED] = 0
         if cfg[t.CHECK]:
             hazards.join(h, w, cluster_clock(h, slot))
+            lane_order.all_met(h, w, warps[w, t.CLUSTER_RELEASED])
         return True
     warps[w, t.PC], warps[w, t.MASK] = pc, np.int64(mask)
     warps[w, t.STATE] = t.W_CLUSTER
@@ -238,7 +236,7 @@ def cluster_wait(h, w, mask, pc):
 
 
 @jit
-def fence(h, w, what):
+def fence(h, w, what, scope):
     """fence.proxy.async, fence.mbarrier_init, and fences at a scope, for warps that meet through atomics."""
     cfg, warps, bars = t.i64_1(h, t.CFG), t.i64_2(h, t.WARP), t.i64_2(h, t.MBAR)
     if not cfg[t.CHECK]:
@@ -250,38 +248,5 @@ def fence(h, w, what):
     if what & _ASYNC:
         hazards.join_section(h, w, t.VISIBLE_ASYNC, w, t.BEFORE)
         hazards.tick(h, w)
-    if what & _SCOPE and cfg[t.CLOCK_SECTIONS] > 2:
-        hazards.join_section(h, w, t.BEFORE, w, t.ACQUIRABLE)
-        hazards.join_section(h, w, t.PUBLISHED, w, t.BEFORE)
-        hazards.tick(h, w)
-
-
-@jit
-def place_clock(h, key):
-    """Clock row of a memory location that atomics touch; where all are taken, locations share one."""
-    cfg, places = t.i64_1(h, t.CFG), t.i64_1(h, t.PLACES)
-    slot = (key * 40503 >> 4) % t.MAX_PLACES
-    for _ in range(t.MAX_PLACES):
-        if places[slot] == key or places[slot] == 0:
-            break
-        slot = (slot + 1) % t.MAX_PLACES
-    places[slot] = key
-    return cfg[t.PLACE_CLOCK] + slot
-
-
-@jit
-def meet(h, w, key, reads, writes, semantics):
-    """A strong access of warp w to a location: it releases and acquires, at once or by the fences around it."""
-    cfg = t.i64_1(h, t.CFG)
-    if cfg[t.CLOCK_SECTIONS] <= 2:
-        return
-    row = place_clock(h, key)
-    if reads:
-        hazards.join_section(h, w, t.ACQUIRABLE, row, t.BEFORE)
-        if semantics & isa.ACQUIRE:
-            hazards.join_section(h, w, t.BEFORE, row, t.BEFORE)
-    if writes:
-        hazards.join_section(h, row, t.BEFORE, w, t.PUBLISHED)
-        if semantics & isa.RELEASE:
-            hazards.join_section(h, row, t.BEFORE, w, t.BEFORE)
-            hazards.tick(h, w)
+    if what & _SCOPE:
+        places.fence(h, w, scope)

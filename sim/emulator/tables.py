@@ -17,11 +17,15 @@ from sim.linked_jit import jit
 # The tables, in the order of their rows in the handle.
 (
     CODE, POOL, CFG, STAT, RNG, REG, POISON, FLIGHT, WRITTEN_AT, PRED, PRED_POISON, WARP, LANE_PC, CTA,
-    CLUSTER, BAR, MBAR, MBAR_AT, OPS, READY, CLOCK, PLACES, SHARED_WRITE, SHARED_READ, SHARED_STATE,
-    GLOBAL_WRITE, GLOBAL_READ, GLOBAL_STATE, ARRAYS, G8, G16, G32, G64, S8, S16, S32, S64, LOCAL8, PARAM8,
-    MARKS, MAPS, HAZARDS, RESULT, EVENTS, SCRATCH, LANE_RESULT, AUTHORS,
-) = range(47)  # fmt: skip
-TABLES = 47
+    CLUSTER, BAR, MBAR, MBAR_AT, OPS, READY, CLOCK, PLACES, LANE_PAIRS, SHARED_SHADOW, _1, _2, _3, _4, SHARED_STATE,
+    GLOBAL_SHADOW, _7, _8, _9, _10, GLOBAL_STATE, ARRAYS, G8, G16, G32, G64, S8, S16, S32, S64, LOCAL8, PARAM8,
+    MARKS, MAPS, HAZARDS, RESULT, EVENTS, SCRATCH, LANE_RESULT, RELEASES, PRINTS, MATRICES, LANE_RELEASED,
+    PROFILE, FINE, AUTHORS,
+) = range(60)  # fmt: skip
+TABLES = 60
+# The shadow of shared or of global memory is six tables, counted from the first: a granule's last weak write, its last
+# strong write, its readers, which lanes made each, and whether it was set.
+X_WRITE, X_STRONG, X_READ, X_WRITE_LANES, X_READ_LANES, X_STATE = range(6)
 
 # CFG: what does not change during a launch, and a few counters.
 (
@@ -31,25 +35,28 @@ TABLES = 47
     MAX_STEPS, GRID_X, GRID_Y, GRID_Z, BLOCK_X, BLOCK_Y, BLOCK_Z, CLUSTER_X, CLUSTER_Y, CLUSTER_Z, SM_COUNT,
     FREE_SLOTS, HAS_TENSOR, HAS_BULK, HAS_CP_ASYNC, HAS_MBARRIER, DYNAMIC_SHARED, STOPPED, PLACE_CLOCK,
     CLOCK_SECTIONS, QUANTUM, TENSOR_AGENT, BULK_READ_AGENT, BULK_WRITE_AGENT, CP_ASYNC_AGENT, MBAR_AGENT,
-    SPIN_LIMIT,
-) = range(54)  # fmt: skip
-CFG_SIZE = 64
+    SPIN_LIMIT, SCOPED, LOST_HAZARDS, START, FUNCTIONS, FUNCTION_COUNT, HEAP_ARRAY, HEAP_AT, GRID_WORKSPACE,
+    PRINT_COUNT, PROFILED,
+) = range(64)  # fmt: skip
+CFG_SIZE = 72
 
 # STAT: what is counted. Instruction classes come first.
 N_CLASSES = 14
 (
     MMA_FLOPS, EXP, LOAD_SECTORS, STORE_SECTORS, TMA_LOAD_BYTES, L2_TO_SM, SM_TO_L2, LOAD_REQUESTS,
-    STORE_REQUESTS, SHARED_REQUESTS, SHARED_WAVEFRONTS, SHARED_IDEAL, ATOMIC_REQUESTS, POLLS,
-) = range(N_CLASSES, N_CLASSES + 14)  # fmt: skip
+    STORE_REQUESTS, SHARED_REQUESTS, SHARED_WAVEFRONTS, SHARED_IDEAL, ATOMIC_REQUESTS, POLLS, SPUN, PROGRESS,
+) = range(N_CLASSES, N_CLASSES + 16)  # fmt: skip
 STAT_SIZE = 32
 
 # WARP columns.
 (
     STATE, PC, MASK, LIVE, LIMIT, PARKED, CTA_SLOT, INDEX, BASE, WAIT_A, WAIT_B, AGENT, FENCES, GROUPS,
     GROUPS_DONE, BULK_LAST, BULK_GROUPS, BULK_LANES, BULK_PC, CP_GROUPS, CLUSTER_PHASE, CLUSTER_ARRIVED,
-    READY_AT, WAIT_PC, REGISTER_CHANGES, OPEN_WGMMA, SPINS, REGISTERS_PC, SINCE,
-) = range(29)  # fmt: skip
-WARP_COLUMNS = 32
+    READY_AT, WAIT_PC, REGISTER_CHANGES, OPEN_WGMMA, SPINS, REGISTERS_PC, SINCE, WAITERS, SYNCED, JOIN, JOIN_FOR,
+    JOIN_NEEDS, POLLED, POLL_PC, LANES_SYNCED, CP_SYNCED, CLUSTER_RELEASED,
+    ALL_RELEASED, PARTIAL, CONVERGED, READS_RELEASED,
+) = range(43)  # fmt: skip
+WARP_COLUMNS = 44
 W_READY, W_DONE, W_BAR, W_MBAR, W_CLUSTER, W_BULK, W_CP_ASYNC, W_WGMMA, W_WARP_SYNC = range(9)
 WAITING = ("ready", "done", "a CTA barrier", "an mbarrier", "the cluster barrier", "bulk groups", "cp.async groups",
            "wgmma groups", "the rest of its warp")  # fmt: skip
@@ -87,18 +94,30 @@ T_OFFSET, T_ARRAY, T_DIMS, T_ELEMENT, T_SWIZZLE, T_FORMAT = range(6)
 T_SIZE, T_STRIDE, T_BOX = 6, 11, 16
 MAP_COLUMNS = 24
 # HAZARDS columns.
-Z_KIND, Z_PC, Z_AGENT, Z_LANE, Z_OTHER, Z_ADDRESS, Z_EXTRA, Z_CTA, Z_SPACE = range(9)
+Z_KIND, Z_PC, Z_AGENT, Z_LANE, Z_OTHER, Z_ADDRESS, Z_EXTRA, Z_CTA, Z_COUNT, Z_ORDER = range(10)
 HAZARD_COLUMNS = 10
-MAX_HAZARDS = 128
+MAX_HAZARDS = 2048
 # EVENTS columns.
 E_AGENT, E_PC, E_BEGIN, E_END, E_WHAT, E_ARGUMENT = range(6)
 EVENT_COLUMNS = 6
 MAX_EVENTS = 1 << 18
 
-# Sections of a clock row, each CLOCK_WIDTH columns: what the owner comes after; what of it the asynchronous proxy sees;
-# what of it a fence published, for a later atomic to release; what atomics have read, for a later fence to acquire.
+# Sections of a clock row, each CLOCK_WIDTH columns: what the owner comes after; what of it the async proxy sees;
+# then for each scope in use what of it a fence published, for a later atomic to release, and what atomics have read,
+# for a later fence to acquire. Behind them stand OBSERVED columns: how many strong writes of some locations were seen.
 BEFORE, VISIBLE_ASYNC, PUBLISHED, ACQUIRABLE = range(4)
+OBSERVED = 64
 MAX_PLACES = 1024  # memory locations through which warps synchronise by atomics
+# RELEASES: for each mbarrier of a warp's CTA, which of its lanes arrived last, at which epoch, in which phase.
+RELEASE_COLUMNS = 3
+FINE_RECORDS = 64  # records that a warp found ordered before it, each in the column of its hash
+# PRINTS columns: the format's address, then the first words of the arguments.
+P_FORMAT, P_DATA = range(2)
+PRINT_WORDS = 31
+MAX_PRINTS = 1 << 12
+# PLACES columns.
+P_KEY, P_VERSION, P_WARP, P_LANES = range(4)
+PLACE_COLUMNS = 4
 _HANDLE_COLUMNS = 3  # address, rows, columns
 READERS = 4  # unordered readers of a granule that are remembered
 
@@ -132,7 +151,8 @@ def _view(dtype: types.Number, ndim: int) -> Any:
 i64_1, u64_1, u32_1 = _view(types.int64, 1), _view(types.uint64, 1), _view(types.uint32, 1)
 u16_1, u8_1 = _view(types.uint16, 1), _view(types.uint8, 1)
 i64_2, u64_2, u32_2 = _view(types.int64, 2), _view(types.uint64, 2), _view(types.uint32, 2)
-i32_2, f32_2, u8_2 = _view(types.int32, 2), _view(types.float32, 2), _view(types.uint8, 2)
+u8_2 = _view(types.uint8, 2)
+i32_2, f32_2, f64_2 = _view(types.int32, 2), _view(types.float32, 2), _view(types.float64, 2)
 
 
 @jit

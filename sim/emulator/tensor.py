@@ -9,7 +9,7 @@ flight until wgmma.wait_group, for which all four warps must have committed the 
 
 import numpy as np
 
-from sim.emulator import flight, fpu, hazards, isa
+from sim.emulator import flight, fpu, hazards, isa, shadow
 from sim.emulator import tables as t
 from sim.emulator.alu import LANES
 from sim.linked_jit import jit
@@ -77,7 +77,7 @@ def read_operand(h, w, descriptor, major, first, count, k, fmt, row, by_column, 
             if at + 16 > cfg[t.SHARED_BYTES]:
                 hazards.report(h, hazards.OUT_OF_BOUNDS, pc, warps[w, t.AGENT], -1, 0, at, 16, cta)
                 return True
-            if check and hazards.touch_shared(h, w, cta, at, 16, record, False, True, False):
+            if check and shadow.touch_shared(h, w, cta, at, 16, record, -1, False, True, False, False):
                 dirty = True
             for i in range(per_chunk):
                 byte = origin + at + i * element
@@ -140,7 +140,7 @@ def wgmma(h, w, code, base, pc):
     record = 0
     if check:
         tensor_agent = hazards.agent_number(h, own, cfg[t.TENSOR_AGENT] + warps[w, t.INDEX] // 4)
-        record = hazards.record_of(tensor_agent, group, pc, False)
+        record = hazards.record_of(tensor_agent, group, pc, hazards.WEAK)
         if (stale[b] | (np.uint32(0) if from_registers else stale[a])) or t.u32_2(h, t.PRED_POISON)[
             w, code[isa.C] >> 1
         ]:
@@ -216,16 +216,12 @@ def wait(h, w, pending):
 
 
 @jit
-def mma(h, w, code, base, mask, pc):
+def mma(h, w, code, base):
     """mma.sync m16n8kK."""
     pool, reg, stat, out = t.i64_1(h, t.POOL), t.u64_2(h, t.REG), t.i64_1(h, t.STAT), t.f32_2(h, t.RESULT)
     stale, warps = t.u32_1(h, t.POISON), t.i64_2(h, t.WARP)
     k, fmt, a_count, first = code[isa.F0], code[isa.F1], code[isa.F2], code[isa.POOL]
     b_count = code[isa.COUNT] - 8 - a_count
-    if mask != _FULL:
-        hazards.report(
-            h, hazards.BARRIER_DIVERGENT, pc, warps[w, t.AGENT], -1, 0, -2, np.int64(mask), warps[w, t.CTA_SLOT]
-        )
     _fragment(h, base, first + 4, fmt, a_count)
     element = isa.FORMAT_BYTES[code[isa.F3]]
     per = 4 // element

@@ -31,7 +31,7 @@ def test_sectors_of_a_strided_load(stride: int, warps: int) -> None:
 
 
 @settings(max_examples=20)
-@given(st.integers(0, 40))
+@given(st.integers(1, 40))
 def test_bank_conflicts_of_a_strided_store(stride: int) -> None:
     body = f"mul.lo.u32 %r1, %thread, {4 * stride}; mov.u32 %r2, buffer; add.u32 %r1, %r1, %r2;"
     body += "st.shared.b32 [%r1], %a; mov.b32 %out, %a;"

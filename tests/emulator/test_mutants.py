@@ -34,10 +34,10 @@ def changed_lines(before: str, after: str) -> list[tuple[str, str]]:
 def test_every_mutant_is_ptx_that_differs(name: str) -> None:
     ptx, found = mutants_of(name)
     for mutant in found:
-        assert name in parse(mutant.ptx).entries
+        assert name in parse(mutant.ptx).kernels
         assert changed_lines(ptx, mutant.ptx)
         assert "trap;" in mutant.probe
-        assert name in parse(mutant.probe).entries
+        assert name in parse(mutant.probe).kernels
     assert len({m.ptx for m in found}) == len(found)
 
 

@@ -139,3 +139,31 @@ def test_a_kernel_without_a_model_pays_an_empty_launch_and_its_largest_bill() ->
     problem = Linear(1, 4096, 4096)
     found = kernel.bills(problem, kernel.best_guess(problem, H100), H100, "cold")
     assert found.us == fits.launch_us(H100, "cold") + found.parts[found.binds]
+
+
+def test_a_trial_goes_before_the_table_while_it_lasts_and_hears_what_is_asked_for(table: Any) -> None:
+    table(line())
+    own = fits.Fit("sm_90a", "toy", "graph", "a trial", {"start_us": 2.0, "share": 0.25}, machine="h200")
+    with fits.trial(own) as asked:
+        assert fits.coefficients(Toy, "toy", H200, "graph") == Toy(2.0, 0.25)
+        assert fits.coefficients(Toy, "toy", H100, "graph") == Toy(1.0, 0.5), "the line is another machine's"
+        with fits.trial(structs.replace(own, machine="h100")):
+            shares = [fits.coefficients(Toy, "toy", machine, "graph").share for machine in (H100, H200)]
+        assert shares == [0.25, 0.25]
+    assert asked == {"toy"}
+    assert fits.coefficients(Toy, "toy", H200, "graph") == Toy(1.0, 0.5)
+
+
+def test_new_lines_take_the_place_of_all_of_their_model(table: Any) -> None:
+    path = table(line(), line(clock="cold"), line(model="other"), line(arch="sm_80"))
+    assert fits.coefficients(Toy, "toy", H200, "graph").share == 0.5
+    judged = fits.Fit(
+        "sm_90a", "toy", "graph", "new", {"start_us": 1.0, "share": 0.75}, "h200", {"a": fits.Error(3, 2, 0.1, 0.2)}
+    )
+    fits.put([judged])
+    assert [(fit.arch, fit.model, fit.clock, fit.machine) for fit in fits.load(path)] == [
+        ("sm_80", "toy", "graph", None), ("sm_90a", "other", "graph", None), ("sm_90a", "toy", "graph", "h200"),
+    ]  # fmt: skip
+    assert fits.coefficients(Toy, "toy", H200, "graph").share == 0.75
+    assert fits.error("a", H200, "chain") == (judged.errors["a"], judged)
+    assert fits.error("b", H200, "graph") is None

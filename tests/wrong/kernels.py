@@ -119,7 +119,7 @@ WRONG = (
     WrongKernel("expect_tx_too_many", "deadlock", ROW_IN),
     WrongKernel("expect_tx_too_few", "mbarrier bytes", ROW_IN),
     WrongKernel("circular_wait", "deadlock", PAIR),
-    WrongKernel("divergent_barrier", "barrier mismatch", PAIR),
+    WrongKernel("barrier_skipped", "race on shared memory", PAIR),
     WrongKernel("divergent_lanes", "divergent barrier", PAIR),
     WrongKernel("shuffle_from_absent_lane", "shuffle from inactive lane", WARP, threads=32),
     WrongKernel("input_written", "input written", WARP, threads=32),

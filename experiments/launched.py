@@ -1,0 +1,86 @@
+"""Launches that cards timed, as today's kernels describe them: what models of time are fitted to and judged by."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from experiments.lookup import is_peer, pace, question_of, stale
+from lab import catalog
+from lab.cards.fits import Error
+from lab.kernel import Kernel, recorded_schedule
+from lab.problems import Problem
+from lab.record import Archive, Record, is_chain
+from sim.machine import Machine
+from sim.machine import machine as machine_named
+from sim.roofline import roofline
+
+
+class Asked(NamedTuple):
+    """What a model of time is asked for."""
+
+    kernel: Kernel
+    problem: Problem
+    schedule: Any
+    machine: Machine
+    clock: str
+
+
+class Launched:
+    """One timed launch: its record, what a prediction of it needs, and both times in microseconds."""
+
+    def __init__(self, record: Record) -> None:
+        kernel = catalog.get(record.kernel or "")
+        schedule = recorded_schedule(kernel, record.schedule or {})
+        self.record = record
+        self.asked = Asked(kernel, question_of(record), schedule, machine_named(record.machine), record.clock or "")  # type: ignore[arg-type]
+        self.us = record.us or 0.0
+
+    def predicted_us(self) -> float:
+        """By the kernel's model as it is now, or as a trial has it."""
+        kernel, *question = self.asked
+        return kernel.predicted_us(*question)
+
+    @cached_property
+    def floor_us(self) -> float:
+        """What the plain roofline says: the largest bill at data-sheet rates."""
+        _, problem, _, machine, _ = self.asked
+        return roofline(problem.flops, problem.bytes["total"], problem.unit, machine).floor_us
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of its largest operand, such as a layer's weights: what launches share that are held out together."""
+        operands = self.asked.problem.inputs.values()
+        return max(operands, key=lambda operand: operand.nbytes).shape
+
+
+class Off(NamedTuple):
+    """How far a time that was foretold for a launch is from the measured one, as a share of this."""
+
+    share: float
+    launch: Launched
+
+
+def summary(found: Sequence[Off]) -> Error:
+    """The mean and the worst absolute error, to a hundredth of a percent, of at least one launch."""
+    return Error(
+        launches=len(found),
+        shapes=len({off.launch.shape for off in found}),
+        mean=round(fmean(abs(off.share) for off in found), 4),
+        worst=round(max(abs(off.share) for off in found), 4),
+    )
+
+
+def launched(past: Archive) -> list[Launched]:
+    """The newest sustained time on a card of each kernel, problem, schedule, machine and clock.
+
+    Chains of layers are left out, and what is of another schedule or theory than the kernel has today.
+    """
+    newest: dict[str, Record] = {}
+    for record in past.where(on="gpu").records:
+        if not record.us or not record.clock or not record.schedule or is_peer(record) or is_chain(record):
+            continue
+        if pace(record) == "sustained" and (record.check is None or record.check.passed):
+            key = record.kernel, record.problem, record.schedule, record.machine, record.clock, record.overlapping
+            newest[repr(key)] = record
+    return [Launched(record) for record in newest.values() if not stale(record)]
