@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check
 
-.PHONY: demo test deep report clean
+.PHONY: demo test deep report docs clean
 
 demo: .venv/demo
 	@$(BIN)/lab demo
@@ -18,6 +18,10 @@ deep: .venv/test
 report: .venv/test
 	$(BIN)/lab report
 
+# The pages as a site, build/site/index.html.
+docs: .venv/test
+	$(BIN)/mkdocs build
+
 clean:
 	rm -rf .venv
 
@@ -29,7 +33,7 @@ clean:
 
 .venv/test: pyproject.toml | .venv/bin/python
 	@echo "Installing what the tests need into .venv."
-	@$(PIP) --editable ".[cuda-headers,model,pictures,serve,test]"
+	@$(PIP) --editable ".[cuda-headers,docs,model,pictures,serve,test]"
 	@touch $@
 
 .venv/bin/python:
