@@ -74,16 +74,14 @@ def _line(model: str, launches: Sequence[Launched], before: Sequence[Fit]) -> Fi
     """The line fitted to launches of one card and clock, with its errors on shapes held out.
 
     It starts from the best of the line that stands and those fitted just before; what no time tells stays as there.
-    Where that, not fitted to this card, predicts as well as the fit does held-out shapes, it is kept, with its errors on
-    all launches.
+    Where that, not fitted to this card, predicts as well as the fit does held-out shapes, it is kept, with its errors
+    on all launches.
     """
     machine, clock = launches[0].asked.machine, launches[0].asked.clock
     standing = fits.nearest(model, machine, clock)
     known = [_by_clock(line, machine, clock) for line in (standing, *before)]
     start = min(known, key=lambda line: _cost(line, launches))
-    seen = (
-        start.source.startswith(FITTED) and start.machine == machine.name
-    )  # these launches, perhaps, when it was made
+    seen = start.source.startswith(FITTED) and start.machine == machine.name  # these launches
     start = structs.replace(start, arch=machine.arch, machine=machine.name, errors={})
     whole = _fitted(start, launches)
     folds = _folds(launches)

@@ -64,7 +64,7 @@ class Family(NamedTuple):
 
 
 def choices(launches: Sequence[Launched]) -> list[Choice]:
-    """Every problem of which LEAST_TRIED launches or more were timed, by kernels that `lab.choice` takes into account."""
+    """Every problem of which LEAST_TRIED launches or more were timed, by kernels that `lab.choice` considers."""
     groups: dict[tuple[str, str, Problem], list[Launched]] = defaultdict(list)
     for launch in launches:
         groups[launch.asked.machine.name, launch.asked.clock, launch.asked.problem].append(launch)

@@ -1,4 +1,4 @@
-"""How true predictions are: errors by family on every timed launch, by kernel on shapes held out of the fits; choices."""
+"""How true predictions are: errors on every timed launch and on shapes held out of the fits, and the choices made."""
 
 from experiments import validation as v
 from experiments.launched import launched
@@ -23,8 +23,8 @@ def table(past: Archive) -> str:
             markdown(v.FAMILY_HEADINGS, v.family_rows(v.families(found))),
             "Kernels on shapes held out of their fits:",
             markdown(("kernel", "card", "clock", "launches", "shapes", "error: mean", "worst"), sorted(held)),
-            f"What predictions pick among the launches timed of a problem, where there are {v.LEAST_TRIED} or more, takes "
-            "so much longer than the fastest of them:",
+            f"What predictions pick among the launches timed of a problem, {v.LEAST_TRIED} or more, takes so much "
+            "longer than the fastest of them:",
             markdown(v.CHOICE_HEADINGS, v.choice_rows(v.choices(launches))),
             f"The {min(WORST, len(found))} launches that are predicted worst:",
             markdown(v.CELL_HEADINGS, v.cell_rows(found[:WORST])),
