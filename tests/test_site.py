@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mkdocs.config import load_config
 
-from experiments.tables.architecture import layers
+from experiments.tables.architecture import imports, layers
 from experiments.tables.report import pages
 from lab.record import ROOT
 
@@ -32,6 +31,8 @@ def leaves(nav: Any) -> Iterator[str]:
 
 
 def test_every_page_stands_in_the_nav_once() -> None:
+    from mkdocs.config import load_config  # here, so that tests for a GPU are collected without it
+
     shown = list(leaves(load_config(str(ROOT / "mkdocs.yml")).nav))
     assert sorted(shown) == sorted(page.name for page in pages()[1:])
 
@@ -68,8 +69,17 @@ def test_every_module_of_the_house_says_what_it_is() -> None:
     beside = {f"lab.{path.stem}" for path in (ROOT / "lab").glob("[a-z]*.py")}
     assert beside - {"lab.errors"} <= found  # errors are everyone's
     page = (ROOT / "docs" / "architecture.md").read_text()
-    for module in found:
+    for module in found | {module for layer in layers("experiments") for module in layer}:
         assert re.search(rf"\| `{re.escape(module)}` \| \S", page), module
+
+
+def test_the_picture_of_the_house_shows_its_imports_and_none_runs_up() -> None:
+    depth = {module: depth for depth, layer in enumerate(layers()) for module in layer}
+    found = imports()
+    assert ("lab.kernels", "lab.kernel") in found
+    assert ("lab.serving", "lab.gpu") not in found
+    assert {importer for importer, _ in found} == set(depth) - {"sim"}
+    assert not [pair for pair in found if depth[pair[0]] > depth[pair[1]]]
 
 
 def test_the_commands_that_contributors_run_are_those_of_ci() -> None:
