@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from experiments.tables.architecture import imports, layers
 from experiments.tables.report import pages
 from lab.record import ROOT
 
@@ -62,24 +61,6 @@ def test_a_broken_link_fails_the_build(tmp_path: Path, link: str) -> None:
     assert "nowhere" in built.stderr + built.stdout
     (docs / "index.md").write_text("[b](other.md)")
     assert build(tmp_path / "mkdocs.yml", tmp_path / "site").returncode == 0
-
-
-def test_every_module_of_the_house_says_what_it_is() -> None:
-    found = {module for layer in layers() for module in layer}
-    beside = {f"lab.{path.stem}" for path in (ROOT / "lab").glob("[a-z]*.py")}
-    assert beside - {"lab.errors"} <= found  # errors are everyone's
-    page = (ROOT / "docs" / "architecture.md").read_text()
-    for module in found | {module for layer in layers("experiments") for module in layer}:
-        assert re.search(rf"\| `{re.escape(module)}` \| \S", page), module
-
-
-def test_the_picture_of_the_house_shows_its_imports_and_none_runs_up() -> None:
-    depth = {module: depth for depth, layer in enumerate(layers()) for module in layer}
-    found = imports()
-    assert ("lab.kernels", "lab.kernel") in found
-    assert ("lab.serving", "lab.gpu") not in found
-    assert {importer for importer, _ in found} == set(depth) - {"sim"}
-    assert not [pair for pair in found if depth[pair[0]] > depth[pair[1]]]
 
 
 def test_the_commands_that_contributors_run_are_those_of_ci() -> None:
