@@ -23,6 +23,7 @@ ORDINARY = 0.05  # an error of this share counts by its square, a larger one eve
 STAY = 0.02  # what a coefficient's e-fold is worth, in the error of every launch, so that what no time tells stays put
 MOST = log(16.0)  # a coefficient moves by at most this factor
 STEP = 1e-4  # of the logarithms of coefficients, for derivatives
+FITTED = "lab fit to "  # begins the source of a line that a fit made
 JUDGED = "; judged by "  # in a line's source: what follows did not make it
 
 Told = Callable[[str], None]
@@ -73,12 +74,14 @@ def _line(model: str, launches: Sequence[Launched], before: Sequence[Fit]) -> Fi
     """The line fitted to launches of one card and clock, with its errors on shapes held out.
 
     It starts from the best of the line that stands and those fitted just before; what no time tells stays as there.
-    Where these predict held-out shapes better than the fit does, they are kept, with their errors on all launches.
+    Where that, not fitted to this card, predicts as well as the fit does held-out shapes, it is kept, with its errors
+    on all launches.
     """
     machine, clock = launches[0].asked.machine, launches[0].asked.clock
     standing = fits.nearest(model, machine, clock)
     known = [_by_clock(line, machine, clock) for line in (standing, *before)]
     start = min(known, key=lambda line: _cost(line, launches))
+    seen = start.source.startswith(FITTED) and start.machine == machine.name  # these launches
     start = structs.replace(start, arch=machine.arch, machine=machine.name, errors={})
     whole = _fitted(start, launches)
     folds = _folds(launches)
@@ -89,10 +92,10 @@ def _line(model: str, launches: Sequence[Launched], before: Sequence[Fit]) -> Fi
     as_before = _off(start, launches)
     commits = ", ".join(sorted({launch.record.commit[:8] for launch in launches}))
     told = f"{len(launches)} launches on the {machine.title}, commits {commits}"
-    if summary(as_before).mean <= summary(held).mean:
+    if not seen and summary(as_before).mean <= summary(held).mean:
         made = start.source.partition(JUDGED)[0]
         return structs.replace(start, source=f"{made}{JUDGED}{told}", errors=_errors(as_before))
-    return structs.replace(whole, source=f"lab fit to {told}", errors=_errors(held))
+    return structs.replace(whole, source=f"{FITTED}{told}", errors=_errors(held))
 
 
 def _by_clock(line: Fit, machine: Machine, clock: str) -> Fit:

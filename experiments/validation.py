@@ -2,16 +2,20 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
-from experiments.launched import Launched, Off, launched, summary
+from experiments.launched import Launched, Off, summary
 from experiments.words import spell
 from lab.cards.fits import Error
-from lab.record import Archive
+from lab.choice import outgrown
+from lab.problems import Problem
 
 _ERRORS = ("error: mean", "worst", "before: mean", "worst", "roofline: mean", "worst")
 FAMILY_HEADINGS = ("family", "card", "clock", "launches", *_ERRORS)
 CELL_HEADINGS = ("kernel", "problem", "schedule", "card", "clock", "us", "error", "before", "roofline")
+CHOICE_HEADINGS = ("card", "clock", "problems", "within 5%", "within 15%", "worst")
+LEAST_TRIED = 6
 LEAST_US = 10.0  # shorter launches are the launch's own time more than the kernel's
 
 
@@ -35,6 +39,19 @@ class Scored(NamedTuple):
         return {**told, "today": self.today, "before": self.before, "roofline": self.roofline}
 
 
+class Choice(NamedTuple):
+    """A problem that a search timed on one card by one clock, and how much longer what predictions pick would take.
+
+    `regret` is a share of the fastest time; `tried` how many launches there were to pick from.
+    """
+
+    machine: str
+    clock: str
+    problem: Problem
+    tried: int
+    regret: float
+
+
 class Family(NamedTuple):
     """The errors of a family's launches on one card by one clock; `before` is of those that have one."""
 
@@ -46,10 +63,37 @@ class Family(NamedTuple):
     roofline: Error
 
 
-def scored(past: Archive) -> list[Scored]:
-    """Every launch of the records that took longer than LEAST_US, today's worst prediction first."""
+def choices(launches: Sequence[Launched]) -> list[Choice]:
+    """Every problem of which LEAST_TRIED launches or more were timed, by kernels that `lab.choice` considers."""
+    groups: dict[tuple[str, str, Problem], list[Launched]] = defaultdict(list)
+    for launch in launches:
+        groups[launch.asked.machine.name, launch.asked.clock, launch.asked.problem].append(launch)
     found = []
-    for launch in launched(past):
+    for key, those in groups.items():
+        gone = outgrown([launch.asked.kernel for launch in those])
+        left = [launch for launch in those if launch.asked.kernel.name not in gone]
+        if len(left) >= LEAST_TRIED:
+            picked = min(left, key=Launched.predicted_us)
+            found.append(Choice(*key, len(left), picked.us / min(launch.us for launch in left) - 1))
+    return found
+
+
+def choice_rows(found: Sequence[Choice]) -> list[list[str]]:
+    """A row of cells for each card and clock, under CHOICE_HEADINGS."""
+    regrets: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for one in found:
+        regrets[one.machine, one.clock].append(one.regret)
+    rows = []
+    for (machine, clock), those in sorted(regrets.items()):
+        within = [f"{fmean(regret <= most for regret in those):.0%}" for most in (0.05, 0.15)]
+        rows.append([machine, clock, f"{len(those)}", *within, f"{max(those):.1%}"])
+    return rows
+
+
+def scored(launches: Sequence[Launched]) -> list[Scored]:
+    """Every launch that took longer than LEAST_US, today's worst prediction first."""
+    found = []
+    for launch in launches:
         if launch.us > LEAST_US:
             before = launch.record.predicted_us
             today, floor = launch.predicted_us() / launch.us - 1, launch.floor_us / launch.us - 1

@@ -118,7 +118,7 @@ def test_all_that_python_offers_is_in_the_docs() -> None:
 
 
 def test_every_link_leads_to_a_file() -> None:
-    for page in pages():
+    for page in (*pages(), ROOT / "CONTRIBUTING.md"):
         for target, _ in LINK.findall(page.read_text()):
             assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
 

@@ -17,26 +17,35 @@ Top = Annotated[int, typer.Option("--top", min=0, help="How many of the worst la
 
 def validate(kernel: Kernels = "", top: Top = 10, as_json: Json = False) -> None:
     """Score predictions against every launch that a card timed: by family and clock, beside the plain roofline."""
-    from experiments.validation import families, scored
+    from experiments.launched import launched
+    from experiments.validation import choices, families, scored
     from lab import catalog
     from lab.record import archive
 
     names = {catalog.get(name).name for name in kernel.split(",") if name}
     with working("predicting what was timed"):
         past = archive()
-        found = [one for one in scored(past) if not names or one.launch.asked.kernel.name in names]
+        launches = [launch for launch in launched(past) if not names or launch.asked.kernel.name in names]
+        found, picked = scored(launches), choices(launches)
     for complaint in past.complaints:
         warn(complaint)
     if not found:
         raise InputError("the records hold no such launch that took longer than 10 us")
-    document = {"families": [each._asdict() for each in families(found)], "launches": [one.as_dict() for one in found]}
-    emit(document, as_json, lambda _: _render(found, top))
+    document = {
+        "families": [each._asdict() for each in families(found)],
+        "choices": [{**one._asdict(), "problem": one.problem.as_dict()} for one in picked],
+        "launches": [one.as_dict() for one in found],
+    }
+    emit(document, as_json, lambda _: _render(found, picked, top))
 
 
-def _render(found: Any, top: int) -> None:
-    from experiments.validation import CELL_HEADINGS, FAMILY_HEADINGS, cell_rows, families, family_rows
+def _render(found: Any, picked: Any, top: int) -> None:
+    from experiments import validation as v
 
-    table(FAMILY_HEADINGS, family_rows(families(found)))
+    table(v.FAMILY_HEADINGS, v.family_rows(v.families(found)))
     say("errors are shares of the measured time; before: of the prediction that stood when the time was taken")
+    if picked:
+        table(v.CHOICE_HEADINGS, v.choice_rows(picked))
+        say("how much longer than the fastest timed launch of a problem the one predicted fastest takes")
     if top:
-        table(CELL_HEADINGS, cell_rows(found[:top]))
+        table(v.CELL_HEADINGS, v.cell_rows(found[:top]))

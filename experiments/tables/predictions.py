@@ -1,7 +1,8 @@
-"""How true predictions are: errors by family on every timed launch, by kernel on shapes held out of the fits."""
+"""How true predictions are: errors on every timed launch and on shapes held out of the fits, and the choices made."""
 
+from experiments import validation as v
+from experiments.launched import launched
 from experiments.markdown import table as markdown
-from experiments.validation import CELL_HEADINGS, FAMILY_HEADINGS, cell_rows, families, family_rows, scored
 from lab.cards import fits
 from lab.record import Archive
 
@@ -9,8 +10,9 @@ WORST = 20  # launches shown
 
 
 def table(past: Archive) -> str:
-    """Three tables: families, kernels on held-out shapes, the worst launches."""
-    found = scored(past)
+    """Four tables: families, kernels on held-out shapes, choices, the worst launches."""
+    launches = launched(past)
+    found = v.scored(launches)
     held = [
         [name, fit.machine or fit.arch, fit.clock, f"{e.launches:,}", f"{e.shapes}", f"{e.mean:.1%}", f"{e.worst:.1%}"]
         for fit in fits.load(fits.TABLE)
@@ -18,10 +20,13 @@ def table(past: Archive) -> str:
     ]
     return "\n\n".join(
         [
-            markdown(FAMILY_HEADINGS, family_rows(families(found))),
+            markdown(v.FAMILY_HEADINGS, v.family_rows(v.families(found))),
             "Kernels on shapes held out of their fits:",
             markdown(("kernel", "card", "clock", "launches", "shapes", "error: mean", "worst"), sorted(held)),
+            f"What predictions pick among the launches timed of a problem, {v.LEAST_TRIED} or more, takes so much "
+            "longer than the fastest of them:",
+            markdown(v.CHOICE_HEADINGS, v.choice_rows(v.choices(launches))),
             f"The {min(WORST, len(found))} launches that are predicted worst:",
-            markdown(CELL_HEADINGS, cell_rows(found[:WORST])),
+            markdown(v.CELL_HEADINGS, v.cell_rows(found[:WORST])),
         ]
     )

@@ -7,9 +7,21 @@ import pytest
 
 from experiments.cli import run_command
 from experiments.launched import Launched
-from experiments.validation import LEAST_US, cell_rows, families, family_rows, scored
-from lab import record
+from experiments.validation import (
+    LEAST_TRIED,
+    LEAST_US,
+    cell_rows,
+    choice_rows,
+    choices,
+    families,
+    family_rows,
+    scored,
+)
+from lab import catalog, record
+from lab.choice import legal_candidates
+from lab.kernel import schedule_fields
 from lab.record import Archive, Record
+from sim.machine import H200
 from tests.experiments.test_fitting import PROBLEMS
 from tests.experiments.test_fitting import record as timed
 
@@ -25,7 +37,7 @@ RECORDS = [scaled(LARGE[0], 1.1, before=2.0), scaled(LARGE[1], 0.7), scaled(LARG
 
 
 def test_errors_are_shares_of_the_measured_time() -> None:
-    found = scored(Archive(tuple(RECORDS)))
+    found = scored([Launched(one) for one in RECORDS])
     assert [one.today for one in found] == pytest.approx([-0.3, 0.1, 0.0])
     assert [one.before for one in found] == [None, pytest.approx(1.0), pytest.approx(-0.5)]
     assert all(one.roofline == pytest.approx(one.launch.floor_us / one.launch.us - 1) for one in found)
@@ -41,10 +53,25 @@ def test_errors_are_shares_of_the_measured_time() -> None:
 def test_cards_and_clocks_are_not_mixed_and_short_launches_are_left_out() -> None:
     cold, h100 = (msgspec.structs.replace(RECORDS[0], **one) for one in ({"clock": "cold"}, {"machine": "h100"}))
     short = timed(PROBLEMS[0], LEAST_US)
-    found = families(scored(Archive((RECORDS[0], cold, h100, short))))
+    found = families(scored([Launched(one) for one in (RECORDS[0], cold, h100, short)]))
     assert [(one.machine, one.clock, one.today.launches) for one in found] == [
         ("h100", "graph", 1), ("h200", "cold", 1), ("h200", "graph", 1),
     ]  # fmt: skip
+
+
+def test_a_choice_costs_what_the_predicted_fastest_takes_beyond_the_fastest() -> None:
+    """Schedules of one problem whose times rank as predicted, but for the predicted best, which takes a fifth more."""
+    kernel, problem = catalog.get("gemv_mma"), PROBLEMS[0]
+    schedules = list(legal_candidates(kernel, problem, H200))[:LEAST_TRIED]
+    launches = [Launched(timed(problem, 1.0, schedule=schedule_fields(schedule))) for schedule in schedules]
+    ranked = sorted(launches, key=Launched.predicted_us)
+    times = [2.4, 2.0, *(3.0 + place for place in range(LEAST_TRIED - 2))]
+    known = [Launched(msgspec.structs.replace(one.record, us=us)) for one, us in zip(ranked, times, strict=True)]
+    (choice,) = choices(known)
+    assert (choice.machine, choice.clock, choice.problem, choice.tried) == ("h200", "graph", problem, LEAST_TRIED)
+    assert choice.regret == pytest.approx(0.2)
+    assert choice_rows([choice, choice._replace(regret=0.04)]) == [["h200", "graph", "2", "50%", "50%", "20.0%"]]
+    assert choices(known[1:]) == [], "too few to choose from"
 
 
 def test_the_verb_shows_families_and_the_worst(

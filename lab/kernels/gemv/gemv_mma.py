@@ -145,6 +145,7 @@ class Coefficients(fits.Coefficients, frozen=True):
     l2_bytes_per_s: float  # to all SMs
     l1_bytes: float  # of x that an SM keeps, while weights pass by
     latency_us: float  # from asking for weights to having them, HBM being busy
+    x_us: float  # more for each further eight tokens, whose x is waited for next
     cta_us: float  # of a CTA's start and end
     sm_ipc: float  # instructions a clock of an SM
     blend: float  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
@@ -167,7 +168,8 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     again = ctas if x > model.l1_bytes else min(ctas, machine.sms * residents)  # x stays in L1 for the CTAs that follow
 
     rounds = tiles_of(tiles_of(p.k, s.unroll * s.fold * gemv_mma_counts.part_columns(p)), s.split_k)
-    cta = (rounds * model.latency_us + model.cta_us) * 1e-6
+    round_us = model.latency_us + model.x_us * (s.block_m / MMA_N - 1)
+    cta = (rounds * round_us + model.cta_us) * 1e-6
     runs = weights / min(machine.sms, ctas) / (2 * LANES * 16)  # bytes, of a row tile; of an SM
     stream = {
         "HBM": (p.read_bytes + p.write_bytes) / (share * fits.read_rate(machine)),

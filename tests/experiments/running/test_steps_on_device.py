@@ -14,6 +14,7 @@ from experiments.running import speech_on_device, step_search
 from experiments.running.jobs import SpeakJob, StepJob
 from experiments.running.steps_on_device import Arena
 from lab import inference, tuned
+from lab.choice import contenders
 from lab.gpu import bench, device, timing
 from lab.inference import chip as chips
 from lab.inference import generation
@@ -69,9 +70,10 @@ def test_the_fastest_in_a_step_is_its_share_of_the_step_and_wins() -> None:
     assert len(problems) == len(step_search._large(MODEL, H200)) > 1
     for problem in problems:
         own = [record for record in found if str(record.problem) == problem]
-        assert len(own) == step_search.FINALISTS
+        matrix = Linear(**{k: v for k, v in (own[0].problem or {}).items() if k != "kind"})
+        assert len(own) == min(step_search.FINALISTS, len(list(contenders(matrix, H200, step_search.MOST))))
         assert all(r.clock == "chain" and r.overlapping and r.check and r.check.passed for r in own)
-        winner = tuned.winner(own, Linear(**{k: v for k, v in (own[0].problem or {}).items() if k != "kind"}))
+        winner = tuned.winner(own, matrix)
         assert winner is not None
         assert winner.us == pytest.approx((STEP_US - REST_US) / MODEL.layers)
         assert winner.kernel == own[0].kernel
