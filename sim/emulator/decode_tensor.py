@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from sim.emulator import decode_wmma, isa
+from sim.emulator import decode_wmma, fragments, isa
+from sim.emulator.immediates import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 Parts = tuple[str, ...]
 
 _KINDS = {"bf16": isa.BF16, "f16": isa.F16, "e4m3": isa.E4M3, "e5m2": isa.E5M2, "tf32": isa.TF32}
+# Choices of the lanes of each four that hold the metadata of a sparse A, by its type and columns.
+_SELECTORS = {("f16", 16): 4, ("f16", 32): 2, ("bf16", 16): 4, ("bf16", 32): 2, ("tf32", 8): 4, ("tf32", 16): 2,
+              **{(kind, k): 64 // k for kind in ("s8", "u8", "e4m3", "e5m2") for k in (32, 64)}}  # fmt: skip
 
 
 def _ldmatrix(d: Decoder, parts: Parts, operands: Parts) -> None:
@@ -72,16 +76,30 @@ def _wgmma(d: Decoder, parts: Parts, operands: Parts) -> None:
 def _mma(d: Decoder, parts: Parts, operands: Parts) -> None:
     types = tuple(p for p in parts if p in decode_wmma.FORMATS)
     m, n, k = decode_wmma.shape_of(d, parts)
-    refused = {"sp", "sp::ordered_metadata", "xor", "and", "block_scale"} & set(parts) or ("f16" in types and k == 4)
+    refused = {"xor", "and", "block_scale"} & set(parts) or ("f16" in types and k == 4)
     if refused or parts[parts.index(f"m{m}n{n}k{k}") + 1 :][:2] != ("row", "col") or len(types) != 4 or n != 8:
         raise d.fail()
-    if (m, types[0], types[3]) != (16, "f32", "f32"):
-        decode_wmma.emit_product(d, {"f0": k, "f2": 256 * m + n}, operands, types, 2 * ("satfinite" in parts))
+    sparse = {"sp", "sp::ordered_metadata"} & set(parts)
+    if sparse or (m, types[0], types[3]) != (16, "f32", "f32"):
+        flags = decode_wmma.saturate(parts) | (_sparsity(d, parts, operands, (m, k), types[1]) if sparse else 0)
+        decode_wmma.emit_product(d, {"f0": k, "f2": 256 * m + n}, operands, types, flags)
         return
     rows = [d.register(r.strip()) for r in operands[0].strip("{}").split(",")]
     a_rows, b_rows, c_rows = (d.rows_of(o, "f32" if i == 2 else "b32") for i, o in enumerate(operands[1:4]))
     start, count = d.pooled(rows + a_rows + b_rows + c_rows)
     d.emit(isa.MMA, f0=k, f1=_KINDS[types[1]], f2=len(a_rows), f3=_KINDS[types[2]], pool=start, count=count)
+
+
+def _sparsity(d: Decoder, parts: Parts, operands: Parts, extent: tuple[int, int], kind: str) -> int:
+    """The flags of a product whose A is sparse: how its metadata is to be read."""
+    m, k = extent
+    selectors = _SELECTORS.get((kind, k), 0) if m == 16 else 0
+    selector = number_of(operands[5], "b32")
+    if not selectors:
+        raise d.fail()
+    if selector is None or selector >= selectors:
+        raise d.fail(f"has a sparsity selector that is no number below {selectors}")
+    return fragments.SPARSE | fragments.ORDERED * ("sp" not in parts) | fragments.SELECTOR * selector
 
 
 HANDLERS: dict[str, Callable[[Decoder, Parts, Parts], None]] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from sim.emulator import isa
+from sim.emulator import fragments, isa
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,16 +35,21 @@ def shape_of(d: Decoder, parts: Parts) -> tuple[int, int, int]:
     raise d.fail("has no shape")
 
 
+def saturate(parts: Parts) -> int:
+    return fragments.SATURATE * ("satfinite" in parts)
+
+
 def emit_product(d: Decoder, fields: dict[str, int], operands: Parts, kinds: tuple[str, ...], flags: int) -> None:
-    """The pool of fragments.mma: counts of D, A, B and C, formats of D and C, flags, then their rows."""
+    """The pool of fragments.mma: counts of D, A, B and C, formats of D and C, flags, their rows, that of metadata."""
     rows = [[d.register(n) for n in names(operands[0])]]
     rows += [
         [d.value(n, "b64" if kind == "f64" else "b32") for n in names(o)]
         for o, kind in zip(operands[1:4], kinds[1:], strict=True)
     ]
-    start, count = d.pooled(
-        [*map(len, rows), FORMATS[kinds[0]], FORMATS[kinds[3]], flags, *(r for part in rows for r in part)]
-    )
+    sizes = [len(part) for part in rows]
+    if flags & fragments.SPARSE:
+        rows.append([d.value(operands[4], "b32")])
+    start, count = d.pooled([*sizes, FORMATS[kinds[0]], FORMATS[kinds[3]], flags, *(r for part in rows for r in part)])
     d.emit(isa.MMA, d=1, f1=FORMATS[kinds[1]], f3=FORMATS[kinds[2]], pool=start, count=count, **fields)
 
 
@@ -56,7 +61,7 @@ def _wmma(d: Decoder, parts: Parts, operands: Parts) -> None:
             raise d.fail()
         if len(kinds) == 2:  # of D and C; the others are f16
             kinds = [kinds[0], "f16", "f16", kinds[1]]
-        emit_product(d, {"f0": k, "f2": 256 * m + n}, operands, tuple(kinds), 1 + 2 * ("satfinite" in parts))
+        emit_product(d, {"f0": k, "f2": 256 * m + n}, operands, tuple(kinds), fragments.OPAQUE | saturate(parts))
         return
     which, kind = parts[1], parts[-1]
     if kind not in _BYTES:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sim.emulator.bounds import Bound, bounds
 from sim.emulator.dataflow import POLLS, PURE, Code, is_jump
-from sim.emulator.ptx import EmulatorError, Entry, Location, parse, split_operands
+from sim.emulator.ptx import Location, Module, parse, split_operands
 
 _BARRIER_BYTES = 8  # an mbarrier: the next one in its array is the next stage's
 _MATRIX_ROW = 16  # bytes of a row that ldmatrix and stmatrix move
@@ -54,11 +54,15 @@ def mutants(ptx: str, entry: str, box_bytes: int, reaches: Reaches) -> Iterator[
     `box_bytes` is the smallest box of the launch's tensor maps: what a byte count or a stage's address changes by.
     Raises EmulatorError for PTX outside the grammar.
     """
-    text = _Text(ptx, parse(ptx).entry(entry))
-    told: set[tuple[str, str, Location]] = set()
-    for at in range(len(text.code.instructions)):
+    text = _Text(ptx, parse(ptx), entry)
+    told: set[tuple[str, str, Location | int, int]] = set()
+    first = 0  # of the instructions on the line
+    for at, instruction in enumerate(text.code.instructions):
+        if instruction.line != text.code.instructions[first].line:
+            first = at
+        place = instruction.location if instruction.location.line else instruction.line
         for mutant in _changed(text, at, box_bytes):
-            which = (mutant.family, mutant.change, mutant.location)
+            which = (mutant.family, mutant.change, place, at - first)
             if which not in told:
                 told.add(which)
                 yield mutant
@@ -73,38 +77,44 @@ def mutants(ptx: str, entry: str, box_bytes: int, reaches: Reaches) -> Iterator[
 
 
 class _Text:
-    """The lines of a PTX module beside the instructions of one entry; an edit keeps the number of lines."""
+    """A PTX module beside the instructions of one entry; an edit keeps the number of lines."""
 
-    def __init__(self, ptx: str, entry: Entry) -> None:
-        self.lines = ptx.split("\n")
-        self.code = Code(entry)
-        for instruction in entry.instructions:
-            if self.lines[instruction.line - 1].count(";") != 1:
-                raise EmulatorError(f"PTX line {instruction.line}: mutants need one instruction a line")
+    def __init__(self, ptx: str, module: Module, entry: str) -> None:
+        self._ptx, self._without_comments = ptx, module.text
+        self.code = Code(module.entry(entry))
 
     def opcode(self, at: int) -> str:
         return self.code.instructions[at].opcode
 
-    def line(self, at: int) -> str:
-        return self.lines[self.code.instructions[at].line - 1]
+    def spelled(self, at: int) -> str:
+        """An instruction as the text has it, with guard and semicolon."""
+        return self._without_comments[slice(*self.code.instructions[at].span)]
+
+    def sees(self, at: int, names: set[str], to: int) -> bool:
+        """Whether names of the scope at `at` mean the same at `to`."""
+        scope = self.code.instructions[at].scope
+        return self.code.instructions[to].scope[: len(scope)] == scope or not any("@" in name for name in names)
 
     def statement(self, at: int) -> tuple[str, list[str]]:
-        """(guard and opcode, operands) of an instruction as its line spells them."""
-        words = self.line(at).split(";")[0].split()
+        """(guard and opcode, operands) of an instruction as it is spelled."""
+        words = self.spelled(at).removesuffix(";").split()
         head = 2 if words[0].startswith("@") else 1
         return " ".join(words[:head]), split_operands(" ".join(words[head:]))
 
     def edited(self, edits: Mapping[int, str]) -> str:
-        lines = list(self.lines)
-        for position, text in edits.items():
-            lines[self.code.instructions[position].line - 1] = text
-        return "\n".join(lines)
+        pieces, done = [], 0
+        for position in sorted(edits):
+            start, end = self.code.instructions[position].span
+            lost = self._ptx.count("\n", start, end) - edits[position].count("\n")
+            pieces += [self._ptx[done:start], edits[position], "\n" * lost]
+            done = end
+        return "".join([*pieces, self._ptx[done:]])
 
     def mutant(self, at: int, family: str, change: str, edits: Mapping[int, str], probe: str = "") -> Mutant:
-        """A mutant with the lines of some instructions replaced; `probe` replaces the line of the one at `at`."""
+        """A mutant with some instructions replaced; `probe` replaces the one at `at`."""
         instruction = self.code.instructions[at]
-        guard = f"@{self.line(at).split()[0][1:]} " if instruction.guard else ""
-        probe = probe or f"{guard}trap; {self.line(at)}"
+        guard = f"@{self.spelled(at).split()[0][1:]} " if instruction.guard else ""
+        probe = probe or f"{guard}trap; {self.spelled(at)}"
         edited, probed = self.edited(edits), self.edited({at: probe})
         return Mutant(family, change, instruction.location, instruction.line, edited, probed)
 
@@ -150,7 +160,7 @@ def _later(text: _Text, at: int, family: str, instead: str) -> Iterator[Mutant]:
     """The instruction behind the next access or arrival of its basic block; a polling loop behind that of its exit."""
     code, opcode = text.code, text.opcode(at)
     used = code.used(code.instructions[at])
-    start, moved = at + 1, text.line(at).strip()
+    start, moved = at + 1, text.spelled(at).strip()
     if opcode.startswith(POLLS):
         while not is_jump(code.instructions[start]):
             start += 1
@@ -163,10 +173,12 @@ def _later(text: _Text, at: int, family: str, instead: str) -> Iterator[Mutant]:
     for to in range(start, len(code.instructions)):
         if to in code.labels or is_jump(code.instructions[to]) or code.defined([to]) & used:
             return
+        if not text.sees(at, used, to):
+            return
         arrives = text.opcode(to).startswith(_FAMILIES["arrive"]) and "expect_tx" not in text.opcode(to)
         if arrives or code.is_access(code.instructions[to]):
             change = f"move {opcode} behind {text.opcode(to)}"
-            yield text.mutant(at, family, change, {at: instead, to: f"{text.line(to)} {moved}"})
+            yield text.mutant(at, family, change, {at: instead, to: f"{text.spelled(to)} {moved}"})
             return
 
 
@@ -194,14 +206,16 @@ def _earlier(text: _Text, at: int, family: str) -> Iterator[Mutant]:
     read = set().union(*(code.used(code.instructions[i]) for i in stay))
     if code.defined(stay) & (needed | code.defined(along)) or code.defined(along) & read:
         return  # it needs what the access yields
+    if not text.sees(at, needed | code.defined(along), to):
+        return
     edits = dict.fromkeys(along, "")
-    edits[to] = " ".join(text.line(i).strip() for i in (*along[::-1], to))
+    edits[to] = " ".join(text.spelled(i).strip() for i in (*along[::-1], to))
     yield text.mutant(at, family, f"move {text.opcode(at)} before {text.opcode(to)}", edits)
 
 
 def _relaxed(text: _Text, at: int) -> Mutant:
     weak = _ORDERED.sub(".relaxed", text.opcode(at))
-    return text.mutant(at, "fence", f"relax {text.opcode(at)}", {at: text.line(at).replace(text.opcode(at), weak)})
+    return text.mutant(at, "fence", f"relax {text.opcode(at)}", {at: text.spelled(at).replace(text.opcode(at), weak)})
 
 
 def _operands(text: _Text, at: int, box_bytes: int) -> Iterator[Mutant]:
@@ -253,6 +267,8 @@ def _moved_bound(text: _Text, bound: Bound, amount: int) -> Mutant:
     step = f"add.s{bound.width} {bound.step * amount}"
     mutated = text.with_operand(bound.at, bound.operand, bound.width, step)
     other = mutated.replace(f"{opcode} {operands[0]}", f"{opcode} %other")
-    probe = f"{{ .reg .pred %other; {text.line(bound.at)} {other} xor.pred %other, %other, {result}; @%other trap; }}"
+    probe = (
+        f"{{ .reg .pred %other; {text.spelled(bound.at)} {other} xor.pred %other, %other, {result}; @%other trap; }}"
+    )
     change = f"widen the bound of `{text.code.instructions[bound.at]}` by {amount}"
     return text.mutant(bound.at, "bound", change, {bound.at: mutated}, probe)

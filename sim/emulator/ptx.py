@@ -46,7 +46,8 @@ class Location:
 class Instruction:
     """One PTX instruction: `opcode` with all its modifiers, operands as written, `guard` as "%p1" or "!%p1".
 
-    `line` is the 1-based line of the PTX text; names of nested scopes carry a unique suffix.
+    `line` is the 1-based line of the PTX text, `span` where it stands there, its semicolon included; names of nested
+    scopes carry a unique suffix.
     """
 
     opcode: str
@@ -55,6 +56,7 @@ class Instruction:
     location: Location
     line: int
     scope: tuple[int, ...] = ()
+    span: tuple[int, int] = (0, 0)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -283,7 +285,7 @@ class _Body:
                 raise EmulatorError(f"PTX line {line}: cannot read `{text[at : at + 60]}`")
             at = match.end()
             if match["statement"] is not None:
-                self._statement(" ".join(match["statement"].split()), line)
+                self._statement(" ".join(match["statement"].split()), line, match.span())
             elif match["file"]:
                 self._locate(match)
             elif match["label"]:
@@ -319,7 +321,7 @@ class _Body:
         within = self._chain(outer, seen) if outer and outer not in seen else None
         return Location(self._module.files.get(here[0], "?"), here[1], within)
 
-    def _statement(self, text: str, line: int) -> None:
+    def _statement(self, text: str, line: int, span: tuple[int, int]) -> None:
         if not text or text.startswith(".pragma"):
             return
         if text.startswith(".reg"):
@@ -331,7 +333,7 @@ class _Body:
         elif text.startswith("."):
             raise EmulatorError(f"PTX line {line}: the directive `{text[:60]}` is not supported")
         else:
-            self._instruction(text, line)
+            self._instruction(text, line, span)
 
     def _registers(self, text: str) -> None:
         _, kind, names = text.replace(".reg.", ".reg .").split(None, 2)
@@ -356,7 +358,7 @@ class _Body:
                 return names[name]
         return name
 
-    def _instruction(self, text: str, line: int) -> None:
+    def _instruction(self, text: str, line: int, span: tuple[int, int]) -> None:
         guard = ""
         if text.startswith("@"):
             guard, text = text[1:].lstrip().split(None, 1)
@@ -366,7 +368,9 @@ class _Body:
         if any(self._names):
             rest, guard = _IDENTIFIER.sub(self._rename, rest), _IDENTIFIER.sub(self._rename, guard)
         operands = tuple(split_operands(rest))
-        self.entry.instructions.append(Instruction(opcode, operands, guard, self._location, line, tuple(self._scopes)))
+        self.entry.instructions.append(
+            Instruction(opcode, operands, guard, self._location, line, tuple(self._scopes), span)
+        )
 
 
 def split_operands(text: str) -> list[str]:

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from sim.emulator.mutants import Mutant, mutants
-from sim.emulator.ptx import EmulatorError, parse
+from sim.emulator.ptx import parse
 from sim.machine import H100
 from tests.wrong.kernels import WRONG, WrongKernel
 
@@ -155,7 +155,36 @@ ret;
     assert len(list(mutants(text, "k", BOX, never))) == 1
 
 
-def test_two_instructions_on_a_line_are_refused() -> None:
-    text = ".version 8.0\n.target sm_90a\n.address_size 64\n.visible .entry k()\n{\nbar.sync 0; bar.sync 0;\nret;\n}\n"
-    with pytest.raises(EmulatorError, match="one instruction a line"):
-        list(mutants(text, "k", BOX, never))
+def joined(ptx: str) -> str:
+    """The same module with what stands on lines of its own on one line, up to the next label, directive or brace."""
+    out = [""]
+    for line in ptx.split("\n"):
+        instruction = line.strip().endswith(";") and not line.strip().startswith((".", "//"))
+        if instruction and out[-1].strip().endswith(";") and not out[-1].strip().startswith("."):
+            out[-1] += f" {line.strip()}"
+        else:
+            out.append(line)
+    return "\n".join(out)
+
+
+@pytest.mark.parametrize("name", [k.name for k in WRONG])
+def test_how_instructions_are_spread_over_lines_changes_no_mutant(name: str) -> None:
+    ptx, found = mutants_of(name)
+    packed = joined(ptx)
+    same = list(mutants(packed, name, BOX, never))
+    assert packed.count("\n") < ptx.count("\n")
+    assert {" ".join(m.ptx.split()) for m in found} <= {" ".join(m.ptx.split()) for m in same}
+    assert {(m.family, m.change, m.location) for m in found} == {(m.family, m.change, m.location) for m in same}
+
+
+@pytest.mark.parametrize("between", [" ", "\n", " /* ; */ ", "// ;\n"])
+def test_each_instruction_has_its_mutants_wherever_it_stands(between: str) -> None:
+    head = ".version 8.0\n.target sm_90a\n.address_size 64\n.visible .entry k()\n"
+    barriers = [between.join(["bar.sync", "0;"])] * 2
+    text = f"{head}{{\n{between.join(barriers)}\nret;\n}}\n"
+    dropped = [
+        " ".join(parse(m.ptx).text.split()) for m in mutants(text, "k", BOX, never) if m.change == "drop bar.sync"
+    ]
+    assert len(dropped) == 2
+    assert all(one.count("bar.sync") == 1 for one in dropped)
+    assert all(m.ptx.count("\n") == text.count("\n") for m in mutants(text, "k", BOX, never))
