@@ -2,7 +2,7 @@
 
 import contextlib
 import fcntl
-from functools import cache
+from functools import cache, reduce
 from math import inf, prod
 from time import monotonic
 from typing import Any
@@ -196,9 +196,10 @@ class _Chip:
         for row, piece in zip(rows, pieces, strict=True):
             memory[row[t.A_FLAT] : row[t.A_FLAT] + piece.data.size] = piece.data
             if piece.unset is not None and piece.data.size and self.check:
-                self._granules(state, row)[:] = ~np.logical_or.reduceat(
-                    piece.unset, np.arange(0, piece.data.size, granule)
-                )
+                part = self._granules(state, row)
+                padded = np.zeros(part.size * granule, bool)
+                padded[: piece.data.size] = piece.unset
+                part[:] = ~reduce(np.logical_or, padded.reshape(-1, granule).T)
         add = self.tables.add
         for table, kind in ((t.G8, np.uint8), (t.G16, np.uint16), (t.G32, np.uint32), (t.G64, np.uint64)):
             add(table, memory.view(kind))
@@ -319,13 +320,14 @@ class _Chip:
         add(t.AUTHORS, np.zeros((int(cfg[t.AGENTS]), 2 + int(cfg[t.MBAR_AGENT])), np.uint8))
 
     def _shadow(self, first: int, granules: int) -> None:
-        """Tables for what touched each granule last, but its state."""
-        add = self.tables.add
-        add(first + t.X_WRITE, np.zeros(granules, np.int64))
-        add(first + t.X_STRONG, np.zeros(granules, np.int64))
-        add(first + t.X_READ, np.zeros((granules, t.READERS), np.int64))
-        add(first + t.X_WRITE_LANES, np.zeros(granules, np.uint64))
-        add(first + t.X_READ_LANES, np.zeros((granules, t.READERS), np.uint32))
+        """Tables for what touched each granule last, but its state; as one piece, which large pages may back."""
+        one, each = (granules,), (granules, t.READERS)
+        layout = [(t.X_WRITE, one, np.int64), (t.X_STRONG, one, np.int64), (t.X_READ, each, np.int64),
+                  (t.X_WRITE_LANES, one, np.uint64), (t.X_READ_LANES, each, np.uint32)]  # fmt: skip
+        sizes = [prod(shape) * np.dtype(kind).itemsize for _, shape, kind in layout]
+        parts = np.split(np.zeros(sum(sizes), np.uint8), np.cumsum(sizes)[:-1])
+        for (table, shape, kind), part in zip(layout, parts, strict=True):
+            self.tables.add(first + table, part.view(kind).reshape(shape))
 
     def copy_back(self) -> None:
         """Write what the kernel may have changed back into the buffers and variables of the image."""
@@ -340,7 +342,9 @@ class _Chip:
                 self.image.variables[piece.name] = piece.data
             elif piece.unset is not None and self.check:
                 unset = self._granules(state, row) != shadow.CLEAN
-                piece.unset[:] = np.repeat(unset, self.program.global_granule)[: piece.data.size]
+                piece.unset[:] = False
+                if unset.any():
+                    piece.unset[:] = np.repeat(unset, self.program.global_granule)[: piece.data.size]
 
     def emulation(self, outcome: int) -> Emulation:
         """What the run found."""

@@ -70,8 +70,8 @@ def _name_race(h, w, first, record, me, mine_writes, other_wrote):
 
 
 @jit
-def _note_author(h, last, mine):
-    """Note whose write, the record `last` or 0 for nobody's, a read of agent `mine` finds.
+def _note_author(h, last, index):
+    """Note whose write, the record `last` or 0 for nobody's, a read of the CTA's agent number `index` finds.
 
     The two are parts of a CTA, all mbarriers being one. Which pairs there are is the same for every interleaving of a
     kernel whose accesses are all ordered, whichever CTA takes which tile and whichever stage of a ring holds what. A
@@ -80,7 +80,7 @@ def _note_author(h, last, mine):
     cfg = t.i64_1(h, t.CFG)
     agents, barriers = cfg[t.AGENTS], cfg[t.MBAR_AGENT]
     author = 0 if last == 0 else 1 + min(agent_of(last) % agents, barriers)
-    t.u8_2(h, t.AUTHORS)[mine % agents, author] = 1
+    t.u8_2(h, t.AUTHORS)[index, author] = 1
 
 
 @jit
@@ -261,7 +261,7 @@ def touch(h, shadow, first_granule, last_granule, w, me, lane, is_write, is_asyn
             author = last if strong == 0 else 0
             if author != noted:
                 noted = author
-                _note_author(h, author, mine)
+                _note_author(h, author, mine - base)
         if state[g] != CLEAN:
             dirty = True
         place = -1
