@@ -25,7 +25,7 @@ SOLVES = Solves(
     arch="sm_90a",
     after="attention_warp_specialized",
     options={
-        "head_dim": (64,),
+        "head_dim": (64, 256),
         "causal": (False,),
         "page": prefill.PAGES,
         "window": prefill.WINDOWS,
@@ -38,6 +38,7 @@ SOLVES = Solves(
 APART_REGISTERS = 8  # less where the tiles of a consumer do not overlap, as where any are split
 CLUSTER_REGISTERS = 8  # that the producer has instead
 OPTION_REGISTERS = 4  # for rows that share a token or for pages, for a window, and to divide by the heads that share
+WIDE_REGISTERS = 6  # for rows of more than 128 elements
 FROM_REGISTERS = (64, 96, 128, 192)  # block_n of a wgmma with queries in registers
 PARTS = ("part_y", "part_log_sums", "arrived")  # of splits: null where there is one
 MOST_SPLITS = 64
@@ -88,6 +89,7 @@ class Schedule(prefill.RingTiling):
         queries = p.head_dim // 4 if self.q_registers else 0
         options = (p.page > 0 or p.group > 1) + (p.window > 0) + (p.group & p.group - 1 > 0)
         others = (CLUSTER_REGISTERS if self.cluster > 1 else 0) - (APART_REGISTERS if self.splits > 1 else 0)
+        others += WIDE_REGISTERS if p.head_dim > 128 else 0
         return super().registers(p) + queries + OPTION_REGISTERS * options + others
 
 
@@ -97,11 +99,14 @@ SHORT = replace(LONG, section=32)
 CHUNK = replace(LONG, turns=2)
 FEW = replace(CHUNK, q_registers=0)
 FULL = replace(LONG, block_m=192, block_n=80, q_registers=0)
+WIDE = replace(FULL, block_m=128, stages=2)  # rows of 256 elements fit in no other way
 MEASURED = (
     LONG,
     SHORT,
     CHUNK,
     FULL,
+    WIDE,
+    replace(WIDE, block_n=64),
     replace(LONG, turns=1, lead=2),
     replace(LONG, block_n=64, stages=4),
 )
