@@ -20,6 +20,7 @@
 // Bytes expected from HBM: w once, x once, y once. blockIdx.y is the block of tokens: further ones read w again. From L1:
 // x once for every `rows` rows, so that many tokens want many rows.
 #include "lab/kernels/common/warp_sum.cuh"
+#include "ptx/bulk.cuh"
 #include "ptx/convert.cuh"
 #include "ptx/griddepcontrol.cuh"
 #include "ptx/load.cuh"
@@ -135,9 +136,22 @@ __device__ __forceinline__ void stream(float (&sum)[SUMS], const Part& part, int
     for (; k0 < part.k; k0 += schedule::unroll * STRIDE) step<false>(sum, part, k0 + lane * VECTOR, k0 == start);
 }
 
+// While all wait for the launch before, the rows of the CTAs that will take this one's place come to L2.
+__device__ __forceinline__ void ask_ahead(const Weight* w, int n, int k, int resident) {
+    constexpr int OF_CTA = schedule::teams * ROWS, WARPS = schedule::threads / LANES;
+    if (threadIdx.x % LANES) return;
+#pragma unroll
+    for (int wave = 1; wave <= schedule::ahead; ++wave)
+        for (int row = threadIdx.x / LANES; row < OF_CTA * WARPS; row += WARPS) {
+            const int64_t at = (int64_t(blockIdx.x) + int64_t(wave) * resident) * OF_CTA + row / WARPS;
+            const int part = k / WARPS;
+            if (at < n) ptx::bulk::prefetch(w + at * k + row % WARPS * part, part * int(sizeof(Weight)));
+        }
+}
+
 extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_per_sm)
     gemv_vectorized(const Activation* __restrict__ x, const Weight* __restrict__ w, const float* __restrict__ w_scale,
-                    Output* __restrict__ y, int m, int n, int k) {
+                    Output* __restrict__ y, int m, int n, int k, int resident) {
     __shared__ Shared shared;
     const int lane = threadIdx.x % LANES;
     const int warp = threadIdx.x / LANES % schedule::split_k;
@@ -149,6 +163,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     const bool stores = warp == 0 && token < part.tokens && row < part.rows;
 
     ptx::griddepcontrol::launch_dependents();
+    if (schedule::ahead > 0 && blockIdx.x < resident) ask_ahead(w, n, k, resident);
     float scale = 1;
     if (problem::scaled && stores) scale = w_scale[problem::row_scales ? row0 + row : 0];
     float sum[SUMS] = {};

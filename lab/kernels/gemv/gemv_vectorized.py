@@ -18,7 +18,7 @@ from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.errors import ScheduleError
 from sim.formats import FORMATS, encode
 from sim.jit import njit, prange
-from sim.launch import Launch
+from sim.launch import Launch, Scalar
 from sim.machine import Machine
 from sim.tiles import Chip, count_fma, dot, load_vector, store_patch
 
@@ -48,8 +48,10 @@ class Schedule:
     unroll: int  # k-steps whose loads are in flight together
     block_m: int  # tokens that a CTA computes in one pass over its rows
     ctas_per_sm: int  # CTAs that an SM has registers for, at least
+    ahead: int = 0  # times the rows of all resident CTAs that they ask L2 for, before x is there
 
     def __post_init__(self) -> None:
+        require_choice(self, "ahead", (0, 1, 2, 3, 4))
         require_choice(self, "rows", (1, 2, 4, 8))
         require_choice(self, "split_k", (1, 2, 4, 8, 16, 32))
         require_choice(self, "teams", (1, 2, 4, 8, 16, 32))
@@ -154,7 +156,7 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
             schedule=s,
             grid=(-(-p.n // (s.rows * s.teams)), _blocks(p, s), 1),
             block=(s.threads, 1, 1),
-            arguments=linear.scaled_arguments(p),
+            arguments=(*linear.scaled_arguments(p), Scalar("resident", machine.sms * s.ctas_per_sm)),
             dependent=linear.overlaps(machine),
         ),
     )
