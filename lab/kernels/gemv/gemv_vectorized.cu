@@ -136,17 +136,19 @@ __device__ __forceinline__ void stream(float (&sum)[SUMS], const Part& part, int
     for (; k0 < part.k; k0 += schedule::unroll * STRIDE) step<false>(sum, part, k0 + lane * VECTOR, k0 == start);
 }
 
-// While all wait for the launch before, the rows of the CTAs that will take this one's place come to L2.
-__device__ __forceinline__ void ask_ahead(const Weight* w, int n, int k, int resident) {
-    constexpr int OF_CTA = schedule::teams * ROWS, WARPS = schedule::threads / LANES;
-    if (threadIdx.x % LANES) return;
-#pragma unroll
-    for (int wave = 1; wave <= schedule::ahead; ++wave)
-        for (int row = threadIdx.x / LANES; row < OF_CTA * WARPS; row += WARPS) {
-            const int64_t at = (int64_t(blockIdx.x) + int64_t(wave) * resident) * OF_CTA + row / WARPS;
-            const int part = k / WARPS;
-            if (at < n) ptx::bulk::prefetch(w + at * k + row % WARPS * part, part * int(sizeof(Weight)));
-        }
+// While all wait for the launch before: what this warp loads next, of its rows and of those in the places of its CTA
+// `resident` CTAs on, comes to L2.
+__device__ __forceinline__ void ask_ahead(const Part& part, int warp, int lane, int resident) {
+    constexpr int SHARE = schedule::unroll * STEP;  // of the columns that a team takes at once
+    const int rounds = (part.k + SHARE * schedule::split_k - 1) / (SHARE * schedule::split_k);
+#pragma unroll 1
+    for (int round = 1; round <= schedule::ahead; ++round) {
+        const int row = round / rounds * resident * schedule::teams * ROWS + lane;
+        const int column = (round % rounds * schedule::split_k + warp) * SHARE;
+        if (lane < ROWS && row < part.rows && column < part.k)
+            ptx::bulk::prefetch(part.w + int64_t(row) * part.k + column,
+                                min(SHARE, part.k - column) * int(sizeof(Weight)));
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_per_sm)
@@ -163,10 +165,10 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     const bool stores = warp == 0 && token < part.tokens && row < part.rows;
 
     ptx::griddepcontrol::launch_dependents();
-    if (schedule::ahead > 0 && blockIdx.x < resident) ask_ahead(w, n, k, resident);
     float scale = 1;
     if (problem::scaled && stores) scale = w_scale[problem::row_scales ? row0 + row : 0];
     float sum[SUMS] = {};
+    if (schedule::ahead > 0 && blockIdx.x < resident) ask_ahead(part, warp, lane, resident);
     if (row0 < n) stream(sum, part, warp, lane);
 
     float mine = warp_sums(sum);

@@ -48,7 +48,7 @@ class Schedule:
     unroll: int  # k-steps whose loads are in flight together
     block_m: int  # tokens that a CTA computes in one pass over its rows
     ctas_per_sm: int  # CTAs that an SM has registers for, at least
-    ahead: int = 0  # times the rows of all resident CTAs that they ask L2 for, before x is there
+    ahead: int = 0  # further loads of each warp that L2 is asked for while x is awaited
 
     def __post_init__(self) -> None:
         require_choice(self, "ahead", (0, 1, 2, 3, 4))
@@ -72,6 +72,8 @@ class Schedule:
         require_threads(self.ctas_per_sm, self.threads, machine)
         blocks = _blocks(problem, self)
         require_grid_y(blocks, f"{blocks:,} blocks of {self.block_m} tokens", machine)
+        if self.ahead and problem.k * FORMATS[problem.weights].bits % 128:
+            raise ScheduleError(f"L2 is asked for 16 bytes of a row at least; k = {problem.k}")
 
 
 def _blocks(problem: Linear, schedule: Schedule) -> int:
