@@ -1,4 +1,4 @@
-// cp.async.bulk: contiguous copies, groups of this thread's bulk stores. PTX ISA 9.0, 9.7.9.25.4, 9.7.9.25.5 and 9.7.9.27.2.
+// cp.async.bulk: contiguous copies, groups of this thread's bulk stores. PTX ISA 9.0, 9.7.9.25.4 and 9.7.9.27.2.
 #pragma once
 #include "ptx/address.cuh"
 
@@ -21,11 +21,6 @@ __device__ __forceinline__ void load(void* to, const void* from, uint32_t bytes,
             address::shared(to)),
         "l"(from), "r"(bytes), "r"(address::shared(&barrier)), "l"(policy)
         : "memory");
-}
-
-// Bring `bytes`, a multiple of 16 as the address is, from global memory to L2 (cp.async.bulk.prefetch.L2).
-__device__ __forceinline__ void prefetch(const void* from, uint32_t bytes) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 }
 
 // Close the group of this thread's bulk stores so far (cp.async.bulk.commit_group).

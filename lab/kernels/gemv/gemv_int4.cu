@@ -216,7 +216,6 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     Stream stream(w, w_scale, work, n, k, warp / SPLIT, warp % SPLIT, own.ring);
 #pragma unroll 1
     for (int stage = 0; stage < schedule::stages * STAGE_BYTES; stage += STAGE_BYTES) stream.fill(stage);
-    if constexpr (schedule::ahead > 0) stream.ask_ahead();
     start(shared, work, k);
     ptx::griddepcontrol::wait();  // until the launch before has written x, and reads y no more
     load_x(shared, x, work, k);

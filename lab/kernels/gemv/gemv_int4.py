@@ -51,10 +51,8 @@ class Schedule:
     cluster: int  # CTAs that share the same rows, each with its own part of k
     stages: int  # steps that the ring of a warp holds
     ctas_per_sm: int  # CTAs that an SM has registers for; how long k is says whether x leaves them room
-    ahead: int = 0  # steps behind those of the ring that L2 is asked for while x is awaited
 
     def __post_init__(self) -> None:
-        require_choice(self, "ahead", (0, 1, 2, 3, 4, 6, 8))
         require_choice(self, "block_m", (8, 16, 32))
         require_choice(self, "rows", (1, 2, 4, 8))
         require_choice(self, "teams", (1, 2, 4, 8, 16))

@@ -2,7 +2,6 @@
 #pragma once
 #include "lab/kernels/gemv/mma_tiles.cuh"
 #include "ptx/address.cuh"
-#include "ptx/bulk.cuh"
 #include "ptx/cp_async.cuh"
 #include "schedule.cuh"
 
@@ -106,16 +105,6 @@ struct Stream {
         column += ROUND;
         from += ROUND * MMA_M / 2;
         scales += SPLIT * TILE_SCALES;
-    }
-
-    // What comes after the steps asked for so far comes to L2.
-    __device__ __forceinline__ void ask_ahead() const {
-        const int lane = threadIdx.x % LANES;
-#pragma unroll 1
-        for (int step = 0; step < schedule::ahead; ++step)
-            if (lane < schedule::rows && column + step * ROUND < whole)
-                ptx::bulk::prefetch(from - lane * VECTOR + int64_t(lane) * pitch + step * (ROUND * MMA_M / 2),
-                                    PACKED_TILES * PACKED_BYTES);
     }
 
     template <bool whole>

@@ -24,7 +24,6 @@
 // x once for every team.
 #include "lab/kernels/common/dequantise.cuh"
 #include "lab/kernels/gemv/mma_tiles.cuh"
-#include "ptx/bulk.cuh"
 #include "ptx/convert.cuh"
 #include "ptx/griddepcontrol.cuh"
 #include "ptx/load.cuh"
@@ -263,29 +262,9 @@ __device__ __forceinline__ void stage_sums(const Sums& sum, Shared& shared, int 
             }
 }
 
-// While all wait for the launch before: what this warp loads next, of its rows and of those in the places of its CTA
-// `resident` CTAs on, comes to L2.
-__device__ __forceinline__ void ask_ahead(const Weight* w, int row0, int n, int k, int warp, int resident) {
-    constexpr int STREAMS = GROUPED ? ROWS : TEAM_ROWS;  // each contiguous along k: row tiles of packed weights, or rows
-    const int rounds = (k + SPLIT * CHUNK - 1) / (SPLIT * CHUNK);
-    const int64_t pitch = GROUPED ? (k + 63) / 64 * REQUEST : k * int64_t(sizeof(Weight));
-    constexpr int SHARE = GROUPED ? CHUNK * 8 : CHUNK * int(sizeof(Weight));  // bytes of a stream
-    const auto* bytes = reinterpret_cast<const uint8_t*>(w);
-#pragma unroll 1
-    for (int round = 1; round <= schedule::ahead; ++round) {
-        const int64_t at = (round % rounds * SPLIT + warp) * int64_t(SHARE);
-#pragma unroll
-        for (int own = threadIdx.x % LANES; own < STREAMS; own += LANES) {
-            const int row = row0 + round / rounds * resident * BLOCK_N + own * (GROUPED ? TILE_ROWS : 1);
-            if (row < n && at < pitch)
-                ptx::bulk::prefetch(bytes + row / (GROUPED ? TILE_ROWS : 1) * pitch + at, min(int64_t(SHARE), pitch - at));
-        }
-    }
-}
-
 extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_per_sm)
     gemv_mma(const Element* __restrict__ x, const Weight* __restrict__ w, const void* __restrict__ w_scale,
-             Output* __restrict__ y, int m, int n, int k, int resident) {
+             Output* __restrict__ y, int m, int n, int k) {
     __shared__ Shared shared;
     const int warp = __shfl_sync(~0u, threadIdx.x / LANES, 0) % SPLIT;  // known to be the same in all lanes
     const int team = __shfl_sync(~0u, threadIdx.x / LANES, 0) / SPLIT;
@@ -296,7 +275,6 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     const Team part(x + token0 * k, w, w_scale, row0, tokens, n, k);
 
     ptx::griddepcontrol::launch_dependents();
-    if (schedule::ahead > 0 && blockIdx.x < resident) ask_ahead(w, row0, n, k, warp, resident);
     Sums sum = {};
     int at = warp * CHUNK;
     if (part.rows >= TEAM_ROWS)

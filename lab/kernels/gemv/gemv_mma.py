@@ -18,7 +18,7 @@ from lab.problems import Linear
 from sim.counts import Counts
 from sim.errors import ScheduleError
 from sim.formats import FORMATS
-from sim.launch import Launch, Scalar
+from sim.launch import Launch
 from sim.machine import Machine
 
 SOLVES = Solves(
@@ -44,10 +44,8 @@ class Schedule:
     unroll: int  # runs of a chunk, two requests for each row tile
     fold: int  # parts of k in a request of row-major weights, 64 bytes of a row each
     ctas_per_sm: int  # CTAs that an SM has registers for
-    ahead: int = 0  # further loads of each warp that L2 is asked for while x is awaited
 
     def __post_init__(self) -> None:
-        require_choice(self, "ahead", (0, 1, 2, 3, 4))
         require_choice(self, "block_m", (8, 16, 32))
         require_choice(self, "rows", (1, 2, 4, 8))
         require_choice(self, "teams", (1, 2, 4, 8))
@@ -205,7 +203,7 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
             schedule=s,
             grid=(tiles_of(p.n, s.block_n), tiles_of(p.m, s.block_m), 1),
             block=(s.threads, 1, 1),
-            arguments=(*linear.scaled_arguments(p), Scalar("resident", machine.sms * s.ctas_per_sm)),
+            arguments=linear.scaled_arguments(p),
             dependent=True,
         ),
     )

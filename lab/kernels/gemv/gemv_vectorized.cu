@@ -20,7 +20,6 @@
 // Bytes expected from HBM: w once, x once, y once. blockIdx.y is the block of tokens: further ones read w again. From L1:
 // x once for every `rows` rows, so that many tokens want many rows.
 #include "lab/kernels/common/warp_sum.cuh"
-#include "ptx/bulk.cuh"
 #include "ptx/convert.cuh"
 #include "ptx/griddepcontrol.cuh"
 #include "ptx/load.cuh"
@@ -136,24 +135,9 @@ __device__ __forceinline__ void stream(float (&sum)[SUMS], const Part& part, int
     for (; k0 < part.k; k0 += schedule::unroll * STRIDE) step<false>(sum, part, k0 + lane * VECTOR, k0 == start);
 }
 
-// While all wait for the launch before: what this warp loads next, of its rows and of those in the places of its CTA
-// `resident` CTAs on, comes to L2.
-__device__ __forceinline__ void ask_ahead(const Part& part, int warp, int lane, int resident) {
-    constexpr int SHARE = schedule::unroll * STEP;  // of the columns that a team takes at once
-    const int rounds = (part.k + SHARE * schedule::split_k - 1) / (SHARE * schedule::split_k);
-#pragma unroll 1
-    for (int round = 1; round <= schedule::ahead; ++round) {
-        const int row = round / rounds * resident * schedule::teams * ROWS + lane;
-        const int column = (round % rounds * schedule::split_k + warp) * SHARE;
-        if (lane < ROWS && row < part.rows && column < part.k)
-            ptx::bulk::prefetch(part.w + int64_t(row) * part.k + column,
-                                min(SHARE, part.k - column) * int(sizeof(Weight)));
-    }
-}
-
 extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_per_sm)
     gemv_vectorized(const Activation* __restrict__ x, const Weight* __restrict__ w, const float* __restrict__ w_scale,
-                    Output* __restrict__ y, int m, int n, int k, int resident) {
+                    Output* __restrict__ y, int m, int n, int k) {
     __shared__ Shared shared;
     const int lane = threadIdx.x % LANES;
     const int warp = threadIdx.x / LANES % schedule::split_k;
@@ -168,7 +152,6 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     float scale = 1;
     if (problem::scaled && stores) scale = w_scale[problem::row_scales ? row0 + row : 0];
     float sum[SUMS] = {};
-    if (schedule::ahead > 0 && blockIdx.x < resident) ask_ahead(part, warp, lane, resident);
     if (row0 < n) stream(sum, part, warp, lane);
 
     float mine = warp_sums(sum);

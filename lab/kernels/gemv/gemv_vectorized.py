@@ -18,7 +18,7 @@ from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.errors import ScheduleError
 from sim.formats import FORMATS, encode
 from sim.jit import njit, prange
-from sim.launch import Launch, Scalar
+from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import Chip, count_fma, dot, load_vector, store_patch
 
@@ -48,10 +48,8 @@ class Schedule:
     unroll: int  # k-steps whose loads are in flight together
     block_m: int  # tokens that a CTA computes in one pass over its rows
     ctas_per_sm: int  # CTAs that an SM has registers for, at least
-    ahead: int = 0  # further loads of each warp that L2 is asked for while x is awaited
 
     def __post_init__(self) -> None:
-        require_choice(self, "ahead", (0, 1, 2, 3, 4))
         require_choice(self, "rows", (1, 2, 4, 8))
         require_choice(self, "split_k", (1, 2, 4, 8, 16, 32))
         require_choice(self, "teams", (1, 2, 4, 8, 16, 32))
@@ -72,8 +70,6 @@ class Schedule:
         require_threads(self.ctas_per_sm, self.threads, machine)
         blocks = _blocks(problem, self)
         require_grid_y(blocks, f"{blocks:,} blocks of {self.block_m} tokens", machine)
-        if self.ahead and problem.k * FORMATS[problem.weights].bits % 128:
-            raise ScheduleError(f"L2 is asked for 16 bytes of a row at least; k = {problem.k}")
 
 
 def _blocks(problem: Linear, schedule: Schedule) -> int:
@@ -158,7 +154,7 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
             schedule=s,
             grid=(-(-p.n // (s.rows * s.teams)), _blocks(p, s), 1),
             block=(s.threads, 1, 1),
-            arguments=(*linear.scaled_arguments(p), Scalar("resident", machine.sms * s.ctas_per_sm)),
+            arguments=linear.scaled_arguments(p),
             dependent=linear.overlaps(machine),
         ),
     )
