@@ -66,14 +66,20 @@ def is_tuned(problem: Problem, machine: Machine, chain: bool = False) -> bool:
 
 
 def incumbents(problem: Problem, machine: Machine, chain: bool = False) -> list[tuple[str, dict[str, Value]]]:
-    """As `lookup`, what a search is to race along: both entries of the class, and wider classes' that took less time.
+    """As `lookup`, what a search is to race along, each once.
 
-    A race it must be: a kernel may take longer for fewer rows, where its boxes reach beyond them.
+    Both entries of the class, wider classes' that took less time, and those of other matrices for as many rows. A race
+    it must be: a kernel may take longer for fewer rows, where its boxes reach beyond them.
     """
     classes = [problem.tuned_class(), *problem.wider_classes()]
     own, *wider = [_entry(one, machine, chain) for one in classes]
     found = [own, _entry(classes[0], machine, not chain), *(e for e in wider if e and own and e.us < own.us)]
-    return [(entry.kernel, entry.schedule) for entry in found if entry]
+    alike = _but_matrix(classes[0])
+    found += [
+        e for e in _entries(TABLE).values() if e.machine == machine.name and _but_matrix(e.problem_class) == alike
+    ]
+    unique = {msgspec.json.encode((e.kernel, e.schedule)): (e.kernel, e.schedule) for e in found if e}
+    return list(unique.values())
 
 
 def winner(records: Sequence[Record], problem: Problem) -> TunedClass | None:
@@ -127,6 +133,10 @@ def load(path: Path) -> list[TunedClass]:
 @lru_cache(maxsize=4)
 def _entries(path: Path) -> dict[str, TunedClass]:
     return {entry.key: entry for entry in load(path)}
+
+
+def _but_matrix(problem_class: dict[str, Value]) -> dict[str, Value]:
+    return {name: value for name, value in problem_class.items() if name not in ("n", "k")}
 
 
 def _entry(problem_class: dict[str, Any], machine: Machine, chain: bool) -> TunedClass | None:

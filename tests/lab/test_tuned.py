@@ -80,6 +80,15 @@ def test_a_search_races_its_own_entry_and_those_of_more_rows_that_took_less(
     assert found == [asked] * (asked in times) + wider
 
 
+@pytest.mark.usefixtures("table")
+def test_a_search_races_what_other_matrices_took_for_as_many_rows() -> None:
+    put([entry(Linear(3, 64, 64), stages=3), entry(Linear(4, 128, 64), stages=4), entry(Linear(4, 64, 128), stages=4)])
+    put([entry(Linear(8, 128, 64), stages=5), entry(Linear(4, 128, 64, "fp16"), stages=6)])
+    assert [s["stages"] for _, s in incumbents(Linear(4, 64, 64), H100)] == [3, 4]
+    assert [s["stages"] for _, s in incumbents(Linear(4, 256, 64), H100)] == [3, 4]
+    assert incumbents(Linear(4, 64, 64), H200) == []
+
+
 def test_a_newer_entry_takes_the_place_of_its_class_and_lines_are_sorted(table: Path) -> None:
     problems = [Linear(64, n, k) for n in (8192, 512) for k in (1024, 256)]
     put(entry(problem) for problem in problems)

@@ -189,7 +189,7 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
-    """As without a split, but for y, stored in the boxes of each CTA's own columns, and x, in boxes of at most m rows."""
+    """As without a split, but for y, stored in boxes of each CTA's own columns, and x, in boxes of at most m rows."""
     p, s = problem, schedule
     whole = wgmma_mainloop.theory(p, s)
     steps = tiles_of(p.k, step_of(p)) * wgmma_mainloop.tile_count(p, s.block_m, s.block_n)
