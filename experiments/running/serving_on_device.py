@@ -38,12 +38,13 @@ LOOKED_AT = 8  # tokens that are computed once more, each sequence by itself
 
 
 def serve_jobs(argument: Any) -> Iterator[Record]:
-    """Each job served on this GPU, and by predicted times on the same arrivals."""
+    """Each job served on this GPU, and then all by predicted times on the same arrivals."""
     from lab.gpu import device
     from lab.gpu.bench import shared_fields
     from lab.inference.chip import gpu
 
     chip, loop = gpu(device.machine()), None
+    simulated: list[tuple[ServeJob, dict[str, Any]]] = []
     for job in in_time(argument, ServeJob):
         if isinstance(job, Record):
             yield job
@@ -57,8 +58,10 @@ def serve_jobs(argument: Any) -> Iterator[Record]:
         if job.attribute:
             facts |= loop.attributed(job)
         yield Record(**shared, check=loop.check(), metrics=facts)
-        simulated = {**shared, "on": "sim", "card": None, "driver": None}
-        yield Record(**simulated, metrics={**job.facts, **predicted(job, chip.machine)})
+        if not any(job == told for told, _ in simulated):
+            simulated.append((job, {**shared, "on": "sim", "card": None, "driver": None}))
+    for job, shared in simulated:  # the GPU is needed no longer
+        yield Record(**shared, metrics={**job.facts, **predicted(job, chip.machine)})
 
 
 class Loop:
