@@ -74,6 +74,7 @@ def serve(
     from lab.problems import MODELS
     from lab.serving.journal import Journal
     from lab.serving.models import load, of_checkpoint, of_preset
+    from lab.serving.times import StepTimes
     from sim.machine import machine as machine_named
 
     card = backends.real_machine() if on is Where.GPU else machine_named(machine)
@@ -87,9 +88,10 @@ def serve(
         loaded = load(path, gpu(card) if on is Where.GPU else simulated(card))
         if on is Where.SIM and not loop.num_gpu_blocks:
             loop = replace(loop, num_gpu_blocks=SIMULATED_PAGES)
-    rules = loop.policy(preset or loaded.model, card, context=loaded.checkpoint.config.context if loaded else 0)
+    sizes = preset or loaded.model
+    rules = loop.policy(sizes, card, context=loaded.checkpoint.config.context if loaded else 0)
     with Path(loop.journal).open("wb") if loop.journal else nullcontext() as file:
-        lines = Journal(file, rules) if file else None
+        lines = Journal(file, rules, StepTimes(sizes, card, rules.buckets)) if file else None
         service: Any = None
 
         def hear(facts: Any, emitted: Any) -> None:

@@ -24,7 +24,7 @@ from lab.record import Checked, Record, Value
 from lab.serving.clock import WallClock
 from lab.serving.engine import Engine, HostCost, StepFacts, serve
 from lab.serving.executor import Timeline
-from lab.serving.journal import Decision, Journal, decoded
+from lab.serving.journal import Journal, decisions, decoded
 from lab.serving.metrics import Steps
 from lab.serving.on_chip import ChipExecutor, MarkStopwatch, PredictedStopwatch
 from lab.serving.request import Request, Sequence
@@ -96,7 +96,7 @@ class Loop:
         self.steps.facts.clear()
         self.scheduler.preemptions = self.scheduler.hits = 0
         self.lines = BytesIO()
-        engine.journal = Journal(self.lines, self._what[1]) if job.attribute else None
+        engine.journal = Journal(self.lines, self._what[1], self.times) if job.attribute else None
         requests, start = asked(job, salt), engine.clock.now_us
         requests = [structs.replace(r, arrival_us=r.arrival_us + start) for r in requests]
         gc.collect()
@@ -117,12 +117,11 @@ class Loop:
         Figures that begin with `steps_` take each bucket's measured times for predicted ones, those with `host_` the
         measured work of the host and the gaps between graphs too.
         """
-        lines = [decoded(line) for line in self.lines.getvalue().splitlines()]
-        decisions = [line for line in lines if isinstance(line, Decision)]
+        made = list(decisions(map(decoded, self.lines.getvalue().splitlines())))
         facts, keys = self.facts, ScaledTimes(self.times, {}, 1.0)
         buckets: dict[Layout, list[float]] = defaultdict(list)
         kinds: dict[str, list[float]] = defaultdict(list)
-        for decision, fact in zip(decisions, facts, strict=True):
+        for decision, fact in zip(made, facts, strict=True):
             if fact.rows:
                 ratio = fact.us / self.times.rows_us(decision.starts, decision.counts)
                 singles = sum(count == 1 for count in decision.counts)
