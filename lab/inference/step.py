@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import lru_cache, reduce
 from operator import add
 from typing import Any, NamedTuple
 
@@ -125,6 +125,7 @@ def require_kernels(forward: Forward, machine: Machine) -> None:
             raise InputError(f"a step of this model has no kernel for its {where}: {'; '.join(reasons)}")
 
 
+@lru_cache(maxsize=2048)
 def planned(problem: Problem, machine: Machine) -> Plan:
     """The plan for a chain of launches; where a few tokens attend, of those that overlap the ones ahead of them."""
     if isinstance(problem, Attention) and problem.q_len <= FEW_TOKENS:

@@ -195,7 +195,7 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     steps = tiles_of(p.k, step_of(p)) * wgmma_mainloop.tile_count(p, s.block_m, s.block_n)
     return replace(
         whole,
-        tma_load_bytes=whole.tma_load_bytes - steps * (s.block_m - min(p.m, s.block_m)) * STEP_BYTES,
+        tma_load_bytes=steps * (min(p.m, s.block_m) + s.block_n) * STEP_BYTES,
         sm_to_l2_bytes=wgmma_mainloop.tiled_theory(p, s.block_m, s.part, 1).sm_to_l2_bytes,
     )
 
