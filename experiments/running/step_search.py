@@ -22,7 +22,7 @@ from lab.verify import scratch
 from sim.errors import InputError, KernelError, ScheduleError
 from sim.machine import Machine
 
-MOST = 8  # schedules of each kernel
+MOST = 6  # schedules of each kernel
 ROUNDS = 3
 FINAL_ROUNDS = 9
 FINALISTS = 3
