@@ -114,7 +114,7 @@ def warp_bytes(problem: Linear, schedule: Schedule) -> int:
 
 
 def shared_bytes(problem: Linear, schedule: Schedule) -> int:
-    """The warps' rings, barriers, a cluster's inboxes, every token's columns of x; in an order, all of x beside them."""
+    """The warps' rings, barriers, a cluster's inboxes, every token's columns of x; for an order, all of x too."""
     p, s = problem, schedule
     part = tiles_of(s.block_n, s.cluster)
     inboxes = s.cluster * s.block_m * part * FLOAT if s.cluster > 1 else 0
