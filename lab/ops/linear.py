@@ -60,12 +60,12 @@ def linear(
     Arrays are all CuPy's or PyTorch's on one GPU, or all NumPy's, dense and row-major. x and w are float32, float16 or
     bfloat16 (uint16 bits count as bfloat16); beside bfloat16 x, w may be `lab.Int4Weights`, whose `order` costs a copy
     of x and a launch where x has more than a few rows, or float8_e4m3fn (or uint8 bits), which may, with or without
-    scales, also stand beside x of its own type. `residual`, in y's shape, is added; `swiglu` takes w in two halves of its rows, gate and up, and makes
-    y[..., n / 2] = silu(gate) * up. `x_scale` and `w_scale` are float32, one element each or one for each row;
-    `y_scale`, one element, divides an fp8 y; a number does for one element. y has the type of `out`, else the format
-    `output` (such as "fp8"), else x's type, or bfloat16 where x is fp8. Products of fp8 are summed in the few bits that
-    the tensor cores keep, with `accumulate="float32"` in
-    float32. Where x has no rows, nor has y.
+    scales, also stand beside x of its own type. `residual`, in y's shape, is added; `swiglu` takes w in two halves of
+    its rows, gate and up, and makes y[..., n / 2] = silu(gate) * up. `x_scale` and `w_scale` are float32, one element
+    each or one for each row; `y_scale`, one element, divides an fp8 y; a number does for one element. y has the type of
+    `out`, else the format `output` (such as "fp8"), else x's type, or bfloat16 where x is fp8. Products of fp8 are
+    summed in the few bits that the tensor cores keep, with `accumulate="float32"` in float32. Where x has no rows, nor
+    has y.
 
     On the GPU arrays start at multiples of 16 bytes, nothing is copied, and the work runs on `stream` (a CUstream
     address) or on the current stream of PyTorch for its tensors, of CuPy otherwise, also while a graph is captured. No
