@@ -111,11 +111,10 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     """Clusters walk their blocks; each CTA its parts of x and its warps' steps along k."""
     p, s = launch.problem, launch.schedule
     chip = Chip(launch, machine)
-    x, w, pairs = (arrays[a.name] if arrays else np.zeros((0,) * len(a.shape), a.storage) for a in launch.arrays[:3])
-    order = p.indices().get("order", np.zeros(0, np.int32))
-    if arrays and p.ordered:
-        order = arrays["order"]
-    sums = np.empty((p.m, p.n) if arrays else (0, 0), np.float32)
+    whole = "x" in arrays  # beside index arrays, with which counting alone goes on
+    x, w, pairs = (arrays[a.name] if whole else np.zeros((0,) * len(a.shape), a.storage) for a in launch.arrays[:3])
+    order = arrays["order"] if p.ordered else np.zeros(0, np.int32)
+    sums = np.empty((p.m, p.n) if whole else (0, 0), np.float32)
     marks = [chip.marks(name) for name in ("x", "w", "w_scale", "y")]
     order_marks = chip.marks("order") if p.ordered else np.zeros(0, marks[0].dtype)
     tile = (s.block_m, s.rows, s.teams, s.split_k, s.cluster)
@@ -123,7 +122,7 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
         chip.count, *marks, order_marks, x, w, pairs, order, sums, p.m, p.n, p.k, *tile, p.group, p.zero_points,
         *out_of(s),
     )  # fmt: skip
-    if arrays:
+    if whole:
         arrays["y"][...] = encode(sums, p.output)
     return chip.counts()
 
