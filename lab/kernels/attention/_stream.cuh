@@ -136,12 +136,11 @@ struct Tickets {
 
     static __device__ __forceinline__ int first() { return int(blockIdx.x) / schedule::cluster; }
 
+    // Nothing waits for the answer yet, where no other CTA has to be told.
     __device__ __forceinline__ void ask() {
         if (rank > 0 || threadIdx.x % WARP > 0) return;
         if constexpr (schedule::cluster > 1) ptx::mbarrier::wait(shared.ticket_empty, parity ^ 1);
         index = atomicAdd(counter, 1);
-        if (index == works - 1) atomicExch(counter, 0);
-        index += int(gridDim.x) / schedule::cluster;
         if constexpr (schedule::cluster > 1)
             for (int cta = 0; cta < schedule::cluster; ++cta)
                 ptx::store::async_cluster(ptx::address::shared_of_cta(&shared.ticket, cta), index,
@@ -157,7 +156,8 @@ struct Tickets {
             __syncwarp();
             if (threadIdx.x % WARP == 0) ptx::mbarrier::arrive_cluster(shared.ticket_empty, 0);
         }
-        return uniform(index);
+        if (rank == 0 && threadIdx.x % WARP == 0 && index == works - 1) atomicExch(counter, 0);
+        return uniform(index) + int(gridDim.x) / schedule::cluster;
     }
 };
 
