@@ -1,7 +1,6 @@
 """Functions of CUDA files, quoted on pages as the file has them."""
 
 import re
-from textwrap import dedent
 
 from lab.record import ROOT
 from sim.errors import InputError
@@ -25,4 +24,5 @@ def quoted(which: str) -> str:
     found = re.search(rf"(?:\A|(?<=\n\n)){head}.*?^(?P=indent)\}};?$", text, re.DOTALL | re.MULTILINE)
     if not name or found is None:
         raise InputError(f"lab/kernels/{file} defines no function {name!r}")
-    return f"```cuda\n{dedent(found[0])}\n```"
+    lines = (line.removeprefix(found["indent"]) for line in found[0].splitlines())  # directives stand at the margin
+    return "\n".join(["```cuda", *lines, "```"])
