@@ -34,8 +34,9 @@ from sim.errors import InputError
 from sim.folders import write_whole
 
 FOLDER = "docs/pictures"
-_BLOCK = re.compile(
-    r"(^<!-- lab report: (pictures |source |output )?([^\n]+?) -->\n).*?(^<!-- end of (?(2)\2)\3 -->)",
+BLOCK = re.compile(
+    r"(?P<start>^<!-- lab report: (?P<kind>pictures |source |output )?(?P<name>[^\n]+?) -->\n)(?P<text>.*?)"
+    r"(?P<end>^<!-- end of (?(kind)(?P=kind))(?P=name) -->)",
     re.DOTALL | re.MULTILINE,
 )
 
@@ -75,8 +76,8 @@ def report(past: Archive) -> Report:
     for page in pages():
 
         def made(block: re.Match[str], page: Path = page) -> str:
-            start, kind, name, end = block.groups()
-            match kind:
+            name = block["name"]
+            match block["kind"]:
                 case "pictures ":
                     drawn = _module(name, page).pictures(past)
                     shown = {ROOT / FOLDER / f"{file}.svg": chart for file, chart in drawn.items()}
@@ -91,9 +92,9 @@ def report(past: Archive) -> Report:
                     module = _module(name, page)
                     text = module.table(past) if hasattr(module, "table") else experiment(name, past)
                     doubts.update(dict.fromkeys(_doubts(name, text)))
-            return f"{start}{text}\n{end}"
+            return f"{block['start']}{text}\n{block['end']}"
 
-        texts[page] = _BLOCK.sub(made, _text(page))
+        texts[page] = BLOCK.sub(made, _text(page))
     return Report(texts, charts, tuple(doubts))
 
 
