@@ -53,7 +53,7 @@ def test_dots_say_what_they_are() -> None:
 
 
 def test_the_verb_writes_the_page_and_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.tables.report.report", lambda past: Report({}, {}))
+    monkeypatch.setattr("experiments.tables.report.report", lambda _: Report({}, {}))
     file = tmp_path / "new" / "results.html"
     assert run_command(["report", "--html", str(file)]) == 0
     assert file.read_text().startswith("<!doctype html>")
