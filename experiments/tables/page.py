@@ -18,7 +18,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 78rem; margin: 2rem auto
 table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 13px; margin: 1rem 0 }
 td, th { border: 1px solid #ddd; padding: .2rem .5rem; text-align: left; vertical-align: top }
 svg { max-width: 100%; height: auto }
-nav a { margin-right: 1rem; white-space: nowrap }
+nav a { margin-right: 1rem; display: inline-block }
 """
 
 
@@ -40,7 +40,7 @@ def _blocks(page: Path, text: str, report: Report) -> Iterator[str]:
     """Each table and each picture of a page as HTML, below the heading that it stands under."""
     last = ""
     for block in BLOCK.finditer(text):
-        if block["kind"] in ("source ", "output "):
+        if "```" in block["text"]:  # code, and what commands print
             continue
         above = _HEADING.findall(text[: block.start()])
         if above and above[-1] != last:
@@ -65,7 +65,7 @@ def _converted(text: str) -> str:
         from markdown import Markdown
     except ImportError:
         raise InputError("an HTML page needs the package markdown: pip install 'kernel-lab[docs]'") from None
-    converter = Markdown(extensions=["tables", "fenced_code"])
+    converter = Markdown(extensions=["tables"])
     converter.preprocessors.deregister("html_block")
     converter.inlinePatterns.deregister("html")
     return str(converter.convert(text))
