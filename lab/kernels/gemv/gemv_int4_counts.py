@@ -14,7 +14,7 @@ from sim.formats import encode
 from sim.jit import njit, prange
 from sim.launch import Array, Launch, Role
 from sim.machine import Machine
-from sim.tiles import BF16, Chip, add_groups, in_packed_order, load_groups, load_tile, mma, store_patch
+from sim.tiles import BF16, SimulatedChip, add_groups, in_packed_order, load_groups, load_tile, mma, store_patch
 
 BLOCK_K = 128  # columns of w in a step of a warp
 
@@ -106,7 +106,7 @@ def _widths(n: int, schedule: Any) -> Iterator[tuple[int, int]]:
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     """Clusters walk their blocks; each CTA its parts of x and its warps' steps along k."""
     p, s = launch.problem, launch.schedule
-    chip = Chip(launch, machine)
+    chip = SimulatedChip(launch, machine)
     x, w, pairs = (arrays[a.name] if arrays else np.zeros((0,) * len(a.shape), a.storage) for a in launch.arrays[:3])
     sums = np.empty((p.m, p.n) if arrays else (0, 0), np.float32)
     marks = [chip.marks(name) for name in ("x", "w", "w_scale", "y")]
