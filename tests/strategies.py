@@ -67,7 +67,7 @@ def variants(kernel: Kernel) -> list[Any]:
         for chosen in product(*values.values()):
             with suppress(InputError):  # not every combination means something
                 found.append(fitted(kernel, replace(tiny, **dict(zip(values, chosen, strict=True)))))
-    return found
+    return [form for form in found if solves.refusal(form) is None]
 
 
 def plain_variants(kernel: Kernel) -> list[Any]:

@@ -29,6 +29,10 @@ def split(problem: Attention, **changed: int) -> Any:
     return replace(KERNEL.best_guess(problem, CHIP), **{"least_units": 1, **changed})
 
 
+def latent(batch: int, heads: int, q_len: int, kv_len: int, **more: Any) -> Attention:
+    return Attention(batch, heads, 1, 576, q_len, kv_len, latent=512, **more)
+
+
 @st.composite
 def lengths(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     """Queries and keys of each sequence, more sequences than a warp has lanes among them."""
@@ -117,6 +121,8 @@ CASES = [
     (Attention(1, 2, 2, 64, 1, 300, lse=True), {"cluster": 0}),  # fewer rows than who share them
     (Attention(1, 4, 1, 64, 2, 300, kv_lens=(20,), page=16), {"cluster": 4}),  # not all of the cluster have a part
     (Attention(40, 2, 2, 64, 1, 40, kv_lens=tuple(i % 41 for i in range(40)), causal=False), {"heads": 2}),
+    (latent(2, 16, 1, 130, kv_lens=(77, 130), page=16, lse=True), {"warps": 8, "overhead_units": 1}),
+    (latent(3, 3, 2, 130, kv_lens=(40, 0, 130), q_lens=(2, 1, 1)), {"query_tiles": 1}),
 ]
 
 
