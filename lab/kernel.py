@@ -29,7 +29,7 @@ class Solves:
 
     `formats` are those of the problem's FORMAT field. Options have the value that the format implies, with activations
     in that format itself where they must be `alike`; `options` are the unusual values it takes besides, all of a range
-    where it is one, `required` the only ones it takes, `together` those of which none comes without the others.
+    where it is one, `required` the only ones it takes; `where` one has a value, others are among these.
     `row_bytes` divides the bytes of every row of the problem's
     arrays; `multiple_of` divides extents, which are `at_most` so large. `arch_of` names the formats that need a newer
     architecture than the others.
@@ -47,7 +47,7 @@ class Solves:
     alike: bool = False
     options: Mapping[str, tuple[Any, ...] | range] = field(default_factory=dict)
     required: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    together: Mapping[str, Any] = field(default_factory=dict)
+    where: Mapping[tuple[str, Any], Mapping[str, tuple[Any, ...]]] = field(default_factory=dict)
     at_most: Mapping[str, int] = field(default_factory=dict)
     arch_of: Mapping[str, str] = field(default_factory=dict)
     facts: tuple[str, ...] = ("weights", "activations", "output")
@@ -83,9 +83,10 @@ class Solves:
             value = getattr(problem, name)
             if value not in taken and value not in self.options.get(name, ()):
                 return f"takes {name} {' or '.join(map(str, taken))} with {problem.FORMAT} in {form}, not {value}"
-        alone = {name for name, value in self.together.items() if getattr(problem, name) == value}
-        if alone and len(alone) < len(self.together):
-            return f"takes {' and '.join(f'{name} {value}' for name, value in self.together.items())} together alone"
+        for (given, of), others in self.where.items():
+            for name, taken in others.items() if getattr(problem, given) == of else ():
+                if getattr(problem, name) not in taken:
+                    return f"takes {name} {' or '.join(map(str, taken))} with {given} {of}, not {getattr(problem, name)}"
         for name, most in self.at_most.items():
             if getattr(problem, name) > most:
                 return f"takes {name} up to {most:,}; {name} = {getattr(problem, name):,}"

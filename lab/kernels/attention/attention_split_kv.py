@@ -33,7 +33,10 @@ SOLVES = Solves(
         "window": range(1, 2**30),
         "lse": (True,),
     },
-    together={"head_dim": 576, "latent": 512},
+    where={
+        ("latent", 512): {"head_dim": (576,), "kv": ("bf16", "fp16")},
+        ("head_dim", 576): {"latent": (512,)},
+    },
     at_most={"q_len": 16},
     facts=("kv", "activations", "head_dim", "latent", "group", "causal", "page", "window", "lse", "uniform", "settled"),
 )
