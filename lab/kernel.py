@@ -29,7 +29,8 @@ class Solves:
 
     `formats` are those of the problem's FORMAT field. Options have the value that the format implies, with activations
     in that format itself where they must be `alike`; `options` are the unusual values it takes besides, all of a range
-    where it is one, `required` the only ones it takes; `where` one has a value, others are among these.
+    where it is one, `required` the only ones it takes; `where` one has a value, others are among these, or extents
+    at most so large.
     `row_bytes` divides the bytes of every row of the problem's
     arrays; `multiple_of` divides extents, which are `at_most` so large. `arch_of` names the formats that need a newer
     architecture than the others.
@@ -47,7 +48,7 @@ class Solves:
     alike: bool = False
     options: Mapping[str, tuple[Any, ...] | range] = field(default_factory=dict)
     required: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    where: Mapping[tuple[str, Any], Mapping[str, tuple[Any, ...]]] = field(default_factory=dict)
+    where: Mapping[tuple[str, Any], Mapping[str, tuple[Any, ...] | int]] = field(default_factory=dict)
     at_most: Mapping[str, int] = field(default_factory=dict)
     arch_of: Mapping[str, str] = field(default_factory=dict)
     facts: tuple[str, ...] = ("weights", "activations", "output")
@@ -72,6 +73,16 @@ class Solves:
             found[name] = tuple(self.required.get(name, (getattr(usual, name), *ends)))
         return found
 
+    def most(self, problem: Problem) -> dict[str, int]:
+        """What extents are at most, for the options of a problem."""
+        return {**self.at_most, **{name: most for _, name, most in self._conditions(problem) if isinstance(most, int)}}
+
+    def _conditions(self, problem: Problem) -> Iterator[tuple[str, str, tuple[Any, ...] | int]]:
+        """(option, what it conditions, to what), of the options of a problem."""
+        for (given, of), others in self.where.items():
+            if getattr(problem, given) == of:
+                yield from ((given, name, taken) for name, taken in others.items())
+
     def refusal(self, problem: Problem) -> str | None:
         """One sentence why this kernel cannot take the problem, or None."""
         if not isinstance(problem, self.problem):
@@ -83,11 +94,12 @@ class Solves:
             value = getattr(problem, name)
             if value not in taken and value not in self.options.get(name, ()):
                 return f"takes {name} {' or '.join(map(str, taken))} with {problem.FORMAT} in {form}, not {value}"
-        for (given, of), others in self.where.items():
-            for name, taken in others.items() if getattr(problem, given) == of else ():
-                if getattr(problem, name) not in taken:
-                    return f"takes {name} {' or '.join(map(str, taken))} with {given} {of}, not {getattr(problem, name)}"
-        for name, most in self.at_most.items():
+        for given, name, taken in self._conditions(problem):
+            value = getattr(problem, name)
+            if isinstance(taken, tuple) and value not in taken:
+                of = getattr(problem, given)
+                return f"takes {name} {' or '.join(map(str, taken))} with {given} {of}, not {value}"
+        for name, most in self.most(problem).items():
             if getattr(problem, name) > most:
                 return f"takes {name} up to {most:,}; {name} = {getattr(problem, name):,}"
         for name, divisor in self.multiples(problem).items():

@@ -122,7 +122,7 @@ def test_latent_rows_are_keys_and_values(
     batch: int, heads: int, most: int, page: int, form: str, lse: bool, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    q_len = int(rng.integers(1, 16 // heads, endpoint=True))
+    q_len = int(rng.integers(1, min(16 // heads, 2), endpoint=True))
     lengths = {
         "q_lens": tuple(int(n) for n in rng.integers(0, q_len, batch, endpoint=True)),
         "kv_lens": tuple(int(n) for n in rng.integers(0, most, batch, endpoint=True)),
@@ -146,6 +146,7 @@ CASES = [
     (Attention(1, 2, 2, 64, 1, 300, lse=True), {"cluster": 0}),  # fewer rows than who share them
     (Attention(1, 4, 1, 64, 2, 300, kv_lens=(20,), page=16), {"cluster": 4}),  # not all of the cluster have a part
     (Attention(40, 2, 2, 64, 1, 40, kv_lens=tuple(i % 41 for i in range(40)), causal=False), {"heads": 2}),
+    (Attention(170, 1, 1, 64, 1, 20, kv_lens=tuple(i % 21 for i in range(170))), {"warps": 1}),  # more than are kept
     (latent(2, 16, 1, 130, kv_lens=(77, 130), page=16, lse=True), {"warps": 8, "overhead_units": 1}),
     (latent(3, 3, 2, 130, kv_lens=(40, 0, 130), q_lens=(2, 1, 1)), {"query_tiles": 1}),
 ]
@@ -246,6 +247,8 @@ def test_what_does_not_fit_says_both_sides() -> None:
         KERNEL.require(replace(few, kv="fp8"))
     with pytest.raises(InputError, match="takes latent 512 with head_dim 576, not 0"):
         KERNEL.require(Attention(1, 8, 2, 576, 1, 100))
+    with pytest.raises(InputError, match="takes q_len up to 2; q_len = 3"):
+        KERNEL.require(replace(few, q_len=3))
     with pytest.raises(InputError, match="takes q_len up to 16; q_len = 17"):
         KERNEL.require(replace(problem, q_len=17))
     with pytest.raises(InputError, match="a cache in bf16 takes activations in bf16, not fp16"):

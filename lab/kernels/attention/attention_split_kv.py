@@ -34,7 +34,7 @@ SOLVES = Solves(
         "lse": (True,),
     },
     where={
-        ("latent", 512): {"head_dim": (576,), "kv": ("bf16", "fp16")},
+        ("latent", 512): {"head_dim": (576,), "kv": ("bf16", "fp16"), "q_len": 2},
         ("head_dim", 576): {"latent": (512,)},
     },
     at_most={"q_len": 16},
@@ -51,6 +51,7 @@ MERGED_ROWS = 4  # of a warp, that meet in shared memory at once
 FLOAT = 4  # bytes
 MBARRIER = 8  # bytes
 ALIGNMENT = 128  # bytes, of what lies in shared memory
+PLANNED_AT_ONCE = 128
 MOST_WARPS = 16
 MOST_STAGES = 32
 MOST_CLUSTER = 16
@@ -126,6 +127,11 @@ class Schedule:
     def spread(self) -> int:
         """Whether rows are added up by all that share the sequence, when all have come, not by who comes last."""
         return int(self.cluster == 0)
+
+    @property
+    def planned_at_once(self) -> int:
+        """Sequences whose lengths a warp asks for together where it divides them: they are few words for each lane."""
+        return PLANNED_AT_ONCE
 
     @property
     def slack(self) -> int:

@@ -51,6 +51,7 @@ class Shape(NamedTuple):
     rows: int
     unit: int
     stretches: int
+    planned_at_once: int
     scale: np.float32  # with log2(e)
     headroom: int
     slack: int
@@ -123,13 +124,13 @@ def _shape(launch: Launch) -> Shape:
     )
     operand = "fp16" if p.kv == "fp8" else p.kv
     return Shape(
-        batch=p.batch, kv_len=p.kv_len, kv_heads=p.kv_heads, group=p.group, dim=p.head_dim,
-        value_dim=p.value_dim, latent=p.latent > 0, causal=p.causal, window=p.window, page=p.page, table_width=p.pages_per_sequence, pages=p.pool_pages, lse=p.lse,
-        uniform=p.uniform, page_stride=page, head_stride=head, token_stride=token, value_offset=value,
-        row_bytes=FORMATS[p.kv].nbytes(1, p.head_dim), warps=s.warps, slots=s.slots, heads=s.heads,
-        row_groups=s.row_groups, slices=s.slices_of(p), cluster=max(s.cluster, 1), spread=s.spread > 0,
-        rows=s.rows_of(p), unit=s.unit,
-        stretches=launch.ctas // (p.kv_heads // s.heads),
+        batch=p.batch, kv_len=p.kv_len, kv_heads=p.kv_heads, group=p.group, dim=p.head_dim, value_dim=p.value_dim,
+        latent=p.latent > 0, causal=p.causal, window=p.window, page=p.page, table_width=p.pages_per_sequence,
+        pages=p.pool_pages, lse=p.lse, uniform=p.uniform, page_stride=page, head_stride=head, token_stride=token,
+        value_offset=value, row_bytes=FORMATS[p.kv].nbytes(1, p.head_dim), warps=s.warps, slots=s.slots,
+        heads=s.heads, row_groups=s.row_groups, slices=s.slices_of(p), cluster=max(s.cluster, 1),
+        spread=s.spread > 0, rows=s.rows_of(p), unit=s.unit,
+        stretches=launch.ctas // (p.kv_heads // s.heads), planned_at_once=s.planned_at_once,
         scale=np.float32(p.score_scale) * LOG2_E, headroom=s.headroom if operand == "fp16" else 0, slack=s.slack,
         element=ELEMENT[p.kv], operand=ELEMENT[operand],
     )  # fmt: skip
