@@ -69,7 +69,7 @@ class Schedule:
     row_groups: int  # warps of a team: they share its units, each with other queries; of latent rows other columns
     query_tiles: int  # of eight queries that a warp has
     ctas_per_sm: int  # CTAs that an SM holds at once
-    overhead_units: int  # what a sequence costs beside its units, in these
+    overhead_units: int  # what a sequence costs beside its units, in these; the only one may cost nothing
     least_units: int  # of a CTA, before another one is given work
     cluster: int = 1  # CTAs that share the only sequence, and add up its rows between them; 0: all, without a cluster
 
@@ -85,7 +85,7 @@ class Schedule:
         for name, least, most in (
             ("stages", 2, MOST_STAGES),
             ("ctas_per_sm", 1, 4),
-            ("overhead_units", 1, 1024),
+            ("overhead_units", int(self.cluster == 1), 1024),
             ("least_units", 1, 1024),
             ("cluster", 0, MOST_CLUSTER),
         ):
@@ -260,7 +260,7 @@ def _alone(
         return
     for warps, row_groups, query_tiles in shapes:
         stages = RING // (warps // row_groups * unit_bytes(p))
-        s = Schedule(warps, min(stages, MOST_STAGES), 1, row_groups, query_tiles, 1, OVERHEAD, LEAST, cluster)
+        s = Schedule(warps, min(stages, MOST_STAGES), 1, row_groups, query_tiles, 1, 0, LEAST, cluster)
         with suppress(ScheduleError):
             s.fits(p, machine)
             yield s

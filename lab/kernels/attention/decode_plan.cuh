@@ -19,7 +19,7 @@ constexpr bool ALONE = schedule::cluster != 1;  // there is one sequence, so eac
 constexpr int AT_FIRST = schedule::planned_at_once / LANES;  // sequences of a lane, whose lengths it asks for together
 
 static_assert(UNIT == 16, "the rows of an mma");
-static_assert(OVERHEAD > 0, "a sequence without keys is one too");
+static_assert(OVERHEAD >= !ALONE, "a sequence without keys is one too");
 
 // The lengths of a batch, in device memory; or the greatest ones, where all are those.
 struct Batch {
@@ -33,7 +33,7 @@ struct Sequence {
     int first_unit, units;
 
     // How much of the row it takes.
-    __device__ __forceinline__ int cost() const { return (OVERHEAD + units) * (q_len > 0); }
+    __device__ __forceinline__ int cost() const { return max(OVERHEAD + units, 1) * (q_len > 0); }
 };
 
 __device__ __forceinline__ Sequence sequence(const Batch& batch, int index) {
