@@ -29,11 +29,9 @@ class Solves:
 
     `formats` are those of the problem's FORMAT field. Options have the value that the format implies, with activations
     in that format itself where they must be `alike`; `options` are the unusual values it takes besides, all of a range
-    where it is one, `required` the only ones it takes; `where` one has a value, others are among these, or extents
-    at most so large.
-    `row_bytes` divides the bytes of every row of the problem's
-    arrays; `multiple_of` divides extents, which are `at_most` so large. `arch_of` names the formats that need a newer
-    architecture than the others.
+    where it is one, `required` the only ones it takes; `where` one has a value, others are among these, or extents at
+    most so large. `row_bytes` divides the bytes of every row of the problem's arrays; `multiple_of` divides extents,
+    which are `at_most` so large. `arch_of` names the formats that need a newer architecture than the others.
     `after` names the kernel it improves on. `facts` are the problem's properties that the device code is compiled
     for; a format name becomes a C++ type, an integer or a flag a constant.
     """
@@ -81,7 +79,7 @@ class Solves:
         """(option, what it conditions, to what), of the options of a problem."""
         for (given, of), others in self.where.items():
             if getattr(problem, given) == of:
-                yield from ((given, name, taken) for name, taken in others.items())
+                yield from ((given, name, legal) for name, legal in others.items())
 
     def refusal(self, problem: Problem) -> str | None:
         """One sentence why this kernel cannot take the problem, or None."""
@@ -94,11 +92,11 @@ class Solves:
             value = getattr(problem, name)
             if value not in taken and value not in self.options.get(name, ()):
                 return f"takes {name} {' or '.join(map(str, taken))} with {problem.FORMAT} in {form}, not {value}"
-        for given, name, taken in self._conditions(problem):
+        for given, name, legal in self._conditions(problem):
             value = getattr(problem, name)
-            if isinstance(taken, tuple) and value not in taken:
+            if isinstance(legal, tuple) and value not in legal:
                 of = getattr(problem, given)
-                return f"takes {name} {' or '.join(map(str, taken))} with {given} {of}, not {value}"
+                return f"takes {name} {' or '.join(map(str, legal))} with {given} {of}, not {value}"
         for name, most in self.most(problem).items():
             if getattr(problem, name) > most:
                 return f"takes {name} up to {most:,}; {name} = {getattr(problem, name):,}"

@@ -144,7 +144,8 @@ CASES = [
     (Attention(1, 3, 1, 64, 6, 200, kv_lens=(150,)), {"cluster": 2, "row_groups": 2, "query_tiles": 2}),
     (Attention(1, 8, 2, 64, 6, 300, kv_lens=(250,)), {"cluster": 0, "query_tiles": 2, "row_groups": 2}),
     (Attention(1, 2, 2, 64, 1, 300, lse=True), {"cluster": 0}),  # fewer rows than who share them
-    (Attention(1, 4, 1, 64, 2, 300, kv_lens=(20,), page=16), {"cluster": 4, "overhead_units": 0}),  # not all of the cluster have a part
+    # Not all of the cluster have a part.
+    (Attention(1, 4, 1, 64, 2, 300, kv_lens=(20,), page=16), {"cluster": 4, "overhead_units": 0}),
     (Attention(40, 2, 2, 64, 1, 40, kv_lens=tuple(i % 41 for i in range(40)), causal=False), {"heads": 2}),
     (Attention(170, 1, 1, 64, 1, 20, kv_lens=tuple(i % 21 for i in range(170))), {"warps": 1}),  # more than are kept
     (latent(2, 16, 1, 130, kv_lens=(77, 130), page=16, lse=True), {"warps": 8, "overhead_units": 1}),
