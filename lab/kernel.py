@@ -1,7 +1,7 @@
 """What a kernel is: the contract that each pair of files in lab/kernels/ keeps."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from functools import reduce
 from inspect import getmembers
@@ -29,9 +29,9 @@ class Solves:
 
     `formats` are those of the problem's FORMAT field. Options have the value that the format implies, with activations
     in that format itself where they must be `alike`; `options` are the unusual values it takes besides, all of a range
-    where it is one, `required` the only ones it takes; `where` one has a value, others are among these, or extents at
-    most so large. `row_bytes` divides the bytes of every row of the problem's arrays; `multiple_of` divides extents,
-    which are `at_most` so large. `arch_of` names the formats that need a newer architecture than the others.
+    where it is one, `required` the only ones it takes. `row_bytes` divides the bytes of every row of the problem's
+    arrays; `multiple_of` divides extents, which are `at_most` so large. `arch_of` names the formats that need a newer
+    architecture than the others.
     `after` names the kernel it improves on. `facts` are the problem's properties that the device code is compiled
     for; a format name becomes a C++ type, an integer or a flag a constant.
     """
@@ -46,7 +46,6 @@ class Solves:
     alike: bool = False
     options: Mapping[str, tuple[Any, ...] | range] = field(default_factory=dict)
     required: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    where: Mapping[tuple[str, Any], Mapping[str, tuple[Any, ...] | int]] = field(default_factory=dict)
     at_most: Mapping[str, int] = field(default_factory=dict)
     arch_of: Mapping[str, str] = field(default_factory=dict)
     facts: tuple[str, ...] = ("weights", "activations", "output")
@@ -71,16 +70,6 @@ class Solves:
             found[name] = tuple(self.required.get(name, (getattr(usual, name), *ends)))
         return found
 
-    def most(self, problem: Problem) -> dict[str, int]:
-        """What extents are at most, for the options of a problem."""
-        return {**self.at_most, **{name: most for _, name, most in self._conditions(problem) if isinstance(most, int)}}
-
-    def _conditions(self, problem: Problem) -> Iterator[tuple[str, str, tuple[Any, ...] | int]]:
-        """(option, what it conditions, to what), of the options of a problem."""
-        for (given, of), others in self.where.items():
-            if getattr(problem, given) == of:
-                yield from ((given, name, legal) for name, legal in others.items())
-
     def refusal(self, problem: Problem) -> str | None:
         """One sentence why this kernel cannot take the problem, or None."""
         if not isinstance(problem, self.problem):
@@ -92,12 +81,7 @@ class Solves:
             value = getattr(problem, name)
             if value not in taken and value not in self.options.get(name, ()):
                 return f"takes {name} {' or '.join(map(str, taken))} with {problem.FORMAT} in {form}, not {value}"
-        for given, name, legal in self._conditions(problem):
-            value = getattr(problem, name)
-            if isinstance(legal, tuple) and value not in legal:
-                of = getattr(problem, given)
-                return f"takes {name} {' or '.join(map(str, legal))} with {given} {of}, not {value}"
-        for name, most in self.most(problem).items():
+        for name, most in self.at_most.items():
             if getattr(problem, name) > most:
                 return f"takes {name} up to {most:,}; {name} = {getattr(problem, name):,}"
         for name, divisor in self.multiples(problem).items():
@@ -285,9 +269,13 @@ def schedule_fields(schedule: Any) -> dict[str, int | str]:
 
 
 def recorded_schedule(kernel: Kernel, values: Mapping[str, int | str]) -> Any:
-    """The schedule whose `schedule_fields` these are; raises InputError or ScheduleError where there is none today."""
+    """The schedule whose `schedule_fields` these are; raises InputError or ScheduleError where there is none today.
+
+    A field that is younger than the values takes its default, with which a kernel does what it did without the field.
+    """
     types = {f.name: cast(type, f.type) for f in fields(kernel.module.Schedule)}
-    if set(values) != set(types):
+    needed = {f.name for f in fields(kernel.module.Schedule) if f.default is MISSING}
+    if not needed <= set(values) <= set(types):
         raise InputError(f"{kernel.name} has the schedule fields {', '.join(types)}; given are {', '.join(values)}")
     try:
         return kernel.module.Schedule(**{name: types[name](value) for name, value in values.items()})

@@ -96,7 +96,7 @@ def _ragged(kernel: Kernel, form: Attention) -> Attention:
     A kernel of few queries, which divides all sequences among its CTAs, gets more, so that one of these has several and
     shares a long one with another; some have no query, so that there are more sequences than lanes of a warp.
     """
-    most, heads = kernel.solves.most(form).get("q_len", 70), 1 if form.latent else 2
+    most, heads = kernel.solves.at_most.get("q_len", 70), 1 if form.latent else 2
     q_len = min(70, most)
     q_lens, kv_lens = (q_len, q_len // 2, q_len), (290, 130, 17)
     if most < 70:

@@ -29,10 +29,6 @@ def split(problem: Attention, **changed: int) -> Any:
     return replace(KERNEL.best_guess(problem, CHIP), **{"least_units": 1, **changed})
 
 
-def latent(batch: int, heads: int, q_len: int, kv_len: int, **more: Any) -> Attention:
-    return Attention(batch, heads, 1, 576, q_len, kv_len, latent=512, **more)
-
-
 @st.composite
 def lengths(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     """Queries and keys of each sequence, more sequences than a warp has lanes among them."""
@@ -108,31 +104,6 @@ def test_sequences_that_stretches_share_are_right(problem: Attention, overhead: 
     assert found.disagreements == {}
 
 
-@examples(20)
-@given(
-    batch=st.sampled_from([1, 3, 35]),
-    heads=st.sampled_from([1, 5, 8, 16]),
-    most=st.sampled_from([1, 16, 100]),
-    page=st.sampled_from([0, *KERNEL.solves.options["page"]]),
-    form=st.sampled_from(["bf16", "fp16"]),
-    lse=st.booleans(),
-    seed=st.integers(0, 999),
-)
-def test_latent_rows_are_keys_and_values(
-    batch: int, heads: int, most: int, page: int, form: str, lse: bool, seed: int
-) -> None:
-    rng = np.random.default_rng(seed)
-    q_len = int(rng.integers(1, min(16 // heads, 2), endpoint=True))
-    lengths = {
-        "q_lens": tuple(int(n) for n in rng.integers(0, q_len, batch, endpoint=True)),
-        "kv_lens": tuple(int(n) for n in rng.integers(0, most, batch, endpoint=True)),
-    }
-    problem = latent(batch, heads, q_len, most, page=page, kv=form, lse=lse, **lengths)
-    found = verify(KERNEL, problem, split(problem), CHIP, simulator(KERNEL, CHIP), seed)
-    assert found.check.passed, found.check
-    assert found.disagreements == {}
-
-
 CASES = [
     (Attention(2, 8, 2, 128, 2, 200, kv_lens=(77, 200), page=1, lse=True), {}),
     (Attention(2, 3, 1, 64, 6, 200, q_lens=(4, 6), kv_lens=(3, 200), page=16, window=50), {"row_groups": 2}),
@@ -146,10 +117,8 @@ CASES = [
     (Attention(1, 2, 2, 64, 1, 300, lse=True), {"cluster": 0}),  # fewer rows than who share them
     # Not all of the cluster have a part.
     (Attention(1, 4, 1, 64, 2, 300, kv_lens=(20,), page=16), {"cluster": 4, "overhead_units": 0}),
-    (Attention(40, 2, 2, 64, 1, 40, kv_lens=tuple(i % 41 for i in range(40)), causal=False), {"heads": 2}),
     (Attention(170, 1, 1, 64, 1, 20, kv_lens=tuple(i % 21 for i in range(170))), {"warps": 1}),  # more than are kept
-    (latent(2, 16, 1, 130, kv_lens=(77, 130), page=16, lse=True), {"warps": 8, "overhead_units": 1}),
-    (latent(3, 3, 2, 130, kv_lens=(40, 0, 130), q_lens=(2, 1, 1)), {"query_tiles": 1}),
+    (Attention(40, 2, 2, 64, 1, 40, kv_lens=tuple(i % 41 for i in range(40)), causal=False), {"heads": 2}),
 ]
 
 
@@ -241,17 +210,6 @@ def test_what_does_not_fit_says_both_sides() -> None:
         replace(schedule, cluster=2, heads=2).fits(replace(problem, batch=1), H100)
     with pytest.raises(ScheduleError, match="cluster is from 0 to 16; cluster = 17"):
         replace(schedule, cluster=17)
-    few = latent(1, 16, 1, 100)
-    with pytest.raises(ScheduleError, match="4 warps share latent rows, outside clusters; row_groups = 2, cluster = 1"):
-        replace(KERNEL.best_guess(few, H100), row_groups=2, query_tiles=2).fits(few, H100)
-    with pytest.raises(ScheduleError, match="4 warps of 2 tiles hold 16 queries of a KV head; 1 tokens have 17"):
-        KERNEL.best_guess(latent(1, 17, 1, 100), H100).fits(latent(1, 17, 1, 100), H100)
-    with pytest.raises(InputError, match="takes kv bf16 or fp16 with latent 512, not fp8"):
-        KERNEL.require(replace(few, kv="fp8"))
-    with pytest.raises(InputError, match="takes latent 512 with head_dim 576, not 0"):
-        KERNEL.require(Attention(1, 8, 2, 576, 1, 100))
-    with pytest.raises(InputError, match="takes q_len up to 2; q_len = 3"):
-        KERNEL.require(replace(few, q_len=3))
     with pytest.raises(InputError, match="takes q_len up to 16; q_len = 17"):
         KERNEL.require(replace(problem, q_len=17))
     with pytest.raises(InputError, match="a cache in bf16 takes activations in bf16, not fp16"):

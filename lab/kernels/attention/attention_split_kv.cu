@@ -5,12 +5,10 @@
 // holds. Sequences are divided over the SMs on the device, from their lengths. A CTA that shares a sequence with others
 // leaves a partial result, and who comes last adds them up in the same launch. Those that share the only sequence add up
 // its rows between them: when all have come, or, of a short one, as a cluster. Where all but the last tokens are settled,
-// work is divided and the first keys are copied while the launch before is still at work. Rows of a latent cache are read
-// once as keys and, their first elements, as values: a team's warps have other columns each, and add up their scores.
+// work is divided and the first keys are copied while the launch before is still at work.
 //
 // Warp roles: all alike. The teams of a KV head take the units of a stretch in turn, each with a softmax of its own; at
-// the end of a sequence their sums meet in shared memory. A team is one warp, or several: where the queries are many, or
-// rows latent.
+// the end of a sequence their sums meet in shared memory. A team is one warp, or several where the queries are many.
 //
 //   cp.async     unit 0 | unit 1 | unit 2 |              unit 3 |              unit 4 |               stages = 4
 //   multiply                                unit 0               unit 1               unit 2 ...
@@ -25,13 +23,12 @@ static_assert(schedule::threads == LANES * schedule::warps, "whole warps");
 using Rings = Stage[SLOTS * HEADS][STAGES];
 
 // Where sums meet: beside the rings, or in them where nothing comes after the only part.
-constexpr int SLICES_AT = ALONE ? (sizeof(Rings) > sizeof(Sums) ? sizeof(Rings) : sizeof(Sums)) : sizeof(Rings) + sizeof(Sums);
-constexpr int ROOM = SLICES_AT + (LATENT ? SLOTS * sizeof(Slices) : 0);
+constexpr int ROOM = ALONE ? (sizeof(Rings) > sizeof(Sums) ? sizeof(Rings) : sizeof(Sums)) : sizeof(Rings) + sizeof(Sums);
 struct Shared {
     alignas(ALIGNMENT) uint8_t room[ROOM];
     Merge merge;
 };
-constexpr int INSIDE = ROOM + schedule::inbox_rows * (VALUE_DIM + 2) * int(sizeof(float)) + int(sizeof(uint64_t)) + 1;
+constexpr int INSIDE = ROOM + schedule::inbox_rows * (DIM + 2) * int(sizeof(float)) + int(sizeof(uint64_t)) + 1;
 static_assert(sizeof(Shared) == (INSIDE + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT, "what the launch asks for");
 
 // What the launch before has written is there from here on, and the next launch may start.
@@ -68,8 +65,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     Stage(&ring)[STAGES] = reinterpret_cast<Rings&>(shared.room)[team.index()];
     Sums& sums = *reinterpret_cast<Sums*>(shared.room + (ALONE ? 0 : sizeof(Rings)));
     const float scale_log2 = scale * LOG2_E * (FP8 ? k_scale[head] / QUERY_SCALE : 1);
-    Slices& slices = reinterpret_cast<Slices*>(shared.room + SLICES_AT)[team.slot];
-    const int slice = LATENT ? team.row_group : 0, first_row = LATENT ? 0 : team.row_group * TILES * MMA_N;
+    const int first_row = team.row_group * TILES * MMA_N;
     int stage = 0, missing = STAGES - 1;  // units that are not yet under way
     bool has_met = !CLUSTER;              // the others of the cluster, which have begun then
     if constexpr (problem::settled) {
@@ -82,8 +78,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
         if (!part.exists()) break;
         Queries queries;
         const Sharers sharers(part, walk.length);
-        // Now, or it waits for copies.
-        load_queries(queries, q, part.sequence, head, kv_heads * problem::group, first_row, slice);
+        load_queries(queries, q, part.sequence, head, kv_heads * problem::group, first_row);  // or it waits for copies
         Softmax softmax;
         clear(softmax);
 #pragma unroll 1
@@ -97,7 +92,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
                 --missing;
                 continue;
             }
-            add_unit(softmax, ring[stage], queries, part, unit, first_row, scale_log2, slices, team);
+            add_unit(softmax, ring[stage], queries, part, unit, first_row, scale_log2);
             stage = (stage + 1) % STAGES;
             unit += SLOTS;
         }

@@ -25,28 +25,21 @@ SOLVES = Solves(
     arch="sm_90",
     after="attention_pingpong",
     options={
-        "head_dim": (64, 576),
+        "head_dim": (64,),
         "causal": (False,),
         "page": (1, 16, 64, 128),
-        "latent": (512,),
         "activations": ("fp16",),
         "window": range(1, 2**30),
         "lse": (True,),
     },
-    where={
-        ("latent", 512): {"head_dim": (576,), "kv": ("bf16", "fp16"), "q_len": 2},
-        ("head_dim", 576): {"latent": (512,)},
-    },
     at_most={"q_len": 16},
-    facts=("kv", "activations", "head_dim", "latent", "group", "causal", "page", "window", "lse", "uniform", "settled"),
+    facts=("kv", "activations", "head_dim", "group", "causal", "page", "window", "lse", "uniform", "settled"),
 )
 
 LANES = 32
 UNIT = 16  # tokens that a team multiplies at once: the rows of an mma
 MMA_N = 8  # columns of an mma
 MMA_K = 16
-MMA_SUMS = 4  # float32 of a lane
-SLICES = 4  # of a latent row, a warp's each
 MERGED_ROWS = 4  # of a warp, that meet in shared memory at once
 FLOAT = 4  # bytes
 MBARRIER = 8  # bytes
@@ -66,7 +59,7 @@ class Schedule:
     warps: int
     stages: int  # units of 16 tokens, keys and values, that the ring of a team holds
     heads: int  # KV heads of a CTA, which read the same tokens at the same time
-    row_groups: int  # warps of a team: they share its units, each with other queries; of latent rows other columns
+    row_groups: int  # warps of a team: they share its units, each with other queries
     query_tiles: int  # of eight queries that a warp has
     ctas_per_sm: int  # CTAs that an SM holds at once
     overhead_units: int  # what a sequence costs beside its units, in these; the only one may cost nothing
@@ -105,13 +98,15 @@ class Schedule:
         """Teams of a KV head: they take its units in turn."""
         return self.warps // (self.heads * self.row_groups)
 
-    def rows_of(self, problem: Attention) -> int:
+    @property
+    def rows(self) -> int:
         """Queries that share a KV head, at most: of all tokens and of all query heads."""
-        return MMA_N * self.query_tiles * self.row_groups // self.slices_of(problem)
+        return MMA_N * self.query_tiles * self.row_groups
 
-    def slices_of(self, problem: Attention) -> int:
-        """Parts of a row that warps share out, each with its columns: of latent rows as many as a team has warps."""
-        return self.row_groups if problem.latent else 1
+    @property
+    def ring_rows(self) -> int:
+        """Rows of head_dim elements of all rings."""
+        return self.warps // self.row_groups * self.stages * 2 * UNIT
 
     @property
     def held_rows(self) -> int:
@@ -121,7 +116,7 @@ class Schedule:
     @property
     def inbox_rows(self) -> int:
         """Rows of float32 sums that the cluster sends to a CTA: of each row that it adds up, from every sharer."""
-        return MMA_N * self.query_tiles * self.row_groups + self.cluster if self.cluster > 1 else 1
+        return self.rows + self.cluster if self.cluster > 1 else 1
 
     @property
     def spread(self) -> int:
@@ -151,18 +146,13 @@ class Schedule:
     def fits(self, problem: Attention, machine: Machine) -> None:
         p = problem
         needed = p.q_len * p.group
-        if needed > self.rows_of(p):
+        if needed > self.rows:
             raise ScheduleError(
-                f"{self.row_groups} warps of {self.query_tiles} tiles hold {self.rows_of(p)} queries of a KV head; "
+                f"{self.row_groups} warps of {self.query_tiles} tiles hold {self.rows} queries of a KV head; "
                 f"{p.q_len} tokens have {needed}"
             )
         if p.kv_heads % self.heads:
             raise ScheduleError(f"heads must divide the {p.kv_heads} KV heads; heads = {self.heads}")
-        if p.latent and (self.row_groups != SLICES or self.cluster != 1):
-            raise ScheduleError(
-                f"{SLICES} warps share latent rows, outside clusters; row_groups = {self.row_groups}, "
-                f"cluster = {self.cluster}"
-            )
         if self.cluster != 1 and p.batch > 1:
             raise ScheduleError(f"CTAs add up rows between them of one sequence; there are {p.batch}")
         if self.cluster > 1 and self.heads > 1:
@@ -174,28 +164,18 @@ class Schedule:
 
 
 def shared_bytes(problem: Attention, schedule: Schedule) -> int:
-    """The rings; rows of sums, each with two floats, and four more against bank conflicts; scores of slices; inbox,
-    mbarrier, flag.
-    """
+    """The rings; rows of sums, each with two floats, and four more against bank conflicts; inbox, mbarrier, flag."""
     p, s = problem, schedule
-    row = FLOAT * (p.value_dim // s.slices_of(p) + 2)
-    rings = s.warps // s.row_groups * s.stages * unit_bytes(p)
-    sums = s.warps * s.held_rows * (row + FLOAT * 4)
-    scores = s.warps * s.query_tiles * LANES * MMA_SUMS * FLOAT if p.latent else 0
-    room = (rings + sums if s.cluster == 1 else max(rings, sums)) + scores
+    row = FLOAT * (p.head_dim + 2)
+    rings, sums = s.ring_rows * FORMATS[p.kv].nbytes(1, p.head_dim), s.warps * s.held_rows * (row + FLOAT * 4)
+    room = rings + sums if s.cluster == 1 else max(rings, sums)
     inside = room + s.inbox_rows * row + MBARRIER + 1
     return -(-inside // ALIGNMENT) * ALIGNMENT
 
 
-def unit_bytes(problem: Attention) -> int:
-    """Of a stage: keys and values, or latent rows."""
-    return (1 if problem.latent else 2) * UNIT * FORMATS[problem.kv].nbytes(1, problem.head_dim)
-
-
 def registers(problem: Attention, schedule: Schedule) -> int:
-    """Of a thread, so that nothing spills: queries along head_dim and sums along value_dim, and the rest."""
-    p, s = problem, schedule
-    return s.query_tiles * (2 * p.head_dim + 4 * p.value_dim) // MMA_K // s.slices_of(p) + OTHER_REGISTERS
+    """Of a thread, so that nothing spills: queries and sums along head_dim, and the rest."""
+    return 6 * schedule.query_tiles * problem.head_dim // MMA_K + OTHER_REGISTERS
 
 
 # As measured on an H200, best first.
@@ -215,31 +195,31 @@ OVERHEAD, LEAST = 4, 4
 LONG = 2**30  # bytes of a contiguous cache from which two heads a CTA are faster
 SHORT = 2**26  # bytes of the only sequence up to which clusters are faster
 CLUSTER = 8  # of larger ones an H200 does not hold eight at once
-# By queries: warps, row groups, query tiles. Of many queries all CTAs may add up rows between them without a cluster:
-# for a search to try, as cooperative launches have not run on a GPU yet.
+# By queries: warps, row groups, query tiles. Of many queries, which take an SM longer to multiply than to copy, all CTAs
+# add up rows between them, without clusters, which leave SMs idle.
 CLUSTERED = {8: ((4, 1, 1), (8, 1, 1)), 16: ((8, 1, 2), (8, 2, 1)), 32: ((8, 2, 2),)}
-COOPERATIVE = {32: ((8, 2, 2), (12, 4, 1)), 64: ((8, 4, 2), (16, 8, 1))}
+COOPERATIVE = {32: ((8, 2, 2), (12, 4, 1)), 64: ((12, 4, 2), (8, 4, 2))}
 
 
 def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
     """Measured shapes with as deep rings as fit, of the only sequence in clusters; then shallower ones, longer ends."""
     p = problem
-    if p.latent:
-        yield from _latent(p)
-        return
     needed = next((rows for rows in GROUPS if rows >= p.q_len * p.group), max(GROUPS))
     first = (8, 2) if not p.page and p.kv_bytes > LONG else (12, 1) if needed == 64 else (8, 1)
     found = []
     for row_groups, query_tiles in GROUPS[needed]:
         for warps, heads, ctas in sorted(SHAPES, key=lambda shape: shape[:2] != first):
             teams = max(warps // row_groups, 1)
-            stages = RING // (1 if row_groups == 1 else 2) // (ctas * teams * unit_bytes(p))
+            stages = (
+                RING // (1 if row_groups == 1 else 2) // (ctas * teams * 2 * UNIT * FORMATS[p.kv].nbytes(1, p.head_dim))
+            )
             with suppress(ScheduleError):
                 s = Schedule(warps, min(stages, MOST_STAGES), heads, row_groups, query_tiles, ctas, OVERHEAD, LEAST)
                 s.fits(p, machine)
                 found.append(s)
     few = p.kv_heads <= clusters.at_once(CLUSTER, 1, machine) and 3 * CLUSTER * p.kv_heads >= machine.sms
     if few:  # clusters are all resident at once and take up a good part of the SMs
+        yield from _alone(p, COOPERATIVE.get(needed, ()), 0, machine)
         yield from _alone(p, CLUSTERED.get(needed, ()), CLUSTER, machine)
     yield from found or [
         Schedule(8, 2, 1, *GROUPS[max(GROUPS)][0], 1, OVERHEAD, LEAST)
@@ -248,7 +228,6 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
         if s.stages >= 4:
             yield replace(s, stages=s.stages // 2)
         yield replace(s, overhead_units=2 * OVERHEAD)
-    yield from _alone(p, COOPERATIVE.get(needed, ()), 0, machine)
 
 
 def _alone(
@@ -259,19 +238,11 @@ def _alone(
     if p.batch > 1 or p.kv_bytes > SHORT:
         return
     for warps, row_groups, query_tiles in shapes:
-        stages = RING // (warps // row_groups * unit_bytes(p))
+        stages = RING // (warps // row_groups * 2 * UNIT * FORMATS[p.kv].nbytes(1, p.head_dim))
         s = Schedule(warps, min(stages, MOST_STAGES), 1, row_groups, query_tiles, 1, 0, LEAST, cluster)
         with suppress(ScheduleError):
             s.fits(p, machine)
             yield s
-
-
-def _latent(problem: Attention) -> Iterator[Schedule]:
-    """Of a latent cache: one to three teams, with as deep rings as fit."""
-    p = problem
-    tiles = 1 if p.q_len * p.group <= MMA_N else 2
-    for teams in (3, 2, 1):
-        yield Schedule(SLICES * teams, RING // (teams * unit_bytes(p)), 1, SLICES, tiles, 1, OVERHEAD, LEAST)
 
 
 def stretches(problem: Attention, schedule: Schedule, machine: Machine) -> int:
@@ -314,10 +285,9 @@ def _workspaces(problem: Attention, schedule: Schedule, parts: int) -> tuple[Arg
     p, s = problem, schedule
     if s.cluster > 1:
         return tuple(Scalar(name, 0, "int64") for name in ("partial", "partial_sums", "arrivals"))
-    slices = s.slices_of(p)
-    rows = (parts + p.batch) * p.kv_heads * s.rows_of(p) * slices
+    rows = (parts + p.batch) * p.kv_heads * s.rows
     return (
-        Array("partial", Role.WORKSPACE, (rows, p.value_dim // slices), "fp32"),
+        Array("partial", Role.WORKSPACE, (rows, p.head_dim), "fp32"),
         Array("partial_sums", Role.WORKSPACE, (rows, 2), "fp32"),
         Array("arrivals", Role.WORKSPACE, (p.batch, p.kv_heads // s.heads), "int32"),
     )
@@ -338,9 +308,7 @@ def _extents(problem: Attention) -> tuple[Scalar, ...]:
     """Capacities, how the cache lies (strides in elements), and the scale of the scores."""
     p, dim = problem, problem.head_dim
     page_stride, head_stride, token_stride, value_offset = (
-        (p.page * dim, 0, dim, 0)
-        if p.page and p.latent
-        else (2 * p.kv_heads * p.page * dim, p.page * dim, dim, p.kv_heads * p.page * dim)
+        (2 * p.kv_heads * p.page * dim, p.page * dim, dim, p.kv_heads * p.page * dim)
         if p.page
         else (0, dim, p.kv_heads * dim, 0)
     )
@@ -366,7 +334,7 @@ class Coefficients(fits.Coefficients, frozen=True):
     plan_us: float  # until lengths are there and divided
     part_us: float  # of an SM, for what a part of a sequence costs at its start and end
     hbm_share: float  # of the rate of a large read
-    tile_clocks: float  # of an SM, for 16 tokens and eight queries of head_dim 128
+    tile_clocks: float  # of an SM, for 16 tokens and eight queries
     blend: float  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
 
 
@@ -377,12 +345,11 @@ def bills(problem: Attention, schedule: Schedule, machine: Machine, clock: str) 
     partition = decode_plan.partition_of(p, s, stretches(p, s, machine))
     units = partition.length * s.heads * s.ctas_per_sm
     most = int(np.bincount(decode_plan.parts_of(partition).stretch).max(initial=0)) * s.ctas_per_sm
-    asked = unit_bytes(p) * p.kv_heads * int(partition.units.sum())
-    tiles = s.rows_of(p) / MMA_N * (p.head_dim + p.value_dim) / (2 * 128)
+    asked = FORMATS[p.kv].nbytes(2 * p.kv_heads * UNIT * int(partition.units.sum()), p.head_dim)
     stream = {
         "HBM": 1e6 * (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)),
         "L2": 1e6 * asked / machine.l2_bandwidth if machine.l2_bandwidth else 0.0,
-        "instructions": 1e6 * units * tiles * model.tile_clocks / machine.clock_hz + most * model.part_us,
+        "instructions": 1e6 * units * s.rows / MMA_N * model.tile_clocks / machine.clock_hz + most * model.part_us,
     }
     launch = model.start_us + (0 if p.uniform else model.plan_us)
     return Bills(launch + joined(model.blend, *stream.values()), {"launch": launch, **stream})

@@ -10,10 +10,10 @@
 #include "ptx/mbarrier.cuh"
 #include "ptx/store.cuh"
 
-constexpr int ROWS = MMA_N * TILES * ROW_GROUPS / SLICES;  // of q that share a KV head, at most
+constexpr int ROWS = MMA_N * TILES * ROW_GROUPS;  // of q that share a KV head, at most
 constexpr int HELD = schedule::held_rows;         // of a warp, that meet in shared memory at once
-constexpr int PITCH = VALUE_DIM + 4;              // floats: from row to row in shared memory
-constexpr int OWN = VALUE_DIM / LANES;            // elements of a row that a lane adds up
+constexpr int PITCH = DIM + 4;                    // floats: from row to row in shared memory
+constexpr int OWN = DIM / LANES;                  // elements of a row that a lane adds up
 constexpr bool CLUSTER = schedule::cluster > 1;
 constexpr int AT_ONCE = CLUSTER ? schedule::cluster : 16;  // partial results whose loads are under way together
 using Own = Vector<4 * OWN>;
@@ -30,10 +30,9 @@ struct Results {
     const float* v_scale;  // of each KV head, where the cache is fp8
     int kv_heads;
 
-    // Of a partial result: that of a stretch and a sequence, of which either differs from one to the next. A slice of
-    // latent rows counts as a head here and below.
+    // Of a partial result: that of a stretch and a sequence, of which either differs from one to the next.
     __device__ __forceinline__ int64_t row(int stretch, int index, int head, int row) const {
-        return (int64_t(stretch + index) * kv_heads * SLICES + head) * ROWS + row;
+        return (int64_t(stretch + index) * kv_heads + head) * ROWS + row;
     }
 };
 
@@ -50,7 +49,7 @@ struct Sums {
 
 // What other CTAs leave to this one.
 struct Merge {
-    float inbox[schedule::inbox_rows][VALUE_DIM];  // partial results from the cluster, those of a row side by side
+    float inbox[schedule::inbox_rows][DIM];  // partial results from the cluster, those of a row side by side
     float2 inbox_sums[schedule::inbox_rows];
     uint64_t arrived;  // one arrival, and the bytes of the inbox
     bool last;  // to come; or whether this CTA adds up rows
@@ -70,7 +69,7 @@ __device__ __forceinline__ void leave(Sums& sums, const Softmax& s, int first) {
             if (row < 0 || row >= HELD) continue;
             if (g == 0) sums.base[warp][row] = s.base[n][i], sums.sum[warp][row] = sum;
 #pragma unroll
-            for (int h = 0; h < VALUE_STEPS; ++h)
+            for (int h = 0; h < STEPS; ++h)
 #pragma unroll
                 for (int j = 0; j < 2; ++j) sums.o[warp][row][column_of(h, j)] = s.o[h][n][i + 2 * j];
         }
@@ -130,13 +129,13 @@ __device__ __forceinline__ void store_result(const Results& results, const Row& 
     const int lane = threadIdx.x % LANES;
     const float inverse = (r.sum > 0 ? 1 / r.sum : 0) * (FP8 ? results.v_scale[head] : 1);
     const int64_t token = sequence.q_start + row / problem::group;
-    const int64_t at = (token * results.kv_heads + head / SLICES) * problem::group + row % problem::group;
+    const int64_t at = (token * results.kv_heads + head) * problem::group + row % problem::group;
     Vector<2 * OWN> pairs;
 #pragma unroll
     for (int i = 0; i < OWN; i += 2)
         pairs.words[i / 2] = ptx::convert::pair<Activation>(r.total[i] * inverse, r.total[i + 1] * inverse);
-    ptx::store::global<2 * OWN>(results.y + (at * SLICES + head % SLICES) * VALUE_DIM + lane * OWN, pairs);
-    if (problem::lse && lane == 0 && head % SLICES == 0) results.lse[at] = r.sum > 0 ? (r.base + __log2f(r.sum)) * LN_2 : unseen();
+    ptx::store::global<2 * OWN>(results.y + at * DIM + lane * OWN, pairs);
+    if (problem::lse && lane == 0) results.lse[at] = r.sum > 0 ? (r.base + __log2f(r.sum)) * LN_2 : unseen();
 }
 
 __device__ __forceinline__ void store_partial(const Results& results, const Row& r, int64_t at) {
@@ -144,7 +143,7 @@ __device__ __forceinline__ void store_partial(const Results& results, const Row&
     Own own;
 #pragma unroll
     for (int i = 0; i < OWN; ++i) own.words[i] = __float_as_uint(r.total[i]);
-    ptx::store::global<4 * OWN>(results.partial + at * VALUE_DIM + lane * OWN, own);
+    ptx::store::global<4 * OWN>(results.partial + at * DIM + lane * OWN, own);
     if (lane == 0) results.partial_sums[at] = {r.base, r.sum};
 }
 
@@ -188,7 +187,7 @@ __device__ __forceinline__ void receive(Merge& merge, const Sharers& sharers, in
     const int rows = sequence.q_len * problem::group, place = rank - sharers.first, count = sharers.count;
     const int own = (rows - place + count - 1) / count;
     if (own <= 0) return;
-    if (threadIdx.x == 0) ptx::mbarrier::arrive_expect_tx(merge.arrived, own * count * (VALUE_DIM + 2) * sizeof(float));
+    if (threadIdx.x == 0) ptx::mbarrier::arrive_expect_tx(merge.arrived, own * count * (DIM + 2) * sizeof(float));
     __syncwarp();
     ptx::mbarrier::wait_cluster(merge.arrived, 0);
     for (int i = warp_index(); i < own; i += schedule::warps) {
@@ -211,16 +210,15 @@ __device__ __forceinline__ void finish(Merge& merge, Sums& sums, const Softmax& 
         __syncthreads();
         for (int job = warp; job < HEADS * ROW_GROUPS * HELD; job += schedule::warps) {
             const int head = job % HEADS, row_group = job / HEADS % ROW_GROUPS, own = job / (HEADS * ROW_GROUPS);
-            const int row = (LATENT ? 0 : row_group * TILES * MMA_N) + first + own;
-            const int place = first_head + (LATENT ? row_group : head);
+            const int row = row_group * TILES * MMA_N + first + own;
             if (row >= rows) continue;
             const Row r = gather(sums, head, row_group, own);
             if (part.whole())
-                store_result(results, r, part.sequence, place, row);
+                store_result(results, r, part.sequence, first_head + head, row);
             else if constexpr (CLUSTER)
                 send(merge, r, sharers, stretch, row);
             else
-                store_partial(results, r, results.row(stretch, part.index, place, row));
+                store_partial(results, r, results.row(stretch, part.index, first_head + head, row));
         }
     }
     if (part.whole()) return;
@@ -242,14 +240,13 @@ __device__ __forceinline__ void finish(Merge& merge, Sums& sums, const Softmax& 
     }
     __syncthreads();
     if (!merge.last) return;
-    const int step = results.kv_heads * SLICES * ROWS;
-    constexpr int PLACES = HEADS * SLICES;
-    for (int job = warp; job < PLACES * ((rows - own + owners - 1) / owners); job += schedule::warps) {
-        const int head = first_head + job % PLACES, row = own + job / PLACES * owners;
+    const int step = results.kv_heads * ROWS;
+    for (int job = warp; job < HEADS * ((rows - own + owners - 1) / owners); job += schedule::warps) {
+        const int head = first_head + job % HEADS, row = own + job / HEADS * owners;
         const int64_t at = results.row(sharers.first, part.index, head, row);
         const auto pairs = [&](int i) { return results.partial_sums[at + int64_t(i) * step]; };
         const auto elements = [&](int i) {
-            const float* from = results.partial + (at + int64_t(i) * step) * VALUE_DIM;
+            const float* from = results.partial + (at + int64_t(i) * step) * DIM;
             return *reinterpret_cast<const Own*>(from + threadIdx.x % LANES * OWN);
         };
         store_result(results, combine(sharers.count, pairs, elements), part.sequence, head, row);

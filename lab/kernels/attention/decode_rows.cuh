@@ -31,11 +31,9 @@ constexpr bool SAME<A, A> = true;
 
 constexpr int MMA_N = 8;                      // columns of an mma
 constexpr int TILES = schedule::query_tiles;  // of eight columns that a warp has
-constexpr int VALUE_DIM = (LATENT ? problem::latent : DIM) / SLICES;  // columns whose values a warp sums
-constexpr int KEY_LOADS = ROW_BYTES / 32 / SLICES;                    // ldmatrix of 16 rows
-constexpr int VALUE_LOADS = VALUE_DIM * sizeof(Element) / 32;
-constexpr int STEPS_A_LOAD = 2 / sizeof(Element);  // mma
-constexpr int KEY_STEPS = KEY_LOADS * STEPS_A_LOAD, VALUE_STEPS = VALUE_LOADS * STEPS_A_LOAD;
+constexpr int STEPS = DIM / 16;               // mma along head_dim
+constexpr int LOADS = ROW_BYTES / 32;         // ldmatrix of 16 rows
+constexpr int STEPS_A_LOAD = STEPS / LOADS;
 constexpr float QUERY_SCALE = FP8 ? 1.f / (1 << schedule::query_shift) : 1;  // fp16 ends at 65504
 // Weights are relative to a power of two. The largest is at least 2^(HEADROOM - 1), so that in fp16 small ones lose
 // nothing, and at most 2^(HEADROOM + SLACK): sums are scaled anew only where it grows beyond.
@@ -52,12 +50,11 @@ __device__ __forceinline__ float power_of_two(float n) {
 }
 
 // B fragments of q: lane (g, t) has row g of a tile.
-using Queries = uint32_t[TILES][KEY_STEPS][2];
+using Queries = uint32_t[TILES][STEPS][2];
 
-// Rows of q that share a KV head: those of a token side by side. Those that are not there are 0. Of slices of a row each
-// warp has every SLICES-th step.
+// Rows of q that share a KV head: those of a token side by side. Those that are not there are 0.
 __device__ __forceinline__ void load_queries(Queries& queries, const Activation* q, const Sequence& sequence, int head,
-                                             int q_heads, int first_row, int slice) {
+                                             int q_heads, int first_row) {
     const int g = threadIdx.x % LANES / 4, t = threadIdx.x % 4;
 #pragma unroll
     for (int n = 0; n < TILES; ++n) {
@@ -65,9 +62,9 @@ __device__ __forceinline__ void load_queries(Queries& queries, const Activation*
         const bool inside = row < sequence.q_len * problem::group;
         const int64_t at =
             int64_t(sequence.q_start + row / problem::group) * q_heads + head * problem::group + row % problem::group;
-        const Activation* from = q + at * DIM + 16 * slice;
+        const Activation* from = q + at * DIM;
 #pragma unroll
-        for (int s = 0; s < KEY_STEPS; ++s) {
+        for (int s = 0; s < STEPS; ++s) {
             if constexpr (FP8) {
                 const Vector<8> four = ptx::load::cached_8_if(from + 16 * s + 4 * t, inside);
 #pragma unroll
@@ -78,7 +75,7 @@ __device__ __forceinline__ void load_queries(Queries& queries, const Activation*
             } else {
 #pragma unroll
                 for (int i = 0; i < 2; ++i)
-                    queries[n][s][i] = ptx::load::cached_4_if(from + 16 * SLICES * s + 8 * i + 2 * t, inside);
+                    queries[n][s][i] = ptx::load::cached_4_if(from + 16 * s + 8 * i + 2 * t, inside);
             }
         }
     }
@@ -86,7 +83,7 @@ __device__ __forceinline__ void load_queries(Queries& queries, const Activation*
 
 struct Softmax {
     float base[TILES][2], sum[TILES][2];  // of this lane's columns: exponents, and sums over this lane's tokens alone
-    float o[VALUE_STEPS][TILES][4];
+    float o[STEPS][TILES][4];
 };
 
 __device__ __forceinline__ void clear(Softmax& s) {
@@ -95,7 +92,7 @@ __device__ __forceinline__ void clear(Softmax& s) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) s.base[n][i] = unseen(), s.sum[n][i] = 0;
 #pragma unroll
-        for (int h = 0; h < VALUE_STEPS; ++h)
+        for (int h = 0; h < STEPS; ++h)
 #pragma unroll
             for (int i = 0; i < 4; ++i) s.o[h][n][i] = 0;
     }
@@ -108,8 +105,8 @@ __device__ __forceinline__ int column_of(int h, int i) {
 }
 
 // The shared addresses that this lane gives ldmatrix. Matrices are those of A's registers: of keys tokens 0 to 7 and 8 to
-// 15 of a chunk, then of the next one; of values two chunks of tokens 0 to 7, then of the others. Load p begins 2 p chunks
-// further along.
+// 15 of a chunk, then of the next one; of values two chunks of tokens 0 to 7, then of the others. The chunks of load p are
+// at `address ^ p * 32`.
 __device__ __forceinline__ uint32_t key_address(uint32_t keys) {
     const int lane = threadIdx.x % LANES, token = lane % 16;
     return keys + token * ROW_BYTES + permuted(lane / 16, token) * 16;
@@ -122,13 +119,13 @@ __device__ __forceinline__ uint32_t value_address(uint32_t values) {
 // Scores of 16 tokens: lane (g, t) gets, of columns 2 t and 2 t + 1, those of token g, then of token g + 8.
 using Scores = float[TILES][4];
 
-__device__ __forceinline__ void multiply_k(Scores& scores, uint32_t keys, const Queries& queries, int slice) {
-    const uint32_t address = along(key_address(keys), 2 * slice);
+__device__ __forceinline__ void multiply_k(Scores& scores, uint32_t keys, const Queries& queries) {
+    const uint32_t address = key_address(keys);
     float d[2][TILES][4] = {};  // two sums, for an mma does not wait for the one before
 #pragma unroll
-    for (int p = 0; p < KEY_LOADS; ++p) {
+    for (int p = 0; p < LOADS; ++p) {
         uint32_t four[4];
-        ptx::ldmatrix::x4(four, along(address, 2 * SLICES * p));
+        ptx::ldmatrix::x4(four, address ^ (p * 32));
 #pragma unroll
         for (int i = 0; i < STEPS_A_LOAD; ++i) {
             const int s = p * STEPS_A_LOAD + i;
@@ -178,7 +175,7 @@ __device__ __forceinline__ void rescale(Softmax& s, const float (&largest)[TILES
             s.base[n][i] = now;
             s.sum[n][i] *= factor;
 #pragma unroll
-            for (int h = 0; h < VALUE_STEPS; ++h) s.o[h][n][i] *= factor, s.o[h][n][i + 2] *= factor;
+            for (int h = 0; h < STEPS; ++h) s.o[h][n][i] *= factor, s.o[h][n][i + 2] *= factor;
         }
 }
 
@@ -225,9 +222,9 @@ __device__ __forceinline__ void transpose(Weights& b, const Scores& p) {
 __device__ __forceinline__ void multiply_v(Softmax& s, uint32_t values, const Weights& p) {
     const uint32_t address = value_address(values);
 #pragma unroll
-    for (int load = 0; load < VALUE_LOADS; ++load) {
+    for (int load = 0; load < LOADS; ++load) {
         uint32_t four[4];
-        ptx::ldmatrix::x4_transposed(four, along(address, 2 * load));
+        ptx::ldmatrix::x4_transposed(four, address ^ (load * 32));
 #pragma unroll
         for (int i = 0; i < STEPS_A_LOAD; ++i) {
             uint32_t a[4];
@@ -244,39 +241,15 @@ __device__ __forceinline__ void multiply_v(Softmax& s, uint32_t values, const We
     }
 }
 
-// What the warps of a team have of the scores of a unit, each from its own columns.
-using Slices = float4[SLICES][TILES][LANES];
-
-// Scores from all columns, in every warp of the team alike.
-__device__ __forceinline__ void add_slices(Scores& scores, Slices& slices, const Team& team) {
-    const int lane = threadIdx.x % LANES;
-#pragma unroll
-    for (int n = 0; n < TILES; ++n)
-        slices[team.row_group][n][lane] = {scores[n][0], scores[n][1], scores[n][2], scores[n][3]};
-    team.sync();  // they meet again before anyone writes here: to wait for the next unit
-#pragma unroll
-    for (int n = 0; n < TILES; ++n) {
-        float4 sum = slices[0][n][lane];
-#pragma unroll
-        for (int i = 1; i < SLICES; ++i) {
-            const float4 more = slices[i][n][lane];
-            sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
-        }
-        scores[n][0] = sum.x, scores[n][1] = sum.y, scores[n][2] = sum.z, scores[n][3] = sum.w;
-    }
-}
-
 // One unit of a part: what its tokens add to the sums.
 __device__ __forceinline__ void add_unit(Softmax& softmax, const Stage& stage, const Queries& queries, const Part& part,
-                                         int unit, int first_row, float scale_log2, Slices& slices, const Team& team) {
-    const int slice = LATENT ? team.row_group : 0;
+                                         int unit, int first_row, float scale_log2) {
     const uint32_t keys = ptx::address::shared(&stage);
     Scores scores;
-    multiply_k(scores, keys, queries, slice);
-    if constexpr (SLICES > 1) add_slices(scores, slices, team);
+    multiply_k(scores, keys, queries);
     if ((unit + 1) * UNIT > part.first_limit() || problem::window > 0) mask(scores, part, unit, first_row);
     weigh(softmax, scores, scale_log2);
     Weights weights;
     transpose(weights, scores);
-    multiply_v(softmax, keys + (LATENT ? slice * VALUE_DIM * sizeof(Element) : HALF), weights);
+    multiply_v(softmax, keys + HALF, weights);
 }

@@ -27,8 +27,6 @@ class Shape(NamedTuple):
     kv_heads: int
     group: int
     dim: int
-    value_dim: int
-    latent: bool
     causal: bool
     window: int
     page: int
@@ -45,7 +43,6 @@ class Shape(NamedTuple):
     slots: int
     heads: int
     row_groups: int
-    slices: int
     cluster: int
     spread: bool
     rows: int
@@ -101,8 +98,7 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     """All CTAs of a launch; writes y and lse where `arrays` has q."""
     p, chip = launch.problem, Chip(launch, machine)
     shape, data = _shape(launch), _data(launch, arrays)
-    k, where = ("cache", "block_table") if p.page else ("k", "kv_starts")
-    v = k if p.page or p.latent else "v"
+    k, v, where = ("cache", "cache", "block_table") if p.page else ("k", "v", "kv_starts")
     names = ("q", k, v, "q_starts", "kv_lens", where, "k_scale", "v_scale", "y", "lse", *SCRATCH)
     marks = Marks(*chip.marks_of(*names))
     kv_lens = np.minimum(data.kv_lens, p.kv_len)
@@ -110,7 +106,7 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     grid(chip.count, marks, data, shape, plan, _tiles(shape), launch.ctas)
     if data.q.size > 0:
         written = slice(int(data.q_starts[0]), int(data.q_starts[-1]))
-        arrays["y"][written] = encode(data.y, p.output).reshape(p.tokens, p.q_heads, p.value_dim)[written]
+        arrays["y"][written] = encode(data.y, p.output).reshape(p.tokens, p.q_heads, p.head_dim)[written]
         if p.lse:
             arrays["lse"][written] = data.lse.reshape(p.tokens, p.q_heads)[written]
     return chip.counts()
@@ -124,12 +120,11 @@ def _shape(launch: Launch) -> Shape:
     )
     operand = "fp16" if p.kv == "fp8" else p.kv
     return Shape(
-        batch=p.batch, kv_len=p.kv_len, kv_heads=p.kv_heads, group=p.group, dim=p.head_dim, value_dim=p.value_dim,
-        latent=p.latent > 0, causal=p.causal, window=p.window, page=p.page, table_width=p.pages_per_sequence,
-        pages=p.pool_pages, lse=p.lse, uniform=p.uniform, page_stride=page, head_stride=head, token_stride=token,
-        value_offset=value, row_bytes=FORMATS[p.kv].nbytes(1, p.head_dim), warps=s.warps, slots=s.slots,
-        heads=s.heads, row_groups=s.row_groups, slices=s.slices_of(p), cluster=max(s.cluster, 1),
-        spread=s.spread > 0, rows=s.rows_of(p), unit=s.unit,
+        batch=p.batch, kv_len=p.kv_len, kv_heads=p.kv_heads, group=p.group, dim=p.head_dim, causal=p.causal,
+        window=p.window, page=p.page, table_width=p.pages_per_sequence, pages=p.pool_pages, lse=p.lse,
+        uniform=p.uniform, page_stride=page, head_stride=head, token_stride=token, value_offset=value,
+        row_bytes=FORMATS[p.kv].nbytes(1, p.head_dim), warps=s.warps, slots=s.slots, heads=s.heads,
+        row_groups=s.row_groups, cluster=max(s.cluster, 1), spread=s.spread > 0, rows=s.rows, unit=s.unit,
         stretches=launch.ctas // (p.kv_heads // s.heads), planned_at_once=s.planned_at_once,
         scale=np.float32(p.score_scale) * LOG2_E, headroom=s.headroom if operand == "fp16" else 0, slack=s.slack,
         element=ELEMENT[p.kv], operand=ELEMENT[operand],
@@ -151,20 +146,20 @@ def _data(launch: Launch, arrays: Mapping[str, NDArray]) -> Data:
         q = decode(encode(q / shift, "fp16"), "fp16") * shift
     cache = floats("cache" if p.page else "k", p.kv, dim)
     parts = launch.ctas // (p.kv_heads // s.heads) + p.batch
-    partial = parts * p.kv_heads * s.rows_of(p) if computed else 0
+    partial = parts * p.kv_heads * s.rows if computed else 0
     q_starts, kv_lens, where = (
         np.ascontiguousarray(arrays[name]).reshape(-1)
         for name in ("q_starts", "kv_lens", "block_table" if p.page else "kv_starts")
     )
     return Data(
-        q_starts, kv_lens, where, q, cache, cache if p.page or p.latent else floats("v", p.kv, dim),
-        floats("k_scale", "fp32"), floats("v_scale", "fp32"), np.zeros((len(q), p.value_dim), np.float32),
-        np.zeros(len(q), np.float32), np.zeros((partial, p.value_dim), np.float32), np.zeros((partial, 2), np.float32),
+        q_starts, kv_lens, where, q, cache, cache if p.page else floats("v", p.kv, dim),
+        floats("k_scale", "fp32"), floats("v_scale", "fp32"), np.zeros(q.shape, np.float32),
+        np.zeros(len(q), np.float32), np.zeros((partial, dim), np.float32), np.zeros((partial, 2), np.float32),
     )  # fmt: skip
 
 
 def _tiles(shape: Shape) -> Tiles:
-    rows, unit, dim, value_dim, slots = shape.rows, shape.unit, shape.dim, shape.value_dim, shape.slots
+    rows, unit, dim, slots = shape.rows, shape.unit, shape.dim, shape.slots
 
     def floats(*of: int) -> NDArray[np.float32]:
         return np.zeros(of, np.float32)
@@ -173,7 +168,7 @@ def _tiles(shape: Shape) -> Tiles:
         return np.zeros(size, np.int64)
 
     return Tiles(
-        floats(rows, dim), floats(dim, unit), floats(unit, value_dim), floats(rows, unit),
-        floats(slots, rows, value_dim), floats(slots, rows), floats(slots, rows),
+        floats(rows, dim), floats(dim, unit), floats(unit, dim), floats(rows, unit),
+        floats(slots, rows, dim), floats(slots, rows), floats(slots, rows),
         ints(rows), ints(rows), floats(rows), ints(LANES),
     )  # fmt: skip

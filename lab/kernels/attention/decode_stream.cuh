@@ -11,38 +11,29 @@ using Element = problem::kv;
 
 constexpr int DIM = problem::head_dim;
 constexpr int ROW_BYTES = DIM * sizeof(Element);
-constexpr bool LATENT = problem::latent > 0;            // a row's first elements are also its value
-constexpr int ROW_COPIES = LATENT ? ROW_BYTES / 128 : 1;  // of a lane, side by side along a row
-constexpr int ROW_LANES = ROW_BYTES / ROW_COPIES / 16;  // that copy a row
+constexpr int ROW_LANES = ROW_BYTES / 16;               // that copy a row
 constexpr int REQUEST_ROWS = LANES / ROW_LANES;         // that a warp copies at once
 constexpr int REQUESTS = UNIT / REQUEST_ROWS;           // that copy the keys of a unit
 constexpr int HALF = UNIT * ROW_BYTES;                  // bytes: the keys of a unit, or the values
-constexpr int HALVES = LATENT ? 1 : 2;                  // of a stage
 constexpr int HEADS = schedule::heads;                  // KV heads of a CTA
-constexpr int ROW_GROUPS = schedule::row_groups;        // warps of a team: they share its units, each with other queries,
-constexpr int SLICES = LATENT ? ROW_GROUPS : 1;         // or of latent rows all with the same, each with other columns
+constexpr int ROW_GROUPS = schedule::row_groups;        // warps of a team: they share its units, each with other queries
 constexpr int SLOTS = schedule::warps / (HEADS * ROW_GROUPS);  // teams of a KV head: they take its units in turn
 constexpr int STAGES = schedule::stages;
 constexpr int ALIGNMENT = 128;  // bytes
 
-static_assert(LANES % ROW_LANES == 0 && REQUESTS * REQUEST_ROWS == UNIT, "a warp copies whole rows");
+static_assert(DIM % 64 == 0 && (DIM & (DIM - 1)) == 0 && ROW_BYTES <= 512, "a warp copies whole rows");
 static_assert(SLOTS * HEADS * ROW_GROUPS == schedule::warps && SLOTS > 0, "whole teams");
 constexpr int COPIERS = ROW_GROUPS < REQUESTS ? ROW_GROUPS : REQUESTS;  // warps of a team that copy
 static_assert(REQUESTS % COPIERS == 0, "each copies as much");
 static_assert(STAGES >= 2, "one is copied to while another is read");
 
 struct alignas(ALIGNMENT) Stage {
-    uint8_t bytes[HALVES * HALF];  // of keys, then of values; rows of 16-byte chunks, permuted
+    uint8_t bytes[2 * HALF];  // of keys, then of values; rows of 16-byte chunks, permuted
 };
 
 // Where chunk `chunk` of a row lies in it: eight rows have it in different banks.
 __device__ __forceinline__ int permuted(int chunk, int row) {
     return chunk ^ (ROW_BYTES >= 128 ? row % 8 : row / 2 % 4);
-}
-
-// The shared address `chunks` after one, of the same row: what is permuted are eight chunks among themselves.
-__device__ __forceinline__ uint32_t along(uint32_t address, int chunks) {
-    return (address ^ chunks % 8 * 16) + chunks / 8 * 128;
 }
 
 // The warp's number, the same in all lanes as the compiler knows then.
@@ -51,7 +42,7 @@ __device__ __forceinline__ int warp_index() { return __shfl_sync(FULL, int(threa
 // What a warp is in its CTA.
 struct Team {
     int head, slot;  // of the CTA's KV heads and of the head's teams
-    int row_group;   // which queries are this warp's, or which columns
+    int row_group;   // which queries are this warp's
 
     __device__ __forceinline__ Team() {
         const int warp = warp_index(), team = warp / ROW_GROUPS;
@@ -182,10 +173,8 @@ struct Source {
                 from += int64_t(STEP) * cache.token_stride;
             const uint32_t at = (to ^ permuted(0, i * STEP) * 16) + i * STEP * ROW_BYTES;
             const int nbytes = i * STEP < seen ? 16 : 0;
-#pragma unroll
-            for (int j = 0; j < ROW_COPIES; ++j)
-                ptx::cp_async::copy_16(along(at, j * ROW_LANES), row + j * (DIM / ROW_COPIES), nbytes);
-            if constexpr (!LATENT) ptx::cp_async::copy_16(at + HALF, row + cache.value_offset, nbytes);
+            ptx::cp_async::copy_16(at, row, nbytes);
+            ptx::cp_async::copy_16(at + HALF, row + cache.value_offset, nbytes);
         }
     }
 };

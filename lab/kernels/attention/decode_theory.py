@@ -22,11 +22,9 @@ def theory(problem: Attention, schedule: Any, stretches: int) -> Counts:
     p, s = problem, schedule
     plan = partition_of(p, s, stretches)
     parts = parts_of(plan)
-    cache_row, q_row, y_row = (
-        n // SECTOR for n in (FORMATS[p.kv].nbytes(1, p.head_dim), 2 * p.head_dim, 2 * p.value_dim)
+    cache_row, q_row, float_row = (
+        n // SECTOR for n in (FORMATS[p.kv].nbytes(1, p.head_dim), 2 * p.head_dim, 4 * p.head_dim)
     )
-    slices = s.slices_of(p)
-    partial_row = 4 * p.value_dim // SECTOR + slices  # sums of each slice, which have an exponent and a total
     queries = plan.q_len[parts.sequence] * p.group  # of each part and KV head
     units = int((parts.hi - parts.lo).sum())
     rows = p.rows * p.q_heads
@@ -35,9 +33,9 @@ def theory(problem: Attention, schedule: Any, stretches: int) -> Counts:
 
     tokens = np.maximum(np.minimum(parts.hi * s.unit, plan.kv_len[parts.sequence]) - parts.lo * s.unit, 0)
     # Two elements a lane fill half a sector, four of an fp8 cache's queries a whole one.
-    loads = (1 if p.latent else 2) * p.kv_heads * int(tokens.sum()) * cache_row
+    loads = 2 * p.kv_heads * int(tokens.sum()) * cache_row
     loads += int(queries.sum()) * p.kv_heads * s.slots * (q_row if p.kv == "fp8" else 2 * q_row)
-    loads += shared * partial_row
+    loads += shared * (1 + float_row)
     loads += p.kv_heads * s.row_groups * _where(p, s, plan, parts)
     warps = s.warps * p.kv_heads // s.heads
     if not p.page and not p.uniform:
@@ -45,15 +43,15 @@ def theory(problem: Attention, schedule: Any, stretches: int) -> Counts:
     loads += warps * _lengths(p, s, plan, stretches)
     if p.kv == "fp8":
         loads += warps * stretches + rows
-    stores = rows * (y_row + p.lse) + shared * partial_row
+    stores = rows * (q_row + p.lse) + shared * (float_row + 1)
     arrivals = int(joined.sum())
     if s.spread:  # who adds up rows of the only sequence comes once more
         arrivals += int(min(arrivals, queries.max(initial=0)))
     arrivals *= p.kv_heads // s.heads
     return Counts(
         flops=p.flops,
-        mma_flops=2 * units * p.kv_heads * s.unit * s.rows_of(p) * (p.head_dim + p.value_dim),
-        exp_count=units * p.kv_heads * s.unit * s.rows_of(p) * slices,  # a warp of each slice makes all weights
+        mma_flops=4 * units * p.kv_heads * s.unit * s.rows * p.head_dim,
+        exp_count=units * p.kv_heads * s.unit * s.rows,
         global_load_sectors=loads,
         global_store_sectors=stores,
         tma_load_bytes=0,

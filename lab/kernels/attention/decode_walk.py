@@ -11,7 +11,6 @@ from sim.jit import linked_jit as jit
 from sim.tiles import (
     FP8,
     add_atomically,
-    count_exp,
     load_lanes,
     load_scattered,
     load_vector,
@@ -118,13 +117,11 @@ def _part(count, marks, data, shape, plan, part, head, tiles):
     if part.whole:
         _store(count, marks, data, shape, plan, part.sequence, head, y[0], exponent[0], total[0])
         return
-    width = FLOAT * shape.value_dim // shape.slices
     for row in range(queries):
         at = _partial_row(shape, part.stretch, part.sequence, head) + row
-        for slice_ in range(shape.slices if shape.cluster == 1 else 0):
-            place = _slice_row(shape, part.stretch, part.sequence, head, slice_) + row
-            store_vector(count, marks.partial, width * place, width)
-            store_vector(count, marks.partial_sums, PAIR * place, PAIR)
+        if shape.cluster == 1:
+            store_vector(count, marks.partial, FLOAT * shape.dim * at, FLOAT * shape.dim)
+            store_vector(count, marks.partial_sums, PAIR * at, PAIR)
         if numerics:
             _copy(data.partial[at], y[0, row], np.float32(1))
             data.partial_sums[at, 0], data.partial_sums[at, 1] = exponent[0, row], total[0, row]
@@ -143,17 +140,16 @@ def _units(count, marks, data, shape, plan, part, head, slot, tiles):
                 _load_where(count, marks, shape, plan, part, unit, tiles.at)
         _copy_unit(count, marks, data, shape, plan, part.sequence, head, unit, tiles.k, tiles.v)
         _visible(shape, plan, part.sequence, unit, start, end)
-        useful = seen_pairs(start[:live], end[:live], shape.unit)
+        useful = shape.dim * seen_pairs(start[:live], end[:live], shape.unit)
         scores[:] = 0
-        mma_useful(count, scores, tiles.q, tiles.k, shape.dim * useful, numerics)
-        count_exp(count, (shape.slices - 1) * scores.size)  # the warps of a team make all weights, each for itself
+        mma_useful(count, scores, tiles.q, tiles.k, useful, numerics)
         take_scores_by_powers(
             count, scores, start, end, _scale(data, shape, head), shape.headroom, shape.slack, exponent, total, decay,
             shape.operand, numerics,
         )  # fmt: skip
         if numerics:
             rescale(y, decay)
-        mma_useful(count, y, scores, tiles.v, shape.value_dim * useful, numerics)
+        mma_useful(count, y, scores, tiles.v, useful, numerics)
 
 
 @jit
@@ -210,11 +206,10 @@ def _copy_unit(count, marks, data, shape, plan, sequence, head, unit, k, v):
             row = _cache_row(data, shape, sequence, head, token)
             value = row + shape.value_offset
             load_vector(count, marks.k, shape.row_bytes * row, shape.row_bytes)
-            if not shape.latent:
-                load_vector(count, marks.v, shape.row_bytes * value, shape.row_bytes)
+            load_vector(count, marks.v, shape.row_bytes * value, shape.row_bytes)
             if numerics:
                 _copy(k[:, i], data.k[row], np.float32(1))
-                _copy(v[i], data.v[value, : shape.value_dim], np.float32(1))
+                _copy(v[i], data.v[value], np.float32(1))
         else:
             k[:, i] = 0
             v[i] = 0
@@ -265,12 +260,6 @@ def _partial_row(shape, stretch, sequence, head):
 
 
 @jit
-def _slice_row(shape, stretch, sequence, head, slice_):
-    """The same of a slice of rows, which counts as a head."""
-    return (((stretch + sequence) * shape.kv_heads + head) * shape.slices + slice_) * shape.rows
-
-
-@jit
 def _store(count, marks, data, shape, plan, sequence, head, y, exponent, total):
     """The result of all queries of a sequence that share a KV head."""
     start = data.q_starts[sequence]
@@ -278,7 +267,7 @@ def _store(count, marks, data, shape, plan, sequence, head, y, exponent, total):
         normalise(y, total)
     for row in range(shape.group * plan.q_len[sequence]):
         at = _query_row(shape, start, head, row)
-        store_vector(count, marks.y, SIZE * shape.value_dim * at, SIZE * shape.value_dim)
+        store_vector(count, marks.y, SIZE * shape.dim * at, SIZE * shape.dim)
         if shape.element == FP8:
             load_vector(count, marks.v_scale, FLOAT * head, FLOAT)
         if shape.lse:
@@ -301,10 +290,7 @@ def _combine(count, marks, data, shape, plan, sequence, y, exponent, total):
         exponent[:] = -np.inf
         total[:] = 0
         for row in range(queries if shape.cluster == 1 else 0):
-            for slice_ in range(shape.slices):
-                _load_partial(
-                    count, marks, shape, _slice_row(shape, first, sequence, head, slice_) + row, last - first + 1
-                )
+            _load_partial(count, marks, shape, _partial_row(shape, first, sequence, head) + row, last - first + 1)
         if data.q.size > 0:
             for stretch in range(first, last + 1):
                 at = _partial_row(shape, stretch, sequence, head)
@@ -316,9 +302,9 @@ def _combine(count, marks, data, shape, plan, sequence, y, exponent, total):
 @jit
 def _load_partial(count, marks, shape, at, parts):
     """One row of all: sixteen exponents and sums together, a lane each, beside the rows."""
-    step, width = shape.kv_heads * shape.slices * shape.rows, FLOAT * shape.value_dim // shape.slices
+    step = shape.kv_heads * shape.rows
     for done in range(0, parts, AT_ONCE):
         lanes = min(AT_ONCE, parts - done)
         load_lanes(count, marks.partial_sums, PAIR * (at + done * step), PAIR * step, PAIR, lanes, 0, 1)
     for part in range(parts):
-        load_vector(count, marks.partial, width * (at + part * step), width)
+        load_vector(count, marks.partial, FLOAT * shape.dim * (at + part * step), FLOAT * shape.dim)
