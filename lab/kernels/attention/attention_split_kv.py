@@ -195,8 +195,8 @@ OVERHEAD, LEAST = 4, 4
 LONG = 2**30  # bytes of a contiguous cache from which two heads a CTA are faster
 SHORT = 2**26  # bytes of the only sequence up to which clusters are faster
 CLUSTER = 8  # of larger ones an H200 does not hold eight at once
-# By queries: warps, row groups, query tiles. Many take longer to multiply than to copy, and clusters leave some SMs idle:
-# then all CTAs add up rows between them.
+# By queries: warps, row groups, query tiles. Many take longer to multiply than to copy, and clusters leave some SMs
+# idle: then all CTAs add up rows between them.
 CLUSTERED = {8: ((4, 1, 1), (8, 1, 1)), 16: ((8, 1, 2), (8, 2, 1)), 32: ((8, 2, 2),)}
 COOPERATIVE = {32: ((8, 2, 2), (12, 4, 1)), 64: ((12, 4, 2), (8, 4, 2))}
 
