@@ -47,10 +47,8 @@ PARTS: dict[str, dict[Model, Bar]] = {
         _decode(LLAMA_3_8B, 16, 8192): Bar(us=7900),
     },
     "formats": {_decode(LLAMA_3_8B, 1, 2048, form): RULE for form in ("fp8", "int4_g128")},
-    "models": {
-        _decode(LLAMA_2_13B, 1, 2048): Bar(times_bytes=1.05),
-        _decode(LLAMA_3_1B, 1, 160): Bar(us=690),
-    },
+    "small": {_decode(LLAMA_3_1B, 1, 160): Bar(us=690)},
+    "large": {_decode(LLAMA_2_13B, 1, 2048): Bar(times_bytes=1.05)},
     "prefill": {replace(LLAMA_3_8B, phase=PREFILL, context=context): Bar(tflops=600) for context in (2048, 8192)},
 }
 
@@ -65,13 +63,13 @@ SPOKEN = ((0.0, 0, 1.0), (0.8, 40, 0.95))  # greedy; temperature, top-k, top-p
 class Options:
     """`part` names the steps, of several parts joined by +; `peers` times PyTorch's too.
 
-    `model` is what part=generate speaks with, if not SmolLM2. `tune` first looks for the best schedules of the steps'
-    matrices. What has not begun after `seconds` is skipped.
+    `model` is what part=generate speaks with, if not SmolLM2. The best schedules of the steps' matrices and attention
+    are looked for first, in `tune` seconds. What has not begun after `seconds` is skipped.
     """
 
     part: str = "decode"
     peers: bool = True
-    tune: bool = False
+    tune: int = 0
     model: str = ""
     rounds: int = 30
     seconds: int = 600
@@ -80,8 +78,10 @@ class Options:
         if unknown := [part for part in self.parts if part not in (*PARTS, GENERATE)]:
             known = ", ".join((*PARTS, GENERATE))
             raise InputError(f"part is {known}, or some of them joined by +; got {unknown[0]!r}")
-        if min(self.rounds, self.seconds) < 1:
-            raise InputError(f"rounds and seconds are at least 1; got {self.rounds}, {self.seconds}")
+        if min(self.rounds, self.seconds) < 1 or self.tune < 0:
+            raise InputError(
+                f"rounds and seconds are at least 1, tune at least 0; got {self.rounds}, {self.seconds}, {self.tune}"
+            )
 
     @property
     def parts(self) -> list[str]:
@@ -106,7 +106,7 @@ def measure(options: Options, backend: Backend) -> Iterator[Record]:
         for model in PARTS.get(part, ())
     ]
     if options.tune:
-        yield from backend.tuned_in_steps(jobs, options.seconds)
+        yield from backend.tuned_in_steps(jobs, options.tune)
     if jobs:
         yield from backend.stepped(jobs, options.seconds)
 

@@ -16,14 +16,15 @@ from lab.choice import contenders
 from lab.execute import Plan, capture
 from lab.inference.step import FEW_TOKENS
 from lab.kernel import recorded_schedule, schedule_fields
-from lab.problems import Attention, Linear, Problem
+from lab.problems import Attention, Linear, Model, Problem
 from lab.record import Checked, Record
 from lab.tuned import FINAL
 from lab.verify import scratch
 from sim.errors import InputError, KernelError, ScheduleError
 from sim.machine import Machine
 
-MOST = 6  # schedules of each kernel
+MOST = 6  # schedules of each kernel, before those of the least predicted time are taken
+TRIED = 16  # of all kernels
 ROUNDS = 3
 FINAL_ROUNDS = 6
 FINALISTS = 3
@@ -34,12 +35,17 @@ HIDDEN_US = 0.001  # of what adds nothing to a step, its time being hidden by ot
 
 def search(argument: Any) -> Iterator[Record]:
     """Records of the finalists for each large part of a step; each best stays for the search of the next."""
-    done: set[Problem] = set()
+    done: set[Model | Problem] = set()
     for job in in_time(argument, StepJob):
         if isinstance(job, Record):
             yield job
             continue
-        arena = Arena.of(problem_of(job.problem), peers=False)
+        model = problem_of(job.problem)
+        alike = replace(model, context=1)
+        if alike in done:  # the schedules of the first context serve the others
+            continue
+        done.add(alike)
+        arena = Arena.of(model, peers=False)
         solved, bound = [call.problem for call in arena.step.calls], list(arena.step.bound)
         for problem in _large(solved):
             if problem not in done:
@@ -49,16 +55,16 @@ def search(argument: Any) -> Iterator[Record]:
 
 
 def _large(solved: Sequence[Problem]) -> list[Problem]:
-    """Of a step: attention of a few tokens, then matrices with a part of all bytes of weights, the largest first."""
+    """Of a step: matrices with a part of all bytes of weights, the largest first, then attention of a few tokens."""
     times = Counter(solved)
     sizes = {p: n * p.bytes["weights"] for p, n in times.items() if isinstance(p, Linear)}
     large = [problem for problem, size in sizes.items() if size >= LEAST * sum(sizes.values())]
     few = [problem for problem in times if isinstance(problem, Attention) and problem.q_len <= FEW_TOKENS]
-    return [*few, *sorted(large, key=lambda problem: -sizes[problem])]
+    return [*sorted(large, key=lambda problem: -sizes[problem]), *few]
 
 
-def _contenders(problem: Problem, machine: Machine) -> Iterator[Plan]:
-    """Each kernel's best guesses, and what the tuned table has for this problem and for other matrices.
+def _contenders(problem: Problem, machine: Machine) -> list[Plan]:
+    """Of each kernel's best guesses and what the tuned table has, for other matrices too, those predicted best.
 
     Attention is to overlap, and may have shallower rings: what they leave of an SM's memory is L1, where matrices keep
     x.
@@ -71,11 +77,13 @@ def _contenders(problem: Problem, machine: Machine) -> Iterator[Plan]:
     if isinstance(problem, Attention):
         rings = [(kernel, schedule) for kernel, schedule in pairs if getattr(schedule, "stages", 0) > SHALLOWEST]
         pairs += [(kernel, replace(schedule, stages=schedule.stages - 1)) for kernel, schedule in rings]
+    found = []
     for kernel, schedule in dict.fromkeys(pairs):
         with suppress(InputError, ScheduleError):
             plan = Plan(problem, machine, kernel, schedule, kernel.launches(problem, schedule, machine))
             if plan.launches[0].dependent or not isinstance(problem, Attention):
-                yield plan
+                found.append(plan)
+    return sorted(found, key=lambda plan: plan.predicted_us(tuned.CHAIN))[:TRIED]
 
 
 def _twins(plans: Iterable[Plan]) -> Iterator[Plan]:

@@ -78,6 +78,6 @@ def test_a_generation_has_bars_of_its_own(facts: dict[str, float], passed: bool)
 
 
 def test_nothing_is_tuned_or_spoken_on_the_simulated_chip() -> None:
-    answer = runner.answer("step_bars", ["part=models", "tune=true"], "sim", "h200", record=False)
-    assert len(answer.records) == len(PARTS["models"])
+    answer = runner.answer("step_bars", ["part=small+large", "tune=9"], "sim", "h200", record=False)
+    assert len(answer.records) == len(PARTS["small"]) + len(PARTS["large"])
     assert runner.answer("step_bars", ["part=generate"], "sim", "h200", record=False).records == ()

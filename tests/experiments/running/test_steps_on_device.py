@@ -69,6 +69,8 @@ def _given(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_fastest_in_a_step_is_its_share_of_the_step_and_wins() -> None:
     job = StepJob(problem=MODEL.as_dict(), experiment="step_bars", facts={"bar": "decode"})
     found = list(step_search.search(sent([job, job])))  # the second has nothing left to seek
+    longer = StepJob(problem=replace(MODEL, context=60).as_dict(), experiment="step_bars")
+    assert not list(step_search.search(sent([job, longer])))[len(found) :]  # nor has another context
     problems = {str(record.problem) for record in found}
     assert len(problems) == len(step_search._large(solved())) > 1
     for problem in problems:
@@ -88,8 +90,8 @@ def test_the_fastest_in_a_step_is_its_share_of_the_step_and_wins() -> None:
 def test_all_matrices_but_tiny_ones_are_sought_the_largest_first(monkeypatch: pytest.MonkeyPatch) -> None:
     found = step_search._large(solved())
     output = Linear(1, MODEL.d, MODEL.q_heads * MODEL.head_dim)
-    assert isinstance(found[0], Attention)
-    assert found[1] == Linear(1, 2 * MODEL.ffn, MODEL.d)
+    assert found[0] == Linear(1, 2 * MODEL.ffn, MODEL.d)
+    assert isinstance(found[-1], Attention)
     assert output in found
     assert all(isinstance(problem, Attention | Linear) for problem in found)
     monkeypatch.setattr(step_search, "LEAST", 0.2)
