@@ -194,7 +194,6 @@ __device__ __forceinline__ void start(Shared& shared, const Work& work, int k) {
         });
         if constexpr (CLUSTER > 1)
             ptx::mbarrier::arrive_expect_tx(shared.arrived, work.tokens * work.part * int(CLUSTER * sizeof(float)));
-        ptx::griddepcontrol::launch_dependents();
     }
     __syncthreads();
     if constexpr (CLUSTER > 1) ptx::cluster::arrive_relaxed();  // the barriers' own fence is all that the others need
@@ -221,6 +220,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     load_x(shared, x, work, k);
     Sum sum = {};
     accumulate(sum, shared, stream, work, warp % SPLIT, own.ring);
+    ptx::griddepcontrol::launch_dependents();  // not before: its first loads would delay the last ones here
     stage_sums(sum, own);
     __syncthreads();
     if constexpr (CLUSTER > 1) exchange(shared, work);

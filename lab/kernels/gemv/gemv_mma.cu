@@ -274,7 +274,6 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     const uint32_t significands = INT4_SIGNIFICANDS * gridDim.z;  // which is 1: it thus stays in one register
     const Team part(x + token0 * k, w, w_scale, row0, tokens, n, k);
 
-    ptx::griddepcontrol::launch_dependents();
     Sums sum = {};
     int at = warp * CHUNK;
     if (part.rows >= TEAM_ROWS)
@@ -286,6 +285,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
 #pragma unroll 1
             for (int run = at; run < min(at + CHUNK, k); run += RUN_COLUMNS)
                 step<false, 1>(sum, part, run, significands);
+    ptx::griddepcontrol::launch_dependents();  // not before: its first loads would delay the last ones here
     stage_sums(sum, shared, team, warp);
     __syncthreads();
 

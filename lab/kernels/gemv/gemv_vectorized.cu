@@ -148,11 +148,11 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     const int token = lane / ROWS, row = lane % ROWS;  // whose sum this lane of a team's first warp stores
     const bool stores = warp == 0 && token < part.tokens && row < part.rows;
 
-    ptx::griddepcontrol::launch_dependents();
     float scale = 1;
     if (problem::scaled && stores) scale = w_scale[problem::row_scales ? row0 + row : 0];
     float sum[SUMS] = {};
     if (row0 < n) stream(sum, part, warp, lane);
+    ptx::griddepcontrol::launch_dependents();  // not before: its first loads would delay the last ones here
 
     float mine = warp_sums(sum);
     if (schedule::split_k > 1) {
