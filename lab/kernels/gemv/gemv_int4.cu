@@ -220,8 +220,8 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     load_x(shared, x, work, k);
     Sum sum = {};
     accumulate(sum, shared, stream, work, warp % SPLIT, own.ring);
-    ptx::griddepcontrol::launch_dependents();  // not before: its first loads would delay the last ones here
     stage_sums(sum, own);
+    ptx::griddepcontrol::launch_dependents();  // not before: its first loads would delay the last ones here
     __syncthreads();
     if constexpr (CLUSTER > 1) exchange(shared, work);
     store(shared, y, work, n);
