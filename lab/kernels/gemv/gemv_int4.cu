@@ -145,6 +145,7 @@ __device__ __forceinline__ void accumulate(Sum& sum, Shared& shared, Stream& str
         x.advance(ROUND);
         __syncwarp();
         stream.fill(stage);
+        if (at + ROUND >= end) ptx::griddepcontrol::launch_dependents();
         stage = stage + STAGE_BYTES == schedule::stages * STAGE_BYTES ? 0 : stage + STAGE_BYTES;
     }
 }
@@ -221,7 +222,6 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     Sum sum = {};
     accumulate(sum, shared, stream, work, warp % SPLIT, own.ring);
     stage_sums(sum, own);
-    ptx::griddepcontrol::launch_dependents();  // not before: its first loads would delay the last ones here
     __syncthreads();
     if constexpr (CLUSTER > 1) exchange(shared, work);
     store(shared, y, work, n);
