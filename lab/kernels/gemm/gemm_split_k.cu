@@ -56,13 +56,19 @@ __device__ __forceinline__ void producer(Shared& shared, const TensorMap& x, con
     ptx::griddepcontrol::wait();  // until the launch before has written what this one reads
     const int stage_bytes = schedule::stage_bytes - (schedule::block_m - rows) * schedule::step_bytes;
     Position at;
-    for (int step = first; step < end; ++step, at.advance()) {
-        Stage& stage = shared.ring[at.stage];
-        uint64_t& full = shared.full[at.stage];
-        ptx::mbarrier::wait(shared.empty[at.stage], at.parity ^ 1);  // on the first lap every stage is empty
-        ptx::mbarrier::arrive_expect_tx(full, stage_bytes);
-        ptx::tma::load_2d(stage.w, w, step * BLOCK_K, tile.column, full);
-        ptx::tma::load_2d(stage.x, x, step * BLOCK_K, tile.row, full);
+#pragma unroll 1
+    for (int step = first; step < end;) {
+        const int stop = min(step + schedule::together, end);
+        Position last = at;
+        for (int next = step + 1; next < stop; ++next) last.advance();
+        ptx::mbarrier::wait(shared.empty[last.stage], last.parity ^ 1);  // and so those before; at first all are
+        for (; step < stop; ++step, at.advance()) {
+            Stage& stage = shared.ring[at.stage];
+            uint64_t& full = shared.full[at.stage];
+            ptx::mbarrier::arrive_expect_tx(full, stage_bytes);
+            ptx::tma::load_2d(stage.w, w, step * BLOCK_K, tile.column, full);
+            ptx::tma::load_2d(stage.x, x, step * BLOCK_K, tile.row, full);
+        }
     }
 }
 

@@ -44,9 +44,13 @@ class Schedule(Tiling):
 
     split_k: int  # CTAs of a cluster, that share the k-steps of a tile and then its columns
     ctas_per_sm: int  # CTAs that an SM holds at once
+    together: int = 1  # k-steps that are asked for one behind another, as what they bring of a row lies in HBM
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_choice(self, "together", (1, 2, 4))
+        if self.together > self.stages:
+            raise ScheduleError(f"{self.together} k-steps at once need as many stages; stages = {self.stages}")
         require_choice(self, "split_k", (1, 2, 4, 8))
         require_choice(self, "ctas_per_sm", (1, 2))
         if self.block_n % (BOX_COLUMNS * self.split_k):
@@ -92,6 +96,7 @@ class Schedule(Tiling):
         require_resident(self.ctas_per_sm, self.shared_bytes, self.threads, registers, machine)
 
 
+FEW = 64  # rows of x beside which w is nearly all that is loaded
 TRIED = 48  # schedules that are worth trying
 STAGES = 12  # more brings nothing: the bytes in flight already cover the latency several times
 
@@ -100,9 +105,10 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """The schedules of least predicted time among all tiles and splits, each with as many stages as fit."""
     heights = [block_m for block_m in (64, 128, 192, 256) if block_m < problem.m + MMA_M]
     found = [
-        deepest
+        replace(deepest, together=together)
         for block_m, block_n, split_k, ctas in product(heights, wgmma_mainloop.WIDTHS, (1, 2, 4, 8), (1, 2))
         for deepest in _deepest(problem, block_m, block_n, split_k, ctas, machine)
+        for together in ((1, 4) if problem.m <= FEW and deepest.stages >= 8 else (1,))
     ]
     yield from sorted(found, key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us)[:TRIED]
 
