@@ -44,7 +44,7 @@ class Schedule(Tiling):
 
     split_k: int  # CTAs of a cluster, that share the k-steps of a tile and then its columns
     ctas_per_sm: int  # CTAs that an SM holds at once
-    together: int = 1  # k-steps that are asked for one behind another, as what they bring of a row lies in HBM
+    together: int = 1  # k-steps that are asked for at once, few rows of w after few: a row's bytes as they lie in HBM
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,6 +58,11 @@ class Schedule(Tiling):
                 f"each of {self.split_k} CTAs stores whole boxes of {BOX_COLUMNS} columns; "
                 f"block_n = {self.block_n} is no multiple of {BOX_COLUMNS * self.split_k}"
             )
+
+    @property
+    def w_rows(self) -> int:
+        """Of a box of w."""
+        return 16 if self.together > 1 else self.block_n
 
     @property
     def part(self) -> int:
@@ -186,7 +191,7 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
             schedule=s,
             grid=(s.split_k * wgmma_mainloop.tile_count(problem, s.block_m, s.block_n), 1, 1),
             block=(s.threads, 1, 1),
-            arguments=wgmma_mainloop.arguments(problem, s.part, min(problem.m, s.block_m), s.block_n),
+            arguments=wgmma_mainloop.arguments(problem, s.part, min(problem.m, s.block_m), s.w_rows),
             cluster=(s.split_k, 1, 1),
             shared_bytes=s.shared_bytes,
             dependent=True,
