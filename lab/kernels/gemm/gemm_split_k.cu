@@ -52,30 +52,17 @@ __device__ __forceinline__ void producer(Shared& shared, const TensorMap& x, con
                                          int first, int end) {
 #pragma unroll 1
     for (int step = first; step < min(first + AHEAD, end); ++step)
-        for (int row = 0; row < schedule::block_n; row += schedule::w_rows)
-            ptx::tma::prefetch_2d(w, step * BLOCK_K, tile.column + row);
+        ptx::tma::prefetch_2d(w, step * BLOCK_K, tile.column);
     ptx::griddepcontrol::wait();  // until the launch before has written what this one reads
     const int stage_bytes = schedule::stage_bytes - (schedule::block_m - rows) * schedule::step_bytes;
     Position at;
-#pragma unroll 1
-    for (int step = first; step < end; step += schedule::together) {
-        const int stop = min(step + schedule::together, end);
-        Position next = at;
-        for (int s = step + 1; s < stop; ++s) next.advance();
-        ptx::mbarrier::wait(shared.empty[next.stage], next.parity ^ 1);  // and so those before; at first all are
-        next = at;
-        for (int s = step; s < stop; ++s, next.advance()) {
-            uint64_t& full = shared.full[next.stage];
-            ptx::mbarrier::arrive_expect_tx(full, stage_bytes);
-            ptx::tma::load_2d(shared.ring[next.stage].x, x, s * BLOCK_K, tile.row, full);
-        }
-        for (int row = 0; row < schedule::block_n; row += schedule::w_rows) {
-            next = at;
-            for (int s = step; s < stop; ++s, next.advance())
-                ptx::tma::load_2d(shared.ring[next.stage].w[row], w, s * BLOCK_K, tile.column + row,
-                                  shared.full[next.stage]);
-        }
-        at = next;
+    for (int step = first; step < end; ++step, at.advance()) {
+        Stage& stage = shared.ring[at.stage];
+        uint64_t& full = shared.full[at.stage];
+        ptx::mbarrier::wait(shared.empty[at.stage], at.parity ^ 1);  // on the first lap every stage is empty
+        ptx::mbarrier::arrive_expect_tx(full, stage_bytes);
+        ptx::tma::load_2d(stage.w, w, step * BLOCK_K, tile.column, full);
+        ptx::tma::load_2d(stage.x, x, step * BLOCK_K, tile.row, full);
     }
 }
 

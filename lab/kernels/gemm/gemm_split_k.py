@@ -44,13 +44,9 @@ class Schedule(Tiling):
 
     split_k: int  # CTAs of a cluster, that share the k-steps of a tile and then its columns
     ctas_per_sm: int  # CTAs that an SM holds at once
-    together: int = 1  # k-steps that are asked for at once, few rows of w after few: a row's bytes as they lie in HBM
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice(self, "together", (1, 2, 4))
-        if self.together > self.stages:
-            raise ScheduleError(f"{self.together} k-steps at once need as many stages; stages = {self.stages}")
         require_choice(self, "split_k", (1, 2, 4, 8))
         require_choice(self, "ctas_per_sm", (1, 2))
         if self.block_n % (BOX_COLUMNS * self.split_k):
@@ -58,11 +54,6 @@ class Schedule(Tiling):
                 f"each of {self.split_k} CTAs stores whole boxes of {BOX_COLUMNS} columns; "
                 f"block_n = {self.block_n} is no multiple of {BOX_COLUMNS * self.split_k}"
             )
-
-    @property
-    def w_rows(self) -> int:
-        """Of a box of w."""
-        return 16 if self.together > 1 else self.block_n
 
     @property
     def part(self) -> int:
@@ -101,7 +92,6 @@ class Schedule(Tiling):
         require_resident(self.ctas_per_sm, self.shared_bytes, self.threads, registers, machine)
 
 
-FEW = 64  # rows of x beside which w is nearly all that is loaded
 TRIED = 48  # schedules that are worth trying
 STAGES = 12  # more brings nothing: the bytes in flight already cover the latency several times
 
@@ -110,10 +100,9 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """The schedules of least predicted time among all tiles and splits, each with as many stages as fit."""
     heights = [block_m for block_m in (64, 128, 192, 256) if block_m < problem.m + MMA_M]
     found = [
-        replace(deepest, together=together)
+        deepest
         for block_m, block_n, split_k, ctas in product(heights, wgmma_mainloop.WIDTHS, (1, 2, 4, 8), (1, 2))
         for deepest in _deepest(problem, block_m, block_n, split_k, ctas, machine)
-        for together in ((1, 4) if problem.m <= FEW and deepest.stages >= 8 else (1,))
     ]
     yield from sorted(found, key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us)[:TRIED]
 
@@ -191,7 +180,7 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
             schedule=s,
             grid=(s.split_k * wgmma_mainloop.tile_count(problem, s.block_m, s.block_n), 1, 1),
             block=(s.threads, 1, 1),
-            arguments=wgmma_mainloop.arguments(problem, s.part, min(problem.m, s.block_m), s.w_rows),
+            arguments=wgmma_mainloop.arguments(problem, s.part, min(problem.m, s.block_m), s.block_n),
             cluster=(s.split_k, 1, 1),
             shared_bytes=s.shared_bytes,
             dependent=True,

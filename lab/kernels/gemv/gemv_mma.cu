@@ -37,7 +37,6 @@ constexpr int TOKEN_TILES = schedule::block_m / MMA_N;
 constexpr int REQUEST = LANES * VECTOR;  // bytes
 constexpr int PAIRS_BYTES = 64;          // scale and offset of 16 rows and a group
 constexpr int FOLD = schedule::fold, SPLIT = schedule::split_k, ROWS = schedule::rows, UNROLL = schedule::unroll;
-constexpr int X_BYTES = schedule::x_bytes;  // of a lane's fragments of x, at most, that are asked for before any is used
 constexpr bool GROUPED = problem::group > 0;
 
 // A run is what a row tile takes of two requests: of row-major weights, the upper and the lower half of its rows; of
@@ -233,19 +232,15 @@ __device__ __forceinline__ void step(Sums& sum, const Team& team, int at, uint32
     team.load<whole>(runs, at);
     ptx::griddepcontrol::wait();  // at first: until the launch before has written x, and reads y no more
     __syncwarp();  // ptxas would sink each load to its first use; it moves none across a warp barrier
-    constexpr int AT_ONCE = count * int(sizeof(Fragments)) <= X_BYTES ? count : 1;  // runs whose x is asked for together
+    Fragments b[count];
 #pragma unroll
-    for (int first = 0; first < count; first += AT_ONCE) {
-        Fragments b[AT_ONCE];
+    for (int u = 0; u < count; ++u) team.load_x<whole>(b[u], at + u * RUN_COLUMNS);
 #pragma unroll
-        for (int u = 0; u < AT_ONCE; ++u) team.load_x<whole>(b[u], at + (first + u) * RUN_COLUMNS);
-#pragma unroll
-        for (int u = 0; u < AT_ONCE; ++u) {
-            if constexpr (GROUPED)
-                multiply_groups(sum, runs, b[u], first + u, significands);
-            else
-                multiply(sum, runs, b[u], first + u);
-        }
+    for (int u = 0; u < count; ++u) {
+        if constexpr (GROUPED)
+            multiply_groups(sum, runs, b[u], u, significands);
+        else
+            multiply(sum, runs, b[u], u);
     }
 }
 

@@ -50,7 +50,7 @@ class Schedule:
         require_choice(self, "rows", (1, 2, 4, 8))
         require_choice(self, "teams", (1, 2, 4, 8))
         require_choice(self, "split_k", (1, 2, 4, 8, 16))
-        require_choice(self, "unroll", (1, 2, 4, 8))
+        require_choice(self, "unroll", (1, 2, 4))
         require_choice(self, "fold", (1, 2, 4))
         if self.warps > 16:
             raise ScheduleError(f"{self.teams} teams of {self.split_k} are {self.warps} warps; a CTA has at most 16")
@@ -78,10 +78,6 @@ class Schedule:
         return self.teams * self.team_rows
 
     @property
-    def x_bytes(self) -> int:
-        return X_BYTES
-
-    @property
     def sums_bytes(self) -> int:
         """Shared memory: a row of sums starts at another bank than the one before."""
         return FLOAT * self.warps * self.fold * self.block_m * (self.team_rows + 4)
@@ -105,7 +101,7 @@ def registers(problem: Linear, schedule: Schedule) -> int:
     p, s = problem, schedule
     tokens = s.block_m // MMA_N
     x = 2 * s.fold * tokens * gemv_mma_counts.part_columns(p) // MMA_K
-    loads = s.unroll * 8 * s.rows + (s.unroll * x if 4 * s.unroll * x <= X_BYTES else x)
+    loads = s.unroll * (8 * s.rows + x)
     sums = 4 * s.rows * s.fold * tokens
     if not p.group:
         return loads + sums + 20
@@ -114,15 +110,14 @@ def registers(problem: Linear, schedule: Schedule) -> int:
     return loads + 2 * s.unroll * s.rows * groups + 2 * sums + 4 * tokens + 8 + more
 
 
-X_BYTES = 128  # of a lane's fragments of x, at most, that are asked for before any is used; else run by run
-TRIED = 64  # schedules that are worth trying
+TRIED = 48  # schedules that are worth trying
 TEAMS = ((16, 1), (8, 1), (8, 2), (4, 1), (4, 2), (4, 4), (2, 1), (2, 2))  # split_k and teams
 SHAPES = {  # by bits of a weight and tokens: rows, unroll, fold, and the warps for which an SM then has registers
-    (16, 8): ((1, 4, 2, 20), (1, 8, 2, 16), (1, 2, 2, 24), (1, 2, 2, 32), (2, 4, 1, 16), (1, 2, 1, 32)),
-    (16, 16): ((2, 2, 2, 16), (1, 4, 2, 16), (2, 4, 2, 12), (1, 2, 1, 32), (2, 2, 1, 16), (4, 1, 1, 16)),
+    (16, 8): ((1, 4, 2, 20), (1, 2, 2, 24), (1, 2, 2, 32), (2, 4, 1, 16), (1, 2, 1, 32)),
+    (16, 16): ((2, 2, 2, 16), (1, 2, 1, 32), (1, 4, 1, 16), (2, 2, 1, 16), (4, 1, 1, 16)),
     (16, 32): ((2, 1, 1, 16), (1, 2, 1, 16), (4, 1, 1, 12)),
-    (8, 8): ((1, 2, 1, 32), (1, 2, 1, 24), (1, 2, 2, 24), (1, 4, 2, 20), (1, 4, 1, 20), (2, 1, 1, 24), (2, 2, 1, 16)),
-    (8, 16): ((1, 1, 1, 32), (1, 2, 1, 24), (1, 4, 1, 20), (1, 4, 2, 12), (2, 2, 1, 16), (4, 1, 1, 16)),
+    (8, 8): ((1, 2, 1, 32), (1, 2, 1, 24), (1, 2, 2, 24), (1, 4, 1, 16), (2, 1, 1, 24), (2, 2, 1, 16)),
+    (8, 16): ((1, 1, 1, 32), (1, 2, 1, 24), (2, 2, 1, 16), (4, 1, 1, 16)),
     (8, 32): ((2, 1, 1, 16), (1, 1, 1, 16), (4, 1, 1, 12)),
     (4, 8): ((1, 1, 1, 32), (1, 1, 1, 24), (1, 2, 1, 16), (2, 1, 1, 16), (2, 2, 1, 16), (4, 1, 1, 16), (4, 1, 1, 12)),
 }
