@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from statistics import quantiles
 from typing import Any, Literal, NamedTuple, TypedDict
@@ -49,7 +50,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     `run` is one id for all rows measured interleaved in one go. `on` is the chip that ran it, "sim" or "gpu", and
     `machine` the description its theory and prediction refer to. `us` is the median of `samples_us`. A peer's row has
     the kernel "peer:<name>". `overlapping` says whether the kernel's launches were dependent ones, which may start
-    before what is enqueued ahead of them has ended; null is unknown, as of a peer. `tried` is a search's: the time of
+    before what is enqueued ahead of them has ended; null is unknown, as of a peer. `code` is a digest of the kernel's
+    device code (`lab.compile.code_digest`). `tried` is a search's: the time of
     each candidate, unchecked. `metrics` holds what only this experiment defines, each name ending in its unit.
     """
 
@@ -71,6 +73,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     kernel: str | None = None
     problem: dict[str, Value | list[Value]] | None = None
     schedule: dict[str, int | str] | None = None
+    code: str | None = None
     clock: Literal["cold", "graph", "chain"] | None = None
     overlapping: bool | None = None
     us: float | None = None
@@ -179,8 +182,16 @@ class Archive:
 
     def where(self, **fields: Any) -> "Archive":
         """The records whose named fields have these values."""
-        found = (r for r in self.records if all(getattr(r, name) == v for name, v in fields.items()))
+        among = self._by_kernel.get(fields["kernel"], ()) if "kernel" in fields else self.records
+        found = (r for r in among if all(getattr(r, name) == v for name, v in fields.items()))
         return Archive(tuple(found), self.complaints)
+
+    @cached_property
+    def _by_kernel(self) -> dict[str | None, list[Record]]:
+        found: dict[str | None, list[Record]] = {}
+        for record in self.records:
+            found.setdefault(record.kernel, []).append(record)
+        return found
 
     def newest(self, **fields: Any) -> Record | None:
         """The newest record whose named fields have these values."""
