@@ -11,11 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from lab import catalog, tuned
-<<<<<<< HEAD
-from lab.problems import Attention, Linear
-=======
 from lab.problems import Attention, Linear, Problem
->>>>>>> main
 from lab.problems.linear import MORE_ROWS
 from lab.record import Record, provenance
 from lab.tuned import TunedClass, incumbents, is_tuned, load, lookup, put, winner
@@ -137,15 +133,6 @@ def test_the_clock_of_a_search_says_what_it_is_for(clock: str) -> None:
     found = winner([record(3.0, clock=clock)], Linear(1, 8, 8))
     assert found
     assert found.chain is (clock == "chain")
-
-
-def test_a_class_may_have_yes_and_no_among_its_words(table: Path) -> None:
-    problem = Attention(1, 32, 8, 128, 1, 2048, page=64)
-    assert problem.tuned_class()["causal"] is True
-    found = TunedClass("h200", problem.tuned_class(), "attention_split_kv", {"warps": 4}, 1.0, "one", "abc", "a card")
-    put([found])
-    assert load(table) == [found]
-    assert lookup(problem, H200) == ("attention_split_kv", {"warps": 4})
 
 
 def test_no_table_is_an_empty_one(table: Path) -> None:
