@@ -37,11 +37,16 @@ def choose(problem: Problem, machine: Machine) -> tuple[Kernel, Any, tuple[Launc
             kernel = catalog.get(found[0])
             schedule = parse_schedule(kernel, schedule_words(found[1]), problem, machine)
             return kernel, schedule, kernel.launches(problem, schedule, machine)
+    best = predicted_best(problem, machine)
+    return best.kernel, best.schedule, best.launches
+
+
+def predicted_best(problem: Problem, machine: Machine) -> Guess:
+    """The best guess of the smallest predicted time, whatever the tuned table says; raises as `choose` does."""
     guesses = best_guesses(problem, machine)
     gone = outgrown([guess.kernel for guess in guesses])
     left = [guess for guess in guesses if guess.kernel.name not in gone]
-    best = min(left, key=lambda guess: (guess.us, -len(ancestors(guess.kernel))))
-    return best.kernel, best.schedule, best.launches
+    return min(left, key=lambda guess: (guess.us, -len(ancestors(guess.kernel))))
 
 
 def is_solvable(problem: Problem, machine: Machine) -> bool:

@@ -42,14 +42,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 class Search(msgspec.Struct, frozen=True, kw_only=True):
     """A problem whose best schedule is sought among one kernel's candidates or, where it names none, all contenders.
 
-    `most` makes it brief (`lab.choice.contenders`). With `reads` the peers do not race the finalists but, beside what
-    only moves as many bytes, the winner, once more.
+    `most` makes it brief (`lab.choice.contenders`). `incumbents` are in its last race too. With `reads` the peers do
+    not race the finalists but, beside what only moves as many bytes, the winner, once more.
     """
 
     problem: dict[str, Any]
     kernel: str = ""
     most: int | None = None
-    incumbents: tuple[tuple[str, str], ...] = ()  # kernels and schedule words that race along
+    incumbents: tuple[tuple[str, str], ...] = ()  # kernels and schedule words that race along to the end
     clock: str = "cold"
     plain: bool = False
     reads: bool = False

@@ -10,7 +10,6 @@ import pytest
 
 import experiments
 from experiments import runner
-from experiments.bars import gemm_bars
 from experiments.cli import bench, run_command
 from experiments.running import backends, on_device
 from experiments.running.jobs import Job, Search
@@ -48,12 +47,9 @@ class Worker:
         if function is on_device.search:
             yield from self._searched(msgspec.convert(argument["jobs"], list[Search]))
             return
-        assert function in (on_device.bench, on_device.pick)
+        assert function is on_device.bench
         for job in msgspec.convert(argument["jobs"], list[Job]):
             self.jobs.append(job)
-            if function is on_device.pick:
-                yield from self._picked(job)
-                continue
             kernel, problem = job.parts()
             schedule = schedule_fields(parse_schedule(kernel, job.schedules[0], problem, H100))
             for clock in job.clocks:
@@ -79,13 +75,6 @@ class Worker:
             final = {"metrics": {"stage": "final"}, **shared}
             yield msgspec.to_builtins(self._record("gemv_vectorized", 8.5, schedule=schedule, **final))
             yield msgspec.to_builtins(self._record("peer:cublas", 9.5, **final))
-
-    def _picked(self, job: Job) -> Iterator[Any]:
-        """The pick and one that is 2% faster."""
-        for us, picked in ((1.02, True), (1.0, False)):
-            metrics = {**job.facts, "picked": picked, "candidates": 7}
-            found = self._record(job.kernel, us, problem=job.problem, schedule={"number": int(picked)}, metrics=metrics)
-            yield msgspec.to_builtins(found)
 
     def run(self, function: Callable[..., Any], argument: Any, deadline_s: float) -> Any:
         assert function is on_device.check
@@ -209,12 +198,11 @@ def test_the_bars_of_a_part(gpu: Worker, table: Path, tmp_path: Path) -> None:
     assert rows["8192 x 8192 x 128, short k", "its time over ours"] == 2.0
 
 
-@pytest.mark.usefixtures("table")
-def test_the_bar_of_what_is_picked(gpu: Worker) -> None:
-    answer = runner.answer("gemm_bars", ["part=pick", "count=5"], on="gpu")
-    assert [(j.clocks, j.rounds) for j in gpu.jobs] == [(("cold",), gemm_bars.PICK_ROUNDS)] * 5
-    assert answer.passed
-    assert "pick: 5 of 5 picked schedules lie within 3% of the best" in answer.verdict.sentence
+def test_searches_that_leave_the_table_alone(gpu: Worker, table: Path) -> None:
+    answer = runner.answer("choice_regret", ["count=2", "formats=bf16"], on="gpu")
+    assert [(s.clock, s.plain, s.most, len(s.incumbents)) for s in gpu.searches] == [("graph", True, 12, 1)] * 2
+    assert len(answer.records) == 2 * 3
+    assert not table.exists()
 
 
 @pytest.mark.usefixtures("table")
