@@ -74,7 +74,7 @@ def measure(options: Options, backend: Backend) -> Iterator[Record]:
             Search(
                 problem=problem.as_dict(),
                 most=options.candidates,
-                incumbents=((name, words),),
+                picked=(name, words),
                 clock=RANKING_CLOCK,
                 plain=True,
                 rounds=options.rounds,

@@ -58,7 +58,7 @@ class Backend(Protocol):
         """Records of jobs beside their peers, while the seconds last; on the simulated chip counts and predictions."""
 
     def searched(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:
-        """Records of searches that leave the tuned table alone; on the simulated chip predictions of the incumbents."""
+        """Records of searches that leave the tuned table alone; on the simulated chip predictions of what is picked."""
 
     def tuned(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:
         """Records of searches, whose winners enter the tuned table; nothing on the simulated chip."""
@@ -197,22 +197,21 @@ class SimulatedBackend(_Common):
             yield structs.replace(record, **self.origin)
 
     def searched(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:  # noqa: ARG002
-        for search in searches:
-            problem = problem_of(search.problem)
-            for name, words in search.incumbents:
-                kernel = catalog.get(name)
-                schedule = parse_schedule(kernel, words, problem, self.machine)
-                yield Record(
-                    **self.origin,
-                    on="sim",
-                    machine=self.machine.name,
-                    experiment=self.experiment,
-                    kernel=name,
-                    problem=search.problem,
-                    schedule=schedule_fields(schedule),
-                    predicted_us=kernel.predicted_us(problem, schedule, self.machine, search.clock),
-                    metrics=dict(search.facts),
-                )
+        for search in [search for search in searches if search.picked]:
+            name, words = search.picked
+            kernel, problem = catalog.get(name), problem_of(search.problem)
+            schedule = parse_schedule(kernel, words, problem, self.machine)
+            yield Record(
+                **self.origin,
+                on="sim",
+                machine=self.machine.name,
+                experiment=self.experiment,
+                kernel=name,
+                problem=search.problem,
+                schedule=schedule_fields(schedule),
+                predicted_us=kernel.predicted_us(problem, schedule, self.machine, search.clock),
+                metrics=dict(search.facts),
+            )
 
     def tuned(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:  # noqa: ARG002
         yield from ()

@@ -69,16 +69,15 @@ def search(argument: Any) -> Iterator[Record]:
             found = [(kernel, schedule) for schedule in islice(legal, job.most)]
         else:
             found = list(contenders(problem, arena.machine, job.most))
-        held = []
-        for name, words in job.incumbents:
+        held = [*job.incumbents, *([job.picked] if job.picked else [])]
+        for name, words in held:
             with suppress(InputError):  # it may have been found by an older lab
                 kernel = catalog.get(name)
                 schedule = parse_schedule(kernel, words, problem, arena.machine)
                 kernel.launches(problem, schedule, arena.machine)
-                held.append((kernel, schedule))
-        entries, kept = (
-            [Candidate(*pair, job.plain) for pair in pairs] for pairs in (dict.fromkeys([*found, *held]), held)
-        )
+                found.append((kernel, schedule))
+        entries = [Candidate(*pair, job.plain) for pair in dict.fromkeys(found)]
+        kept = [Candidate(*found[-1], job.plain)] if job.picked else []
         clock, peers = Clock(job.clock), _peers(problem)
         facts = {**job.facts, "plain": True} if job.plain else job.facts
         records = gpu_search(arena, entries, {} if job.reads else peers, clock, job.rounds, kept)

@@ -98,7 +98,7 @@ def test_a_search_of_all_contenders_ends_with_the_best_beside_the_peers() -> Non
     assert searched.tried is not None
     assert searched.tried.keys() == {Candidate(*pair).name for pair in [*contenders(PROBLEM, H100), (KERNEL, SCHEDULE)]}
     final = [r for r in found if r.metrics["stage"] == "final"]
-    assert len(final) == 7
+    assert len(final) == 6
     assert names(final)[-1] == "peer:cublas"
 
 
@@ -127,10 +127,10 @@ def test_a_brief_search_tries_the_best_guesses_alone() -> None:
     assert list(searched.tried or {}) == [Candidate(*pair).name for pair in contenders(PROBLEM, H100, 2)]
 
 
-def test_an_incumbent_is_in_the_last_race_however_slow(device: Device) -> None:
+def test_what_is_picked_is_in_the_last_race_however_slow(device: Device) -> None:
     device.usual_us = 10.0
     device.us = {Candidate(KERNEL, SCHEDULE).name: 100.0}
-    job = Search(problem=PROBLEM.as_dict(), incumbents=((KERNEL.name, WORDS),), rounds=3)
+    job = Search(problem=PROBLEM.as_dict(), picked=(KERNEL.name, WORDS), rounds=3)
     _, *final = on_device.search(sent([job]))
     slow = [r for r in final if (r.kernel, r.schedule) == (KERNEL.name, schedule_fields(SCHEDULE))]
     assert len(slow) == 1
