@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from functools import reduce
+from functools import cached_property, reduce
 from inspect import getmembers
 from math import lcm
 from operator import add
@@ -281,7 +281,8 @@ def recorded_schedule(kernel: Kernel, values: Mapping[str, int | str]) -> Any:
 
 def constants(schedule: Any) -> dict[str, int]:
     """What the device code sees as `schedule::`: the fields and every integer property."""
-    derived = [name for name, member in getmembers(type(schedule)) if isinstance(member, property)]
+    properties = getmembers(type(schedule), lambda member: isinstance(member, property | cached_property))
+    derived = [name for name, _ in properties]
     names = [f.name for f in fields(schedule)] + derived
     return {name: cast(int, _plain(getattr(schedule, name))) for name in names}
 

@@ -11,7 +11,6 @@ from lab.kernels.common import clusters
 from lab.kernels.common.raster import tiles_of
 from lab.kernels.gemm.wgmma_mainloop import MMA_M, STEP_BYTES, columns_of, step_of
 from lab.problems import Linear
-from sim.counts import Counts
 from sim.formats import FORMATS
 from sim.machine import Machine
 
@@ -74,7 +73,6 @@ def port(machine: Machine) -> float:
 
 def tiled_bills(
     problem: Linear,
-    theory: Counts,
     block_m: int,
     block_n: int,
     cluster: int,
@@ -89,8 +87,7 @@ def tiled_bills(
     steps = tiles_of(problem.k, step_of(problem))
     step = step_clocks(problem, block_m, block_n, cluster, machine, model)
     clocks = model.fill_clocks + waves * (steps * max(step.values()) + between)
-    moved = (theory.hbm_read_bytes or 0) + (theory.hbm_write_bytes or 0)
-    bills = clocks / machine.clock_hz, moved / (model.hbm_share * fits.read_rate(machine))
+    bills = clocks / machine.clock_hz, problem.bytes["total"] / (model.hbm_share * fits.read_rate(machine))
     start = model.start_us + (model.cluster_start_us if cluster > 1 else 0.0)
     cool = start + 1e6 * (max(bills) + model.contention * min(bills))
     hot = (model.hot - 1) * max(0.0, cool - model.hot_us)

@@ -171,13 +171,12 @@ def _rings(
             least.fits(problem, machine)
             steps = tiles_of(tiles_of(problem.k, BLOCK_K), cluster * least.split_k)
             useful = IN_FLIGHT // (ctas * warps * least.rows * WEIGHTS_BYTES)
-            longest = max(2, min(steps, useful))
-            fitting = [n for n in range(2, longest + 1) if shared_bytes(problem, replace(least, stages=n)) <= room]
-            for stages in sorted({*fitting[-1:], *(n for n in SHORTEST if n in fitting)}):
-                schedule = replace(least, stages=stages)
-                schedule.fits(problem, machine)
-                yield schedule
-            if fitting:
+            beside = shared_bytes(problem, least) - warps * warp_bytes(problem, least)
+            stage = least.rows * (WEIGHTS_BYTES + scale_bytes(problem))
+            fitting = (room - beside) // warps // ALIGNED * ALIGNED // stage
+            longest = min(max(2, min(steps, useful)), fitting)
+            if shared_bytes(problem, least) <= room:
+                yield from (replace(least, stages=n) for n in sorted({*SHORTEST, longest}) if n <= longest)
                 return
 
 
