@@ -1,4 +1,6 @@
-"""What searches on real cards found: the best kernel and schedule of each problem class, in the committed tuned.jsonl.
+"""What searches on real cards found: the best kernel and schedule of each problem class, in two tables.
+
+The committed one is tuned.jsonl beside this file; before it goes the user's own, which `lab tune` writes.
 
 A class is a machine and what problems share that one search serves (`Problem.tuned_class`), such as a linear layer with
 m rounded up to a power of two: tuned at m = 512, an entry serves m = 257 to 512. One JSON object a line, sorted, one
@@ -15,7 +17,7 @@ import msgspec
 from lab.problems import Problem
 from lab.record import Record
 from sim.errors import EnvironmentFailure, InputError
-from sim.folders import write_whole
+from sim.folders import config_path, write_whole
 from sim.machine import Machine
 
 TABLE = Path(__file__).with_name("tuned.jsonl")
@@ -44,9 +46,14 @@ class TunedClass(msgspec.Struct, frozen=True):
         return " ".join([self.machine, *words, *(f"{name}={value:010}" for name, value in extents.items())])
 
 
+def user_table() -> Path:
+    """The user's own table."""
+    return config_path() / TABLE.name
+
+
 def lookup(problem: Problem, machine: Machine) -> tuple[str, dict[str, Value]] | None:
     """(kernel name, schedule fields) of the problem's class on a machine, or None; raises InputError as `load` does."""
-    entry = _entries(TABLE).get(_key(problem.tuned_class(), machine))
+    entry = _known().get(_key(problem.tuned_class(), machine))
     return (entry.kernel, entry.schedule) if entry else None
 
 
@@ -56,7 +63,7 @@ def incumbents(problem: Problem, machine: Machine) -> list[tuple[str, dict[str, 
     A race it must be: a kernel may take longer for fewer rows, where its boxes reach beyond them.
     """
     classes = [problem.tuned_class(), *problem.wider_classes()]
-    own, *wider = [_entries(TABLE).get(_key(one, machine)) for one in classes]
+    own, *wider = [_known().get(_key(one, machine)) for one in classes]
     faster = [entry for entry in wider if entry and own and entry.us < own.us]
     return [(entry.kernel, entry.schedule) for entry in ([own] if own else []) + faster]
 
@@ -79,17 +86,23 @@ def winner(records: Sequence[Record], problem: Problem) -> TunedClass | None:
     )
 
 
-def put(entries: Iterable[TunedClass]) -> None:
-    """Add entries to the table, each in place of an older one of its class; the file is replaced as a whole.
+def is_users(problem: Problem, machine: Machine) -> bool:
+    """Whether the user's own table has the problem's class."""
+    return _key(problem.tuned_class(), machine) in _entries(user_table())
 
-    Raises EnvironmentFailure where it cannot be written.
+
+def put(entries: Iterable[TunedClass], table: Path | None = None) -> None:
+    """Add entries to a table, by default the committed one, each in place of an older one of its class.
+
+    The file is replaced as a whole. Raises EnvironmentFailure where it cannot be written.
     """
-    merged = {entry.key: entry for entry in [*load(TABLE), *entries]}
+    path = table or TABLE
+    merged = {entry.key: entry for entry in [*load(path), *entries]}
     lines = b"".join(msgspec.json.encode(merged[key]) + b"\n" for key in sorted(merged))
     try:
-        write_whole(TABLE, lines)
+        write_whole(path, lines)
     except OSError as error:
-        raise EnvironmentFailure(f"the tuned table cannot be written to {TABLE}: {error.strerror}") from error
+        raise EnvironmentFailure(f"the tuned table cannot be written to {path}: {error.strerror}") from error
     _entries.cache_clear()
 
 
@@ -101,11 +114,16 @@ def load(path: Path) -> list[TunedClass]:
         try:
             entry = msgspec.json.decode(line, type=TunedClass)
         except msgspec.DecodeError as error:
-            raise InputError(f"{path.name} line {number} is not an entry: {error}") from error
+            raise InputError(f"{path} line {number} is not an entry: {error}") from error
         if entry.key in entries:
-            raise InputError(f"{path.name} line {number} repeats the class {entry.key}")
+            raise InputError(f"{path} line {number} repeats the class {entry.key}")
         entries[entry.key] = entry
     return list(entries.values())
+
+
+def _known() -> dict[str, TunedClass]:
+    """Both tables, the user's entry where both have a class."""
+    return {**_entries(TABLE), **_entries(user_table())}
 
 
 @lru_cache(maxsize=4)
