@@ -23,11 +23,13 @@ from experiments.cli import (
     explain,
     fit,
     generate,
+    journal,
     list_,
     report,
     run,
     serve,
     sweep,
+    tune,
     validate,
 )
 from experiments.cli.output import complain, emit, output_error, say
@@ -96,6 +98,7 @@ app.command("run", cls=run.WithOptions)(run.run)
 app.command("sweep")(sweep.sweep)
 app.command("bench")(bench.bench)
 app.command("bench serve")(bench_serve.bench_serve)
+app.command("tune")(tune.tune)
 app.command("calibrate")(calibrate.calibrate)
 app.command("fit")(fit.fit)
 app.command("counters")(counters.counters)
@@ -106,6 +109,7 @@ app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
 app.command("emulate")(emulate.emulate)
 app.command("serve")(serve.serve)
+app.command("journal")(journal.journal)
 app.command("env")(env.env)
 
 

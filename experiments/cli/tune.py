@@ -105,7 +105,11 @@ def _row(search: Any, outcome: str, failure: str = "", **entry: Any) -> dict[str
         "predicted": picked,
         "outcome": outcome,
         "failure": failure,
-        **{"kernel": None, "schedule": None, "us": None, "picked_us": None, **entry},
+        "kernel": None,
+        "schedule": None,
+        "us": None,
+        "picked_us": None,
+        **entry,
     }
 
 

@@ -29,7 +29,7 @@ LARGE = 0.2  # of all bytes of weights: what is worth a search
 
 
 def search(argument: Any) -> Iterator[Record]:
-    """Records of the finalists for each large kind of matrix without a tuned entry; each best stays for the others'."""
+    """Records of the finalists for each large matrix that was not tuned in a chain; each best stays for the others'."""
     from lab.gpu import device
 
     done: set[Linear] = set()
@@ -50,12 +50,12 @@ def search(argument: Any) -> Iterator[Record]:
 
 
 def _large(model: Model, machine: Machine) -> list[Linear]:
-    """A step's kinds of matrices without a tuned entry, each with a good part of the bytes of all of them."""
+    """A step's kinds of matrices not tuned in a chain, each with a good part of the bytes of all of them."""
     rows = [(model.tokens // model.batch, model.context)] * model.batch
     matrices = [part for part in parts_of(model, rows, machine) if isinstance(part.problem, Linear)]
     least = LARGE * sum(part.times * part.problem.bytes["weights"] for part in matrices)
     large = [part.problem for part in matrices if part.times * part.problem.bytes["weights"] >= least]
-    return [p for p in large if isinstance(p, Linear) and tuned.lookup(p, machine) is None]
+    return [p for p in large if isinstance(p, Linear) and not tuned.is_tuned(p, machine, chain=True)]
 
 
 def _search(arena: Arena, job: StepJob, problem: Linear, places: list[int], bound: list[Any]) -> Iterator[Record]:
