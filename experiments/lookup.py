@@ -182,10 +182,10 @@ def _stale(name: str, problem: bytes, schedule: bytes, theory: bytes, machine_na
         asked = problem_of(msgspec.json.decode(problem))
         parsed = recorded_schedule(kernel, msgspec.json.decode(schedule))
         kernel.launches(asked, parsed, target)
-        now = kernel.module.theory(asked, parsed, target).as_dict()
+        then = msgspec.json.decode(theory) or {}
+        now = kernel.module.theory(asked, parsed, target).as_dict() if then else {}
     except LabError as error:
         return f"can no longer run: {error}"
-    then = msgspec.json.decode(theory) or {}
     both = {field: (then[field], now[field]) for field in then if None not in (then[field], now.get(field))}
     changed = [f"{field} {was:,}, now {is_:,}" for field, (was, is_) in both.items() if was != is_]
     return f"is of another theory: {'; '.join(changed)}" if changed else ""
