@@ -10,7 +10,7 @@ import msgspec
 
 from experiments.running import on_device
 from experiments.running.jobs import Search, batch, problem_of
-from lab import catalog
+from lab import catalog, tuned
 from lab.choice import is_solvable, schedule_words, undecided
 from lab.compile import compile_launch
 from lab.gpu import worker
@@ -40,8 +40,11 @@ def classes(asked: Iterable[Question], machine: Machine) -> list[Problem]:
 
 
 def search_of(problem: Problem, machine: Machine, most: int, rounds: int) -> Search:
-    """The race of what the predictions of a problem leave undecided, plain launches in a graph, without peers."""
+    """The race of what the predictions of a problem leave undecided with what the tables have, without peers."""
     words = [(kernel.name, schedule_words(schedule_fields(s))) for kernel, s in undecided(problem, machine, most)]
+    held = tuned.lookup(problem, machine)
+    if held and (one := (held[0], schedule_words(held[1]))) not in words:
+        words.append(one)
     return Search(
         problem=problem.as_dict(), most=0, incumbents=tuple(words), clock=RANKING_CLOCK, plain=True, peers=False,
         rounds=rounds, experiment="tune",

@@ -307,3 +307,75 @@ def test_what_makes_a_time_doubtful_is_said() -> None:
     doubtful = timed(metrics={"impossible": True}, throttle=["power cap"])
     assert bench._result(doubtful) == "right; below the floor: impossible; throttled: power cap"
     assert bench._result(timed(check=None, metrics={"failure": "3 mismatches"})) == "3 mismatches"
+
+
+@pytest.fixture
+def own_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where the user's table will be, in a folder that has none."""
+    monkeypatch.setenv("LAB_CONFIG_DIR", str(tmp_path / "config"))
+    return tuned.user_table()
+
+
+@pytest.mark.usefixtures("table")
+def test_tune_keeps_winners_in_the_users_table_and_goes_on_where_it_ended(
+    gpu: Worker, own_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["tune", "linear", "m=1,2,4", "n=64", "k=64", "--json"]
+    assert run_command(words) == 0
+    document = msgspec.json.decode(capsys.readouterr().out)
+    assert [row["outcome"] for row in document["problems"]] == ["raced"] * 3
+    assert {(row["kernel"], row["us"]) for row in document["problems"]} == {("gemv_vectorized", 8.5)}
+    assert [(s.most, s.peers, s.plain, s.clock) for s in gpu.searches] == [(0, False, True, "graph")] * 3
+    assert all(len(s.incumbents) > 1 for s in gpu.searches)
+    assert [entry.problem_class["m"] for entry in tuned.load(own_table)] == [1, 2, 4]
+    assert len(record.read([tmp_path / "tune.jsonl"]).records) == 9
+    assert choose(Linear(3, 64, 64), H100)[1].unroll == 2  # the winner of its class, m = 4
+    assert run_command(words) == 0
+    document = msgspec.json.decode(capsys.readouterr().out)
+    assert (document["known"], document["problems"], len(gpu.searches)) == (3, [], 3)
+    assert run_command([*words, "--again"]) == 0
+    assert len(gpu.searches) == 6
+
+
+@pytest.mark.usefixtures("table")
+def test_a_race_that_breaks_the_device_loses_its_own_problem_only(
+    gpu: Worker, own_table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = gpu.stream
+
+    def stream(function: Any, argument: Any, deadline_s: float) -> Iterator[Any]:
+        if argument["jobs"][0]["problem"]["m"] == 2:
+            raise EnvironmentFailure("the worker was killed at its deadline of 300 s")
+        yield from whole(function, argument, deadline_s)
+
+    monkeypatch.setattr(worker, "stream", stream)
+    assert run_command(["tune", "linear", "m=1,2,4", "n=64", "k=64", "--no-record"]) == 1
+    out = capsys.readouterr().out
+    assert "failed: the worker was killed at its deadline of 300 s" in out
+    assert [entry.problem_class["m"] for entry in tuned.load(own_table)] == [1, 4]
+
+
+@pytest.mark.usefixtures("own_table")
+def test_what_is_undecided_is_told_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["tune", "model", "smollm2-135m", "--dry-run", "--machine", "h200", "--candidates", "5", "--json"]
+    assert run_command(words) == 0
+    document = msgspec.json.decode(capsys.readouterr().out)
+    kinds = {row["problem"]["kind"] for row in document["problems"]}
+    assert {"linear", "attention", "rmsnorm"} <= kinds
+    assert {row["outcome"] for row in document["problems"]} <= {"undecided", "decided by prediction"}
+    assert max(row["candidates"] for row in document["problems"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["linear", "m=1", "n=64", "k=64", "--machine", "h200"], "--machine is for --dry-run, --compile and --ray"),
+        (["linear", "m=1", "n=64", "k=64", "--ray", "auto"], "--ray needs --machine NAME"),
+        (["linear", "m=1", "n=63", "k=63", "weights=int4_g128", "--dry-run", "--machine", "h200"], "no kernel takes"),
+        (["liner", "m=1"], "unknown kind 'liner'"),
+    ],
+)
+def test_what_lab_tune_refuses(words: list[str], says: str, gpu: Worker, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["tune", *words]) == 2
+    assert says in capsys.readouterr().err
+    assert gpu.searches == []
