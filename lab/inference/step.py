@@ -78,12 +78,16 @@ class Step:
         ]
         self._graph = capture(*self.bound)
 
-    def run(self, after: "Step | None" = None) -> Counts:
+    def run(self, after: "Step | None" = None, given: StepInput | None = None) -> Counts:
         """Enqueue the step that `input` describes: it leaves `results`, and in `arrays` logits.
 
         Its tokens are those of `input`, or of a step that is enqueued before it what that one draws, a token a row.
+        An input that is `given` in place of the step's own is in `Chip.host` memory and stays until the step has begun.
         """
-        self.chip.write(self.block, self.input.block)
+        if given is None:
+            self.chip.write(self.block, self.input.block)
+        else:
+            self.chip.copy(self.block, given.block)
         if after:
             self.chip.copy(self.arrays["tokens"], after.arrays["token"])
         return self.replay()
