@@ -5,7 +5,7 @@ that differs in one of them ever stands in one row. Where older records do not s
 they are found where nothing better is, and their rows say so; they are never compared with those that do.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +15,7 @@ from experiments.running.jobs import problem_of
 from lab import catalog
 from lab.kernel import recorded_schedule
 from lab.problems import Linear, Question
-from lab.record import Archive, Record
+from lab.record import Archive, Record, is_chain
 from lab.tuned import SEARCH
 from sim.errors import LabError
 from sim.machine import machine
@@ -90,6 +90,13 @@ def measured(past: Archive, record: Record, clock: str) -> Record | None:
         if found:
             return min(found, key=lambda r: r.us or 0.0)
     return None
+
+
+def newest_times(past: Archive, named: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The newest sustained time by each clock of what has the named fields, with the record's source and run."""
+    same = [r for r in past.where(on="gpu", **named).records if r.us and r.schedule and not is_chain(r)]
+    shown = [r for r in same if pace(r) == "sustained" and r.metrics.get("stage") != SEARCH and r.clock]
+    return {str(r.clock): {"us": r.us, "source": source_of(r), "run": r.run} for r in shown}
 
 
 def counted(past: Archive, record: Record, field: str = "counters") -> Record | None:

@@ -153,3 +153,16 @@ def test_what_is_undecided_begins_with_the_best_prediction_and_stays_within_the_
     assert all(kernel.predicted_us(problem, s, H200, RANKING_CLOCK) == times[0] for kernel, s in alone)
     monkeypatch.setattr(choice, "_mean_error", lambda *_: 0.5)
     assert len(undecided(problem, H200, most=10_000)) > len(found)
+
+
+@pytest.mark.parametrize("machine", [H100, H200])
+@pytest.mark.parametrize(
+    "problem", [Linear(1, 4096, 4096), Linear(100, 5120, 13824), Linear(64, 4096, 4096, "int4_g128"), Linear(9, 64, 64)]
+)
+def test_where_each_microsecond_goes_adds_up(problem: Linear, machine: Any) -> None:
+    for guess in best_guesses(problem, machine):
+        for clock in ("cold", "graph", "chain"):
+            bills = guess.kernel.bills(problem, guess.schedule, machine, clock)
+            assert sum(bills.waterfall.values()) == pytest.approx(bills.us)
+            assert min(bills.waterfall.values()) > -1e-9
+            assert set(bills.apart) <= set(bills.parts)

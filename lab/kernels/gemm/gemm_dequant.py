@@ -293,7 +293,8 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     us = model.start_us + 1e6 * (joined(model.hbm_blend, stream, hbm) + epilogue) / machine.clock_hz
     clocks = {"HBM": hbm, **{what: waves * steps * resident * each for what, each in step.items()}}
     clocks |= {"waves": waiting, "epilogue": epilogue}
-    return Bills(us, {"launch": model.start_us, **{w: 1e6 * c / machine.clock_hz for w, c in clocks.items()}})
+    parts = {"launch": model.start_us, **{w: 1e6 * c / machine.clock_hz for w, c in clocks.items()}}
+    return Bills(us, parts, apart=("launch", "epilogue"))
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:

@@ -101,6 +101,7 @@ def tiled_bills(
             "fill and epilogue": (model.fill_clocks + waves * between) * us,
             "power cap": hot,
         },
+        apart=("launch", "power cap", *(("fill and epilogue",) if bills[0] > bills[1] else ())),
     )
 
 

@@ -225,7 +225,8 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     waiting = (waves - 1) * model.wave_us
     us = model.start_us + 1e6 * joined(model.blend, *stream.values()) + ends + waiting
     longest = {what: 1e6 * each for what, each in stream.items()}
-    return Bills(us, {"launch": model.start_us, **longest, "sums": ends, "waves": waiting})
+    parts = {"launch": model.start_us, **longest, "sums": ends, "waves": waiting}
+    return Bills(us, parts, apart=("launch", "sums", "waves"))
 
 
 def _instructions(problem: Linear, schedule: Schedule) -> float:
