@@ -63,7 +63,8 @@ def tried(record: Record) -> Iterator[Record]:
     for name, us in record.tried.items():
         kernel, _, words = name.rstrip(")").partition("(")
         schedule: dict[str, int | str] = dict(word.split("=", 1) for word in words.split(","))
-        yield structs.replace(record, kernel=kernel, schedule=schedule, us=us, tried=None)
+        overlapping = False if record.metrics.get("plain") else None
+        yield structs.replace(record, kernel=kernel, schedule=schedule, us=us, tried=None, overlapping=overlapping)
 
 
 class Off(NamedTuple):
