@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lab import catalog, tuned
 from lab.cards import fits
-from lab.kernel import RANKING_CLOCK, Kernel, parse_schedule
+from lab.kernel import RANKING_CLOCK, Kernel, recorded_schedule
 from lab.problems import Problem
 from sim.errors import InputError, ScheduleError
 from sim.launch import Launch
@@ -38,7 +38,7 @@ def choose(problem: Problem, machine: Machine, chain: bool = False) -> tuple[Ker
     if found:
         with suppress(InputError, ScheduleError):  # the kernel has changed since
             kernel = catalog.get(found[0])
-            schedule = parse_schedule(kernel, schedule_words(found[1]), problem, machine)
+            schedule = recorded_schedule(kernel, found[1])
             return kernel, schedule, kernel.launches(problem, schedule, machine)
     best = predicted_best(problem, machine)
     return best.kernel, best.schedule, best.launches
