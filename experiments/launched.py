@@ -50,6 +50,11 @@ class Launched:
         return roofline(problem.flops, problem.bytes["total"], problem.unit, machine).floor_us
 
     @property
+    def race(self) -> tuple[str, str, Problem]:
+        """Machine, clock and problem: what launches share that one may choose among."""
+        return self.asked.machine.name, self.asked.clock, self.asked.problem
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """That of its largest operand, such as a layer's weights: what launches share that are held out together."""
         operands = self.asked.problem.inputs.values()

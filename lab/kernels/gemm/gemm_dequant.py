@@ -258,6 +258,7 @@ class Coefficients(fits.Coefficients, frozen=True):
     wave_clocks: float  # of a CTA that follows another on its SM
     step_blend: float  # exponent of the norm that joins what a k-step waits for
     hbm_blend: float  # the same of all k-steps with HBM
+    hot: float  # as all wgmma GEMMs'
 
 
 def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
@@ -285,16 +286,17 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     turn = (model.latency_clocks / resident + loads) / (s.stages - 1)  # of a ring: one stage is read, the rest fill
     step = {"tensor cores": mma, "instructions": issue, "shared memory": operands, "L2": loads, "latency": turn}
 
-    round_clocks = wgmma_model.coefficients(machine, clock).round_clocks
-    epilogue = resident * (s.inbox_bytes / model.reduce_bytes_per_clock + round_clocks * s.part / MMA_M)
+    wgmma = wgmma_model.coefficients(machine, clock)
+    epilogue = resident * (s.inbox_bytes / model.reduce_bytes_per_clock + wgmma.round_clocks * s.part / MMA_M)
     hbm = (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)) * machine.clock_hz
     waiting = (waves - 1) * (model.wave_clocks + epilogue) / resident
     stream = waves * steps * (resident * joined(model.step_blend, *step.values())) + waiting
-    us = model.start_us + 1e6 * (joined(model.hbm_blend, stream, hbm) + epilogue) / machine.clock_hz
+    cool = model.start_us + 1e6 * (joined(model.hbm_blend, stream, hbm) + epilogue) / machine.clock_hz
     clocks = {"HBM": hbm, **{what: waves * steps * resident * each for what, each in step.items()}}
     clocks |= {"waves": waiting, "epilogue": epilogue}
     parts = {"launch": model.start_us, **{w: 1e6 * c / machine.clock_hz for w, c in clocks.items()}}
-    return Bills(us, parts, apart=("launch", "epilogue"))
+    parts["power cap"] = wgmma_model.power_cap(parts["tensor cores"], wgmma.hot_us, model.hot)
+    return Bills(cool + parts["power cap"], parts, apart=("launch", "epilogue", "power cap"))
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:

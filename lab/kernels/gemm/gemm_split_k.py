@@ -128,6 +128,7 @@ class Coefficients(fits.Coefficients, frozen=True):
     wave_clocks: float  # of a CTA that follows another on its SM: it starts late, and alone
     step_blend: float  # exponent of the norm that joins what a k-step waits for: near a tie, each delays the other
     hbm_blend: float  # the same of all k-steps with HBM
+    hot: float  # as all wgmma GEMMs'
 
 
 def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
@@ -159,11 +160,12 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     hbm = (p.read_bytes + p.write_bytes + again) / (model.hbm_share * fits.read_rate(machine)) * machine.clock_hz
     waiting = (waves - 1) * (model.wave_clocks + epilogue) / resident
     stream = waves * steps * (resident * joined(model.step_blend, *step.values())) + waiting
-    us = model.start_us + 1e6 * (joined(model.hbm_blend, stream, hbm) + epilogue) / machine.clock_hz
+    cool = model.start_us + 1e6 * (joined(model.hbm_blend, stream, hbm) + epilogue) / machine.clock_hz
     clocks = {"HBM": hbm, **{what: waves * steps * resident * each for what, each in step.items()}}
     clocks |= {"waves": waiting, "epilogue": epilogue}
     parts = {"launch": model.start_us, **{w: 1e6 * c / machine.clock_hz for w, c in clocks.items()}}
-    return Bills(us, parts, apart=("launch", "epilogue"))
+    parts["power cap"] = wgmma_model.power_cap(parts["tensor cores"], wgmma.hot_us, model.hot)
+    return Bills(cool + parts["power cap"], parts, apart=("launch", "epilogue", "power cap"))
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
