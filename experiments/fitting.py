@@ -20,7 +20,7 @@ from sim.machine import Machine
 FOLDS = 5  # each shape is held out of one of so many fits
 LEAST = 12  # launches, and
 LEAST_SHAPES = 3  # shapes, that a fit needs
-NEAR = 2.0  # times the fastest launch of its problem: beyond it a launch that was predicted there is not fitted to
+NEAR = 1.5  # times the fastest launch of its problem: beyond it a launch that was predicted there is not fitted to
 ORDINARY = 0.05  # an error of this share counts by its square, a larger one ever less
 STAY = 0.02  # what a coefficient's e-fold is worth, in the error of every launch, so that what no time tells stays put
 MOST = log(16.0)  # a coefficient moves by at most this factor
