@@ -193,7 +193,10 @@ def test_env(capsys: pytest.CaptureFixture[str]) -> None:
     ],
     ids=lambda a: " ".join(a[:2]),
 )
-def test_tables_for_people(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_for_people(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sim.waits.PATIENCE_S", 3600)  # a busy machine would be told what it waits for
     assert run_command(arguments) == 0
     said = capsys.readouterr()
     assert len(said.out.splitlines()) > 5
