@@ -166,12 +166,13 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG00
 
 
 def table(past: Archive) -> str:
-    """The newest run of each part."""
+    """The newest run of each part beside the newest predictions of the same cases."""
     found = newest(past.where(on="gpu"), "serving_bars", "part")
     if not found:
         return "No records yet: `lab run serving_bars --on gpu` makes them."
-    runs = {record.run for record in found}
-    both = [r for r in past.where(experiment="serving_bars").records if r.run in runs]
+    measured = {(record.machine, record.metrics["case"]) for record in found}
+    told = past.where(experiment="serving_bars", on="sim").records
+    both = [*found, *(r for r in told if (r.machine, r.metrics.get("case")) in measured)]
     return three_columns(list(rows(both, past)), verdict(both, past).sentence)
 
 

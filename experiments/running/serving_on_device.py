@@ -34,6 +34,7 @@ from lab.serving.times import StepTimes
 from sim.formats import decode
 
 CLOSE = 2.0**-4  # of the largest logit: steps of other sizes, rounded to bf16 in each of dozens of layers
+WARM = 8  # tokens of a request that no clock counts
 LOOKED_AT = 8  # tokens that are computed once more, each sequence by itself
 
 
@@ -91,17 +92,19 @@ class Loop:
         """The figures of one run; a short one goes before it, which no clock counts."""
         self._runs += 1
         salt, engine = str(self._runs), self.engine
-        first = [structs.replace(r, id=-1 - r.id, arrival_us=0.0) for r in asked(job, f"{salt} warm", most=4)]
+        first = asked(job, f"{salt} warm", most=4)
+        first = [structs.replace(r, id=-1 - r.id, arrival_us=0.0, max_tokens=WARM) for r in first]
         serve(engine, first)
         self.steps.facts.clear()
         self.scheduler.preemptions = self.scheduler.hits = 0
         self.lines = BytesIO()
         engine.journal = Journal(self.lines, self._what[1], self.times) if job.attribute else None
-        requests, start = asked(job, salt), engine.clock.now_us
-        requests = [structs.replace(r, arrival_us=r.arrival_us + start) for r in requests]
+        requests = asked(job, salt)
         gc.collect()
         gc.freeze()
         gc.disable()  # its pauses are of milliseconds
+        start = engine.clock.now_us
+        requests = [structs.replace(r, arrival_us=r.arrival_us + start) for r in requests]
         try:
             self.sequences = serve(engine, requests, job.max_concurrency)
         finally:

@@ -1,10 +1,11 @@
 """Steps on a chip, simulated or real: a captured graph a bucket, sampled tokens stay there, results are read behind."""
 
 from collections import deque
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lab.inference.chip import Chip
 from lab.inference.layers import Forward
@@ -14,7 +15,7 @@ from lab.inference.step_weights import StepWeights
 from lab.serving.clock import Clock
 from lab.serving.executor import Timed, Timeline
 from lab.serving.scheduler import Scheduler
-from lab.serving.step import Copy, StepPlan, StepResult, pack, rows_in
+from lab.serving.step import Copy, Packed, StepPlan, StepResult, pack
 from sim.errors import InputError
 
 DEPTH = 2  # steps in flight: each has a block and a place for its results
@@ -85,6 +86,16 @@ class MarkStopwatch:
         return Timed(self._clock.now_us, us, idle_us)
 
 
+class _Lane(NamedTuple):
+    """A bucket's way to the chip and back, for every other step: the block's copy and the results', ready to go."""
+
+    given: StepInput
+    send: Callable[[], None]
+    fetch: Callable[[], None]
+    tokens: NDArray[np.int32]
+    scores: NDArray[np.float32]
+
+
 class ChipExecutor:
     """Runs a scheduler's plans on a chip, with a cache of as many pages as its policy has.
 
@@ -102,13 +113,13 @@ class ChipExecutor:
         shape = (policy.host_pages, *self._pools[0].shape[1:])
         hosts = self._pools if policy.host_pages > 1 else []
         self._host = [chip.host(shape, np.dtype(pool.dtype)) for pool in hosts]
-        self._steps: dict[Layout, Step] = {}
+        self._steps: dict[Layout, tuple[Step, list[_Lane]]] = {}
         words, rows = (max(getattr(one, name) for one in policy.buckets.all()) for name in ("words", "rows"))
-        self._blocks = deque(chip.host((words,), np.dtype(np.int32)) for _ in range(DEPTH))
-        self._inputs: dict[tuple[Layout, int], StepInput] = {}
-        self._results = deque(chip.host((2 * rows + 4,), np.dtype(np.int32)) for _ in range(DEPTH))
-        self._in_flight: deque[tuple[int, list[int], Any, Any]] = deque()
-        self._before: tuple[StepPlan, Layout] | None = None  # the newest step
+        self._blocks = [chip.host((words,), np.dtype(np.int32)) for _ in range(DEPTH)]
+        self._results = [chip.host((2 * rows + 4,), np.dtype(np.int32)) for _ in range(DEPTH)]
+        self._turn = 0  # of the blocks and of the places for results
+        self._in_flight: deque[tuple[StepPlan, slice | list[int], _Lane]] = deque()
+        self._before: Packed | None = None  # the newest step, where it has rows
         self._newest: Step | None = None
 
     def prepare(self, layouts: Iterable[Layout]) -> None:
@@ -124,49 +135,53 @@ class ChipExecutor:
         return self._newest.arrays["logits"]
 
     def submit(self, plan: StepPlan, now_us: float) -> None:
-        chip, layout = self._chip, self._buckets.of(plan.singles or not plan.chunks, plan.chunks, plan.tokens)
+        layout = self._buckets.of(plan.singles or not plan.chunks, plan.chunks, plan.tokens)
         self._move(plan)
-        step = self._step(layout)
-        if plan.rows:
-            self._write(plan, step)
+        step, lanes = self._step(layout)
+        lane = lanes[self._turn]
+        self._turn = (self._turn + 1) % DEPTH
+        packed = self._write(plan, step, lane) if plan.rows else None
         self._stopwatch.start(plan, now_us)
-        if plan.rows:
+        if packed:
             step.replay()
+            self._newest = step
         self._stopwatch.stop()
-        results = self._results[0][: len(step.results)]
-        self._results.rotate()
-        chip.copy(results, step.results)
+        if packed:
+            lane.fetch()
         self._stopwatch.read()
-        self._newest = step
-        rows = rows_in(plan, layout)
-        self._before = plan, layout
-        self._in_flight.append((plan.step, rows, results[: layout.rows], results[-layout.rows :].view(np.float32)))
+        self._before = packed
+        self._in_flight.append((plan, packed.rows if packed else [], lane))
 
     def result(self) -> StepResult:
-        step, rows, tokens, scores = self._in_flight.popleft()
+        plan, rows, lane = self._in_flight.popleft()
         timed = self._stopwatch.wait()
-        if not np.isfinite(scores[rows]).all():
+        scores = lane.scores[rows]
+        if not np.isfinite(scores).all():
             raise InputError("the model gives scores that are not finite")
-        return StepResult(step, tokens[rows].tolist(), *timed, scores[rows].tolist())
+        return StepResult(plan.step, lane.tokens[rows].tolist(), *timed, scores.tolist())
 
-    def _write(self, plan: StepPlan, step: Step) -> None:
+    def _write(self, plan: StepPlan, step: Step, lane: _Lane) -> Packed:
         """Bring a plan's block to the chip, and the tokens that the step before samples to their places in it."""
-        layout, block = step.layout, self._blocks[0]
-        self._blocks.rotate()
-        given = self._inputs.get((layout, id(block)))
-        if given is None:
-            given = self._inputs[layout, id(block)] = StepInput(layout, block[: layout.words])
-        takes = pack(plan, self._slots, given, self._before)
-        self._chip.copy(step.block, given.block)
+        packed, takes = pack(plan, self._slots, lane.given, self._before)
+        lane.send()
         if takes and self._newest:
             tokens, sampled = step.arrays["tokens"], self._newest.arrays["token"]
             for at, row, number in takes:
                 self._chip.copy(tokens[at : at + number], sampled[row : row + number])
+        return packed
 
-    def _step(self, layout: Layout) -> Step:
+    def _step(self, layout: Layout) -> tuple[Step, list[_Lane]]:
         if layout not in self._steps:
-            self._steps[layout] = Step(self._weights, self._cache, self._forward, layout, self._chip)
+            step = Step(self._weights, self._cache, self._forward, layout, self._chip)
+            self._steps[layout] = step, [self._lane(step, turn) for turn in range(DEPTH)]
         return self._steps[layout]
+
+    def _lane(self, step: Step, turn: int) -> _Lane:
+        layout, copying = step.layout, self._chip.copying
+        given = StepInput(layout, self._blocks[turn][: layout.words])
+        results = self._results[turn][: len(step.results)]
+        send, fetch = copying(step.block, given.block), copying(results, step.results)
+        return _Lane(given, send, fetch, results[: layout.rows], results[-layout.rows :].view(np.float32))
 
     def _move(self, plan: StepPlan) -> None:
         """Copy pages: out to the host first, whose pages may be taken again."""

@@ -117,10 +117,8 @@ class Scheduler:
         A step may have no rows, where all that it does is to move pages or to take them away.
         """
         plan = StepPlan(self._steps)
-        preempted, promised = self.preemptions, 0
-        for sequence in tuple(self.running):
-            if sequence.length - sequence.scheduled == 1 and sequence.slot >= 0:
-                promised = self._decode(plan, sequence, promised)
+        preempted = self.preemptions
+        self._decode(plan)
         budget = self._budget(plan)
         for sequence in tuple(self.running):
             if sequence.length - sequence.scheduled > 1 and sequence.slot >= 0 and self._open(plan, budget):
@@ -172,22 +170,43 @@ class Scheduler:
         """Whether some request has not ended, or some step has not come back."""
         return bool(self.sequences or self.in_flight)
 
-    def _decode(self, plan: StepPlan, sequence: Sequence, promised: int) -> int:
-        """Plan one token of a running sequence, where need be on a page of the youngest's.
+    def _decode(self, plan: StepPlan) -> None:
+        """Plan one token of each running sequence that is owed one."""
+        step, page_tokens, promised = plan.step, self.policy.page_tokens, 0
+        sequences, starts = plan.sequences, plan.starts
+        for sequence in tuple(self.running):
+            start = sequence.scheduled
+            if sequence.length - start != 1 or sequence.slot < 0:
+                continue
+            if start == len(sequence.pages) * page_tokens:
+                promised = self._grow(plan, sequence, promised)
+                if sequence.slot < 0 or start == len(sequence.pages) * page_tokens:
+                    continue
+            sequences.append(sequence)
+            starts.append(start)
+            sequence.scheduled = start + 1
+            sequence.last_step = step
+            if start + 2 < sequence.limit:  # the last token of an answer is never computed
+                sequence.length = start + 2
+        rows = plan.rows
+        plan.counts, plan.samples = [1] * rows, [True] * rows
+        plan.tokens = plan.singles = rows
+        self.table_tokens += rows
+
+    def _grow(self, plan: StepPlan, sequence: Sequence, promised: int) -> int:
+        """A page for one token more of a running sequence, where need be the youngest's; none where it has to wait.
 
         `promised` fenced pages are what others of this step wait for; returns how many are now.
         """
-        if sequence.scheduled == len(sequence.pages) * self.policy.page_tokens:
-            while not self.pool.available:
-                if self.pool.fenced > promised:  # to preempt more would free nothing sooner
-                    plan.notes.append(Note("stall", sequence.request.id, 1))
-                    return promised + 1
-                youngest = self.running[-1]
-                self._preempt(plan, youngest)
-                if youngest is sequence:
-                    return promised
-            self._extend(plan, sequence, 1)
-        self._row(plan, sequence, 1)
+        while not self.pool.available:
+            if self.pool.fenced > promised:  # to preempt more would free nothing sooner
+                plan.notes.append(Note("stall", sequence.request.id, 1))
+                return promised + 1
+            youngest = self.running[-1]
+            self._preempt(plan, youngest)
+            if youngest is sequence:
+                return promised
+        self._extend(plan, sequence, 1)
         return promised
 
     def _chunk(self, plan: StepPlan, sequence: Sequence, budget: int) -> None:
