@@ -6,7 +6,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Sized
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from lab.inference.config import LlamaConfig
 from lab.inference.layers import Forward
 from lab.inference.model import Llama
 from lab.inference.phases import Pass, Solved
-from lab.inference.step import Step, StepCache, require_kernels
+from lab.inference.step import Results, Step, StepCache, require_kernels
 from lab.inference.step_input import PAGE, Chunk, Layout
 from lab.inference.step_weights import StepWeights
 from lab.problems import Attention
@@ -26,8 +26,6 @@ from sim.errors import InputError
 from sim.formats import decode
 
 BUCKET = 16  # new tokens of a step, beside 1, are rounded up to a multiple of it
-AHEAD = 2  # steps whose token the host has not seen yet
-RESULT_WORDS = 5  # of a row: its token, and 16 bytes on the log-probability
 MOST_TOKENS = 2048  # of a step: a longer prompt takes several
 
 
@@ -69,38 +67,13 @@ def require_context(config: LlamaConfig, capacity: int) -> None:
         raise InputError(f"prompt and answer take up to {capacity} tokens; the model's context is {config.context}")
 
 
-@dataclass(frozen=True)
-class Results:
-    """Where the host finds what a step of one sequence draws; a GPU sets the mark behind it."""
-
-    words: NDArray[np.int32]
-    mark: Any
-
-    def wait(self) -> tuple[int, float]:
-        """(token, its log-probability), when they are there; what is enqueued behind them may still run."""
-        if self.mark:
-            self.mark.wait()
-        return int(self.words[0]), float(self.words[-1:].view(np.float32)[0])
-
-
 @dataclass
 class Room:
-    """A cache of so many pages, the steps that are bound to it, and places for their results: two may be on the way."""
+    """A cache of so many pages, and the steps that are bound to it."""
 
     cache: StepCache
     forward: Forward
-    chip: Chip
-    results: deque[Results]
     steps: dict[Layout, Step] = field(default_factory=dict)
-
-    def send(self, step: Step) -> Results:
-        """Have the host sent what a step draws."""
-        results = self.results[0]
-        self.results.rotate()
-        self.chip.copy(results.words, step.results)
-        if results.mark:
-            results.mark.set()
-        return results
 
 
 class StepRunner:
@@ -151,9 +124,7 @@ class StepRunner:
 
     def _new_room(self, pages: int) -> Room:
         forward, chip = Forward(self.config, self.weights.matrices, 1 + pages), self.chip
-        words = [chip.host((RESULT_WORDS,), np.dtype(np.int32)) for _ in range(AHEAD)]
-        results = deque(Results(each, None if chip.device is None else chip.mark()) for each in words)
-        return Room(StepCache(forward, chip), forward, chip, results)
+        return Room(StepCache(forward, chip), forward)
 
 
 @dataclass(frozen=True)
@@ -192,12 +163,12 @@ class StepSession:
     def start(self, tokens: Sized[int], settings: Settings) -> None:
         at, parts = time.perf_counter(), range(0, len(tokens), MOST_TOKENS)
         steps = [self._step(tokens[first : first + MOST_TOKENS], settings) for first in parts]
-        self._begun.append(_Begun(steps, self.room.send(steps[-1].step), at))
+        self._begun.append(_Begun(steps, steps[-1].step.send(), at))
 
     def follow(self, settings: Settings) -> None:
         def begin() -> None:
             at, ran = time.perf_counter(), self._step([0], settings, self._last)
-            self._begun.append(_Begun([ran], self.room.send(ran.step), at))
+            self._begun.append(_Begun([ran], ran.step.send(), at))
 
         if self._runner.chip.device is None:
             self._waiting.append(begin)
@@ -208,13 +179,13 @@ class StepSession:
         if not self._begun:
             self._waiting.popleft()()
         begun = self._begun.popleft()
-        token, log_probability = begun.results.wait()
-        if not isfinite(log_probability):
+        results = begun.results.wait()
+        if not isfinite(results.scores[0]):
             raise InputError("the model gives scores that are not finite")
         now = time.perf_counter()
         self._ran.append((begun.steps, (now - max(begun.at, self._seen)) * 1e6))
         self._seen = now
-        return token
+        return int(results.tokens[0])
 
     def passes(self) -> list[Pass]:
         return [_bill(steps, wall_us) for steps, wall_us in self._ran]
