@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from lab import catalog, tuned
-from lab.kernel import RANKING_CLOCK, Kernel, parse_schedule
+from lab.kernel import RANKING_CLOCK, Kernel, recorded_schedule
 from lab.problems import Problem
 from sim.errors import InputError, ScheduleError
 from sim.launch import Launch
@@ -24,18 +24,18 @@ class Guess(NamedTuple):
     launches: tuple[Launch, ...]
 
 
-def choose(problem: Problem, machine: Machine) -> tuple[Kernel, Any, tuple[Launch, ...]]:
-    """The kernel, schedule and launches for a problem on a machine.
+def choose(problem: Problem, machine: Machine, chain: bool = False) -> tuple[Kernel, Any, tuple[Launch, ...]]:
+    """The kernel, schedule and launches for a problem on a machine, alone or in a `chain` of launches that overlap.
 
     They are the tuned table's; where it has none that still runs, those of the smallest predicted time among the best
     guesses of all kernels that are not outgrown. Raises InputError, with each kernel's reason, where none takes the
     problem.
     """
-    found = tuned.lookup(problem, machine)
+    found = tuned.lookup(problem, machine, chain)
     if found:
         with suppress(InputError, ScheduleError):  # the kernel has changed since
             kernel = catalog.get(found[0])
-            schedule = parse_schedule(kernel, schedule_words(found[1]), problem, machine)
+            schedule = recorded_schedule(kernel, found[1])
             return kernel, schedule, kernel.launches(problem, schedule, machine)
     guesses = best_guesses(problem, machine)
     gone = outgrown([guess.kernel for guess in guesses])
