@@ -12,6 +12,7 @@ from lab.serving.request import ABORT, LENGTH, STOP, Request, Sequence
 from lab.serving.step import CHUNKS, Buckets, Copy, Note, Slots, StepPlan, StepResult
 from sim.errors import InputError
 
+LEARNING = 0.25  # of how many times as long as predicted the next steps take, by one step
 RECOMPUTE, SWAP, CHEAPER = "recompute", "swap", "cheaper"
 
 
@@ -20,11 +21,12 @@ class Policy:
     """What the scheduler may do.
 
     A step has up to `max_rows` sequences and `max_tokens` tokens; where `itl_us` is above 0, only as many tokens as are
-    predicted to end by then, but a page of a prompt at least. `pages` and `host_pages` hold `page_tokens` tokens each,
-    page 0 of either none; a sequence has up to `max_length` tokens. `prefix_caching` shares full pages of equal
-    prefixes. Where `continuous` is false nobody joins a batch from which one has ended. `preemption` gives a
-    sequence's pages back by recomputing it later, by a swap to the host, or by the cheaper of both. `bypass` is how
-    often others may be admitted before a request that does not fit. Raises InputError for what cannot be.
+    predicted to end by then, by predictions that measured steps correct, but a page of a prompt at least. `pages` and
+    `host_pages` hold `page_tokens` tokens each, page 0 of either none; a sequence has up to `max_length` tokens.
+    `prefix_caching` shares full pages of equal prefixes. Where `continuous` is false nobody joins a batch from which
+    one has ended. `preemption` gives a sequence's pages back by recomputing it later, by a swap to the host, or by the
+    cheaper of both. `bypass` is how often others may be admitted before a request that does not fit. Raises InputError
+    for what cannot be.
     """
 
     max_rows: int = 256
@@ -87,6 +89,7 @@ class Scheduler:
         self.preemptions = self.hits = 0  # so far: sequences, and tokens found in the cache
         self._costs = costs
         self._forming = True  # the batch, where batches are static
+        self._slower = 1.0  # how many times as long as predicted steps took that filled an ITL budget
         self._steps = 0
 
     def add(self, request: Request) -> Sequence:
@@ -126,6 +129,8 @@ class Scheduler:
         self._forming = self._forming or not self.running
         if self.waiting and self.preemptions == preempted and (self.policy.continuous or self._forming):
             self._admit(plan, budget)
+        if plan.tokens < budget:
+            plan.predicted_us = 0.0
         if not (plan.rows or plan.moves or self.preemptions > preempted):
             return None
         self._steps += 1
@@ -140,6 +145,8 @@ class Scheduler:
         plan = self.in_flight.popleft()
         if plan.step != result.step:
             raise ValueError(f"step {result.step} is committed; the oldest in flight is {plan.step}")
+        if plan.predicted_us:
+            self._slower = max(1.0, self._slower + LEARNING * (result.us / plan.predicted_us - self._slower))
         page_tokens, caching, now = self.policy.page_tokens, self.policy.prefix_caching, result.ended_us
         emitted = []
         scores = result.log_probabilities or repeat(nan)
@@ -297,12 +304,13 @@ class Scheduler:
         if owing is None and not self.waiting:
             return self.policy.max_tokens
         start, attended = owing.scheduled if owing else 0, sum(plan.starts) + plan.rows
-        for edge in self.policy.buckets.edges():
-            if edge - plan.tokens < self.policy.page_tokens:
-                break
-            if self._costs.step_us(plan.rows, edge, attended, start) <= self.policy.itl_us:
+        least = min(self.policy.max_tokens, plan.tokens + self.policy.page_tokens)
+        edges = [edge for edge in self.policy.buckets.edges() if edge > least]
+        for edge in [*edges, least]:
+            plan.predicted_us = self._costs.step_us(plan.rows, edge, attended, start)
+            if plan.predicted_us * self._slower <= self.policy.itl_us:
                 return edge
-        return min(self.policy.max_tokens, plan.tokens + self.policy.page_tokens)
+        return least
 
     def _row(self, plan: StepPlan, sequence: Sequence, count: int) -> None:
         start = sequence.scheduled

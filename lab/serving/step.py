@@ -13,7 +13,8 @@ from lab.serving.request import Sequence
 
 CHUNKS = 8  # sequences of a step that have more than one token: attention looks at the tiles that they may have
 _DECODE = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # rows of one token each
-_MIXED_TOKENS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)  # edges of the tiles of a GEMM, mostly
+# Tokens of steps with chunks: edges of the tiles of a GEMM, mostly; some more where an 8B model's ITL budgets lie.
+_MIXED_TOKENS = (32, 64, 128, 256, 512, 640, 768, 1024, 2048, 4096, 8192, 16384)
 _MIXED_ROWS = (8, 64, 256, 1024)  # of one token, beside chunks
 DRAW = 6  # the word of a row's settings that says which draw it is
 
@@ -54,6 +55,7 @@ class StepPlan:
     new_pages: list[int] = field(default_factory=list)
     tokens: int = 0
     singles: int = 0
+    predicted_us: float = 0.0  # where an ITL budget was filled
 
     @property
     def rows(self) -> int:
