@@ -11,7 +11,9 @@ from typing import Any
 
 import msgspec
 
+from experiments.chart import Mark, Series
 from experiments.running.jobs import problem_of
+from experiments.words import spell
 from lab import catalog
 from lab.kernel import recorded_schedule
 from lab.problems import Linear, Question
@@ -132,6 +134,18 @@ def note(record: Record, found: Record | None = None) -> str:
 def source_of(record: Record) -> str:
     """Card and commit, and whether the record is stale."""
     return f"{record.source}, {STALE}" if stale(record) else record.source
+
+
+def drawn(label: str, dots: Iterable[tuple[float, float, Record]], mark: Mark = "measured") -> list[Series]:
+    """What records say as (x, y, record), as a series whose dots name kernel, schedule and record; none without any."""
+    found = list(dots)
+    points, titles = [(x, y) for x, y, _ in found], [_title(record) for _, _, record in found]
+    return [Series(label, points, mark, titles)] if found else []
+
+
+def _title(record: Record) -> str:
+    what = " ".join([record.kernel or "", spell(record.schedule or {})]).strip()
+    return f"{what}; {source_of(record)}, run {record.run}".lstrip("; ")
 
 
 def ceilings(past: Archive, machine_name: str) -> tuple[Record, ...]:

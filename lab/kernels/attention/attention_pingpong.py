@@ -17,7 +17,7 @@ from sim.counts import SECTOR, Counts
 from sim.errors import ScheduleError
 from sim.launch import Argument, Array, Launch, Role, Scalar
 from sim.machine import Machine
-from sim.tiles import Chip, add_atomically
+from sim.tiles import SimulatedChip, add_atomically
 
 SOLVES = Solves(
     Attention,
@@ -218,7 +218,7 @@ def theory(problem: Attention, schedule: Schedule, machine: Machine) -> Counts:
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
-    chip = Chip(launch, machine)
+    chip = SimulatedChip(launch, machine)
     prefill_simulation.simulate(launch, arrays, chip)
     for _ in range(_taken(p, s, machine)):
         add_atomically(chip.count[0], chip.marks("counter"), 0, prefill.INDEX)

@@ -13,7 +13,7 @@ from sim.counts import Counts
 from sim.formats import FORMATS, decode, encode
 from sim.launch import Launch, Scalar
 from sim.machine import Machine
-from sim.tiles import ELEMENT, Chip
+from sim.tiles import ELEMENT, SimulatedChip
 
 LOG2_E = np.float32(1.4426950408889634)
 SCRATCH = ("partial", "partial_sums", "arrivals")
@@ -95,7 +95,7 @@ class Tiles(NamedTuple):
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     """All CTAs of a launch; writes y and lse where `arrays` has q."""
-    p, chip = launch.problem, Chip(launch, machine)
+    p, chip = launch.problem, SimulatedChip(launch, machine)
     shape, data = _shape(launch), _data(launch, arrays)
     k, v, where = ("cache", "cache", "block_table") if p.page else ("k", "v", "kv_starts")
     names = ("q", k, v, "q_starts", "kv_lens", where, "k_scale", "v_scale", "y", "lse", *SCRATCH)

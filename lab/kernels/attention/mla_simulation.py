@@ -31,7 +31,7 @@ from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import (
     ELEMENT,
-    Chip,
+    SimulatedChip,
     add_atomically,
     count_exp,
     load_tile,
@@ -63,7 +63,7 @@ class _Run:
     def __init__(self, launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> None:
         p = launch.problem
         self.problem, self.schedule, self.arrays = p, launch.schedule, arrays
-        self.chip = Chip(launch, machine)
+        self.chip = SimulatedChip(launch, machine)
         self.tiles = -(-p.q_len * p.group // (BLOCK_M * launch.schedule.cluster))  # of a sequence, at most
         self.cache, self.places = ("cache", "block_table") if p.page else ("k", "kv_starts")
         self.numerics = "y" in arrays

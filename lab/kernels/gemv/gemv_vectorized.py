@@ -20,7 +20,7 @@ from sim.formats import FORMATS, encode
 from sim.jit import njit, prange
 from sim.launch import Launch
 from sim.machine import Machine
-from sim.tiles import Chip, count_fma, dot, load_vector, store_patch
+from sim.tiles import SimulatedChip, count_fma, dot, load_vector, store_patch
 
 SOLVES = Solves(
     Linear,
@@ -196,7 +196,7 @@ def _shared_sectors(problem: Linear, schedule: Schedule, chunks: list[tuple[int,
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
-    chip = Chip(launch, machine)
+    chip = SimulatedChip(launch, machine)
     x, w = dot_product.operands(p, arrays)
     sums = np.zeros((p.m, p.n) if arrays else (0, 0), np.float32)
     marks = [chip.marks(name) for name in ("x", "w", "y")]
