@@ -35,7 +35,7 @@ LLAMA, SMALL = MODELS["llama-3-8b"], MODELS["smollm2-135m"]
 NANO = Workload(num_prompts=256, input_len=562, output_len=562, range_ratio=0.822)  # 100 to 1,024 tokens, as nano-vllm
 FEW = {"max_rows": 2 * DECODES}  # a policy for few sequences: it has fewer buckets
 BUDGET_MS = 19.5  # of a step, held against the bar; `lab run chunked_prefill` has chunks of one size
-RATES = (16.0, 8.0)  # requests a second of conversations, below 80% of the knee
+RATE = 16.0  # requests a second of conversations, below 80% of the knee; `lab run serving_loop` has others
 WITHIN = {"mean_itl_ms": 0.05, "p99_itl_ms": 0.10, "median_ttft_ms": 0.10, "p99_ttft_ms": 0.20}
 SHOWN = (
     "output_throughput",
@@ -92,12 +92,8 @@ def _stall() -> list[ServeJob]:
 
 
 def _load() -> list[ServeJob]:
-    found = []
-    for rate in RATES:
-        workload = Workload("azure-conv", 100, rate, max_length=8192)
-        more = {"attribute": True, "policy": FEW, "facts": {"requests_per_s": rate}}
-        found.append(_job(f"conversations, {rate:g} a second", LLAMA, lengths(workload), **more))
-    return found
+    workload = Workload("azure-conv", 100, RATE, max_length=8192)
+    return [_job(f"conversations, {RATE:g} a second", LLAMA, lengths(workload), policy=FEW, attribute=True)]
 
 
 def _knee() -> list[ServeJob]:
