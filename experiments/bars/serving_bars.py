@@ -20,7 +20,6 @@ from experiments.served import (
     figure,
     job,
     lengths,
-    newest,
     served_rows,
     words,
 )
@@ -168,13 +167,16 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG00
 
 
 def table(past: Archive) -> str:
-    """The newest run of each part beside the newest predictions of the same cases."""
-    found = newest(past.where(on="gpu"), "serving_bars", "part")
-    if not found:
+    """The newest record of each loop, and the newest of what was predicted of it."""
+    names = [job.facts["case"] for part in PARTS for job in jobs(part)]
+    every = past.where(experiment="serving_bars").records
+    measured = {r.metrics["case"]: r for r in every if r.on == "gpu" and r.metrics.get("case") in names}
+    if not measured:
         return "No records yet: `lab run serving_bars --on gpu` makes them."
-    measured = {(record.machine, record.metrics["case"]) for record in found}
-    told = past.where(experiment="serving_bars", on="sim").records
-    both = [*found, *(r for r in told if (r.machine, r.metrics.get("case")) in measured)]
+    told = {
+        r.metrics["case"]: r for r in every if r.on == "sim" and r.machine == "h200" and r.metrics.get("case") in names
+    }
+    both = [record for name in names if name in measured for record in (told.get(name), measured[name]) if record]
     return three_columns(list(rows(both, past)), verdict(both, past).sentence)
 
 

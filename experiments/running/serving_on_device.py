@@ -47,6 +47,7 @@ def serve_jobs(argument: Any) -> Iterator[Record]:
 
     chip, loop = gpu(device.machine()), None
     every = [msgspec.convert(job, ServeJob) for job in argument["jobs"]]
+    origin = shared_fields(None, chip.machine, every[0].experiment)
     told: dict[str, tuple[dict[str, Any], Run]] = {}
     for job in in_time(argument, ServeJob):
         if isinstance(job, Record):
@@ -57,7 +58,7 @@ def serve_jobs(argument: Any) -> Iterator[Record]:
             loop = None  # its pages are needed
             policy = widest(policy_of(job), [policy_of(one) for one in every if model_of(one) == model])
             loop = Loop(model, policy, job.look_ahead, chip, _weights(model, max(policy.max_length, 8192)))
-        shared = shared_fields(model, chip.machine, job.experiment)
+        shared = {**origin, "problem": model.as_dict()}
         run = loop.serve(job)
         yield Record(**shared, metrics={**job.facts, **run.figures}, check=loop.check())
         told[str(job.facts)] = {**shared, "on": "sim", "card": None, "driver": None}, run
