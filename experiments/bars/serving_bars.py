@@ -173,9 +173,8 @@ def table(past: Archive) -> str:
     measured = {r.metrics["case"]: r for r in every if r.on == "gpu" and r.metrics.get("case") in names}
     if not measured:
         return "No records yet: `lab run serving_bars --on gpu` makes them."
-    told = {
-        r.metrics["case"]: r for r in every if r.on == "sim" and r.machine == "h200" and r.metrics.get("case") in names
-    }
+    machines = {name: record.machine for name, record in measured.items()}
+    told = {r.metrics["case"]: r for r in every if r.on == "sim" and machines.get(r.metrics.get("case")) == r.machine}
     both = [record for name in names if name in measured for record in (told.get(name), measured[name]) if record]
     return three_columns(list(rows(both, past)), verdict(both, past).sentence)
 
