@@ -130,8 +130,9 @@ def _newest(timed: Sequence[Record]) -> list[Record]:
 
 
 def _of_machine(records: Sequence[Record]) -> str:
-    found = [cell for cell in cells(records) if cell.record.us]
-    found.sort(key=lambda cell: list(PARTS).index(str(cell.record.metrics["bar"])))
+    timed = {(str(cell.record.metrics["bar"]), cell.problem): cell for cell in cells(records) if cell.record.us}
+    asked = ((part, problem) for part, problems in PARTS.items() for problem in problems)
+    found = [timed[each] for each in asked if each in timed]  # not what a part once asked
     sources = markdown.measured_on(source_of(cell.record) for cell in found)
     return f"{markdown.table(_HEADINGS, map(_cells, found))}\n\n{sources}"
 
@@ -160,4 +161,5 @@ def _problem(p: Attention) -> str:
     words += ["" if p.causal else "full"] if p.q_len == p.kv_len else []
     words += [f"page {p.page}"] if p.page else []
     words += [p.kv] if p.kv != "bf16" else []
+    words += ["planned by arithmetic"] if p.settled and p.uniform else []
     return ", ".join(filter(None, words))

@@ -48,6 +48,7 @@ class Shape(NamedTuple):
     rows: int
     unit: int
     stretches: int
+    planned_at_once: int
     scale: np.float32  # with log2(e)
     headroom: int
     slack: int
@@ -124,7 +125,7 @@ def _shape(launch: Launch) -> Shape:
         uniform=p.uniform, page_stride=page, head_stride=head, token_stride=token, value_offset=value,
         row_bytes=FORMATS[p.kv].nbytes(1, p.head_dim), warps=s.warps, slots=s.slots, heads=s.heads,
         row_groups=s.row_groups, cluster=max(s.cluster, 1), spread=s.spread > 0, rows=s.rows, unit=s.unit,
-        stretches=launch.ctas // (p.kv_heads // s.heads),
+        stretches=launch.ctas // (p.kv_heads // s.heads), planned_at_once=s.planned_at_once,
         scale=np.float32(p.score_scale) * LOG2_E, headroom=s.headroom if operand == "fp16" else 0, slack=s.slack,
         element=ELEMENT[p.kv], operand=ELEMENT[operand],
     )  # fmt: skip

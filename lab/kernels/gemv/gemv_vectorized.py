@@ -48,8 +48,10 @@ class Schedule:
     unroll: int  # k-steps whose loads are in flight together
     block_m: int = 1  # tokens that a CTA computes in one pass over its rows
     ctas_per_sm: int = 1  # CTAs that an SM has registers for, at least
+    late: int = 0  # 1: the launch behind begins when the loads here are done, 0: at once
 
     def __post_init__(self) -> None:
+        require_choice(self, "late", (0, 1))
         require_choice(self, "rows", (1, 2, 4, 8))
         require_choice(self, "split_k", (1, 2, 4, 8, 16, 32))
         require_choice(self, "teams", (1, 2, 4, 8, 16, 32))
