@@ -1,9 +1,11 @@
 """Launches that cards timed, as today's kernels describe them: what models of time are fitted to and judged by."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from statistics import fmean
 from typing import Any, NamedTuple
+
+from msgspec import structs
 
 from experiments.lookup import is_peer, pace, question_of, stale
 from lab import catalog
@@ -48,10 +50,26 @@ class Launched:
         return roofline(problem.flops, problem.bytes["total"], problem.unit, machine).floor_us
 
     @property
+    def race(self) -> tuple[str, str, Problem]:
+        """Machine, clock and problem: what launches share that one may choose among."""
+        return self.asked.machine.name, self.asked.clock, self.asked.problem
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """That of its largest operand, such as a layer's weights: what launches share that are held out together."""
         operands = self.asked.problem.inputs.values()
         return max(operands, key=lambda operand: operand.nbytes).shape
+
+
+def tried(record: Record) -> Iterator[Record]:
+    """The times of a search's short race as records of their own; not of chains."""
+    if record.tried is None or record.clock == "chain":
+        return
+    for name, us in record.tried.items():
+        kernel, _, words = name.rstrip(")").partition("(")
+        schedule: dict[str, int | str] = dict(word.split("=", 1) for word in words.split(","))
+        overlapping = False if record.metrics.get("plain") else None
+        yield structs.replace(record, kernel=kernel, schedule=schedule, us=us, tried=None, overlapping=overlapping)
 
 
 class Off(NamedTuple):
@@ -72,12 +90,12 @@ def summary(found: Sequence[Off]) -> Error:
 
 
 def launched(past: Archive) -> list[Launched]:
-    """The newest sustained time on a card of each kernel, problem, schedule, machine and clock.
+    """The newest sustained time on a card of each kernel, problem, schedule, machine and clock, searches' among them.
 
     Chains of layers are left out, and what is of another schedule or theory than the kernel has today.
     """
     newest: dict[str, Record] = {}
-    for record in past.where(on="gpu").records:
+    for record in (one for each in past.where(on="gpu").records for one in (each, *tried(each))):
         if not record.us or not record.clock or not record.schedule or is_peer(record) or is_chain(record):
             continue
         if pace(record) == "sustained" and (record.check is None or record.check.passed):

@@ -12,10 +12,11 @@ from sim.errors import EnvironmentFailure, InputError
 Kernels = Annotated[
     str, typer.Option("--kernel", metavar="NAME,...", help="Fit the models of these alone; by default of all kernels.")
 ]
+Card = Annotated[str, typer.Option("--machine", metavar="NAME", help="Fit the lines of this card alone.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Write nothing, only say what the fits would be.")]
 
 
-def fit(kernel: Kernels = "", dry_run: DryRun = False, as_json: Json = False) -> None:
+def fit(kernel: Kernels = "", machine: Card = "", dry_run: DryRun = False, as_json: Json = False) -> None:
     """Fit the models of time to the times in the records, and say how far they are off on shapes held out of the fit.
 
     The coefficients go to lab/cards/fits.jsonl of this checkout, one line each for a model, a card and a clock.
@@ -31,15 +32,17 @@ def fit(kernel: Kernels = "", dry_run: DryRun = False, as_json: Json = False) ->
         raise EnvironmentFailure(f"lab fit needs {error.name}: pip install 'kernel-lab[fit]'") from error
     from experiments.launched import launched
     from lab import catalog
+    from sim.machine import machine as machine_named
 
+    if machine:
+        machine_named(machine)
     names = {catalog.get(name).name for name in kernel.split(",") if name}
     with working("fitting") as now:
-        found = [launch for launch in launched(archive()) if not names or launch.asked.kernel.name in names]
-        lines = fitted(found, now)
+        lines = fitted(launched(archive()), now, names, machine)
     if not lines:
         raise InputError("the records hold too few launches of these kernels for a fit")
     if not dry_run:
-        fits.put(lines)
+        fits.put(lines, machine)
     emit({"written": not dry_run, "fits": lines}, as_json, _render)
 
 

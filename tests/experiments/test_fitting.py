@@ -132,3 +132,28 @@ def test_the_newest_time_of_each_launch_counts_and_what_cannot_run_does_not() ->
     found = launched(Archive((old, *odd, new)))
     assert [(one.us, one.asked.problem, one.shape) for one in found] == [(1.0, problem, (4096, 4096))]
     assert found[0].floor_us == pytest.approx(1e6 * problem.bytes["total"] / H200.hbm_bandwidth)
+
+
+def test_what_nobody_would_choose_is_judged_and_not_fitted_to() -> None:
+    """Beside each launch one of another schedule, far slower and known to be: it moves no coefficient."""
+    launches = times({"hbm_share": 0.8})
+    slow = []
+    for launch in launches:
+        problem = launch.asked.problem
+        schedules = list(KERNEL.module.candidates(problem, H200))
+        worst = max(schedules, key=lambda s, p=problem: KERNEL.predicted_us(p, s, H200, "graph"))  # type: ignore[misc]
+        if KERNEL.predicted_us(problem, worst, H200, "graph") > 2 * launch.us:
+            changed = {"schedule": schedule_fields(worst), "us": 50 * launch.us}
+            slow.append(Launched(msgspec.structs.replace(launch.record, **changed)))  # type: ignore[arg-type]
+    assert slow
+    alone, beside = (fitting.fitted(found, lambda _: None)[-1] for found in (launches, [*launches, *slow]))
+    assert beside.coefficients == alone.coefficients
+    assert beside.errors["gemv_mma"].launches == len(launches) + len(slow)
+    assert beside.errors["gemv_mma"].worst > 0.9
+
+
+def test_one_cards_lines_alone() -> None:
+    (own,) = fitting.fitted(times({}), lambda _: None, machine_name="h200")
+    assert own.machine == "h200"
+    assert fitting.fitted(times({}), lambda _: None, machine_name="h100") == []
+    assert fitting.fitted(times({}), lambda _: None, kernels=["gemm_wgmma"]) == []

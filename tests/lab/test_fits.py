@@ -169,3 +169,14 @@ def test_new_lines_take_the_place_of_all_of_their_model(table: Any) -> None:
     assert fits.coefficients(Toy, "toy", H200, "graph").share == 0.75
     assert fits.error("a", H200, "chain") == (judged.errors["a"], judged)
     assert fits.error("b", H200, "graph") is None
+
+
+def test_one_machines_new_lines_leave_the_others(table: Any) -> None:
+    own = line(machine="h200")
+    path = table(line(), own, line(machine="h100"))
+    fits.put([fits.Fit(**{**own, "source": "new"})], "h200")
+    assert [(fit.machine, fit.source == "new") for fit in fits.load(path)] == [
+        (None, False),
+        ("h100", False),
+        ("h200", True),
+    ]
