@@ -70,7 +70,7 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: AR
         for metric in LINKED:
             measured = figure(case.measured, metric)
             for prefix, what in LINKS.items():
-                told = figure(case.measured, prefix + metric)
+                told = figure(case.predicted, prefix + metric)
                 if told is not None and case.measured:
                     yield Row(name, f"{words(metric)}, {what}", None, told, measured, source=case.measured.source)
             every = [value for r in found if (value := figure(r, metric)) is not None]

@@ -4,12 +4,13 @@ import gc
 from collections import defaultdict
 from collections.abc import Iterator
 from collections.abc import Sequence as Sized
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import BytesIO
 from statistics import median
 from typing import Any
 
+import msgspec
 import numpy as np
 from msgspec import structs
 
@@ -34,6 +35,7 @@ from lab.serving.times import StepTimes
 from sim.formats import decode
 
 CLOSE = 2.0**-4  # of the largest logit: steps of other sizes, rounded to bf16 in each of dozens of layers
+WARM = 8  # tokens of a request that no clock counts
 LOOKED_AT = 8  # tokens that are computed once more, each sequence by itself
 
 
@@ -44,80 +46,56 @@ def serve_jobs(argument: Any) -> Iterator[Record]:
     from lab.inference.chip import gpu
 
     chip, loop = gpu(device.machine()), None
-    simulated: list[tuple[ServeJob, dict[str, Any]]] = []
+    every = [msgspec.convert(job, ServeJob) for job in argument["jobs"]]
+    origin = shared_fields(None, chip.machine, every[0].experiment)
+    told: dict[str, tuple[dict[str, Any], Run]] = {}
     for job in in_time(argument, ServeJob):
         if isinstance(job, Record):
             yield job
             continue
-        model, policy = model_of(job), policy_of(job)
-        if loop is None or not loop.serves(model, policy, job.look_ahead):
+        model = model_of(job)
+        if loop is None or not loop.serves(job):
             loop = None  # its pages are needed
+            policy = widest(policy_of(job), [policy_of(one) for one in every if model_of(one) == model])
             loop = Loop(model, policy, job.look_ahead, chip, _weights(model, max(policy.max_length, 8192)))
-        shared = shared_fields(model, chip.machine, job.experiment)
-        facts = {**job.facts, **loop.serve(job)}
-        if job.attribute:
-            facts |= loop.attributed(job)
-        yield Record(**shared, check=loop.check(), metrics=facts)
-        if not any(job == told for told, _ in simulated):
-            simulated.append((job, {**shared, "on": "sim", "card": None, "driver": None}))
-    for job, shared in simulated:  # the GPU is needed no longer
-        yield Record(**shared, metrics={**job.facts, **predicted(job, chip.machine)})
+        shared = {**origin, "problem": model.as_dict()}
+        run = loop.serve(job)
+        yield Record(**shared, metrics={**job.facts, **run.figures}, check=loop.check())
+        told[str(job.facts)] = {**shared, "on": "sim", "card": None, "driver": None}, run
+    for shared, run in told.values():  # the GPU is needed no longer
+        facts = {**run.job.facts, **predicted(run.job, chip.machine)}
+        yield Record(**shared, metrics=facts | (run.attributed() if run.job.attribute else {}))
 
 
-class Loop:
-    """A scheduler over a chip with all its buckets captured, for one job after another."""
+def widest(policy: Policy, others: Sized[Policy]) -> Policy:
+    """A policy that allows steps as large as the largest of those `others` whose caches are as its own."""
+    alike = [one for one in others if _steps_aside(one) == _steps_aside(policy)]
+    rows, tokens = (max(getattr(one, name) for one in [policy, *alike]) for name in ("max_rows", "max_tokens"))
+    return replace(policy, max_rows=rows, max_tokens=tokens)
 
-    def __init__(self, model: Model, policy: Policy, look_ahead: bool, chip: Chip, weights: StepWeights) -> None:
-        self._what = model, policy, look_ahead
-        self.chip, clock = chip, WallClock()
-        self.sequences: list[Sequence] = []
-        self.times = StepTimes(model, chip.machine, policy.buckets)
-        self.steps, self.lines = Steps(), BytesIO()
-        self.scheduler = Scheduler(policy, self.times)
-        real = chip.device is not None
-        stopwatch = MarkStopwatch(chip, clock) if real else PredictedStopwatch(Timeline(self.times))
-        self.executor = ChipExecutor(weights, self.scheduler, chip, stopwatch)
-        if real:
-            self.executor.prepare(policy.buckets.all())
-        self.engine = Engine(self.scheduler, self.executor, clock, self.steps, look_ahead)
-        self.facts: list[StepFacts] = []
-        self._runs = 0
 
-    def serves(self, model: Model, policy: Policy, look_ahead: bool) -> bool:
-        """Whether jobs of that model and policy can be served by this loop."""
-        return self._what == (model, policy, look_ahead)
+def _steps_aside(policy: Policy) -> Policy:
+    """A policy but for the limits of its steps."""
+    return replace(policy, max_rows=1, max_tokens=2, itl_us=0.0)
 
-    def serve(self, job: ServeJob) -> dict[str, Value]:
-        """The figures of one run; a short one goes before it, which no clock counts."""
-        self._runs += 1
-        salt, engine = str(self._runs), self.engine
-        first = [structs.replace(r, id=-1 - r.id, arrival_us=0.0) for r in asked(job, f"{salt} warm", most=4)]
-        serve(engine, first)
-        self.steps.facts.clear()
-        self.scheduler.preemptions = self.scheduler.hits = 0
-        self.lines = BytesIO()
-        engine.journal = Journal(self.lines, self._what[1], self.times) if job.attribute else None
-        requests, start = asked(job, salt), engine.clock.now_us
-        requests = [structs.replace(r, arrival_us=r.arrival_us + start) for r in requests]
-        gc.collect()
-        gc.freeze()
-        gc.disable()  # its pauses are of milliseconds
-        try:
-            self.sequences = serve(engine, requests, job.max_concurrency)
-        finally:
-            gc.enable()
-            gc.unfreeze()
-            engine.journal = None
-        self.facts = list(self.steps.facts)
-        return metrics_of(job, self.sequences, self.facts, self.scheduler)
 
-    def attributed(self, job: ServeJob) -> dict[str, Value]:
+@dataclass(frozen=True)
+class Run:
+    """What a loop did with a job: its figures, its steps, its journal's lines, and the times predicted of it."""
+
+    job: ServeJob
+    figures: dict[str, Value]
+    facts: list[StepFacts]
+    lines: bytes
+    times: StepTimes
+
+    def attributed(self) -> dict[str, Value]:
         """How far steps are from what is predicted of them, and what the loop does by the measured ones alone.
 
         Figures that begin with `steps_` take each bucket's measured times for predicted ones, those with `host_` the
         measured work of the host and the gaps between graphs too.
         """
-        made = list(decisions(map(decoded, self.lines.getvalue().splitlines())))
+        made = list(decisions(map(decoded, self.lines.splitlines())))
         facts, keys = self.facts, ScaledTimes(self.times, {}, 1.0)
         buckets: dict[Layout, list[float]] = defaultdict(list)
         kinds: dict[str, list[float]] = defaultdict(list)
@@ -132,9 +110,61 @@ class Loop:
         pace = ScaledTimes(self.times, {key: median(found) for key, found in buckets.items()}, usual)
         host = Overheads(_host_cost(facts), max(0.0, median(f.idle_us for f in facts)))
         for name, overheads in (("steps", None), ("host", host)):
-            figures = predicted(job, self.chip.machine, overheads, pace)
+            figures = predicted(self.job, self.times.machine, overheads, pace)
             told |= {f"{name}_{key}": value for key, value in figures.items()}
         return {**told, "host_step_us": host.host.step_us, "host_row_us": host.host.row_us, "gap_us": host.gap_us}
+
+
+class Loop:
+    """A scheduler over a chip with all its buckets captured, for one job after another."""
+
+    def __init__(self, model: Model, policy: Policy, look_ahead: bool, chip: Chip, weights: StepWeights) -> None:
+        self._model, self._policy, self._look_ahead = model, policy, look_ahead
+        self.chip, clock = chip, WallClock()
+        self.sequences: list[Sequence] = []
+        self.times = StepTimes(model, chip.machine, policy.buckets)
+        self.steps = Steps()
+        self.scheduler = Scheduler(policy, self.times)
+        real = chip.device is not None
+        stopwatch = MarkStopwatch(chip, clock) if real else PredictedStopwatch(Timeline(self.times))
+        self.executor = ChipExecutor(weights, self.scheduler, chip, stopwatch)
+        if real:
+            self.executor.prepare(policy.buckets.all())
+        self.engine = Engine(self.scheduler, self.executor, clock, self.steps, look_ahead)
+        self._runs = 0
+
+    def serves(self, job: ServeJob) -> bool:
+        """Whether this loop's buckets and pages are those of a job."""
+        asked = (model_of(job), widest(policy_of(job), [self._policy]), job.look_ahead)
+        return asked == (self._model, replace(self._policy, itl_us=policy_of(job).itl_us), self._look_ahead)
+
+    def serve(self, job: ServeJob) -> Run:
+        """One run; a short one goes before it, which no clock counts."""
+        self._runs += 1
+        salt, engine = str(self._runs), self.engine
+        self.scheduler.policy = policy_of(job)
+        first = asked(job, f"{salt} warm", most=4)
+        first = [structs.replace(r, id=-1 - r.id, arrival_us=0.0, max_tokens=WARM) for r in first]
+        serve(engine, first)
+        self.steps.facts.clear()
+        self.scheduler.preemptions = self.scheduler.hits = 0
+        lines = BytesIO()
+        engine.journal = Journal(lines, self.scheduler.policy, self.times) if job.attribute else None
+        requests = asked(job, salt)
+        gc.collect()
+        gc.freeze()
+        gc.disable()  # its pauses are of milliseconds
+        start = engine.clock.now_us
+        requests = [structs.replace(r, arrival_us=r.arrival_us + start) for r in requests]
+        try:
+            self.sequences = serve(engine, requests, job.max_concurrency)
+        finally:
+            gc.enable()
+            gc.unfreeze()
+            engine.journal = None
+        facts = list(self.steps.facts)
+        figures = metrics_of(job, self.sequences, facts, self.scheduler)
+        return Run(job, figures, facts, lines.getvalue(), self.times)
 
     def check(self, seed: int = 0) -> Checked:
         """Whether tokens drawn at random from the run are the likeliest where the sequence is computed by itself."""

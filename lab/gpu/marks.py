@@ -1,5 +1,6 @@
 """Beside a stream's kernels: pinned memory, copies in the stream's order, and places in it to wait for and to time."""
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 from weakref import finalize
@@ -43,9 +44,14 @@ def pinned(shape: tuple[int, ...], dtype: np.dtype) -> NDArray:
     return found
 
 
-def copy(to: Any, source: Any, device: int) -> None:
-    """Enqueue a copy between dense arrays of one size, on the GPU or in pinned memory."""
-    driver.call_on(device, "cuMemcpyAsync", _address(to), _address(source), to.nbytes, current_stream(device))
+def copying(to: Any, source: Any, device: int) -> Callable[[], None]:
+    """What enqueues a copy between dense arrays of one size, on the GPU or in pinned memory, whenever it is called."""
+    target, origin, size = _address(to), _address(source), to.nbytes
+
+    def copy() -> None:
+        driver.call_on(device, "cuMemcpyAsync", target, origin, size, current_stream(device))
+
+    return copy
 
 
 def _address(array: Any) -> int:

@@ -6,10 +6,10 @@ from lab.inference.codec import Codec, any_of, require_text
 
 
 class NumberCodec(Codec):
-    """Bytes to tokens, tokens to their numbers; nothing ends a text."""
+    """Bytes to tokens, tokens to their numbers; nothing ends a text; a chat is its messages, a line each."""
 
     ends = frozenset()
-    template = ""
+    template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
     names: Mapping[str, str] = {}
     control = any_of(())
 

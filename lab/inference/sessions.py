@@ -6,7 +6,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Sized
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from lab.inference.config import LlamaConfig
 from lab.inference.layers import Forward
 from lab.inference.model import Llama
 from lab.inference.phases import Pass, Solved
-from lab.inference.step import Step, StepCache, require_kernels
+from lab.inference.step import AHEAD, Results, Step, StepCache, require_kernels
 from lab.inference.step_input import PAGE, Chunk, Layout, StepInput
 from lab.inference.step_weights import StepWeights
 from lab.problems import Attention
@@ -26,8 +26,6 @@ from sim.errors import InputError
 from sim.formats import decode
 
 BUCKET = 16  # new tokens of a step, beside 1, are rounded up to a multiple of it
-AHEAD = 2  # steps whose token the host has not seen yet
-RESULT_WORDS = 5  # of a row: its token, and 16 bytes on the log-probability
 MOST_TOKENS = 2048  # of a step: a longer prompt takes several
 
 
@@ -69,31 +67,12 @@ def require_context(config: LlamaConfig, capacity: int) -> None:
         raise InputError(f"prompt and answer take up to {capacity} tokens; the model's context is {config.context}")
 
 
-@dataclass(frozen=True)
-class Results:
-    """Where the host finds what a step of one sequence draws; a GPU sets the mark behind it."""
-
-    words: NDArray[np.int32]
-    mark: Any
-
-    def wait(self) -> tuple[int, float]:
-        """(token, its log-probability), when they are there; what is enqueued behind them may still run."""
-        if self.mark:
-            self.mark.wait()
-        return int(self.words[0]), float(self.words[-1:].view(np.float32)[0])
-
-
 @dataclass
 class Room:
-    """A cache of so many pages and the steps that are bound to it; two may be on the way.
-
-    For them there are places for results, and inputs of a single token.
-    """
+    """A cache of so many pages, the steps that are bound to it, and inputs of a single token for those on the way."""
 
     cache: StepCache
     forward: Forward
-    chip: Chip
-    results: deque[Results]
     inputs: deque[StepInput]
     steps: dict[Layout, Step] = field(default_factory=dict)
 
@@ -106,15 +85,6 @@ class Room:
         else:
             given.fill([Chunk([0], start, range(1, given.layout.pages + 1), settings)])
         return given
-
-    def send(self, step: Step) -> Results:
-        """Have the host sent what a step draws."""
-        results = self.results[0]
-        self.results.rotate()
-        self.chip.copy(results.words, step.results)
-        if results.mark:
-            results.mark.set()
-        return results
 
 
 class StepRunner:
@@ -166,10 +136,8 @@ class StepRunner:
     def _new_room(self, pages: int) -> Room:
         forward, chip = Forward(self.config, self.weights.matrices, 1 + pages), self.chip
         layout, words = Layout(1, 1, pages), np.dtype(np.int32)
-        places = [chip.host((RESULT_WORDS,), words) for _ in range(AHEAD)]
-        results = deque(Results(each, None if chip.device is None else chip.mark()) for each in places)
         inputs = deque(StepInput(layout, chip.host((layout.words,), words)) for _ in range(AHEAD))
-        return Room(StepCache(forward, chip), forward, chip, results, inputs)
+        return Room(StepCache(forward, chip), forward, inputs)
 
 
 @dataclass(frozen=True)
@@ -208,7 +176,7 @@ class StepSession:
     def start(self, tokens: Sized[int], settings: Settings) -> None:
         at, parts = time.perf_counter(), range(0, len(tokens), MOST_TOKENS)
         steps = [self._step(tokens[first : first + MOST_TOKENS], settings) for first in parts]
-        self._begun.append(_Begun(steps, self.room.send(steps[-1].step), at))
+        self._begun.append(_Begun(steps, steps[-1].step.send(), at))
 
     def follow(self, settings: Settings) -> None:
         def begin() -> None:
@@ -217,7 +185,7 @@ class StepSession:
             counts = step.run(last, self.room.next_token(self._length, settings))
             self._length += 1
             ran = _Ran(step, (1,), (self._length,), counts)
-            self._begun.append(_Begun([ran], self.room.send(ran.step), at))
+            self._begun.append(_Begun([ran], ran.step.send(), at))
 
         if self._runner.chip.device is None:
             self._waiting.append(begin)
@@ -228,13 +196,13 @@ class StepSession:
         if not self._begun:
             self._waiting.popleft()()
         begun = self._begun.popleft()
-        token, log_probability = begun.results.wait()
-        if not isfinite(log_probability):
+        results = begun.results.wait()
+        if not isfinite(results.scores[0]):
             raise InputError("the model gives scores that are not finite")
         now = time.perf_counter()
         self._ran.append((begun.steps, (now - max(begun.at, self._seen)) * 1e6))
         self._seen = now
-        return token
+        return int(results.tokens[0])
 
     def passes(self) -> list[Pass]:
         return [_bill(steps, wall_us) for steps, wall_us in self._ran]

@@ -1,6 +1,6 @@
 """A step on a chip: its calls planned and bound once, captured into one graph, run as often as there is input."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache, reduce
@@ -23,6 +23,7 @@ from sim.errors import InputError
 from sim.machine import Machine
 
 FEW_TOKENS = 16  # of a sequence: attention of a decode step
+AHEAD = 2  # runs of a step whose results the host has not seen yet, at most
 
 
 class StepCache:
@@ -77,6 +78,7 @@ class Step:
             for problem, arrays in self.calls
         ]
         self._graph = capture(*self.bound)
+        self._returns = deque(Results(self) for _ in range(AHEAD))
 
     def run(self, after: "Step | None" = None, given: StepInput | None = None) -> Counts:
         """Enqueue the step that `input` describes: it leaves `results`, and in `arrays` logits.
@@ -96,6 +98,13 @@ class Step:
         """Enqueue the step once more, with the input that it had last."""
         return self._graph.replay()
 
+    def send(self) -> "Results":
+        """Have the host sent what the newest run draws, behind it; until `AHEAD` later ones are sent it lies there."""
+        results = self._returns[0]
+        self._returns.rotate()
+        results.fetch()
+        return results
+
     @property
     def launches(self) -> int:
         return sum(len(self.plans[problem].launches) for problem, _ in self.calls)
@@ -112,6 +121,29 @@ class Step:
             one = found.kernel.module.theory(problem, found.schedule, found.machine)
             total = reduce(add, [one] * times, total)
         return total
+
+
+class Results:
+    """Where the host finds what a run of a step draws: each row's token, and in `scores` its log-probability."""
+
+    def __init__(self, step: Step) -> None:
+        chip, rows = step.chip, step.layout.rows
+        words = chip.host((len(step.results),), np.dtype(np.int32))
+        self.tokens, self.scores = words[:rows], words[-rows:].view(np.float32)
+        self._copy = chip.copying(words, step.results)
+        self._mark = None if chip.device is None else chip.mark()
+
+    def fetch(self) -> None:
+        """Enqueue their copy."""
+        self._copy()
+        if self._mark:
+            self._mark.set()
+
+    def wait(self) -> "Results":
+        """Themselves, when they are there; what is enqueued behind them may still run."""
+        if self._mark:
+            self._mark.wait()
+        return self
 
 
 def require_kernels(forward: Forward, machine: Machine) -> None:

@@ -102,9 +102,10 @@ class Engine:
         return True
 
     def _take(self) -> None:
+        asked = self.clock.now_us
         result = self.executor.result()
         self.clock.wait_until(result.ended_us)
-        began = self.clock.now_us
+        began = max(asked, result.ended_us)
         emitted = self.scheduler.commit(result)
         if self.journal:
             self.journal.write(result)

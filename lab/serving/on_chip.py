@@ -1,23 +1,21 @@
 """Steps on a chip, simulated or real: a captured graph a bucket, sampled tokens stay there, results are read behind."""
 
 from collections import deque
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from lab.inference.chip import Chip
 from lab.inference.layers import Forward
-from lab.inference.step import Step, StepCache, require_kernels
+from lab.inference.step import AHEAD, Results, Step, StepCache, require_kernels
 from lab.inference.step_input import Layout, StepInput
 from lab.inference.step_weights import StepWeights
 from lab.serving.clock import Clock
 from lab.serving.executor import Timed, Timeline
 from lab.serving.scheduler import Scheduler
-from lab.serving.step import Copy, StepPlan, StepResult, pack, rows_in
+from lab.serving.step import Copy, Packed, StepPlan, StepResult, pack
 from sim.errors import InputError
-
-DEPTH = 2  # steps in flight: each has a block and a place for its results
 
 
 class Stopwatch(Protocol):
@@ -29,11 +27,8 @@ class Stopwatch(Protocol):
     def stop(self) -> None:
         """All of them have been enqueued."""
 
-    def read(self) -> None:
-        """So has been the copy of their results."""
-
     def wait(self) -> Timed:
-        """The times of the oldest step that was not waited for, when its results are there."""
+        """The times of the oldest step that was not waited for, when it is over."""
 
 
 class PredictedStopwatch:
@@ -49,8 +44,6 @@ class PredictedStopwatch:
     def stop(self) -> None:
         """Its end is known from the start."""
 
-    read = stop
-
     def wait(self) -> Timed:
         return self._timed.popleft()
 
@@ -60,8 +53,8 @@ class MarkStopwatch:
 
     def __init__(self, chip: Chip, clock: Clock) -> None:
         # The end of the step before is looked at too.
-        self._marks = deque([(chip.mark(), chip.mark(), chip.mark()) for _ in range(DEPTH + 1)])
-        self._running: deque[tuple[Any, Any, Any]] = deque()
+        self._marks = deque([(chip.mark(), chip.mark()) for _ in range(AHEAD + 1)])
+        self._running: deque[tuple[Any, Any]] = deque()
         self._before: Any = None
         self._clock = clock
 
@@ -73,16 +66,20 @@ class MarkStopwatch:
     def stop(self) -> None:
         self._running[-1][1].set()
 
-    def read(self) -> None:
-        self._running[-1][2].set()
-
     def wait(self) -> Timed:
-        start, end, read = self._running.popleft()
-        read.wait()
+        start, end = self._running.popleft()
+        end.wait()
         us = end.us_after(start)
         idle_us = start.us_after(self._before) if self._before else 0.0
         self._before = end
         return Timed(self._clock.now_us, us, idle_us)
+
+
+class _Way(NamedTuple):
+    """A bucket's way to the chip: a block of the host, and its copy, ready to go."""
+
+    given: StepInput
+    send: Callable[[], None]
 
 
 class ChipExecutor:
@@ -102,13 +99,12 @@ class ChipExecutor:
         shape = (policy.host_pages, *self._pools[0].shape[1:])
         hosts = self._pools if policy.host_pages > 1 else []
         self._host = [chip.host(shape, np.dtype(pool.dtype)) for pool in hosts]
-        self._steps: dict[Layout, Step] = {}
-        words, rows = (max(getattr(one, name) for one in policy.buckets.all()) for name in ("words", "rows"))
-        self._blocks = deque(chip.host((words,), np.dtype(np.int32)) for _ in range(DEPTH))
-        self._inputs: dict[tuple[Layout, int], StepInput] = {}
-        self._results = deque(chip.host((2 * rows + 4,), np.dtype(np.int32)) for _ in range(DEPTH))
-        self._in_flight: deque[tuple[int, list[int], Any, Any]] = deque()
-        self._before: tuple[StepPlan, Layout] | None = None  # the newest step
+        self._steps: dict[Layout, tuple[Step, list[_Way]]] = {}
+        words = max(layout.words for layout in policy.buckets.all())
+        self._blocks = [chip.host((words,), np.dtype(np.int32)) for _ in range(AHEAD)]
+        self._turn = 0  # of the blocks
+        self._in_flight: deque[tuple[StepPlan, slice | list[int], Results | None]] = deque()
+        self._before: Packed | None = None  # the newest step, where it has rows
         self._newest: Step | None = None
 
     def prepare(self, layouts: Iterable[Layout]) -> None:
@@ -124,48 +120,45 @@ class ChipExecutor:
         return self._newest.arrays["logits"]
 
     def submit(self, plan: StepPlan, now_us: float) -> None:
-        chip, layout = self._chip, self._buckets.of(plan.singles or not plan.chunks, plan.chunks, plan.tokens)
+        layout = self._buckets.of(plan.singles or not plan.chunks, plan.chunks, plan.tokens)
         self._move(plan)
-        step = self._step(layout)
-        if plan.rows:
-            self._write(plan, step)
+        step, ways = self._step(layout)
+        way = ways[self._turn]
+        self._turn = (self._turn + 1) % AHEAD
+        packed = self._write(plan, step, way) if plan.rows else None
         self._stopwatch.start(plan, now_us)
-        if plan.rows:
+        if packed:
             step.replay()
+            self._newest = step
         self._stopwatch.stop()
-        results = self._results[0][: len(step.results)]
-        self._results.rotate()
-        chip.copy(results, step.results)
-        self._stopwatch.read()
-        self._newest = step
-        rows = rows_in(plan, layout)
-        self._before = plan, layout
-        self._in_flight.append((plan.step, rows, results[: layout.rows], results[-layout.rows :].view(np.float32)))
+        self._before = packed
+        self._in_flight.append((plan, packed.rows if packed else [], step.send() if packed else None))
 
     def result(self) -> StepResult:
-        step, rows, tokens, scores = self._in_flight.popleft()
+        plan, rows, results = self._in_flight.popleft()
+        if results is None:
+            return StepResult(plan.step, [], *self._stopwatch.wait())
+        scores = results.wait().scores[rows]
         timed = self._stopwatch.wait()
-        if not np.isfinite(scores[rows]).all():
+        if not np.isfinite(scores).all():
             raise InputError("the model gives scores that are not finite")
-        return StepResult(step, tokens[rows].tolist(), *timed, scores[rows].tolist())
+        return StepResult(plan.step, results.tokens[rows].tolist(), *timed, scores.tolist())
 
-    def _write(self, plan: StepPlan, step: Step) -> None:
+    def _write(self, plan: StepPlan, step: Step, way: _Way) -> Packed:
         """Bring a plan's block to the chip, and the tokens that the step before samples to their places in it."""
-        layout, block = step.layout, self._blocks[0]
-        self._blocks.rotate()
-        given = self._inputs.get((layout, id(block)))
-        if given is None:
-            given = self._inputs[layout, id(block)] = StepInput(layout, block[: layout.words])
-        takes = pack(plan, self._slots, given, self._before)
-        self._chip.copy(step.block, given.block)
+        packed, takes = pack(plan, self._slots, way.given, self._before)
+        way.send()
         if takes and self._newest:
             tokens, sampled = step.arrays["tokens"], self._newest.arrays["token"]
             for at, row, number in takes:
                 self._chip.copy(tokens[at : at + number], sampled[row : row + number])
+        return packed
 
-    def _step(self, layout: Layout) -> Step:
+    def _step(self, layout: Layout) -> tuple[Step, list[_Way]]:
         if layout not in self._steps:
-            self._steps[layout] = Step(self._weights, self._cache, self._forward, layout, self._chip)
+            step = Step(self._weights, self._cache, self._forward, layout, self._chip)
+            given = [StepInput(layout, block[: layout.words]) for block in self._blocks]
+            self._steps[layout] = step, [_Way(one, self._chip.copying(step.block, one.block)) for one in given]
         return self._steps[layout]
 
     def _move(self, plan: StepPlan) -> None:

@@ -12,6 +12,7 @@ from lab.serving.request import ABORT, LENGTH, STOP, Request, Sequence
 from lab.serving.step import CHUNKS, Buckets, Copy, Note, Slots, StepPlan, StepResult
 from sim.errors import InputError
 
+LEARNING = 0.25  # of how many times as long as predicted the next steps take, by one step
 RECOMPUTE, SWAP, CHEAPER = "recompute", "swap", "cheaper"
 
 
@@ -20,11 +21,12 @@ class Policy:
     """What the scheduler may do.
 
     A step has up to `max_rows` sequences and `max_tokens` tokens; where `itl_us` is above 0, only as many tokens as are
-    predicted to end by then, but a page of a prompt at least. `pages` and `host_pages` hold `page_tokens` tokens each,
-    page 0 of either none; a sequence has up to `max_length` tokens. `prefix_caching` shares full pages of equal
-    prefixes. Where `continuous` is false nobody joins a batch from which one has ended. `preemption` gives a
-    sequence's pages back by recomputing it later, by a swap to the host, or by the cheaper of both. `bypass` is how
-    often others may be admitted before a request that does not fit. Raises InputError for what cannot be.
+    predicted to end by then, by predictions that measured steps correct, but a page of a prompt at least. `pages` and
+    `host_pages` hold `page_tokens` tokens each, page 0 of either none; a sequence has up to `max_length` tokens.
+    `prefix_caching` shares full pages of equal prefixes. Where `continuous` is false nobody joins a batch from which
+    one has ended. `preemption` gives a sequence's pages back by recomputing it later, by a swap to the host, or by the
+    cheaper of both. `bypass` is how often others may be admitted before a request that does not fit. Raises InputError
+    for what cannot be.
     """
 
     max_rows: int = 256
@@ -87,6 +89,7 @@ class Scheduler:
         self.preemptions = self.hits = 0  # so far: sequences, and tokens found in the cache
         self._costs = costs
         self._forming = True  # the batch, where batches are static
+        self._slower = 1.0  # how many times as long as predicted steps took that filled an ITL budget
         self._steps = 0
 
     def add(self, request: Request) -> Sequence:
@@ -117,10 +120,8 @@ class Scheduler:
         A step may have no rows, where all that it does is to move pages or to take them away.
         """
         plan = StepPlan(self._steps)
-        preempted, promised = self.preemptions, 0
-        for sequence in tuple(self.running):
-            if sequence.length - sequence.scheduled == 1 and sequence.slot >= 0:
-                promised = self._decode(plan, sequence, promised)
+        preempted = self.preemptions
+        self._decode(plan)
         budget = self._budget(plan)
         for sequence in tuple(self.running):
             if sequence.length - sequence.scheduled > 1 and sequence.slot >= 0 and self._open(plan, budget):
@@ -128,6 +129,8 @@ class Scheduler:
         self._forming = self._forming or not self.running
         if self.waiting and self.preemptions == preempted and (self.policy.continuous or self._forming):
             self._admit(plan, budget)
+        if plan.tokens < budget:
+            plan.predicted_us = 0.0
         if not (plan.rows or plan.moves or self.preemptions > preempted):
             return None
         self._steps += 1
@@ -142,6 +145,8 @@ class Scheduler:
         plan = self.in_flight.popleft()
         if plan.step != result.step:
             raise ValueError(f"step {result.step} is committed; the oldest in flight is {plan.step}")
+        if plan.predicted_us:
+            self._slower = max(1.0, self._slower + LEARNING * (result.us / plan.predicted_us - self._slower))
         page_tokens, caching, now = self.policy.page_tokens, self.policy.prefix_caching, result.ended_us
         emitted = []
         scores = result.log_probabilities or repeat(nan)
@@ -172,22 +177,43 @@ class Scheduler:
         """Whether some request has not ended, or some step has not come back."""
         return bool(self.sequences or self.in_flight)
 
-    def _decode(self, plan: StepPlan, sequence: Sequence, promised: int) -> int:
-        """Plan one token of a running sequence, where need be on a page of the youngest's.
+    def _decode(self, plan: StepPlan) -> None:
+        """Plan one token of each running sequence that is owed one."""
+        step, page_tokens, promised = plan.step, self.policy.page_tokens, 0
+        sequences, starts = plan.sequences, plan.starts
+        for sequence in tuple(self.running):
+            start = sequence.scheduled
+            if sequence.length - start != 1 or sequence.slot < 0:
+                continue
+            if start == len(sequence.pages) * page_tokens:
+                promised = self._grow(plan, sequence, promised)
+                if sequence.slot < 0 or start == len(sequence.pages) * page_tokens:
+                    continue
+            sequences.append(sequence)
+            starts.append(start)
+            sequence.scheduled = start + 1
+            sequence.last_step = step
+            if start + 2 < sequence.limit:  # the last token of an answer is never computed
+                sequence.length = start + 2
+        rows = plan.rows
+        plan.counts, plan.samples = [1] * rows, [True] * rows
+        plan.tokens = plan.singles = rows
+        self.table_tokens += rows
+
+    def _grow(self, plan: StepPlan, sequence: Sequence, promised: int) -> int:
+        """A page for one token more of a running sequence, where need be the youngest's; none where it has to wait.
 
         `promised` fenced pages are what others of this step wait for; returns how many are now.
         """
-        if sequence.scheduled == len(sequence.pages) * self.policy.page_tokens:
-            while not self.pool.available:
-                if self.pool.fenced > promised:  # to preempt more would free nothing sooner
-                    plan.notes.append(Note("stall", sequence.request.id, 1))
-                    return promised + 1
-                youngest = self.running[-1]
-                self._preempt(plan, youngest)
-                if youngest is sequence:
-                    return promised
-            self._extend(plan, sequence, 1)
-        self._row(plan, sequence, 1)
+        while not self.pool.available:
+            if self.pool.fenced > promised:  # to preempt more would free nothing sooner
+                plan.notes.append(Note("stall", sequence.request.id, 1))
+                return promised + 1
+            youngest = self.running[-1]
+            self._preempt(plan, youngest)
+            if youngest is sequence:
+                return promised
+        self._extend(plan, sequence, 1)
         return promised
 
     def _chunk(self, plan: StepPlan, sequence: Sequence, budget: int) -> None:
@@ -278,12 +304,13 @@ class Scheduler:
         if owing is None and not self.waiting:
             return self.policy.max_tokens
         start, attended = owing.scheduled if owing else 0, sum(plan.starts) + plan.rows
-        for edge in self.policy.buckets.edges():
-            if edge - plan.tokens < self.policy.page_tokens:
-                break
-            if self._costs.step_us(plan.rows, edge, attended, start) <= self.policy.itl_us:
+        least = min(self.policy.max_tokens, plan.tokens + self.policy.page_tokens)
+        edges = [edge for edge in self.policy.buckets.edges() if edge > least]
+        for edge in [*edges, least]:
+            plan.predicted_us = self._costs.step_us(plan.rows, edge, attended, start)
+            if plan.predicted_us * self._slower <= self.policy.itl_us:
                 return edge
-        return min(self.policy.max_tokens, plan.tokens + self.policy.page_tokens)
+        return least
 
     def _row(self, plan: StepPlan, sequence: Sequence, count: int) -> None:
         start = sequence.scheduled

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from lab.inference.step_input import NULL_PAGE, PAGE, Layout, StepInput
 from lab.problems.sampling import SETTINGS
@@ -12,7 +13,8 @@ from lab.serving.request import Sequence
 
 CHUNKS = 8  # sequences of a step that have more than one token: attention looks at the tiles that they may have
 _DECODE = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # rows of one token each
-_MIXED_TOKENS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)  # edges of the tiles of a GEMM, mostly
+# Tokens of steps with chunks: edges of the tiles of a GEMM, mostly; some more where an 8B model's ITL budgets lie.
+_MIXED_TOKENS = (32, 64, 128, 256, 512, 640, 768, 1024, 2048, 4096, 8192, 16384)
 _MIXED_ROWS = (8, 64, 256, 1024)  # of one token, beside chunks
 DRAW = 6  # the word of a row's settings that says which draw it is
 
@@ -53,6 +55,7 @@ class StepPlan:
     new_pages: list[int] = field(default_factory=list)
     tokens: int = 0
     singles: int = 0
+    predicted_us: float = 0.0  # where an ITL budget was filled
 
     @property
     def rows(self) -> int:
@@ -174,30 +177,43 @@ class Take(NamedTuple):
     number: int
 
 
-def rows_in(plan: StepPlan, layout: Layout) -> list[int]:
-    """The row of a bucket that each row of a plan is in: those of more than one token are the last."""
-    first = layout.rows - layout.chunks if layout.chunks else plan.singles
-    return [*range(plan.singles), *range(first, first + plan.chunks)]
+class Packed(NamedTuple):
+    """A plan in a bucket: the row that each of its own is in, the slot of its sequence, and where its tokens end."""
+
+    plan: StepPlan
+    layout: Layout
+    rows: slice | list[int]
+    seats: NDArray[np.intp]
+    ends: NDArray[np.int32]
 
 
-def pack(plan: StepPlan, slots: Slots, into: StepInput, before: tuple[StepPlan, Layout] | None) -> list[Take]:
-    """Write a plan into a bucket's block; what is not known yet comes from the plan `before`, which ran in its bucket.
+def pack(plan: StepPlan, slots: Slots, into: StepInput, before: Packed | None) -> "Written":
+    """Write a plan into a bucket's block; what is not known yet comes from the plan `before`, which is ahead of it.
 
-    Tokens that fill the bucket up go to the null page, rows that do have no token.
+    Rows of more than one token are the last. Tokens that fill the bucket up go to the null page, rows that do have no
+    token.
     """
-    fields, layout, tokens = into.fields, into.layout, plan.tokens
+    fields, layout, tokens, singles = into.fields, into.layout, plan.tokens, plan.singles
     into.block[:] = 0
-    starts, counts = np.array(plan.starts, np.int32), np.array(plan.counts, np.int32)
-    seats = np.array([sequence.slot for sequence in plan.sequences], np.intp)
-    rows: list[int] | slice = rows_in(plan, layout) if plan.chunks else slice(plan.rows)
-    ends = starts + counts
-    last = np.cumsum(counts) - 1
-    if plan.chunks:
-        of, positions = np.repeat(seats, counts), np.arange(tokens, dtype=np.int32)
-        positions += np.repeat(ends - 1 - last, counts).astype(np.int32)
+    same = before is not None and not (plan.chunks or before.plan.chunks) and plan.sequences == before.plan.sequences
+    if same and before:  # most steps
+        seats, starts = before.seats, before.ends
     else:
-        of, positions = seats, starts
-    ids, takes = _tokens(plan, before)
+        seats = np.array([sequence.slot for sequence in plan.sequences], np.intp)
+        starts = np.array(plan.starts, np.int32)
+    rows: slice | list[int] = slice(plan.rows)
+    counts: NDArray[np.int32] | int = 1
+    of, positions, last = seats, starts, np.arange(plan.rows, dtype=np.int32)
+    if plan.chunks:
+        first = layout.rows - layout.chunks if layout.chunks else singles
+        rows = [*range(singles), *range(first, first + plan.chunks)]
+        counts = np.array(plan.counts, np.int32)
+        last = np.cumsum(counts, dtype=np.int32) - 1
+        of = np.repeat(seats, counts)
+        positions = np.arange(tokens, dtype=np.int32) + np.repeat(starts + counts - 1 - last, counts)
+    ends = starts + counts
+    pages = int(ends.max()) // PAGE + 1  # of the longest; the table has nothing beyond them
+    ids, takes = _tokens(plan, before, same)
     fields["tokens"][:tokens] = ids
     fields["positions"][:tokens] = positions
     fields["slots"][:tokens] = slots.tables[of, positions // PAGE] * PAGE + positions % PAGE
@@ -205,23 +221,35 @@ def pack(plan: StepPlan, slots: Slots, into: StepInput, before: tuple[StepPlan, 
     fields["query_starts"][1:][rows] = counts
     np.cumsum(fields["query_starts"], out=fields["query_starts"])
     fields["lengths"][rows] = ends
-    fields["block_table"][rows] = slots.tables[seats]
+    fields["block_table"][rows, :pages] = slots.tables[seats, :pages]
     fields["sample_rows"][rows] = last
     settings = slots.settings[seats]
     settings[:, DRAW] = np.maximum(ends - slots.prompts[seats], 0)
     fields["settings"][rows] = settings
-    return takes
+    return Written(Packed(plan, layout, rows, seats, ends), takes)
 
 
-def _tokens(plan: StepPlan, before: tuple[StepPlan, Layout] | None) -> tuple[list[int], list[Take]]:
-    """The tokens of all rows, 0 for those to be taken from the step before, and where those are."""
+class Written(NamedTuple):
+    """What `pack` wrote, and the tokens that are to come from the step before."""
+
+    packed: Packed
+    takes: list[Take]
+
+
+def _tokens(plan: StepPlan, before: Packed | None, same: bool) -> tuple[list[int], list[Take]]:
+    """The tokens of all rows, 0 for those to be taken from the step before, and where those are.
+
+    `same` where both steps are of one token each of the same sequences.
+    """
     rows: dict[int, int] = {}
     if before:
-        last, layout = before
-        unknown = sum(plan.starts) == sum([len(sequence.tokens) for sequence in plan.sequences])
-        if unknown and not plan.chunks and not last.chunks and plan.sequences == last.sequences:
-            return [0] * plan.rows, [Take(0, 0, plan.rows)]  # most steps
-        rows = {s.request.id: row for s, row in zip(last.sequences, rows_in(last, layout), strict=True)}
+        last = before.plan
+        if same and all(last.samples):
+            if plan.starts[0] == len(plan.sequences[0].tokens):  # none of its results is known yet, else all are
+                return [0] * plan.rows, [Take(0, 0, plan.rows)]
+            return [sequence.tokens[-1] for sequence in plan.sequences], []
+        places = np.arange(before.layout.rows)[before.rows].tolist()
+        rows = {sequence.request.id: row for sequence, row in zip(last.sequences, places, strict=True)}
     ids: list[int] = []
     takes: list[Take] = []
     for sequence, start, count in zip(plan.sequences, plan.starts, plan.counts, strict=True):

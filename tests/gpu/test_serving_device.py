@@ -30,10 +30,11 @@ def test_a_loop_serves_what_single_sequences_get(chip: Machine, preemption: str,
     gpu = chips.gpu(chip)
     loop = Loop(MODEL, policy_of(job), look_ahead, gpu, random(MODEL, 512, gpu))
     for _ in range(2):
-        found = loop.serve(job)
+        run = loop.serve(job)
+        found = run.figures
         assert found["completed"] == len(requests)
         assert found["preemptions"]
-        assert all(fact.us > 0 and fact.idle_us > -1 for fact in loop.facts)
+        assert all(fact.us > 0 and fact.idle_us > -1 for fact in run.facts)
         assert loop.check().passed
         assert not loop.scheduler.busy
-        assert loop.attributed(job)["measured_over_predicted_decode"] > 0
+        assert run.attributed()["measured_over_predicted_decode"] > 0

@@ -36,7 +36,8 @@ def test_pages_hold_more_than_slabs_and_waste_less_than_a_page_each() -> None:
 def test_a_loop_that_was_measured_is_judged_beside_its_prediction(load: tuple[Record, ...]) -> None:
     (told,) = load
     links = {f"{prefix}{name}": told.metrics[name] for prefix in ("steps_", "host_") for name in serving_bars.WITHIN}
-    metrics = {**told.metrics, **links, "part": "load"}
+    metrics = {**told.metrics, "part": "load"}
+    told = structs.replace(told, metrics={**told.metrics, **links})
     for factor, passed in ((1.04, True), (1.3, False)):
         slower = {name: factor * float(told.metrics[name]) for name in serving_bars.WITHIN}
         measured = structs.replace(told, on="gpu", card="a card", metrics={**metrics, **slower})
@@ -54,8 +55,9 @@ def test_a_loop_that_was_measured_is_judged_beside_its_prediction(load: tuple[Re
         ("gaps", {"idle_fraction": 0.02}, False),
         ("nano", {"output_throughput": 10_001.0}, True),
         ("nano", {"output_throughput": 9_999.0}, False),
-        ("stall", {"chunk": 640, "max_itl_ms": 21.0, "long_median_ttft_ms": 200.0}, False),
-        ("stall", {"chunk": 640, "max_itl_ms": 19.0, "long_median_ttft_ms": 200.0}, True),
+        ("stall", {"budget_ms": 19.5, "max_itl_ms": 21.0, "long_median_ttft_ms": 200.0}, False),
+        ("stall", {"budget_ms": 19.5, "max_itl_ms": 19.0, "long_median_ttft_ms": 230.0}, False),
+        ("stall", {"budget_ms": 19.5, "max_itl_ms": 19.0, "long_median_ttft_ms": 200.0}, True),
     ],
 )
 def test_bars_are_held_against_what_was_measured(
@@ -63,10 +65,18 @@ def test_bars_are_held_against_what_was_measured(
 ) -> None:
     record = structs.replace(load[0], on="gpu", card="a card", metrics={"case": "it", "part": part, **metrics})
     whole = structs.replace(
-        record, metrics={**record.metrics, "case": "whole", "chunk": 0, "long_median_ttft_ms": 180.0}
+        record, metrics={**record.metrics, "case": "whole", "budget_ms": 0.0, "long_median_ttft_ms": 180.0}
     )
     records = [record, whole] if part == "stall" else [record]
     assert serving_bars.verdict(records, runner.archive()).passed is passed
+
+
+def test_the_knee_is_held_against_what_was_predicted(load: tuple[Record, ...]) -> None:
+    told = structs.replace(load[0], metrics={"case": "it", "part": "knee", "output_throughput": 1000.0})
+    for throughput, passed in ((960.0, True), (940.0, False)):
+        metrics = {**told.metrics, "output_throughput": throughput}
+        measured = structs.replace(told, on="gpu", card="a card", metrics=metrics)
+        assert serving_bars.verdict([told, measured], runner.archive()).passed is passed
 
 
 def test_a_job_of_every_part_can_be_made() -> None:

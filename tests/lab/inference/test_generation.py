@@ -10,6 +10,7 @@ import pytest
 from lab import catalog, explain, inference
 from lab.inference import LanguageModel, Settings
 from lab.inference.generation import ON
+from lab.inference.number_codec import NumberCodec
 from lab.inference.sessions import StepRunner
 from lab.problems import Attention, Model
 from sim.errors import InputError, NoDeviceError
@@ -172,6 +173,8 @@ def test_a_preset_of_random_weights_needs_no_file(monkeypatch: pytest.MonkeyPatc
     assert model.runner.config.context == 8192
     with pytest.raises(InputError, match="weights are drawn or rounded on a chip: on sim or gpu, not reference"):
         inference.load("tiny", "reference", random=True)
+    assert model.generate("in", chat=True).prompt_tokens == tuple(b"in\n")
+    monkeypatch.setattr(NumberCodec, "template", "")
     with pytest.raises(InputError, match="a chat needs a model with a chat template"):
         model.generate("in", chat=True)
 

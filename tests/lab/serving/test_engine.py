@@ -96,6 +96,22 @@ def test_steps_keep_an_itl_budget_where_a_page_of_a_prompt_allows_it(requests: l
     assert all(10.0 + f.tokens <= itl_us for f in mixed)
 
 
+def test_an_itl_budget_is_kept_by_what_steps_were_measured_to_take() -> None:
+    class Slow(Pace):
+        def plan_us(self, plan: StepPlan) -> float:
+            return 1.5 * super().plan_us(plan)
+
+    policy = Policy(max_rows=4, max_tokens=640, pages=200, max_length=2000, itl_us=700.0, prefix_caching=False)
+    executor = PredictedExecutor(Slow(), scripted(50))
+    _, facts, _ = run([Request(i, (1,) * 1900, 2) for i in range(6)], policy, executor=executor)
+    mixed = [fact for fact in facts if fact.tokens > fact.rows]
+    assert mixed[0].tokens == 640
+    assert mixed[0].us > policy.itl_us  # it was not known yet
+    learnt = [fact for fact in mixed[8:] if fact.tokens > 64]
+    assert learnt
+    assert all(fact.us <= policy.itl_us for fact in learnt)
+
+
 @given(loads())
 @settings(deadline=None)
 def test_a_journal_is_made_again_byte_for_byte(

@@ -60,6 +60,12 @@ def test_a_stream_has_a_chunk_a_token_then_usage(server: Server) -> None:
     assert len(plain) == 5
 
 
+def test_a_preset_takes_a_chat_as_its_messages_bytes(server: Server) -> None:
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
+    found = server.client.chat.completions.create(model=PRESET, messages=messages, max_completion_tokens=3)
+    assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (len("be brief\nhello\n"), 3)
+
+
 def test_a_stop_string_ends_an_answer_before_it(server: Server) -> None:
     whole = ask(server, max_tokens=20).choices[0].text
     first, second = whole.split()[1:3]

@@ -10,12 +10,16 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from lab.inference.step_input import NULL_PAGE, PAGE, Chunk, StepInput
+from lab.inference.step_input import NULL_PAGE, PAGE, Chunk, Layout, StepInput
 from lab.problems.sampling import Settings
 from lab.serving import step
-from lab.serving.request import Request
+from lab.serving.request import Request, Sequence
 from lab.serving.scheduler import Policy, Scheduler
-from lab.serving.step import StepResult, rows_in
+from lab.serving.step import Slots, StepPlan, StepResult, pack
+
+
+def rows_of(packed: Any) -> list[int]:
+    return np.arange(packed.layout.rows)[packed.rows].tolist()
 
 
 def require_chunks(data: Any, pack: Any) -> None:
@@ -25,7 +29,7 @@ def require_chunks(data: Any, pack: Any) -> None:
     for i in range(data.draw(st.integers(1, 7))):
         length = data.draw(st.sampled_from([1, 2, 63, 64, 65, 130, 200]))
         chosen = Settings(temperature=data.draw(st.sampled_from([0.0, 0.5])), seed=i)
-        scheduler.add(Request(i, tuple(range(i, i + length)), 12, chosen))
+        scheduler.add(Request(i, tuple(range(i, i + length)), data.draw(st.sampled_from([2, 12])), chosen))
     known: dict[int, int] = {}
     before = None
     blocks = {}
@@ -35,23 +39,24 @@ def require_chunks(data: Any, pack: Any) -> None:
             break
         layout = policy.buckets.of(plan.singles, plan.chunks, plan.tokens)
         block = blocks.setdefault(layout, StepInput(layout))  # what the block held before must not matter
-        takes = pack(plan, scheduler.slots, block, before)
+        packed, takes = pack(plan, scheduler.slots, block, before)
         drawn = [1000 + plan.step * 10 + row for row in range(plan.rows)]
         chunks = []
         for sequence, start, count in zip(plan.sequences, plan.starts, plan.counts, strict=True):
             tokens = [*sequence.tokens, known.get(sequence.request.id, 0)][start : start + count]
             draw = max(0, start + count - len(sequence.request.prompt))
             chunks.append(Chunk(tokens, start, sequence.pages, sequence.request.settings._replace(draw=draw)))
-        last = dict(zip(rows_in(*before), (s.request.id for s in before[0].sequences), strict=True)) if before else {}
+        last = (
+            {row: s.request.id for row, s in zip(rows_of(before), before.plan.sequences, strict=True)} if before else {}
+        )
         for take in takes:
             values = [known[last[row]] for row in range(take.row, take.row + take.number)]
             block.fields["tokens"][take.at : take.at + take.number] = values
         assert np.array_equal(block.block, StepInput(layout).fill(chunks).block)
         padding = block.fields["slots"][plan.tokens :]
         assert (padding // PAGE == NULL_PAGE).all()
-        rows = rows_in(plan, layout)
-        assert not block.fields["block_table"][sorted({*range(layout.rows)} - {*rows})].any()
-        before = plan, layout
+        assert not block.fields["block_table"][sorted({*range(layout.rows)} - {*rows_of(packed)})].any()
+        before = packed
         known = {s.request.id: token for s, token in zip(plan.sequences, drawn, strict=True)}
         waiting = data.draw(st.booleans())
         if not waiting or len(scheduler.in_flight) == 2:
@@ -66,11 +71,24 @@ def test_packed_plans_are_the_chunks_they_consist_of(data: Any) -> None:
     require_chunks(data, step.pack)
 
 
+def test_a_prompt_that_goes_on_token_by_token_takes_none_that_was_sampled() -> None:
+    slots, sequence, layout = Slots(1, 2), Sequence(Request(0, (7, 8, 9), 2)), Layout(1, 1, 2)
+    slots.seat(sequence)
+    before = None
+    for start, token in enumerate(sequence.request.prompt):
+        plan = StepPlan(start, [sequence], [start], [1], [start == 2], tokens=1, singles=1)
+        block = StepInput(layout)
+        before, takes = pack(plan, slots, block, before)
+        assert block.fields["tokens"].tolist() == [token]
+        assert takes == []
+
+
 MUTANTS = {
     "padding in the last page": ("NULL_PAGE * PAGE + np.arange(layout.tokens - tokens, dtype=np.int32) % PAGE", "-1"),
     "block not cleared": ("    into.block[:] = 0\n", ""),
-    "positions from the chunk's start": ("np.repeat(ends - 1 - last, counts)", "np.repeat(-last, counts)"),
+    "positions from the chunk's start": ("np.repeat(starts + counts - 1 - last, counts)", "np.repeat(-last, counts)"),
     "tokens of another row": ("[Take(0, 0, plan.rows)]", "[Take(0, 1, plan.rows - 1)]"),
+    "the slots of other sequences": (" and plan.sequences == before.plan.sequences", ""),
     "the draw before": ("np.maximum(ends - slots.prompts[seats], 0)", "np.maximum(starts - slots.prompts[seats], 0)"),
 }
 
