@@ -104,10 +104,8 @@ def _of_steps(facts: Sequence[StepFacts], page_tokens: int, kv_bytes_per_token: 
     """What the loop itself did."""
     host = np.asarray([f.host_us for f in facts])
     room = sum(f.table_pages for f in facts) * page_tokens
-    busy, idle = (
-        sum(f.us for f in facts),
-        sum(f.idle_us for f in facts[1:]),
-    )  # what was before the first is not its run's
+    busy = sum(f.us for f in facts)
+    idle = sum(f.idle_us for f in facts[1:])  # what was before the first is not its run's
     return {
         "steps": len(facts),
         "kv_bytes": sum(f.kv_tokens for f in facts) * kv_bytes_per_token,
