@@ -24,14 +24,14 @@ class Guess(NamedTuple):
     launches: tuple[Launch, ...]
 
 
-def choose(problem: Problem, machine: Machine) -> tuple[Kernel, Any, tuple[Launch, ...]]:
-    """The kernel, schedule and launches for a problem on a machine.
+def choose(problem: Problem, machine: Machine, chain: bool = False) -> tuple[Kernel, Any, tuple[Launch, ...]]:
+    """The kernel, schedule and launches for a problem on a machine, alone or in a `chain` of launches that overlap.
 
     They are the tuned table's; where it has none that still runs, those of the smallest predicted time among the best
     guesses of all kernels that are not outgrown. Raises InputError, with each kernel's reason, where none takes the
     problem.
     """
-    found = tuned.lookup(problem, machine)
+    found = tuned.lookup(problem, machine, chain)
     if found:
         with suppress(InputError, ScheduleError):  # the kernel has changed since
             kernel = catalog.get(found[0])

@@ -1,8 +1,9 @@
 """What searches on real cards found: the best kernel and schedule of each problem class, in the committed tuned.jsonl.
 
 A class is a machine and what problems share that one search serves (`Problem.tuned_class`), such as a linear layer with
-m rounded up to a power of two: tuned at m = 512, an entry serves m = 257 to 512. One JSON object a line, sorted, one
-line a class.
+m rounded up to a power of two: tuned at m = 512, an entry serves m = 257 to 512. It has another entry for
+a chain, whose launches overlap: what is fastest alone may not be so beside the next layer. One JSON object a line,
+sorted.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,12 +21,16 @@ from sim.machine import Machine
 
 TABLE = Path(__file__).with_name("tuned.jsonl")
 SEARCH, FINAL = "search", "final"  # stages of a search, as its records name them
+CHAIN = "chain"  # the clock of dependent launches
 
 Value = int | str
 
 
-class TunedClass(msgspec.Struct, frozen=True):
-    """The winner of one class, its median microseconds, and the run, commit and card of the records that chose it."""
+class TunedClass(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The winner of one class, its median microseconds, and the run, commit and card of the records that chose it.
+
+    `chain` where it was timed among dependent launches, by the clock of that name.
+    """
 
     machine: str
     problem_class: dict[str, Value] = msgspec.field(name="class")
@@ -35,30 +40,46 @@ class TunedClass(msgspec.Struct, frozen=True):
     run: str
     commit: str
     card: str
+    chain: bool = False
 
     @property
     def key(self) -> str:
-        """What no two entries share, and what they are sorted by: machine, formats and options, then extents."""
+        """What no two entries share, and what they are sorted by: machine, formats and options, extents, chain."""
         extents = {name: value for name, value in self.problem_class.items() if isinstance(value, int)}
         words = [f"{name}={value}" for name, value in self.problem_class.items() if name not in extents]
-        return " ".join([self.machine, *words, *(f"{name}={value:010}" for name, value in extents.items())])
+        last = ["chain"] if self.chain else []
+        return " ".join([self.machine, *words, *(f"{name}={value:010}" for name, value in extents.items()), *last])
 
 
-def lookup(problem: Problem, machine: Machine) -> tuple[str, dict[str, Value]] | None:
-    """(kernel name, schedule fields) of the problem's class on a machine, or None; raises InputError as `load` does."""
-    entry = _entries(TABLE).get(_key(problem.tuned_class(), machine))
+def lookup(problem: Problem, machine: Machine, chain: bool = False) -> tuple[str, dict[str, Value]] | None:
+    """(kernel name, schedule fields) of the problem's class on a machine, or None; raises InputError as `load` does.
+
+    Where a chain has no entry of its own, or only a chain has one, the other serves.
+    """
+    entry = _entry(problem.tuned_class(), machine, chain) or _entry(problem.tuned_class(), machine, not chain)
     return (entry.kernel, entry.schedule) if entry else None
 
 
-def incumbents(problem: Problem, machine: Machine) -> list[tuple[str, dict[str, Value]]]:
-    """As `lookup`, what a search is to race along: the class's own entry, and wider classes' that took less time.
+def is_tuned(problem: Problem, machine: Machine, chain: bool = False) -> bool:
+    """Whether the problem's class has an entry of just this kind."""
+    return _entry(problem.tuned_class(), machine, chain) is not None
 
-    A race it must be: a kernel may take longer for fewer rows, where its boxes reach beyond them.
+
+def incumbents(problem: Problem, machine: Machine, chain: bool = False) -> list[tuple[str, dict[str, Value]]]:
+    """As `lookup`, what a search is to race along, each once.
+
+    Both entries of the class, wider classes' that took less time, and those of other matrices for as many rows. A race
+    it must be: a kernel may take longer for fewer rows, where its boxes reach beyond them.
     """
     classes = [problem.tuned_class(), *problem.wider_classes()]
-    own, *wider = [_entries(TABLE).get(_key(one, machine)) for one in classes]
-    faster = [entry for entry in wider if entry and own and entry.us < own.us]
-    return [(entry.kernel, entry.schedule) for entry in ([own] if own else []) + faster]
+    own, *wider = [_entry(one, machine, chain) for one in classes]
+    found = [own, _entry(classes[0], machine, not chain), *(e for e in wider if e and own and e.us < own.us)]
+    alike = _but_matrix(classes[0])
+    found += [
+        e for e in _entries(TABLE).values() if e.machine == machine.name and _but_matrix(e.problem_class) == alike
+    ]
+    unique = {msgspec.json.encode((e.kernel, e.schedule)): (e.kernel, e.schedule) for e in found if e}
+    return list(unique.values())
 
 
 def winner(records: Sequence[Record], problem: Problem) -> TunedClass | None:
@@ -76,6 +97,7 @@ def winner(records: Sequence[Record], problem: Problem) -> TunedClass | None:
         run=best.run,
         commit=best.commit,
         card=best.card or "",
+        chain=best.clock == CHAIN,
     )
 
 
@@ -113,6 +135,10 @@ def _entries(path: Path) -> dict[str, TunedClass]:
     return {entry.key: entry for entry in load(path)}
 
 
-def _key(problem_class: dict[str, Any], machine: Machine) -> str:
+def _but_matrix(problem_class: dict[str, Value]) -> dict[str, Value]:
+    return {name: value for name, value in problem_class.items() if name not in ("n", "k")}
+
+
+def _entry(problem_class: dict[str, Any], machine: Machine, chain: bool) -> TunedClass | None:
     blank: dict[str, Any] = {"kernel": "", "schedule": {}, "us": 0.0, "run": "", "commit": "", "card": ""}
-    return TunedClass(machine=machine.name, problem_class=problem_class, **blank).key
+    return _entries(TABLE).get(TunedClass(machine=machine.name, problem_class=problem_class, **blank, chain=chain).key)

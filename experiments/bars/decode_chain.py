@@ -56,7 +56,7 @@ def measure(options: Options, backend: Backend) -> Iterator[Record]:
     how = {"rounds": options.rounds, "experiment": "decode_chain"}
     jobs = []
     for problem in options.problems:
-        chosen = chosen_job(problem, backend.machine, facts, **how)
+        chosen = chosen_job(problem, backend.machine, facts, chain=True, **how)
         jobs.append(chosen)
         if backend.on == "gpu":
             others = _overlapping(problem, backend.machine, options.tried)

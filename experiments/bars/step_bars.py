@@ -65,7 +65,7 @@ class Options:
     """`part` names the steps, of several parts joined by +; `peers` times PyTorch's too.
 
     `model` is what part=generate speaks with, if not SmolLM2. `tune` first looks for the best schedules of the steps'
-    largest matrices. What has not begun after `seconds` is skipped.
+    matrices. What has not begun after `seconds` is skipped.
     """
 
     part: str = "decode"

@@ -23,6 +23,7 @@ from experiments.cli import (
     explain,
     fit,
     generate,
+    journal,
     list_,
     report,
     run,
@@ -106,6 +107,7 @@ app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
 app.command("emulate")(emulate.emulate)
 app.command("serve")(serve.serve)
+app.command("journal")(journal.journal)
 app.command("env")(env.env)
 
 

@@ -11,17 +11,27 @@ from experiments.cli.output import conclude, emit, number, say, spread, table
 from experiments.cli.waiting import working
 from sim.errors import InputError
 
-CLOCKS = ("cold", "graph")
+CLOCKS = ("cold", "graph", "chain")
 
 Sweep = Annotated[bool, typer.Option("--sweep", help="Also time every candidate schedule of the kernel.")]
 Tune = Annotated[
-    bool, typer.Option("--tune", help="Search all candidates, and keep the winner in lab/tuned.jsonl for lab.linear.")
+    bool,
+    typer.Option(
+        "--tune",
+        help="Search all candidates, and keep the winner in lab/tuned.jsonl for lab.linear; lists and ranges make "
+        "several problems.",
+    ),
+]
+Most = Annotated[
+    int | None,
+    typer.Option(min=1, help="With --tune, of each kernel only so many candidates: those predicted to be the fastest."),
 ]
 Clocks = Annotated[
     str,
     typer.Option(
         metavar="CLOCK,...",
-        help="cold: L2 flushed before each; graph: inside a CUDA graph. Both by default, cold to tune.",
+        help="cold: L2 flushed before each; graph: inside a CUDA graph; chain: so that dependent launches overlap, for "
+        "the layers of a step. Cold and graph by default, cold to tune.",
     ),
 ]
 Peers = Annotated[
@@ -37,6 +47,7 @@ def bench(
     schedule: Schedule = "",
     sweep: Sweep = False,
     tune: Tune = False,
+    most: Most = None,
     clocks: Clocks = "",
     peers: Peers = True,
     rounds: Rounds = 30,
@@ -51,27 +62,31 @@ def bench(
     from experiments.cli import checking
     from experiments.running import backends, on_device
     from experiments.running.jobs import Job, Search
+    from lab.catalog import names
     from lab.choice import schedule_words
     from lab.kernel import schedule_fields
     from lab.record import append, folder, provenance
 
-    chosen = tuple(clocks.split(",")) if clocks else CLOCKS[:1] if tune else CLOCKS
+    chosen = tuple(clocks.split(",")) if clocks else CLOCKS[:1] if tune else CLOCKS[:2]
     if unknown := set(chosen) - set(CLOCKS):
         raise InputError(f"unknown clock {sorted(unknown)[0]!r}; clocks: {', '.join(CLOCKS)}")
     if tune and (len(chosen) > 1 or sweep or schedule):
         raise InputError("--tune tries every schedule by one clock; no --schedule, no --sweep, no second clock")
-    subject = checking.benched_on(backends.real_machine(), kernel, words or [], schedule)
-    problem = subject.problem.as_dict()
+    if most and not tune:
+        raise InputError("--most is of a search: it goes with --tune")
     if tune:
-        name = subject.kernel.name if kernel == subject.kernel.name else ""
-        search = Search(problem=problem, kernel=name, clock=chosen[0], rounds=rounds, experiment="bench")
-        found = backends.tune([search], provenance(), deadline, deadline)
+        problems = [one.as_dict() for one in checking.tuned_on(backends.real_machine(), kernel, words or [])]
+        how: Any = {"kernel": kernel if kernel in names() else "", "most": most, "clock": chosen[0], "peers": peers}
+        searches = [Search(problem=one, **how, rounds=rounds, experiment="bench") for one in problems]
+        found = backends.tune(searches, provenance(), deadline, deadline)
     else:
+        subject = checking.benched_on(backends.real_machine(), kernel, words or [], schedule)
+        problems = [subject.problem.as_dict()]
         if not sweep:  # which leaves out what does not compile
             checking.compiled(subject)
         job = Job(
             kernel=subject.kernel.name,
-            problem=problem,
+            problem=problems[0],
             schedules=(schedule_words(schedule_fields(subject.schedule)),),
             sweep=sweep,
             peers=peers,
@@ -87,7 +102,7 @@ def bench(
                 append(one, folder() / "bench.jsonl")
             records.append(one)
             now(f"{len(records)} results so far")
-    emit({"kernel": kernel, "problem": problem, "records": records}, as_json, lambda d: _render(d, record))
+    emit({"kernel": kernel, "problems": problems, "records": records}, as_json, lambda d: _render(d, record))
     return 0 if _right(records) else 1
 
 
@@ -115,13 +130,23 @@ def _say_ranking(swept: Sequence[Any]) -> None:
 
 
 def _render(document: dict[str, Any], kept: bool) -> None:
+    records = [r for r in document["records"] if r.tried is None]
+    for problem in document["problems"]:
+        _render_one(document["kernel"], problem, [r for r in records if r.problem == problem])
+    if records:
+        say(f"measured on {records[0].source}")
+    if kept and records:
+        say(f"kept as run {records[0].run}: lab compare BEFORE {records[0].run}")
+    conclude(_right(records), f"{len(records)} results checked")
+
+
+def _render_one(kernel: str, problem: dict[str, Any], records: Sequence[Any]) -> None:
     from experiments.lookup import best_peer, question_of
     from experiments.words import spell
     from lab.explain import explain
     from sim.machine import MACHINES
 
-    records = [r for r in document["records"] if r.tried is None]
-    say(f"{document['kernel']}: {spell(document['problem'])}")
+    say(f"{kernel}: {spell(problem)}")
     rows = []
     for r in sorted(records, key=lambda r: (r.clock or "", r.us or float("inf"))):
         peer = best_peer(records, r)
@@ -143,8 +168,3 @@ def _render(document: dict[str, Any], kept: bool) -> None:
     table(headings, rows, numbers_from=3)
     for clock in CLOCKS:
         _say_ranking([r for r in records if r.clock == clock and r.us and r.predicted_us])
-    if records:
-        say(f"measured on {records[0].source}")
-    if kept and records:
-        say(f"kept as run {records[0].run}: lab compare BEFORE {records[0].run}")
-    conclude(_right(records), f"{len(records)} results checked")

@@ -12,18 +12,7 @@ import typer
 from experiments.cli.options import Json, On, Where
 from experiments.cli.options import Machine as MachineName
 from experiments.cli.output import emit, number, say, table
-from experiments.cli.serving import (
-    HostPages,
-    ItlBudget,
-    Length,
-    MaxBatchedTokens,
-    MaxNumSeqs,
-    Model,
-    Pages,
-    Preemption,
-    Prefixes,
-    policy,
-)
+from experiments.cli.serving import LoopOptions, Model, with_loop
 from experiments.cli.waiting import working
 from sim.errors import InputError
 
@@ -52,13 +41,13 @@ BaseUrl = Annotated[
     str,
     typer.Option(metavar="URL", help="Send it to a server with OpenAI's interface, which serves that model."),
 ]
-JournalFile = Annotated[str, typer.Option("--journal", metavar="FILE", help="Write every decision to a file.")]
 
 DEADLINE_S = 600.0  # of a run on a GPU
 FEWEST_TOKENS = 256  # of the vocabularies of servers: prompts are of these
 SHOWN = ("ttft", "tpot", "itl", "max_itl", "e2el")
 
 
+@with_loop
 def bench_serve(
     model: Model = "llama-3-8b",
     dataset_name: Dataset = "random",
@@ -74,18 +63,10 @@ def bench_serve(
     goodput: Goodput = None,
     metric_percentiles: Percentiles = "50,90,99",
     seed: Seed = 0,
-    max_num_seqs: MaxNumSeqs = 256,
-    max_num_batched_tokens: MaxBatchedTokens = 2048,
-    itl_budget_ms: ItlBudget = 0.0,
-    max_model_len: Length = 8192,
-    num_gpu_blocks: Pages = 0,
-    num_cpu_blocks: HostPages = 0,
-    enable_prefix_caching: Prefixes = True,
-    preemption: Preemption = "recompute",
+    loop: LoopOptions = LoopOptions(),  # noqa: B008 (it is frozen)
     static: Static = False,
     save_result: Save = False,
     result_filename: Result = "",
-    journal: JournalFile = "",
     base_url: BaseUrl = "",
     on: On = Where.SIM,
     machine: MachineName = "h200",
@@ -96,6 +77,8 @@ def bench_serve(
     On the simulated chip nothing is computed: time is virtual and tokens are made up, answers have the length asked
     for. On a GPU weights are random. Output has the keys that vllm bench serve writes, and more.
     """
+    from dataclasses import asdict
+
     from experiments.running import backends
     from experiments.running.jobs import ServeJob
     from experiments.running.serving import predicted
@@ -106,10 +89,10 @@ def bench_serve(
     from sim.machine import machine as machine_named
 
     limits, asked = goodput_of(goodput or ()), _percentiles(metric_percentiles)
-    if (journal and base_url) or (on is Where.GPU and (journal or save_result)):
+    if (loop.journal and base_url) or (on is Where.GPU and (loop.journal or save_result)):
         raise InputError("a journal is written of predicted loops, all times of them and of servers")
     chip = backends.real_machine() if on is Where.GPU else machine_named(machine)
-    lengths = (input_len, output_len, range_ratio, prefix_len, max_model_len)
+    lengths = (input_len, output_len, range_ratio, prefix_len, loop.max_model_len)
     workload = Workload(dataset_name, num_prompts, request_rate, burstiness, *lengths, seed, dataset_path)
     every: dict[str, list[Any]] = {}
     rules: dict[str, Any] | None = None
@@ -118,9 +101,8 @@ def bench_serve(
             sequences = _load()(base_url, model, workload.requests(FEWEST_TOKENS), max_concurrency)
             found, every = summarise(sequences, (), 1, 0, limits, asked), per_request(sequences)
         else:
-            chosen, caching = model_named(model), (enable_prefix_caching, preemption, not static)
-            sizes = (max_num_seqs, max_num_batched_tokens, itl_budget_ms, max_model_len, num_gpu_blocks, num_cpu_blocks)
-            rules = policy(chosen, chip, *sizes, *caching)
+            chosen = model_named(model)
+            rules = asdict(loop.policy(chosen, chip, continuous=not static))
             job = ServeJob(
                 problem=chosen.as_dict(),
                 requests=tuple((r.arrival_us, len(r.prompt), r.max_tokens) for r in workload.requests(2)),
@@ -136,7 +118,7 @@ def bench_serve(
                 records = backends.GpuBackend(chip, "bench_serve", provenance()).served([job], DEADLINE_S)
                 found = next(dict(r.metrics) for r in records if r.on == "gpu")
             else:
-                with Path(journal).open("wb") if journal else nullcontext() as file:
+                with Path(loop.journal).open("wb") if loop.journal else nullcontext() as file:
                     found = dict(predicted(job, chip, file=file, every=every))
     document = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

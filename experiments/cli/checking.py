@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from experiments.asked import problem_for
+from experiments.asked import kernel_named, problem_for, questions
 from experiments.running import on_device
 from experiments.running.jobs import Job
 from experiments.running.simulation import require_room, simulate
@@ -58,6 +58,19 @@ def benched_on(machine: Machine, name: str, words: Sequence[str], schedule: str)
     require_room(problem, machine)
     kernel, chosen, _ = choose(problem, machine)
     return Subject(kernel, problem, parse_schedule(kernel, schedule, problem, machine) if schedule else chosen, machine)
+
+
+def tuned_on(machine: Machine, name: str, words: Sequence[str]) -> list[Any]:
+    """The problems of a kernel or of a kind that the words describe, lists and ranges among them several.
+
+    Raises InputError for what this machine cannot run or hold.
+    """
+    kernel, found = kernel_named(name), questions(name, words)
+    for problem in found:
+        require_room(problem, machine)
+        if kernel:
+            kernel.require_arch(problem, machine)
+    return found
 
 
 def compiled(subject: Subject) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import socket
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,17 +13,7 @@ import typer
 from experiments.cli.options import Json, On, Where
 from experiments.cli.options import Machine as MachineName
 from experiments.cli.output import emit, say
-from experiments.cli.serving import (
-    HostPages,
-    ItlBudget,
-    Length,
-    MaxBatchedTokens,
-    MaxNumSeqs,
-    Pages,
-    Preemption,
-    Prefixes,
-    policy,
-)
+from experiments.cli.serving import LoopOptions, with_loop
 from sim.errors import EnvironmentFailure, InputError
 
 SIMULATED_PAGES = 256  # of a checkpoint on the simulated chip, whose memory is this computer's
@@ -50,9 +41,9 @@ PaceOf = Annotated[
 ]
 Name = Annotated[str, typer.Option("--served-model-name", help="What clients call the model; its own name by default.")]
 Queue = Annotated[int, typer.Option(min=1, help="The most requests under way; more are refused with 429.")]
-JournalFile = Annotated[str, typer.Option("--journal", metavar="FILE", help="Write every decision to a file.")]
 
 
+@with_loop
 def serve(
     model: Model = "",
     host: Host = "127.0.0.1",
@@ -60,15 +51,7 @@ def serve(
     pace: PaceOf = Pace.REAL,
     served_model_name: Name = "",
     max_waiting: Queue = 1024,
-    max_num_seqs: MaxNumSeqs = 64,
-    max_num_batched_tokens: MaxBatchedTokens = 2048,
-    itl_budget_ms: ItlBudget = 0.0,
-    max_model_len: Length = 8192,
-    num_gpu_blocks: Pages = 0,
-    num_cpu_blocks: HostPages = 0,
-    enable_prefix_caching: Prefixes = True,
-    preemption: Preemption = "recompute",
-    journal: JournalFile = "",
+    loop: LoopOptions = LoopOptions(max_num_seqs=64),  # noqa: B008 (it is frozen)
     on: On = Where.SIM,
     machine: MachineName = "h200",
     as_json: Json = False,
@@ -90,36 +73,35 @@ def serve(
     from lab.inference.download import default_weights
     from lab.problems import MODELS
     from lab.serving.journal import Journal
-    from lab.serving.models import of_checkpoint, of_preset
-    from lab.serving.scheduler import Policy
+    from lab.serving.models import load, of_checkpoint, of_preset
+    from lab.serving.times import StepTimes
     from sim.machine import machine as machine_named
 
     card = backends.real_machine() if on is Where.GPU else machine_named(machine)
     preset = MODELS.get(model)
     if preset and on is Where.GPU:
         raise InputError(f"{model} is a preset without weights; on a GPU name a file")
-    sizes = (max_num_seqs, max_num_batched_tokens, itl_budget_ms, max_model_len)
-    pages = num_gpu_blocks or (0 if preset else SIMULATED_PAGES if on is Where.SIM else 0)
-    rules = Policy(
-        **policy(
-            preset or MODELS["smollm2-135m"], card, *sizes, pages, num_cpu_blocks, enable_prefix_caching, preemption
-        )
-    )
     listening = _listen(host, port)
     path = Path(model) if model else default_weights()
-    with Path(journal).open("wb") if journal else nullcontext() as file:
-        lines = Journal(file, rules) if file else None
+    loaded = None
+    if not preset:
+        loaded = load(path, gpu(card) if on is Where.GPU else simulated(card))
+        if on is Where.SIM and not loop.num_gpu_blocks:
+            loop = replace(loop, num_gpu_blocks=SIMULATED_PAGES)
+    sizes = preset or loaded.model
+    rules = loop.policy(sizes, card, context=loaded.checkpoint.config.context if loaded else 0)
+    with Path(loop.journal).open("wb") if loop.journal else nullcontext() as file:
+        lines = Journal(file, rules, StepTimes(sizes, card, rules.buckets)) if file else None
         service: Any = None
 
         def hear(facts: Any, emitted: Any) -> None:
             service.hear(facts, emitted)
 
         real = pace is Pace.REAL
-        if preset:
-            served = of_preset(preset, card, rules, hear, real, lines)
+        if loaded:
+            served = of_checkpoint(loaded, rules, hear, real, lines)
         else:
-            chip = gpu(card) if on is Where.GPU else simulated(card)
-            served = of_checkpoint(path, chip, rules, hear, real, lines)
+            served = of_preset(preset, card, rules, hear, real, lines)
         gauges = Gauges(served.engine.scheduler)
 
         def died() -> None:

@@ -1,5 +1,9 @@
 """Options of a serving loop that verbs share, under vLLM's names."""
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
 from typing import Annotated, Any
 
 import typer
@@ -16,37 +20,60 @@ Pages = Annotated[int, typer.Option(min=0, help="Pages of 64 tokens; 0: as many 
 HostPages = Annotated[int, typer.Option(min=0, help="Pages of the host, which preempted sequences may go to.")]
 Prefixes = Annotated[bool, typer.Option(help="Share full pages of equal prefixes.")]
 Preemption = Annotated[str, typer.Option(help="recompute, swap, or cheaper: whichever is predicted to be.")]
+JournalFile = Annotated[str, typer.Option("--journal", metavar="FILE", help="Write every decision to a file.")]
 
 
-def policy(
-    model: Any,
-    machine: Any,
-    max_num_seqs: int,
-    max_num_batched_tokens: int,
-    itl_budget_ms: float,
-    max_model_len: int,
-    num_gpu_blocks: int,
-    num_cpu_blocks: int,
-    enable_prefix_caching: bool,
-    preemption: str,
-    continuous: bool = True,
-) -> dict[str, Any]:
-    """The fields of a `Policy` that these options ask for; raises InputError for what cannot be."""
-    from dataclasses import asdict
+@dataclass(frozen=True)
+class LoopOptions:
+    """What a loop may do, and where its decisions are written."""
 
-    from lab.serving.scheduler import Policy
-    from lab.serving.simulated import pages_within
+    max_num_seqs: MaxNumSeqs = 256
+    max_num_batched_tokens: MaxBatchedTokens = 2048
+    itl_budget_ms: ItlBudget = 0.0
+    max_model_len: Length = 8192
+    num_gpu_blocks: Pages = 0
+    num_cpu_blocks: HostPages = 0
+    enable_prefix_caching: Prefixes = True
+    preemption: Preemption = "recompute"
+    journal: JournalFile = ""
 
-    return asdict(
-        Policy(
-            max_rows=max_num_seqs,
-            max_tokens=max_num_batched_tokens,
-            itl_us=1e3 * itl_budget_ms,
-            pages=num_gpu_blocks or pages_within(model, machine),
-            host_pages=num_cpu_blocks or 1,
-            max_length=max_model_len,
-            prefix_caching=enable_prefix_caching,
+    def policy(self, model: Any, machine: Any, continuous: bool = True, context: int = 0) -> Any:
+        """The `Policy` of a model on a machine, whose pages are as many as fit where their number is not told.
+
+        Where `context` is above 0 no sequence is longer. Raises InputError for what cannot be.
+        """
+        from lab.serving.scheduler import Policy
+        from lab.serving.simulated import pages_within
+
+        return Policy(
+            max_rows=self.max_num_seqs,
+            max_tokens=self.max_num_batched_tokens,
+            itl_us=1e3 * self.itl_budget_ms,
+            pages=self.num_gpu_blocks or pages_within(model, machine),
+            host_pages=self.num_cpu_blocks or 1,
+            max_length=min(self.max_model_len, context or self.max_model_len),
+            prefix_caching=self.enable_prefix_caching,
             continuous=continuous,
-            preemption=preemption,
+            preemption=self.preemption,
         )
-    )
+
+
+def with_loop(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """A verb with `LoopOptions`' fields for options in the place of its parameter `loop`, whose defaults they have."""
+    signature, names = inspect.signature(verb), [field.name for field in fields(LoopOptions)]
+    parameters: list[inspect.Parameter] = []
+    for one in signature.parameters.values():
+        if one.name != "loop":
+            parameters.append(one)
+            continue
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        for field in fields(LoopOptions):
+            default = getattr(one.default, field.name)
+            parameters.append(inspect.Parameter(field.name, kind, default=default, annotation=field.type))
+
+    @wraps(verb)
+    def flat(**given: Any) -> Any:
+        return verb(loop=LoopOptions(**{name: given.pop(name) for name in names}), **given)
+
+    flat.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return flat

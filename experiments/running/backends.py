@@ -321,7 +321,7 @@ def _settled(records: Iterable[Record]) -> Iterator[Record]:
 
 
 def _with_incumbents(search: Search, machine: Machine) -> Search:
-    held = tuned.incumbents(problem_of(search.problem), machine)
+    held = tuned.incumbents(problem_of(search.problem), machine, chain=search.clock == tuned.CHAIN)
     return structs.replace(search, incumbents=tuple((name, schedule_words(fields)) for name, fields in held))
 
 

@@ -35,8 +35,8 @@ def in_format(name: str, shape: Linear) -> Linear:
     return replace(shape, **FORMATS[name])
 
 
-def chosen_job(problem: Problem, target: Machine, facts: Mapping[str, Value], **how: Any) -> Job:
-    """A job for the kernel and schedule that the lab chooses for a problem."""
-    kernel, schedule, _ = choose(problem, target)
+def chosen_job(problem: Problem, target: Machine, facts: Mapping[str, Value], chain: bool = False, **how: Any) -> Job:
+    """A job for the kernel and schedule that the lab chooses for a problem, alone or in a chain."""
+    kernel, schedule, _ = choose(problem, target, chain)
     words = schedule_words(schedule_fields(schedule))
     return Job(kernel=kernel.name, problem=problem.as_dict(), schedules=(words,), facts=dict(facts), **how)

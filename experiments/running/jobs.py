@@ -42,13 +42,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 class Search(msgspec.Struct, frozen=True, kw_only=True):
     """A problem whose best schedule is sought among one kernel's candidates or, where it names none, all contenders.
 
-    `most` makes it brief (`lab.choice.contenders`). With `reads` the peers do not race the finalists but, beside what
+    `most` makes it brief (`lab.choice.contenders`). `peers` race the finalists; with `reads` not these but, beside what
     only moves as many bytes, the winner, once more.
     """
 
     problem: dict[str, Any]
     kernel: str = ""
     most: int | None = None
+    peers: bool = True
     incumbents: tuple[tuple[str, str], ...] = ()  # kernels and schedule words that race along
     clock: str = "cold"
     plain: bool = False

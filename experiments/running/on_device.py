@@ -78,7 +78,7 @@ def search(argument: Any) -> Iterator[Record]:
                 kernel.launches(problem, schedule, arena.machine)
                 found.append((kernel, schedule))
         entries = [Candidate(*pair, job.plain) for pair in dict.fromkeys(found)]
-        clock, peers = Clock(job.clock), _peers(problem)
+        clock, peers = Clock(job.clock), _peers(problem) if job.peers else {}
         facts = {**job.facts, "plain": True} if job.plain else job.facts
         records = gpu_search(arena, entries, {} if job.reads else peers, clock, job.rounds)
         yield from (msgspec.structs.replace(record, metrics={**facts, **record.metrics}) for record in records)

@@ -15,6 +15,7 @@ from lab.serving.request import Request
 from lab.serving.request import Sequence as Served
 from lab.serving.scheduler import Policy, Scheduler
 from lab.serving.simulated import Overheads, simulated
+from lab.serving.times import StepTimes
 from sim.machine import Machine
 
 
@@ -52,7 +53,7 @@ def predicted(
     Its journal goes to `file`; `every` is given each request's times in seconds, as vLLM names them.
     """
     steps, model, policy = Steps(), model_of(job), policy_of(job)
-    journal = Journal(file, policy) if file else None
+    journal = Journal(file, policy, StepTimes(model, machine, policy.buckets)) if file else None
     loop = simulated(model, machine, policy, steps, overheads, pace, look_ahead=job.look_ahead, journal=journal)
     sequences = serve(loop, asked(job), job.max_concurrency)
     if every is not None:

@@ -24,7 +24,7 @@ from lab.record import Checked, Record, Value
 from lab.serving.clock import WallClock
 from lab.serving.engine import Engine, HostCost, StepFacts, serve
 from lab.serving.executor import Timeline
-from lab.serving.journal import Decision, Journal, decoded
+from lab.serving.journal import Journal, decisions, decoded
 from lab.serving.metrics import Steps
 from lab.serving.on_chip import ChipExecutor, MarkStopwatch, PredictedStopwatch
 from lab.serving.request import Request, Sequence
@@ -38,12 +38,13 @@ LOOKED_AT = 8  # tokens that are computed once more, each sequence by itself
 
 
 def serve_jobs(argument: Any) -> Iterator[Record]:
-    """Each job served on this GPU, and by predicted times on the same arrivals."""
+    """Each job served on this GPU, and then all by predicted times on the same arrivals."""
     from lab.gpu import device
     from lab.gpu.bench import shared_fields
     from lab.inference.chip import gpu
 
     chip, loop = gpu(device.machine()), None
+    simulated: list[tuple[ServeJob, dict[str, Any]]] = []
     for job in in_time(argument, ServeJob):
         if isinstance(job, Record):
             yield job
@@ -57,8 +58,10 @@ def serve_jobs(argument: Any) -> Iterator[Record]:
         if job.attribute:
             facts |= loop.attributed(job)
         yield Record(**shared, check=loop.check(), metrics=facts)
-        simulated = {**shared, "on": "sim", "card": None, "driver": None}
-        yield Record(**simulated, metrics={**job.facts, **predicted(job, chip.machine)})
+        if not any(job == told for told, _ in simulated):
+            simulated.append((job, {**shared, "on": "sim", "card": None, "driver": None}))
+    for job, shared in simulated:  # the GPU is needed no longer
+        yield Record(**shared, metrics={**job.facts, **predicted(job, chip.machine)})
 
 
 class Loop:
@@ -93,7 +96,7 @@ class Loop:
         self.steps.facts.clear()
         self.scheduler.preemptions = self.scheduler.hits = 0
         self.lines = BytesIO()
-        engine.journal = Journal(self.lines, self._what[1]) if job.attribute else None
+        engine.journal = Journal(self.lines, self._what[1], self.times) if job.attribute else None
         requests, start = asked(job, salt), engine.clock.now_us
         requests = [structs.replace(r, arrival_us=r.arrival_us + start) for r in requests]
         gc.collect()
@@ -114,12 +117,11 @@ class Loop:
         Figures that begin with `steps_` take each bucket's measured times for predicted ones, those with `host_` the
         measured work of the host and the gaps between graphs too.
         """
-        lines = [decoded(line) for line in self.lines.getvalue().splitlines()]
-        decisions = [line for line in lines if isinstance(line, Decision)]
+        made = list(decisions(map(decoded, self.lines.getvalue().splitlines())))
         facts, keys = self.facts, ScaledTimes(self.times, {}, 1.0)
         buckets: dict[Layout, list[float]] = defaultdict(list)
         kinds: dict[str, list[float]] = defaultdict(list)
-        for decision, fact in zip(decisions, facts, strict=True):
+        for decision, fact in zip(made, facts, strict=True):
             if fact.rows:
                 ratio = fact.us / self.times.rows_us(decision.starts, decision.counts)
                 singles = sum(count == 1 for count in decision.counts)

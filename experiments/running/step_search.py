@@ -1,6 +1,6 @@
 """The search for the schedules of a step's matrices, in their places: what a launch takes among those around it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -10,11 +10,11 @@ import numpy as np
 from experiments.running.jobs import StepJob, problem_of
 from experiments.running.on_device import in_time
 from experiments.running.steps_on_device import PEER_CLOSE, Arena
-from lab import tuned
-from lab.choice import contenders
+from lab import catalog, tuned
+from lab.choice import contenders, schedule_words
 from lab.execute import Plan, capture
 from lab.inference.step import parts_of
-from lab.kernel import schedule_fields
+from lab.kernel import parse_schedule, schedule_fields
 from lab.problems import Linear, Model
 from lab.record import Checked, Record
 from lab.tuned import FINAL
@@ -23,22 +23,21 @@ from sim.errors import InputError, KernelError, ScheduleError
 from sim.machine import Machine
 
 MOST = 6  # schedules of each kernel
-ROUNDS = 6
+ROUNDS = 3
+FINAL_ROUNDS = 9
 FINALISTS = 3
-LARGE = 0.2  # of all bytes of weights: what is worth a search
+LEAST = 0.02  # of all bytes of weights: what is worth a search
 
 
 def search(argument: Any) -> Iterator[Record]:
-    """Records of the finalists for each large kind of matrix without a tuned entry; each best stays for the others'."""
-    from lab.gpu import device
-
+    """Records of the finalists for each kind of matrix, the largest first; each best stays for the others' search."""
     done: set[Linear] = set()
     for job in in_time(argument, StepJob):
         if isinstance(job, Record):
             yield job
             continue
         model = problem_of(job.problem)
-        wanted = [problem for problem in _large(model, device.machine()) if problem not in done]
+        wanted = [problem for problem in _matrices(model) if problem not in done]
         if not wanted:
             continue
         arena = Arena.of(model, peers=False)
@@ -49,32 +48,47 @@ def search(argument: Any) -> Iterator[Record]:
         done.update(wanted)
 
 
-def _large(model: Model, machine: Machine) -> list[Linear]:
-    """A step's kinds of matrices without a tuned entry, each with a good part of the bytes of all of them."""
+def _matrices(model: Model) -> list[Linear]:
+    """A step's kinds of matrices with a part of all bytes of weights, the largest first."""
+    from lab.gpu import device
+
     rows = [(model.tokens // model.batch, model.context)] * model.batch
-    matrices = [part for part in parts_of(model, rows, machine) if isinstance(part.problem, Linear)]
-    least = LARGE * sum(part.times * part.problem.bytes["weights"] for part in matrices)
-    large = [part.problem for part in matrices if part.times * part.problem.bytes["weights"] >= least]
-    return [p for p in large if isinstance(p, Linear) and tuned.lookup(p, machine) is None]
+    parts = [part for part in parts_of(model, rows, device.machine()) if isinstance(part.problem, Linear)]
+    sizes = {part.problem: part.times * part.problem.bytes["weights"] for part in parts}
+    large = sorted(sizes, key=lambda problem: -sizes[problem])
+    return [p for p in large if isinstance(p, Linear) and sizes[p] >= LEAST * sum(sizes.values())]
+
+
+def _contenders(problem: Linear, machine: Machine) -> Iterator[Plan]:
+    """Each kernel's best guesses, and what the tuned table has for this matrix and for others."""
+    pairs = list(contenders(problem, machine, MOST))
+    for name, fields in tuned.incumbents(problem, machine, chain=True):
+        with suppress(InputError, ScheduleError):  # it may not fit this matrix, or an older lab found it
+            kernel = catalog.get(name)
+            pairs.append((kernel, parse_schedule(kernel, schedule_words(fields), problem, machine)))
+    for kernel, schedule in dict.fromkeys(pairs):
+        with suppress(InputError, ScheduleError):
+            yield Plan(problem, machine, kernel, schedule, kernel.launches(problem, schedule, machine))
 
 
 def _search(arena: Arena, job: StepJob, problem: Linear, places: list[int], bound: list[Any]) -> Iterator[Record]:
     """Of one kind of matrix; the best is bound in its places when this ends."""
     from lab.gpu.bench import shared_fields, timed_record
-    from lab.gpu.timing import Clock, Contestant, measure
+    from lab.gpu.timing import Clock
 
     machine = arena.machine
     with arena.stream:
         entries: dict[str, tuple[Plan, list[Any]]] = {}
-        for kernel, schedule in contenders(problem, machine, MOST):
-            with suppress(InputError, KernelError, ScheduleError):  # one that spills is none
-                plan = Plan(problem, machine, kernel, schedule, kernel.launches(problem, schedule, machine))
-                entries[f"{kernel.name} {schedule}"] = plan, _bound(arena, plan, places, bound)
-        left = [one for at, one in enumerate(bound) if at not in places]
-        graphs = {name: capture(*with_it) for name, (_, with_it) in entries.items()} | {"": capture(*left)}
-        times = measure([Contestant(n, (g.replay,)) for n, g in graphs.items()], Clock.COLD, ROUNDS)
+        for plan in _contenders(problem, machine):
+            with suppress(KernelError):  # one that spills is none
+                entries[f"{plan.kernel.name} {plan.schedule}"] = plan, _bound(arena, plan, places, bound)
+        graphs = {name: capture(*with_it) for name, (_, with_it) in entries.items()}
+        all_times = _timed(graphs, ROUNDS)
+        best = sorted(graphs, key=lambda name: all_times[name].us)[:FINALISTS]
+        left = capture(*(one for at, one in enumerate(bound) if at not in places))
+        times = _timed({**{name: graphs[name] for name in best}, "": left}, FINAL_ROUNDS)
         without = times.pop("").us
-        best = sorted(entries, key=lambda name: times[name].us)[:FINALISTS]
+        best.sort(key=lambda name: times[name].us)
         for name in best:
             plan, _ = entries[name]
             timing = times[name]
@@ -91,6 +105,13 @@ def _search(arena: Arena, job: StepJob, problem: Linear, places: list[int], boun
             facts = {"stage": FINAL, "candidates": len(entries), "step_us": timing.us}
             yield timed_record(fields, {**job.facts, **facts}, each, problem, machine)
         bound[:] = entries[best[0]][1]
+
+
+def _timed(graphs: Mapping[str, Any], rounds: int) -> dict[str, Any]:
+    """The timing of each graph's replays."""
+    from lab.gpu.timing import Clock, Contestant, measure
+
+    return measure([Contestant(name, (graph.replay,)) for name, graph in graphs.items()], Clock.COLD, rounds)
 
 
 def _bound(arena: Arena, plan: Plan, places: list[int], bound: list[Any]) -> list[Any]:

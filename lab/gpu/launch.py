@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class Prepared:
             require_kernel(launch.kernel, runs_on, solves.needs(launch.problem), machine, device)
         self.device = device
         with driver.current(device), driver.relaxed_capture():
-            self._compiled = [(launch, compile_launch(launch, machine).path) for launch in launches]
+            self._compiled = [(launch, _compiled(launch, machine)) for launch in launches]
             self._ready = [Ready(*compiled, device) for compiled in self._compiled]
         self._pointers: dict[str, int] = {}
 
@@ -71,6 +71,12 @@ class Prepared:
             stream = current_stream(self.device)
         for ready in self._ready:
             ready(stream)
+
+
+@lru_cache(maxsize=1024)
+def _compiled(launch: Launch, machine: Machine) -> Path:
+    """The cubin of a launch, looked up once a process: a step binds the same one in every layer."""
+    return compile_launch(launch, machine).path
 
 
 def executor(machine: Machine, device: int = 0) -> Execute:

@@ -17,7 +17,7 @@ from lab.inference.layers import Forward
 from lab.inference.model import Llama
 from lab.inference.phases import Pass, Solved
 from lab.inference.step import Step, StepCache, require_kernels
-from lab.inference.step_input import PAGE, Chunk, Layout
+from lab.inference.step_input import PAGE, Chunk, Layout, StepInput
 from lab.inference.step_weights import StepWeights
 from lab.problems import Attention
 from lab.problems.sampling import Settings, sampled
@@ -85,13 +85,27 @@ class Results:
 
 @dataclass
 class Room:
-    """A cache of so many pages, the steps that are bound to it, and places for their results: two may be on the way."""
+    """A cache of so many pages and the steps that are bound to it; two may be on the way.
+
+    For them there are places for results, and inputs of a single token.
+    """
 
     cache: StepCache
     forward: Forward
     chip: Chip
     results: deque[Results]
+    inputs: deque[StepInput]
     steps: dict[Layout, Step] = field(default_factory=dict)
+
+    def next_token(self, start: int, settings: Settings) -> StepInput:
+        """The input of one more token of the sequence, from `start` on."""
+        given = self.inputs[0]
+        self.inputs.rotate()
+        if given.chunks:
+            given.follow(start, settings)
+        else:
+            given.fill([Chunk([0], start, range(1, given.layout.pages + 1), settings)])
+        return given
 
     def send(self, step: Step) -> Results:
         """Have the host sent what a step draws."""
@@ -151,9 +165,11 @@ class StepRunner:
 
     def _new_room(self, pages: int) -> Room:
         forward, chip = Forward(self.config, self.weights.matrices, 1 + pages), self.chip
-        words = [chip.host((RESULT_WORDS,), np.dtype(np.int32)) for _ in range(AHEAD)]
-        results = deque(Results(each, None if chip.device is None else chip.mark()) for each in words)
-        return Room(StepCache(forward, chip), forward, chip, results)
+        layout, words = Layout(1, 1, pages), np.dtype(np.int32)
+        places = [chip.host((RESULT_WORDS,), words) for _ in range(AHEAD)]
+        results = deque(Results(each, None if chip.device is None else chip.mark()) for each in places)
+        inputs = deque(StepInput(layout, chip.host((layout.words,), words)) for _ in range(AHEAD))
+        return Room(StepCache(forward, chip), forward, chip, results, inputs)
 
 
 @dataclass(frozen=True)
@@ -196,7 +212,11 @@ class StepSession:
 
     def follow(self, settings: Settings) -> None:
         def begin() -> None:
-            at, ran = time.perf_counter(), self._step([0], settings, self._last)
+            at, last = time.perf_counter(), self._last
+            step = self._last = self._runner.step(self.room, Layout(1, 1, len(self._pages)))
+            counts = step.run(last, self.room.next_token(self._length, settings))
+            self._length += 1
+            ran = _Ran(step, (1,), (self._length,), counts)
             self._begun.append(_Begun([ran], self.room.send(ran.step), at))
 
         if self._runner.chip.device is None:
@@ -224,11 +244,11 @@ class StepSession:
             self._runner.give_back(len(self._pages), self.room)
         self._closed = True
 
-    def _step(self, tokens: Sized[int], settings: Settings, after: Step | None = None) -> _Ran:
+    def _step(self, tokens: Sized[int], settings: Settings) -> _Ran:
         bucket = 1 if len(tokens) == 1 else -(-len(tokens) // BUCKET) * BUCKET
         step = self._last = self._runner.step(self.room, Layout(1, bucket, len(self._pages)))
         step.input.fill([Chunk(tokens, self._length, self._pages, settings)])
-        counts = step.run(after)
+        counts = step.run()
         self._length += len(tokens)
         return _Ran(step, (len(tokens),), (self._length,), counts)
 

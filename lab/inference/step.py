@@ -3,15 +3,15 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import lru_cache, reduce
 from operator import add
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lab import catalog
-from lab.choice import best_guesses, is_solvable
-from lab.execute import Plan, capture, plan
+from lab.choice import best_guesses, choose, is_solvable
+from lab.execute import Plan, capture
 from lab.inference.chip import Chip
 from lab.inference.layers import Call, Forward
 from lab.inference.step_input import PAGE, Layout, StepInput
@@ -78,12 +78,16 @@ class Step:
         ]
         self._graph = capture(*self.bound)
 
-    def run(self, after: "Step | None" = None) -> Counts:
+    def run(self, after: "Step | None" = None, given: StepInput | None = None) -> Counts:
         """Enqueue the step that `input` describes: it leaves `results`, and in `arrays` logits.
 
         Its tokens are those of `input`, or of a step that is enqueued before it what that one draws, a token a row.
+        An input that is `given` in place of the step's own is in `Chip.host` memory and stays until the step has begun.
         """
-        self.chip.write(self.block, self.input.block)
+        if given is None:
+            self.chip.write(self.block, self.input.block)
+        else:
+            self.chip.copy(self.block, given.block)
         if after:
             self.chip.copy(self.arrays["tokens"], after.arrays["token"])
         return self.replay()
@@ -121,15 +125,15 @@ def require_kernels(forward: Forward, machine: Machine) -> None:
             raise InputError(f"a step of this model has no kernel for its {where}: {'; '.join(reasons)}")
 
 
+@lru_cache(maxsize=2048)
 def planned(problem: Problem, machine: Machine) -> Plan:
-    """As `lab.execute.plan`; but where a few tokens attend, launches that overlap the ones ahead of them."""
-    if not isinstance(problem, Attention) or problem.q_len > FEW_TOKENS:
-        return plan(problem, machine)
-    guesses = [guess for guess in best_guesses(problem, machine) if guess.launches[0].dependent]
-    if not guesses:
-        return plan(problem, machine)
-    best = min(guesses, key=lambda guess: guess.us)
-    return Plan(problem, machine, best.kernel, best.schedule, best.launches)
+    """The plan for a chain of launches; where a few tokens attend, of those that overlap the ones ahead of them."""
+    if isinstance(problem, Attention) and problem.q_len <= FEW_TOKENS:
+        guesses = [guess for guess in best_guesses(problem, machine) if guess.launches[0].dependent]
+        if guesses:
+            best = min(guesses, key=lambda guess: guess.us)
+            return Plan(problem, machine, best.kernel, best.schedule, best.launches)
+    return Plan(problem, machine, *choose(problem, machine, chain=True))
 
 
 class Part(NamedTuple):

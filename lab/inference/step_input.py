@@ -146,6 +146,17 @@ class StepInput:
         fields["slots"][at:] = NULL_PAGE * PAGE + np.arange(layout.tokens - at, dtype=np.int32) % PAGE
         return self
 
+    def follow(self, start: int, settings: Settings) -> None:
+        """Take one token of the only row from `start` on, in the pages that it was filled with; a token, too, then."""
+        (chunk,) = self.chunks
+        page, at = divmod(start, PAGE)
+        self.fields["positions"][0] = start
+        self.fields["slots"][0] = chunk.pages[page] * PAGE + at
+        self.fields["lengths"][0] = start + 1
+        if settings != chunk.settings:
+            self.fields["settings"][0] = settings.words()
+        self.chunks = (chunk._replace(start=start, settings=settings),)
+
     @property
     def q_lens(self) -> tuple[int, ...]:
         """New tokens of each row."""

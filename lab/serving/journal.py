@@ -2,21 +2,31 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 
+from lab.problems import Model
 from lab.serving.request import Request
 from lab.serving.scheduler import Costs, Policy, Scheduler
 from lab.serving.step import Decision, StepPlan, StepResult
+from lab.serving.times import StepTimes
 from sim.errors import InputError
+from sim.machine import machine
 
 
 class Opened(msgspec.Struct, frozen=True, tag="policy", array_like=True):
-    """The first line: the policy's fields."""
+    """The first line: the fields of the policy and of the model that is served, and the name of its machine."""
 
     policy: dict[str, Any]
+    model: dict[str, Any] | None = None
+    machine: str = ""
+
+    def costs(self, policy: Policy) -> Costs | None:
+        """What its scheduler was told of times; raises InputError for a machine that is not known here."""
+        return StepTimes(Model(**self.model), machine(self.machine), policy.buckets) if self.model else None
 
 
 class Added(msgspec.Struct, frozen=True, tag="add", array_like=True):
@@ -38,9 +48,10 @@ _ENCODER, _DECODER = msgspec.json.Encoder(), msgspec.json.Decoder(Line)
 class Journal:
     """Writes what a scheduler is told and what it decides to a binary file, a line each, in order."""
 
-    def __init__(self, file: IO[bytes], policy: Policy) -> None:
+    def __init__(self, file: IO[bytes], policy: Policy, times: StepTimes | None = None) -> None:
         self._file = file
-        self.write(Opened(asdict(policy)))
+        about = (asdict(times.model), times.machine.name) if times else ()
+        self.write(Opened(asdict(policy), *about))
 
     def write(self, line: Line) -> None:
         self._file.write(_ENCODER.encode(line) + b"\n")
@@ -65,15 +76,17 @@ def read(path: Path) -> Iterator[Line]:
                 raise InputError(f"{path.name} line {number} is no line of a journal: {error}") from error
 
 
-def replay(lines: Iterable[Line], costs: Costs | None = None) -> int:
-    """Make a journal's decisions anew from its requests and results; returns how many are the same, byte for byte.
+def replay(lines: Iterable[Line], costs: Costs | None = None) -> Iterator[Decision | None]:
+    """The decisions that a scheduler makes today by a journal's requests and results, None where it decides nothing.
 
-    Raises InputError and shows the first decision that is another.
+    Its costs are those of the journal's model and machine, unless others are given. Raises InputError for a journal
+    that does not begin with its policy, and for results that come in another order than steps.
     """
-    scheduler, steps = None, 0
+    scheduler = None
     for line in lines:
         if isinstance(line, Opened):
-            scheduler = Scheduler(Policy(**line.policy), costs)
+            policy = Policy(**line.policy)
+            scheduler = Scheduler(policy, costs or line.costs(policy))
         elif scheduler is None:
             raise InputError("a journal begins with its policy")
         elif isinstance(line, Added):
@@ -81,22 +94,24 @@ def replay(lines: Iterable[Line], costs: Costs | None = None) -> int:
         elif isinstance(line, Aborted):
             scheduler.abort(line.id)
         elif isinstance(line, StepResult):
+            if not scheduler.in_flight or scheduler.in_flight[0].step != line.step:
+                raise InputError(f"the journal has a result of step {line.step} where none is awaited")
             scheduler.commit(line)
         else:
             plan = scheduler.schedule()
-            now = _ENCODER.encode(plan.decision() if plan else None)
-            if now != _ENCODER.encode(line):
-                raise InputError(f"step {line.step} was {_ENCODER.encode(line).decode()} and is now {now.decode()}")
-            steps += 1
-    return steps
+            yield plan.decision() if plan else None
 
 
-def first_difference(one: Iterable[Line], other: Iterable[Line]) -> tuple[Line | None, Line | None] | None:
-    """The first decisions of two journals that are not the same; None where all are."""
-    kept = ([line for line in lines if isinstance(line, Decision)] for lines in (one, other))
-    mine, others = kept
-    for i in range(max(len(mine), len(others))):
-        pair = (mine[i] if i < len(mine) else None, others[i] if i < len(others) else None)
-        if pair[0] != pair[1]:
-            return pair
+def decisions(lines: Iterable[Line]) -> Iterator[Decision]:
+    """Those of a journal."""
+    return (line for line in lines if isinstance(line, Decision))
+
+
+def first_difference(
+    one: Iterable[Decision | None], other: Iterable[Decision | None]
+) -> tuple[int, Decision | None, Decision | None] | None:
+    """How many decisions are the same, and the first two that are not; None where all are."""
+    for same, (mine, others) in enumerate(zip_longest(one, other)):
+        if mine != others:
+            return same, mine, others
     return None

@@ -1,19 +1,17 @@
 """Loops of a named model: a preset by predicted times, or a checkpoint with its own tokens on a chip."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from lab.inference.checkpoint import open_checkpoint
+from lab.inference.checkpoint import Checkpoint, open_checkpoint
 from lab.inference.chip import Chip
 from lab.inference.codec import Codec
-from lab.inference.config import LlamaConfig
 from lab.inference.number_codec import NumberCodec
 from lab.inference.progress import progress
 from lab.inference.step_weights import StepWeights
 from lab.problems import Model
 from lab.serving.clock import Clock, VirtualClock, WallClock
-from lab.serving.engine import Engine, HostCost, Observer
+from lab.serving.engine import Engine, Observer
 from lab.serving.executor import Timeline
 from lab.serving.journal import Journal
 from lab.serving.on_chip import ChipExecutor, MarkStopwatch, PredictedStopwatch
@@ -44,30 +42,43 @@ def of_preset(
     return Served(simulated(model, machine, policy, observe, clock=clock, journal=journal), NumberCodec(), model.vocab)
 
 
-def of_checkpoint(
-    path: Path, chip: Chip, policy: Policy, observe: Observer, pace_real: bool, journal: Journal | None = None
-) -> Served:
-    """A checkpoint on a chip: real tokens; on the simulated chip in times that are predicted.
-
-    Sequences are as long as the model's context at most. Raises InputError where it is no model that steps can run.
-    """
+def load(path: Path, chip: Chip) -> "Loaded":
+    """A checkpoint's weights on a chip; raises InputError where it is none."""
     checkpoint = open_checkpoint(path)
     with progress("loading the weights", len(checkpoint.config.shapes), "tensors") as advance:
-        weights = StepWeights.load(checkpoint.config, checkpoint.file, chip, advance=advance)
-    policy = replace(policy, max_length=min(policy.max_length, checkpoint.config.context))
-    times = StepTimes(model_of(checkpoint.config, weights), chip.machine, policy.buckets)
+        return Loaded(checkpoint, StepWeights.load(checkpoint.config, checkpoint.file, chip, advance=advance), chip)
+
+
+class Loaded(NamedTuple):
+    """A checkpoint on a chip."""
+
+    checkpoint: Checkpoint
+    weights: StepWeights
+    chip: Chip
+
+    @property
+    def model(self) -> Model:
+        """Its sizes, in the format of its matrices."""
+        c = self.checkpoint.config
+        sizes = (c.layers, c.d, c.q_heads, c.kv_heads, c.head_dim, c.ffn, c.vocab)
+        return Model(*sizes, tied=c.tied, weights=self.weights.matrices["layers.0.qkv"].weights)
+
+
+def of_checkpoint(
+    loaded: Loaded, policy: Policy, observe: Observer, pace_real: bool, journal: Journal | None = None
+) -> Served:
+    """A checkpoint on its chip: real tokens; on the simulated chip in times that are predicted.
+
+    Raises InputError where it is no model that steps can run.
+    """
+    checkpoint, weights, chip = loaded
+    times = StepTimes(loaded.model, chip.machine, policy.buckets)
     scheduler = Scheduler(policy, times)
-    clock: Clock = WallClock() if pace_real or chip.device is not None else VirtualClock()
     real = chip.device is not None
+    clock: Clock = WallClock() if pace_real or real else VirtualClock()
     stopwatch = MarkStopwatch(chip, clock) if real else PredictedStopwatch(Timeline(times))
     executor = ChipExecutor(weights, scheduler, chip, stopwatch)
     if real:
         executor.prepare(policy.buckets.all())
-    engine = Engine(scheduler, executor, clock, observe, host=HostCost(), journal=journal)
+    engine = Engine(scheduler, executor, clock, observe, journal=journal)
     return Served(engine, checkpoint.tokenizer, checkpoint.config.vocab)
-
-
-def model_of(config: LlamaConfig, weights: StepWeights) -> Model:
-    """The sizes of a checkpoint's model, in the format of its matrices."""
-    sizes = (config.layers, config.d, config.q_heads, config.kv_heads, config.head_dim, config.ffn, config.vocab)
-    return Model(*sizes, weights=weights.matrices["layers.0.qkv"].weights)

@@ -35,6 +35,8 @@ HARD = (
     (Linear(80, 264, 520), Schedule(64, 224, 3, 2, 1)),  # boxes of 16 columns
     (Linear(130, 136, 584), Schedule(128, 96, 2, 1, 1)),  # no split
     (Linear(70, 232, 392), Schedule(64, 112, 3, 1, 2)),  # a width of an odd number of boxes
+    (Linear(13, 104, 600), Schedule(64, 64, 3, 4, 1)),  # boxes of as many rows as x has
+    (Linear(67, 48, 264), Schedule(128, 32, 4, 2, 1)),  # of which one warpgroup's are the first
 )
 
 

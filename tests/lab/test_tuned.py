@@ -7,12 +7,13 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from lab import catalog, tuned
 from lab.problems import Linear
 from lab.problems.linear import MORE_ROWS
 from lab.record import Record, provenance
-from lab.tuned import TunedClass, incumbents, load, lookup, put, winner
+from lab.tuned import TunedClass, incumbents, is_tuned, load, lookup, put, winner
 from sim.errors import EnvironmentFailure, InputError
 from sim.machine import H100, H200
 
@@ -79,6 +80,15 @@ def test_a_search_races_its_own_entry_and_those_of_more_rows_that_took_less(
     assert found == [asked] * (asked in times) + wider
 
 
+@pytest.mark.usefixtures("table")
+def test_a_search_races_what_other_matrices_took_for_as_many_rows() -> None:
+    put([entry(Linear(3, 64, 64), stages=3), entry(Linear(4, 128, 64), stages=4), entry(Linear(4, 64, 128), stages=4)])
+    put([entry(Linear(8, 128, 64), stages=5), entry(Linear(4, 128, 64, "fp16"), stages=6)])
+    assert [s["stages"] for _, s in incumbents(Linear(4, 64, 64), H100)] == [3, 4]
+    assert [s["stages"] for _, s in incumbents(Linear(4, 256, 64), H100)] == [3, 4]
+    assert incumbents(Linear(4, 64, 64), H200) == []
+
+
 def test_a_newer_entry_takes_the_place_of_its_class_and_lines_are_sorted(table: Path) -> None:
     problems = [Linear(64, n, k) for n in (8192, 512) for k in (1024, 256)]
     put(entry(problem) for problem in problems)
@@ -93,6 +103,27 @@ def test_a_newer_entry_takes_the_place_of_its_class_and_lines_are_sorted(table: 
     assert [line["kernel"] for line in lines] == ["gemm_wgmma"] * 3 + ["gemm_cluster"]
     assert set(lines[0]) == {"machine", "class", "kernel", "schedule", "us", "run", "commit", "card"}
     assert lookup(problems[0], H100) == ("gemm_cluster", {"stages": 3})
+
+
+def test_a_chain_has_an_entry_of_its_own_and_each_serves_where_the_other_is_missing(table: Path) -> None:
+    one, other, alone = Linear(1, 64, 64), Linear(1, 64, 128), Linear(1, 64, 256)
+    put([entry(one, stages=3), replace(entry(one, stages=4), chain=True)])
+    put([entry(alone, stages=3), replace(entry(other, stages=4), chain=True)])
+    found = {p.k: [lookup(p, H100, chain) for chain in (False, True)] for p in (one, other, alone)}
+    stages = {k: [held and held[1]["stages"] for held in pair] for k, pair in found.items()}
+    assert stages == {64: [3, 4], 128: [4, 4], 256: [3, 3]}
+    assert [is_tuned(p, H100, chain=True) for p in (one, other, alone)] == [True, True, False]
+    assert [s["stages"] for _, s in incumbents(one, H100)] == [3, 4]
+    assert [s["stages"] for _, s in incumbents(one, H100, chain=True)] == [4, 3]
+    lines = [msgspec.json.decode(line) for line in table.read_bytes().splitlines()]
+    assert [line.get("chain") for line in lines] == [None, True, True, None]
+
+
+@pytest.mark.parametrize("clock", ["cold", "graph", "chain"])
+def test_the_clock_of_a_search_says_what_it_is_for(clock: str) -> None:
+    found = winner([record(3.0, clock=clock)], Linear(1, 8, 8))
+    assert found
+    assert found.chain is (clock == "chain")
 
 
 def test_no_table_is_an_empty_one(table: Path) -> None:

@@ -13,7 +13,10 @@
 //   CTA 0   steps 0 .. 15    | send columns 32 .. 63 | sum and store columns  0 .. 31          block_n = 64
 //   CTA 1   steps 16 .. 31   | send columns  0 .. 31 | sum and store columns 32 .. 63          split_k = 2
 //
-// Bytes expected through TMA: as gemm_wgmma; between the CTAs of a cluster, (split_k - 1) tiles in float32.
+// Where m is below the tile's rows, boxes of x have m rows, and what lies behind them in the ring is zero from the start:
+// a box's rows beyond x would cost TMA as much time as others.
+//
+// Bytes expected through TMA: as gemm_wgmma, of x no rows beyond m but in the last of several tiles; between the CTAs of a cluster, (split_k - 1) tiles in float32.
 #include "lab/kernels/gemm/wgmma_epilogue.cuh"
 #include "lab/kernels/gemm/split_reduce.cuh"
 #include "ptx/cluster.cuh"
@@ -43,20 +46,21 @@ static_assert(sizeof(Shared) + (SPLIT - 1) * sizeof(Inbox) + ALIGNMENT == schedu
 static_assert(schedule::threads == PRODUCER + WARP, "a warpgroup for every 64 rows, and a warp that loads");
 static_assert(PART % BOX_COLUMNS == 0, "a CTA's columns of y are whole boxes");
 
-// One thread keeps the ring full. While the launch before still runs, it brings the first rows of w to L2, no further:
+// One thread keeps the ring full; boxes of x have `rows` rows. While the launch before still runs, it brings the first rows of w to L2, no further:
 // w may be that launch's result, as x may be, and only L2 would see it written.
-__device__ __forceinline__ void producer(Shared& shared, const TensorMap& x, const TensorMap& w, Tile tile, int first,
-                                         int end) {
+__device__ __forceinline__ void producer(Shared& shared, const TensorMap& x, const TensorMap& w, Tile tile, int rows,
+                                         int first, int end) {
 #pragma unroll 1
     for (int step = first; step < min(first + AHEAD, end); ++step)
         ptx::tma::prefetch_2d(w, step * BLOCK_K, tile.column);
     ptx::griddepcontrol::wait();  // until the launch before has written what this one reads
+    const int stage_bytes = schedule::stage_bytes - (schedule::block_m - rows) * schedule::step_bytes;
     Position at;
     for (int step = first; step < end; ++step, at.advance()) {
         Stage& stage = shared.ring[at.stage];
         uint64_t& full = shared.full[at.stage];
         ptx::mbarrier::wait(shared.empty[at.stage], at.parity ^ 1);  // on the first lap every stage is empty
-        ptx::mbarrier::arrive_expect_tx(full, schedule::stage_bytes);
+        ptx::mbarrier::arrive_expect_tx(full, stage_bytes);
         ptx::tma::load_2d(stage.w, w, step * BLOCK_K, tile.column, full);
         ptx::tma::load_2d(stage.x, x, step * BLOCK_K, tile.row, full);
     }
@@ -83,8 +87,21 @@ __device__ __forceinline__ void store(const float* own, Shared& shared, const Te
     finish_stores();
 }
 
-__device__ __forceinline__ void consumer(Shared& shared, const TensorMap& y, int m, int n, Tile tile, int rank,
-                                         int steps) {
+// The rows of x behind those that a box brings, in all stages: the mma reads them.
+__device__ __forceinline__ void clear_x(Shared& shared, int rows) {
+    const int vectors = (schedule::block_m - rows) * int(schedule::step_bytes / sizeof(Vector16));
+    if (vectors == 0) return;
+#pragma unroll 1
+    for (int stage = 0; stage < schedule::stages; ++stage)
+        for (int at = threadIdx.x; at < vectors; at += PRODUCER)
+            reinterpret_cast<Vector16*>(shared.ring[stage].x[rows])[at] = {};
+    ptx::fence::proxy_async_shared();
+    ptx::barrier::sync<PRODUCER>(1);
+}
+
+__device__ __forceinline__ void consumer(Shared& shared, const TensorMap& y, int m, int n, Tile tile, int rows,
+                                         int rank, int steps) {
+    clear_x(shared, rows);
     const int first = threadIdx.x / WARPGROUP * MMA_M;
     const auto release = [&](int stage) {
         if (threadIdx.x % WARP == 0) ptx::mbarrier::arrive(shared.empty[stage]);
@@ -110,6 +127,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     Shared& shared = aligned<Shared>(dynamic);
     const int rank = blockIdx.x % SPLIT, steps = tiles_of(k, BLOCK_K);
     const int first = rank * steps / SPLIT, end = (rank + 1) * steps / SPLIT;  // of this CTA's k-steps
+    const int rows = min(schedule::block_m, m);  // of a box of x
     const Tile tile = tile_at(blockIdx.x / SPLIT, tiles_of(m, schedule::block_m), tiles_of(n, schedule::block_n),
                               schedule::block_m, schedule::block_n);
 
@@ -123,9 +141,9 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     if constexpr (SPLIT > 1) ptx::cluster::arrive_relaxed();  // the barriers' own fence is all that the others need
 
     if (threadIdx.x < PRODUCER) {
-        consumer(shared, y_map, m, n, tile, rank, end - first);
+        consumer(shared, y_map, m, n, tile, rows, rank, end - first);
     } else {
-        if (threadIdx.x == PRODUCER) producer(shared, x_map, w_map, tile, first, end);
+        if (threadIdx.x == PRODUCER) producer(shared, x_map, w_map, tile, rows, first, end);
         __syncwarp();
         if constexpr (SPLIT > 1) ptx::cluster::wait();
     }

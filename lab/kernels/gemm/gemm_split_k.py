@@ -151,9 +151,10 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
 
     mma = 2 * s.block_m * s.block_n * step_of(p) * machine.sms * machine.clock_hz / machine.peak(p.activations)
     operands = s.block_m // MMA_M * (MMA_M + s.block_n) * STEP_BYTES / machine.shared_bytes_per_clock
-    beyond = -p.m % s.block_m + -p.n % s.block_n
+    rows = min(p.m, s.block_m)  # of a box of x
+    beyond = -p.m % rows + -p.n % s.block_n
     row = STEP_BYTES / model.l2_bytes_per_clock * busy * (wgmma.crossing_rows if wgmma_model.crosses_lines(p) else 1)
-    loads = (s.block_m + s.block_n - beyond) * row + beyond * model.beyond_clocks
+    loads = (rows + s.block_n - beyond) * row + beyond * model.beyond_clocks
     turn = (model.latency_clocks / resident + loads) / (s.stages - 1)  # of a ring: one stage is read, the rest fill
     step = {"tensor cores": mma, "shared memory": operands, "L2": loads, "latency": turn}
 
@@ -179,7 +180,7 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
             schedule=s,
             grid=(s.split_k * wgmma_mainloop.tile_count(problem, s.block_m, s.block_n), 1, 1),
             block=(s.threads, 1, 1),
-            arguments=wgmma_mainloop.arguments(problem, s.part, s.block_m, s.block_n),
+            arguments=wgmma_mainloop.arguments(problem, s.part, min(problem.m, s.block_m), s.block_n),
             cluster=(s.split_k, 1, 1),
             shared_bytes=s.shared_bytes,
             dependent=True,
@@ -188,10 +189,15 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
-    """As without a split, but for y, which is stored in the boxes of each CTA's own columns."""
-    s = schedule
-    whole = wgmma_mainloop.theory(problem, s)
-    return replace(whole, sm_to_l2_bytes=wgmma_mainloop.tiled_theory(problem, s.block_m, s.part, 1).sm_to_l2_bytes)
+    """As without a split, but for y, stored in boxes of each CTA's own columns, and x, in boxes of at most m rows."""
+    p, s = problem, schedule
+    whole = wgmma_mainloop.theory(p, s)
+    steps = tiles_of(p.k, step_of(p)) * wgmma_mainloop.tile_count(p, s.block_m, s.block_n)
+    return replace(
+        whole,
+        tma_load_bytes=steps * (min(p.m, s.block_m) + s.block_n) * STEP_BYTES,
+        sm_to_l2_bytes=wgmma_mainloop.tiled_theory(p, s.block_m, s.part, 1).sm_to_l2_bytes,
+    )
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
@@ -215,7 +221,7 @@ def _grid(
     steps, part = -(-k // step), block_n // split_k
     for worker in prange(workers):
         counter = count[worker]
-        x_tile = np.empty((block_m, step), np.float32)
+        x_tile = np.zeros((block_m, step), np.float32)
         w_tile = np.empty((step, block_n), np.float32)  # transposed on its way in, as the mma wants it
         sums = np.empty((split_k, block_m, block_n), np.float32)
         for index in range(worker, tiles, workers):
@@ -224,7 +230,7 @@ def _grid(
             for rank in range(split_k):
                 for at in range(rank * steps // split_k, (rank + 1) * steps // split_k):
                     load_tile(counter, w_marks, w, n, k, column, at * step, w_tile.T, element)
-                    load_tile(counter, x_marks, x, m, k, row, at * step, x_tile, element)
+                    load_tile(counter, x_marks, x, m, k, row, at * step, x_tile[: min(block_m, m)], element)
                     mma(counter, sums[rank], x_tile, w_tile, m - row, n - column, k - at * step, x.size > 0)
             for rank in range(split_k):
                 first = rank * part

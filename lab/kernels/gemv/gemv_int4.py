@@ -136,7 +136,7 @@ WARP_SHAPES = (  # rows, teams, split_k
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """The schedules of least predicted time among warp shapes and splits, with short rings and with deep ones."""
-    blocks = (8,) if problem.m <= 8 else (16,) if problem.m <= 16 else (32, 16)
+    blocks = (8,) if problem.m <= 8 else (16, 8) if problem.m <= 16 else (32, 16)
     found = [
         schedule
         for block_m, shape, cluster in product(blocks, WARP_SHAPES, CLUSTERS)
@@ -145,7 +145,7 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     least = Schedule(blocks[-1], *WARP_SHAPES[0], CLUSTERS[-1], stages=2, ctas_per_sm=1)  # leaves most room for x
     tried: dict[tuple[int, ...], Schedule] = {}  # the best of its kind
     for schedule in sorted(found or [least], key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us):
-        kind = schedule.rows, schedule.teams, schedule.split_k, schedule.cluster, schedule.stages
+        kind = schedule.block_m, schedule.rows, schedule.teams, schedule.split_k, schedule.cluster, schedule.stages
         tried.setdefault(kind, schedule)
     of_cluster = list({s.cluster: s for s in reversed(tried.values())}.values())  # the best for each size
     others = [schedule for schedule in tried.values() if schedule not in of_cluster]

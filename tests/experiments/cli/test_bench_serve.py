@@ -6,11 +6,6 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import run_command
-from lab.problems import MODELS
-from lab.serving import journal
-from lab.serving.scheduler import Policy
-from lab.serving.times import StepTimes
-from sim.machine import H200
 
 WORDS = ["bench", "serve", "--model", "smollm2-135m", "--num-prompts", "6", "--random-input-len", "100", "--json"]
 WORDS += ["--random-output-len", "5", "--max-num-batched-tokens", "300"]
@@ -91,8 +86,24 @@ def test_all_times_and_decisions_are_written(capsys: pytest.CaptureFixture[str],
     kept = json.loads(result.read_text())
     assert len(kept["ttfts"]) == len(kept["itls"]) == 6
     assert 1e3 * sum(kept["ttfts"]) / 6 == pytest.approx(found["mean_ttft_ms"])
-    times = StepTimes(MODELS["smollm2-135m"], H200, Policy(**found["policy"]).buckets)
-    assert journal.replay(journal.read(lines), times) == found["steps"]
+    assert run_command(["journal", str(lines), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"steps": found["steps"], "other": None, "same": True}
+
+
+def test_two_journals_are_the_same_until_they_depart(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"{tokens}.jsonl") for tokens in (300, 260)]
+    for path, tokens in zip(paths, ("300", "260"), strict=True):
+        document(capsys, "--journal", path, "--max-num-batched-tokens", tokens)
+    assert run_command(["journal", *paths]) == 1
+    said = capsys.readouterr().out
+    assert "after 0 equal decisions" in said
+    assert paths[1] in said
+    assert run_command(["journal", *paths, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["departs"][:2] == ["step", 0]
+    assert run_command(["journal", paths[0], paths[0]]) == 0
+    (tmp_path / "none.jsonl").write_text("[]\n")
+    assert run_command(["journal", str(tmp_path / "none.jsonl")]) == 2
+    assert "line 1 is no line of a journal" in capsys.readouterr().err
 
 
 def test_a_table_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:

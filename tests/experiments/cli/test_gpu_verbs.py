@@ -176,6 +176,19 @@ def test_tuning_keeps_every_record_and_the_winner(
     assert again.incumbents == (("gemv_vectorized", "rows=1,split_k=1,teams=4,unroll=2"),)
 
 
+def test_tuning_several_layers_for_a_chain(gpu: Worker, table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "linear", "m=1", "n=64,128", "k=64", "--tune", "--clocks", "chain", "--most", "5", "--no-peers"]
+    assert run_command(words) == 0
+    assert [(s.problem["n"], s.clock, s.most, s.peers) for s in gpu.searches] == [
+        (64, "chain", 5, False),
+        (128, "chain", 5, False),
+    ]
+    assert [(e.problem_class["n"], e.chain) for e in tuned.load(table)] == [(64, True), (128, True)]
+    out = capsys.readouterr().out
+    assert "linear: kind=linear m=1 n=128 k=64 weights=bf16" in out
+    assert "4 results checked" in out
+
+
 def test_the_winner_of_each_problem_is_kept_when_its_search_ends(gpu: Worker, table: Path) -> None:
     searches = [Search(problem=Linear(1, 64, k).as_dict()) for k in (64, 128)]
     chip = backends.GpuBackend(H100, "gemm_bars", provenance())

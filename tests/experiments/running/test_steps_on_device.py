@@ -14,7 +14,6 @@ from experiments.running import speech_on_device, step_search
 from experiments.running.jobs import SpeakJob, StepJob
 from experiments.running.steps_on_device import Arena
 from lab import inference, tuned
-from lab.choice import contenders
 from lab.gpu import bench, device, timing
 from lab.inference import chip as chips
 from lab.inference import generation
@@ -67,25 +66,36 @@ def test_the_fastest_in_a_step_is_its_share_of_the_step_and_wins() -> None:
     job = StepJob(problem=MODEL.as_dict(), experiment="step_bars", facts={"bar": "decode"})
     found = list(step_search.search(sent([job, job])))  # the second has nothing left to seek
     problems = {str(record.problem) for record in found}
-    assert len(problems) == len(step_search._large(MODEL, H200)) > 1
+    assert len(problems) == len(step_search._matrices(MODEL)) > 1
     for problem in problems:
         own = [record for record in found if str(record.problem) == problem]
         matrix = Linear(**{k: v for k, v in (own[0].problem or {}).items() if k != "kind"})
-        assert len(own) == min(step_search.FINALISTS, len(list(contenders(matrix, H200, step_search.MOST))))
+        assert len(own) == min(step_search.FINALISTS, len(list(step_search._contenders(matrix, H200))))
         assert all(r.clock == "chain" and r.overlapping and r.check and r.check.passed for r in own)
         winner = tuned.winner(own, matrix)
         assert winner is not None
-        assert winner.us == pytest.approx((STEP_US - REST_US) / MODEL.layers)
+        assert winner.us == pytest.approx((STEP_US - REST_US) / (1 if matrix.n == MODEL.vocab else MODEL.layers))
         assert winner.kernel == own[0].kernel
 
 
 @pytest.mark.usefixtures("_given")
-def test_only_large_matrices_that_nothing_is_known_of_are_sought(monkeypatch: pytest.MonkeyPatch) -> None:
-    largest = Linear(1, 2 * MODEL.ffn, MODEL.d)
-    assert largest in step_search._large(MODEL, H200)
-    assert Linear(1, MODEL.d, MODEL.q_heads * MODEL.head_dim) not in step_search._large(MODEL, H200)
-    monkeypatch.setattr(tuned, "lookup", lambda problem, _: ("a kernel", {}) if problem == largest else None)
-    assert largest not in step_search._large(MODEL, H200)
+def test_all_matrices_but_tiny_ones_are_sought_the_largest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = step_search._matrices(MODEL)
+    output = Linear(1, MODEL.d, MODEL.q_heads * MODEL.head_dim)
+    assert found[0] == Linear(1, 2 * MODEL.ffn, MODEL.d)
+    assert output in found
+    monkeypatch.setattr(step_search, "LEAST", 0.2)
+    assert output not in step_search._matrices(MODEL)
+
+
+def test_what_other_matrices_took_races_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = Linear(1, 512, 256)
+    alone = {(plan.kernel.name, plan.schedule) for plan in step_search._contenders(matrix, H200)}
+    fields = {"rows": 2, "split_k": 1, "teams": 4, "unroll": 8, "block_m": 1, "ctas_per_sm": 1}
+    entries = [("gemv_vectorized", fields), ("gone", fields), ("gemv_vectorized", {**fields, "rows": 3})]
+    monkeypatch.setattr(tuned, "incumbents", lambda *_, **__: entries)
+    more = {(plan.kernel.name, plan.schedule) for plan in step_search._contenders(matrix, H200)} - alone
+    assert [(name, schedule.unroll) for name, schedule in more] == [("gemv_vectorized", 8)]
 
 
 @pytest.mark.usefixtures("_given")

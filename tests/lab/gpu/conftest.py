@@ -20,7 +20,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeDriver
     monkeypatch.setattr(driver, "api", lambda: found)
     monkeypatch.setattr(device, "card", lambda _=0: SimpleNamespace(arch=H100.arch, name="NVIDIA H100 80GB HBM3"))
     monkeypatch.setattr(launch, "cupy", FakeCupy)
-    monkeypatch.setattr(launch, "compile_launch", lambda *_: SimpleNamespace(path=cubin))
+    monkeypatch.setattr(launch, "_compiled", lambda *_: cubin)
     forget()
     yield found
     forget()

@@ -13,6 +13,7 @@ openai = pytest.importorskip("openai", reason="talking to the server needs the e
 pytest.importorskip("starlette", reason="serving needs the extra `serve`")
 import httpx  # noqa: E402
 
+from experiments.cli import run_command  # noqa: E402
 from tests.lab.inference import tiny  # noqa: E402
 from tests.lab.serving.server import Server, serving  # noqa: E402
 
@@ -196,6 +197,20 @@ def test_a_checkpoint_speaks_its_own_tokens(real: Server) -> None:
     url = real.url
     tokens = httpx.post(f"{url}/tokenize", json={"prompt": "in the"}).json()["tokens"]
     assert httpx.post(f"{url}/detokenize", json={"tokens": tokens}).json()["prompt"] == "in the"
+
+
+def test_a_checkpoint_has_its_own_context_and_a_journal_that_is_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, lines = tiny.write(tmp_path / "tiny.gguf"), tmp_path / "decisions.jsonl"
+    words = ["--served-model-name", "tiny", "--itl-budget-ms", "50", "--pace", "fast"]
+    words += ["--max-num-seqs", "4", "--max-num-batched-tokens", "64"]
+    with serving(str(path), *words, "--journal", str(lines)) as server:
+        with pytest.raises(openai.BadRequestError, match=f"the context is {tiny.CONTEXT}"):
+            server.client.completions.create(model="tiny", prompt="in", max_tokens=tiny.CONTEXT)
+        server.client.completions.create(model="tiny", prompt="in", max_tokens=3)
+    assert run_command(["journal", str(lines)]) == 0
+    assert "decisions are the same made again" in capsys.readouterr().out
 
 
 def test_a_loop_that_dies_tells_its_clients_and_its_exit_code(tmp_path: Path) -> None:
