@@ -99,6 +99,7 @@ def _fp8(m: int, n: int, k: int, accumulate: str) -> Linear:
 class Options:
     """`part` is large, small, ragged, fp8, short_k, fp32 or pick; `tune` searches its shapes first.
 
+    The search tries `most` candidates of each kernel, those predicted to be the fastest, or with 0 all of them.
     What has not begun after `seconds` is skipped. `seed` and `count` draw the shapes of pick.
     """
 
@@ -106,6 +107,7 @@ class Options:
     rounds: int = 30
     seconds: int = 540
     tune: bool = False
+    most: int = 0
     seed: int = 4
     count: int = 20
 
@@ -114,25 +116,29 @@ class Options:
             cases_of(self.part)
         elif self.tune:
             raise InputError("pick judges what is chosen for shapes outside the table; tune=true would put them there")
-        if min(self.rounds, self.seconds, self.count) < 1:
-            given = f"{self.rounds}, {self.seconds}, {self.count}"
-            raise InputError(f"rounds, seconds and count are at least 1; got {given}")
+        if self.most and not self.tune:
+            raise InputError("most is of a search: it goes with tune=true")
+        if min(self.rounds, self.seconds, self.count) < 1 or self.most < 0:
+            given = f"{self.rounds}, {self.seconds}, {self.count}, {self.most}"
+            raise InputError(f"rounds, seconds and count are at least 1, most at least 0; got {given}")
 
 
 def measure(options: Options, backend: Backend) -> Iterator[Record]:
     """The chosen kernel of each case beside its peers; for pick, beside the best of all contenders."""
     end = time.monotonic() + options.seconds
+    how: dict[str, Any]
     if options.part == "pick":
         drawn = draw(options.count, options.seed, backend.machine)
         facts = {"part": "pick", "bar": "pick"}
-        how: dict[str, Any] = {"clocks": ("cold",), "rounds": PICK_ROUNDS, "experiment": "gemm_bars"}
+        how = {"clocks": ("cold",), "rounds": PICK_ROUNDS, "experiment": "gemm_bars"}
         jobs = [chosen_job(p, backend.machine, facts, **how) for p in drawn]
         yield from backend.picked(jobs, options.seconds)
         return
     cases = cases_of(options.part)
     if options.tune:
         clocks = {case.problem: case.clock for case in cases}
-        searches = [Search(problem=p.as_dict(), clock=clock, experiment="gemm_bars") for p, clock in clocks.items()]
+        how = {"most": options.most or None, "rounds": options.rounds, "experiment": "gemm_bars"}
+        searches = [Search(problem=p.as_dict(), clock=clock, **how) for p, clock in clocks.items()]
         yield from backend.tuned(searches, options.seconds)
     jobs = [
         chosen_job(

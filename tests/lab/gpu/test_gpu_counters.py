@@ -63,7 +63,7 @@ def test_rows_go_to_the_launches_that_made_them(monkeypatch: pytest.MonkeyPatch)
     subjects = [(streamed, problem, schedules[0]), (split, halved, schedules[1])]
     grids = [launch.ctas for kernel, *question in subjects for launch in kernel.launches(*question, H100)]
     rows = [{"launch__grid_size": float(ctas), "dram__bytes_read.sum": 10.0**at} for at, ctas in enumerate(grids)]
-    monkeypatch.setattr(counters, "_profile", lambda *asked: rows)
+    monkeypatch.setattr(counters, "_profile", lambda *_: rows)
     first, second = counters.read_all(subjects, H100)
     assert first.counts.hbm_read_bytes == 1
     assert second.counts.hbm_read_bytes == sum(10**at for at in range(1, len(grids)))
