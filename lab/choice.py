@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from lab import catalog, tuned
-from lab.kernel import RANKING_CLOCK, Kernel, parse_schedule
+from lab.kernel import RANKING_CLOCK, Kernel, recorded_schedule
 from lab.problems import Problem
 from sim.errors import InputError, ScheduleError
 from sim.launch import Launch
@@ -35,7 +35,7 @@ def choose(problem: Problem, machine: Machine, chain: bool = False) -> tuple[Ker
     if found:
         with suppress(InputError, ScheduleError):  # the kernel has changed since
             kernel = catalog.get(found[0])
-            schedule = parse_schedule(kernel, schedule_words(found[1]), problem, machine)
+            schedule = recorded_schedule(kernel, found[1])
             return kernel, schedule, kernel.launches(problem, schedule, machine)
     guesses = best_guesses(problem, machine)
     gone = outgrown([guess.kernel for guess in guesses])

@@ -1,7 +1,7 @@
 """What a kernel is: the contract that each pair of files in lab/kernels/ keeps."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from functools import reduce
 from inspect import getmembers
@@ -285,9 +285,13 @@ def schedule_fields(schedule: Any) -> dict[str, int | str]:
 
 
 def recorded_schedule(kernel: Kernel, values: Mapping[str, int | str]) -> Any:
-    """The schedule whose `schedule_fields` these are; raises InputError or ScheduleError where there is none today."""
+    """The schedule whose `schedule_fields` these are; raises InputError or ScheduleError where there is none today.
+
+    A field that is younger than the values takes its default, with which a kernel does what it did without the field.
+    """
     types = {f.name: cast(type, f.type) for f in fields(kernel.module.Schedule)}
-    if set(values) != set(types):
+    needed = {f.name for f in fields(kernel.module.Schedule) if f.default is MISSING}
+    if not needed <= set(values) <= set(types):
         raise InputError(f"{kernel.name} has the schedule fields {', '.join(types)}; given are {', '.join(values)}")
     try:
         return kernel.module.Schedule(**{name: types[name](value) for name, value in values.items()})

@@ -29,7 +29,7 @@ FP8_ACTIVATIONS = 0.05  # x rounded to e4m3
 def quantised_peers(problem: Linear) -> dict[str, Peer]:
     """The peers of a layer with fp8 or int4 weights and bf16 activations, bf16 out."""
     p = problem
-    if p.activations != "bf16" or p.output != "bf16" or p.epilogue != "none":
+    if p.activations != "bf16" or p.output != "bf16" or p.epilogue != "none" or p.ordered:
         return {}
     found: dict[str, Peer] = {}
     if p.weights == "fp8":

@@ -11,10 +11,10 @@ from experiments.running.jobs import StepJob, problem_of
 from experiments.running.on_device import in_time
 from experiments.running.steps_on_device import PEER_CLOSE, Arena
 from lab import catalog, tuned
-from lab.choice import contenders, schedule_words
+from lab.choice import contenders
 from lab.execute import Plan, capture
 from lab.inference.step import parts_of
-from lab.kernel import parse_schedule, schedule_fields
+from lab.kernel import recorded_schedule, schedule_fields
 from lab.problems import Linear, Model
 from lab.record import Checked, Record
 from lab.tuned import FINAL
@@ -65,7 +65,7 @@ def _contenders(problem: Linear, machine: Machine) -> Iterator[Plan]:
     for name, fields in tuned.incumbents(problem, machine, chain=True):
         with suppress(InputError, ScheduleError):  # it may not fit this matrix, or an older lab found it
             kernel = catalog.get(name)
-            pairs.append((kernel, parse_schedule(kernel, schedule_words(fields), problem, machine)))
+            pairs.append((kernel, recorded_schedule(kernel, fields)))
     for kernel, schedule in dict.fromkeys(pairs):
         with suppress(InputError, ScheduleError):
             yield Plan(problem, machine, kernel, schedule, kernel.launches(problem, schedule, machine))

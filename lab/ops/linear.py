@@ -10,22 +10,27 @@ from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lab.ops.arrays import Library, View, is_number, library_of
+from lab.choice import best_guesses
+from lab.gpu.device import machine
+from lab.ops.arrays import INDEX, Library, View, is_number, library_of
 from lab.ops.calls import Calls, on_gpu, one_device, remember, require_apart, simulated, spoken
 from lab.problems import Linear
 from lab.weights import Int4Weights
 from sim.errors import InputError
+from sim.machine import H100, Machine
 
 if TYPE_CHECKING:
     from lab.execute.device import DeviceBound
 
 _SCALES = ("x_scale", "w_scale", "y_scale")
+GATHERED = 4  # rows of x that a launch takes in another order: of more, one launch more costs less
 
 
 class LinearRequest(NamedTuple):
     """All that decides how a call runs. `kinds` are the name, shape and format of each array.
 
-    `matrix` and `offset` are the shape of int4 weights, which their packed arrays do not tell, and how they are offset.
+    `matrix` and `offset` are the shape of int4 weights, which their packed arrays do not tell, and how they are offset;
+    they have an `order` where there is an array of that name.
     """
 
     kinds: tuple[tuple[str, tuple[int, ...], str], ...]
@@ -53,28 +58,28 @@ def linear(
     """y[..., n] = x[..., k] @ w[n, k].T, as `torch.nn.functional.linear` without a bias, and what may follow it.
 
     Arrays are all CuPy's or PyTorch's on one GPU, or all NumPy's, dense and row-major. x and w are float32, float16 or
-    bfloat16 (uint16 bits count as bfloat16); beside bfloat16 x, w may be `lab.Int4Weights`, whose `order` takes a copy
-    of x in one more launch, or float8_e4m3fn (or uint8 bits), which may, with or without scales, also stand beside x of
-    its own type. `residual`, in y's shape, is added; `swiglu` takes w in two halves of its rows, gate and up, and makes
-    y[..., n / 2] = silu(gate) * up. `x_scale` and `w_scale` are float32, one element each or one for each row;
-    `y_scale`, one element, divides an fp8 y; a number does for one element. y has the type of `out`, else the format
-    `output` (such as "fp8"), else x's type, or bfloat16 where x is fp8. Products of fp8 are summed in the few bits that
-    the tensor cores keep, with `accumulate="float32"` in
-    float32. Where x has no rows, nor has y.
+    bfloat16 (uint16 bits count as bfloat16); beside bfloat16 x, w may be `lab.Int4Weights`, whose `order` costs a copy
+    of x and a launch where x has more than a few rows, or float8_e4m3fn (or uint8 bits), which may, with or without
+    scales, also stand beside x of its own type. `residual`, in y's shape, is added; `swiglu` takes w in two halves of
+    its rows, gate and up, and makes y[..., n / 2] = silu(gate) * up. `x_scale` and `w_scale` are float32, one element
+    each or one for each row; `y_scale`, one element, divides an fp8 y; a number does for one element. y has the type of
+    `out`, else the format `output` (such as "fp8"), else x's type, or bfloat16 where x is fp8. Products of fp8 are
+    summed in the few bits that the tensor cores keep, with `accumulate="float32"` in float32. Where x has no rows, nor
+    has y.
 
     On the GPU arrays start at multiples of 16 bytes, nothing is copied, and the work runs on `stream` (a CUstream
     address) or on the current stream of PyTorch for its tensors, of CuPy otherwise, also while a graph is captured. No
     gradient flows. Returns out, which is made where it is None. Raises InputError in one sentence for anything else,
     NoDeviceError where the GPU cannot run a kernel for it.
     """
-    if type(w) is Int4Weights and w.order is not None:
-        x, w = _in_order(x, w, stream), w.in_order
     plain = residual is x_scale is w_scale is y_scale is None and not (swiglu or output or accumulate)
     may_repeat = plain and out is not None
     if may_repeat and (again := _repeated(x, w, out, stream)):
         again()
         return out
     library = library_of(x)
+    if isinstance(w, Int4Weights) and w.order is not None and not (plain and _takes_order(library, x, w)):
+        x, w, may_repeat = _in_order(x, w, stream), w.in_order, False
     given, described = _operands(library, x, w, residual, x_scale, w_scale, y_scale, out)
     kinds = tuple([(name, operand.shape, operand.format) for name, operand in described.items()])
     packing = (w.shape, w.offset) if isinstance(w, Int4Weights) else ()
@@ -112,6 +117,24 @@ def _in_order(x: Any, w: Int4Weights, stream: int | None) -> Any:
     return library.columns(x, w.order)
 
 
+def _takes_order(library: Library, x: Any, w: Int4Weights) -> bool:
+    """Whether one launch does for x in another order than the weights' columns: so few rows that all of x has room."""
+    view = library.describe(x, "x")
+    rows = prod(view.shape[:-1])
+    if view.shape[-1:] != tuple(w.order.shape) or not 0 < rows <= GATHERED:
+        return False
+    problem = Linear(rows, *w.shape, w.format, offset=w.offset, order="given")
+    return _has_room(problem, H100 if view.device is None else machine(view.device))
+
+
+@lru_cache(maxsize=1024)
+def _has_room(problem: Linear, target: Machine) -> bool:
+    try:
+        return bool(best_guesses(problem, target))
+    except InputError:  # not for so long rows
+        return False
+
+
 _ready: Calls = {}  # by `_key`
 _libraries: dict[type, Library] = {}  # by the type of x, for calls that are repeated
 
@@ -121,7 +144,8 @@ def _key(library: Library, x: Any, w: Any, out: Any, stream: int | None) -> Any:
     if stream is None:
         _, stream = library.place(x)
     if type(w) is Int4Weights:
-        return stream, w.shape, w.dtype, library.identity(x, w.w, w.w_scale, out)
+        arrays = (x, w.w, w.w_scale, out) if w.order is None else (x, w.w, w.w_scale, out, w.order)
+        return stream, w.shape, w.dtype, library.identity(*arrays)
     return stream, library.identity(x, w, out)
 
 
@@ -146,6 +170,8 @@ def _operands(
         if w_scale is not None:
             raise InputError("int4 weights have scales of their own; w_scale has no place beside them")
         given, known = {"x": x, "w": w.w, "w_scale": w.w_scale}, {"w": w.format, "w_scale": "fp16"}
+        if w.order is not None:
+            given["order"], known["order"] = w.order, INDEX
     given |= {"residual": residual, "x_scale": x_scale, "y_scale": y_scale, "y": out}
     if w_scale is not None:
         given["w_scale"] = w_scale
@@ -188,6 +214,7 @@ def problem_of(request: LinearRequest) -> Linear:
         accumulate=request.accumulate,
         epilogue="swiglu" if request.swiglu else "residual" if "residual" in kinds else "none",
         offset=request.offset,
+        order="given" if "order" in kinds else "same",
     )
     if problem.activations != x_format:
         raise InputError(f"w in {w_format} needs x in {problem.activations}; x is in {x_format}")
@@ -225,4 +252,4 @@ def _scales(sizes: dict[str, int], m: int, n: int) -> str:
 @lru_cache(maxsize=1024)
 def _bound(problem: Linear, device: int, _stream: int) -> "DeviceBound":
     """One a problem, GPU and stream: two streams must not share a workspace."""
-    return on_gpu(problem, device)
+    return on_gpu(problem, device, given=("order",))

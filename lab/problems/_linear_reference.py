@@ -39,6 +39,8 @@ def reference(problem: Linear, arrays: Mapping[str, NDArray], rows: slice) -> Es
     p = problem
     dtype: Any = np.float64 if p.flops <= FLOAT64_FLOPS else np.float32
     x = decode(arrays["x"][rows], p.activations).astype(dtype)
+    if p.ordered:
+        x = x[:, arrays["order"]]
     groups = int4.unpack(arrays["w"], arrays["w_scale"], p.n, p.k, p.group, p.zero_points) if p.group else None
 
     def part(first: int) -> Estimate:

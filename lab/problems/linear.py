@@ -18,6 +18,7 @@ SCALES = ("none", "tensor", "row")
 ACCUMULATIONS = ("float32", "fast")
 EPILOGUES = ("none", "residual", "swiglu")
 OFFSETS = ("min", "zero")
+ORDERS = ("same", "given")
 PART_ELEMENTS = 2**26  # of each array of a part: it is drawn, decoded and multiplied in float64
 MORE_ROWS = 7  # doublings of m whose classes may have a faster kernel: from one token to a tensor core's tile of 128
 TILE = 128  # a part keeps the remainder by it, so that it has the same ragged edge
@@ -32,14 +33,17 @@ class Linear(Problem):
     x and of w; an fp8 output is then divided by one scale of its own. `accumulate` says whether products are summed in
     float32 or, usual for fp8 activations, `fast` in the few bits that the tensor cores keep. `epilogue`: residual adds
     r[m, n]; swiglu takes the rows of w in two halves, gate and up, and makes y[m, n / 2] = silu(gate) * up. `offset`:
-    a group of int4 weights is scale * q + min, or scale * (q - zero).
+    a group of int4 weights is scale * q + min, or scale * (q - zero). `order`: column j of int4 weights is that of x's
+    column j, or of order[j], given as int32, as an act-order layer has it; a kernel takes one beyond x for the last.
     Raises InputError for extents outside 1 to 2^31 - 1, for unknown words and for combinations that mean nothing.
     """
 
     kind: ClassVar[str] = "linear"
     FORMAT: ClassVar[str] = "weights"
     EXTENTS: ClassVar[tuple[str, ...]] = ("m", "n", "k")
-    OPTIONS: ClassVar[tuple[str, ...]] = ("activations", "output", "scales", "accumulate", "epilogue", "offset")
+    OPTIONS: ClassVar[tuple[str, ...]] = (
+        "activations", "output", "scales", "accumulate", "epilogue", "offset", "order"
+    )  # fmt: skip
 
     m: int
     n: int
@@ -51,6 +55,7 @@ class Linear(Problem):
     accumulate: str = ""  # float32, fast
     epilogue: str = "none"  # none, residual, swiglu
     offset: str = "min"  # min, zero
+    order: str = "same"  # same, given
 
     def __post_init__(self) -> None:
         require_extents(self, ("m", "n", "k"))
@@ -64,7 +69,8 @@ class Linear(Problem):
             if format_named(getattr(self, name)).group and name != "weights":
                 raise InputError(f"{name} are in fp32, fp16, bf16 or fp8, not {getattr(self, name)}")
         for name, legal in (
-            ("scales", SCALES), ("accumulate", ACCUMULATIONS), ("epilogue", EPILOGUES), ("offset", OFFSETS)
+            ("scales", SCALES), ("accumulate", ACCUMULATIONS), ("epilogue", EPILOGUES), ("offset", OFFSETS),
+            ("order", ORDERS),
         ):  # fmt: skip
             if getattr(self, name) not in legal:
                 raise InputError(f"{name} is {', '.join(legal)}; got {getattr(self, name)!r}")
@@ -72,6 +78,8 @@ class Linear(Problem):
             raise InputError(f"scales are for fp8 weights; weights = {self.weights}")
         if self.zero_points and not self.group:
             raise InputError(f"zero points are for int4 weights; weights = {self.weights}")
+        if self.ordered and not self.group:
+            raise InputError(f"an order is given for int4 weights; weights = {self.weights}")
         if self.accumulate == "fast" and self.activations != "fp8":
             raise InputError(f"fast accumulation is for fp8 activations; activations = {self.activations}")
         if self.swiglu and self.n % 2:
@@ -107,6 +115,10 @@ class Linear(Problem):
         return self.offset == "zero"
 
     @property
+    def ordered(self) -> bool:
+        return self.order == "given"
+
+    @property
     def columns(self) -> int:
         """Columns of y."""
         return self.n // 2 if self.swiglu else self.n
@@ -129,6 +141,8 @@ class Linear(Problem):
         if self.group:
             packed, pairs = int4.shapes(self.n, self.k, self.group)
             found |= {"w": Operand(packed, self.weights), "w_scale": Operand(pairs, "fp16")}
+        if self.ordered:
+            found["order"] = Operand((self.k,), "int32", indexes=True)
         if self.residual:
             found["residual"] = Operand((self.m, self.columns), "bf16" if self.output == "fp8" else self.output)
         if self.scaled:
@@ -150,7 +164,11 @@ class Linear(Problem):
 
     @property
     def weight_names(self) -> tuple[str, ...]:
-        return ("w", "w_scale") if self.group else ("w",)
+        return tuple(name for name in ("w", "w_scale", "order") if name in self.inputs) if self.group else ("w",)
+
+    def indices(self) -> dict[str, NDArray[np.int32]]:
+        """An order without order."""
+        return {"order": np.random.default_rng(0).permutation(self.k).astype(np.int32)} if self.ordered else {}
 
     def part(self, flops: float) -> Self:
         """The first rows and columns: every output element depends on one row of x and one of w alone."""
@@ -198,9 +216,9 @@ class Linear(Problem):
 
         if not self.group:
             return {name: one(name, operand) for name, operand in self.inputs.items()}
-        own = {name: one(name, operand) for name, operand in self.inputs.items() if name not in ("w", "w_scale")}
+        own = {name: one(name, operand) for name, operand in self.inputs.items() if name not in self.weight_names}
         w, w_scale = int4.pack(self._draw_groups(rng))
-        return {**own, "w": w, "w_scale": w_scale}
+        return {**own, "w": w, "w_scale": w_scale, **self.indices()}
 
     def _draw_groups(self, rng: np.random.Generator) -> int4.Groups:
         q = rng.integers(0, int4.LEVELS, (self.n, self.k), np.uint8)

@@ -11,6 +11,7 @@ from sim.tiles.elements import BF16, ELEMENT, FP8, FP16, FP32
 from sim.tiles.groups import add_groups, in_packed_order, load_groups
 from sim.tiles.memory import (
     add_atomically,
+    assign,
     load_lanes,
     load_patch,
     load_scattered,
@@ -40,6 +41,7 @@ __all__ = [
     "Chip",
     "add_atomically",
     "add_groups",
+    "assign",
     "copy_tile",
     "count_exp",
     "count_fma",

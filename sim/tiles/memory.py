@@ -144,7 +144,7 @@ def load_patch(count, marks, size, source, rows, columns, row, column, patch, re
         height, width = max(min(patch.shape[0], rows - row), 0), max(min(patch.shape[1], columns - column), 0)
         if height < patch.shape[0] or width < patch.shape[1]:
             patch[:] = 0
-        _copy(patch, source[row : row + height, column : column + width])
+        assign(patch, source[row : row + height, column : column + width])
 
 
 @njit(cache=True)
@@ -155,7 +155,7 @@ def store_patch(count, marks, size, target, rows, columns, row, column, patch, r
     count[SM_TO_L2] += SECTOR * unique
     if target.size > 0:
         height, width = max(min(patch.shape[0], rows - row), 0), max(min(patch.shape[1], columns - column), 0)
-        _copy(target[row : row + height, column : column + width], patch[:height, :width])
+        assign(target[row : row + height, column : column + width], patch[:height, :width])
 
 
 @njit(cache=True)
@@ -176,8 +176,11 @@ def _patch(marks, size, rows, columns, row, column, shape, request_rows, bit):
 
 
 @njit(cache=True)
-def _copy(target, source):
-    """Element by element, in strips of rows whose columns are short runs where the target is transposed."""
+def assign(target, source):
+    """target[:] = source, matrices of one shape, in strips of rows whose columns are short runs of a transposed target.
+
+    Numba's own assignment brings the text of its complaint about other shapes along: seven seconds of compilation.
+    """
     for top in range(0, source.shape[0], _STRIP):
         strip, into = source[top : top + _STRIP], target[top : top + _STRIP]
         if target.strides[0] > target.strides[1]:

@@ -86,6 +86,13 @@ def test_a_record_is_stale_where_its_kernel_is_another_today() -> None:
     assert stale(timed("peer:cublas")) == ""
 
 
+def test_a_record_of_fewer_schedule_fields_is_of_the_kernel_as_it_was() -> None:
+    early = {"rows": 1, "split_k": 4, "teams": 1, "unroll": 4}
+    kernel = catalog.get("gemv_vectorized")
+    assert recorded_schedule(kernel, early) == kernel.module.Schedule(**early, block_m=1, ctas_per_sm=1)
+    assert stale(timed(schedule=early, theory=theory_of(timed(schedule=early)))) == ""
+
+
 def test_a_peer_is_disputed_by_its_own_time_in_another_run() -> None:
     slow, quick = timed("peer:cublas", 57.7, clock="cold"), timed("peer:cublas", 16.7, clock="cold", run="two")
     assert disputed([slow, quick], slow) is quick

@@ -34,7 +34,7 @@ def test_launches_of_an_envelope_solve_every_length_within_it(kernel: Kernel) ->
         assert found.passed, found
 
 
-@pytest.mark.parametrize(("head_dim", "splits"), [(128, 2), (64, 5)])
+@pytest.mark.parametrize(("head_dim", "splits"), [(128, 2), (64, 5), (256, 3)])
 def test_splits_multiply_the_same_pairs_and_their_merge_is_right(head_dim: int, splits: int) -> None:
     lens = {"q_lens": (70, 3, 0, 33), "kv_lens": (700, 0, 9, 5)}
     problem = Attention(4, 6, 2, head_dim, 70, 700, window=300, lse=True, **lens)

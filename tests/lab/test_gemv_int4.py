@@ -24,6 +24,7 @@ HARD = (
     (Linear(5, 200, 144, "int4_g128"), Schedule(8, 8, 1, 1, 1, 2, 1)),  # a step that k fills in part
     (Linear(19, 200, 808, "int4_g64", offset="zero"), Schedule(16, 4, 2, 2, 3, 2, 1)),  # a part that divides nothing
     (Linear(40, 72, 1160, "int4_g32"), Schedule(32, 2, 2, 2, 4, 2, 1)),  # a group of eight columns
+    (Linear(3, 72, 840, "int4_g64", order="given"), Schedule(8, 2, 2, 2, 3, 2, 1)),  # columns from all over x
 )
 
 

@@ -1,7 +1,7 @@
 """Every kernel of the catalog, by its contract alone: a new kernel is tested before anyone writes a test for it."""
 
 import re
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lab import catalog
 from lab.compile import compile_launch
-from lab.kernel import Kernel, constants, parse_schedule
+from lab.kernel import Kernel, constants, parse_schedule, recorded_schedule, schedule_fields
 from lab.verify import simulator, verify
 from sim.counts import EXACT, disagreements
 from sim.errors import InputError, ScheduleError
@@ -145,3 +145,18 @@ def test_a_schedule_is_read_from_words(kernel: Kernel) -> None:
         parse_schedule(kernel, "nonsense=1", problem, H100)
     with pytest.raises(InputError, match="takes an integer; got 'many'"):
         parse_schedule(kernel, f"{fields(kernel.best_guess(problem, H100))[0].name}=many", problem, H100)
+
+
+@each_kernel
+def test_a_record_without_a_younger_field_is_read_with_its_default(kernel: Kernel) -> None:
+    younger = {f.name: f.default for f in fields(kernel.module.Schedule) if f.default is not MISSING}
+    for schedule in kernel.module.candidates(small(kernel), H100):
+        values = schedule_fields(schedule)
+        assert recorded_schedule(kernel, values) == schedule
+        for name in values:
+            others = {other: value for other, value in values.items() if other != name}
+            if name not in younger:
+                with pytest.raises(InputError, match=f"{kernel.name} has the schedule fields "):
+                    recorded_schedule(kernel, others)
+            elif values[name] == younger[name]:
+                assert recorded_schedule(kernel, others) == schedule

@@ -40,7 +40,7 @@ struct BlockByBlock {
         ptx::wgmma::hold(weights);
         ptx::wgmma::hold(y);
         ptx::wgmma::fence();
-        multiply_values<0, STEPS>(y, weights, shared.v[v_at.stage], accumulate);
+        multiply_values(y, weights, shared.v[v_at.stage], accumulate);
         ptx::wgmma::commit_group();
         ptx::wgmma::wait_group<0>();
         ptx::wgmma::hold(y);

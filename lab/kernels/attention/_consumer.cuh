@@ -51,13 +51,12 @@ __device__ __forceinline__ void multiply_keys(float (&scores)[n], const Queries&
     }
 }
 
-// y = weights v, plus y where `accumulate`, in steps along the block's keys.
-template <int first, int last>
+// y = weights v, plus y where `accumulate`.
 __device__ __forceinline__ void multiply_values(Values& y, const Weights& weights, const Tile<schedule::block_n>& v,
                                                 bool accumulate) {
     const uint64_t b = ptx::wgmma::descriptor_n_major_128b(v, sizeof(v[0]));
 #pragma unroll
-    for (int step = first; step < last; ++step)
+    for (int step = 0; step < STEPS; ++step)
         ptx::wgmma::mma_n_major<Element>(y, weights[step], ptx::wgmma::advance(b, step * int(sizeof(v[0][0])) * MMA_K),
                                          accumulate || step > 0);
 }

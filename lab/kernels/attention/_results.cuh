@@ -69,9 +69,9 @@ struct Results {
     // The parts of 16 rows, from row `first` on, in their order. Two lanes have the weights of a row's parts, even and odd
     // ones; then rows come side by side, so that few of many loads are waited for.
     __device__ __forceinline__ void merge(const Work& work, int first) const {
-        constexpr int LANES = problem::head_dim / 4, TOGETHER = WARP / LANES;  // of a row, rows
+        constexpr int FOURS = problem::head_dim / 4;  // of a row
         constexpr int PAIRS = (schedule::splits + 1) / 2;
-        const int lane = threadIdx.x % WARP, odd = lane / 16, column = lane % LANES * 4;
+        const int lane = threadIdx.x % WARP, odd = lane / 16;
         float weights[PAIRS], largest = -infinity(), total = 0;
 #pragma unroll
         for (int i = 0; i < PAIRS; ++i) {
@@ -91,8 +91,8 @@ struct Results {
         const float log_sum = total > 0 ? largest + __log2f(total) : -infinity();
         const float inverse = total > 0 ? __fdividef(1, total) : 0;
 #pragma unroll 4
-        for (int i = 0; i < 16; i += TOGETHER) {
-            const int row = i + lane / LANES;
+        for (int i = lane; i < 16 * FOURS; i += WARP) {
+            const int row = i / FOURS, column = i % FOURS * 4;
             const int64_t to = place(work, first + row);
             float4 sum = {};
 #pragma unroll

@@ -66,34 +66,44 @@ struct Softmax {
     float scale;
     float maximum[2] = {-infinity(), -infinity()};  // of the scores; or, with slack, at most 2^slack below it
     float sum[2] = {0, 0};                      // of the weights in this thread's columns
+    float base[2];                              // what is subtracted from scaled scores
     float decay[2];                             // what the last block made of earlier weights
     bool decayed;                               // whether any row of this warp's did
 
     __device__ __forceinline__ explicit Softmax(float scale) : scale(scale) {}
 
-    // Scores to weights. Weights up to 2^slack are as good as up to 1: the maximum stays where it is until one is that far
-    // off, which each thread sees of its own scores.
+    // What weights of a block are relative to. Weights up to 2^slack are as good as up to 1: the maximum stays where it is
+    // until one is that far off, which each thread sees of its own scores.
     template <int n>
-    __device__ __forceinline__ void take(float (&scores)[n]) {
-        float top[2], base[2];
+    __device__ __forceinline__ void begin(const float (&scores)[n]) {
+        float top[2];
         const float before[2] = {maximum[0], maximum[1]};
         positive_max(scores, top);
-        bool higher = false;
-#pragma unroll
-        for (int r = 0; r < 2; ++r) higher |= is_above(top[r], maximum[r]) || top[r] == 0 && maximum[r] < 0;
         decayed = false;
-        if (__any_sync(0xffffffffu, higher)) raise(scores);
+        if (__any_sync(0xffffffffu, is_above(top[0], maximum[0]) | is_above(top[1], maximum[1]))) raise(scores);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             base[r] = maximum[r] == -infinity() ? 0 : maximum[r] * scale;  // a row that saw nothing yet
             decay[r] = ptx::ex2::approx(before[r] * scale - base[r]);
             sum[r] *= decay[r];
         }
+    }
+
+    // Scores `first` to `last` - 1 of a thread to weights.
+    template <int first, int last, int n>
+    __device__ __forceinline__ void weigh(float (&scores)[n]) {
 #pragma unroll
-        for (int i = 0; i < n; ++i) {
+        for (int i = first; i < last; ++i) {
             scores[i] = ptx::ex2::approx(fmaf(scores[i], scale, -base[row_of(i)]));
             sum[row_of(i)] += scores[i];
         }
+    }
+
+    // All scores to weights.
+    template <int n>
+    __device__ __forceinline__ void take(float (&scores)[n]) {
+        begin(scores);
+        weigh<0, n>(scores);
     }
 
     __device__ __forceinline__ bool is_above(float score, float maximum) const {
@@ -114,7 +124,7 @@ struct Softmax {
         decayed = __any_sync(0xffffffffu, decayed);
     }
 
-    // Earlier weighted sums of values, as the last block left them.
+    // Earlier weighted sums of values, where any row of this warp has decayed.
     template <int n>
     __device__ __forceinline__ void rescale(float (&y)[n]) const {
         if (!decayed) return;
@@ -122,8 +132,11 @@ struct Softmax {
         for (int i = 0; i < n; ++i) y[i] *= decay[row_of(i)];
     }
 
-    // 0, which the sums of weights alone tell: what needs it comes after the weights, however instructions are scheduled.
-    __device__ __forceinline__ uint32_t taken() const { return sum[0] + sum[1] < 0; }
+    // Whether rescale has anything to do: known when the weights so far are there, so that what asks comes after them,
+    // however instructions are scheduled.
+    __device__ __forceinline__ bool rescales() {
+        return decayed = __any_sync(0xffffffffu, decayed | (sum[0] + sum[1] < 0));
+    }
 
     // The whole row's sum, after the last block.
     __device__ __forceinline__ float total(int r) const { return row_sum(sum[r]); }

@@ -17,6 +17,7 @@
 #include "ptx/barrier.cuh"
 #include "ptx/setmaxnreg.cuh"
 
+constexpr int FIRST = schedule::block_n * schedule::settle / 32 * 2;  // a thread's weights of a block before it settles
 constexpr int TURN = 1;  // named barrier of consumer 0's turn; the others' are the next
 
 static_assert(schedule::threads == (1 + CONSUMERS) * WARPGROUP, "a producer and the consumers");
@@ -86,15 +87,14 @@ struct Consumer {
         ptx::wgmma::commit_group();
     }
 
-    // Scores that have been waited for become weights, which wait for their values.
+    // Scores that have been waited for.
     template <bool masked>
-    __device__ __forceinline__ void take(const Work& work, int block, Scores& scores, Softmax& softmax) {
+    __device__ __forceinline__ void receive(const Work& work, int block, Scores& scores, Softmax& softmax) {
         ptx::wgmma::hold(scores);
         release_cluster(shared.k_empty[k_at.stage]);
         k_at.advance();
         if constexpr (masked) visible(work, row + threadIdx.x % WARP / 4, block * schedule::block_n).mask(scores);
-        softmax.take(scores);
-        ptx::mbarrier::wait(shared.v_full[v_at.stage], v_at.parity ^ softmax.taken());
+        softmax.begin(scores);
     }
 
     // The first block of the first tile.
@@ -107,14 +107,22 @@ struct Consumer {
         if constexpr (schedule::turns == 1) turn.pass();
         ptx::wgmma::wait_group<0>();
         if constexpr (schedule::turns == 2) turn.pass();
-        take<true>(work, work.last - 1, scores, softmax);
+        receive<true>(work, work.last - 1, scores, softmax);
+        softmax.weigh<0, schedule::block_n / 2>(scores);
         pack<Element>(weights, scores);
         accumulate = false;
     }
 
-    // The scores of a block while the weighted sum of the block before is added up; `between` has that sum in `y`.
-    template <bool masked, typename Between>
-    __device__ __forceinline__ void step(const Work& work, int block, Softmax& softmax, Between between) {
+    // The weighted sum of the block before is in y.
+    __device__ __forceinline__ void wait_values() {
+        ptx::wgmma::wait_group<0>();
+        ptx::wgmma::hold(y);
+    }
+
+    // The scores of a block while the weighted sum of the block before is added up; `settle` waits for that sum, when the
+    // first weights are there: the others are made while those are packed.
+    template <bool masked, typename Settle>
+    __device__ __forceinline__ void step(const Work& work, int block, Softmax& softmax, Settle settle) {
         Scores scores;
         const int k_stage = uniform(k_at.stage), v_stage = uniform(v_at.stage);
         ptx::mbarrier::wait(shared.k_full[k_at.stage], k_at.parity);
@@ -123,34 +131,32 @@ struct Consumer {
         ptx::wgmma::hold(y);
         ptx::wgmma::fence();
         issue_scores(scores, k_stage);
-        multiply_values<0, STEPS - schedule::lead>(y, weights, shared.v[v_stage], accumulate);
-        if constexpr (schedule::turns == 1 && schedule::lead > 0) turn.pass();
-        multiply_values<STEPS - schedule::lead, STEPS>(y, weights, shared.v[v_stage], accumulate);
+        ptx::mbarrier::wait(shared.v_full[v_at.stage], v_at.parity);
+        multiply_values(y, weights, shared.v[v_stage], accumulate);
         ptx::wgmma::commit_group();
-        if constexpr (schedule::turns == 1 && schedule::lead == 0) turn.pass();
+        if constexpr (schedule::turns == 1) turn.pass();
         ptx::wgmma::wait_group<1>();
         if constexpr (schedule::turns == 2) turn.pass();
-        const int before = v_at.stage;
-        v_at.advance();
-        take<masked>(work, block, scores, softmax);
-        ptx::wgmma::wait_group<0>();
-        ptx::wgmma::hold(y);
-        ptx::wgmma::hold(weights);
-        release_cluster(shared.v_empty[before]);
+        receive<masked>(work, block, scores, softmax);
+        softmax.weigh<0, FIRST>(scores);
         accumulate = true;
-        between();
+        settle();
+        ptx::wgmma::hold(weights);
+        release_cluster(shared.v_empty[v_at.stage]);
+        v_at.advance();
+        softmax.weigh<FIRST, schedule::block_n / 2>(scores);
         pack<Element>(weights, scores);
     }
 
     // The last weighted sum of a tile.
     __device__ __forceinline__ void end() {
+        ptx::mbarrier::wait(shared.v_full[v_at.stage], v_at.parity);
         ptx::wgmma::hold(weights);
         ptx::wgmma::hold(y);
         ptx::wgmma::fence();
-        multiply_values<0, STEPS>(y, weights, shared.v[v_at.stage], accumulate);
+        multiply_values(y, weights, shared.v[v_at.stage], accumulate);
         ptx::wgmma::commit_group();
-        ptx::wgmma::wait_group<0>();
-        ptx::wgmma::hold(y);
+        wait_values();
         release_cluster(shared.v_empty[v_at.stage]);
         v_at.advance();
     }
@@ -158,7 +164,14 @@ struct Consumer {
     // The blocks of a tile after its last one: those that need masks at the end, that need none, that need masks at the
     // start.
     __device__ __forceinline__ void go_on(const Work& work, Softmax& softmax) {
-        const auto rescale = [&] { softmax.rescale(y); };
+        const auto rescale = [&] {
+            if (softmax.rescales()) {
+                wait_values();
+                softmax.rescale(y);
+            } else {
+                wait_values();
+            }
+        };
         const int first = work.first, ragged_end = work.ragged_end(), ragged_start = work.ragged_start();
         int block = work.last - 2;
         for (; block >= max(ragged_end, first); --block) step<true>(work, block, softmax, rescale);
@@ -168,7 +181,7 @@ struct Consumer {
         if constexpr (!schedule::q_registers) release(shared.q_empty);
     }
 
-    // Every tile, one after another: what parts need in registers leaves no room for two at a time.
+    // Every tile, one after another; what parts need in registers leaves no room for two at a time.
     __device__ __forceinline__ void run_apart() {
         while (const Work* work = next()) {
             Softmax softmax(scale);
@@ -201,6 +214,7 @@ struct Consumer {
                 return;
             }
             step<true>(*work, work->last - 1, softmax, [&] {
+                wait_values();
                 results.store(y, ended, done, row);
                 accumulate = false;
             });

@@ -25,7 +25,7 @@ SOLVES = Solves(
     arch="sm_90a",
     after="attention_warp_specialized",
     options={
-        "head_dim": (64,),
+        "head_dim": (64, 256),
         "causal": (False,),
         "page": prefill.PAGES,
         "window": prefill.WINDOWS,
@@ -38,6 +38,7 @@ SOLVES = Solves(
 APART_REGISTERS = 8  # less where the tiles of a consumer do not overlap, as where any are split
 CLUSTER_REGISTERS = 8  # that the producer has instead
 OPTION_REGISTERS = 4  # for rows that share a token or for pages, for a window, and to divide by the heads that share
+WIDE_REGISTERS = 6  # for rows of more than 128 elements
 FROM_REGISTERS = (64, 96, 128, 192)  # block_n of a wgmma with queries in registers
 PARTS = ("part_y", "part_log_sums", "arrived")  # of splits: null where there is one
 MOST_SPLITS = 64
@@ -54,7 +55,7 @@ class Schedule(prefill.RingTiling):
     section: int  # KV heads whose tiles are walked together, so that their keys and values stay in L2
     slack: int  # powers of two by which weights may exceed 1 before the running maximum moves
     turns: int  # how consumers share the tensor cores, from 0 to 2
-    lead: int  # steps of the weighted sum that are issued after the turn was passed on
+    settle: int  # eighths of a block's weights that are made before the last weighted sum is waited for
     q_registers: int  # 1: queries are held in registers; 0: wgmma reads them from shared memory
     splits: int = (
         1  # parts of the blocks that a tile sees, of tiles that leave SMs without work when all others are done
@@ -72,9 +73,8 @@ class Schedule(prefill.RingTiling):
             raise ScheduleError(f"section is from 1 to {MOST_SECTION:,} KV heads; section = {self.section}")
         if not 0 <= self.slack <= 8:
             raise ScheduleError(f"slack is from 0 to 8 powers of two; slack = {self.slack}")
-        steps = self.block_n // prefill.MMA_K
-        if not 0 <= self.lead < steps:
-            raise ScheduleError(f"lead is from 0 to {steps - 1} of the {steps} steps of a block; lead = {self.lead}")
+        if not 1 <= self.settle <= 8:
+            raise ScheduleError(f"settle is from 1 to 8 eighths of a block's weights; settle = {self.settle}")
         if self.q_registers:
             require_choice(self, "block_n", FROM_REGISTERS)
 
@@ -88,21 +88,22 @@ class Schedule(prefill.RingTiling):
         queries = p.head_dim // 4 if self.q_registers else 0
         options = (p.page > 0 or p.group > 1) + (p.window > 0) + (p.group & p.group - 1 > 0)
         others = (CLUSTER_REGISTERS if self.cluster > 1 else 0) - (APART_REGISTERS if self.splits > 1 else 0)
+        others += WIDE_REGISTERS if p.head_dim > 128 else 0
         return super().registers(p) + queries + OPTION_REGISTERS * options + others
 
 
 # Measured on the H200 at head_dim 128.
-LONG = Schedule(128, 128, 3, section=16, slack=8, turns=0, lead=0, q_registers=1)
+LONG = Schedule(128, 128, 3, section=16, slack=8, turns=2, settle=4, q_registers=1)
 SHORT = replace(LONG, section=32)
-CHUNK = replace(LONG, turns=2)
-FEW = replace(CHUNK, q_registers=0)
-FULL = replace(LONG, block_m=192, block_n=80, q_registers=0)
+FEW = replace(LONG, q_registers=0)
+FULL = replace(LONG, block_m=192, block_n=80, turns=0, settle=8, q_registers=0)
+WIDE = replace(FULL, block_m=128, stages=2)  # rows of 256 elements fit in no other way
 MEASURED = (
     LONG,
     SHORT,
-    CHUNK,
     FULL,
-    replace(LONG, turns=1, lead=2),
+    WIDE,
+    replace(WIDE, block_n=64),
     replace(LONG, block_n=64, stages=4),
 )
 SPLIT_BLOCKS = 8  # blocks that a split has at least
@@ -120,7 +121,7 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
     elif p.q_len <= FEW_TOKENS:
         best = replace(SHORT, stages=2)
     elif p.q_len < p.kv_len:
-        best = CHUNK
+        best = LONG
     else:
         best = LONG if p.kv_len >= LONG_KEYS else SHORT
     alike = not p.causal or FEW_TOKENS < p.q_len < p.kv_len  # so that tiles take about equally long

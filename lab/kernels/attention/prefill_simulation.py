@@ -361,7 +361,7 @@ def _merge(count, marks, data, shape, work, index, parts, y, log_sums):
 def _store(count, marks, data, shape, work, splits, y, log_sums):
     """Rows of y and their lse, a warp's sixteen after another's; merged ones, and zeros, row by row."""
     live = work.tokens * shape.group
-    request = LSE_ROWS if splits == 1 and work.last > work.first else LANES * LANE_ELEMENTS // shape.dim
+    request = LSE_ROWS if splits == 1 and work.last > work.first else max(LANES * LANE_ELEMENTS // shape.dim, 1)
     at = np.empty(shape.block_m, np.int64)
     for row in range(live):
         token, head = work.query + row // shape.group, work.head * shape.group + row % shape.group

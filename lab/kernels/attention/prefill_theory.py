@@ -150,7 +150,7 @@ def _lse_sectors(
 ) -> Iterator[int]:
     """Sectors of each request for a sequence's lse: eight rows of a tile's, or as many as a warp clears or merges."""
     p, of_tile = problem, tokens_of(problem, schedule.block_m)
-    cleared = LANES * LANE_ELEMENTS // p.head_dim
+    cleared = max(LANES * LANE_ELEMENTS // p.head_dim, 1)
     row = np.arange(of_tile * p.group)
     for tile, (tokens, first, last) in enumerate(zip(*of, strict=True)):
         here = row[: tokens * p.group]

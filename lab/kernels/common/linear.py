@@ -19,19 +19,18 @@ def arguments(problem: Linear) -> tuple[Argument, ...]:
 
 def epilogue_arguments(problem: Linear) -> tuple[Argument, ...]:
     """The operands of an epilogue: residual, x_scale, w_scale, y_scale."""
-    return tuple(
-        Array(name, Role.IN, *problem.inputs[name]) if name in problem.inputs else Scalar(name, 0, "int64")
-        for name in EPILOGUE
-    )
+    return tuple(pointer(problem, name) for name in EPILOGUE)
 
 
 def scaled_arguments(problem: Linear) -> tuple[Argument, ...]:
     """x, w, w_scale (null where there is none), y, m, n, k."""
     x, w, *rest = arguments(problem)
-    scale: Argument = Scalar("w_scale", 0, "int64")
-    if "w_scale" in problem.inputs:
-        scale = Array("w_scale", Role.IN, *problem.inputs["w_scale"])
-    return (x, w, scale, *rest)
+    return (x, w, pointer(problem, "w_scale"), *rest)
+
+
+def pointer(problem: Linear, name: str) -> Argument:
+    """An input, or a null pointer where the problem has none of that name."""
+    return Array(name, Role.IN, *problem.inputs[name]) if name in problem.inputs else Scalar(name, 0, "int64")
 
 
 def overlaps(machine: Machine) -> bool:

@@ -70,6 +70,7 @@ def _clusters(
     x_tile = np.empty((block_m, BLOCK_K), np.float32)
     w_tile = np.empty((BLOCK_K, block_n), np.float32)  # transposed on its way in, as the mma wants it
     sums = np.empty((split_k, block_m, block_n), np.float32)
+    own = np.empty((part, block_n), np.float32)
     for index in range(sm, tiles, sms):
         row, column = tile_at(index, m, n, block_m, block_n, group_m)
         sums[:] = 0
@@ -95,11 +96,12 @@ def _clusters(
                     )  # fmt: skip
         for rank in range(split_k):
             first = rank * part
-            own = sums[rank, first : first + part].copy()
-            for distance in range(1, split_k):
-                own += sums[(rank + distance) % split_k, first : first + part]
-            for j in range(min(block_n, n - column)):
-                own[:, j] *= row_scales[column + j]
+            for i in range(part):
+                for j in range(min(block_n, n - column)):
+                    total = sums[rank, first + i, j]
+                    for distance in range(1, split_k):
+                        total += sums[(rank + distance) % split_k, first + i, j]
+                    own[i, j] = total * row_scales[column + j]
             for c in range(0, block_n, MMA_M):
                 store_tile(counter, y_marks, y, m, n, row + first, column + c, own[:, c : c + MMA_M], BF16)
 
@@ -152,9 +154,10 @@ def _add_group(count, total, x, w, scale, offset, rows, columns, depth, first, i
         sums = np.zeros((total.shape[0], SUM_COLUMNS), np.float32)
         mma(count, sums, x, np.ones((x.shape[1], SUM_COLUMNS), np.float32), 0, 0, 0, numerics)
         offsets = np.zeros((SUM_COLUMNS, total.shape[1]), np.float32)
-        sums[:, 1] = sums[:, 0] * np.float32(-int4.BIAS)
-        sums[:, 2] = sums[:, 0] - sums[:, 0]
-        sums[:, 3:] = 0  # on the chip they hold more of the digits, and are exact
+        for i in range(sums.shape[0]):
+            sums[i, 1] = sums[i, 0] * np.float32(-int4.BIAS)
+            sums[i, 2] = sums[i, 0] - sums[i, 0]
+            sums[i, 3:] = 0  # on the chip they hold more of the digits, and are exact
         for j in range(within):
             offsets[0, j] = offset[first + j, index]
             offsets[1, j] = scale[first + j, index]

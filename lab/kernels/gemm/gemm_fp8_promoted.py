@@ -41,7 +41,7 @@ NARROWEST = 96  # columns of a part of a wider tile: narrower ones read x more o
 class Schedule(ClusterTiling):
     """As gemm_cluster's, with room for partial sums of 64 rows beside each consumer's own."""
 
-    hand_over: int  # quarters of a part after which it is the other consumer's turn to multiply; 0: there are no turns
+    hand_over: int = 0  # quarters of a part after which the other consumer multiplies in its turn; 0: no turns
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,13 +19,12 @@ from sim.errors import ScheduleError
 from sim.jit import njit, prange
 from sim.launch import Launch
 from sim.machine import Machine
-from sim.tiles import Chip, fma_tile, load_lanes, load_vector, store_lanes
+from sim.tiles import Chip, assign, fma_tile, load_lanes, load_vector, store_lanes
 
 LANES = 32
 BLOCK_K = 32  # elements of a row that a k-step takes where a lane takes one
 FLOAT = 4  # bytes
 VECTOR = 4  # floats in 16 bytes
-STRIP = 8  # rows of a tile that are copied together, so that a transposed one is written as short runs
 
 
 class WarpRequest(NamedTuple):
@@ -261,22 +260,7 @@ def load_patches(count, marks, source, rows, columns, row, column, tile, request
     if source.size > 0:
         if height < tile.shape[0] or width < tile.shape[1]:
             tile[:] = 0
-        for top in range(0, height, STRIP):
-            strip = source[row + top : row + min(top + STRIP, height), column : column + width]
-            _copy(tile[top : top + strip.shape[0], :width], strip)
-
-
-@njit(cache=True)
-def _copy(target, source):
-    """Element by element, along whichever axis of the target is contiguous."""
-    if target.strides[0] > target.strides[1]:
-        for r in range(source.shape[0]):
-            for c in range(source.shape[1]):
-                target[r, c] = source[r, c]
-    else:
-        for c in range(source.shape[1]):
-            for r in range(source.shape[0]):
-                target[r, c] = source[r, c]
+        assign(tile[:height, :width], source[row : row + height, column : column + width])
 
 
 @njit(cache=True)
@@ -289,7 +273,7 @@ def store_patches(count, marks, target, rows, columns, row, column, tile, reques
             wide, tall = FLOAT * min(request.columns, width - c), min(request.rows, height - r)
             store_lanes(count, marks, start, FLOAT * columns, wide, tall, SECTOR, 1)
     if target.size > 0:
-        target[row : row + height, column : column + width] = tile[:height, :width]
+        assign(target[row : row + height, column : column + width], tile[:height, :width])
 
 
 @njit(cache=True, parallel=True)

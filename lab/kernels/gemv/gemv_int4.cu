@@ -16,6 +16,8 @@
 //   bulk, x    |- part 0 -|------ part 1 ------|
 //   mma.sync                       | 0 |     | 1 |     | 2 | ...  | sum over warps | sum over CTAs | y
 //
+// Of an act-order layer x comes whole to each CTA, which then takes each of its columns from where `order` says.
+//
 // Launches overlap: w never changes, so its first steps are asked for before the launch before has ended; x is not.
 //
 // Bytes expected from HBM: w once, x once, y once; x from L2 once for every block of rows.
@@ -25,6 +27,7 @@
 #include "ptx/fence.cuh"
 #include "ptx/griddepcontrol.cuh"
 #include "ptx/ldmatrix.cuh"
+#include "ptx/load.cuh"
 
 constexpr int STEPS = PACKED_COLUMNS / MMA_K;  // of an mma along a packed tile
 constexpr uint32_t ONES[4] = {0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80};  // an A fragment of bf16
@@ -135,7 +138,7 @@ __device__ __forceinline__ void accumulate(Sum& sum, Shared& shared, Stream& str
     uint64_t* full = shared.full;
     int until = 0, stage = 0;
     for (int at = 0, end = work.end - work.first - warp * STEP; at < end; at += ROUND) {
-        if (at == until) {
+        if (!problem::ordered && at == until) {
             ptx::mbarrier::wait(*full++, 0);
             until = 2 * until + ROUND;
         }
@@ -170,6 +173,26 @@ __device__ __forceinline__ void load_x(Shared& shared, const bf16* x, const Work
     __syncwarp();
 }
 
+// The same where an order is given: all of x, then this CTA's columns of it, by all threads.
+__device__ __forceinline__ void gather_x(Shared& shared, const bf16* x, const int* order, const Work& work, int k) {
+    const bf16* whole = reinterpret_cast<const bf16*>(x_rows(shared) + work.tokens * work.pitch);
+    if (threadIdx.x % LANES == 0)
+#pragma unroll 1
+        for (int token = threadIdx.x / LANES; token < work.tokens; token += WARPS)
+            ptx::bulk::load(const_cast<bf16*>(whole) + token * k, x + int64_t(work.token + token) * k,
+                            k * sizeof(bf16), shared.full[0]);
+    __syncwarp();
+    ptx::mbarrier::wait(shared.full[0], 0);
+#pragma unroll 1
+    for (int column = threadIdx.x; column < min(work.end, k) - work.first; column += schedule::threads) {
+        const uint32_t from = min(ptx::load::cached_4(order + work.first + column), uint32_t(k - 1));
+#pragma unroll 1
+        for (int token = 0; token < work.tokens; ++token)
+            reinterpret_cast<bf16*>(x_rows(shared) + token * work.pitch)[column] = whole[token * k + from];
+    }
+    __syncthreads();
+}
+
 // What lies between k and the end of the last step is zero, as the weights there are: the two must not make a NaN.
 __device__ __forceinline__ void pad_x(Shared& shared, const Work& work, int k) {
     constexpr int PER_VECTOR = VECTOR / sizeof(bf16);
@@ -189,9 +212,12 @@ __device__ __forceinline__ void start(Shared& shared, const Work& work, int k) {
         visit_parts(shared, work, k, [&](uint64_t& full, int, int) { ptx::mbarrier::init(full, 1); });
         if constexpr (CLUSTER > 1) ptx::mbarrier::init(shared.arrived, 1);
         ptx::fence::mbarrier_init();
-        visit_parts(shared, work, k, [&](uint64_t& full, int, int columns) {
-            ptx::mbarrier::arrive_expect_tx(full, columns * work.tokens * int(sizeof(bf16)));
-        });
+        if constexpr (problem::ordered)
+            ptx::mbarrier::arrive_expect_tx(shared.full[0], k * work.tokens * int(sizeof(bf16)));
+        else
+            visit_parts(shared, work, k, [&](uint64_t& full, int, int columns) {
+                ptx::mbarrier::arrive_expect_tx(full, columns * work.tokens * int(sizeof(bf16)));
+            });
         if constexpr (CLUSTER > 1)
             ptx::mbarrier::arrive_expect_tx(shared.arrived, work.tokens * work.part * int(CLUSTER * sizeof(float)));
         ptx::griddepcontrol::launch_dependents();
@@ -202,7 +228,7 @@ __device__ __forceinline__ void start(Shared& shared, const Work& work, int k) {
 
 extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_per_sm)
     gemv_int4(const bf16* __restrict__ x, const uint8_t* __restrict__ w, const uint8_t* __restrict__ w_scale,
-              bf16* __restrict__ y, int m, int n, int k) {
+              bf16* __restrict__ y, int m, int n, int k, const int* __restrict__ order) {
     extern __shared__ __align__(128) uint8_t dynamic[];
     Shared& shared = *reinterpret_cast<Shared*>(dynamic);
     const Work work(m, k);
@@ -218,7 +244,10 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     for (int stage = 0; stage < schedule::stages * STAGE_BYTES; stage += STAGE_BYTES) stream.fill(stage);
     start(shared, work, k);
     ptx::griddepcontrol::wait();  // until the launch before has written x, and reads y no more
-    load_x(shared, x, work, k);
+    if constexpr (problem::ordered)
+        gather_x(shared, x, order, work, k);
+    else
+        load_x(shared, x, work, k);
     Sum sum = {};
     accumulate(sum, shared, stream, work, warp % SPLIT, own.ring);
     stage_sums(sum, own);

@@ -28,8 +28,8 @@ SOLVES = Solves(
     row_bytes=16,
     why_multiple="rows are copied in 16-byte vectors",
     after="gemv_mma",
-    options={"offset": ("zero",)},
-    facts=("group", "zero_points"),
+    options={"offset": ("zero",), "order": ("given",)},
+    facts=("group", "zero_points", "ordered"),
 )
 
 WEIGHTS_BYTES = MMA_M * BLOCK_K // 2  # of a row tile in a step: what a warp copies of it in two requests
@@ -114,12 +114,13 @@ def warp_bytes(problem: Linear, schedule: Schedule) -> int:
 
 
 def shared_bytes(problem: Linear, schedule: Schedule) -> int:
-    """The warps' rings, barriers, the inboxes of a cluster, and this CTA's columns of x for every token."""
+    """The warps' rings, barriers, a cluster's inboxes, every token's columns of x; for an order, all of x too."""
     p, s = problem, schedule
     part = tiles_of(s.block_n, s.cluster)
     inboxes = s.cluster * s.block_m * part * FLOAT if s.cluster > 1 else 0
     pitch = SIZE * BLOCK_K * tiles_of(tiles_of(p.k, BLOCK_K), s.cluster) + X_PAD
-    return s.warps * warp_bytes(p, s) + BARRIERS_BYTES + inboxes + min(p.m, s.block_m) * pitch
+    whole = SIZE * p.k if p.ordered else 0  # a row of x as it lies
+    return s.warps * warp_bytes(p, s) + BARRIERS_BYTES + inboxes + min(p.m, s.block_m) * (pitch + whole)
 
 
 IN_FLIGHT = 96 * 1024  # bytes of weights that an SM's rings ask for, at most: more than its share of HBM's latency
@@ -212,7 +213,7 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     full = waves * min(resident, tiles_of(ctas, machine.sms))  # CTAs of the fullest SM, one after another too
     steps = tiles_of(tiles_of(p.k, BLOCK_K), s.cluster * s.split_k)  # of a warp
     row_tiles = steps * s.warps * s.rows  # of a CTA, in all its steps
-    x = SIZE * min(p.m, s.block_m) * tiles_of(p.k, s.cluster)
+    x = SIZE * min(p.m, s.block_m) * (p.k if p.ordered else tiles_of(p.k, s.cluster))
 
     ipc = min(model.sm_ipc, model.warp_ipc * s.warps * full / waves)
     stream = {
@@ -247,7 +248,7 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
             schedule=s,
             grid=(clusters.even(ctas, machine) if s.cluster == 1 else ctas, tiles_of(p.m, s.block_m), 1),
             block=(s.threads, 1, 1),
-            arguments=linear.scaled_arguments(p),
+            arguments=(*linear.scaled_arguments(p), linear.pointer(p, "order")),
             cluster=(s.cluster, 1, 1),
             shared_bytes=shared_bytes(p, s),
             dependent=True,

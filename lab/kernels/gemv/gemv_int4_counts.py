@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernels.common.raster import tiles_of
-from lab.kernels.gemv.mma_tiles import LANES, MMA_M, PAIRS_BYTES, SIZE, packed_sectors, request_sectors
+from lab.kernels.gemv.mma_tiles import FLOAT, LANES, MMA_M, PAIRS_BYTES, SIZE, packed_sectors, request_sectors
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.formats import encode
 from sim.jit import njit, prange
 from sim.launch import Array, Launch, Role
 from sim.machine import Machine
-from sim.tiles import BF16, Chip, add_groups, in_packed_order, load_groups, load_tile, mma, store_patch
+from sim.tiles import BF16, Chip, add_groups, in_packed_order, load_groups, load_tile, load_vector, mma, store_patch
 
 BLOCK_K = 128  # columns of w in a step of a warp
 
@@ -41,6 +41,9 @@ def out_of(schedule: Any) -> Out:
 
 def parts_of_x(problem: Linear, schedule: Any) -> Iterator[tuple[int, int]]:
     """(first column, columns) of every copy of a row of x, of all CTAs of a cluster."""
+    if problem.ordered:
+        yield from [(0, problem.k)] * schedule.cluster
+        return
     steps = tiles_of(problem.k, BLOCK_K)
     for rank in range(schedule.cluster):
         first, end = rank * steps // schedule.cluster, (rank + 1) * steps // schedule.cluster
@@ -55,7 +58,8 @@ def theory(problem: Linear, schedule: Any) -> Counts:
     p, s = problem, schedule
     blocks, token_blocks = tiles_of(p.n, s.block_n), tiles_of(p.m, s.block_m)
     y = _out_sectors(p, s)
-    loads = token_blocks * packed_sectors(p)
+    order = blocks * sectors(0, FLOAT * p.k) if p.ordered else 0
+    loads = token_blocks * (packed_sectors(p) + order)
     row_bytes = SIZE * p.k
     x = blocks * sum(row_sectors(p.m, row_bytes, SIZE * at, SIZE * width) for at, width in parts_of_x(p, s))
     depth = tiles_of(p.k, BLOCK_K) * BLOCK_K
@@ -66,7 +70,7 @@ def theory(problem: Linear, schedule: Any) -> Counts:
         exp_count=0,
         global_load_sectors=loads,
         global_store_sectors=y,
-        tma_load_bytes=blocks * p.m * row_bytes,
+        tma_load_bytes=blocks * p.m * row_bytes * (s.cluster if p.ordered else 1),
         l2_to_sm_bytes=SECTOR * (loads + x),
         sm_to_l2_bytes=SECTOR * y,
         hbm_read_bytes=SECTOR * sum(sectors(0, a.nbytes) for a in _inputs(p)),
@@ -107,20 +111,26 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     """Clusters walk their blocks; each CTA its parts of x and its warps' steps along k."""
     p, s = launch.problem, launch.schedule
     chip = Chip(launch, machine)
-    x, w, pairs = (arrays[a.name] if arrays else np.zeros((0,) * len(a.shape), a.storage) for a in launch.arrays[:3])
-    sums = np.empty((p.m, p.n) if arrays else (0, 0), np.float32)
+    whole = "x" in arrays  # beside index arrays, with which counting alone goes on
+    x, w, pairs = (arrays[a.name] if whole else np.zeros((0,) * len(a.shape), a.storage) for a in launch.arrays[:3])
+    order = arrays["order"] if p.ordered else np.zeros(0, np.int32)
+    sums = np.empty((p.m, p.n) if whole else (0, 0), np.float32)
     marks = [chip.marks(name) for name in ("x", "w", "w_scale", "y")]
+    order_marks = chip.marks("order") if p.ordered else np.zeros(0, marks[0].dtype)
     tile = (s.block_m, s.rows, s.teams, s.split_k, s.cluster)
-    _grid(chip.count, *marks, x, w, pairs, sums, p.m, p.n, p.k, *tile, p.group, p.zero_points, *out_of(s))
-    if arrays:
+    _grid(
+        chip.count, *marks, order_marks, x, w, pairs, order, sums, p.m, p.n, p.k, *tile, p.group, p.zero_points,
+        *out_of(s),
+    )  # fmt: skip
+    if whole:
         arrays["y"][...] = encode(sums, p.output)
     return chip.counts()
 
 
 @njit(cache=True, parallel=True)
 def _grid(
-    count, x_marks, w_marks, scale_marks, y_marks, x, w, pairs, y, m, n, k, block_m, rows, teams, split_k, cluster,
-    group, zero_points, part, width, at_once,
+    count, x_marks, w_marks, scale_marks, y_marks, order_marks, x, w, pairs, order, y, m, n, k, block_m, rows, teams,
+    split_k, cluster, group, zero_points, part, width, at_once,
 ):  # fmt: skip
     workers = count.shape[0]
     block_n = MMA_M * rows * teams
@@ -139,6 +149,14 @@ def _grid(
                 first, end = rank * steps // cluster * BLOCK_K, (rank + 1) * steps // cluster * BLOCK_K
                 x_slice[:tokens] = 0
                 at, jump = first, split_k * BLOCK_K
+                if order.size > 0:
+                    whole = np.zeros((tokens, k), np.float32)
+                    load_tile(counter, x_marks, x, m, k, token, 0, whole, BF16)
+                    for column in range(first, min(end, k)):
+                        x_slice[:tokens, column - first] = whole[:, order[column]]
+                    for column in range(first, min(end, k), LANES):
+                        load_vector(counter, order_marks, FLOAT * column, FLOAT * min(LANES, min(end, k) - column))
+                    at = k
                 while at < min(end, k):
                     to = x_slice[:tokens, at - first : min(at + jump, end, k) - first]
                     load_tile(counter, x_marks, x, m, k, token, at, to, BF16)

@@ -26,6 +26,7 @@ from sim.machine import Machine
 from sim.tiles import (
     Chip,
     add_groups,
+    assign,
     in_packed_order,
     load_groups,
     load_lanes,
@@ -222,6 +223,6 @@ def _load_x(count, marks, x, m, k, token, tokens, column, tile, size, part, grou
                     load_lanes(count, marks, SIZE * ((token + t) * k + at), 2 * PIECE, PIECE, lanes, PIECE, 2)
                 if x.size > 0:
                     width = min(part, k - at)
-                    to[:, :width] = x[token + top : token + top + height, at : at + width]
+                    assign(to[:, :width], x[token + top : token + top + height, at : at + width])
             else:
                 load_patch(count, marks, SIZE, x, token + tokens, k, token + top, at, to, MMA_N)

@@ -46,8 +46,8 @@ class Schedule:
     split_k: int  # warps that share a row, each every split_k-th k-step
     teams: int  # such groups of warps in a CTA
     unroll: int  # k-steps whose loads are in flight together
-    block_m: int  # tokens that a CTA computes in one pass over its rows
-    ctas_per_sm: int  # CTAs that an SM has registers for, at least
+    block_m: int = 1  # tokens that a CTA computes in one pass over its rows
+    ctas_per_sm: int = 1  # CTAs that an SM has registers for, at least
 
     def __post_init__(self) -> None:
         require_choice(self, "rows", (1, 2, 4, 8))
