@@ -60,6 +60,19 @@ def cases_of(part: str) -> list[Case]:
             ("attention_pingpong", Attention(1, 32, 8, 128, 8192, 8192), ""),
             ("attention_pingpong", Attention(4, 32, 8, 128, 2048, 2048), ""),
         ],
+        # Shapes and rasters that no model was made by: what a record has as simulated was foretold.
+        "unseen": [
+            ("gemm_pingpong", Linear(3584, 5120, 4096), f"{PINGPONG},cluster=1,group_m=6"),
+            ("gemm_cluster", Linear(6144, 4096, 2048), f"{CLUSTER},cluster=2,group_m=3"),
+            ("gemm_persistent", Linear(4096, 8192, 4096), "group_m=12"),
+            ("gemm_warp_specialized", Linear(5120, 5120, 5120), "block_m=128,block_n=160,stages=5,group_m=5"),
+            ("gemm_cluster", Linear(1024, 28672, 4096), f"{CLUSTER},cluster=1,group_m=2"),
+            ("gemm_pingpong", Linear(8192, 4096, 1024), f"{PINGPONG},cluster=2,group_m=5"),
+            ("gemm_wgmma", Linear(3000, 5008, 4104), "group_m=10"),
+            ("gemm_fp8_promoted", Linear(4096, 8192, 8192, "fp8", "fp8", scales="tensor"), "group_m=7"),
+            ("gemm_mma_sync", Linear(3072, 4096, 4096), "group_m=2"),
+            ("gemm_cluster", Linear(4096, 12288, 4096), f"{CLUSTER},cluster=2,group_m=16"),
+        ],
     }
     if part == "all":
         return [case for cases in parts.values() for case in cases]
@@ -70,7 +83,8 @@ def cases_of(part: str) -> list[Case]:
 
 @dataclass(frozen=True)
 class Options:
-    """`part` is raster (one GEMM's), sizes (of GEMMs, around the L2's), streams (decode, attention) or all."""
+    """`part` is raster (one GEMM's), sizes (of GEMMs, around the L2's), streams (decode,
+    attention), unseen (launches that no model was made by) or all."""
 
     part: str = "all"
 

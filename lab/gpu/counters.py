@@ -74,6 +74,7 @@ BESIDE = (
     "l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum",
     "gpu__time_duration.sum",
 )
+WANTED = (*(name for parts, _ in FIELDS.values() for name in parts), *BESIDE)
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,10 @@ def counts_of(metrics: Mapping[str, float]) -> Counts:
 
 
 def parse(text: str) -> list[dict[str, float]]:
-    """The rows of `ncu --csv --page raw`: metric name to value, one row a launch; what is no number is left out."""
+    """The rows of `ncu --csv --page raw`: metric name to value, one row a launch.
+
+    What is no number is left out, and so is what ncu adds of the device and the launch that nobody asked for.
+    """
     lines = [row for row in csv.reader(text.splitlines()) if len(row) > 5]
     header = next((number for number, row in enumerate(lines) if "Kernel Name" in row), None)
     if header is None:
@@ -165,7 +169,7 @@ def parse(text: str) -> list[dict[str, float]]:
         row = {}
         for name, value in zip(names, values, strict=False):
             with suppress(ValueError):
-                if "__" in name:
+                if name in WANTED:
                     row[name] = float(value.replace(",", ""))
         rows.append(row)
     return rows
@@ -195,13 +199,12 @@ def _profile(jobs: Sequence[Job], kernels: str, deadline_s: float) -> list[dict[
 @cache
 def _metrics() -> tuple[str, ...]:
     """The wanted metrics that this GPU has: ncu refuses the whole run for one it does not know."""
-    wanted = [name for parts, _ in FIELDS.values() for name in parts] + list(BESIDE)
     offered = set(
         re.findall(r"^\s*([a-z0-9_]+__[a-z0-9_]+)", _run([ncu(), "--query-metrics"], DEADLINE_S), re.MULTILINE)
     )
     if not offered:
-        return tuple(wanted)
-    return tuple(name for name in wanted if name.split(".")[0] in offered or name.startswith("launch__"))
+        return WANTED
+    return tuple(name for name in WANTED if name.split(".")[0] in offered or name.startswith("launch__"))
 
 
 def _run(command: list[str], deadline_s: float) -> str:

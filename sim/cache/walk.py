@@ -18,7 +18,7 @@ from sim.machine import Machine
 LINE = 128  # bytes
 WAYS = 32  # lines of a set: binomial filling then gives the slope above
 USABLE = 0.92  # of an L2's bytes: where that slope lies
-SAMPLED = 16  # one set of so many is walked; hashing makes it stand for the others
+SAMPLED = 64  # one set of so many is walked; hashing makes it stand for the others
 
 
 class Requests(NamedTuple):
