@@ -149,7 +149,7 @@ def _fitted(start: Fit, launches: Sequence[Launched]) -> Fit:
 
     found = least_squares(
         residuals, np.zeros(len(moved)), bounds=(-MOST, MOST), loss="soft_l1", f_scale=ORDINARY, diff_step=STEP,
-        x_scale=0.1, max_nfev=40,
+        x_scale=0.1, max_nfev=12,
     )  # fmt: skip
     best = line(found.x)
     return structs.replace(best, coefficients={name: float(f"{v:.5g}") for name, v in best.coefficients.items()})

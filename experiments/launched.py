@@ -1,16 +1,21 @@
 """Launches that cards timed, as today's kernels describe them: what models of time are fitted to and judged by."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from msgspec import structs
+
 from experiments.lookup import is_peer, pace, question_of, stale
 from lab import catalog
 from lab.cards.fits import Error
-from lab.kernel import Kernel, recorded_schedule
+from lab.kernel import Kernel, recorded_schedule, schedule_fields
 from lab.problems import Problem
 from lab.record import Archive, Record, is_chain
+from sim.errors import InputError, ScheduleError
+from sim.launch import overlap
 from sim.machine import Machine
 from sim.machine import machine as machine_named
 from sim.roofline import roofline
@@ -74,13 +79,32 @@ def summary(found: Sequence[Off]) -> Error:
 def launched(past: Archive) -> list[Launched]:
     """The newest sustained time on a card of each kernel, problem, schedule, machine and clock.
 
-    Chains of layers are left out, and what is of another schedule or theory than the kernel has today.
+    Chains of layers are left out, and what is of another schedule or theory than the kernel has today. Of a search
+    every candidate counts, with its time in the short race where it was not in the long one.
     """
     newest: dict[str, Record] = {}
-    for record in past.where(on="gpu").records:
+    records = past.where(on="gpu").records
+    for record in (*(one for search in records for one in _candidates(search)), *records):
         if not record.us or not record.clock or not record.schedule or is_peer(record) or is_chain(record):
             continue
         if pace(record) == "sustained" and (record.check is None or record.check.passed):
             key = record.kernel, record.problem, record.schedule, record.machine, record.clock, record.overlapping
             newest[repr(key)] = record
     return [Launched(record) for record in newest.values() if not stale(record)]
+
+
+def _candidates(search: Record) -> Iterator[Record]:
+    """A record of each schedule that a search timed, as far as there still is such a schedule."""
+    for name, us in (search.tried or {}).items():
+        kernel_name, _, words = name.rstrip(")").partition("(")
+        with suppress(InputError, ScheduleError):
+            kernel, problem, chip = catalog.get(kernel_name), question_of(search), machine_named(search.machine)
+            schedule = recorded_schedule(kernel, dict(word.split("=") for word in words.split(",")))
+            yield structs.replace(
+                search,
+                kernel=kernel_name,
+                schedule=schedule_fields(schedule),
+                overlapping=not search.metrics.get("plain") and overlap(kernel.launches(problem, schedule, chip)),
+                us=us,
+                tried=None,
+            )

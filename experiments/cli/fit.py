@@ -12,10 +12,13 @@ from sim.errors import EnvironmentFailure, InputError
 Kernels = Annotated[
     str, typer.Option("--kernel", metavar="NAME,...", help="Fit the models of these alone; by default of all kernels.")
 ]
+Card = Annotated[
+    str, typer.Option("--machine", help="Fit this card's lines alone; by default all cards', and their architecture's.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Write nothing, only say what the fits would be.")]
 
 
-def fit(kernel: Kernels = "", dry_run: DryRun = False, as_json: Json = False) -> None:
+def fit(kernel: Kernels = "", machine: Card = "", dry_run: DryRun = False, as_json: Json = False) -> None:
     """Fit the models of time to the times in the records, and say how far they are off on shapes held out of the fit.
 
     The coefficients go to lab/cards/fits.jsonl of this checkout, one line each for a model, a card and a clock.
@@ -31,11 +34,14 @@ def fit(kernel: Kernels = "", dry_run: DryRun = False, as_json: Json = False) ->
         raise EnvironmentFailure(f"lab fit needs {error.name}: pip install 'kernel-lab[fit]'") from error
     from experiments.launched import launched
     from lab import catalog
+    from sim.machine import machine as machine_named
 
+    machine = machine and machine_named(machine).name
     names = {catalog.get(name).name for name in kernel.split(",") if name}
     with working("fitting") as now:
         found = [launch for launch in launched(archive()) if not names or launch.asked.kernel.name in names]
-        lines = fitted(found, now)
+        found = [launch for launch in found if machine in ("", launch.asked.machine.name)]
+        lines = [line for line in fitted(found, now) if not machine or line.machine]
     if not lines:
         raise InputError("the records hold too few launches of these kernels for a fit")
     if not dry_run:

@@ -181,12 +181,12 @@ def error(kernel: str, machine: Machine, clock: str) -> tuple[Error, Fit] | None
 
 
 def put(lines: Sequence[Fit]) -> None:
-    """Put lines into the table, in place of all that it has of their architectures and models; it is written whole.
+    """Put lines into the table, in place of all that it has of their models and machines; it is written whole.
 
     Raises EnvironmentFailure where it cannot be written.
     """
-    fitted = {(fit.arch, fit.model) for fit in lines}
-    left = [fit for fit in load(TABLE) if (fit.arch, fit.model) not in fitted]
+    fitted = {(fit.arch, fit.model, fit.machine) for fit in lines}
+    left = [fit for fit in load(TABLE) if (fit.arch, fit.model, fit.machine) not in fitted]
     ordered = sorted([*left, *lines], key=lambda fit: fit.key)
     text = b"".join(msgspec.json.format(msgspec.json.encode(fit), indent=0) + b"\n" for fit in ordered)
     try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from math import exp
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from experiments import fitting
 from experiments.launched import Launched, Off, launched, summary
 from lab import catalog
 from lab.cards import fits
+from lab.choice import schedule_words
 from lab.kernel import schedule_fields
 from lab.problems import Linear
 from lab.record import Archive, Record
@@ -132,3 +134,14 @@ def test_the_newest_time_of_each_launch_counts_and_what_cannot_run_does_not() ->
     found = launched(Archive((old, *odd, new)))
     assert [(one.us, one.asked.problem, one.shape) for one in found] == [(1.0, problem, (4096, 4096))]
     assert found[0].floor_us == pytest.approx(1e6 * problem.bytes["total"] / H200.hbm_bandwidth)
+
+
+def test_every_candidate_of_a_search_counts_by_its_short_race() -> None:
+    problem = PROBLEMS[0]
+    first, second = islice(KERNEL.module.candidates(problem, H200), 2)
+    names = [f"gemv_mma({schedule_words(schedule_fields(one))})" for one in (first, second)]
+    tried = dict(zip(names, (20.0, 30.0), strict=True)) | {"gemv_mma(rows=1)": 1.0}  # of a schedule that is no more
+    searched = record(problem, 0.0, kernel=None, schedule=None, tried=tried)
+    raced = record(problem, 21.0, schedule=schedule_fields(first), overlapping=True)
+    assert sorted(launch.us for launch in launched(Archive((searched,)))) == [20.0, 30.0]
+    assert sorted(launch.us for launch in launched(Archive((searched, raced)))) == [21.0, 30.0]

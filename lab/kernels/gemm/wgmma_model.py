@@ -24,6 +24,7 @@ class Coefficients(fits.Coefficients, frozen=True):
     start_us: float  # of a launch
     cluster_start_us: float  # more for a launch of clusters
     crossing_rows: float  # times the clocks of a row of 128 bytes that crosses a 128-byte line
+    beyond_clocks: float  # of a box's row beyond the last token, where all SMs ask for such rows: they wait in one line
     load_power: float  # more time for each further row loaded per column: at the power cap a byte moved costs clocks
     multicast: float  # the time of a step of clusters, whose CTAs wait for one another
     fill_clocks: float  # launch to first mma: barriers, tensor maps, one trip to HBM
@@ -59,11 +60,13 @@ def step_clocks(
     power = max(1.0, 1 + model.load_power * (128 / block_m + 128 / block_n - 1.5))
     rows = block_m + block_n / cluster
     row_clocks = STEP_BYTES / port(machine) * (model.crossing_rows if crosses_lines(problem) else 1)
+    beyond = max(0, block_m - problem.m)
+    asking = min(1.0, tiles_of(problem.columns, columns_of(problem, block_n)) / machine.sms)
     waits = model.multicast if cluster > 1 else 1
     return {
         "tensor cores": wgmma * (block_m / MMA_M) * (STEP_BYTES / MMA_K_BYTES) * power * waits,
         "shared memory": operands * (block_m / MMA_M) * (STEP_BYTES / MMA_K_BYTES) * power * waits,
-        "L2": rows * row_clocks * waits,
+        "L2": ((rows - beyond) * row_clocks + beyond * asking * model.beyond_clocks) * waits,
     }
 
 

@@ -15,6 +15,7 @@ from lab.kernels.common.raster import tiles_of
 from lab.kernels.gemv import gemv_mma_counts
 from lab.kernels.gemv.mma_tiles import FLOAT, LANES, MMA_K, MMA_M, MMA_N
 from lab.problems import Linear
+from sim.cache.walk import lost
 from sim.counts import Counts
 from sim.errors import ScheduleError
 from sim.formats import FORMATS
@@ -171,8 +172,11 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     round_us = model.latency_us + model.x_us * (s.block_m / MMA_N - 1)
     cta = (rounds * round_us + model.cta_us) * 1e-6
     runs = weights / min(machine.sms, ctas) / (2 * LANES * 16)  # bytes, of a row tile; of an SM
+    reread = (weights - p.bytes["weights"]) * lost(
+        p.bytes["weights"], machine
+    )  # each block of tokens reads all weights
     stream = {
-        "HBM": (p.read_bytes + p.write_bytes) / (share * fits.read_rate(machine)),
+        "HBM": (p.read_bytes + p.write_bytes + reread) / (share * fits.read_rate(machine)),
         "L2": (weights + again * x) / model.l2_bytes_per_s,
         "latency": max(1.0, ctas / (machine.sms * s.ctas_per_sm)) * cta,
         "instructions": runs * _instructions(p, s) / (model.sm_ipc * machine.clock_hz),
