@@ -12,12 +12,14 @@ class Series:
     """One line of a chart, or one dot where it has a single point; series of one label have one colour.
 
     `points` are (x, y). A limit (a roof, the ridge) is a thin grey line, theory a line without dots; what was predicted
-    has hollow dots, what was measured full ones. The label stands beside the last point.
+    has hollow dots, what was measured full ones. The label stands beside the last point. `titles` are what each dot
+    says when it is pointed at, in the points' order.
     """
 
     label: str
     points: Sequence[tuple[float, float]]
     mark: Mark = "measured"
+    titles: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,11 @@ from typing import Any
 
 import msgspec
 
+from experiments.chart import Mark, Series
 from experiments.running.jobs import problem_of
+from experiments.words import spell
 from lab import catalog
+from lab.compile import code_digest
 from lab.kernel import recorded_schedule
 from lab.problems import Linear, Question
 from lab.record import Archive, Record
@@ -24,9 +27,10 @@ from sim.machine import machine
 READ, COPY, GATHER = MOVERS = "peer:read", "peer:copy", "peer:gather"
 CLOCKS = {"cold": "cold L2", "graph": "in a graph"}
 DISPUTED = 1.5  # times the fastest time of the same peer on the same problem: a peer's figure beyond it is in doubt
-STALE, UNKNOWN, IN_DOUBT = "stale", "launches unknown", "disputed"
+STALE, CHANGED, UNKNOWN, IN_DOUBT = "stale", "kernel changed since", "launches unknown", "disputed"
 MARKS = {
     STALE: "the kernel's schedule or theory is another today",
+    CHANGED: "the kernel's device code is another today, with the same schedule and theory",
     UNKNOWN: "the record does not say whether launches overlapped",
     IN_DOUBT: f"the same peer took less than 1/{DISPUTED} of the time in another run",
 }
@@ -121,17 +125,38 @@ def stale(record: Record) -> str:
     return _stale(record.kernel, *map(_frozen, (record.problem, record.schedule, record.theory)), record.machine)
 
 
+def changed(record: Record) -> bool:
+    """Whether a record tells its kernel's device code and that is another today."""
+    if record.code is None or record.kernel not in catalog.names():
+        return False
+    return record.code != code_digest(catalog.get(record.kernel).source)
+
+
 def note(record: Record, found: Record | None = None) -> str:
     """What a row that shows a record, and what was measured of it, must say of them; mostly nothing."""
     shown = [record, *([found] if found else [])]
     timed = found is not None and found.us is not None
     unknown = timed and found.overlapping is None and record.overlapping is not None
-    return ", ".join([*([STALE] if any(map(stale, shown)) else []), *([UNKNOWN] if unknown else [])])
+    said = {STALE: any(map(stale, shown)), CHANGED: any(map(changed, shown)), UNKNOWN: unknown}
+    return ", ".join(mark for mark, applies in said.items() if applies)
 
 
 def source_of(record: Record) -> str:
-    """Card and commit, and whether the record is stale."""
-    return f"{record.source}, {STALE}" if stale(record) else record.source
+    """Card and commit, and whether the record is stale or its kernel changed since."""
+    marks = {STALE: stale(record), CHANGED: changed(record)}
+    return ", ".join([record.source, *(mark for mark, applies in marks.items() if applies)])
+
+
+def drawn(label: str, dots: Iterable[tuple[float, float, Record]], mark: Mark = "measured") -> list[Series]:
+    """What records say as (x, y, record), as a series whose dots name kernel, schedule and record; none without any."""
+    found = list(dots)
+    points, titles = [(x, y) for x, y, _ in found], [_title(record) for _, _, record in found]
+    return [Series(label, points, mark, titles)] if found else []
+
+
+def _title(record: Record) -> str:
+    what = " ".join([record.kernel or "", spell(record.schedule or {})]).strip()
+    return f"{what}; {source_of(record)}, run {record.run}".lstrip("; ")
 
 
 def ceilings(past: Archive, machine_name: str) -> tuple[Record, ...]:

@@ -28,6 +28,7 @@ Target = Literal["cubin", "ptx"]
 HEADER = "schedule.cuh"
 # Without a cache of its own: what NVRTC takes from it comes without what ptxas says.
 _OPTIONS = ("--std=c++17", "-lineinfo", "--ptxas-options=-v", "--no-cache")
+_COMMENT = re.compile(rb'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/', re.DOTALL)  # or a string, which may look like one
 _INCLUDE = re.compile(rb'^\s*#\s*include\s*[<"]([^>"\n]+)[>"]', re.MULTILINE)
 _PTX_LINE = re.compile(r"ptx input, line (\d+)")
 _FILE = re.compile(r'^\s*\.file\s+(\d+) "(.*?)"', re.MULTILINE)
@@ -97,23 +98,32 @@ def compile_source(source: Path, header: str, machine: Machine, target: Target =
 
 
 def _key(source: Path, header: str, options: tuple[str, ...]) -> str:
-    digest = hashlib.sha256("\0".join((header, *options)).encode())
-    seen: set[Path] = set()
-
-    def add(text: bytes) -> None:
-        for name in map(os.fsdecode, _INCLUDE.findall(text)):
-            path = ROOT / name
-            if name != HEADER and path not in seen and path.is_file():
-                seen.add(path)
-                included = path.read_bytes()
-                digest.update(b"\0".join((b"", os.fsencode(name), included)))
-                add(included)
-
-    text = source.read_bytes()
+    digest, text = hashlib.sha256("\0".join((header, *options)).encode()), source.read_bytes()
     digest.update(text)
-    add(text)
-    add(header.encode())
+    for name, included in _included(text + b"\n" + header.encode()):
+        digest.update(b"\0".join((b"", os.fsencode(name), included)))
     return digest.hexdigest()[:24]
+
+
+@cache
+def code_digest(source: Path) -> str:
+    """A digest of a .cu file and of all that it includes, comments and blank space aside: of the device code."""
+    digest, text = hashlib.sha256(), source.read_bytes()
+    for part in (text, *(included for _, included in _included(text))):
+        code = _COMMENT.sub(lambda found: found[0] if found[0].startswith(b'"') else b" ", part)
+        digest.update(b" ".join(code.split()) + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _included(text: bytes) -> Iterator[tuple[str, bytes]]:
+    """Names and texts of the files of the checkout that a text includes, and those include, each once."""
+    left, seen = [text], {HEADER}
+    while left:
+        for name in map(os.fsdecode, _INCLUDE.findall(left.pop())):
+            if name not in seen and (ROOT / name).is_file():
+                seen.add(name)
+                left.append((ROOT / name).read_bytes())
+                yield name, left[-1]
 
 
 @cache

@@ -59,7 +59,7 @@ class Outcome:
     reads: frozenset[tuple[int, ...]]
 
 
-class Bench(Protocol):
+class Specimen(Protocol):
     """Launches that can run other PTX in place of their own, and what is visibly wrong with a run."""
 
     name: str
@@ -79,28 +79,28 @@ def judge_mutants(
     Raises InputError or ScheduleError for what the kernel refuses, and ValueError where the kernel itself has hazards,
     a wrong result or other counts than theory.
     """
-    return judge(_Bench(kernel, problem, schedule, machine), seeds)
+    return judge(_KernelSpecimen(kernel, problem, schedule, machine), seeds)
 
 
-def judge(bench: Bench, seeds: int) -> Iterator[Judged]:
+def judge(specimen: Specimen, seeds: int) -> Iterator[Judged]:
     """The same of any launches."""
-    right = [bench.run(bench.ptx, seed) for seed in range(seeds)]
+    right = [specimen.run(specimen.ptx, seed) for seed in range(seeds)]
     for outcome in right:
-        if wrong := bench.complaint(outcome):
-            raise ValueError(f"{bench.name} itself is wrong: {wrong}")
+        if wrong := specimen.complaint(outcome):
+            raise ValueError(f"{specimen.name} itself is wrong: {wrong}")
     exact = all(outcome.outputs == right[0].outputs for outcome in right)  # not where atomics choose
     patience = _PATIENCE * max(outcome.steps for outcome in right)
-    for at, (entry, box_bytes) in enumerate(bench.parts):
+    for at, (entry, box_bytes) in enumerate(specimen.parts):
 
         def swapped(text: str, at: int = at) -> list[str]:
-            return [*bench.ptx[:at], text, *bench.ptx[at + 1 :]]
+            return [*specimen.ptx[:at], text, *specimen.ptx[at + 1 :]]
 
         def reaches(probe: str, swapped: Callable[[str], list[str]] = swapped) -> bool:
-            return any(h.kind == "trap" for h in bench.run(swapped(probe), 0, patience, check=False).hazards)
+            return any(h.kind == "trap" for h in specimen.run(swapped(probe), 0, patience, check=False).hazards)
 
-        for mutant in mutants(bench.ptx[at], entry, box_bytes, reaches):
-            outcomes = (bench.run(swapped(mutant.ptx), seed, patience) for seed in range(seeds))
-            verdict, why = _judge(bench, right, outcomes, exact)
+        for mutant in mutants(specimen.ptx[at], entry, box_bytes, reaches):
+            outcomes = (specimen.run(swapped(mutant.ptx), seed, patience) for seed in range(seeds))
+            verdict, why = _judge(specimen, right, outcomes, exact)
             if verdict is not Verdict.CAUGHT and not reaches(mutant.probe):
                 same = "no outcome of the comparison changes" if mutant.family == "bound" else "it is never executed"
                 verdict, why = Verdict.HARMLESS, f"{same} on this problem"
@@ -114,7 +114,7 @@ def smallest_box(launch: Launch) -> int:
     return min(boxes, default=NO_BOX)
 
 
-class _Bench:
+class _KernelSpecimen:
     """A kernel's launches on one problem, ready to run other PTX in place of their own."""
 
     def __init__(self, kernel: Kernel, problem: Problem, schedule: Any, machine: Machine) -> None:
@@ -156,7 +156,9 @@ class _Bench:
         return f"wrong counts: {', '.join(differ)}" if differ else None
 
 
-def _judge(bench: Bench, right: Sequence[Outcome], outcomes: Iterator[Outcome], exact: bool) -> tuple[Verdict, str]:
+def _judge(
+    specimen: Specimen, right: Sequence[Outcome], outcomes: Iterator[Outcome], exact: bool
+) -> tuple[Verdict, str]:
     """Caught by what any seed shows; harmless where no part of a CTA reads from another than in the right kernel."""
     same, reads = exact, frozenset[tuple[int, ...]]().union(*(outcome.reads for outcome in right))
     for expected in right:
@@ -164,7 +166,7 @@ def _judge(bench: Bench, right: Sequence[Outcome], outcomes: Iterator[Outcome], 
             outcome = next(outcomes)
         except EmulatorError as error:
             return Verdict.CAUGHT, f"refused: {error}"
-        if complaint := bench.complaint(outcome):
+        if complaint := specimen.complaint(outcome):
             return Verdict.CAUGHT, complaint
         if exact and outcome.outputs != expected.outputs:
             return Verdict.CAUGHT, "other result bits"

@@ -49,7 +49,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     `run` is one id for all rows measured interleaved in one go. `on` is the chip that ran it, "sim" or "gpu", and
     `machine` the description its theory and prediction refer to. `us` is the median of `samples_us`. A peer's row has
     the kernel "peer:<name>". `overlapping` says whether the kernel's launches were dependent ones, which may start
-    before what is enqueued ahead of them has ended; null is unknown, as of a peer. `tried` is a search's: the time of
+    before what is enqueued ahead of them has ended; null is unknown, as of a peer. `code` is a digest of the kernel's
+    device code (`lab.compile.code_digest`). `tried` is a search's: the time of
     each candidate, unchecked. `metrics` holds what only this experiment defines, each name ending in its unit.
     """
 
@@ -71,6 +72,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     kernel: str | None = None
     problem: dict[str, Value | list[Value]] | None = None
     schedule: dict[str, int | str] | None = None
+    code: str | None = None
     clock: Literal["cold", "graph", "chain"] | None = None
     overlapping: bool | None = None
     us: float | None = None

@@ -23,7 +23,7 @@ TABLE = Path(__file__).with_name("tuned.jsonl")
 SEARCH, FINAL = "search", "final"  # stages of a search, as its records name them
 CHAIN = "chain"  # the clock of dependent launches
 
-Value = int | str
+Value = bool | int | str
 
 
 class TunedClass(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -1,15 +1,19 @@
 """Attention against the plain read of its cache and other libraries, part by part, in one run each."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from experiments import markdown
 from experiments.bars import attention_decode, attention_prefill
-from experiments.lookup import GATHER, READ
+from experiments.lookup import GATHER, READ, STALE, machines_of, source_of, stale
+from experiments.markdown import figure
 from experiments.rows import Row, Verdict, size_of, time_row, timed_by, untimed
 from experiments.running.backends import Backend
 from experiments.running.formats import chosen_job
 from experiments.running.jobs import Job, Search
+from lab.problems import Attention
 from lab.record import Archive, Record
 from sim.errors import InputError
 
@@ -17,7 +21,8 @@ QUESTION = "How far is attention from the time that its bytes or its operations 
 
 CLOCK = "cold"
 PLANNING = "planning"  # the part that is not of single launches
-PARTS = {**attention_decode.PARTS, **attention_prefill.PARTS}
+PARTS = {**attention_prefill.PARTS, **attention_decode.PARTS}
+_HEADINGS = ("part", "problem", "us", "plain read, us", "best peer, us", "x best peer", "bars")
 
 
 @dataclass(frozen=True)
@@ -108,3 +113,53 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG00
     if len(timed) < len(found):
         parts.append(f"{len(found) - len(timed)} have no time")
     return Verdict(passed, "; ".join(parts) + ".")
+
+
+def table(past: Archive) -> str:
+    """The newest time of each problem on each card beside the plain read and the best peer of its run, part by part."""
+    every = machines_of(past.where(experiment="attention_bars", on="gpu").records)
+    parts = [_of_machine(_newest(timed)) for timed in every.values()]
+    return "\n\n".join(parts) or "No records yet: `lab run attention_bars --on gpu` makes them."
+
+
+def _newest(timed: Sequence[Record]) -> list[Record]:
+    """Each problem's newest run, with all that was timed in it."""
+    raced = [r for r in timed if "stage" not in r.metrics]
+    runs = {(r.metrics.get("bar"), str(r.problem)): r.run for r in raced if r.us and r.schedule is not None}
+    return [r for r in raced if runs.get((r.metrics.get("bar"), str(r.problem)), r.run) == r.run]
+
+
+def _of_machine(records: Sequence[Record]) -> str:
+    timed = {(str(cell.record.metrics["bar"]), cell.problem): cell for cell in cells(records) if cell.record.us}
+    asked = ((part, problem) for part, problems in PARTS.items() for problem in problems)
+    found = [timed[each] for each in asked if each in timed]  # not what a part once asked
+    sources = markdown.measured_on(source_of(cell.record) for cell in found)
+    return f"{markdown.table(_HEADINGS, map(_cells, found))}\n\n{sources}"
+
+
+def _cells(cell: attention_decode.Cell) -> list[str]:
+    us, peer = cell.record.us or 0.0, cell.peer
+    beside = f"{figure(peer.us)} ({(peer.kernel or '').removeprefix('peer:')})" if peer and peer.us else "-"
+    misses = ", ".join(f"{name.removeprefix('peer:')} + {over - 1:.1%}" for name, over in cell.missed.items())
+    return [
+        str(cell.record.metrics["bar"]),
+        _problem(cell.problem),
+        figure(us) + (f", {STALE}" if stale(cell.record) else ""),
+        figure(cell.gather or cell.read) if cell.gather or cell.read else "-",
+        beside,
+        f"{peer.us / us:.3f}" if peer and peer.us else "-",
+        misses or ("met" if cell.limits else "-"),
+    ]
+
+
+def _problem(p: Attention) -> str:
+    """A problem in few words: what differs from bf16, contiguous, and 128 elements a head."""
+    lengths = Counter(p.kv_lens or [p.kv_len] * p.batch)
+    of_lengths = (f"{times:,} x {length:,}" for length, times in lengths.items())
+    words = [" and ".join(of_lengths), f"{p.q_heads} / {p.kv_heads} heads"]
+    words += [f"{p.q_len:,} queries"] if p.q_len not in (1, p.kv_len) else []
+    words += ["" if p.causal else "full"] if p.q_len == p.kv_len else []
+    words += [f"page {p.page}"] if p.page else []
+    words += [p.kv] if p.kv != "bf16" else []
+    words += ["planned by arithmetic"] if p.settled and p.uniform else []
+    return ", ".join(filter(None, words))

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from experiments import markdown
 from experiments.lookup import (
     READ,
-    STALE,
     best_peer,
     is_peer,
     layer_of,
     machines_of,
+    note,
     read_of,
     source_of,
-    stale,
 )
 from experiments.rows import Row, Verdict, time_row, timed_by, untimed
 from experiments.running.backends import Backend
@@ -236,5 +235,5 @@ def _figures(cell: Cell | None) -> str:
     if cell is None or cell.record.us is None:
         return "-"
     peer = f" ({cell.peer.us:.1f})" if cell.peer and cell.peer.us else ""
-    doubt = f", {STALE}" if stale(cell.record) else ""
+    doubt = f", {said}" if (said := note(cell.record)) else ""
     return f"{cell.record.us:.2f}{'*' if cell.missed else ''}{peer}{doubt}"

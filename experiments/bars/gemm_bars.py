@@ -8,7 +8,7 @@ from math import exp, log
 from typing import Any
 
 from experiments import markdown
-from experiments.lookup import STALE, best_peer, is_peer, machines_of, stale
+from experiments.lookup import best_peer, is_peer, machines_of, note
 from experiments.markdown import figure
 from experiments.rows import Row, Verdict, time_row, timed_by, untimed
 from experiments.running.backends import Backend
@@ -268,7 +268,7 @@ def _of_machine(measured: Sequence[Record]) -> str:
             over = ratio(measured, record)
             words = schedule_words(record.schedule or {})
             times = [figure(record.us), figure(other.us if other else None)]
-            doubt = f" ({STALE})" if stale(record) else ""
+            doubt = f" ({said})" if (said := note(record)) else ""
             case = [name, name_of(record), record.clock or "-", f"`{record.kernel}` {words}{doubt}"]
             rows.append([*case, *times, f"{over:.3f}" if over else "-"])
             sources.add(record.source)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from experiments.lookup import best_peer, is_peer, question_of, read_rate
+from experiments.lookup import best_peer, is_peer, question_of
 from experiments.markdown import three_columns
 from experiments.rows import Row, Verdict, floor_of, timed_by, untimed
 from experiments.running.backends import Backend
@@ -20,6 +20,7 @@ LLAMA_3_8B, LLAMA_2_13B = MODELS["llama-3-8b"], MODELS["llama-2-13b"]
 # meta-llama/Llama-3.2-1B, config.json
 LLAMA_3_1B = Model(16, 2048, q_heads=32, kv_heads=8, head_dim=64, ffn=8192, vocab=128256, tied=True)
 LAYER_US = 7.5  # beside the time that a step's bytes take
+READ = 4.37e12  # bytes a second of an H200, as it was read when the bars were set
 
 
 class Bar(NamedTuple):
@@ -46,10 +47,8 @@ PARTS: dict[str, dict[Model, Bar]] = {
         _decode(LLAMA_3_8B, 16, 8192): Bar(us=7900),
     },
     "formats": {_decode(LLAMA_3_8B, 1, 2048, form): RULE for form in ("fp8", "int4_g128")},
-    "models": {
-        _decode(LLAMA_2_13B, 1, 2048): Bar(times_bytes=1.05),
-        _decode(LLAMA_3_1B, 1, 160): Bar(us=690),
-    },
+    "small": {_decode(LLAMA_3_1B, 1, 160): Bar(us=690)},
+    "large": {_decode(LLAMA_2_13B, 1, 2048): Bar(times_bytes=1.05)},
     "prefill": {replace(LLAMA_3_8B, phase=PREFILL, context=context): Bar(tflops=600) for context in (2048, 8192)},
 }
 
@@ -64,13 +63,13 @@ SPOKEN = ((0.0, 0, 1.0), (0.8, 40, 0.95))  # greedy; temperature, top-k, top-p
 class Options:
     """`part` names the steps, of several parts joined by +; `peers` times PyTorch's too.
 
-    `model` is what part=generate speaks with, if not SmolLM2. `tune` first looks for the best schedules of the steps'
-    matrices. What has not begun after `seconds` is skipped.
+    `model` is what part=generate speaks with, if not SmolLM2. The best schedules of the steps' matrices and attention
+    are looked for first, in `tune` seconds. What has not begun after `seconds` is skipped.
     """
 
     part: str = "decode"
     peers: bool = True
-    tune: bool = False
+    tune: int = 0
     model: str = ""
     rounds: int = 30
     seconds: int = 600
@@ -79,8 +78,10 @@ class Options:
         if unknown := [part for part in self.parts if part not in (*PARTS, GENERATE)]:
             known = ", ".join((*PARTS, GENERATE))
             raise InputError(f"part is {known}, or some of them joined by +; got {unknown[0]!r}")
-        if min(self.rounds, self.seconds) < 1:
-            raise InputError(f"rounds and seconds are at least 1; got {self.rounds}, {self.seconds}")
+        if min(self.rounds, self.seconds) < 1 or self.tune < 0:
+            raise InputError(
+                f"rounds and seconds are at least 1, tune at least 0; got {self.rounds}, {self.seconds}, {self.tune}"
+            )
 
     @property
     def parts(self) -> list[str]:
@@ -105,7 +106,7 @@ def measure(options: Options, backend: Backend) -> Iterator[Record]:
         for model in PARTS.get(part, ())
     ]
     if options.tune:
-        yield from backend.tuned_in_steps(jobs, options.seconds)
+        yield from backend.tuned_in_steps(jobs, options.tune)
     if jobs:
         yield from backend.stepped(jobs, options.seconds)
 
@@ -125,7 +126,7 @@ def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: AR
             yield timed_by(Row(_named(model), f"{peer.kernel}, us", None, None, None), peer)
 
 
-def verdict(records: Sequence[Record], past: Archive) -> Verdict:
+def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG001 (the bars are constants)
     """Each step against its bar."""
     spoken = [r for r in records if r.metrics.get("bar") == GENERATE and r.us]
     if spoken:
@@ -133,16 +134,13 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
     ours = [r for r in records if _is_step(r) and r.us and r.metrics.get("launches") == "overlapping"]
     if not ours:
         return untimed(records, f"{len(records)} steps were predicted, none was timed.")
-    rate, _ = read_rate(past, ours[0].machine)
     said, passed = [], True
     for record in ours:
         model = _asked(record)
         bar = next((bar for part in PARTS.values() for of, bar in part.items() if of == model), None)
         if bar is None or record.us is None:
             continue
-        limit = _limit(bar, model, rate)
-        if limit is None:
-            return Verdict(False, "How fast this card reads has not been measured here (lab run ceilings --on gpu).")
+        limit = _limit(bar, model)
         passed &= record.us <= limit
         said.append(f"{_named(model)} takes {record.us / 1000:.2f} ms (bar {limit / 1000:.2f})")
     return Verdict(passed, "; ".join(said) + ".")
@@ -186,13 +184,13 @@ def _spoken(record: Record) -> str:
     return f"{record.metrics['model']}, {record.metrics['settings'] or 'greedy'}"
 
 
-def _limit(bar: Bar, model: Model, rate: float | None) -> float | None:
-    """Microseconds that a step may take; None where the rate of a read is needed and not known."""
+def _limit(bar: Bar, model: Model) -> float:
+    """Microseconds that a step may take."""
     if bar.us:
         return bar.us
     if bar.tflops:
         return model.flops / bar.tflops / 1e6
-    return bar.times_bytes * model.streamed_bytes / rate * 1e6 + bar.a_layer_us * model.layers if rate else None
+    return bar.times_bytes * model.streamed_bytes / READ * 1e6 + bar.a_layer_us * model.layers
 
 
 def _asked(record: Record) -> Model:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from experiments.runner import Answer
     from lab.inference import Generation
     from lab.record import Archive, Record
-    from sim.machine import Machine as Chip
+    from sim.machine import Machine
 
 EXPERIMENT, CLOCK = "two_machines", "graph"
 PROMPT = "What is the capital of France?"
@@ -52,7 +52,7 @@ def demo(machine: Machine = "h200", as_json: Json = False) -> int:
     return 1 if answer.passed is False else 0
 
 
-def _answer(chip: "Chip", past: "Archive", say: Any) -> "Answer":
+def _answer(chip: "Machine", past: "Archive", say: Any) -> "Answer":
     """The experiment's records, each told as soon as it is there, and its verdict."""
     from experiments import runner
     from experiments.running.backends import backend_on
@@ -75,7 +75,7 @@ def _case(record: "Record") -> str:
     return f"prefill, m = {tokens:,}" if tokens > 1 else f"decode, m = {tokens}"
 
 
-def headline(answer: "Answer", past: "Archive", chip: "Chip") -> None:
+def headline(answer: "Answer", past: "Archive", chip: "Machine") -> None:
     """Print the table, what its words mean, and the verdict: one screen."""
     rows = _rows(answer, past)
     times = ("floor_us", "predicted_us", "measured_us")
@@ -112,7 +112,7 @@ def _row(record: "Record", past: "Archive") -> dict[str, Any]:
     }
 
 
-def _speak(chip: "Chip", say: Any) -> "Generation":
+def _speak(chip: "Machine", say: Any) -> "Generation":
     """Answer the prompt on the simulated chip, up to the end of a sentence."""
     from experiments.cli.generate import printable
     from lab.inference import generate

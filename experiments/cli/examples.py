@@ -1,4 +1,4 @@
-"""README's three commands and what they print: two are run anew, the demo's headline is made of the records."""
+"""Commands and what they print, run anew; the demo's headline, in README, is made of the records."""
 
 import io
 from collections.abc import Callable
@@ -29,14 +29,17 @@ def table(past: Archive) -> str:
         else f"No records yet: `lab run {demo.EXPERIMENT} --machine {MACHINE} --record` makes them.",
         "`lab explain` weighs a problem before anything runs, in under a second (`make demo` puts `lab` into "
         "`.venv/bin`):",
-        _fenced(f"lab {EXPLAIN}"),
-        _output(lambda: _run(EXPLAIN)),
+        shown(EXPLAIN),
         "`lab check` runs a kernel's tile schedule and its compiled PTX on the CPU, in seconds once the emulator is "
         "compiled, which takes a minute or two:",
-        _fenced(f"lab {CHECK}"),
-        _output(lambda: _run(CHECK)),
+        shown(CHECK),
     ]
     return "\n\n".join(parts)
+
+
+def shown(command: str) -> str:
+    """A command of lab and what it prints, cut after MOST lines; raises LabError where it fails."""
+    return f"{_fenced(f'lab {command}')}\n\n{_output(lambda: _run(command))}"
 
 
 def _fenced(command: str, mark: str = "") -> str:
@@ -53,4 +56,4 @@ def _output(printing: Callable[[], object]) -> str:
 
 def _run(command: str) -> None:
     if run_command(command.split()):
-        raise LabError(f"lab {command} failed, which README shows")
+        raise LabError(f"lab {command} failed, which a page shows")

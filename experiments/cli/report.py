@@ -1,5 +1,6 @@
 """lab report: tables and pictures of README and docs from the records."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,16 +13,30 @@ Check = Annotated[
     bool, typer.Option("--check", help="Write nothing; exit code 1 where a file is not what the records make of it.")
 ]
 
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write them all as one HTML page, and neither README nor docs."),
+]
 
-def report(check: Check = False, as_json: Json = False) -> int:
+
+def report(check: Check = False, html: Html = None, as_json: Json = False) -> int:
     """Write the tables and pictures of README and docs anew from the records, and say which figures are in doubt."""
     from experiments.tables.report import report as make
     from lab.record import archive
+    from sim.errors import InputError
+    from sim.folders import write_whole
+
+    if check and html:
+        raise InputError("--check writes nothing, --html a file: give one of them")
 
     with working("making the tables from the records"):
         past = archive()
         made = make(past)
-        changed = [str(path) for path in (made.outdated if check else made.write())]
+        if html:
+            from experiments.tables.page import html as page
+
+            write_whole(html, page(made).encode())
+        changed = [str(html)] if html else [str(path) for path in (made.outdated if check else made.write())]
     document = {"written": not check, "changed": changed, "doubts": made.doubts, "complaints": past.complaints}
     emit(document, as_json, _render)
     return 1 if check and changed else 0

@@ -20,6 +20,7 @@ from lab.problems import Attention
 FEW = 16  # queries of a sequence up to which it is decode
 ROUNDED = 2.0**-6  # of weights and results, to bf16
 SMALL_PAGE = 1  # tokens, whose reads are scattered
+CUT = 16  # tokens: what a contiguous cache is as pages, one after another, for a library that has no other
 WORKSPACE = 2**28  # bytes that FlashInfer asks for
 PACKAGES = {"fa4": ("quack", "cutlass"), "flashinfer": ("flashinfer",)}  # FA4's own folder has other packages too
 
@@ -39,7 +40,8 @@ def peers(problem: Attention) -> dict[str, Peer]:
         found["cudnn"] = cudnn
     if not p.page and alike and p.q_len > FEW:
         found |= {name: peer for name, peer in (("fa4", fa4), ("flashinfer", flashinfer)) if _is_installed(name)}
-    if p.page and not p.q_lens and p.q_len == 1 and _is_installed("flashinfer"):
+    whole = p.page or (alike and p.kv_len % CUT == 0)
+    if whole and not p.q_lens and p.q_len == 1 and _is_installed("flashinfer"):
         found["flashinfer"] = flashinfer_decode
     return found
 
@@ -113,15 +115,22 @@ def flashinfer_decode(problem: Attention, arrays: Arrays) -> Loose:
     """FlashInfer's paged decode on its tensor cores, planned on the host beforehand."""
     from flashinfer import BatchDecodeWithPagedKVCacheWrapper  # heavy, and asked for by its problems alone
 
-    p, form = problem, FORMATS[problem.kv]
-    pages, used = _pages(p, arrays)
-    last = [sequence.kv_len - (n - 1) * p.page for sequence, n in zip(p.sequences, pages, strict=True)]
-    wrapper = BatchDecodeWithPagedKVCacheWrapper(_workspace(), "HND", use_tensor_cores=True)
+    p, form, page = problem, FORMATS[problem.kv], problem.page or CUT
+    cache: torch.Tensor | tuple[torch.Tensor, ...]
+    if p.page:
+        pages, used = _pages(p, arrays)
+        cache = as_torch(arrays["cache"], p.kv)
+    else:
+        pages, used = [p.kv_len // page] * p.batch, list(range(p.batch * p.kv_len // page))
+        cache = tuple(as_torch(arrays[name], p.kv).view(-1, page, p.kv_heads, p.head_dim) for name in ("k", "v"))
+    last = [sequence.kv_len - (n - 1) * page for sequence, n in zip(p.sequences, pages, strict=True)]
+    wrapper = BatchDecodeWithPagedKVCacheWrapper(_workspace(), "HND" if p.page else "NHD", use_tensor_cores=True)
     wrapper.plan(
-        _ints(_starts(pages)), _ints(used), _ints(last), p.q_heads, p.kv_heads, p.head_dim, p.page, q_data_type=form,
+        _ints(_starts(pages)), _ints(used), _ints(last), p.q_heads, p.kv_heads, p.head_dim, page, q_data_type=form,
         kv_data_type=form,
     )  # fmt: skip
-    q, cache, held = as_torch(arrays["q"], p.activations), as_torch(arrays["cache"], p.kv), []
+    q = as_torch(arrays["q"], p.activations)
+    held: list[torch.Tensor] = []
 
     def work() -> None:
         held[:] = [wrapper.run(q, cache)]

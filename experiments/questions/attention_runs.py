@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from experiments.chart import Series
-from experiments.lookup import cases, measured, note, question_of
+from experiments.lookup import cases, drawn, measured, note, question_of
 from experiments.rows import MEGA, Row, time_row
 from experiments.running.formats import chosen_job
 from experiments.running.jobs import Job
@@ -50,6 +50,6 @@ def hbm_bytes(counts: object) -> float:
 
 def times_of(label: str, points: Sequence[tuple[float, Record]], past: Archive) -> list[Series]:
     """The predicted times of records against a quantity, and those measured, in microseconds."""
-    predicted = [(x, record.predicted_us or 0.0) for x, record in points]
-    timed = [(x, found.us) for x, record in points if (found := measured(past, record, CLOCK)) and found.us]
-    return [Series(label, predicted, "predicted"), *([Series(label, timed, "measured")] if timed else [])]
+    predicted = ((x, record.predicted_us or 0.0, record) for x, record in points)
+    timed = ((x, found.us, found) for x, record in points if (found := measured(past, record, CLOCK)) and found.us)
+    return [*drawn(label, predicted, "predicted"), *drawn(label, timed)]

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
-from experiments.chart import Chart, Series
-from experiments.lookup import cases, comparable, layer_of, measured
+from experiments.chart import Chart
+from experiments.lookup import cases, comparable, drawn, layer_of, measured
 from experiments.rows import Row, Verdict, time_row
 from experiments.running.backends import Backend
 from experiments.running.formats import chosen_job, formats_of, in_format
@@ -100,10 +100,9 @@ def pictures(past: Archive) -> dict[str, Chart]:
         return {}
     series = []
     for name, by_batch in walks.items():
-        timed = {m: found.us for m, record in by_batch.items() if (found := _timed(record, past)) and found.us}
-        predicted = {m: record.predicted_us for m, record in by_batch.items() if record.predicted_us}
-        series.append(Series(name, tuple(predicted.items()), "predicted"))
-        series += [Series(name, tuple(timed.items()))] if timed else []
+        predicted = ((m, record.predicted_us, record) for m, record in by_batch.items() if record.predicted_us)
+        timed = ((m, found.us, found) for m, r in by_batch.items() if (found := _timed(r, past)) and found.us)
+        series += [*drawn(name, predicted, "predicted"), *drawn(name, timed)]
     layer, chip = layer_of(records[0]), machine(records[0].machine)
     title = f"A layer of {layer.n:,} x {layer.k:,} on the {chip.title}, launches back to back"
     return {"batching": Chart(title, "tokens", "time, us", tuple(series))}

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from experiments.chart import Chart, Series
+from experiments.chart import Chart
+from experiments.lookup import drawn
 from experiments.markdown import three_columns
 from experiments.questions.steps import step_of, step_row, stepped, with_times
 from experiments.rows import Row, Verdict
@@ -97,9 +98,8 @@ def pictures(past: Archive) -> dict[str, Chart]:
     series = []
     for phase, name in PHASES.items():
         pairs = _of(phase, records, past)
-        predicted = [(step_of(r).context, r.predicted_us / 1e3) for r, _ in pairs if r.predicted_us]
-        timed = [(step_of(r).context, found.us / 1e3) for r, found in pairs if found and found.us]
-        series.append(Series(name, tuple(predicted), "predicted"))
-        series += [Series(name, tuple(timed))] if timed else []
+        predicted = ((step_of(r).context, r.predicted_us / 1e3, r) for r, _ in pairs if r.predicted_us)
+        timed = ((step_of(r).context, found.us / 1e3, found) for r, found in pairs if found and found.us)
+        series += [*drawn(name, predicted, "predicted"), *drawn(name, timed)]
     title = f"A request alone on the {machine(records[0].machine).title}"
     return {"first-and-later": Chart(title, "tokens of prompt or context", "ms", tuple(series))}

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from experiments.chart import Chart, Series
-from experiments.lookup import times
+from experiments.chart import Chart
+from experiments.lookup import drawn, times
 from experiments.questions.attention_runs import CLOCK, attention_of, hbm_bytes, job, run_rows, runs_of, times_of
 from experiments.questions.duel import spelled
 from experiments.rows import MEGA, Row, Verdict
@@ -79,14 +79,15 @@ def pictures(past: Archive) -> dict[str, Chart]:
     both = [[(float(n), pair[i]) for n, pair in pairs.items()] for i in (0, 1)]
     names = [points[-1][1].kernel or "" for points in both]
     timed = [s for name, points in zip(names, both, strict=True) for s in times_of(name, points, past)]
-    moved = tuple(
-        Series(name, [(x, hbm_bytes(r.theory) / MEGA) for x, r in points], "theory")
+    moved = [
+        each
         for name, points in zip(names, both, strict=True)
-    )
+        for each in drawn(name, ((x, hbm_bytes(r.theory) / MEGA, r) for x, r in points), "theory")
+    ]
     x = "tokens of the prompt"
     return {
         "flash_attention_time": Chart("Attention with its scores in HBM, and fused", x, "us", tuple(timed)),
-        "flash_attention_bytes": Chart("What attention moves between HBM and the chip", x, "MB", moved),
+        "flash_attention_bytes": Chart("What attention moves between HBM and the chip", x, "MB", tuple(moved)),
     }
 
 

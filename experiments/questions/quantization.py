@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.chart import Chart, Series
-from experiments.lookup import READ, cases, comparable, layer_of, measured, read_of, times
+from experiments.lookup import READ, cases, comparable, drawn, layer_of, measured, read_of, times
 from experiments.rows import Row, Verdict, time_row
 from experiments.running.backends import Backend
 from experiments.running.formats import chosen_job, formats_of, in_format
@@ -128,11 +128,11 @@ def pictures(past: Archive) -> dict[str, Chart]:
     ends = tuple((size, size * MEGA / chip.hbm_bandwidth * 1e6) for size in (max(sizes), min(sizes)))
     series = [Series("HBM: data sheet", ends, "limit")]
     for form, layers in by_format.items():
-        predicted = tuple((layer_of(r).bytes["weights"] / MEGA, r.predicted_us) for r in layers if r.predicted_us)
-        timed = [(r, found) for r in layers if (found := measured(past, r, CLOCK))]
-        series.append(Series(form, predicted, "predicted"))
-        if timed:
-            series.append(Series(form, tuple((layer_of(r).bytes["weights"] / MEGA, t.us or 0.0) for r, t in timed)))
+        sizes = [layer_of(record).bytes["weights"] / MEGA for record in layers]
+        predicted = ((x, r.predicted_us, r) for x, r in zip(sizes, layers, strict=True) if r.predicted_us)
+        pairs = ((x, measured(past, r, CLOCK)) for x, r in zip(sizes, layers, strict=True))
+        timed = ((x, found.us, found) for x, found in pairs if found and found.us)
+        series += [*drawn(form, predicted, "predicted"), *drawn(form, timed)]
     title = f"Layers of {layer_of(records[0]).m} token on the {chip.title}, launches back to back"
     return {"quantization": Chart(title, "weights, MB", "time, us", tuple(series))}
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
-from experiments.chart import Chart, Series
+from experiments.chart import Chart
+from experiments.lookup import drawn
 from experiments.markdown import three_columns
 from experiments.questions.steps import step_of, step_row, stepped, with_times
 from experiments.rows import Row, Verdict
@@ -88,10 +89,10 @@ def pictures(past: Archive) -> dict[str, Chart]:
     if not records:
         return {}
     pairs = with_times(records, past)
-    predicted = [(step_of(r).batch, step_of(r).batch / r.predicted_us * 1e6) for r, _ in pairs if r.predicted_us]
-    timed = [(step_of(r).batch, step_of(r).batch / found.us * 1e6) for r, found in pairs if found and found.us]
-    series = [Series("predicted", tuple(predicted), "predicted")]
-    series += [Series("measured", tuple(timed))] if timed else []
+    batches = {id(r): step_of(r).batch for r, _ in pairs}
+    predicted = ((batches[id(r)], batches[id(r)] / r.predicted_us * 1e6, r) for r, _ in pairs if r.predicted_us)
+    timed = ((batches[id(r)], batches[id(r)] / found.us * 1e6, found) for r, found in pairs if found and found.us)
+    series = [*drawn("predicted", predicted, "predicted"), *drawn("measured", timed)]
     chip = machine(records[0].machine)
     title = f"Decode steps of {step_of(records[0]).context:,} tokens of context on the {chip.title}"
     return {"step-batching": Chart(title, "sequences", "tokens a second", tuple(series))}

@@ -1,7 +1,9 @@
 """Draws charts as SVG by matplotlib, the same bytes each time; each file says of which chart it was drawn."""
 
 import io
+import re
 from hashlib import sha256
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ MEANING = {"theory": "line: theory", "predicted": "hollow: predicted", "measured
 
 def digest(chart: Chart) -> str:
     """What a picture was drawn of and by: the chart to six digits and this file, so that nothing else is compared."""
-    series = [(s.label, s.mark, [(f"{x:.6g}", f"{y:.6g}") for x, y in s.points]) for s in chart.series]
+    series = [(s.label, s.mark, [(f"{x:.6g}", f"{y:.6g}") for x, y in s.points], s.titles) for s in chart.series]
     said = repr((chart.title, chart.x, chart.y, chart.logarithmic, series)).encode()
     return "sha256:" + sha256(said + Path(__file__).read_bytes()).hexdigest()
 
@@ -60,16 +62,36 @@ def draw(chart: Chart) -> str:
             axis.set_major_formatter("{x:,g}")
             axis.set_minor_formatter(NullFormatter())
         labels = list(dict.fromkeys(s.label for s in chart.series if s.mark != "limit"))
-        for series in chart.series:
+        for i, series in enumerate(chart.series):
             look = {**LOOKS[series.mark], **_look(series, labels)}
-            axes.plot(*zip(*series.points, strict=True), clip_on=False, **look)
+            axes.plot(*zip(*series.points, strict=True), clip_on=False, gid=_gid(i), **look)
         _label(axes, chart, labels)
         marks = ", ".join(text for mark, text in MEANING.items() if any(s.mark == mark for s in chart.series))
         figure.text(0.99, 0.02, marks, ha="right", color=GREY)
         file = io.StringIO()
         metadata = {"Date": None, "Creator": None, "Title": chart.title, "Identifier": digest(chart)}
         figure.savefig(file, format="svg", metadata=metadata)
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+    text = _titled(file.getvalue(), chart)
+    return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+
+
+def _gid(i: int) -> str:
+    return f"series-{i}"
+
+
+def _titled(text: str, chart: Chart) -> str:
+    """The SVG with the titles of its dots, which matplotlib cannot write."""
+    for i, series in enumerate(chart.series):
+        before, start, part = text.partition(f'<g id="{_gid(i)}">')
+        for title in series.titles:
+            part = re.sub(r"(<use [^>]*)/>", rf"\1><title>{_literal(title)}</title></use>", part, count=1)
+        text = before + start + part
+    return text
+
+
+def _literal(title: str) -> str:
+    """A title as the replacement of a pattern."""
+    return escape(title).replace("\\", r"\\")
 
 
 def _look(series: Series, labels: list[str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from experiments import markdown
-from experiments.lookup import CLOCKS, IN_DOUBT, STALE, best_peer, disputed, measured, pace, question_of, stale
+from experiments.lookup import CLOCKS, IN_DOUBT, best_peer, disputed, measured, note, pace, question_of
 from experiments.markdown import figure
 from experiments.rows import floor_of, size_of
 from lab import catalog
@@ -26,7 +26,7 @@ def table(past: Archive) -> str:
     for kernel in catalog.kernels():
         head = [f"`{kernel.name}`", kernel.adds]
         for record in _newest(past, kernel):
-            problem = size_of(record) + (f" ({STALE})" if stale(record) else "")
+            problem = size_of(record) + (f" ({doubt})" if (doubt := note(record)) else "")
             row = [*head, problem, _LAUNCHES[record.overlapping], figure(floor_of(record)), figure(record.predicted_us)]
             found = {clock: measured(past, record, clock) for clock in CLOCKS}
             for timed in found.values():

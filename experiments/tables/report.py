@@ -6,6 +6,10 @@ A page is README.md or a Markdown file in docs. What stands in it between two ma
     <!-- end of NAME -->
     <!-- lab report: pictures NAME -->     its pictures, drawn into docs/pictures
     <!-- end of pictures NAME -->
+    <!-- lab report: source FILE NAME -->  a function of a CUDA file of lab/kernels, with the comment above it
+    <!-- end of source FILE NAME -->
+    <!-- lab report: output COMMAND -->    a command of lab, as `explain linear m=1 n=4096 k=4096`, and what it prints
+    <!-- end of output COMMAND -->
 
 An experiment's table are its `rows` and `verdict` for its newest simulated run, unless it has a
 `table(past: Archive) -> str`. Pictures are what its `pictures(past: Archive) -> dict[str, Chart]` gives, by file name.
@@ -24,13 +28,16 @@ from experiments.chart import Chart
 from experiments.lookup import MARKS
 from experiments.markdown import three_columns
 from experiments.tables.drawing import digest, draw
+from experiments.tables.quotation import quoted
 from lab.record import ROOT, Archive
 from sim.errors import InputError
 from sim.folders import write_whole
 
 FOLDER = "docs/pictures"
-_BLOCK = re.compile(
-    r"(^<!-- lab report: (pictures )?(\w+) -->\n).*?(^<!-- end of (?(2)pictures )\3 -->)", re.DOTALL | re.MULTILINE
+BLOCK = re.compile(
+    r"(?P<start>^<!-- lab report: (?P<kind>pictures |source |output )?(?P<name>[^\n]+?) -->\n)(?P<text>.*?)"
+    r"(?P<end>^<!-- end of (?(kind)(?P=kind))(?P=name) -->)",
+    re.DOTALL | re.MULTILINE,
 )
 
 
@@ -69,19 +76,25 @@ def report(past: Archive) -> Report:
     for page in pages():
 
         def made(block: re.Match[str], page: Path = page) -> str:
-            start, pictures, name, end = block.groups()
-            module = _module(name, page)
-            if pictures:
-                shown = {ROOT / FOLDER / f"{file}.svg": chart for file, chart in module.pictures(past).items()}
-                charts.update(shown)
-                links = (f"![{chart.title}]({path.relative_to(page.parent)})" for path, chart in shown.items())
-                text = "\n\n".join(links)
-            else:
-                text = module.table(past) if hasattr(module, "table") else experiment(name, past)
-                doubts.update(dict.fromkeys(_doubts(name, text)))
-            return f"{start}{text}\n{end}"
+            name = block["name"]
+            match block["kind"]:
+                case "pictures ":
+                    drawn = _module(name, page).pictures(past)
+                    shown = {ROOT / FOLDER / f"{file}.svg": chart for file, chart in drawn.items()}
+                    charts.update(shown)
+                    links = (f"![{chart.title}]({path.relative_to(page.parent)})" for path, chart in shown.items())
+                    text = "\n\n".join(links)
+                case "source ":
+                    text = quoted(name)
+                case "output ":
+                    text = _module("examples", page).shown(name)
+                case _:
+                    module = _module(name, page)
+                    text = module.table(past) if hasattr(module, "table") else experiment(name, past)
+                    doubts.update(dict.fromkeys(_doubts(name, text)))
+            return f"{block['start']}{text}\n{block['end']}"
 
-        texts[page] = _BLOCK.sub(made, _text(page))
+        texts[page] = BLOCK.sub(made, _text(page))
     return Report(texts, charts, tuple(doubts))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from experiments.chart import Chart, Mark, Series
-from experiments.lookup import is_peer, question_of, read_rate, stale
+from experiments.lookup import drawn, is_peer, question_of, read_rate, stale
 from lab import catalog
 from lab.explain import explain
 from lab.problems import Question
@@ -50,7 +50,8 @@ def dots(label: str, record: Record) -> Iterator[Series]:
     times: dict[Mark, float | None] = {"predicted": record.predicted_us, "measured": record.us}
     for mark, us in times.items():
         if us:
-            yield Series(label, ((problem.flops / problem.bytes["total"], problem.flops / us * 1e6 / TERA),), mark)
+            at = problem.flops / problem.bytes["total"], problem.flops / us * 1e6 / TERA
+            yield from drawn(label, [(*at, record)], mark)
 
 
 def _best(past: Archive) -> Iterator[Record]:

@@ -21,10 +21,10 @@ def judge_described(
 
     Raises ValueError where the kernel itself has hazards or a wrong result.
     """
-    return judge(_Bench(module, entry, launch, machine, reference), seeds)
+    return judge(_EntrySpecimen(module, entry, launch, machine, reference), seeds)
 
 
-class _Bench:
+class _EntrySpecimen:
     def __init__(
         self, module: Module, entry: str, launch: Launches, machine: Machine, reference: Reference | None
     ) -> None:

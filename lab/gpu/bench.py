@@ -15,7 +15,7 @@ from msgspec import structs
 from numpy.typing import NDArray
 
 from lab.choice import schedule_words
-from lab.compile import compile_launch
+from lab.compile import code_digest, compile_launch
 from lab.gpu import driver
 from lab.gpu.ceilings import plain_movers
 from lab.gpu.device import card
@@ -265,6 +265,7 @@ class Bench:
             described[entry.name] = {
                 "kernel": entry.kernel.name,
                 "schedule": schedule_fields(entry.schedule),
+                "code": code_digest(entry.kernel.source),
                 "overlapping": not entry.plain and overlap(steps),
                 "theory": theory.as_dict(),
             }

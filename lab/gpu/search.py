@@ -14,7 +14,7 @@ SEARCH_SAMPLE_US = 500.0  # of a graph: its start then costs one or two percent,
 WORTH = 1.25  # times the fastest: what is slower in the short race does not win the long one
 FINALISTS = 5
 
-Entry = TypeVar("Entry")
+T = TypeVar("T")
 
 
 def search(
@@ -36,7 +36,7 @@ def search(
     return [searched, *bench.race(best(times), peers, (clock,), rounds, facts=facts)]
 
 
-def best(times: Mapping[Entry, float], most: int = FINALISTS) -> list[Entry]:
+def best(times: Mapping[T, float], most: int = FINALISTS) -> list[T]:
     """The fastest entries, at most so many, without those that are not worth a second race."""
     limit = WORTH * min(times.values(), default=0.0)
     ranked = sorted((us, number, entry) for number, (entry, us) in enumerate(times.items()) if us <= limit)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lab import catalog
+from lab import catalog, tuned
 from lab.choice import best_guesses, choose, is_solvable
 from lab.execute import Plan, capture
 from lab.inference.chip import Chip
@@ -128,7 +128,8 @@ def require_kernels(forward: Forward, machine: Machine) -> None:
 @lru_cache(maxsize=2048)
 def planned(problem: Problem, machine: Machine) -> Plan:
     """The plan for a chain of launches; where a few tokens attend, of those that overlap the ones ahead of them."""
-    if isinstance(problem, Attention) and problem.q_len <= FEW_TOKENS:
+    few = isinstance(problem, Attention) and problem.q_len <= FEW_TOKENS
+    if few and not tuned.is_tuned(problem, machine, chain=True):
         guesses = [guess for guess in best_guesses(problem, machine) if guess.launches[0].dependent]
         if guesses:
             best = min(guesses, key=lambda guess: guess.us)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sim.errors import InputError
 
 
-class Entry(NamedTuple):
+class PageKey(NamedTuple):
     """A full page in the tree of prefixes: what comes before it (an entry's number, or a salt), and its tokens."""
 
     parent: int | str
@@ -32,8 +32,8 @@ class PagePool:
         self._cached: OrderedDict[int, None] = OrderedDict()  # the next to be evicted first
         self._fenced: deque[tuple[int, int]] = deque()  # (step, page), by step
         self._fence = [-1] * pages  # the step that a page without holders waits for; -1: none
-        self._entries: list[tuple[int, Entry] | None] = [None] * pages  # (number, entry) of published pages
-        self._tree: dict[Entry, int] = {}  # their pages; equality of keys compares all tokens of the chain
+        self._entries: list[tuple[int, PageKey] | None] = [None] * pages  # (number, entry) of published pages
+        self._tree: dict[PageKey, int] = {}  # their pages; equality of keys compares all tokens of the chain
         self._numbers = 0
         self._completed = -1
         self._waiting = 0  # fenced pages
@@ -109,7 +109,7 @@ class PagePool:
 
         Where another page already holds the same prefix this one stays out of the tree, and the other's number is it.
         """
-        entry = Entry(parent, tokens.tobytes())
+        entry = PageKey(parent, tokens.tobytes())
         if (holder := self._tree.get(entry)) is None:
             self._tree[entry], self._entries[page] = page, (self._numbers, entry)
             self._numbers += 1
@@ -123,7 +123,7 @@ class PagePool:
         found: list[int] = []
         chain: int | str = salt
         for first in range(0, len(tokens) - self.page_tokens, self.page_tokens):
-            page = self._tree.get(Entry(chain, tokens[first : first + self.page_tokens].tobytes()))
+            page = self._tree.get(PageKey(chain, tokens[first : first + self.page_tokens].tobytes()))
             if page is None:
                 break
             found.append(page)

@@ -6,7 +6,7 @@ where it touches memory `marks`, one byte a 32-byte sector of that array.
 """
 
 from sim.tiles.arithmetic import count_exp, count_fma, dot, fma_tile
-from sim.tiles.chip import Chip
+from sim.tiles.chip import SimulatedChip
 from sim.tiles.elements import BF16, ELEMENT, FP8, FP16, FP32
 from sim.tiles.groups import add_groups, in_packed_order, load_groups
 from sim.tiles.memory import (
@@ -38,7 +38,7 @@ __all__ = [
     "FP8",
     "FP16",
     "FP32",
-    "Chip",
+    "SimulatedChip",
     "add_atomically",
     "add_groups",
     "assign",

@@ -18,7 +18,7 @@ FIELDS = EXACT
 FLOPS, MMA_FLOPS, EXP, LOAD_SECTORS, STORE_SECTORS, TMA_LOAD_BYTES, L2_TO_SM, SM_TO_L2 = range(len(FIELDS))
 
 
-class Chip:
+class SimulatedChip:
     """One launch on a simulated machine: a counter row for each SM and a byte of marks for each 32-byte sector.
 
     CTAs are dealt to SMs round robin. Each SM counts into its own row, so that SMs can run in parallel and the sums do

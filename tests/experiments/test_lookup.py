@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.lookup import comparable, counted, disputed, measured, note, question_of, stale, times
+from experiments.lookup import comparable, counted, disputed, measured, note, question_of, source_of, stale, times
 from experiments.tables import kernels
 from lab import catalog
+from lab.compile import code_digest
 from lab.kernel import recorded_schedule
 from lab.record import Archive, Record
 from sim.machine import machine
@@ -91,6 +92,16 @@ def test_a_record_of_fewer_schedule_fields_is_of_the_kernel_as_it_was() -> None:
     kernel = catalog.get("gemv_vectorized")
     assert recorded_schedule(kernel, early) == kernel.module.Schedule(**early, block_m=1, ctas_per_sm=1)
     assert stale(timed(schedule=early, theory=theory_of(timed(schedule=early)))) == ""
+
+
+def test_a_row_says_that_its_kernel_changed_since() -> None:
+    now = code_digest(catalog.get("gemv_vectorized").source)
+    for code, said in ((None, ""), (now, ""), ("0123456789abcdef", "kernel changed since")):
+        old = timed(theory=theory_of(timed()), overlapping=True, code=code)
+        assert note(old) == note(WANTED, old) == said
+        assert source_of(old) == ", ".join(filter(None, (old.source, said)))
+        assert not stale(old)
+    assert note(timed(theory={"flops": 1}, code="0123456789abcdef")) == "stale, kernel changed since"
 
 
 def test_a_peer_is_disputed_by_its_own_time_in_another_run() -> None:

@@ -111,11 +111,13 @@ CASES = [
     (Attention(2, 8, 2, 128, 2, 300, kv_lens=(77, 300), page=16, settled=True), {"warps": 2}),
     (Attention(3, 8, 2, 64, 2, 130, uniform=True), {"warps": 2}),
     (Attention(2, 4, 2, 64, 1, 200, page=16, uniform=True, window=70), {"warps": 2}),
-    (Attention(1, 8, 2, 128, 1, 300, lse=True), {"cluster": 4}),
+    (Attention(1, 8, 2, 128, 1, 300, lse=True), {"cluster": 4, "overhead_units": 0}),
     (Attention(1, 3, 1, 64, 6, 200, kv_lens=(150,)), {"cluster": 2, "row_groups": 2, "query_tiles": 2}),
     (Attention(1, 8, 2, 64, 6, 300, kv_lens=(250,)), {"cluster": 0, "query_tiles": 2, "row_groups": 2}),
     (Attention(1, 2, 2, 64, 1, 300, lse=True), {"cluster": 0}),  # fewer rows than who share them
-    (Attention(1, 4, 1, 64, 2, 300, kv_lens=(20,), page=16), {"cluster": 4}),  # not all of the cluster have a part
+    # Not all of the cluster have a part.
+    (Attention(1, 4, 1, 64, 2, 300, kv_lens=(20,), page=16), {"cluster": 4, "overhead_units": 0}),
+    (Attention(170, 1, 1, 64, 1, 20, kv_lens=tuple(i % 21 for i in range(170))), {"warps": 1}),  # more than are kept
     (Attention(40, 2, 2, 64, 1, 40, kv_lens=tuple(i % 41 for i in range(40)), causal=False), {"heads": 2}),
 ]
 
@@ -136,12 +138,14 @@ def test_the_ptx_does_what_the_simulation_does(problem: Attention, changed: dict
     kv_len=st.integers(0, 500),
     cluster=st.sampled_from([0, 2, 3, 8]),
     page=st.sampled_from([0, 16]),
+    overhead=st.sampled_from([0, 4]),
 )
 def test_rows_that_those_who_share_a_sequence_add_up_are_right(
-    group: int, q_len: int, kv_len: int, cluster: int, page: int
+    group: int, q_len: int, kv_len: int, cluster: int, page: int, overhead: int
 ) -> None:
     problem = Attention(1, 2 * group, 2, 64, 4, 500, page=page, q_lens=(q_len,), kv_lens=(kv_len,), lse=True)
-    found = verify(KERNEL, problem, split(problem, cluster=cluster), CHIP, simulator(KERNEL, CHIP))
+    schedule = split(problem, cluster=cluster, overhead_units=overhead)
+    found = verify(KERNEL, problem, schedule, CHIP, simulator(KERNEL, CHIP))
     assert found.check.passed, found.check
     assert found.disagreements == {}
 

@@ -67,6 +67,26 @@ def test_an_edited_header_is_another_module(tmp_path: Path, monkeypatch: pytest.
     assert compile_launch(a_launch(), H100).path != before
 
 
+def test_a_digest_is_of_code_and_not_of_comments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvrtc, "ROOT", tmp_path)
+    header, sources = tmp_path / "h.cuh", iter(range(9))
+    texts = [
+        '#include "h.cuh"\nint a = b; asm("// x");',
+        '#include "h.cuh"\nint a = b;  /* why\n */ asm("// x"); // so',
+    ]
+
+    def digest(text: str, included: str = "int b;") -> str:
+        header.write_text(included)
+        source = tmp_path / f"{next(sources)}.cu"
+        source.write_text(text)
+        return nvrtc.code_digest(source)
+
+    first, *others = [digest(text, included) for text in texts for included in ("int b;", "int b; // b\n")]
+    assert {*others} == {first}
+    changed = [digest(texts[0].replace("a = b", "a = 2 * b")), digest(texts[0].replace("// x", "// y"))]
+    assert len({first, *changed, digest(texts[0], "long b;")}) == 4
+
+
 @pytest.mark.parametrize("damage", [b"", b"garbage"])
 def test_a_corrupt_entry_is_compiled_again(damage: bytes) -> None:
     compiled = compile_launch(a_launch(), H100)

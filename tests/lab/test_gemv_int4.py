@@ -20,10 +20,10 @@ FORMATS = ("int4_g128", "int4_g32")
 
 HARD = (
     (Linear(13, 104, 1000, "int4_g128"), Schedule(16, 1, 4, 2, 7, 3, 1)),  # seven CTAs, of fewer steps than warps
-    (Linear(1, 8, 8, "int4_g32"), Schedule(8, 1, 4, 2, 1, 2, 1)),  # less than an mma
+    (Linear(1, 8, 8, "int4_g32"), Schedule(8, 1, 4, 2, 1, 2, 1, 1)),  # less than an mma; late
     (Linear(5, 200, 144, "int4_g128"), Schedule(8, 8, 1, 1, 1, 2, 1)),  # a step that k fills in part
     (Linear(19, 200, 808, "int4_g64", offset="zero"), Schedule(16, 4, 2, 2, 3, 2, 1)),  # a part that divides nothing
-    (Linear(40, 72, 1160, "int4_g32"), Schedule(32, 2, 2, 2, 4, 2, 1)),  # a group of eight columns
+    (Linear(40, 72, 1160, "int4_g32"), Schedule(32, 2, 2, 2, 4, 2, 1, 1)),  # a group of eight columns; late
     (Linear(3, 72, 840, "int4_g64", order="given"), Schedule(8, 2, 2, 2, 3, 2, 1)),  # columns from all over x
 )
 

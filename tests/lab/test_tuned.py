@@ -1,5 +1,6 @@
 """The tuned table: classes, what is put in is found again, bad lines are one sentence."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from lab import catalog, tuned
-from lab.problems import Linear
+from lab.problems import Attention, Linear, Problem
 from lab.problems.linear import MORE_ROWS
 from lab.record import Record, provenance
 from lab.tuned import TunedClass, incumbents, is_tuned, load, lookup, put, winner
@@ -25,7 +26,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def entry(problem: Linear, kernel: str = "gemm_wgmma", us: float = 9.0, **schedule: int) -> TunedClass:
+def entry(problem: Problem, kernel: str = "gemm_wgmma", us: float = 9.0, **schedule: int) -> TunedClass:
     where = {"run": "one", "commit": "abc", "card": "a card"}
     return TunedClass(
         machine="h100",
@@ -65,6 +66,14 @@ def test_what_is_put_is_found_by_its_whole_class(table: Path) -> None:
         assert lookup(other, H100) is None
     assert lookup(Linear(300, 4096, 4096), H200) is None
     assert [file.name for file in table.parent.iterdir()] == [table.name]
+
+
+def test_a_class_of_flags_is_found_too(table: Path) -> None:
+    problem = Attention(4, 8, 2, 128, 1, 1000, page=16)
+    put([entry(problem, "attention_split_kv")])
+    assert lookup(dataclasses.replace(problem, kv_len=900), H100) == ("attention_split_kv", {"stages": 3})
+    assert lookup(dataclasses.replace(problem, causal=False), H100) is None
+    assert table.exists()
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

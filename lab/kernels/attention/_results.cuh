@@ -91,8 +91,8 @@ struct Results {
         const float log_sum = total > 0 ? largest + __log2f(total) : -infinity();
         const float inverse = total > 0 ? __fdividef(1, total) : 0;
 #pragma unroll 4
-        for (int i = lane; i < 16 * FOURS; i += WARP) {
-            const int row = i / FOURS, column = i % FOURS * 4;
+        for (int i = 0; i < 16 * FOURS; i += WARP) {  // the same for all lanes, which wgmma asks for
+            const int row = (i + lane) / FOURS, column = (i + lane) % FOURS * 4;
             const int64_t to = place(work, first + row);
             float4 sum = {};
 #pragma unroll

@@ -41,7 +41,10 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
     }
     ptx::griddepcontrol::wait();
     ptx::griddepcontrol::launch_dependents();
-    if (threadIdx.x < WARP) plan(shared, batch);
+    if (threadIdx.x < WARP)
+        plan(shared, batch);
+    else if (threadIdx.x < 2 * WARP)
+        ask_for_table(places, batch_size * table_width);
     sync_cluster();
 
     if (shared.parts[0].exists()) {

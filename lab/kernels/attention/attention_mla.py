@@ -27,6 +27,7 @@ SOLVES = Solves(
     facts=("kv", "head_dim", "latent", "group", "causal", "page", "window", "lse"),
 )
 
+PLANNED_AT_ONCE = 128
 WARPGROUPS = 3  # one makes scores, two add up values
 MBARRIER = 8
 SWIZZLE = 128  # bytes
@@ -57,6 +58,11 @@ class Schedule:
     @property
     def threads(self) -> int:
         return WARPGROUPS * 4 * WARP
+
+    @property
+    def planned_at_once(self) -> int:
+        """Sequences whose lengths a warp asks for together where it divides them: they are few words for each lane."""
+        return PLANNED_AT_ONCE
 
     @property
     def shared_bytes(self) -> int:

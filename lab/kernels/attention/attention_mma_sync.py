@@ -13,7 +13,7 @@ from sim.counts import SECTOR, Counts, sectors
 from sim.errors import ScheduleError
 from sim.launch import Launch
 from sim.machine import Machine
-from sim.tiles import Chip
+from sim.tiles import SimulatedChip
 
 SOLVES = Solves(
     Attention,
@@ -108,6 +108,6 @@ def _table_sectors(problem: Attention, b: int, keys: int, block_n: int) -> NDArr
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
-    chip = Chip(launch, machine)
+    chip = SimulatedChip(launch, machine)
     prefill_simulation.simulate(launch, arrays, chip, launch.schedule.warps)
     return chip.counts()

@@ -13,7 +13,7 @@ from sim.jit import njit
 from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import (
-    Chip,
+    SimulatedChip,
     count_exp,
     load_patch,
     load_vector,
@@ -70,7 +70,7 @@ class Indices(NamedTuple):
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
-    chip, computed = Chip(launch, machine), "q" in arrays
+    chip, computed = SimulatedChip(launch, machine), "q" in arrays
     scale = np.float32(p.score_scale) * LOG2_E
     shape = Shape(
         p.q_heads, p.group, p.head_dim, p.q_len, p.kv_len, columns_of(p), p.causal, s.block_m, s.block_n, scale

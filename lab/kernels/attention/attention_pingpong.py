@@ -17,7 +17,7 @@ from sim.counts import SECTOR, Counts
 from sim.errors import ScheduleError
 from sim.launch import Argument, Array, Launch, Role, Scalar
 from sim.machine import Machine
-from sim.tiles import Chip, add_atomically
+from sim.tiles import SimulatedChip, add_atomically
 
 SOLVES = Solves(
     Attention,
@@ -92,12 +92,12 @@ class Schedule(prefill.RingTiling):
         return super().registers(p) + queries + OPTION_REGISTERS * options + others
 
 
-# Measured on the H200 at head_dim 128.
-LONG = Schedule(128, 128, 3, section=16, slack=8, turns=2, settle=4, q_registers=1)
+# Measured on the H200 at head_dim 128: two consumers settle early, three late.
+LONG = Schedule(128, 128, 3, section=16, slack=8, turns=2, settle=3, q_registers=1)
 SHORT = replace(LONG, section=32)
 FEW = replace(LONG, q_registers=0)
-FULL = replace(LONG, block_m=192, block_n=80, turns=0, settle=8, q_registers=0)
-WIDE = replace(FULL, block_m=128, stages=2)  # rows of 256 elements fit in no other way
+FULL = replace(LONG, block_m=192, block_n=80, turns=0, settle=7, q_registers=0)
+WIDE = replace(FEW, block_n=80, stages=2)  # rows of 256 elements fit in no other way
 MEASURED = (
     LONG,
     SHORT,
@@ -109,7 +109,8 @@ MEASURED = (
 SPLIT_BLOCKS = 8  # blocks that a split has at least
 PART_BLOCKS, MERGE_BLOCKS = 1, 4  # blocks that could be multiplied while a part starts and is stored, while all merge
 FEW_TOKENS = 16  # up to which shorter rings are faster
-LONG_KEYS = 8192  # from so many on causal attention has enough tiles to fill the chip section by section
+LONG_KEYS = 4096  # from so many on causal attention has enough tiles to fill the chip section by section
+LONGEST_KEYS = 16384  # from so many on what three consumers hide outweighs what their taller tiles mask
 
 
 def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
@@ -123,7 +124,7 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
     elif p.q_len < p.kv_len:
         best = LONG
     else:
-        best = LONG if p.kv_len >= LONG_KEYS else SHORT
+        best = replace(FULL, section=32) if p.kv_len >= LONGEST_KEYS else LONG if p.kv_len >= LONG_KEYS else SHORT
     alike = not p.causal or FEW_TOKENS < p.q_len < p.kv_len  # so that tiles take about equally long
     split = [replace(s, splits=n) for s in (full, FEW) if alike and (n := _splits(p, s, machine)) > 1]
     few = [s for s in split if s.block_m == FEW.block_m and prefill.span_count(p, s) <= machine.sms // 2]
@@ -200,8 +201,8 @@ def _whole(problem: Attention, schedule: Schedule, machine: Machine) -> int:
 
 
 def _taken(problem: Attention, schedule: Schedule, machine: Machine) -> int:
-    """Atomic operations on the counter: for each work one finds the next, or that none is left; the last resets."""
-    return prefill.work_count(problem, schedule, _whole(problem, schedule, machine)) + 1
+    """Atomic operations on the counter: for each work one finds the next, or that none is left."""
+    return prefill.work_count(problem, schedule, _whole(problem, schedule, machine))
 
 
 def bills(problem: Attention, schedule: Schedule, machine: Machine, clock: str) -> Bills:
@@ -218,7 +219,7 @@ def theory(problem: Attention, schedule: Schedule, machine: Machine) -> Counts:
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
-    chip = Chip(launch, machine)
+    chip = SimulatedChip(launch, machine)
     prefill_simulation.simulate(launch, arrays, chip)
     for _ in range(_taken(p, s, machine)):
         add_atomically(chip.count[0], chip.marks("counter"), 0, prefill.INDEX)

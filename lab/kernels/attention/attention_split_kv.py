@@ -44,6 +44,7 @@ MERGED_ROWS = 4  # of a warp, that meet in shared memory at once
 FLOAT = 4  # bytes
 MBARRIER = 8  # bytes
 ALIGNMENT = 128  # bytes, of what lies in shared memory
+PLANNED_AT_ONCE = 128
 MOST_WARPS = 16
 MOST_STAGES = 32
 MOST_CLUSTER = 16
@@ -61,7 +62,7 @@ class Schedule:
     row_groups: int  # warps of a team: they share its units, each with other queries
     query_tiles: int  # of eight queries that a warp has
     ctas_per_sm: int  # CTAs that an SM holds at once
-    overhead_units: int  # what a sequence costs beside its units, in these
+    overhead_units: int  # what a sequence costs beside its units, in these; the only one may cost nothing
     least_units: int  # of a CTA, before another one is given work
     cluster: int = 1  # CTAs that share the only sequence, and add up its rows between them; 0: all, without a cluster
 
@@ -77,7 +78,7 @@ class Schedule:
         for name, least, most in (
             ("stages", 2, MOST_STAGES),
             ("ctas_per_sm", 1, 4),
-            ("overhead_units", 1, 1024),
+            ("overhead_units", int(self.cluster == 1), 1024),
             ("least_units", 1, 1024),
             ("cluster", 0, MOST_CLUSTER),
         ):
@@ -121,6 +122,11 @@ class Schedule:
     def spread(self) -> int:
         """Whether rows are added up by all that share the sequence, when all have come, not by who comes last."""
         return int(self.cluster == 0)
+
+    @property
+    def planned_at_once(self) -> int:
+        """Sequences whose lengths a warp asks for together where it divides them: they are few words for each lane."""
+        return PLANNED_AT_ONCE
 
     @property
     def slack(self) -> int:
@@ -189,10 +195,10 @@ OVERHEAD, LEAST = 4, 4
 LONG = 2**30  # bytes of a contiguous cache from which two heads a CTA are faster
 SHORT = 2**26  # bytes of the only sequence up to which clusters are faster
 CLUSTER = 8  # of larger ones an H200 does not hold eight at once
-# By queries: warps, row groups, query tiles. Of many queries all CTAs may add up rows between them without a cluster:
-# for a search to try, as cooperative launches have not run on a GPU yet.
+# By queries: warps, row groups, query tiles. Many take longer to multiply than to copy, and clusters leave some SMs
+# idle: then all CTAs add up rows between them.
 CLUSTERED = {8: ((4, 1, 1), (8, 1, 1)), 16: ((8, 1, 2), (8, 2, 1)), 32: ((8, 2, 2),)}
-COOPERATIVE = {32: ((8, 2, 2), (12, 4, 1)), 64: ((8, 4, 2), (16, 8, 1))}
+COOPERATIVE = {32: ((8, 2, 2), (12, 4, 1)), 64: ((12, 4, 2), (8, 4, 2))}
 
 
 def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
@@ -213,6 +219,7 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
                 found.append(s)
     few = p.kv_heads <= clusters.at_once(CLUSTER, 1, machine) and 3 * CLUSTER * p.kv_heads >= machine.sms
     if few:  # clusters are all resident at once and take up a good part of the SMs
+        yield from _alone(p, COOPERATIVE.get(needed, ()), 0, machine)
         yield from _alone(p, CLUSTERED.get(needed, ()), CLUSTER, machine)
     yield from found or [
         Schedule(8, 2, 1, *GROUPS[max(GROUPS)][0], 1, OVERHEAD, LEAST)
@@ -221,7 +228,6 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
         if s.stages >= 4:
             yield replace(s, stages=s.stages // 2)
         yield replace(s, overhead_units=2 * OVERHEAD)
-    yield from _alone(p, COOPERATIVE.get(needed, ()), 0, machine)
 
 
 def _alone(
@@ -233,7 +239,7 @@ def _alone(
         return
     for warps, row_groups, query_tiles in shapes:
         stages = RING // (warps // row_groups * 2 * UNIT * FORMATS[p.kv].nbytes(1, p.head_dim))
-        s = Schedule(warps, min(stages, MOST_STAGES), 1, row_groups, query_tiles, 1, OVERHEAD, LEAST, cluster)
+        s = Schedule(warps, min(stages, MOST_STAGES), 1, row_groups, query_tiles, 1, 0, LEAST, cluster)
         with suppress(ScheduleError):
             s.fits(p, machine)
             yield s

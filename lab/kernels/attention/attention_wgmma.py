@@ -11,7 +11,7 @@ from lab.problems import Attention
 from sim.counts import Counts
 from sim.launch import Launch
 from sim.machine import Machine
-from sim.tiles import Chip
+from sim.tiles import SimulatedChip
 
 SOLVES = Solves(
     Attention,
@@ -53,6 +53,6 @@ def theory(problem: Attention, schedule: Schedule, machine: Machine) -> Counts:
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
-    chip = Chip(launch, machine)
+    chip = SimulatedChip(launch, machine)
     prefill_simulation.simulate(launch, arrays, chip)
     return chip.counts()

@@ -16,9 +16,10 @@ constexpr int UNIT = schedule::unit;  // tokens
 constexpr int OVERHEAD = schedule::overhead_units;
 constexpr uint32_t FULL = 0xffffffffu;
 constexpr bool ALONE = schedule::cluster != 1;  // there is one sequence, so each stretch has one part at most
+constexpr int AT_FIRST = schedule::planned_at_once / LANES;  // sequences of a lane, whose lengths it asks for together
 
 static_assert(UNIT == 16, "the rows of an mma");
-static_assert(OVERHEAD > 0, "a sequence without keys is one too");
+static_assert(OVERHEAD >= !ALONE, "a sequence without keys is one too");
 
 // The lengths of a batch, in device memory; or the greatest ones, where all are those.
 struct Batch {
@@ -32,7 +33,7 @@ struct Sequence {
     int first_unit, units;
 
     // How much of the row it takes.
-    __device__ __forceinline__ int cost() const { return (OVERHEAD + units) * (q_len > 0); }
+    __device__ __forceinline__ int cost() const { return max(OVERHEAD + units, 1) * (q_len > 0); }
 };
 
 __device__ __forceinline__ Sequence sequence(const Batch& batch, int index) {
@@ -42,13 +43,13 @@ __device__ __forceinline__ Sequence sequence(const Batch& batch, int index) {
         s.q_len = batch.max_q_len;
         s.kv_len = batch.max_kv_len;
     } else {
-        s.q_start = batch.q_starts[index];
-        s.q_len = batch.q_starts[index + 1] - s.q_start;
-        s.kv_len = min(batch.kv_lens[index], batch.max_kv_len);
+        const bool exists = index < batch.size;  // or it has no queries
+        s.q_start = ptx::load::cached_4_if(batch.q_starts + index, exists);
+        s.q_len = int(ptx::load::cached_4_if(batch.q_starts + index + 1, exists)) - s.q_start;
+        s.kv_len = min(int(ptx::load::cached_4_if(batch.kv_lens + index, exists)), batch.max_kv_len);
     }
     const int first = problem::window > 0 ? max(s.kv_len - s.q_len + 1 - problem::window, 0) : 0;
     s.first_unit = first / UNIT;
-    // No branch: kv_lens would be asked for only when q_starts has come.
     s.units = max((s.kv_len + UNIT - 1) / UNIT - s.first_unit, 0) * (s.q_len > 0);
     return s;
 }
@@ -66,8 +67,7 @@ __device__ __forceinline__ int prefix_sum(int value) {
 
 // The costs of sequences `first` to `first` + 31, one a lane.
 __device__ __forceinline__ int lane_cost(const Batch& batch, int first) {
-    const int index = first + threadIdx.x % LANES;
-    return index < batch.size ? sequence(batch, index).cost() : 0;
+    return sequence(batch, first + threadIdx.x % LANES).cost();
 }
 
 // The part of a sequence that one stretch has: units `lo` to `hi` of those of the sequence.
@@ -100,30 +100,34 @@ struct Walk {
 
     __device__ __forceinline__ Walk(const Batch& batch, int stretch, int stretches)
         : batch(batch), index(0), begin(0) {
-        if constexpr (problem::uniform) {
+        if constexpr (problem::uniform || ALONE) {
             const int cost = sequence(batch, 0).cost();
             cut(batch.size * cost, stretch, stretches);
-            if constexpr (!ALONE) index = from / cost;
+            index = ALONE ? from >= cost : from / cost;
             begin = index * cost;
             return;
         }
-        int cost = lane_cost(batch, 0), upto = prefix_sum(cost), beyond = 0;
-        for (int first = LANES; first < batch.size; first += LANES) beyond += lane_cost(batch, first);
-        cut(__shfl_sync(FULL, upto, LANES - 1) + __reduce_add_sync(FULL, beyond), stretch, stretches);
-        for (;;) {
-            const uint32_t found = __ballot_sync(FULL, upto > from);
-            if (found) {
-                const int lane = LANES - __popc(found);  // the first: the sums only grow
-                index += lane;
-                begin = __shfl_sync(FULL, upto - cost, lane);
-                return;
-            }
-            begin = __shfl_sync(FULL, upto, LANES - 1);
-            index += LANES;
-            if (index >= batch.size) return;
-            cost = lane_cost(batch, index);
-            upto = begin + prefix_sum(cost);
+        int cost[AT_FIRST], beyond = 0;
+#pragma unroll
+        for (int i = 0; i < AT_FIRST; ++i) cost[i] = lane_cost(batch, i * LANES);
+        for (int first = AT_FIRST * LANES; first < batch.size; first += LANES) beyond += lane_cost(batch, first);
+        int upto[AT_FIRST], total = 0;
+#pragma unroll
+        for (int i = 0; i < AT_FIRST; ++i) {
+            upto[i] = total + prefix_sum(cost[i]);
+            total = __shfl_sync(FULL, upto[i], LANES - 1);
         }
+        cut(total + __reduce_add_sync(FULL, beyond), stretch, stretches);
+#pragma unroll
+        for (int i = 0; i < AT_FIRST; ++i) pass(upto[i]);
+        for (int first = AT_FIRST * LANES; first == index && first < batch.size; first += LANES)
+            pass(begin + prefix_sum(lane_cost(batch, first)));
+    }
+
+    // Go by those of 32 sequences that end before the stretch begins; `upto` is where that of this lane ends.
+    __device__ __forceinline__ void pass(int upto) {
+        index += __popc(__ballot_sync(FULL, upto <= from));
+        begin = __reduce_max_sync(FULL, upto <= from ? upto : begin);
     }
 
     __device__ __forceinline__ void cut(int total, int stretch, int stretches) {

@@ -45,7 +45,7 @@ def divide(q_lens: NDArray, kv_lens: NDArray, window: int, schedule: Any, stretc
     q_len, kv_len = q_lens.astype(np.int64), kv_lens.astype(np.int64)
     first = np.maximum(kv_len - q_len + 1 - window, 0) // s.unit if window else np.zeros_like(kv_len)
     units = np.where(q_len > 0, np.maximum(-(-kv_len // s.unit) - first, 0), 0)
-    cost = np.where(q_len > 0, s.overhead_units + units, 0)
+    cost = np.where(q_len > 0, np.maximum(s.overhead_units + units, 1), 0)
     upto = np.cumsum(cost)
     length = max(-(-int(upto[-1]) // stretches), s.least_units)
     return CtaPartition(q_len, kv_len, first, units, upto - cost, upto, length, s.overhead_units)

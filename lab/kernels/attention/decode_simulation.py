@@ -13,7 +13,7 @@ from sim.counts import Counts
 from sim.formats import FORMATS, decode, encode
 from sim.launch import Launch, Scalar
 from sim.machine import Machine
-from sim.tiles import ELEMENT, Chip
+from sim.tiles import ELEMENT, SimulatedChip
 
 LOG2_E = np.float32(1.4426950408889634)
 SCRATCH = ("partial", "partial_sums", "arrivals")
@@ -48,6 +48,7 @@ class Shape(NamedTuple):
     rows: int
     unit: int
     stretches: int
+    planned_at_once: int
     scale: np.float32  # with log2(e)
     headroom: int
     slack: int
@@ -95,7 +96,7 @@ class Tiles(NamedTuple):
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     """All CTAs of a launch; writes y and lse where `arrays` has q."""
-    p, chip = launch.problem, Chip(launch, machine)
+    p, chip = launch.problem, SimulatedChip(launch, machine)
     shape, data = _shape(launch), _data(launch, arrays)
     k, v, where = ("cache", "cache", "block_table") if p.page else ("k", "v", "kv_starts")
     names = ("q", k, v, "q_starts", "kv_lens", where, "k_scale", "v_scale", "y", "lse", *SCRATCH)
@@ -124,7 +125,7 @@ def _shape(launch: Launch) -> Shape:
         uniform=p.uniform, page_stride=page, head_stride=head, token_stride=token, value_offset=value,
         row_bytes=FORMATS[p.kv].nbytes(1, p.head_dim), warps=s.warps, slots=s.slots, heads=s.heads,
         row_groups=s.row_groups, cluster=max(s.cluster, 1), spread=s.spread > 0, rows=s.rows, unit=s.unit,
-        stretches=launch.ctas // (p.kv_heads // s.heads),
+        stretches=launch.ctas // (p.kv_heads // s.heads), planned_at_once=s.planned_at_once,
         scale=np.float32(p.score_scale) * LOG2_E, headroom=s.headroom if operand == "fp16" else 0, slack=s.slack,
         element=ELEMENT[p.kv], operand=ELEMENT[operand],
     )  # fmt: skip

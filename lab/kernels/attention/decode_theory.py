@@ -40,7 +40,7 @@ def theory(problem: Attention, schedule: Any, stretches: int) -> Counts:
     warps = s.warps * p.kv_heads // s.heads
     if not p.page and not p.uniform:
         loads += warps * stretches * sectors(0, INDEX * min(LANES, p.batch))
-    loads += warps * _lengths(p, plan, stretches)
+    loads += warps * _lengths(p, s, plan, stretches)
     if p.kv == "fp8":
         loads += warps * stretches + rows
     stores = rows * (q_row + p.lse) + shared * (float_row + 1)
@@ -62,13 +62,13 @@ def theory(problem: Attention, schedule: Any, stretches: int) -> Counts:
     )
 
 
-def _lengths(problem: Attention, plan: CtaPartition, stretches: int) -> int:
+def _lengths(problem: Attention, schedule: Any, plan: CtaPartition, stretches: int) -> int:
     """Sectors of lengths that a warp of each stretch loads, 32 sequences after another, or one of them.
 
-    First all of them, then those up to its first sequence again, the first 32 aside; then those of its own sequences,
-    each of them twice.
+    First all of them, then those up to its first sequence again, where that is not among those that it has kept; then
+    those of its own sequences, each of them twice.
     """
-    p = problem
+    p, kept = problem, schedule.planned_at_once
     if p.uniform:
         return 0
     chunk = np.array(
@@ -77,13 +77,14 @@ def _lengths(problem: Attention, plan: CtaPartition, stretches: int) -> int:
             for first in range(0, p.batch, LANES)
         ]
     )
-    upto = np.cumsum(chunk)
+    upto = np.cumsum([0, *chunk])
     starts = np.arange(stretches) * plan.length
     first = np.searchsorted(plan.upto, starts, side="right")
     last = np.searchsorted(plan.begin, starts + plan.length, side="left")
-    found = np.minimum(first, p.batch - 1) // LANES
+    found = np.minimum(first[first >= kept], p.batch - 1) // LANES + 1
+    again = upto[found] - upto[min(kept, p.batch) // LANES] if p.batch > kept else np.zeros(1)
     own = np.maximum(last - first, 0)
-    return int(stretches * (upto[-1] - chunk[0]) + upto[found].sum() + 2 * LENGTHS * own.sum())
+    return int(stretches * upto[-1] + again.sum() + 2 * LENGTHS * own.sum())
 
 
 def _where(problem: Attention, schedule: Any, plan: CtaPartition, parts: Parts) -> int:

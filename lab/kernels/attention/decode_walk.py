@@ -65,7 +65,7 @@ def _cta(count, marks, data, shape, plan, cta, tiles):
         if shape.page == 0 and not shape.uniform:
             load_vector(count, marks.where, 0, INDEX * min(LANES, shape.batch))
         _load_lengths(count, marks, shape, 0, shape.batch - 1)
-        _load_lengths(count, marks, shape, LANES, min(index, shape.batch - 1))
+        _load_lengths(count, marks, shape, shape.planned_at_once, min(index, shape.batch - 1))
         if shape.element == FP8:
             load_vector(count, marks.k_scale, FLOAT * (first_head + warp // shape.row_groups % shape.heads), FLOAT)
     while index < shape.batch and plan.begin[index] < end:

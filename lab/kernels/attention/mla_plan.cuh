@@ -10,6 +10,8 @@
 //   segments   |.-------------|.-------------|.---|.---|.--------------------|     . overhead, - blocks
 //   workers    |     0     |     1     |     2     |     3     |     4       |
 #pragma once
+#include "ptx/load.cuh"
+#include "ptx/prefetch.cuh"
 #include "ptx/types.cuh"
 #include "schedule.cuh"
 
@@ -18,6 +20,7 @@ constexpr uint32_t FULL = 0xffffffffu;
 constexpr int BLOCK_M = 64;  // rows of a CTA, each a query token's head
 constexpr int BLOCK_N = 64;  // tokens
 constexpr int ROWS = BLOCK_M * schedule::cluster;
+constexpr int AT_ONCE = schedule::planned_at_once / WARP;  // sequences of a lane, whose lengths it asks for together
 
 static_assert(schedule::overhead > 0, "a segment costs more than its blocks");
 
@@ -40,9 +43,10 @@ struct Sequence {
 
 __device__ __forceinline__ Sequence sequence(const Batch& batch, int index) {
     Sequence s;
-    s.q_start = batch.q_starts[index];
-    s.q_len = batch.q_starts[index + 1] - s.q_start;
-    s.kv_len = min(batch.kv_lens[index], batch.max_kv_len);
+    const bool exists = index < batch.size;  // or it has no queries
+    s.q_start = ptx::load::cached_4_if(batch.q_starts + index, exists);
+    s.q_len = int(ptx::load::cached_4_if(batch.q_starts + index + 1, exists)) - s.q_start;
+    s.kv_len = min(int(ptx::load::cached_4_if(batch.kv_lens + index, exists)), batch.max_kv_len);
     s.tiles = blocks_of(s.q_len * problem::group, ROWS);
     s.blocks = max(blocks_of(s.kv_len, BLOCK_N), 1);
     return s;
@@ -67,12 +71,14 @@ struct Cuts {
     // A warp does this together.
     __device__ __forceinline__ Cuts(const Batch& batch, int max_workers) {
         int segments = 0, cost = 0, dearest = 0;
-        for (int index = threadIdx.x % WARP; index < batch.size; index += WARP) {
-            const Sequence s = sequence(batch, index);
-            segments += s.tiles;
-            cost += s.tiles * s.cost(false);
-            dearest = max(dearest, s.cost(false));
-        }
+        for (int first = threadIdx.x % WARP; first < batch.size; first += AT_ONCE * WARP)
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; ++i) {
+                const Sequence s = sequence(batch, first + i * WARP);
+                segments += s.tiles;
+                cost += s.tiles * s.cost(false);
+                dearest = max(dearest, s.cost(false));
+            }
         segments = __reduce_add_sync(FULL, segments);
         cost = __reduce_add_sync(FULL, cost);
         dearest = __reduce_max_sync(FULL, dearest);
@@ -100,26 +106,25 @@ struct Place {
     int index, at;
 };
 
-// The first sequence for which `beyond(index, end)` is true, `end` being where its segments end; a warp does this.
-template <typename Beyond>
-__device__ __forceinline__ Place find(const Batch& batch, bool whole, Beyond beyond) {
-    int before = 0;
-    for (int first = 0; first < batch.size; first += WARP) {
-        const int index = first + threadIdx.x % WARP;
-        int length = 0;
-        if (index < batch.size) {
-            const Sequence s = sequence(batch, index);
-            length = s.tiles * s.cost(whole);
+// The first sequence whose segments end beyond `begin`; a warp does this.
+__device__ __forceinline__ Place find(const Batch& batch, bool whole, int begin) {
+    int index = 0, at = 0, before = 0;
+    for (int first = 0; first == index && first < batch.size; first += AT_ONCE * WARP) {
+        int end[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; ++i) {
+            const Sequence s = sequence(batch, first + i * WARP + threadIdx.x % WARP);
+            end[i] = s.tiles * s.cost(whole);
         }
-        const int end = before + prefix_sum(length);
-        const uint32_t found = __ballot_sync(FULL, index < batch.size && beyond(index, end));
-        if (found) {
-            const int lane = __clz(__brev(found));  // the first
-            return {first + lane, __shfl_sync(FULL, end - length, lane)};
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; ++i) {
+            end[i] = before + prefix_sum(end[i]);
+            before = __shfl_sync(FULL, end[i], WARP - 1);
+            index += __popc(__ballot_sync(FULL, end[i] <= begin));
+            at = __reduce_max_sync(FULL, end[i] <= begin ? end[i] : at);
         }
-        before = __shfl_sync(FULL, end, WARP - 1);
     }
-    return {batch.size, before};
+    return {min(index, batch.size), at};
 }
 
 // A part of a segment that one worker takes: blocks `lo` to `hi` of its sequence.
@@ -151,7 +156,7 @@ struct Walk {
 
     __device__ __forceinline__ Walk(const Batch& batch, const Cuts& cuts, int worker) : cuts(cuts), worker(worker) {
         const int begin = cuts.begin(worker);
-        const Place place = find(batch, cuts.whole, [=](int, int upto) { return upto > begin; });
+        const Place place = find(batch, cuts.whole, begin);
         index = place.index;
         at = place.at;
         tile = 0;

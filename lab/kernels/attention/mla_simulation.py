@@ -31,7 +31,7 @@ from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import (
     ELEMENT,
-    Chip,
+    SimulatedChip,
     add_atomically,
     count_exp,
     load_tile,
@@ -63,7 +63,7 @@ class _Run:
     def __init__(self, launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> None:
         p = launch.problem
         self.problem, self.schedule, self.arrays = p, launch.schedule, arrays
-        self.chip = Chip(launch, machine)
+        self.chip = SimulatedChip(launch, machine)
         self.tiles = -(-p.q_len * p.group // (BLOCK_M * launch.schedule.cluster))  # of a sequence, at most
         self.cache, self.places = ("cache", "block_table") if p.page else ("k", "kv_starts")
         self.numerics = "y" in arrays
@@ -100,27 +100,24 @@ class _Run:
                     own = row - first
                     self._join(self.chip.count[last * cluster + own // BLOCK_M], row, own, partials)
 
-    def _scan(self, count: Count, upto: int, keys: bool = True) -> None:
-        """The lengths of 32 sequences after another until `upto` are known."""
-        batch, starts = self.problem.batch, self.chip.marks("q_starts")
-        for first in range(0, min(upto, batch), WARP):
-            nbytes = INDEX * min(WARP, batch - first)
-            load_vector(count, starts, INDEX * first, nbytes)
-            load_vector(count, starts, INDEX * (first + 1), nbytes)
-            if keys:
-                load_vector(count, self.chip.marks("kv_lens"), INDEX * first, nbytes)
+    def _scan(self, count: Count, upto: int) -> None:
+        """The lengths of the first `upto` sequences, 32 after another."""
+        for first in range(0, min(upto, self.problem.batch), WARP):
+            self._load_lengths(count, first, min(WARP, self.problem.batch - first))
+
+    def _load_lengths(self, count: Count, first: int, sequences: int) -> None:
+        starts, nbytes = self.chip.marks("q_starts"), INDEX * sequences
+        load_vector(count, starts, INDEX * first, nbytes)
+        load_vector(count, starts, INDEX * (first + 1), nbytes)
+        load_vector(count, self.chip.marks("kv_lens"), INDEX * first, nbytes)
 
     def _find(self, count: Count, stretch: Stretch) -> None:
         """All lengths, for how the row is cut; up to the stretch's beginning; then one sequence after another."""
+        at_once = self.schedule.planned_at_once
         self._scan(count, self.problem.batch)
-        self._scan(count, stretch.found + 1, keys=not self.plan.whole)
-        starts, lengths = self.chip.marks("q_starts"), self.chip.marks("kv_lens")
-        if stretch.visited and not self.plan.whole:
-            load_vector(count, lengths, INDEX * stretch.found, INDEX)
-        for index in stretch.visited:
-            load_vector(count, starts, INDEX * index, INDEX)
-            load_vector(count, starts, INDEX * (index + 1), INDEX)
-            load_vector(count, lengths, INDEX * index, INDEX)
+        self._scan(count, (stretch.found // at_once + 1) * at_once)
+        for index in stretch.visited[:1] + stretch.visited:  # the first one says where its segment begins, too
+            self._load_lengths(count, index, 1)
 
     def _matrix(self, name: str) -> NDArray[np.uint16]:
         """An input's rows of head_dim elements; none where it is only counted."""

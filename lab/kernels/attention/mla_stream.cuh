@@ -130,6 +130,13 @@ struct Cache {
     }
 };
 
+// All CTAs together bring the block table to L2; a warp does this.
+__device__ __forceinline__ void ask_for_table(const int32_t* table, int entries) {
+    constexpr int LINE = 128 / sizeof(int32_t);
+    const int at = (blockIdx.x * WARP + threadIdx.x % WARP) * LINE;
+    if (problem::page > 0 && at < entries) ptx::prefetch::to_l2(table + at);
+}
+
 // What the cluster has to do: its first two parts, and where to go on from there.
 __device__ __forceinline__ void plan(Shared& shared, const Batch& batch) {
     Walk walk(batch, Cuts(batch, gridDim.x / schedule::cluster), blockIdx.x / schedule::cluster);

@@ -33,10 +33,11 @@ def theory(problem: Attention, schedule: Any, workers: int) -> Counts:
     blocks = sum(part.hi - part.lo for part in parts)
     row, result = SIZE * p.head_dim // SECTOR, SIZE * p.value_dim // SECTOR  # sectors of rows of q and k, and of y
 
-    scan = scanned(p.batch, p.batch)
-    loads = sum(scan + scanned(p.batch, s.found + 1, keys=not plan.whole) + LENGTHS * len(s.visited) for s in stretches)
-    if not plan.whole:
-        loads += sum(s.visited != [] for s in stretches)  # how long the segment is where a worker begins
+    scan, at_once = scanned(p.batch, p.batch), schedule.planned_at_once
+    loads = 0
+    for stretch in stretches:  # where a worker begins a segment is asked for once more
+        upto = (stretch.found // at_once + 1) * at_once
+        loads += scan + scanned(p.batch, upto) + LENGTHS * (len(stretch.visited) + (stretch.visited != []))
     loads = cluster * (loads + sum(_places(p, plan, part) for part in parts))
     stores = 0
     delivered = cluster * sum(_tokens(p, part) for part in parts)
@@ -68,15 +69,12 @@ def theory(problem: Attention, schedule: Any, workers: int) -> Counts:
     )
 
 
-def scanned(batch: int, upto: int, keys: bool = True) -> int:
-    """Sectors of the lengths that a warp loads, 32 sequences after another until it has `upto` of them.
-
-    Those of `keys` too, which do not matter where segments are whole.
-    """
+def scanned(batch: int, upto: int) -> int:
+    """Sectors of the lengths of the first `upto` sequences that a warp loads, 32 after another."""
     total = 0
     for first in range(0, min(upto, batch), WARP):
         nbytes = INDEX * min(WARP, batch - first)
-        total += (1 + keys) * sectors(INDEX * first, nbytes) + sectors(INDEX * (first + 1), nbytes)
+        total += 2 * sectors(INDEX * first, nbytes) + sectors(INDEX * (first + 1), nbytes)
     return total
 
 

@@ -27,7 +27,7 @@ from sim.jit import njit, prange
 from sim.launch import Launch
 from sim.tiles import (
     ELEMENT,
-    Chip,
+    SimulatedChip,
     add_atomically,
     copy_tile,
     count_exp,
@@ -110,7 +110,7 @@ class Work(NamedTuple):
     last: int
 
 
-def simulate(launch: Launch, arrays: Mapping[str, NDArray], chip: Chip, copiers: int = 0) -> None:
+def simulate(launch: Launch, arrays: Mapping[str, NDArray], chip: SimulatedChip, copiers: int = 0) -> None:
     """Every tile of a launch, an SM's after one another; writes y and lse where `arrays` has q.
 
     `copiers` are the warps that copy rows to shared memory and read the lengths; 0: a producer does, by TMA.

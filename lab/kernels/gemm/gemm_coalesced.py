@@ -16,7 +16,7 @@ from sim.counts import Counts
 from sim.jit import njit, prange
 from sim.launch import Launch
 from sim.machine import Machine
-from sim.tiles import Chip, count_fma, dot, store_vector
+from sim.tiles import SimulatedChip, count_fma, dot, store_vector
 
 SOLVES = Solves(Linear, formats=("fp32",), arch="sm_80", after="gemm_naive")
 
@@ -62,7 +62,7 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
-    chip = Chip(launch, machine)
+    chip = SimulatedChip(launch, machine)
     nothing = np.zeros((0, 0), np.float32)
     operands = [arrays[name] if arrays else nothing for name in ("x", "w", "y")]
     marks = [chip.marks(name) for name in ("x", "w", "y")]

@@ -13,7 +13,7 @@ from sim.counts import Counts
 from sim.jit import njit
 from sim.launch import Launch
 from sim.machine import Machine
-from sim.tiles import BF16, FP8, FP16, Chip, load_lanes, load_tile, mma, store_tile
+from sim.tiles import BF16, FP8, FP16, SimulatedChip, load_lanes, load_tile, mma, store_tile
 
 BLOCK_K = 128  # of a step
 BOX_K = 64  # of a box of x
@@ -26,7 +26,7 @@ FLOAT = 4  # bytes
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     """Every cluster a tile; its CTAs share the k-steps, then the tokens."""
     p, s = launch.problem, launch.schedule
-    chip = Chip(launch, machine)
+    chip = SimulatedChip(launch, machine)
     given = dict(arrays) if arrays else {}
     x, w, y = (given.get(a.name, np.zeros((0, 0), a.storage)) for a in launch.arrays[:3])
     marks = chip.marks_of("x", "w", "w_scale", "y")

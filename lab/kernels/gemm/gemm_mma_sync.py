@@ -19,7 +19,7 @@ from sim.formats import decode, encode
 from sim.jit import njit, prange
 from sim.launch import Launch
 from sim.machine import Machine
-from sim.tiles import Chip, load_patch, mma, store_patch
+from sim.tiles import SimulatedChip, load_patch, mma, store_patch
 
 SOLVES = Solves(
     Linear,
@@ -233,7 +233,7 @@ def _column_sectors(rows: int, columns: int, width: int) -> int:
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
-    chip = Chip(launch, machine)
+    chip = SimulatedChip(launch, machine)
     nothing = np.zeros((0, 0), np.float32)
     x, w = (decode(arrays[name], p.weights) if arrays else nothing for name in ("x", "w"))
     sums = np.empty((p.m, p.n), np.float32) if arrays else nothing

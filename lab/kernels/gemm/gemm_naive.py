@@ -15,7 +15,7 @@ from sim.formats import encode
 from sim.jit import njit, prange
 from sim.launch import Launch
 from sim.machine import Machine
-from sim.tiles import Chip
+from sim.tiles import SimulatedChip
 
 SOLVES = Solves(Linear, formats=("bf16", "fp32"), arch="sm_80")
 
@@ -68,7 +68,7 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
-    chip = Chip(launch, machine)
+    chip = SimulatedChip(launch, machine)
     x_array, w_array, y_array = launch.arrays
     x, w = (arrays[a.name] if arrays else np.zeros((0, 0), a.storage) for a in (x_array, w_array))
     sums = np.zeros((p.m, p.n) if arrays else (0, 0), np.float32)

@@ -21,7 +21,7 @@ from sim.errors import ScheduleError
 from sim.jit import njit, prange
 from sim.launch import Launch
 from sim.machine import Machine
-from sim.tiles import ELEMENT, Chip, load_tile, mma, store_tile
+from sim.tiles import ELEMENT, SimulatedChip, load_tile, mma, store_tile
 
 SOLVES = Solves(
     Linear,
@@ -202,7 +202,7 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
-    chip = Chip(launch, machine)
+    chip = SimulatedChip(launch, machine)
     x, w, y = (arrays[a.name] if arrays else np.zeros((0, 0), a.storage) for a in launch.arrays)
     marks = [chip.marks(name) for name in ("x", "w", "y")]
     _grid(

@@ -19,7 +19,7 @@ from sim.errors import ScheduleError
 from sim.jit import njit, prange
 from sim.launch import Launch
 from sim.machine import Machine
-from sim.tiles import Chip, assign, fma_tile, load_lanes, load_vector, store_lanes
+from sim.tiles import SimulatedChip, assign, fma_tile, load_lanes, load_vector, store_lanes
 
 LANES = 32
 BLOCK_K = 32  # elements of a row that a k-step takes where a lane takes one
@@ -236,7 +236,7 @@ def simulate_tiles(
 ) -> Counts:
     """The tiles of x and w through shared memory, k-step by k-step; what a thread owns shows in `store` alone."""
     p, s = launch.problem, launch.schedule
-    chip = Chip(launch, machine)
+    chip = SimulatedChip(launch, machine)
     nothing = np.zeros((0, 0), np.float32)
     operands = [arrays[name] if arrays else nothing for name in ("x", "w", "y")]
     marks = [chip.marks(name) for name in ("x", "w", "y")]

@@ -14,7 +14,7 @@ from lab.problems import Linear
 from sim.counts import SECTOR, Counts, sectors
 from sim.formats import decode
 from sim.jit import njit
-from sim.tiles import Chip, count_exp, load_lanes
+from sim.tiles import SimulatedChip, count_exp, load_lanes
 
 MMA_M = 64  # rows of a box
 GROUP = 8  # rows and columns of a warp's request
@@ -40,7 +40,7 @@ class Operands(NamedTuple):
     has_residual: bool
 
 
-def operands(problem: Linear, chip: Chip, arrays: Mapping[str, NDArray]) -> Operands:
+def operands(problem: Linear, chip: SimulatedChip, arrays: Mapping[str, NDArray]) -> Operands:
     """Scales for every row, and the residual as floats, for the simulation."""
     p = problem
     given = dict(arrays) if arrays else {}
@@ -101,7 +101,7 @@ def _residual_bytes(problem: Linear) -> int:
     return 4 if problem.output == "fp32" else 2
 
 
-def count_tensor_scales(problem: Linear, chip: Chip, ctas: int) -> None:
+def count_tensor_scales(problem: Linear, chip: SimulatedChip, ctas: int) -> None:
     """Every warp reads the scales of whole tensors once."""
     names = [n for n in ("x_scale", "w_scale") if problem.scaled and not problem.row_scales]
     for name in [*names, *(["y_scale"] if "y_scale" in problem.inputs else [])]:

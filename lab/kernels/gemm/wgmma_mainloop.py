@@ -19,7 +19,7 @@ from sim.formats import FORMATS
 from sim.jit import njit, prange
 from sim.launch import Argument, Array, Launch, Role, TensorMap
 from sim.machine import Machine
-from sim.tiles import ELEMENT, Chip, load_tile, mma, store_tile
+from sim.tiles import ELEMENT, SimulatedChip, load_tile, mma, store_tile
 
 FACTS = ("weights", "activations", "output", "residual", "swiglu", "scaled", "row_scales")
 STEP_BYTES = 128  # bytes along k of a step: one swizzled row
@@ -184,7 +184,7 @@ def tiled_theory(problem: Linear, block_m: int, block_n: int, tiles_m: int) -> C
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     """Any of the wgmma GEMMs: each CTA or cluster walks its tiles, for each the k-steps, then the epilogue."""
     p, s = launch.problem, launch.schedule
-    chip = Chip(launch, machine)
+    chip = SimulatedChip(launch, machine)
     x, w, y = (arrays[a.name] if arrays else np.zeros((0, 0), a.storage) for a in launch.arrays[:3])
     marks = [chip.marks(name) for name in ("x", "w", "y")]
     cluster = launch.cluster[0]

@@ -19,7 +19,7 @@ from sim.jit import njit, prange
 from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import ELEMENT as CODES
-from sim.tiles import Chip, count_fma, dot, load_tile, store_vector
+from sim.tiles import SimulatedChip, count_fma, dot, load_tile, store_vector
 
 MBARRIER = 8  # bytes
 LINE = 128 // ELEMENT  # elements; shares of a row begin on one
@@ -112,7 +112,7 @@ def simulate(
 ) -> Counts:
     """Of a block's rows a CTA stores `owned` neighbouring ones, each request `stored` of them."""
     p, s = launch.problem, launch.schedule
-    chip = Chip(launch, machine)
+    chip = SimulatedChip(launch, machine)
     x, w = (arrays[name] if arrays else np.zeros((0, 0), np.uint16) for name in ("x", "w"))
     sums = np.zeros((p.m, p.n) if arrays else (0, 0), np.float32)
     marks = [chip.marks(name) for name in ("x", "w", "y")]

@@ -16,7 +16,7 @@ from sim.formats import encode
 from sim.jit import njit, prange
 from sim.launch import Launch
 from sim.machine import Machine
-from sim.tiles import Chip, count_fma, dot, store_vector
+from sim.tiles import SimulatedChip, count_fma, dot, store_vector
 
 SOLVES = Solves(Linear, formats=("bf16", "fp16"), arch="sm_80", after="gemv_naive")
 
@@ -56,7 +56,7 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
-    chip = Chip(launch, machine)
+    chip = SimulatedChip(launch, machine)
     x, w = dot_product.operands(p, arrays)
     sums = np.zeros((p.m, p.n) if arrays else (0, 0), np.float32)
     marks = [chip.marks(name) for name in ("x", "w", "y")]

@@ -19,6 +19,7 @@
 // Of an act-order layer x comes whole to each CTA, which then takes each of its columns from where `order` says.
 //
 // Launches overlap: w never changes, so its first steps are asked for before the launch before has ended; x is not.
+// The launch behind may begin at once, or `late`, when the loads here are done: its own first ones would delay the last.
 //
 // Bytes expected from HBM: w once, x once, y once; x from L2 once for every block of rows.
 #include "lab/kernels/common/dequantise.cuh"
@@ -148,6 +149,7 @@ __device__ __forceinline__ void accumulate(Sum& sum, Shared& shared, Stream& str
         x.advance(ROUND);
         __syncwarp();
         stream.fill(stage);
+        if (schedule::late && at + ROUND >= end) ptx::griddepcontrol::launch_dependents();
         stage = stage + STAGE_BYTES == schedule::stages * STAGE_BYTES ? 0 : stage + STAGE_BYTES;
     }
 }
@@ -220,7 +222,7 @@ __device__ __forceinline__ void start(Shared& shared, const Work& work, int k) {
             });
         if constexpr (CLUSTER > 1)
             ptx::mbarrier::arrive_expect_tx(shared.arrived, work.tokens * work.part * int(CLUSTER * sizeof(float)));
-        ptx::griddepcontrol::launch_dependents();
+        if constexpr (!schedule::late) ptx::griddepcontrol::launch_dependents();
     }
     __syncthreads();
     if constexpr (CLUSTER > 1) ptx::cluster::arrive_relaxed();  // the barriers' own fence is all that the others need

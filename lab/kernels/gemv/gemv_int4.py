@@ -51,8 +51,10 @@ class Schedule:
     cluster: int  # CTAs that share the same rows, each with its own part of k
     stages: int  # steps that the ring of a warp holds
     ctas_per_sm: int  # CTAs that an SM has registers for; how long k is says whether x leaves them room
+    late: int = 0  # 1: the launch behind begins when the loads here are done, 0: at once
 
     def __post_init__(self) -> None:
+        require_choice(self, "late", (0, 1))
         require_choice(self, "block_m", (8, 16, 32))
         require_choice(self, "rows", (1, 2, 4, 8))
         require_choice(self, "teams", (1, 2, 4, 8, 16))

@@ -14,7 +14,17 @@ from sim.formats import encode
 from sim.jit import njit, prange
 from sim.launch import Array, Launch, Role
 from sim.machine import Machine
-from sim.tiles import BF16, Chip, add_groups, in_packed_order, load_groups, load_tile, load_vector, mma, store_patch
+from sim.tiles import (
+    BF16,
+    SimulatedChip,
+    add_groups,
+    in_packed_order,
+    load_groups,
+    load_tile,
+    load_vector,
+    mma,
+    store_patch,
+)
 
 BLOCK_K = 128  # columns of w in a step of a warp
 
@@ -110,7 +120,7 @@ def _widths(n: int, schedule: Any) -> Iterator[tuple[int, int]]:
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     """Clusters walk their blocks; each CTA its parts of x and its warps' steps along k."""
     p, s = launch.problem, launch.schedule
-    chip = Chip(launch, machine)
+    chip = SimulatedChip(launch, machine)
     whole = "x" in arrays  # beside index arrays, with which counting alone goes on
     x, w, pairs = (arrays[a.name] if whole else np.zeros((0,) * len(a.shape), a.storage) for a in launch.arrays[:3])
     order = arrays["order"] if p.ordered else np.zeros(0, np.int32)

@@ -19,6 +19,7 @@
 //   rows 8 .. 15   | the same      |           rows 4 .. 7     | even quads | odd quads |      request 1
 //
 // Launches overlap: w never changes, so a warp's first loads of it are issued before the launch before has ended.
+// The launch behind may begin at once, or `late`, when the loads here are done: its own first ones would delay the last.
 //
 // Bytes expected from HBM: w once, x once, y once. blockIdx.y is the block of tokens: further ones read w again. From L1:
 // x once for every team.
@@ -274,7 +275,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     const uint32_t significands = INT4_SIGNIFICANDS * gridDim.z;  // which is 1: it thus stays in one register
     const Team part(x + token0 * k, w, w_scale, row0, tokens, n, k);
 
-    ptx::griddepcontrol::launch_dependents();
+    if constexpr (!schedule::late) ptx::griddepcontrol::launch_dependents();
     Sums sum = {};
     int at = warp * CHUNK;
     if (part.rows >= TEAM_ROWS)
@@ -286,6 +287,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
 #pragma unroll 1
             for (int run = at; run < min(at + CHUNK, k); run += RUN_COLUMNS)
                 step<false, 1>(sum, part, run, significands);
+    if constexpr (schedule::late) ptx::griddepcontrol::launch_dependents();
     stage_sums(sum, shared, team, warp);
     __syncthreads();
 

@@ -45,8 +45,10 @@ class Schedule:
     unroll: int  # runs of a chunk, two requests for each row tile
     fold: int  # parts of k in a request of row-major weights, 64 bytes of a row each
     ctas_per_sm: int  # CTAs that an SM has registers for
+    late: int = 0  # 1: the launch behind begins when the loads here are done, 0: at once
 
     def __post_init__(self) -> None:
+        require_choice(self, "late", (0, 1))
         require_choice(self, "block_m", (8, 16, 32))
         require_choice(self, "rows", (1, 2, 4, 8))
         require_choice(self, "teams", (1, 2, 4, 8))

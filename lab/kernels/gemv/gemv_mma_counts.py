@@ -24,7 +24,7 @@ from sim.jit import njit
 from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import (
-    Chip,
+    SimulatedChip,
     add_groups,
     assign,
     in_packed_order,
@@ -128,7 +128,7 @@ def _out_sectors(problem: Linear, schedule: Any) -> tuple[int, int]:
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     """Warps walk the chunks of their teams' rows."""
     p, s = launch.problem, launch.schedule
-    chip = Chip(launch, machine)
+    chip = SimulatedChip(launch, machine)
     nothing = np.zeros((0, 0), np.float32)
     x = decode(arrays["x"], p.activations) if arrays else nothing
     w = decode(arrays["w"], p.weights) if arrays and not p.group else nothing

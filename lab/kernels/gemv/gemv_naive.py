@@ -16,7 +16,7 @@ from sim.formats import encode
 from sim.jit import njit, prange
 from sim.launch import Launch
 from sim.machine import Machine
-from sim.tiles import Chip
+from sim.tiles import SimulatedChip
 
 SOLVES = Solves(Linear, formats=("bf16",), arch="sm_80")
 
@@ -51,7 +51,7 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
-    chip = Chip(launch, machine)
+    chip = SimulatedChip(launch, machine)
     nothing = np.zeros((0, 0), np.uint16)
     x, w = (arrays[name] if arrays else nothing for name in ("x", "w"))
     sums = np.zeros((p.m, p.n) if arrays else (0, 0), np.float32)

@@ -14,6 +14,7 @@
 //   row r + 1 | warp 0 | warp 1 | warp 0 | warp 1 |     rows = 2
 //
 // Launches overlap: w never changes, so a warp's first loads of it are issued before the launch before has ended.
+// The launch behind may begin at once, or `late`, when the loads here are done: its own first ones would delay the last.
 //
 // fp8 weights meet bf16 activations; their scale, one of all or one a row, multiplies the sums.
 //
@@ -148,11 +149,12 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     const int token = lane / ROWS, row = lane % ROWS;  // whose sum this lane of a team's first warp stores
     const bool stores = warp == 0 && token < part.tokens && row < part.rows;
 
-    ptx::griddepcontrol::launch_dependents();
+    if constexpr (!schedule::late) ptx::griddepcontrol::launch_dependents();
     float scale = 1;
     if (problem::scaled && stores) scale = w_scale[problem::row_scales ? row0 + row : 0];
     float sum[SUMS] = {};
     if (row0 < n) stream(sum, part, warp, lane);
+    if constexpr (schedule::late) ptx::griddepcontrol::launch_dependents();
 
     float mine = warp_sums(sum);
     if (schedule::split_k > 1) {

@@ -20,7 +20,7 @@ from sim.formats import FORMATS, encode
 from sim.jit import njit, prange
 from sim.launch import Launch
 from sim.machine import Machine
-from sim.tiles import Chip, count_fma, dot, load_vector, store_patch
+from sim.tiles import SimulatedChip, count_fma, dot, load_vector, store_patch
 
 SOLVES = Solves(
     Linear,
@@ -48,8 +48,10 @@ class Schedule:
     unroll: int  # k-steps whose loads are in flight together
     block_m: int = 1  # tokens that a CTA computes in one pass over its rows
     ctas_per_sm: int = 1  # CTAs that an SM has registers for, at least
+    late: int = 0  # 1: the launch behind begins when the loads here are done, 0: at once
 
     def __post_init__(self) -> None:
+        require_choice(self, "late", (0, 1))
         require_choice(self, "rows", (1, 2, 4, 8))
         require_choice(self, "split_k", (1, 2, 4, 8, 16, 32))
         require_choice(self, "teams", (1, 2, 4, 8, 16, 32))
@@ -196,7 +198,7 @@ def _shared_sectors(problem: Linear, schedule: Schedule, chunks: list[tuple[int,
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
-    chip = Chip(launch, machine)
+    chip = SimulatedChip(launch, machine)
     x, w = dot_product.operands(p, arrays)
     sums = np.zeros((p.m, p.n) if arrays else (0, 0), np.float32)
     marks = [chip.marks(name) for name in ("x", "w", "y")]

@@ -12,7 +12,7 @@ from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.jit import njit, prange
 from sim.launch import Array, Launch, Role, Scalar
 from sim.machine import Machine
-from sim.tiles import Chip, load_vector, store_vector
+from sim.tiles import SimulatedChip, load_vector, store_vector
 
 SOLVES = Solves(
     Embedding,
@@ -72,7 +72,7 @@ def theory(problem: Embedding, schedule: Schedule, machine: Machine) -> Counts:
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
-    chip = Chip(launch, machine)
+    chip = SimulatedChip(launch, machine)
     ids = np.minimum(arrays["ids"].view(np.uint32), p.table_rows - 1).astype(np.int64)
     marks = (chip.marks(name) for name in ("ids", "table", "y"))
     _grid(chip.count, *marks, ids, p.n, s.warps, s.vectors, launch.grid[1])

@@ -15,7 +15,7 @@ from sim.formats import decode, encode
 from sim.jit import njit, prange
 from sim.launch import Array, Launch, Role, Scalar
 from sim.machine import Machine
-from sim.tiles import Chip, count_fma, load_vector, store_vector
+from sim.tiles import SimulatedChip, count_fma, load_vector, store_vector
 
 LANES = 32
 VECTOR_BYTES = 16  # of a lane's load
@@ -142,7 +142,7 @@ def theory(problem: RMSNorm, schedule: Schedule, machine: Machine) -> Counts:
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
-    chip, nothing = Chip(launch, machine), np.zeros((0, 0), np.float32)
+    chip, nothing = SimulatedChip(launch, machine), np.zeros((0, 0), np.float32)
     marks = {name: chip.marks(name) for name in (*p.inputs, *p.outputs)}
     unused = np.zeros(0, np.uint8)
     total, y = (np.empty((p.m, p.n), np.float32) if arrays else nothing for _ in range(2))

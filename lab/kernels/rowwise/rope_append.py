@@ -13,7 +13,7 @@ from sim.formats import FORMATS, encode
 from sim.jit import njit, prange
 from sim.launch import Array, Launch, Role, Scalar
 from sim.machine import Machine
-from sim.tiles import Chip, count_fma, load_lanes, load_vector, store_vector
+from sim.tiles import SimulatedChip, count_fma, load_lanes, load_vector, store_vector
 
 SOLVES = Solves(
     RopeAppend,
@@ -147,7 +147,7 @@ def _kv_heads(problem: RopeAppend, first: int, end: int) -> tuple[tuple[int, int
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
-    chip, unused = Chip(launch, machine), np.zeros(0, np.uint8)
+    chip, unused = SimulatedChip(launch, machine), np.zeros(0, np.uint8)
     k, v = ("cache", "cache") if p.page else ("k", "v")
     marks = {array.name: chip.marks(array.name) for array in launch.arrays}
     ordered = (marks.get(name, unused) for name in (*TAKEN, "q", k, v))

@@ -15,7 +15,7 @@ from sim.formats import decode
 from sim.jit import njit, prange
 from sim.launch import Array, Launch, Role, Scalar
 from sim.machine import Machine
-from sim.tiles import Chip, count_exp, count_fma, load_vector, store_vector
+from sim.tiles import SimulatedChip, count_exp, count_fma, load_vector, store_vector
 
 SOLVES = Solves(
     Sampling,
@@ -119,7 +119,7 @@ def theory(problem: Sampling, schedule: Schedule, machine: Machine) -> Counts:
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
-    chip = Chip(launch, machine)
+    chip = SimulatedChip(launch, machine)
     tokens = np.zeros(p.m, np.int64)
     if arrays:
         for row, bits in enumerate(arrays["logits"]):

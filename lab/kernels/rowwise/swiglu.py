@@ -13,7 +13,7 @@ from sim.formats import decode, encode
 from sim.jit import njit, prange
 from sim.launch import Array, Launch, Role, Scalar
 from sim.machine import Machine
-from sim.tiles import Chip, count_exp, count_fma, load_vector, store_vector
+from sim.tiles import SimulatedChip, count_exp, count_fma, load_vector, store_vector
 
 SOLVES = Solves(
     SwiGLU,
@@ -67,7 +67,7 @@ def theory(problem: SwiGLU, schedule: Schedule, machine: Machine) -> Counts:
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
-    chip = Chip(launch, machine)
+    chip = SimulatedChip(launch, machine)
     _grid(chip.count, chip.marks("gate_up"), chip.marks("y"), p.m, p.n, s.warps, s.vectors, launch.grid[1])
     if arrays:
         both = decode(arrays["gate_up"], p.activations)

@@ -8,7 +8,7 @@ import pytest
 from experiments.bars import attention_bars, attention_decode, attention_prefill
 from experiments.bars.attention_decode import LARGE, SMALL, decode, latent, layer
 from lab.problems import Attention
-from lab.record import Record
+from lab.record import Archive, Record
 from sim.errors import InputError
 from tests.experiments.examples import NOTHING, timed
 
@@ -89,3 +89,18 @@ def test_parts_are_measured_together() -> None:
     assert attention_bars.Options(part="skewed+mla").parts == ["skewed", "mla"]
     with pytest.raises(InputError, match="or some of them joined by \\+; got 'all'"):
         attention_bars.Options(part="skewed+all")
+
+
+def test_the_table_has_each_problems_newest_run_and_says_what_is_missed() -> None:
+    old, new = cell("decode", decode(1, 2048), 20.0), cell("decode", decode(1, 2048), 9.5, read=5.0, peer=19.0)
+    old = [msgspec.structs.replace(one, run="old") for one in old]
+    skew = cell("skewed", attention_decode.skewed(), 90.0, read=90.0)
+    records = [msgspec.structs.replace(one, experiment="attention_bars") for one in (*old, *new, *skew)]
+    rows, sources = attention_bars.table(Archive(tuple(records))).split("\n\n")
+    lines = rows.splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == ["| decode", "| skewed"]
+    assert "9.5" in lines[0]
+    assert "19 (cudnn) | 2.000 | the read + 3.8%, its own bar + 5.6%" in lines[0]
+    assert "1 x 65,536 and 63 x 512" in lines[1]
+    assert lines[1].endswith("met |")
+    assert sources.startswith("Measured on")

@@ -11,7 +11,7 @@ import cupy
 import pytest
 
 from experiments.running import speech_on_device, step_search
-from experiments.running.jobs import SpeakJob, StepJob
+from experiments.running.jobs import SpeakJob, StepJob, problem_of
 from experiments.running.steps_on_device import Arena
 from lab import inference, tuned
 from lab.gpu import bench, device, timing
@@ -21,7 +21,7 @@ from lab.inference.layers import Forward
 from lab.inference.step import Step, StepCache
 from lab.inference.step_input import Chunk, Layout
 from lab.inference.step_weights import random
-from lab.problems import Linear, Model
+from lab.problems import Attention, Linear, Model, Problem
 from lab.record import Checked, Record
 from sim.machine import H200, Machine
 from tests.experiments.running.test_on_device import sent
@@ -52,6 +52,10 @@ def timings(contestants: Sequence[timing.Contestant], clock: timing.Clock, round
     return found
 
 
+def solved() -> list[Problem]:
+    return [call.problem for call in arena(MODEL, peers=False).step.calls]
+
+
 @pytest.fixture
 def _given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_search.Arena, "of", arena)
@@ -64,28 +68,33 @@ def _given(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_given")
 def test_the_fastest_in_a_step_is_its_share_of_the_step_and_wins() -> None:
     job = StepJob(problem=MODEL.as_dict(), experiment="step_bars", facts={"bar": "decode"})
-    found = list(step_search.search(sent([job, job])))  # the second has nothing left to seek
+    longer = StepJob(problem=replace(MODEL, context=60).as_dict(), experiment="step_bars")
+    found = list(step_search.search(sent([job, job, longer])))  # the later ones have nothing left to seek
     problems = {str(record.problem) for record in found}
-    assert len(problems) == len(step_search._matrices(MODEL)) > 1
+    assert len(problems) == len(step_search._large(solved())) > 1
     for problem in problems:
         own = [record for record in found if str(record.problem) == problem]
-        matrix = Linear(**{k: v for k, v in (own[0].problem or {}).items() if k != "kind"})
+        matrix = problem_of(own[0].problem or {})
         assert len(own) == min(step_search.FINALISTS, len(list(step_search._contenders(matrix, H200))))
         assert all(r.clock == "chain" and r.overlapping and r.check and r.check.passed for r in own)
         winner = tuned.winner(own, matrix)
         assert winner is not None
-        assert winner.us == pytest.approx((STEP_US - REST_US) / (1 if matrix.n == MODEL.vocab else MODEL.layers))
+        assert winner.us == pytest.approx(
+            (STEP_US - REST_US) / (1 if matrix == Linear(1, MODEL.vocab, MODEL.d) else MODEL.layers)
+        )
         assert winner.kernel == own[0].kernel
 
 
 @pytest.mark.usefixtures("_given")
 def test_all_matrices_but_tiny_ones_are_sought_the_largest_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = step_search._matrices(MODEL)
+    found = step_search._large(solved())
     output = Linear(1, MODEL.d, MODEL.q_heads * MODEL.head_dim)
     assert found[0] == Linear(1, 2 * MODEL.ffn, MODEL.d)
+    assert isinstance(found[-1], Attention)
     assert output in found
+    assert all(isinstance(problem, Attention | Linear) for problem in found)
     monkeypatch.setattr(step_search, "LEAST", 0.2)
-    assert output not in step_search._matrices(MODEL)
+    assert output not in step_search._large(solved())
 
 
 def test_what_other_matrices_took_races_along(monkeypatch: pytest.MonkeyPatch) -> None:

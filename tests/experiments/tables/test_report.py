@@ -9,7 +9,7 @@ import pytest
 from experiments.cli import run_command
 from experiments.tables import generate, kernels
 from experiments.tables import report as reports
-from lab.record import Archive, archive
+from lab.record import ROOT, Archive, archive
 from sim.errors import InputError
 from tests.experiments.examples import linear, timed
 
@@ -54,6 +54,36 @@ def test_writing_twice_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert "of old" not in text
     (line,) = [line for line in text.splitlines() if line.startswith("| `gemv_vectorized`")]
     assert "| 10.02 | 10 | - | - | 12 | 1.25 | a \\| card, " in line
+
+
+def test_a_source_is_quoted_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = page(
+        tmp_path, monkeypatch, "source gemm/gemm_naive.cu gemm_naive", "source attention/_softmax.cuh rescale"
+    )
+    reports.report(Archive(())).write()
+    whole, member = (
+        block.splitlines() for block in re.findall(r"^```cuda\n(.*?)^```$", readme.read_text(), re.M | re.S)
+    )
+    text = (ROOT / "lab/kernels/gemm/gemm_naive.cu").read_text()
+    assert text.endswith("\n".join(whole) + "\n")
+    assert whole[0].startswith('extern "C"')
+    assert member[0].startswith("//")
+    assert member[-1] == "}"
+
+
+@pytest.mark.parametrize(
+    "which", ["gemm/gemm_naive.cu row", "gemm/none.cu f", "../../ptx/load.cuh load", "gemm/gemm_naive.cu"]
+)
+def test_a_source_that_is_not_there_is_refused(which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page(tmp_path, monkeypatch, f"source {which}")
+    with pytest.raises(InputError, match=re.escape(which.split()[0])):
+        reports.report(Archive(()))
+
+
+def test_a_command_is_shown_with_what_it_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = page(tmp_path, monkeypatch, "output explain linear m=1 n=256 k=512", "kernels")
+    reports.report(Archive(())).write()
+    assert "```sh\nlab explain linear m=1 n=256 k=512\n```\n\n```text\nlinear m=1 n=256 k=512" in readme.read_text()
 
 
 def test_a_picture_of_other_figures_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

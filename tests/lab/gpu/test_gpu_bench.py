@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab import catalog, tuned
+from lab.compile import code_digest
 from lab.gpu import bench, expectation, search
 from lab.gpu.bench import Bench, Candidate, Loose, floor_us
 from lab.gpu.expectation import Expectation
@@ -71,6 +72,8 @@ def test_a_race_records_who_was_right_who_was_wrong_and_who_could_not_start(devi
     assert [names for names, *_ in device.measured] == [[GOOD.name, "cublas"]] * 2
     assert len({r.run for r in records}) == 1
     assert {r.experiment for r in records} == {"x"}
+    ours = code_digest(GOOD.kernel.source)
+    assert {(r.kernel, r.code) for r in records} == {("gemv_vectorized", ours), ("peer:cublas", None)}
     by_name = {(r.kernel, tuple((r.schedule or {}).values()), r.clock): r for r in records}
     assert len(by_name) == len(records) == 2 + 1 + 1 + 2
     timed = [r for r in records if r.us is not None]

@@ -57,13 +57,13 @@ def compute(problem: Attention, arrays: Mapping[str, NDArray]) -> None:
             bits["lse"][rows] = lse
 
 
-class Chip:
+class ByHand:
     """Stands for the plan of a problem on the simulated chip."""
 
     def __init__(self, problem: Attention) -> None:
         self.problem = problem
 
-    def bind(self, arrays: Mapping[str, Any], device: int | None) -> "Chip":
+    def bind(self, arrays: Mapping[str, Any], device: int | None) -> "ByHand":
         assert device is None
         self.arrays = arrays
         return self

@@ -15,7 +15,7 @@ from lab.ops.attention_request import AttentionRequest, posed
 from lab.problems import Attention
 from sim.errors import InputError
 from sim.formats import decode, encode
-from tests.lab.ops.attention_by_hand import Chip, attend
+from tests.lab.ops.attention_by_hand import ByHand, attend
 from tests.lab.ops.attention_calls import BF16, CACHE, FP8, PACKED, PAGED, ROWS, K, Q, V
 
 NAMES = {BF16: "bf16", FP8: "fp8", np.dtype(np.float16): "fp16", np.dtype(np.float32): "fp32"}
@@ -25,7 +25,7 @@ STRANGE = {"fp8": 0x7F, "bf16": 0x7FC0, "fp16": 0x7E00, "fp32": 0x7FC00000}  # b
 @pytest.fixture
 def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """The simulated chip computes by the definition."""
-    monkeypatch.setattr(attention, "simulated", Chip)
+    monkeypatch.setattr(attention, "simulated", ByHand)
 
 
 class Call(NamedTuple):

@@ -170,7 +170,7 @@ MUTANTS = {
         "range(0, len(tokens) - self.page_tokens, self.page_tokens)",
         "range(0, len(tokens), self.page_tokens)",
     ),
-    "prefix without its beginning": (pages, "Entry(chain, tokens[first", 'Entry("", tokens[first'),
+    "prefix without its beginning": (pages, "PageKey(chain, tokens[first", 'PageKey("", tokens[first'),
     "columns not cleared": (
         scheduler,
         "self.slots.leave(sequence)",
