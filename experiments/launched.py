@@ -76,15 +76,16 @@ def summary(found: Sequence[Off]) -> Error:
     )
 
 
-def launched(past: Archive) -> list[Launched]:
+def launched(past: Archive, candidates: bool = False) -> list[Launched]:
     """The newest sustained time on a card of each kernel, problem, schedule, machine and clock.
 
-    Chains of layers are left out, and what is of another schedule or theory than the kernel has today. Of a search
-    every candidate counts, with its time in the short race where it was not in the long one.
+    Chains of layers are left out, and what is of another schedule or theory than the kernel has today. With
+    `candidates` all of a search count, by the short race where they were not in the long one.
     """
     newest: dict[str, Record] = {}
     records = past.where(on="gpu").records
-    for record in (*(one for search in records for one in _candidates(search)), *records):
+    raced = [one for search in records for one in _candidates(search)] if candidates else []
+    for record in (*raced, *records):
         if not record.us or not record.clock or not record.schedule or is_peer(record) or is_chain(record):
             continue
         if pace(record) == "sustained" and (record.check is None or record.check.passed):

@@ -39,7 +39,9 @@ def fit(kernel: Kernels = "", machine: Card = "", dry_run: DryRun = False, as_js
     machine = machine and machine_named(machine).name
     names = {catalog.get(name).name for name in kernel.split(",") if name}
     with working("fitting") as now:
-        found = [launch for launch in launched(archive()) if not names or launch.asked.kernel.name in names]
+        found = [
+            launch for launch in launched(archive(), candidates=True) if not names or launch.asked.kernel.name in names
+        ]
         found = [launch for launch in found if machine in ("", launch.asked.machine.name)]
         lines = [line for line in fitted(found, now) if not machine or line.machine]
     if not lines:
