@@ -1,6 +1,7 @@
 """Finds experiments and the other tables of the pages by listing their folders; imports none of them."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
@@ -32,6 +33,7 @@ def tables() -> dict[str, str]:
     return {name: f"experiments.{folder}.{name}" for folder in _MAKING for name in _matches(folder, _MAKER)}
 
 
+@cache
 def _matches(folder: str, pattern: re.Pattern[str]) -> dict[str, str]:
     """What the pattern's group finds in each module of a folder where it finds anything, by the module's name."""
     found = {

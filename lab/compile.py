@@ -110,9 +110,14 @@ def code_digest(source: Path) -> str:
     """A digest of a .cu file and of all that it includes, comments and blank space aside: of the device code."""
     digest, text = hashlib.sha256(), source.read_bytes()
     for part in (text, *(included for _, included in _included(text))):
-        code = _COMMENT.sub(lambda found: found[0] if found[0].startswith(b'"') else b" ", part)
-        digest.update(b" ".join(code.split()) + b"\0")
+        digest.update(_code(part) + b"\0")
     return digest.hexdigest()[:16]
+
+
+@cache  # most kernels include the same files
+def _code(text: bytes) -> bytes:
+    code = _COMMENT.sub(lambda found: found[0] if found[0].startswith(b'"') else b" ", text)
+    return b" ".join(code.split())
 
 
 def _included(text: bytes) -> Iterator[tuple[str, bytes]]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from statistics import quantiles
 from typing import Any, Literal, NamedTuple, TypedDict
@@ -181,8 +182,16 @@ class Archive:
 
     def where(self, **fields: Any) -> "Archive":
         """The records whose named fields have these values."""
-        found = (r for r in self.records if all(getattr(r, name) == v for name, v in fields.items()))
+        among = self._by_kernel.get(fields["kernel"], ()) if "kernel" in fields else self.records
+        found = (r for r in among if all(getattr(r, name) == v for name, v in fields.items()))
         return Archive(tuple(found), self.complaints)
+
+    @cached_property
+    def _by_kernel(self) -> dict[str | None, list[Record]]:
+        found: dict[str | None, list[Record]] = {}
+        for record in self.records:
+            found.setdefault(record.kernel, []).append(record)
+        return found
 
     def newest(self, **fields: Any) -> Record | None:
         """The newest record whose named fields have these values."""

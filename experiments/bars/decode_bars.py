@@ -47,11 +47,13 @@ _HEADINGS = ["format", "n x k", "plain read, us", *(f"m = {m}" for m in BATCHES)
 class Options:
     """`part` is bf16, fp8, gptq_g128, int4_g128, int4_g32, some joined by +, or large.
 
-    A `tune` above 0 searches each layer first, among so many schedules of each kernel. `most` is the largest batch,
-    `shape` the number of one shape or -1 for all from number `first` on. What has not begun after `seconds` is skipped.
+    A `tune` above 0 searches each layer first, among so many schedules of each kernel. Batches go from `least` to
+    `most`; `shape` is the number of one shape or -1 for all from number `first` on. What has not begun after `seconds`
+    is skipped.
     """
 
     part: str = "bf16"
+    least: int = 1
     most: int = 128
     shape: int = -1
     first: int = 0
@@ -68,6 +70,8 @@ class Options:
         if min(self.most, self.rounds, self.seconds) < 1 or self.tune < 0:
             given = f"{self.most}, {self.rounds}, {self.seconds}, {self.tune}"
             raise InputError(f"most, rounds and seconds are at least 1, tune is 0 or more; got {given}")
+        if self.part != "large" and not any(self.least <= m <= self.most for m in BATCHES):
+            raise InputError(f"batches are {', '.join(map(str, BATCHES))}; none is from {self.least} to {self.most}")
 
     @property
     def problems(self) -> list[tuple[str, Linear]]:
@@ -75,7 +79,7 @@ class Options:
         if self.part == "large":
             return [("large", LARGE)]
         chosen = SHAPES[self.first :] if self.shape < 0 else SHAPES[self.shape : self.shape + 1]
-        batches = [m for m in reversed(BATCHES) if m <= self.most]
+        batches = [m for m in reversed(BATCHES) if self.least <= m <= self.most]
         parts = self.part.split("+")
         return [(part, in_format(part, Linear(m, n, k))) for part in parts for n, k in chosen for m in batches]
 

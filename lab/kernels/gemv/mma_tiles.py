@@ -1,5 +1,6 @@
 """What the GEMVs on tensor cores share: w is A of mma.m16n8k16, tokens are B; sectors of packed int4, of requests."""
 
+from functools import lru_cache
 from itertools import pairwise
 
 from lab.kernels.common.raster import tiles_of
@@ -25,7 +26,12 @@ def packed_sectors(problem: Linear) -> int:
 
 def request_sectors(columns: int, top: int, rows: int, column: int, width: int) -> int:
     """Unique sectors of some columns of neighbouring rows of x or y, rows of `columns` 2-byte elements."""
-    starts = [SIZE * ((top + r) * columns + column) for r in range(rows)]
+    return _unique_sectors(SIZE * (top * columns + column) % SECTOR, SIZE * columns, rows, width)
+
+
+@lru_cache(maxsize=4096)
+def _unique_sectors(first: int, pitch: int, rows: int, width: int) -> int:
+    starts = [first + r * pitch for r in range(rows)]
     spans = [(start // SECTOR, (start + SIZE * width - 1) // SECTOR) for start in starts]
     return sum(b - a + 1 for a, b in spans) - sum(a[1] == b[0] for a, b in pairwise(spans))
 

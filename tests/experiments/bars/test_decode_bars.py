@@ -1,13 +1,16 @@
 """The bars of decode: layer by layer against the read, the peers and more tokens, and a chain against its bytes."""
 
 import msgspec
+import pytest
 
 import experiments
 from experiments.bars import decode_bars, decode_chain
+from experiments.bars.decode_bars import Options
 from experiments.lookup import layer_of
 from experiments.running.formats import in_format
 from lab.problems import Linear
 from lab.record import Archive, Record, provenance
+from sim.errors import InputError
 from tests.experiments.examples import NOTHING, measured, timed
 
 
@@ -47,6 +50,13 @@ def test_decode_is_held_to_the_read_the_peers_and_more_tokens() -> None:
     cliff = decode_bars.verdict([*cell(32, 46.0, 43.3, 60.0), *cell(64, 43.0, 43.3, 60.0)], NOTHING)
     assert not cliff.passed
     assert "1 take longer than with more tokens" in cliff.sentence
+
+
+def test_batches_are_those_asked_for_the_most_tokens_first() -> None:
+    asked = Options(part="bf16", shape=1, least=8, most=32).problems
+    assert [(p.m, p.n) for _, p in asked] == [(32, 8192), (16, 8192), (8, 8192)]
+    with pytest.raises(InputError, match=r"batches are 1, 2, .*, 128; none is from 3 to 3"):
+        Options(least=3, most=3)
 
 
 def test_a_chain_is_held_to_its_bytes_at_the_read_rate() -> None:
