@@ -1,9 +1,10 @@
 """The fit of a model's coefficients to timed launches, and its error on shapes that were held out."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from math import exp, log, log1p
 from statistics import fmean
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -19,6 +20,7 @@ from sim.machine import Machine
 FOLDS = 5  # each shape is held out of one of so many fits
 LEAST = 12  # launches, and
 LEAST_SHAPES = 3  # shapes, that a fit needs
+NEAR = 1.5  # times the fastest launch of its problem: beyond it a launch that was predicted there is not fitted to
 ORDINARY = 0.05  # an error of this share counts by its square, a larger one ever less
 STAY = 0.02  # what a coefficient's e-fold is worth, in the error of every launch, so that what no time tells stays put
 MOST = log(16.0)  # a coefficient moves by at most this factor
@@ -29,13 +31,23 @@ JUDGED = "; judged by "  # in a line's source: what follows did not make it
 Told = Callable[[str], None]
 
 
-def fitted(launches: Sequence[Launched], told: Told) -> list[Fit]:
-    """New lines of every model that has enough launches on some card, by some clock.
+def fitted(
+    launches: Sequence[Launched], told: Told, kernels: Collection[str] = (), machine_name: str = ""
+) -> list[Fit]:
+    """New lines of every model that has enough launches on some card, by some clock; of some kernels' or one card's.
 
-    Of a model, the card and clock with the most launches go first; their line is that of other such cards too.
+    Models rank what may be chosen: what took much longer than the fastest of its problem, and was predicted to, is only
+    judged. Of a model, the card and clock with the most launches go first; their line is that of other such cards too,
+    but where one card is named.
     """
     lines: list[Fit] = []
-    for model, found in _by_model(launches).items():
+    near = _near(launches)
+    asked_for = [
+        launch
+        for launch in launches
+        if (not kernels or launch.asked.kernel.name in kernels) and machine_name in ("", launch.asked.machine.name)
+    ]
+    for model, found in _by_model(asked_for).items():
         cards: dict[tuple[str, str], list[Launched]] = defaultdict(list)
         for launch in found:
             cards[launch.asked.machine.name, launch.asked.clock].append(launch)
@@ -45,8 +57,9 @@ def fitted(launches: Sequence[Launched], told: Told) -> list[Fit]:
                 asked = there[0].asked
                 told(f"{model} to {len(there)} launches on the {asked.machine.title} by the clock {asked.clock}")
                 with fits.trial(*lines):
-                    new.append(_line(model, there, new))
-        lines += [structs.replace(line, machine=None, errors={}) for line in new[:1]] + new
+                    new.append(_line(model, there, new, near))
+        general = [] if machine_name else [structs.replace(line, machine=None, errors={}) for line in new[:1]]
+        lines += general + new
     return lines
 
 
@@ -70,8 +83,16 @@ def _by_model(launches: Sequence[Launched]) -> dict[str, list[Launched]]:
     return dict(sorted(found.items(), key=lambda item: (item[0] in own, item[0])))
 
 
-def _line(model: str, launches: Sequence[Launched], before: Sequence[Fit]) -> Fit:
-    """The line fitted to launches of one card and clock, with its errors on shapes held out.
+def _near(launches: Sequence[Launched]) -> set[Launched]:
+    """The launches that took, or are predicted to take, at most NEAR times the fastest of their problem."""
+    fastest: dict[Any, float] = {}
+    for launch in launches:
+        fastest[launch.race] = min(launch.us, fastest.get(launch.race, launch.us))
+    return {one for one in launches if min(one.us, one.predicted_us()) <= NEAR * fastest[one.race]}
+
+
+def _line(model: str, launches: Sequence[Launched], before: Sequence[Fit], near: Collection[Launched]) -> Fit:
+    """The line fitted to the near ones of launches of one card and clock, with its errors on shapes held out.
 
     It starts from the best of the line that stands and those fitted just before; what no time tells stays as there.
     Where that, not fitted to this card, predicts as well as the fit does held-out shapes, it is kept, with its errors
@@ -83,11 +104,11 @@ def _line(model: str, launches: Sequence[Launched], before: Sequence[Fit]) -> Fi
     start = min(known, key=lambda line: _cost(line, launches))
     seen = start.source.startswith(FITTED) and start.machine == machine.name  # these launches
     start = structs.replace(start, arch=machine.arch, machine=machine.name, errors={})
-    whole = _fitted(start, launches)
+    whole = _fitted(start, [launch for launch in launches if launch in near])
     folds = _folds(launches)
     held: list[Off] = []
     for fold in folds:
-        rest = [launch for other in folds if other is not fold for launch in other]
+        rest = [launch for other in folds if other is not fold for launch in other if launch in near]
         held += _off(_fitted(whole, rest), fold)
     as_before = _off(start, launches)
     commits = ", ".join(sorted({launch.record.commit[:8] for launch in launches}))
@@ -149,7 +170,7 @@ def _fitted(start: Fit, launches: Sequence[Launched]) -> Fit:
 
     found = least_squares(
         residuals, np.zeros(len(moved)), bounds=(-MOST, MOST), loss="soft_l1", f_scale=ORDINARY, diff_step=STEP,
-        x_scale=0.1, max_nfev=12,
+        x_scale=0.1, max_nfev=40,
     )  # fmt: skip
     best = line(found.x)
     return structs.replace(best, coefficients={name: float(f"{v:.5g}") for name, v in best.coefficients.items()})

@@ -1,7 +1,6 @@
 """Launches that cards timed, as today's kernels describe them: what models of time are fitted to and judged by."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from functools import cached_property
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -11,11 +10,9 @@ from msgspec import structs
 from experiments.lookup import is_peer, pace, question_of, stale
 from lab import catalog
 from lab.cards.fits import Error
-from lab.kernel import Kernel, recorded_schedule, schedule_fields
+from lab.kernel import Kernel, recorded_schedule
 from lab.problems import Problem
 from lab.record import Archive, Record, is_chain
-from sim.errors import InputError, ScheduleError
-from sim.launch import overlap
 from sim.machine import Machine
 from sim.machine import machine as machine_named
 from sim.roofline import roofline
@@ -53,10 +50,26 @@ class Launched:
         return roofline(problem.flops, problem.bytes["total"], problem.unit, machine).floor_us
 
     @property
+    def race(self) -> tuple[str, str, Problem]:
+        """Machine, clock and problem: what launches share that one may choose among."""
+        return self.asked.machine.name, self.asked.clock, self.asked.problem
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """That of its largest operand, such as a layer's weights: what launches share that are held out together."""
         operands = self.asked.problem.inputs.values()
         return max(operands, key=lambda operand: operand.nbytes).shape
+
+
+def tried(record: Record) -> Iterator[Record]:
+    """The times of a search's short race as records of their own; not of chains."""
+    if record.tried is None or record.clock == "chain":
+        return
+    for name, us in record.tried.items():
+        kernel, _, words = name.rstrip(")").partition("(")
+        schedule: dict[str, int | str] = dict(word.split("=", 1) for word in words.split(","))
+        overlapping = False if record.metrics.get("plain") else None
+        yield structs.replace(record, kernel=kernel, schedule=schedule, us=us, tried=None, overlapping=overlapping)
 
 
 class Off(NamedTuple):
@@ -76,36 +89,16 @@ def summary(found: Sequence[Off]) -> Error:
     )
 
 
-def launched(past: Archive, candidates: bool = False) -> list[Launched]:
-    """The newest sustained time on a card of each kernel, problem, schedule, machine and clock.
+def launched(past: Archive) -> list[Launched]:
+    """The newest sustained time on a card of each kernel, problem, schedule, machine and clock, searches' among them.
 
-    Chains of layers are left out, and what is of another schedule or theory than the kernel has today. With
-    `candidates` all of a search count, by the short race where they were not in the long one.
+    Chains of layers are left out, and what is of another schedule or theory than the kernel has today.
     """
     newest: dict[str, Record] = {}
-    records = past.where(on="gpu").records
-    raced = [one for search in records for one in _candidates(search)] if candidates else []
-    for record in (*raced, *records):
+    for record in (one for each in past.where(on="gpu").records for one in (each, *tried(each))):
         if not record.us or not record.clock or not record.schedule or is_peer(record) or is_chain(record):
             continue
         if pace(record) == "sustained" and (record.check is None or record.check.passed):
             key = record.kernel, record.problem, record.schedule, record.machine, record.clock, record.overlapping
             newest[repr(key)] = record
     return [Launched(record) for record in newest.values() if not stale(record)]
-
-
-def _candidates(search: Record) -> Iterator[Record]:
-    """A record of each schedule that a search timed, as far as there still is such a schedule."""
-    for name, us in (search.tried or {}).items():
-        kernel_name, _, words = name.rstrip(")").partition("(")
-        with suppress(InputError, ScheduleError):
-            kernel, problem, chip = catalog.get(kernel_name), question_of(search), machine_named(search.machine)
-            schedule = recorded_schedule(kernel, dict(word.split("=") for word in words.split(",")))
-            yield structs.replace(
-                search,
-                kernel=kernel_name,
-                schedule=schedule_fields(schedule),
-                overlapping=not search.metrics.get("plain") and overlap(kernel.launches(problem, schedule, chip)),
-                us=us,
-                tried=None,
-            )

@@ -5,7 +5,7 @@ that differs in one of them ever stands in one row. Where older records do not s
 they are found where nothing better is, and their rows say so; they are never compared with those that do.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +18,7 @@ from lab import catalog
 from lab.compile import code_digest
 from lab.kernel import recorded_schedule
 from lab.problems import Linear, Question
-from lab.record import Archive, Record
+from lab.record import Archive, Record, is_chain
 from lab.tuned import SEARCH
 from sim.errors import LabError
 from sim.machine import machine
@@ -94,6 +94,13 @@ def measured(past: Archive, record: Record, clock: str) -> Record | None:
         if found:
             return min(found, key=lambda r: r.us or 0.0)
     return None
+
+
+def newest_times(past: Archive, named: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The newest sustained time by each clock of what has the named fields, with the record's source and run."""
+    same = [r for r in past.where(on="gpu", **named).records if r.us and r.schedule and not is_chain(r)]
+    shown = [r for r in same if pace(r) == "sustained" and r.metrics.get("stage") != SEARCH and r.clock]
+    return {str(r.clock): {"us": r.us, "source": source_of(r), "run": r.run} for r in shown}
 
 
 def counted(past: Archive, record: Record, field: str = "counters") -> Record | None:
@@ -207,10 +214,10 @@ def _stale(name: str, problem: bytes, schedule: bytes, theory: bytes, machine_na
         asked = problem_of(msgspec.json.decode(problem))
         parsed = recorded_schedule(kernel, msgspec.json.decode(schedule))
         kernel.launches(asked, parsed, target)
-        now = kernel.module.theory(asked, parsed, target).as_dict()
+        then = msgspec.json.decode(theory) or {}
+        now = kernel.module.theory(asked, parsed, target).as_dict() if then else {}
     except LabError as error:
         return f"can no longer run: {error}"
-    then = msgspec.json.decode(theory) or {}
     both = {field: (then[field], now[field]) for field in then if None not in (then[field], now.get(field))}
     changed = [f"{field} {was:,}, now {is_:,}" for field, (was, is_) in both.items() if was != is_]
     return f"is of another theory: {'; '.join(changed)}" if changed else ""

@@ -67,7 +67,7 @@ def choices(launches: Sequence[Launched]) -> list[Choice]:
     """Every problem of which LEAST_TRIED launches or more were timed, by kernels that `lab.choice` considers."""
     groups: dict[tuple[str, str, Problem], list[Launched]] = defaultdict(list)
     for launch in launches:
-        groups[launch.asked.machine.name, launch.asked.clock, launch.asked.problem].append(launch)
+        groups[launch.race].append(launch)
     found = []
     for key, those in groups.items():
         gone = outgrown([launch.asked.kernel for launch in those])

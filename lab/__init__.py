@@ -24,6 +24,7 @@ __all__ = [
     "Struct",
     "TensorMap",
     "attention",
+    "autotune",
     "emulate",
     "explain",
     "linear",
@@ -34,6 +35,7 @@ __all__ = [
 
 _LATE = {
     "attention": "lab.ops.attention",
+    "autotune": "lab.ops.autotuning",
     "linear": "lab.ops.linear",
     "Int4Weights": "lab.weights",
     "pack": "lab.weights",

@@ -6,12 +6,15 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from lab import catalog, tuned
+from lab.cards import fits
 from lab.kernel import RANKING_CLOCK, Kernel, recorded_schedule
 from lab.problems import Problem
 from sim.errors import InputError, ScheduleError
 from sim.launch import Launch
 from sim.machine import Machine
 
+MOST_UNDECIDED = 24
+UNKNOWN_ERROR = 0.25  # the share by which the predictions of a kernel may be off that nobody judged
 CONTENDING = 3.0  # a best guess predicted to take longer than this many times the fastest is not worth a search
 
 
@@ -37,11 +40,16 @@ def choose(problem: Problem, machine: Machine, chain: bool = False) -> tuple[Ker
             kernel = catalog.get(found[0])
             schedule = recorded_schedule(kernel, found[1])
             return kernel, schedule, kernel.launches(problem, schedule, machine)
+    best = predicted_best(problem, machine)
+    return best.kernel, best.schedule, best.launches
+
+
+def predicted_best(problem: Problem, machine: Machine) -> Guess:
+    """The best guess of the smallest predicted time, whatever the tuned table says; raises as `choose` does."""
     guesses = best_guesses(problem, machine)
     gone = outgrown([guess.kernel for guess in guesses])
     left = [guess for guess in guesses if guess.kernel.name not in gone]
-    best = min(left, key=lambda guess: (guess.us, -len(ancestors(guess.kernel))))
-    return best.kernel, best.schedule, best.launches
+    return min(left, key=lambda guess: (guess.us, -len(ancestors(guess.kernel))))
 
 
 def is_solvable(problem: Problem, machine: Machine) -> bool:
@@ -81,6 +89,36 @@ def contenders(problem: Problem, machine: Machine, most: int | None = None) -> I
         if guess.us <= limit and guess.kernel.name not in gone:
             legal = legal_candidates(guess.kernel, problem, machine)
             yield from ((guess.kernel, schedule) for schedule in islice(legal, most))
+
+
+def undecided(problem: Problem, machine: Machine, most: int = MOST_UNDECIDED) -> list[tuple[Kernel, Any]]:
+    """(kernel, schedule): the best prediction and those that the models' own errors do not tell from it, at most so
+    many, the best first. One alone is decided.
+
+    A time may be off by the mean error that its kernel's line in fits.jsonl states. Raises InputError where no kernel
+    takes the problem.
+    """
+    guesses = best_guesses(problem, machine)
+    gone = outgrown([guess.kernel for guess in guesses])
+    kernels = [guess.kernel for guess in guesses if guess.kernel.name not in gone]
+    ranked = sorted(
+        (
+            (kernel.predicted_us(problem, schedule, machine, RANKING_CLOCK), number, kernel, schedule)
+            for number, kernel in enumerate(kernels)
+            for schedule in legal_candidates(kernel, problem, machine)
+        ),
+        key=lambda one: one[:2],
+    )
+    errors = {kernel.name: _mean_error(kernel, machine) for kernel in kernels}
+    us, _, best, _ = ranked[0]
+    limit = us * (1 + errors[best.name])
+    close = [(kernel, schedule) for us, _, kernel, schedule in ranked if us * (1 - errors[kernel.name]) <= limit]
+    return close[:most]
+
+
+def _mean_error(kernel: Kernel, machine: Machine) -> float:
+    found = fits.error(kernel.name, machine, RANKING_CLOCK)
+    return found[0].mean if found else UNKNOWN_ERROR
 
 
 def legal_candidates(kernel: Kernel, problem: Problem, machine: Machine) -> Iterator[Any]:

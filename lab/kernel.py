@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
-from functools import reduce
+from functools import cached_property, reduce
 from inspect import getmembers
 from math import lcm
 from operator import add
@@ -139,25 +139,40 @@ class KernelModule(Protocol):
 
 
 RANKING_CLOCK = "graph"  # by which schedules and kernels are compared: launches of a step follow one another
+NOT_HIDDEN = "not hidden behind it"  # behind the longest of the bills that are paid side by side
 
 
 class Bills(NamedTuple):
     """What launches are predicted to take: microseconds in all, and of each part of them.
 
-    Parts are paid side by side or one after another, as their kernel's model says, so their sum is no time.
+    Parts `apart` are paid one after another and beside no other, the rest side by side, as their kernel's model says.
     """
 
     us: float
     parts: Mapping[str, float]
+    apart: tuple[str, ...] = ("launch",)
 
     @property
     def binds(self) -> str:
         """The part that takes longest."""
         return max(self.parts, key=self.parts.__getitem__)
 
+    @property
+    def waterfall(self) -> dict[str, float]:
+        """Where each microsecond goes; their sum is `us`.
+
+        The parts paid by themselves, the longest of the others, and what of these does not hide behind it.
+        """
+        found = {name: self.parts[name] for name in self.apart}
+        beside = {name: us for name, us in self.parts.items() if name not in found}
+        if beside:
+            longest = max(beside, key=beside.__getitem__)
+            found[longest] = min(beside[longest], self.us - sum(found.values()))
+        return {**found, NOT_HIDDEN: self.us - sum(found.values())}
+
     def as_dict(self) -> dict[str, Any]:
         """As `lab check --json` and `lab explain --json` have it."""
-        return {"us": self.us, "binds": self.binds, "parts": dict(self.parts)}
+        return {"us": self.us, "binds": self.binds, "parts": dict(self.parts), "waterfall": self.waterfall}
 
 
 @runtime_checkable
@@ -301,7 +316,8 @@ def recorded_schedule(kernel: Kernel, values: Mapping[str, int | str]) -> Any:
 
 def constants(schedule: Any) -> dict[str, int]:
     """What the device code sees as `schedule::`: the fields and every integer property."""
-    derived = [name for name, member in getmembers(type(schedule)) if isinstance(member, property)]
+    properties = getmembers(type(schedule), lambda member: isinstance(member, property | cached_property))
+    derived = [name for name, _ in properties]
     names = [f.name for f in fields(schedule)] + derived
     return {name: cast(int, _plain(getattr(schedule, name))) for name in names}
 

@@ -218,14 +218,14 @@ def is_chain(record: Record) -> bool:
     return "layers" in record.metrics and record.us is not None
 
 
-def archive() -> Archive:
-    """Every record at hand: those that came with the lab and those written here."""
+def archive(mentioning: bytes = b"") -> Archive:
+    """Every record at hand, those that came with the lab and those written here, whose lines mention that."""
     places = {COMMITTED.resolve(), folder().resolve()}
-    return read(file for place in sorted(places) for file in sorted(place.glob("*.jsonl")))
+    return read((file for place in sorted(places) for file in sorted(place.glob("*.jsonl"))), mentioning)
 
 
-def read(paths: Iterable[Path]) -> Archive:
-    """Read records files; a line that is not whole is skipped and named in `complaints`.
+def read(paths: Iterable[Path], mentioning: bytes = b"") -> Archive:
+    """Read the lines of records files that mention that; one that is not whole is skipped and named in `complaints`.
 
     Raises InputError for a file that cannot be read or is too large, for an unknown schema and for a line that is JSON
     but no Record.
@@ -234,6 +234,8 @@ def read(paths: Iterable[Path]) -> Archive:
     complaints: list[str] = []
     for path in paths:
         for number, line in _lines(path):
+            if mentioning not in line:
+                continue
             try:
                 schema = msgspec.json.decode(line, type=_Schema).schema
             except msgspec.ValidationError as error:

@@ -1,4 +1,6 @@
-"""What searches on real cards found: the best kernel and schedule of each problem class, in the committed tuned.jsonl.
+"""What searches on real cards found: the best kernel and schedule of each problem class, in two tables.
+
+The committed one is tuned.jsonl beside this file; before it goes the user's own, which `lab tune` writes.
 
 A class is a machine and what problems share that one search serves (`Problem.tuned_class`), such as a linear layer with
 m rounded up to a power of two: tuned at m = 512, an entry serves m = 257 to 512. It has another entry for
@@ -16,7 +18,7 @@ import msgspec
 from lab.problems import Problem
 from lab.record import Record
 from sim.errors import EnvironmentFailure, InputError
-from sim.folders import write_whole
+from sim.folders import config_path, write_whole
 from sim.machine import Machine
 
 TABLE = Path(__file__).with_name("tuned.jsonl")
@@ -51,6 +53,11 @@ class TunedClass(msgspec.Struct, frozen=True, omit_defaults=True):
         return " ".join([self.machine, *words, *(f"{name}={value:010}" for name, value in extents.items()), *last])
 
 
+def user_table() -> Path:
+    """The user's own table."""
+    return config_path() / TABLE.name
+
+
 def lookup(problem: Problem, machine: Machine, chain: bool = False) -> tuple[str, dict[str, Value]] | None:
     """(kernel name, schedule fields) of the problem's class on a machine, or None; raises InputError as `load` does.
 
@@ -75,9 +82,7 @@ def incumbents(problem: Problem, machine: Machine, chain: bool = False) -> list[
     own, *wider = [_entry(one, machine, chain) for one in classes]
     found = [own, _entry(classes[0], machine, not chain), *(e for e in wider if e and own and e.us < own.us)]
     alike = _but_matrix(classes[0])
-    found += [
-        e for e in _entries(TABLE).values() if e.machine == machine.name and _but_matrix(e.problem_class) == alike
-    ]
+    found += [e for e in _known().values() if e.machine == machine.name and _but_matrix(e.problem_class) == alike]
     unique = {msgspec.json.encode((e.kernel, e.schedule)): (e.kernel, e.schedule) for e in found if e}
     return list(unique.values())
 
@@ -101,17 +106,24 @@ def winner(records: Sequence[Record], problem: Problem) -> TunedClass | None:
     )
 
 
-def put(entries: Iterable[TunedClass]) -> None:
-    """Add entries to the table, each in place of an older one of its class; the file is replaced as a whole.
+def is_users(problem: Problem, machine: Machine) -> bool:
+    """Whether the user's own table has the problem's class."""
+    alone = [entry for entry in _entries(user_table()).values() if entry.machine == machine.name and not entry.chain]
+    return problem.tuned_class() in [entry.problem_class for entry in alone]
 
-    Raises EnvironmentFailure where it cannot be written.
+
+def put(entries: Iterable[TunedClass], table: Path | None = None) -> None:
+    """Add entries to a table, by default the committed one, each in place of an older one of its class.
+
+    The file is replaced as a whole. Raises EnvironmentFailure where it cannot be written.
     """
-    merged = {entry.key: entry for entry in [*load(TABLE), *entries]}
+    path = table or TABLE
+    merged = {entry.key: entry for entry in [*load(path), *entries]}
     lines = b"".join(msgspec.json.encode(merged[key]) + b"\n" for key in sorted(merged))
     try:
-        write_whole(TABLE, lines)
+        write_whole(path, lines)
     except OSError as error:
-        raise EnvironmentFailure(f"the tuned table cannot be written to {TABLE}: {error.strerror}") from error
+        raise EnvironmentFailure(f"the tuned table cannot be written to {path}: {error.strerror}") from error
     _entries.cache_clear()
 
 
@@ -123,11 +135,16 @@ def load(path: Path) -> list[TunedClass]:
         try:
             entry = msgspec.json.decode(line, type=TunedClass)
         except msgspec.DecodeError as error:
-            raise InputError(f"{path.name} line {number} is not an entry: {error}") from error
+            raise InputError(f"{path} line {number} is not an entry: {error}") from error
         if entry.key in entries:
-            raise InputError(f"{path.name} line {number} repeats the class {entry.key}")
+            raise InputError(f"{path} line {number} repeats the class {entry.key}")
         entries[entry.key] = entry
     return list(entries.values())
+
+
+def _known() -> dict[str, TunedClass]:
+    """Both tables, the user's entry where both have a class."""
+    return {**_entries(TABLE), **_entries(user_table())}
 
 
 @lru_cache(maxsize=4)
@@ -141,4 +158,4 @@ def _but_matrix(problem_class: dict[str, Value]) -> dict[str, Value]:
 
 def _entry(problem_class: dict[str, Any], machine: Machine, chain: bool) -> TunedClass | None:
     blank: dict[str, Any] = {"kernel": "", "schedule": {}, "us": 0.0, "run": "", "commit": "", "card": ""}
-    return _entries(TABLE).get(TunedClass(machine=machine.name, problem_class=problem_class, **blank, chain=chain).key)
+    return _known().get(TunedClass(machine=machine.name, problem_class=problem_class, **blank, chain=chain).key)

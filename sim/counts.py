@@ -1,6 +1,7 @@
 """Counts: what moved and what was computed, with one meaning for every counter of it."""
 
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from math import gcd
 
 SECTOR = 32  # bytes: the unit in which L2 moves data
@@ -70,6 +71,7 @@ def sectors(start: int, nbytes: int) -> int:
     return (start + nbytes - 1) // SECTOR - start // SECTOR + 1 if nbytes > 0 else 0
 
 
+@lru_cache(maxsize=4096)  # schedules of one problem ask for the same few
 def row_sectors(rows: int, row_bytes: int, start: int, nbytes: int) -> int:
     """Sectors of the column range [start, start + nbytes) summed over rows 0..rows-1 of a matrix with that row pitch.
 

@@ -1,6 +1,5 @@
 """The top of the GEMM ladder: the chosen kernels on the shapes of prefill, each beside cuBLAS in one run."""
 
-import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,12 +13,10 @@ from experiments.rows import Row, Verdict, time_row, timed_by, untimed
 from experiments.running.backends import Backend
 from experiments.running.formats import chosen_job
 from experiments.running.jobs import Search
-from lab import tuned
 from lab.choice import schedule_words
 from lab.problems import Linear
 from lab.record import Archive, Record
 from sim.errors import InputError
-from sim.machine import Machine
 
 QUESTION = "How close do the kernels that the lab chooses come to cuBLAS, shape by shape?"
 
@@ -34,13 +31,6 @@ LARGE = (
 LAYERS = ((4096, 4096), (14336, 4096), (4096, 14336))  # n, k
 RAGGED = ((1999, 5008, 4104), (1001, 4104, 4104), (3001, 11000, 4040), (777, 14344, 4104))
 BURST_ROUNDS = 8
-
-# The picked schedule is judged on shapes that nobody chose: their work and their weights are bounded, the search's time
-# with them.
-PICK_FLOPS, PICK_WEIGHTS = 2**39, 2**27
-PICK_ROUNDS = 15
-NEAR = 1.03  # times the best: a pick within it is as good
-MOST_FAR = 0.1  # share of picks that may be farther
 
 
 @dataclass(frozen=True)
@@ -87,7 +77,7 @@ def cases_of(part: str) -> list[Case]:
         "fp32": [Case("fp32", Linear(4096, 4096, 4096, "fp32"))],
     }
     if part not in parts:
-        raise InputError(f"part is {', '.join(parts)} or pick; got {part!r}")
+        raise InputError(f"part is {', '.join(parts)}; got {part!r}")
     return parts[part]
 
 
@@ -97,10 +87,10 @@ def _fp8(m: int, n: int, k: int, accumulate: str) -> Linear:
 
 @dataclass(frozen=True)
 class Options:
-    """`part` is large, small, ragged, fp8, short_k, fp32 or pick; `tune` searches its shapes first.
+    """`part` is large, small, ragged, fp8, short_k or fp32; `tune` searches its shapes first.
 
     The search tries `most` candidates of each kernel, those predicted to be the fastest, or with 0 all of them.
-    What has not begun after `seconds` is skipped. `seed` and `count` draw the shapes of pick.
+    What has not begun after `seconds` is skipped.
     """
 
     part: str = "large"
@@ -108,36 +98,23 @@ class Options:
     seconds: int = 540
     tune: bool = False
     most: int = 0
-    seed: int = 4
-    count: int = 20
 
     def __post_init__(self) -> None:
-        if self.part != "pick":
-            cases_of(self.part)
-        elif self.tune:
-            raise InputError("pick judges what is chosen for shapes outside the table; tune=true would put them there")
+        cases_of(self.part)
         if self.most and not self.tune:
             raise InputError("most is of a search: it goes with tune=true")
-        if min(self.rounds, self.seconds, self.count) < 1 or self.most < 0:
-            given = f"{self.rounds}, {self.seconds}, {self.count}, {self.most}"
-            raise InputError(f"rounds, seconds and count are at least 1, most at least 0; got {given}")
+        if min(self.rounds, self.seconds) < 1 or self.most < 0:
+            given = f"{self.rounds}, {self.seconds}, {self.most}"
+            raise InputError(f"rounds and seconds are at least 1, most at least 0; got {given}")
 
 
 def measure(options: Options, backend: Backend) -> Iterator[Record]:
-    """The chosen kernel of each case beside its peers; for pick, beside the best of all contenders."""
+    """The chosen kernel of each case beside its peers."""
     end = time.monotonic() + options.seconds
-    how: dict[str, Any]
-    if options.part == "pick":
-        drawn = draw(options.count, options.seed, backend.machine)
-        facts = {"part": "pick", "bar": "pick"}
-        how = {"clocks": ("cold",), "rounds": PICK_ROUNDS, "experiment": "gemm_bars"}
-        jobs = [chosen_job(p, backend.machine, facts, **how) for p in drawn]
-        yield from backend.picked(jobs, options.seconds)
-        return
     cases = cases_of(options.part)
     if options.tune:
         clocks = {case.problem: case.clock for case in cases}
-        how = {"most": options.most or None, "rounds": options.rounds, "experiment": "gemm_bars"}
+        how: dict[str, Any] = {"most": options.most or None, "rounds": options.rounds, "experiment": "gemm_bars"}
         searches = [Search(problem=p.as_dict(), clock=clock, **how) for p, clock in clocks.items()]
         yield from backend.tuned(searches, options.seconds)
     jobs = [
@@ -155,30 +132,15 @@ def measure(options: Options, backend: Backend) -> Iterator[Record]:
     yield from backend.timed(jobs, max(0.0, end - time.monotonic()))
 
 
-def draw(count: int, seed: int, target: Machine) -> list[Linear]:
-    """Problems outside the tuned table: m from 64 to 8192, n and k multiples of 64 from 1024 to 16384."""
-    rng = random.Random(seed)
-    found: list[Linear] = []
-    while len(found) < count:
-        m = round(2 ** rng.uniform(6, 13))
-        n, k = (64 * rng.randint(16, 256) for _ in "nk")
-        problem = Linear(m, n, k)
-        affordable = problem.flops <= PICK_FLOPS and n * k <= PICK_WEIGHTS
-        if affordable and problem not in found and tuned.lookup(problem, target) is None:
-            found.append(problem)
-    return found
-
-
 def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: ARG001 (all is of one run)
     """Each case: ours, the peer, and the peer's time over ours."""
     for record in own(records):
         case = f"{name_of(record)}, {record.metrics['bar']}"
         row = time_row(case, f"{record.kernel}, us", record, record)
         yield row
-        other = rival(records, record)
+        other = best_peer(records, record)
         if other:
-            what = other.kernel if is_peer(other) else f"the best, {other.kernel}"
-            yield timed_by(Row(case, f"{what}, us", row.theory, other.predicted_us, None), other)
+            yield timed_by(Row(case, f"{other.kernel}, us", row.theory, None, None), other)
             yield Row(case, "its time over ours", None, None, ratio(records, record), other.source)
 
 
@@ -201,13 +163,6 @@ def judge(bar: str, group: Sequence[Record], records: Sequence[Record]) -> Verdi
     if not ratios:
         return untimed(group, f"{bar}: predicted, not measured, for {len(group)} shapes.")
     lowest = min(ratios, key=lambda name: ratios[name])
-    if bar == "pick":
-        near = sum(1 / found <= NEAR for found in ratios.values())
-        return Verdict(
-            not missing and near >= (1 - MOST_FAR) * len(group),
-            f"pick: {near} of {len(group)} picked schedules lie within {NEAR - 1:.0%} of the best of an exhaustive "
-            f"search; the farthest takes {1 / ratios[lowest]:.3f} times as long ({lowest}){lacking}.",
-        )
     goal = BARS[bar]
     mean = exp(sum(map(log, ratios.values())) / len(ratios))
     held = mean >= goal.mean and ratios[lowest] >= goal.least and not missing
@@ -228,22 +183,13 @@ def by_bar(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 def own(records: Sequence[Record]) -> list[Record]:
     """The records of what was chosen, searches left out."""
-    chosen = [r for r in records if "bar" in r.metrics and not is_peer(r)]
-    return [r for r in chosen if r.metrics.get("picked", True)]
+    return [r for r in records if r.metrics.get("bar") in BARS and not is_peer(r)]
 
 
 def ratio(records: Sequence[Record], record: Record) -> float | None:
-    """The rival's time over ours, in the run of the record; None where either has no time."""
-    other = rival(records, record)
+    """The best peer's time over ours, in the run of the record; None where either has no time."""
+    other = best_peer(records, record)
     return other.us / record.us if other and other.us and record.us else None
-
-
-def rival(records: Sequence[Record], record: Record) -> Record | None:
-    """The best peer of a record's run; for a pick the fastest schedule of it, which may be the pick."""
-    if record.metrics["bar"] != "pick":
-        return best_peer(records, record)
-    timed = [r for r in records if r.run == record.run and r.us is not None]
-    return min(timed, key=lambda r: r.us or 0.0) if timed and record.us is not None else None
 
 
 def name_of(record: Record) -> str:
@@ -264,7 +210,7 @@ def _of_machine(measured: Sequence[Record]) -> str:
     for name, group in by_bar(measured).items():
         newest = list({str(record.problem): record for record in group}.values())
         for record in newest:
-            other = rival(measured, record)
+            other = best_peer(measured, record)
             over = ratio(measured, record)
             words = schedule_words(record.schedule or {})
             times = [figure(record.us), figure(other.us if other else None)]
@@ -273,6 +219,6 @@ def _of_machine(measured: Sequence[Record]) -> str:
             rows.append([*case, *times, f"{over:.3f}" if over else "-"])
             sources.add(record.source)
         sentences.append(judge(name, newest, measured).sentence)
-    headings = ["bar", "m x n x k", "clock", "chosen", "ours, us", "rival, us", "rival over ours"]
+    headings = ["bar", "m x n x k", "clock", "chosen", "ours, us", "the peer, us", "its time over ours"]
     said = "\n".join(f"- {sentence}" for sentence in sentences)
     return f"{said}\n\n{markdown.table(headings, rows)}\n\n{markdown.measured_on(sources)}"

@@ -46,7 +46,7 @@ PARTS: dict[str, dict[Model, Bar]] = {
         _decode(LLAMA_3_8B, 16, 2048): Bar(us=4800),
         _decode(LLAMA_3_8B, 16, 8192): Bar(us=7900),
     },
-    "formats": {_decode(LLAMA_3_8B, 1, 2048, form): RULE for form in ("fp8", "int4_g128")},
+    "formats": {_decode(LLAMA_3_8B, 1, 2048, form): RULE for form in ("int4_g128", "fp8")},
     "small": {_decode(LLAMA_3_1B, 1, 160): Bar(us=690)},
     "large": {_decode(LLAMA_2_13B, 1, 2048): Bar(times_bytes=1.05)},
     "prefill": {replace(LLAMA_3_8B, phase=PREFILL, context=context): Bar(tflops=600) for context in (2048, 8192)},

@@ -29,6 +29,7 @@ from experiments.cli import (
     run,
     serve,
     sweep,
+    tune,
     validate,
 )
 from experiments.cli.output import complain, emit, output_error, say
@@ -97,6 +98,7 @@ app.command("run", cls=run.WithOptions)(run.run)
 app.command("sweep")(sweep.sweep)
 app.command("bench")(bench.bench)
 app.command("bench serve")(bench_serve.bench_serve)
+app.command("tune")(tune.tune)
 app.command("calibrate")(calibrate.calibrate)
 app.command("fit")(fit.fit)
 app.command("counters")(counters.counters)

@@ -61,8 +61,21 @@ def explain(
     for problem, chip in asked if kernel else ():
         require_room(problem, chip)
     with working(f"explaining {kind}"):
-        documents = [explain(question, chip, choose).as_dict(compiled) for question, chip in asked]
+        documents = _with_times([explain(question, chip, choose).as_dict(compiled) for question, chip in asked])
     emit(documents if len(documents) > 1 else documents[0], as_json, lambda _: render(documents))
+
+
+def _with_times(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The documents with the newest time of just that kernel, problem and schedule on such a card, by each clock."""
+    import msgspec
+
+    from experiments.lookup import newest_times
+    from lab.record import archive
+
+    problems = {repr(document["problem"]): document["problem"] for document in documents}
+    past = archive(msgspec.json.encode(problems.popitem()[1]) if len(problems) == 1 else b"")
+    named = ("kernel", "problem", "schedule", "machine")
+    return [{**d, "measured": newest_times(past, {name: d[name] for name in named})} for d in documents]
 
 
 def _planned(kernel: Any, schedule: str, problem: Any, chip: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 from experiments.cli.output import number, say, table
 from experiments.cli.units import duration, quantity
 from experiments.words import spell
-from lab.kernel import RANKING_CLOCK
+from lab.kernel import NOT_HIDDEN, RANKING_CLOCK
 from sim.machine import machine
 
 Document = dict[str, Any]  # of `lab explain --json`
@@ -38,6 +38,8 @@ def render(documents: Sequence[Document]) -> None:
     if first.get("parts"):
         table(*_parts(documents))
         say("floor and prediction are of one of each, in a chain of launches")
+    if any(document["kernel"] for document in documents):
+        say("what binds and what is paid beside no other add up to the time in a graph; (in brackets) passes meanwhile")
     for document in documents:
         if document["schedule"]:
             say(f"{document['machine']}: {document['kernel']} with {spell(document['schedule'])}")
@@ -88,13 +90,27 @@ def _problem(documents: Sequence[Document]) -> Iterator[Row]:
             *(duration(d["predicted"][clock]["us"]) if d["kernel"] else "-" for d in documents),
         ]
     yield ["model's error, worst", *(_error(d) for d in documents)]
-    paid = [d["predicted"][RANKING_CLOCK] if d["kernel"] else {"binds": "-", "parts": {}} for d in documents]
+    for clock in dict.fromkeys(clock for d in documents for clock in d["measured"]):
+        yield [f"measured {_CLOCKS[clock]}", *(_measured(d["measured"].get(clock)) for d in documents)]
+    nothing: Document = {"binds": "-", "parts": {}, "waterfall": {}}
+    paid = [d["predicted"][RANKING_CLOCK] if d["kernel"] else nothing for d in documents]
     yield ["what binds", *(bills["binds"] for bills in paid)]
-    for part in dict.fromkeys(name for bills in paid for name in bills["parts"]):
-        yield [f"  {part}", *(duration(bills["parts"].get(part)) for bills in paid)]
+    for part in dict.fromkeys([*(name for bills in paid for name in bills["parts"]), NOT_HIDDEN]):
+        yield [f"  {part}", *(_bill(bills, part) for bills in paid)]
     launches = [d["launches"] or [] for d in documents]
     for index in range(max(map(len, launches))):
         yield from _launch([of[index] if index < len(of) else None for of in launches])
+
+
+def _bill(bills: Document, part: str) -> str:
+    """A part of a prediction; in brackets where its time passes beside the longest part's."""
+    if part in bills["waterfall"]:
+        return duration(bills["waterfall"][part])
+    return f"({duration(bills['parts'][part])})" if part in bills["parts"] else "-"
+
+
+def _measured(found: Document | None) -> str:
+    return f"{duration(found['us'])} ({found['source']})" if found else "-"
 
 
 def _error(document: Document) -> str:

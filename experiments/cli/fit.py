@@ -12,9 +12,7 @@ from sim.errors import EnvironmentFailure, InputError
 Kernels = Annotated[
     str, typer.Option("--kernel", metavar="NAME,...", help="Fit the models of these alone; by default of all kernels.")
 ]
-Card = Annotated[
-    str, typer.Option("--machine", help="Fit this card's lines alone; by default all cards', and their architecture's.")
-]
+Card = Annotated[str, typer.Option("--machine", metavar="NAME", help="Fit the lines of this card alone.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Write nothing, only say what the fits would be.")]
 
 
@@ -36,18 +34,15 @@ def fit(kernel: Kernels = "", machine: Card = "", dry_run: DryRun = False, as_js
     from lab import catalog
     from sim.machine import machine as machine_named
 
-    machine = machine and machine_named(machine).name
+    if machine:
+        machine_named(machine)
     names = {catalog.get(name).name for name in kernel.split(",") if name}
     with working("fitting") as now:
-        found = [
-            launch for launch in launched(archive(), candidates=True) if not names or launch.asked.kernel.name in names
-        ]
-        found = [launch for launch in found if machine in ("", launch.asked.machine.name)]
-        lines = [line for line in fitted(found, now) if not machine or line.machine]
+        lines = fitted(launched(archive()), now, names, machine)
     if not lines:
         raise InputError("the records hold too few launches of these kernels for a fit")
     if not dry_run:
-        fits.put(lines)
+        fits.put(lines, machine)
     emit({"written": not dry_run, "fits": lines}, as_json, _render)
 
 

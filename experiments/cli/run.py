@@ -11,7 +11,7 @@ from experiments.cli.output import conclude, emit, number, say, spread, table, w
 from experiments.cli.waiting import working
 from experiments.words import spell
 
-Name = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A name from lab list.", show_default=False)]
+Name = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A name from lab list, or all.", show_default=False)]
 Options = Annotated[list[str] | None, typer.Argument(metavar="NAME=VALUE...", help="Options of the experiment.")]
 
 
@@ -50,11 +50,14 @@ def run(
 ) -> int:
     """Run an experiment: its table in three columns and its verdict. Exit code 1 where its claim does not hold.
 
-    Where nothing was measured, predictions leave a claim about times undecided, and the exit code is 0. The options of
-    an experiment: lab run EXPERIMENT --help.
+    lab run all runs every one with its usual options and says each verdict, which takes long. Where nothing was
+    measured, predictions leave a claim about times undecided, and the exit code is 0. The options of an experiment:
+    lab run EXPERIMENT --help.
     """
     from experiments import runner
 
+    if experiment == "all":
+        return _all(words or [], on.value, machine, record, as_json)
     with working(f"running {experiment}") as now:
         answer = runner.answer(experiment, words or [], on.value, machine, record, lambda found: now(_so_far(found)))
     document = {
@@ -71,6 +74,37 @@ def run(
         warn(complaint)
     emit(document, as_json, lambda d: _render(d, answer.kept))
     return 1 if answer.passed is False else 0
+
+
+def _all(words: Sequence[str], on: str, machine: str, record: bool | None, as_json: bool) -> int:
+    """Every experiment one after another; one that cannot run says why, and the others go on."""
+    from experiments import runner
+    from experiments.catalog import names
+    from sim.errors import InputError, LabError
+
+    if words:
+        raise InputError(f"options are an experiment's own: name one in place of all to give {words[0]}")
+    documents: list[dict[str, Any]] = []
+    with working("running all") as now:
+        for name in names():
+            now(f"{name}, {len(documents) + 1} of {len(names())}")
+            try:
+                answer = runner.answer(name, [], on, machine, record)
+                found = {"passed": answer.passed, "verdict": answer.verdict.sentence, "failure": None}
+            except LabError as error:
+                found = {"passed": False, "verdict": None, "failure": str(error)}
+            documents.append({"experiment": name, **found})
+    emit(documents, as_json, _render_all)
+    return 1 if any(document["passed"] is False for document in documents) else 0
+
+
+def _render_all(documents: list[dict[str, Any]]) -> None:
+    words = {True: "holds", False: "does not hold", None: "undecided"}
+    rows = [
+        [d["experiment"], "failed" if d["failure"] else words[d["passed"]], d["failure"] or d["verdict"]]
+        for d in documents
+    ]
+    table(["experiment", "", "verdict"], rows, numbers_from=3)
 
 
 def _so_far(records: Sequence[Any]) -> str:

@@ -58,8 +58,8 @@ class Backend(Protocol):
     def timed(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
         """Records of jobs beside their peers, while the seconds last; on the simulated chip counts and predictions."""
 
-    def picked(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
-        """Likewise, each job's schedule against all that a search would try; the simulated chip has nothing to try."""
+    def searched(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:
+        """Records of searches that leave the tuned table alone; on the simulated chip predictions of what is picked."""
 
     def tuned(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:
         """Records of searches, whose winners enter the tuned table; nothing on the simulated chip."""
@@ -147,8 +147,6 @@ class SimulatedBackend(_Common):
     def timed(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:  # noqa: ARG002 (counting is quick)
         return self._counted_out(jobs, RANKING_CLOCK)
 
-    picked = timed
-
     def chained(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:  # noqa: ARG002
         return self._counted_out(jobs, "chain")
 
@@ -199,6 +197,23 @@ class SimulatedBackend(_Common):
         for record in function(msgspec.to_builtins(structs.replace(work, on="sim", machine=self.machine.name))):
             yield structs.replace(record, **self.origin)
 
+    def searched(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:  # noqa: ARG002
+        for search in [search for search in searches if search.picked]:
+            name, words = search.picked
+            kernel, problem = catalog.get(name), problem_of(search.problem)
+            schedule = parse_schedule(kernel, words, problem, self.machine)
+            yield Record(
+                **self.origin,
+                on="sim",
+                machine=self.machine.name,
+                experiment=self.experiment,
+                kernel=name,
+                problem=search.problem,
+                schedule=schedule_fields(schedule),
+                predicted_us=kernel.predicted_us(problem, schedule, self.machine, search.clock),
+                metrics=dict(search.facts),
+            )
+
     def tuned(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:  # noqa: ARG002
         yield from ()
 
@@ -237,8 +252,8 @@ class GpuBackend(_Common):
     def timed(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
         return in_worker(on_device.bench, jobs, self.origin, seconds)
 
-    def picked(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
-        return in_worker(on_device.pick, jobs, self.origin, seconds)
+    def searched(self, searches: Sequence[Search], seconds: float) -> Iterator[Record]:
+        return in_worker(on_device.search, searches, self.origin, seconds)
 
     def chained(self, jobs: Sequence[Job], seconds: float) -> Iterator[Record]:
         return in_worker(on_device.chains, jobs, self.origin, seconds)

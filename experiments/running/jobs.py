@@ -42,8 +42,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 class Search(msgspec.Struct, frozen=True, kw_only=True):
     """A problem whose best schedule is sought among one kernel's candidates or, where it names none, all contenders.
 
-    `most` makes it brief (`lab.choice.contenders`). `peers` race the finalists; with `reads` not these but, beside what
-    only moves as many bytes, the winner, once more.
+    `most` makes it brief (`lab.choice.contenders`), 0 leaves its incumbents alone. What is `picked` is in its last
+    race, however it did in the first. `peers` race the finalists; with `reads` not these but, beside what only moves as
+    many bytes, the winner, once more.
     """
 
     problem: dict[str, Any]
@@ -51,6 +52,7 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
     most: int | None = None
     peers: bool = True
     incumbents: tuple[tuple[str, str], ...] = ()  # kernels and schedule words that race along
+    picked: tuple[str, str] | None = None  # likewise
     clock: str = "cold"
     plain: bool = False
     reads: bool = False

@@ -20,8 +20,6 @@ from lab.tuned import winner
 from sim.errors import InputError
 from sim.launch import overlap
 
-PICK_ROUNDS = 3  # of an exhaustive search, whose best are raced again
-RIVALS = 3  # of them, beside the pick
 OVER = "skipped: the time box was over"
 
 
@@ -71,16 +69,18 @@ def search(argument: Any) -> Iterator[Record]:
             found = [(kernel, schedule) for schedule in islice(legal, job.most)]
         else:
             found = list(contenders(problem, arena.machine, job.most))
-        for name, words in job.incumbents:
+        held = [*job.incumbents, *([job.picked] if job.picked else [])]
+        for name, words in held:
             with suppress(InputError):  # it may have been found by an older lab
                 kernel = catalog.get(name)
                 schedule = parse_schedule(kernel, words, problem, arena.machine)
                 kernel.launches(problem, schedule, arena.machine)
                 found.append((kernel, schedule))
         entries = [Candidate(*pair, job.plain) for pair in dict.fromkeys(found)]
+        kept = [Candidate(*found[-1], job.plain)] if job.picked else []
         clock, peers = Clock(job.clock), _peers(problem) if job.peers else {}
         facts = {**job.facts, "plain": True} if job.plain else job.facts
-        records = gpu_search(arena, entries, {} if job.reads else peers, clock, job.rounds)
+        records = gpu_search(arena, entries, {} if job.reads else peers, clock, job.rounds, kept)
         yield from (msgspec.structs.replace(record, metrics={**facts, **record.metrics}) for record in records)
         best = winner(records, problem)
         if job.reads and best:
@@ -88,33 +88,6 @@ def search(argument: Any) -> Iterator[Record]:
                 e for e in entries if (e.kernel.name, schedule_fields(e.schedule)) == (best.kernel, best.schedule)
             ]
             yield from arena.race([won], peers, (clock,), job.rounds, facts=facts, reads=True)
-
-
-def pick(argument: Any) -> Iterator[Record]:
-    """Each job's one schedule against all contenders: searched unchecked, then it and the best checked and raced.
-
-    A record of the pick says `picked`; all say how many `candidates` there were.
-    """
-    from lab.gpu.bench import Candidate
-    from lab.gpu.search import best
-    from lab.gpu.timing import Clock
-
-    for job in in_time(argument, Job):
-        if isinstance(job, Record):
-            yield job
-            continue
-        kernel, problem = job.parts()
-        arena = _arena(problem, job)
-        picked = Candidate(kernel, parse_schedule(kernel, job.schedules[0], problem, arena.machine))
-        entries = list(dict.fromkeys([picked, *(Candidate(*pair) for pair in contenders(problem, arena.machine))]))
-        (clock,) = job.clocks
-        times = arena.times(entries, Clock(clock), PICK_ROUNDS)
-        rivals = [entry for entry in best(times, RIVALS) if entry != picked]
-        chosen = schedule_fields(picked.schedule)
-        facts = {**job.facts, "candidates": len(entries)}
-        for record in arena.race([picked, *rivals], {}, (Clock(clock),), job.rounds, facts=facts):
-            is_pick = (record.kernel, record.schedule) == (kernel.name, chosen)
-            yield msgspec.structs.replace(record, metrics={**record.metrics, "picked": is_pick})
 
 
 def chains(argument: Any) -> Iterator[Record]:

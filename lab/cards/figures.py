@@ -141,6 +141,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 
 def _interpolated(reads: Sequence[Read], nbytes: float) -> float:
     """Bytes per second at a size above the least measured one."""
+    if nbytes >= reads[-1].nbytes:
+        return reads[-1].bytes_per_s
     for below, above in pairwise(reads):
         if nbytes <= above.nbytes:
             share = log(nbytes / below.nbytes) / log(above.nbytes / below.nbytes)

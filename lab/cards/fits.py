@@ -180,13 +180,14 @@ def error(kernel: str, machine: Machine, clock: str) -> tuple[Error, Fit] | None
     return next(((line.errors[kernel], line) for line in lines if kernel in line.errors), None)
 
 
-def put(lines: Sequence[Fit]) -> None:
-    """Put lines into the table, in place of all that it has of their models and machines; it is written whole.
+def put(lines: Sequence[Fit], machine_name: str = "") -> None:
+    """Put lines into the table, in place of all that it has of their architectures and models, or of one machine.
 
     Raises EnvironmentFailure where it cannot be written.
     """
-    fitted = {(fit.arch, fit.model, fit.machine) for fit in lines}
-    left = [fit for fit in load(TABLE) if (fit.arch, fit.model, fit.machine) not in fitted]
+    fitted = {(fit.arch, fit.model) for fit in lines}
+    stays = [fit for fit in load(TABLE) if machine_name and fit.machine != machine_name]
+    left = [fit for fit in load(TABLE) if fit in stays or (fit.arch, fit.model) not in fitted]
     ordered = sorted([*left, *lines], key=lambda fit: fit.key)
     text = b"".join(msgspec.json.format(msgspec.json.encode(fit), indent=0) + b"\n" for fit in ordered)
     try:

@@ -18,9 +18,16 @@ T = TypeVar("T")
 
 
 def search(
-    bench: Bench, entries: Sequence[Candidate], peers: Mapping[str, Peer], clock: Clock, rounds: int
+    bench: Bench,
+    entries: Sequence[Candidate],
+    peers: Mapping[str, Peer],
+    clock: Clock,
+    rounds: int,
+    kept: Sequence[Candidate] = (),
 ) -> list[Record]:
     """Time all entries, then race the best ones at `rounds` rounds beside the peers: the records of both stages.
+
+    Those `kept` are in the last race however the first one ends for them, as far as they run.
 
     Their metrics say which `stage` they are of. The first is one record, with the time of each entry that ran; those of
     the last say how many `candidates` that were and their `spread`, the median time over the best. Raises as
@@ -33,7 +40,8 @@ def search(
     facts: dict[str, Value] = {"stage": FINAL, "candidates": len(times)}
     if times:
         facts["spread"] = median(times.values()) / min(times.values())
-    return [searched, *bench.race(best(times), peers, (clock,), rounds, facts=facts)]
+    finalists = list(dict.fromkeys([*best(times), *(entry for entry in kept if entry in times)]))
+    return [searched, *bench.race(finalists, peers, (clock,), rounds, facts=facts)]
 
 
 def best(times: Mapping[T, float], most: int = FINALISTS) -> list[T]:

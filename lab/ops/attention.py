@@ -194,6 +194,6 @@ def _read(operands: dict[str, View], device: int, stream: int) -> dict[str, NDAr
 
 
 @lru_cache(maxsize=1024)
-def _bound(problem: Attention, given: tuple[str, ...], device: int, _stream: int) -> "DeviceBound":
+def _bound(problem: Attention, given: tuple[str, ...], device: int, stream: int) -> "DeviceBound":
     """One a problem, GPU and stream: two streams must not share a workspace. What is not given it has for itself."""
-    return on_gpu(problem, device, given)
+    return on_gpu(problem, device, stream, given)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from lab.execute import Plan, plan
 from lab.gpu.device import machine
 from lab.ops.arrays import View
+from lab.ops.autotuning import settle_first
 from lab.problems import Problem
 from sim.errors import InputError
 from sim.formats import storage_of
@@ -68,9 +69,13 @@ def simulated(problem: Problem) -> Plan:
     return plan(problem, H100)
 
 
-def on_gpu(problem: Problem, device: int, given: Collection[str] = ()) -> "DeviceBound":
-    """A problem's launches on a GPU, bound to its own index arrays where none are among those given by name."""
+def on_gpu(problem: Problem, device: int, stream: int, given: Collection[str] = ()) -> "DeviceBound":
+    """A problem's launches on a GPU, bound to its own index arrays where none are among those given by name.
+
+    `stream` is the first that runs them.
+    """
     from lab.gpu.launch import resident  # loaded on first use: the simulated chip needs no GPU library
 
+    settle_first(problem, device, stream)
     own = {name: array for name, array in problem.indices().items() if name not in given}
     return cast("DeviceBound", plan(problem, machine(device)).bind(resident(own, device), device))

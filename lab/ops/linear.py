@@ -250,6 +250,6 @@ def _scales(sizes: dict[str, int], m: int, n: int) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _bound(problem: Linear, device: int, _stream: int) -> "DeviceBound":
+def _bound(problem: Linear, device: int, stream: int) -> "DeviceBound":
     """One a problem, GPU and stream: two streams must not share a workspace."""
-    return on_gpu(problem, device, given=("order",))
+    return on_gpu(problem, device, stream, given=("order",))

@@ -309,14 +309,14 @@ class Attention(Problem):
             seen = min(seen, (self.pool_pages - 1) * self.page)
         return FORMATS[self.kv].nbytes(vectors * seen * self.kv_heads, self.head_dim)
 
-    @property
+    @cached_property
     def read_bytes(self) -> int:
         """What is seen of the cache, the queries that are there, and the entries of the block table in use, once."""
         queries = FORMATS[self.activations].nbytes(self.rows * self.q_heads, self.head_dim)
         pages = sum(times * -(-keys // self.page) for times, keys in self._seen()) if self.page else 0
         return self.kv_bytes + queries + 4 * pages
 
-    @property
+    @cached_property
     def write_bytes(self) -> int:
         y = FORMATS[self.output].nbytes(self.rows * self.q_heads, self.value_dim)
         return y + (4 * self.rows * self.q_heads if self.lse else 0)

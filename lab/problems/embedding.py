@@ -1,6 +1,7 @@
 """Rows of a table by their numbers: token embeddings, or the hidden states whose logits are asked for."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -46,7 +47,7 @@ class Embedding(RowWise):
     def flops(self) -> int:
         return 0
 
-    @property
+    @cached_property
     def read_bytes(self) -> int:
         """Each id, and each row of the table that one names."""
         rows = len(np.unique(self.indices()["ids"]))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -105,7 +106,7 @@ class Model:
         attention = 4 * self.head_dim * self.q_heads * pairs
         return 2 * self.tokens * matrices + self.batch * (2 * self.vocab * self.d + self.layers * attention)
 
-    @property
+    @cached_property
     def bytes(self) -> dict[str, int]:
         """Each weight, KV element and activation once; activations are what enters (rows) and leaves (logits)."""
         weights = self.layers * sum(FORMATS[self.weights].nbytes(n, k) for n, k in self.layer_matrices.values())

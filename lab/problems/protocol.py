@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
+from functools import cached_property
 from math import prod
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -128,12 +129,12 @@ class Problem(ABC):
         """The inputs that are the model's, not the request's."""
         return ()
 
-    @property
+    @cached_property
     def read_bytes(self) -> int:
         """Compulsory HBM bytes read: every input once."""
         return sum(operand.nbytes for operand in self.inputs.values())
 
-    @property
+    @cached_property
     def write_bytes(self) -> int:
         """Compulsory HBM bytes written: every output once."""
         return sum(operand.nbytes for operand in self.outputs.values())
@@ -143,7 +144,7 @@ class Problem(ABC):
         """The part of `read_bytes` that is KV cache."""
         return 0
 
-    @property
+    @cached_property
     def bytes(self) -> dict[str, int]:
         """Compulsory HBM bytes: each weight, each KV element and each activation once."""
         weights = sum(operand.nbytes for name, operand in self.inputs.items() if name in self.weight_names)

@@ -1,6 +1,7 @@
 """Rotary embedding of queries and keys, and the append of keys and values to the KV cache."""
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -141,14 +142,14 @@ class RopeAppend(Problem):
         turned = self.m * (self.q_heads + self.kv_heads) * self.head_dim
         return (FLOPS + self.norm * NORM_FLOPS) * turned + self.bias * self.m * self.heads * self.head_dim
 
-    @property
+    @cached_property
     def read_bytes(self) -> int:
         """Rows of qkv, one row of `turns` a token, weights, scales and indices."""
         rows = FORMATS[self.activations].nbytes(self.m * self.heads, self.head_dim)
         rows += sum(self.inputs[name].nbytes for name in self.weight_names)
         return rows + self.m * (4 * self.head_dim + 8) + (8 * self.kv_heads if self.kv == "fp8" else 0)
 
-    @property
+    @cached_property
     def write_bytes(self) -> int:
         q = FORMATS[self.activations].nbytes(self.m * self.q_heads, self.head_dim)
         return q + FORMATS[self.kv].nbytes(2 * self.m * self.kv_heads, self.head_dim)

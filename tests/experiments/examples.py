@@ -17,6 +17,7 @@ SMALL = {
     "fp8_error": {"n": 128, "most": 1024},
     "gemm_ladder": {"m": 256, "n": 256, "k": 256},
     "gemm_bars": {"part": "ragged"},
+    "choice_regret": {"count": 2},
     "gemv_ladder": {"only": "1024x1024"},
     "wrong_machine": {"n": 256, "k": 256, "m": 64},
     "decode_chain": {"d": 256},

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from math import exp
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from experiments import fitting
 from experiments.launched import Launched, Off, launched, summary
 from lab import catalog
 from lab.cards import fits
-from lab.choice import schedule_words
 from lab.kernel import schedule_fields
 from lab.problems import Linear
 from lab.record import Archive, Record
@@ -136,13 +134,26 @@ def test_the_newest_time_of_each_launch_counts_and_what_cannot_run_does_not() ->
     assert found[0].floor_us == pytest.approx(1e6 * problem.bytes["total"] / H200.hbm_bandwidth)
 
 
-def test_every_candidate_of_a_search_counts_by_its_short_race() -> None:
-    problem = PROBLEMS[0]
-    first, second = islice(KERNEL.module.candidates(problem, H200), 2)
-    names = [f"gemv_mma({schedule_words(schedule_fields(one))})" for one in (first, second)]
-    tried = dict(zip(names, (20.0, 30.0), strict=True)) | {"gemv_mma(rows=1)": 1.0}  # of a schedule that is no more
-    searched = record(problem, 0.0, kernel=None, schedule=None, tried=tried)
-    raced = record(problem, 21.0, schedule=schedule_fields(first), overlapping=True)
-    assert launched(Archive((searched,))) == []
-    assert sorted(launch.us for launch in launched(Archive((searched,)), candidates=True)) == [20.0, 30.0]
-    assert sorted(launch.us for launch in launched(Archive((searched, raced)), candidates=True)) == [21.0, 30.0]
+def test_what_nobody_would_choose_is_judged_and_not_fitted_to() -> None:
+    """Beside each launch one of another schedule, far slower and known to be: it moves no coefficient."""
+    launches = times({"hbm_share": 0.8})
+    slow = []
+    for launch in launches:
+        problem = launch.asked.problem
+        schedules = list(KERNEL.module.candidates(problem, H200))
+        worst = max(schedules, key=lambda s, p=problem: KERNEL.predicted_us(p, s, H200, "graph"))  # type: ignore[misc]
+        if KERNEL.predicted_us(problem, worst, H200, "graph") > 2 * launch.us:
+            changed = {"schedule": schedule_fields(worst), "us": 50 * launch.us}
+            slow.append(Launched(msgspec.structs.replace(launch.record, **changed)))  # type: ignore[arg-type]
+    assert slow
+    alone, beside = (fitting.fitted(found, lambda _: None)[-1] for found in (launches, [*launches, *slow]))
+    assert beside.coefficients == alone.coefficients
+    assert beside.errors["gemv_mma"].launches == len(launches) + len(slow)
+    assert beside.errors["gemv_mma"].worst > 0.9
+
+
+def test_one_cards_lines_alone() -> None:
+    (own,) = fitting.fitted(times({}), lambda _: None, machine_name="h200")
+    assert own.machine == "h200"
+    assert fitting.fitted(times({}), lambda _: None, machine_name="h100") == []
+    assert fitting.fitted(times({}), lambda _: None, kernels=["gemm_wgmma"]) == []

@@ -30,6 +30,7 @@ def test_they_are_found_by_the_question_they_ask() -> None:
         "attention_wrong_machine",
         "batching",
         "ceilings",
+        "choice_regret",
         "chunked_prefill",
         "continuous_batching",
         "decode_bars",

@@ -15,13 +15,15 @@ from lab.choice import (
     is_solvable,
     legal_candidates,
     outgrown,
+    predicted_best,
     schedule_words,
+    undecided,
 )
-from lab.kernel import parse_schedule, schedule_fields
+from lab.kernel import RANKING_CLOCK, parse_schedule, schedule_fields
 from lab.problems import Linear
 from lab.tuned import TunedClass, put
 from sim.errors import InputError
-from sim.machine import A100, H100
+from sim.machine import A100, H100, H200
 
 PROBLEM = Linear(300, 4096, 4096)
 
@@ -135,3 +137,32 @@ def test_words_give_the_schedule_back() -> None:
     words = schedule_words(schedule_fields(schedule))
 
     assert parse_schedule(kernel, words, PROBLEM, H100) == schedule
+
+
+def test_what_is_undecided_begins_with_the_best_prediction_and_stays_within_the_errors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem = Linear(100, 5120, 13824)
+    found = undecided(problem, H200)
+    times = [kernel.predicted_us(problem, schedule, H200, RANKING_CLOCK) for kernel, schedule in found]
+    assert times == sorted(times)
+    assert times[0] == predicted_best(problem, H200).us
+    assert len(undecided(problem, H200, most=2)) == 2
+    monkeypatch.setattr(choice, "_mean_error", lambda *_: 0.0)
+    alone = undecided(problem, H200)
+    assert all(kernel.predicted_us(problem, s, H200, RANKING_CLOCK) == times[0] for kernel, s in alone)
+    monkeypatch.setattr(choice, "_mean_error", lambda *_: 0.5)
+    assert len(undecided(problem, H200, most=10_000)) > len(found)
+
+
+@pytest.mark.parametrize("machine", [H100, H200])
+@pytest.mark.parametrize(
+    "problem", [Linear(1, 4096, 4096), Linear(100, 5120, 13824), Linear(64, 4096, 4096, "int4_g128"), Linear(9, 64, 64)]
+)
+def test_where_each_microsecond_goes_adds_up(problem: Linear, machine: Any) -> None:
+    for guess in best_guesses(problem, machine):
+        for clock in ("cold", "graph", "chain"):
+            bills = guess.kernel.bills(problem, guess.schedule, machine, clock)
+            assert sum(bills.waterfall.values()) == pytest.approx(bills.us)
+            assert min(bills.waterfall.values()) > -1e-9
+            assert set(bills.apart) <= set(bills.parts)

@@ -156,16 +156,27 @@ def test_a_trial_goes_before_the_table_while_it_lasts_and_hears_what_is_asked_fo
     assert fits.coefficients(Toy, "toy", H200, "graph") == Toy(1.0, 0.5)
 
 
-def test_new_lines_take_the_place_of_all_of_their_model_and_machine(table: Any) -> None:
-    path = table(line(machine="h200"), line(machine="h200", clock="cold"), line(), line(model="other"))
+def test_new_lines_take_the_place_of_all_of_their_model(table: Any) -> None:
+    path = table(line(), line(clock="cold"), line(model="other"), line(arch="sm_80"))
     assert fits.coefficients(Toy, "toy", H200, "graph").share == 0.5
     judged = fits.Fit(
         "sm_90a", "toy", "graph", "new", {"start_us": 1.0, "share": 0.75}, "h200", {"a": fits.Error(3, 2, 0.1, 0.2)}
     )
     fits.put([judged])
     assert [(fit.arch, fit.model, fit.clock, fit.machine) for fit in fits.load(path)] == [
-        ("sm_90a", "other", "graph", None), ("sm_90a", "toy", "graph", None), ("sm_90a", "toy", "graph", "h200"),
+        ("sm_80", "toy", "graph", None), ("sm_90a", "other", "graph", None), ("sm_90a", "toy", "graph", "h200"),
     ]  # fmt: skip
     assert fits.coefficients(Toy, "toy", H200, "graph").share == 0.75
     assert fits.error("a", H200, "chain") == (judged.errors["a"], judged)
     assert fits.error("b", H200, "graph") is None
+
+
+def test_one_machines_new_lines_leave_the_others(table: Any) -> None:
+    own = line(machine="h200")
+    path = table(line(), own, line(machine="h100"))
+    fits.put([fits.Fit(**{**own, "source": "new"})], "h200")
+    assert [(fit.machine, fit.source == "new") for fit in fits.load(path)] == [
+        (None, False),
+        ("h100", False),
+        ("h200", True),
+    ]

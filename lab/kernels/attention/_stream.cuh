@@ -4,7 +4,6 @@
 #include "lab/kernels/common/cluster.cuh"
 #include "lab/kernels/common/ring_position.cuh"
 #include "ptx/address.cuh"
-#include "ptx/atom.cuh"
 #include "ptx/fence.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/store.cuh"
@@ -126,22 +125,23 @@ __device__ __forceinline__ void clear(Tile<rows>& tile, int row) {
 }
 
 // Numbers of works: each cluster's first is its own number, the others come from a counter in global memory, asked for one
-// work ahead, for all CTAs of a cluster by rank 0's. Each work is followed by one question, so that the counter is 0 again
-// after the last.
+// work ahead, for all CTAs of a cluster by rank 0's. The counter is 0 again when every cluster has been told that there is
+// no further work.
 struct Tickets {
     Shared& shared;
-    uint32_t* counter;
+    int* counter;
     int works, rank;
     uint32_t parity = 0;
     int index;
 
     static __device__ __forceinline__ int first() { return int(blockIdx.x) / schedule::cluster; }
 
-    // Nothing waits for the answer yet, where no other CTA has to be told.
     __device__ __forceinline__ void ask() {
         if (rank > 0 || threadIdx.x % WARP > 0) return;
         if constexpr (schedule::cluster > 1) ptx::mbarrier::wait(shared.ticket_empty, parity ^ 1);
-        index = ptx::atom::take(counter, works - 1);
+        index = atomicAdd(counter, 1);
+        if (index == works - 1) atomicExch(counter, 0);
+        index += int(gridDim.x) / schedule::cluster;
         if constexpr (schedule::cluster > 1)
             for (int cta = 0; cta < schedule::cluster; ++cta)
                 ptx::store::async_cluster(ptx::address::shared_of_cta(&shared.ticket, cta), index,
@@ -157,7 +157,7 @@ struct Tickets {
             __syncwarp();
             if (threadIdx.x % WARP == 0) ptx::mbarrier::arrive_cluster(shared.ticket_empty, 0);
         }
-        return uniform(index) + int(gridDim.x) / schedule::cluster;
+        return uniform(index);
     }
 };
 

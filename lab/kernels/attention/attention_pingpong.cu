@@ -226,7 +226,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
     attention_pingpong(const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap k_map,
                        const __grid_constant__ TensorMap v_map, const Element*, const Element*, const Element*,
                        Element* y, float* lse, const int* q_starts, const int* kv_lens, const int* places,
-                       uint32_t* counter, float* part_y, float* part_log_sums, uint32_t* arrived, int batch, int q_len,
+                       int* counter, float* part_y, float* part_log_sums, uint32_t* arrived, int batch, int q_len,
                        int kv_heads, int row_pages, int pages, float scale) {
     extern __shared__ uint8_t dynamic[];
     Shared& shared = aligned(dynamic);

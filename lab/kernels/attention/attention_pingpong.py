@@ -201,8 +201,8 @@ def _whole(problem: Attention, schedule: Schedule, machine: Machine) -> int:
 
 
 def _taken(problem: Attention, schedule: Schedule, machine: Machine) -> int:
-    """Atomic operations on the counter: for each work one finds the next, or that none is left."""
-    return prefill.work_count(problem, schedule, _whole(problem, schedule, machine))
+    """Atomic operations on the counter: for each work one finds the next, or that none is left; the last resets."""
+    return prefill.work_count(problem, schedule, _whole(problem, schedule, machine)) + 1
 
 
 def bills(problem: Attention, schedule: Schedule, machine: Machine, clock: str) -> Bills:

@@ -101,5 +101,4 @@ def bills(problem: Linear, schedule: ClusterTiling, machine: Machine, clock: str
     """Where the tensor cores wait for a tile's epilogue."""
     s, model = schedule, wgmma_model.coefficients(machine, clock)
     between = model.tile_clocks + wgmma_model.epilogue_clocks(problem, s.block_m, s.block_n, model)
-    counts = theory(problem, s, machine)
-    return wgmma_model.tiled_bills(problem, counts, s.block_m, s.block_n, s.cluster, between, machine, model)
+    return wgmma_model.tiled_bills(problem, s.block_m, s.block_n, s.cluster, between, machine, model)

@@ -1,8 +1,8 @@
 """Narrow weights, fp8 or int4 groups, widened in registers as operand A of wgmma: batched decode and prefill alike."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from math import sqrt
 
@@ -13,6 +13,7 @@ from lab.kernel import RANKING_CLOCK, Bills, Solves, require_choice, require_res
 from lab.kernels.common import clusters, linear
 from lab.kernels.common.norm import joined
 from lab.kernels.common.raster import require_group, tiles_of
+from lab.kernels.common.rings import deepest
 from lab.kernels.gemm import gemm_dequant_simulation, wgmma_model
 from lab.kernels.gemm.gemm_dequant_simulation import BLOCK_K, BOX_K, FLOAT, ROWS, SCALE_ROWS, SUM_COLUMNS
 from lab.kernels.gemm.wgmma_mainloop import ALIGNMENT, MBARRIER, MMA_M, SWIZZLE
@@ -107,7 +108,7 @@ class Layout(Schedule):
     sm_registers: int  # of an SM
     thread_registers: int  # the most of a thread
 
-    @property
+    @cached_property
     def groups(self) -> int:
         """Groups of a row of w in a step."""
         return BLOCK_K // self.group if self.group else 0
@@ -125,12 +126,12 @@ class Layout(Schedule):
         """
         return WARPGROUP * (2 if self.summed and self.block_m >= 64 and self.block_n <= 128 else 1)
 
-    @property
+    @cached_property
     def threads(self) -> int:
         """A warpgroup for every 64 rows of w, and the helpers."""
         return WARPGROUP * (self.block_n // MMA_M) + self.helper_threads
 
-    @property
+    @cached_property
     def registers(self) -> int:
         """A thread's at launch, all that there are."""
         return min(self.thread_registers, self.sm_registers // (self.threads * self.ctas_per_sm)) // 8 * 8
@@ -145,19 +146,19 @@ class Layout(Schedule):
             return LOADER_REGISTERS
         return FEW_HELPER_REGISTERS if self.ctas_per_sm > 1 and self.split_k > 1 else HELPER_REGISTERS
 
-    @property
+    @cached_property
     def consumer_registers(self) -> int:
         """Those of a thread that multiplies."""
         consumers = self.threads - self.helper_threads
         given = (self.registers * self.threads - self.helper_registers * self.helper_threads) // consumers // 8 * 8
         return max(self.registers, min(MOST_REGISTERS, given))
 
-    @property
+    @cached_property
     def accumulators(self) -> int:
         """Of a consumer's thread: sums, and for int4 those of a group."""
         return self.block_m // 2 * (2 if self.group else 1)
 
-    @property
+    @cached_property
     def unit_steps(self) -> int:
         """k16-steps that are widened together: four; two where groups are short or registers few, or one."""
         overhead = ONE_GROUP_OVERHEAD if self.groups == 1 and not self.summed else OVERHEAD
@@ -201,9 +202,11 @@ class Layout(Schedule):
 
 
 def layout(problem: Linear, schedule: Schedule, machine: Machine) -> Layout:
-    registers = {"sm_registers": machine.registers_per_sm, "thread_registers": machine.registers_per_thread}
-    summed = problem.group > 0 and not problem.zero_points
-    return Layout(**asdict(schedule), group=problem.group, summed=summed, **registers)
+    s, summed = schedule, problem.group > 0 and not problem.zero_points
+    return Layout(
+        s.block_m, s.block_n, s.stages, s.split_k, s.ctas_per_sm, s.group_m,
+        problem.group, summed, machine.registers_per_sm, machine.registers_per_thread,
+    )  # fmt: skip
 
 
 TRIED = 16  # schedules that are worth trying
@@ -214,9 +217,9 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """The schedules of least predicted time among all tiles and splits, each with as many stages as fit."""
     heights = [block_m for below, block_m in zip((0, *HEIGHTS), HEIGHTS, strict=False) if below < problem.m]
     found = [
-        deepest
+        schedule
         for block_m, block_n, split_k, ctas in product(heights, (64, 128, 192, 256), (1, 2, 4, 8), (1, 2))
-        for deepest in _deepest(problem, block_m, block_n, split_k, ctas, machine)
+        for schedule in _deepest(problem, block_m, block_n, split_k, ctas, machine)
     ]
     yield from sorted(found, key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us)[:TRIED]
 
@@ -231,12 +234,7 @@ def _deepest(
     row = 2 * BLOCK_K * problem.k * block_m / (_weight_bytes(problem) * block_n * BLOCK_K)  # bytes of x over those of w
     group_m = max(1, min(round(sqrt(machine.sms * ctas / split_k / row)), tiles_of(problem.m, block_m)))
     longest = min(STAGES, max(2, tiles_of(tiles_of(problem.k, BLOCK_K), split_k)))
-    for stages in range(longest, 1, -1):
-        with suppress(ScheduleError):
-            schedule = Schedule(block_m, block_n, stages, split_k, ctas, group_m)
-            schedule.fits(problem, machine)
-            yield schedule
-            return
+    return deepest(lambda stages: Schedule(block_m, block_n, stages, split_k, ctas, group_m), longest, problem, machine)
 
 
 def _weight_bytes(problem: Linear) -> float:
@@ -260,6 +258,7 @@ class Coefficients(fits.Coefficients, frozen=True):
     wave_clocks: float  # of a CTA that follows another on its SM
     step_blend: float  # exponent of the norm that joins what a k-step waits for
     hbm_blend: float  # the same of all k-steps with HBM
+    hot: float  # as all wgmma GEMMs'
 
 
 def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
@@ -287,15 +286,17 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     turn = (model.latency_clocks / resident + loads) / (s.stages - 1)  # of a ring: one stage is read, the rest fill
     step = {"tensor cores": mma, "instructions": issue, "shared memory": operands, "L2": loads, "latency": turn}
 
-    round_clocks = wgmma_model.coefficients(machine, clock).round_clocks
-    epilogue = resident * (s.inbox_bytes / model.reduce_bytes_per_clock + round_clocks * s.part / MMA_M)
+    wgmma = wgmma_model.coefficients(machine, clock)
+    epilogue = resident * (s.inbox_bytes / model.reduce_bytes_per_clock + wgmma.round_clocks * s.part / MMA_M)
     hbm = (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)) * machine.clock_hz
     waiting = (waves - 1) * (model.wave_clocks + epilogue) / resident
     stream = waves * steps * (resident * joined(model.step_blend, *step.values())) + waiting
-    us = model.start_us + 1e6 * (joined(model.hbm_blend, stream, hbm) + epilogue) / machine.clock_hz
+    cool = model.start_us + 1e6 * (joined(model.hbm_blend, stream, hbm) + epilogue) / machine.clock_hz
     clocks = {"HBM": hbm, **{what: waves * steps * resident * each for what, each in step.items()}}
     clocks |= {"waves": waiting, "epilogue": epilogue}
-    return Bills(us, {"launch": model.start_us, **{w: 1e6 * c / machine.clock_hz for w, c in clocks.items()}})
+    parts = {"launch": model.start_us, **{w: 1e6 * c / machine.clock_hz for w, c in clocks.items()}}
+    parts["power cap"] = wgmma_model.power_cap(parts["tensor cores"], wgmma.hot_us, model.hot)
+    return Bills(cool + parts["power cap"], parts, apart=("launch", "epilogue", "power cap"))
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:

@@ -116,7 +116,7 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     whole = cluster_ring.bills(problem, s, machine, clock)
     turns = model.in_turn if s.hand_over else 1.0
     us = turns * whole.us + 1e6 * waves * s.part_columns / machine.clock_hz
-    return Bills(us, {**whole.parts, "promotion": us - whole.us})
+    return Bills(us, {**whole.parts, "promotion": us - whole.us}, (*whole.apart, "promotion"))
 
 
 requested = wgmma_mainloop.requested

@@ -182,6 +182,7 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
             **{what: waves * resident * depth * each * us for what, each in step.items()},
             "fill and epilogue": (model.fill_clocks + waves * epilogue) * us,
         },
+        apart=("launch", *(("fill and epilogue",) if clocks / machine.clock_hz > moved else ())),
     )
 
 

@@ -76,8 +76,7 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
 def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
     s, model = schedule, wgmma_model.coefficients(machine, clock)
     between = model.tile_clocks + wgmma_model.epilogue_clocks(problem, s.block_m, s.block_n, model)
-    counts = theory(problem, s, machine)
-    return wgmma_model.tiled_bills(problem, counts, s.block_m, s.block_n, 1, between, machine, model)
+    return wgmma_model.tiled_bills(problem, s.block_m, s.block_n, 1, between, machine, model)
 
 
 requested = wgmma_mainloop.requested

@@ -63,8 +63,7 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     step = max(wgmma_model.step_clocks(problem, s.block_m, s.block_n, s.cluster, machine, model).values())
     tile = tiles_of(problem.k, wgmma_mainloop.step_of(problem)) * step
     between = model.tile_clocks + max(0.0, wgmma_model.epilogue_clocks(problem, s.block_m, s.block_n, model) - tile)
-    counts = theory(problem, s, machine)
-    return wgmma_model.tiled_bills(problem, counts, s.block_m, s.block_n, s.cluster, between, machine, model)
+    return wgmma_model.tiled_bills(problem, s.block_m, s.block_n, s.cluster, between, machine, model)
 
 
 requested = wgmma_mainloop.requested

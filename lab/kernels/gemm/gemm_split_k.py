@@ -1,7 +1,6 @@
 """Clusters share a tile's k-steps, so that few rows keep all SMs loading; sums meet in distributed shared memory."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -13,6 +12,7 @@ from lab.kernel import RANKING_CLOCK, Bills, Solves, require_choice, require_res
 from lab.kernels.common import clusters
 from lab.kernels.common.norm import joined
 from lab.kernels.common.raster import tile_at, tiles_of
+from lab.kernels.common.rings import deepest
 from lab.kernels.gemm import wgmma_mainloop, wgmma_model
 from lab.kernels.gemm.wgmma_mainloop import FACTS, MMA_M, STEP_BYTES, Tiling, box_columns, step_of
 from lab.problems import Linear
@@ -100,9 +100,9 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """The schedules of least predicted time among all tiles and splits, each with as many stages as fit."""
     heights = [block_m for block_m in (64, 128, 192, 256) if block_m < problem.m + MMA_M]
     found = [
-        deepest
+        schedule
         for block_m, block_n, split_k, ctas in product(heights, wgmma_mainloop.WIDTHS, (1, 2, 4, 8), (1, 2))
-        for deepest in _deepest(problem, block_m, block_n, split_k, ctas, machine)
+        for schedule in _deepest(problem, block_m, block_n, split_k, ctas, machine)
     ]
     yield from sorted(found, key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us)[:TRIED]
 
@@ -112,12 +112,7 @@ def _deepest(
 ) -> Iterator[Schedule]:
     """The schedule with the longest ring that fits and that its k-steps fill; none where none is legal."""
     longest = min(STAGES, max(2, tiles_of(tiles_of(problem.k, step_of(problem)), split_k)))
-    for stages in range(longest, 1, -1):
-        with suppress(ScheduleError):
-            schedule = Schedule(block_m, block_n, stages, split_k, ctas)
-            schedule.fits(problem, machine)
-            yield schedule
-            return
+    return deepest(lambda stages: Schedule(block_m, block_n, stages, split_k, ctas), longest, problem, machine)
 
 
 class Coefficients(fits.Coefficients, frozen=True):
@@ -133,6 +128,7 @@ class Coefficients(fits.Coefficients, frozen=True):
     wave_clocks: float  # of a CTA that follows another on its SM: it starts late, and alone
     step_blend: float  # exponent of the norm that joins what a k-step waits for: near a tie, each delays the other
     hbm_blend: float  # the same of all k-steps with HBM
+    hot: float  # as all wgmma GEMMs'
 
 
 def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
@@ -164,10 +160,12 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     hbm = (p.read_bytes + p.write_bytes + again) / (model.hbm_share * fits.read_rate(machine)) * machine.clock_hz
     waiting = (waves - 1) * (model.wave_clocks + epilogue) / resident
     stream = waves * steps * (resident * joined(model.step_blend, *step.values())) + waiting
-    us = model.start_us + 1e6 * (joined(model.hbm_blend, stream, hbm) + epilogue) / machine.clock_hz
+    cool = model.start_us + 1e6 * (joined(model.hbm_blend, stream, hbm) + epilogue) / machine.clock_hz
     clocks = {"HBM": hbm, **{what: waves * steps * resident * each for what, each in step.items()}}
     clocks |= {"waves": waiting, "epilogue": epilogue}
-    return Bills(us, {"launch": model.start_us, **{w: 1e6 * c / machine.clock_hz for w, c in clocks.items()}})
+    parts = {"launch": model.start_us, **{w: 1e6 * c / machine.clock_hz for w, c in clocks.items()}}
+    parts["power cap"] = wgmma_model.power_cap(parts["tensor cores"], wgmma.hot_us, model.hot)
+    return Bills(cool + parts["power cap"], parts, apart=("launch", "epilogue", "power cap"))
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:

@@ -94,8 +94,7 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     s, model = schedule, wgmma_model.coefficients(machine, clock)
     epilogue = wgmma_model.epilogue_clocks(problem, s.block_m, s.block_n, model)
     between = (model.restart_clocks + epilogue) / s.ctas_per_sm
-    counts = theory(problem, s, machine)
-    return wgmma_model.tiled_bills(problem, counts, s.block_m, s.block_n, 1, between, machine, model)
+    return wgmma_model.tiled_bills(problem, s.block_m, s.block_n, 1, between, machine, model)
 
 
 requested = wgmma_mainloop.requested

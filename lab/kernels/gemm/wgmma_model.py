@@ -11,7 +11,6 @@ from lab.kernels.common import clusters
 from lab.kernels.common.raster import tiles_of
 from lab.kernels.gemm.wgmma_mainloop import MMA_M, STEP_BYTES, columns_of, step_of
 from lab.problems import Linear
-from sim.counts import Counts
 from sim.formats import FORMATS
 from sim.machine import Machine
 
@@ -24,7 +23,7 @@ class Coefficients(fits.Coefficients, frozen=True):
     start_us: float  # of a launch
     cluster_start_us: float  # more for a launch of clusters
     crossing_rows: float  # times the clocks of a row of 128 bytes that crosses a 128-byte line
-    beyond_clocks: float  # of a box's row beyond the last token, where all SMs ask for such rows: they wait in one line
+    beyond_clocks: float  # of a row that a box asks for beyond x
     load_power: float  # more time for each further row loaded per column: at the power cap a byte moved costs clocks
     multicast: float  # the time of a step of clusters, whose CTAs wait for one another
     fill_clocks: float  # launch to first mma: barriers, tensor maps, one trip to HBM
@@ -34,8 +33,8 @@ class Coefficients(fits.Coefficients, frozen=True):
     restart_clocks: float  # of a CTA that follows another on its SM
     contention: float  # of the smaller bill, that of the SMs or of HBM, is not hidden behind the larger
     hbm_share: float  # of the rate of a large read, read and written together
-    hot_us: float  # a kernel longer than this runs at the power cap
-    hot: float  # and its further time takes longer
+    hot_us: float  # tensor cores that work longer than this run at the power cap
+    hot: float  # and their further time takes longer
 
 
 def coefficients(machine: Machine, clock: str) -> Coefficients:
@@ -58,15 +57,15 @@ def step_clocks(
     wgmma = 2 * MMA_M * block_n * step_of(problem) * MMA_K_BYTES / STEP_BYTES / flops_per_clock
     operands = (MMA_M + block_n) * MMA_K_BYTES / machine.shared_bytes_per_clock
     power = max(1.0, 1 + model.load_power * (128 / block_m + 128 / block_n - 1.5))
-    rows = block_m + block_n / cluster
+    tall = cluster * block_m
+    beyond = min(block_m, -problem.m % tall) / tiles_of(problem.m, tall)  # rows of a tile's x, on average
+    rows = block_m - beyond + block_n / cluster
     row_clocks = STEP_BYTES / port(machine) * (model.crossing_rows if crosses_lines(problem) else 1)
-    beyond = max(0, block_m - problem.m)
-    asking = min(1.0, tiles_of(problem.columns, columns_of(problem, block_n)) / machine.sms)
     waits = model.multicast if cluster > 1 else 1
     return {
         "tensor cores": wgmma * (block_m / MMA_M) * (STEP_BYTES / MMA_K_BYTES) * power * waits,
         "shared memory": operands * (block_m / MMA_M) * (STEP_BYTES / MMA_K_BYTES) * power * waits,
-        "L2": ((rows - beyond) * row_clocks + beyond * asking * model.beyond_clocks) * waits,
+        "L2": (rows * row_clocks + beyond * model.beyond_clocks) * waits,
     }
 
 
@@ -77,7 +76,6 @@ def port(machine: Machine) -> float:
 
 def tiled_bills(
     problem: Linear,
-    theory: Counts,
     block_m: int,
     block_n: int,
     cluster: int,
@@ -92,12 +90,11 @@ def tiled_bills(
     steps = tiles_of(problem.k, step_of(problem))
     step = step_clocks(problem, block_m, block_n, cluster, machine, model)
     clocks = model.fill_clocks + waves * (steps * max(step.values()) + between)
-    moved = (theory.hbm_read_bytes or 0) + (theory.hbm_write_bytes or 0)
-    bills = clocks / machine.clock_hz, moved / (model.hbm_share * fits.read_rate(machine))
+    bills = clocks / machine.clock_hz, problem.bytes["total"] / (model.hbm_share * fits.read_rate(machine))
     start = model.start_us + (model.cluster_start_us if cluster > 1 else 0.0)
     cool = start + 1e6 * (max(bills) + model.contention * min(bills))
-    hot = (model.hot - 1) * max(0.0, cool - model.hot_us)
     us = 1e6 / machine.clock_hz
+    hot = power_cap(waves * steps * step["tensor cores"] * us, model.hot_us, model.hot)
     return Bills(
         cool + hot,
         {
@@ -107,7 +104,13 @@ def tiled_bills(
             "fill and epilogue": (model.fill_clocks + waves * between) * us,
             "power cap": hot,
         },
+        apart=("launch", "power cap", *(("fill and epilogue",) if bills[0] > bills[1] else ())),
     )
+
+
+def power_cap(tensor_us: float, hot_us: float, hot: float) -> float:
+    """Microseconds that tensor cores take longer for the cap on the chip's power, of so many at the full clock."""
+    return (hot - 1) * max(0.0, tensor_us - hot_us)
 
 
 def epilogue_clocks(problem: Linear, block_m: int, block_n: int, model: Coefficients) -> float:

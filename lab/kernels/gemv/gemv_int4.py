@@ -174,13 +174,12 @@ def _rings(
             least.fits(problem, machine)
             steps = tiles_of(tiles_of(problem.k, BLOCK_K), cluster * least.split_k)
             useful = IN_FLIGHT // (ctas * warps * least.rows * WEIGHTS_BYTES)
-            longest = max(2, min(steps, useful))
-            fitting = [n for n in range(2, longest + 1) if shared_bytes(problem, replace(least, stages=n)) <= room]
-            for stages in sorted({*fitting[-1:], *(n for n in SHORTEST if n in fitting)}):
-                schedule = replace(least, stages=stages)
-                schedule.fits(problem, machine)
-                yield schedule
-            if fitting:
+            beside = shared_bytes(problem, least) - warps * warp_bytes(problem, least)
+            stage = least.rows * (WEIGHTS_BYTES + scale_bytes(problem))
+            fitting = (room - beside) // warps // ALIGNED * ALIGNED // stage
+            longest = min(max(2, min(steps, useful)), fitting)
+            if shared_bytes(problem, least) <= room:
+                yield from (replace(least, stages=n) for n in sorted({*SHORTEST, longest}) if n <= longest)
                 return
 
 
@@ -193,7 +192,9 @@ class Coefficients(fits.Coefficients, frozen=True):
     latency_us: float  # from asking for weights to their bytes, HBM being busy
     warp_ipc: float  # instructions a clock of one warp
     sm_ipc: float  # of all that an SM holds
+    promote: float  # instructions of a warp for the sums of eight tokens and a group
     sums_us: float  # of the sums in a CTA
+    warp_us: float  # more for each of its warps
     cluster_us: float  # more in a cluster
     sum_bytes_per_us: float  # of sums that an SM writes and adds
     wave_us: float  # of a CTA that follows another on its SM
@@ -222,20 +223,21 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
         "HBM": (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)),
         "L2": full * (row_tiles * (WEIGHTS_BYTES + scale_bytes(p)) + x) * machine.sms / model.l2_bytes_per_s,
         "latency": steps * waves / (s.stages - 0.5) * model.latency_us * 1e-6,
-        "instructions": full * row_tiles * _instructions(p, s) / (ipc * machine.clock_hz),
+        "instructions": full * row_tiles * _instructions(p, s, model.promote) / (ipc * machine.clock_hz),
     }
     sums = full / waves * s.split_k * s.block_n * s.block_m * FLOAT / model.sum_bytes_per_us
-    ends = sums + model.sums_us + (model.cluster_us if s.cluster > 1 else 0.0)
+    ends = sums + model.sums_us + model.warp_us * s.warps + (model.cluster_us if s.cluster > 1 else 0.0)
     waiting = (waves - 1) * model.wave_us
     us = model.start_us + 1e6 * joined(model.blend, *stream.values()) + ends + waiting
     longest = {what: 1e6 * each for what, each in stream.items()}
-    return Bills(us, {"launch": model.start_us, **longest, "sums": ends, "waves": waiting})
+    parts = {"launch": model.start_us, **longest, "sums": ends, "waves": waiting}
+    return Bills(us, parts, apart=("launch", "sums", "waves"))
 
 
-def _instructions(problem: Linear, schedule: Schedule) -> float:
+def _instructions(problem: Linear, schedule: Schedule, promote: float) -> float:
     """That a warp issues for a row tile of a step: fragments, their mma, its share of those of x and of the rest."""
     steps, tokens = BLOCK_K / MMA_K, schedule.block_m / MMA_N
-    groups = (8 * tokens + 10) * BLOCK_K / problem.group
+    groups = (promote * tokens + 10) * BLOCK_K / problem.group
     return steps * (8 + tokens) + groups + (1.5 * steps * tokens + 45) / schedule.rows
 
 

@@ -15,7 +15,6 @@ from lab.kernels.common.raster import tiles_of
 from lab.kernels.gemv import gemv_mma_counts
 from lab.kernels.gemv.mma_tiles import FLOAT, LANES, MMA_K, MMA_M, MMA_N
 from lab.problems import Linear
-from sim.cache.walk import lost
 from sim.counts import Counts
 from sim.errors import ScheduleError
 from sim.formats import FORMATS
@@ -150,7 +149,9 @@ class Coefficients(fits.Coefficients, frozen=True):
     latency_us: float  # from asking for weights to having them, HBM being busy
     x_us: float  # more for each further eight tokens, whose x is waited for next
     cta_us: float  # of a CTA's start and end
-    sm_ipc: float  # instructions a clock of an SM
+    warp_ipc: float  # instructions a clock of one warp
+    sm_ipc: float  # of all that an SM holds
+    widen: float  # instructions of a warp for 16 x 16 weights of fp8
     blend: float  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
 
 
@@ -173,30 +174,29 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     rounds = tiles_of(tiles_of(p.k, s.unroll * s.fold * gemv_mma_counts.part_columns(p)), s.split_k)
     round_us = model.latency_us + model.x_us * (s.block_m / MMA_N - 1)
     cta = (rounds * round_us + model.cta_us) * 1e-6
-    runs = weights / min(machine.sms, ctas) / (2 * LANES * 16)  # bytes, of a row tile; of an SM
-    reread = (weights - p.bytes["weights"]) * lost(
-        p.bytes["weights"], machine
-    )  # each block of tokens reads all weights
+    full = tiles_of(ctas, machine.sms)  # CTAs of the fullest SM, one after another too
+    runs = full * weights / ctas / (2 * LANES * 16)  # bytes, of a row tile; of that SM
+    ipc = min(model.sm_ipc, model.warp_ipc * min(s.ctas_per_sm, full) * s.warps)
     stream = {
-        "HBM": (p.read_bytes + p.write_bytes + reread) / (share * fits.read_rate(machine)),
+        "HBM": (p.read_bytes + p.write_bytes) / (share * fits.read_rate(machine)),
         "L2": (weights + again * x) / model.l2_bytes_per_s,
         "latency": max(1.0, ctas / (machine.sms * s.ctas_per_sm)) * cta,
-        "instructions": runs * _instructions(p, s) / (model.sm_ipc * machine.clock_hz),
+        "instructions": runs * _instructions(p, s, model.widen) / (ipc * machine.clock_hz),
     }
     us = model.start_us + 1e6 * joined(model.blend, *stream.values())
     return Bills(us, {"launch": model.start_us, **{what: 1e6 * each for what, each in stream.items()}})
 
 
-def _instructions(problem: Linear, schedule: Schedule) -> float:
+def _instructions(problem: Linear, schedule: Schedule, widen: float) -> float:
     """That a warp issues for a run: loads, fragments, mma, its share of x and of the loop."""
     p, s = problem, schedule
     tokens, steps = s.block_m / MMA_N, gemv_mma_counts.part_columns(p) / MMA_K
     if p.group:
         groups = (8 * tokens + 10) * gemv_mma_counts.part_columns(p) / p.group
         return 2 + steps * (8 + tokens) + groups + (3 * steps * tokens + 16 / s.unroll) / s.rows
-    widen = 18 * steps if FORMATS[p.weights].bits == 8 else 0
-    x = s.fold * tokens * (2 if widen else 1)
-    return 2 + widen + steps * s.fold * tokens + (x + 16 / s.unroll) / s.rows
+    narrow = FORMATS[p.weights].bits == 8
+    x = s.fold * tokens * (2 if narrow else 1)
+    return 2 + widen * steps * narrow + steps * s.fold * tokens + (x + 16 / s.unroll) / s.rows
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:

@@ -137,7 +137,7 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     last = min(model.most_warp_us, s.rows * p.k * size / s.split_k / 1024 * model.warp_us_per_kb)
     us = model.start_us + 1e6 * joined(model.blend, *stream.values()) + last
     longest = {what: 1e6 * each for what, each in stream.items()}
-    return Bills(us, {"launch": model.start_us, **longest, "last warps": last})
+    return Bills(us, {"launch": model.start_us, **longest, "last warps": last}, apart=("launch", "last warps"))
 
 
 def _instructions(problem: Linear, schedule: Schedule) -> float:

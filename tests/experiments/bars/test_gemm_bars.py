@@ -6,9 +6,7 @@ import msgspec
 import pytest
 
 from experiments.bars import gemm_bars
-from lab import tuned
 from lab.record import Archive, Record
-from sim.machine import H100
 from tests.experiments.examples import linear, timed
 
 
@@ -52,31 +50,3 @@ def test_a_bar_holds_by_its_mean_and_by_its_least(
     judged = gemm_bars.verdict(records, Archive(()))
     assert judged.passed is passed
     assert re.search(says, judged.sentence)
-
-
-def test_a_pick_is_near_where_the_search_finds_little_better() -> None:
-    def duel(m: int, picked: float, best: float) -> list[Record]:
-        shared = {"problem": linear(m), "run": f"pick {m}"}
-        facts = {"part": "pick", "bar": "pick"}
-        mine = timed("gemm_wgmma", picked, metrics={**facts, "picked": True}, **shared)
-        return [mine, timed("gemm_cluster", best, metrics={**facts, "picked": False}, **shared)]
-
-    near = [record for m in range(1, 10) for record in duel(m, 1.02, 1.0)]
-    far = duel(10, 1.10, 1.0)
-    assert gemm_bars.verdict(near + duel(10, 1.0, 2.0), Archive(())).passed
-    judged = gemm_bars.verdict(near + far, Archive(()))
-    assert judged.passed
-    assert "9 of 10 picked schedules lie within 3%" in judged.sentence
-    assert "the farthest takes 1.100 times as long (10 x 4096 x 4096)" in judged.sentence
-    assert not gemm_bars.verdict(near[:16] + far + duel(11, 1.2, 1.0), Archive(())).passed
-
-
-def test_drawn_shapes_are_affordable_and_outside_the_table() -> None:
-    drawn = gemm_bars.draw(20, 4, H100)
-    assert drawn == gemm_bars.draw(20, 4, H100) != gemm_bars.draw(20, 5, H100)
-    assert len(set(drawn)) == 20
-    for problem in drawn:
-        assert 64 <= problem.m <= 8192
-        assert all(1024 <= extent <= 16384 and extent % 64 == 0 for extent in (problem.n, problem.k))
-        assert problem.flops <= gemm_bars.PICK_FLOPS
-        assert tuned.lookup(problem, H100) is None

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from experiments import cli
+from experiments import cli, runner
 from experiments.cli import run_command
 from lab import catalog
 from lab.problems import QUESTIONS
@@ -362,3 +362,21 @@ def test_every_verb_takes_json_and_help() -> None:
         assert verb.callback is not None
         assert "as_json" in verb.callback.__annotations__
         assert verb.callback.__doc__
+
+
+def test_all_experiments_run_one_after_another_and_one_that_cannot_stops_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "kv_cache" in runner.names()  # which stay its own
+    monkeypatch.setattr("experiments.catalog.names", lambda: ("kv_cache", "peers", "machines"))
+    assert run_command(["run", "all", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [(one["experiment"], one["passed"]) for one in found] == [
+        ("kv_cache", True),
+        ("peers", False),
+        ("machines", True),
+    ]
+    assert "unknown experiment 'peers'" in found[1]["failure"]
+    assert "4.295 GB" in found[0]["verdict"]
+    assert run_command(["run", "all", "d=4"]) == 2
+    assert "options are an experiment's own" in capsys.readouterr().err

@@ -12,11 +12,14 @@ import pytest
 
 import lab
 from experiments.cli import run_command
-from lab import catalog
+from lab import catalog, record
+from lab.kernel import schedule_fields
 from lab.problems import Attention, Linear
+from lab.record import append
 from sim.machine import H100, MACHINES
 from tests.experiments.cli.test_cli import document
 from tests.experiments.cli.test_output import ESCAPES, on_terminal
+from tests.experiments.examples import timed
 from tests.lab.test_hugging_face import LLAMA_3_8B, written
 
 LINEAR = ["linear", "m=1", "n=4096", "k=4096"]
@@ -44,7 +47,7 @@ def test_lists_and_machines_are_a_list_of_the_documents_of_each(capsys: pytest.C
         for k in (4096, 8192)
         for chip in ("h100", "b200")
     ]
-    assert found == expected
+    assert [{name: value for name, value in one.items() if name != "measured"} for one in found] == expected
 
 
 def test_a_kernel_is_explained_by_its_own_schedule(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,6 +59,7 @@ def test_a_kernel_is_explained_by_its_own_schedule(capsys: pytest.CaptureFixture
     for clock, bills in found["predicted"].items():
         assert bills["us"] == kernel.predicted_us(problem, schedule, H100, clock)
         assert bills["binds"] in bills["parts"]
+        assert sum(bills["waterfall"].values()) == pytest.approx(bills["us"])
     (launch,) = kernel.launches(problem, schedule, H100)
     (shown,) = found["launches"]
     assert (shown["entry"], shown["grid"], shown["shared_bytes"]) == (launch.entry, [132, 1, 1], launch.shared_bytes)
@@ -72,6 +76,24 @@ def test_a_kernel_is_explained_by_its_own_schedule(capsys: pytest.CaptureFixture
         "CTAs an SM holds",
     ):
         assert part in text
+
+
+def test_the_newest_time_of_just_that_stands_beside_its_prediction(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(record, "COMMITTED", tmp_path)
+    schedule = schedule_fields(catalog.get("gemv_vectorized").best_guess(Linear(1, 4096, 4096), H100))
+    for us, time, more in ((20.0, "2001", {}), (15.0, "2002", {}), (9.0, "2003", {"stage": "search"})):
+        append(timed(us=us, time=time, schedule=schedule, metrics=more), tmp_path / "bench.jsonl")
+    append(timed(us=7.0, time="2004", schedule={**schedule, "unroll": 8}), tmp_path / "bench.jsonl")
+    found = document(["explain", "gemv_vectorized", *LINEAR[1:]], capsys)
+    assert found["measured"]["graph"]["us"] == 15.0
+    assert "15.0 us (a | card, " in said(["explain", "gemv_vectorized", *LINEAR[1:]], capsys)
+    assert document(["explain", "gemv_vectorized", "m=2", *LINEAR[2:]], capsys)["measured"] == {}
+
+
+def test_a_card_that_nobody_calibrated_has_an_estimate_from_data_sheets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "unknown: an estimate from data sheets" in said(["explain", *LINEAR, "--machine", "a100"], capsys)
 
 
 def test_registers_are_the_compilers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,6 @@ import pytest
 
 import experiments
 from experiments import runner
-from experiments.bars import gemm_bars
 from experiments.cli import bench, run_command
 from experiments.running import backends, on_device
 from experiments.running.jobs import Job, Search
@@ -48,12 +47,9 @@ class Worker:
         if function is on_device.search:
             yield from self._searched(msgspec.convert(argument["jobs"], list[Search]))
             return
-        assert function in (on_device.bench, on_device.pick)
+        assert function is on_device.bench
         for job in msgspec.convert(argument["jobs"], list[Job]):
             self.jobs.append(job)
-            if function is on_device.pick:
-                yield from self._picked(job)
-                continue
             kernel, problem = job.parts()
             schedule = schedule_fields(parse_schedule(kernel, job.schedules[0], problem, H100))
             for clock in job.clocks:
@@ -79,13 +75,6 @@ class Worker:
             final = {"metrics": {"stage": "final"}, **shared}
             yield msgspec.to_builtins(self._record("gemv_vectorized", 8.5, schedule=schedule, **final))
             yield msgspec.to_builtins(self._record("peer:cublas", 9.5, **final))
-
-    def _picked(self, job: Job) -> Iterator[Any]:
-        """The pick and one that is 2% faster."""
-        for us, picked in ((1.02, True), (1.0, False)):
-            metrics = {**job.facts, "picked": picked, "candidates": 7}
-            found = self._record(job.kernel, us, problem=job.problem, schedule={"number": int(picked)}, metrics=metrics)
-            yield msgspec.to_builtins(found)
 
     def run(self, function: Callable[..., Any], argument: Any, deadline_s: float) -> Any:
         assert function is on_device.check
@@ -222,12 +211,12 @@ def test_the_bars_of_a_part(gpu: Worker, table: Path, tmp_path: Path) -> None:
     assert rows["8192 x 8192 x 128, short k", "its time over ours"] == 2.0
 
 
-@pytest.mark.usefixtures("table")
-def test_the_bar_of_what_is_picked(gpu: Worker) -> None:
-    answer = runner.answer("gemm_bars", ["part=pick", "count=5"], on="gpu")
-    assert [(j.clocks, j.rounds) for j in gpu.jobs] == [(("cold",), gemm_bars.PICK_ROUNDS)] * 5
-    assert answer.passed
-    assert "pick: 5 of 5 picked schedules lie within 3% of the best" in answer.verdict.sentence
+def test_searches_that_leave_the_table_alone(gpu: Worker, table: Path) -> None:
+    answer = runner.answer("choice_regret", ["count=2", "formats=bf16"], on="gpu")
+    assert [(s.clock, s.plain, s.most) for s in gpu.searches] == [("graph", True, 12)] * 2
+    assert all(s.facts["pick"] == "{}({})".format(*s.picked or ()) for s in gpu.searches)
+    assert len(answer.records) == 2 * 3
+    assert not table.exists()
 
 
 @pytest.mark.usefixtures("table")
@@ -318,3 +307,75 @@ def test_what_makes_a_time_doubtful_is_said() -> None:
     doubtful = timed(metrics={"impossible": True}, throttle=["power cap"])
     assert bench._result(doubtful) == "right; below the floor: impossible; throttled: power cap"
     assert bench._result(timed(check=None, metrics={"failure": "3 mismatches"})) == "3 mismatches"
+
+
+@pytest.fixture
+def own_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where the user's table will be, in a folder that has none."""
+    monkeypatch.setenv("LAB_CONFIG_DIR", str(tmp_path / "config"))
+    return tuned.user_table()
+
+
+@pytest.mark.usefixtures("table")
+def test_tune_keeps_winners_in_the_users_table_and_goes_on_where_it_ended(
+    gpu: Worker, own_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["tune", "linear", "m=1,2,4", "n=64", "k=64", "--json"]
+    assert run_command(words) == 0
+    document = msgspec.json.decode(capsys.readouterr().out)
+    assert [row["outcome"] for row in document["problems"]] == ["raced"] * 3
+    assert {(row["kernel"], row["us"]) for row in document["problems"]} == {("gemv_vectorized", 8.5)}
+    assert [(s.most, s.peers, s.plain, s.clock) for s in gpu.searches] == [(0, False, True, "graph")] * 3
+    assert all(len(s.incumbents) > 1 for s in gpu.searches)
+    assert [entry.problem_class["m"] for entry in tuned.load(own_table)] == [1, 2, 4]
+    assert len(record.read([tmp_path / "tune.jsonl"]).records) == 9
+    assert choose(Linear(3, 64, 64), H100)[1].unroll == 2  # the winner of its class, m = 4
+    assert run_command(words) == 0
+    document = msgspec.json.decode(capsys.readouterr().out)
+    assert (document["known"], document["problems"], len(gpu.searches)) == (3, [], 3)
+    assert run_command([*words, "--again"]) == 0
+    assert len(gpu.searches) == 6
+
+
+@pytest.mark.usefixtures("table")
+def test_a_race_that_breaks_the_device_loses_its_own_problem_only(
+    gpu: Worker, own_table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = gpu.stream
+
+    def stream(function: Any, argument: Any, deadline_s: float) -> Iterator[Any]:
+        if argument["jobs"][0]["problem"]["m"] == 2:
+            raise EnvironmentFailure("the worker was killed at its deadline of 300 s")
+        yield from whole(function, argument, deadline_s)
+
+    monkeypatch.setattr(worker, "stream", stream)
+    assert run_command(["tune", "linear", "m=1,2,4", "n=64", "k=64", "--no-record"]) == 1
+    out = capsys.readouterr().out
+    assert "failed: the worker was killed at its deadline of 300 s" in out
+    assert [entry.problem_class["m"] for entry in tuned.load(own_table)] == [1, 4]
+
+
+@pytest.mark.usefixtures("own_table")
+def test_what_is_undecided_is_told_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["tune", "model", "smollm2-135m", "--dry-run", "--machine", "h200", "--candidates", "5", "--json"]
+    assert run_command(words) == 0
+    document = msgspec.json.decode(capsys.readouterr().out)
+    kinds = {row["problem"]["kind"] for row in document["problems"]}
+    assert {"linear", "attention", "rmsnorm"} <= kinds
+    assert {row["outcome"] for row in document["problems"]} <= {"undecided", "decided by prediction"}
+    assert max(row["candidates"] for row in document["problems"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["linear", "m=1", "n=64", "k=64", "--machine", "h200"], "--machine is for --dry-run, --compile and --ray"),
+        (["linear", "m=1", "n=64", "k=64", "--ray", "auto"], "--ray needs --machine NAME"),
+        (["linear", "m=1", "n=63", "k=63", "weights=int4_g128", "--dry-run", "--machine", "h200"], "no kernel takes"),
+        (["liner", "m=1"], "unknown kind 'liner'"),
+    ],
+)
+def test_what_lab_tune_refuses(words: list[str], says: str, gpu: Worker, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["tune", *words]) == 2
+    assert says in capsys.readouterr().err
+    assert gpu.searches == []
