@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lab.cards.fits import launch_us
 from lab.problems import Problem
 from sim.bound import bills_us
+from sim.cache.walk import L2, Requests, reread
 from sim.counts import Counts
 from sim.errors import InputError, ScheduleError
 from sim.formats import FORMATS
@@ -182,6 +183,14 @@ class Predicts(Protocol):
         """Of all launches together, by a clock of `lab.cards.CLOCKS`."""
 
 
+@runtime_checkable
+class Asks(Protocol):
+    """A kernel's description that knows in which order its launches ask L2 for what they read."""
+
+    def requested(self, launch: Launch, machine: Machine) -> Requests:
+        """All requests of one launch."""
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A kernel of the catalog: its name, its family, its two files."""
@@ -238,6 +247,13 @@ class Kernel:
         """
         with one_thread:
             return reduce(add, (self.module.simulate(launch, arrays, machine) for launch in launches))
+
+    def reread(self, problem: Problem, schedule: Any, l2: L2, machine: Machine) -> int | None:
+        """Bytes that HBM reads more than once where the machine has that L2; None where the order is not described."""
+        if not isinstance(self.module, Asks):
+            return None
+        launches = self.launches(problem, schedule, machine)
+        return sum(reread(self.module.requested(launch, machine), l2) for launch in launches)
 
     def bills(self, problem: Problem, schedule: Any, machine: Machine, clock: str) -> Bills:
         """By the kernel's own model; without one, an empty launch and the largest bill of its closed-form counts."""

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import exp, log
+from typing import Any
 
 from experiments import markdown
 from experiments.lookup import best_peer, is_peer, machines_of, note
@@ -88,6 +89,7 @@ def _fp8(m: int, n: int, k: int, accumulate: str) -> Linear:
 class Options:
     """`part` is large, small, ragged, fp8, short_k or fp32; `tune` searches its shapes first.
 
+    The search tries `most` candidates of each kernel, those predicted to be the fastest, or with 0 all of them.
     What has not begun after `seconds` is skipped.
     """
 
@@ -95,11 +97,15 @@ class Options:
     rounds: int = 30
     seconds: int = 540
     tune: bool = False
+    most: int = 0
 
     def __post_init__(self) -> None:
         cases_of(self.part)
-        if min(self.rounds, self.seconds) < 1:
-            raise InputError(f"rounds and seconds are at least 1; got {self.rounds}, {self.seconds}")
+        if self.most and not self.tune:
+            raise InputError("most is of a search: it goes with tune=true")
+        if min(self.rounds, self.seconds) < 1 or self.most < 0:
+            given = f"{self.rounds}, {self.seconds}, {self.most}"
+            raise InputError(f"rounds and seconds are at least 1, most at least 0; got {given}")
 
 
 def measure(options: Options, backend: Backend) -> Iterator[Record]:
@@ -108,7 +114,8 @@ def measure(options: Options, backend: Backend) -> Iterator[Record]:
     cases = cases_of(options.part)
     if options.tune:
         clocks = {case.problem: case.clock for case in cases}
-        searches = [Search(problem=p.as_dict(), clock=clock, experiment="gemm_bars") for p, clock in clocks.items()]
+        how: dict[str, Any] = {"most": options.most or None, "rounds": options.rounds, "experiment": "gemm_bars"}
+        searches = [Search(problem=p.as_dict(), clock=clock, **how) for p, clock in clocks.items()]
         yield from backend.tuned(searches, options.seconds)
     jobs = [
         chosen_job(

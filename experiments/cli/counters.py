@@ -22,7 +22,8 @@ def counters(
     subject = checking.subject_on(backends.real_machine(), kernel, words or [], schedule)
     checking.compiled(subject)
     with working(f"counting {kernel}"):
-        found = backends.read_counters(subject.kernel, subject.problem, subject.schedule, subject.machine, provenance())
+        parts = subject.kernel, subject.problem, subject.schedule
+        (found,) = backends.read_counters([parts], subject.machine, provenance())
     if record:
         append(found, folder() / "counters.jsonl")
     emit(found, as_json, _render)

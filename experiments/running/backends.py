@@ -32,6 +32,7 @@ from sim.launch import overlap
 from sim.machine import Machine
 from sim.machine import machine as machine_named
 
+COUNTED_TOGETHER = 6  # launches under one ncu, whose start costs seconds; what fails takes no more down
 DEADLINE_S = 300.0  # one kernel and its peers on one problem, compiling included
 
 Pairing = tuple[str, Problem]  # a kernel's name and what it shall solve
@@ -280,10 +281,12 @@ class GpuBackend(_Common):
         return tune(searches, self.origin, seconds)
 
     def counted(self, jobs: Sequence[Job]) -> Iterator[Record]:
+        subjects = []
         for job in jobs:
             kernel, problem = job.parts()
-            schedule = parse_schedule(kernel, job.schedules[0], problem, self.machine)
-            yield read_counters(kernel, problem, schedule, self.machine, self.origin)
+            subjects.append((kernel, problem, parse_schedule(kernel, job.schedules[0], problem, self.machine)))
+        for first in range(0, len(subjects), COUNTED_TOGETHER):
+            yield from read_counters(subjects[first : first + COUNTED_TOGETHER], self.machine, self.origin)
 
     def ceilings(self) -> Iterator[Record]:
         for found in worker.stream(on_device.ceilings, {"experiment": self.experiment}, DEADLINE_S):
@@ -343,27 +346,32 @@ def _settle(records: Sequence[Record]) -> None:
         tuned.put([entry])
 
 
-def read_counters(kernel: Kernel, problem: Any, schedule: Any, machine: Machine, origin: Provenance) -> Record:
-    """A record of a kernel's hardware counters; raises EnvironmentFailure where they cannot be read."""
+def read_counters(
+    subjects: Sequence[tuple[Kernel, Any, Any]], machine: Machine, origin: Provenance
+) -> Iterator[Record]:
+    """Records of the hardware counters of each (kernel, problem, schedule), one launch of each.
+
+    Raises EnvironmentFailure where they cannot be read.
+    """
     from lab.gpu import counters  # loads a GPU library: only where there is a GPU
 
-    reading = counters.read(kernel, problem, schedule, machine)
-    return Record(
-        **origin,
-        on="gpu",
-        machine=machine.name,
-        card=device.card().name,
-        driver=device.card().driver,
-        experiment="counters",
-        kernel=kernel.name,
-        problem=problem.as_dict(),
-        schedule=schedule_fields(schedule),
-        predicted_us=kernel.predicted_us(problem, schedule, machine, RANKING_CLOCK),
-        theory=kernel.module.theory(problem, schedule, machine).as_dict(),
-        simulated=kernel.count(problem, schedule, machine).as_dict(),
-        counters={name: float(value) for name, value in reading.counts.as_dict().items() if value is not None},
-        metrics=dict(reading.metrics),
-    )
+    for (kernel, problem, schedule), reading in zip(subjects, counters.read_all(subjects, machine), strict=True):
+        yield Record(
+            **origin,
+            on="gpu",
+            machine=machine.name,
+            card=device.card().name,
+            driver=device.card().driver,
+            experiment="counters",
+            kernel=kernel.name,
+            problem=problem.as_dict(),
+            schedule=schedule_fields(schedule),
+            predicted_us=kernel.predicted_us(problem, schedule, machine, RANKING_CLOCK),
+            theory=kernel.module.theory(problem, schedule, machine).as_dict(),
+            simulated=kernel.count(problem, schedule, machine).as_dict(),
+            counters={name: float(value) for name, value in reading.counts.as_dict().items() if value is not None},
+            metrics=dict(reading.metrics),
+        )
 
 
 def finite(number: float) -> float | None:

@@ -14,10 +14,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ BESIDE = (
     "l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum",
     "gpu__time_duration.sum",
 )
+WANTED = (*(name for parts, _ in FIELDS.values() for name in parts), *BESIDE)
 
 
 @dataclass(frozen=True)
@@ -101,20 +103,40 @@ def ncu() -> str:
 
 
 def read(kernel: Kernel, problem: Any, schedule: Any, target: Machine, deadline_s: float = DEADLINE_S) -> Reading:
-    """Run the kernel once under ncu, caches flushed before it, clocks as they are.
+    """As `read_all` of one."""
+    (reading,) = read_all([(kernel, problem, schedule)], target, deadline_s)
+    return reading
+
+
+def read_all(
+    subjects: Sequence[tuple[Kernel, Any, Any]], target: Machine, deadline_s: float = DEADLINE_S
+) -> list[Reading]:
+    """Run each (kernel, problem, schedule) once under one ncu, caches flushed before each, clocks as they are.
 
     Raises EnvironmentFailure where ncu is absent or refused, past the deadline, and where the grids that ran are not
-    the schedule's.
+    the schedules'.
     """
-    launches = kernel.launches(problem, schedule, target)
-    words = ",".join(f"{name}={value}" for name, value in schedule_fields(schedule).items())
-    job = Job(kernel.name, problem.as_dict(), words, target.name)
-    entries = "|".join(dict.fromkeys(launch.entry for launch in launches))
-    rows = _profile(job, f"regex:^({entries})$", deadline_s)
+    jobs: list[Job] = []
+    expected: list[list[int]] = []
+    entries: dict[str, None] = {}
+    for kernel, problem, schedule in subjects:
+        launches = kernel.launches(problem, schedule, target)
+        words = ",".join(f"{name}={value}" for name, value in schedule_fields(schedule).items())
+        jobs.append(Job(kernel.name, problem.as_dict(), words, target.name))
+        expected.append([launch.ctas for launch in launches])
+        entries |= {launch.entry: None for launch in launches}
+    rows = _profile(jobs, f"regex:^({'|'.join(entries)})$", deadline_s)
     grids = [int(row[_GRID]) for row in rows if _GRID in row]
-    expected = [launch.ctas for launch in launches]
-    if grids != expected:
-        raise EnvironmentFailure(f"ncu saw grids of {grids} CTAs where the schedule has {expected}")
+    if grids != [ctas for launches in expected for ctas in launches]:
+        raise EnvironmentFailure(f"ncu saw grids of {grids} CTAs where the schedules have {expected}")
+    ordered = iter(rows)
+    return [
+        _reading(problem, list(islice(ordered, len(launches))))
+        for (_, problem, _), launches in zip(subjects, expected, strict=True)
+    ]
+
+
+def _reading(problem: Any, rows: Sequence[Mapping[str, float]]) -> Reading:
     metrics = {name: sum(row.get(name, 0.0) for row in rows) for row in rows for name in row}
     counts = counts_of(metrics)
     if problem.unit == "fp8":  # no metric counts what the tensor cores do with fp8
@@ -133,7 +155,10 @@ def counts_of(metrics: Mapping[str, float]) -> Counts:
 
 
 def parse(text: str) -> list[dict[str, float]]:
-    """The rows of `ncu --csv --page raw`: metric name to value, one row a launch; what is no number is left out."""
+    """The rows of `ncu --csv --page raw`: metric name to value, one row a launch.
+
+    What is no number is left out, and so is what ncu adds of the device and the launch that nobody asked for.
+    """
     lines = [row for row in csv.reader(text.splitlines()) if len(row) > 5]
     header = next((number for number, row in enumerate(lines) if "Kernel Name" in row), None)
     if header is None:
@@ -144,18 +169,25 @@ def parse(text: str) -> list[dict[str, float]]:
         row = {}
         for name, value in zip(names, values, strict=False):
             with suppress(ValueError):
-                if "__" in name:
+                if name in WANTED:
                     row[name] = float(value.replace(",", ""))
         rows.append(row)
     return rows
 
 
-def _profile(job: Job, kernels: str, deadline_s: float) -> list[dict[str, float]]:
+def _profile(jobs: Sequence[Job], kernels: str, deadline_s: float) -> list[dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "ncu.csv"
         command = [ncu(), "--clock-control", "none", "--cache-control", "all", "--csv", "--page", "raw"]
         command += ["--print-units", "base", "--kernel-name", kernels, "--metrics", ",".join(_metrics())]
-        command += ["--log-file", str(log), sys.executable, "-m", "lab.gpu.counters", msgspec.json.encode(job).decode()]
+        command += [
+            "--log-file",
+            str(log),
+            sys.executable,
+            "-m",
+            "lab.gpu.counters",
+            msgspec.json.encode(jobs).decode(),
+        ]
         output = _run(command, deadline_s)
         text = log.read_text(errors="replace") if log.exists() else ""
     rows = parse(text)
@@ -167,13 +199,12 @@ def _profile(job: Job, kernels: str, deadline_s: float) -> list[dict[str, float]
 @cache
 def _metrics() -> tuple[str, ...]:
     """The wanted metrics that this GPU has: ncu refuses the whole run for one it does not know."""
-    wanted = [name for parts, _ in FIELDS.values() for name in parts] + list(BESIDE)
     offered = set(
         re.findall(r"^\s*([a-z0-9_]+__[a-z0-9_]+)", _run([ncu(), "--query-metrics"], DEADLINE_S), re.MULTILINE)
     )
     if not offered:
-        return tuple(wanted)
-    return tuple(name for name in wanted if name.split(".")[0] in offered or name.startswith("launch__"))
+        return WANTED
+    return tuple(name for name in WANTED if name.split(".")[0] in offered or name.startswith("launch__"))
 
 
 def _run(command: list[str], deadline_s: float) -> str:
@@ -204,15 +235,17 @@ def _explain(text: str) -> str:
 
 
 def _child(arguments: Iterable[str]) -> None:
-    """What ncu profiles: the kernel once, on random data."""
-    job = msgspec.json.decode(next(iter(arguments)), type=Job)
-    kernel, target = catalog.get(job.kernel), machine(job.machine)
-    fields = {name: value for name, value in job.problem.items() if name != "kind"}
-    problem: Any = QUESTIONS[job.problem["kind"]](**fields)
-    launches = kernel.launches(problem, parse_schedule(kernel, job.schedule, problem, target), target)
-    outputs = {a.name: np.zeros(a.shape, a.storage) for step in launches for a in step.arrays if a.role is Role.OUT}
-    arrays = {**problem.draw(np.random.default_rng()), **workspaces(launches), **outputs}
-    executor(target)(launches, arrays)
+    """What ncu profiles: each kernel once, on random data."""
+    drawn: dict[str, Any] = {}
+    for job in msgspec.json.decode(next(iter(arguments)), type=list[Job]):
+        kernel, target = catalog.get(job.kernel), machine(job.machine)
+        fields = {name: value for name, value in job.problem.items() if name != "kind"}
+        problem: Any = QUESTIONS[job.problem["kind"]](**fields)
+        launches = kernel.launches(problem, parse_schedule(kernel, job.schedule, problem, target), target)
+        outputs = {a.name: np.zeros(a.shape, a.storage) for step in launches for a in step.arrays if a.role is Role.OUT}
+        if repr(problem) not in drawn:
+            drawn = {repr(problem): problem.draw(np.random.default_rng())}
+        executor(target)(launches, {**drawn[repr(problem)], **workspaces(launches), **outputs})
 
 
 if __name__ == "__main__":

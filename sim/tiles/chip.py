@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.cache import replay
+from sim.cache.walk import Requests, l2_of, reread
 from sim.counts import EXACT, SECTOR, Counts
 from sim.launch import Launch
 from sim.machine import Machine
@@ -49,13 +50,14 @@ class SimulatedChip:
         with ThreadPoolExecutor(numba.get_num_threads()) as pool:
             list(pool.map(lambda sm: simulate(self.count[sm], sm, sms, *arguments), range(sms)))
 
-    def counts(self) -> Counts:
-        """What the primitives counted, and the HBM traffic that the cache model predicts from the marks."""
+    def counts(self, requests: Requests | None = None) -> Counts:
+        """What the primitives counted, and HBM traffic: by the marks, and what a walk of the requests reads again."""
         total = self.count.sum(axis=0)
         traffic = replay(self._marks.values(), self.machine)
+        again = 0 if requests is None else reread(requests, l2_of(self.machine))
         return Counts(
             **{name: int(value) for name, value in zip(FIELDS, total, strict=True)},
-            hbm_read_bytes=traffic.read_bytes,
+            hbm_read_bytes=traffic.read_bytes + again,
             hbm_write_bytes=traffic.write_bytes,
             l2_dirty_bytes=traffic.dirty_bytes,
         )

@@ -42,6 +42,7 @@ def test_they_are_found_by_the_question_they_ask() -> None:
         "gemm_bars",
         "gemm_ladder",
         "gemv_ladder",
+        "hbm_traffic",
         "kv_cache",
         "kv_growth",
         "kv_shrink",

@@ -70,5 +70,8 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     return cluster_ring.bills(problem, schedule, machine, clock)
 
 
+requested = wgmma_mainloop.requested
+
+
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     return wgmma_mainloop.simulate(launch, arrays, machine)

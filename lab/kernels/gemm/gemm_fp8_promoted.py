@@ -119,6 +119,9 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     return Bills(us, {**whole.parts, "promotion": us - whole.us}, (*whole.apart, "promotion"))
 
 
+requested = wgmma_mainloop.requested
+
+
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     """Simulated tensor cores sum in float32, so there is nothing to promote."""
     return wgmma_mainloop.simulate(launch, arrays, machine)

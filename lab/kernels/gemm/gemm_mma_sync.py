@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from lab.cards import fits
 from lab.kernel import RANKING_CLOCK, Bills, Solves, require_choice, require_shared
 from lab.kernels.common import linear
-from lab.kernels.common.raster import require_group, tile_at, tiles_of
+from lab.kernels.common.raster import Walk, requests, require_group, tile_at, tiles_of
 from lab.kernels.gemm import wgmma_mainloop, wgmma_model
 from lab.problems import Linear
+from sim.cache.walk import Requests
 from sim.counts import SECTOR, Counts, box_sectors, sectors
 from sim.errors import ScheduleError
 from sim.formats import decode, encode
@@ -242,7 +243,13 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     _grid(chip.count, *marks, x, w, sums, p.m, p.n, p.k, launch.grid[0], *tile)
     if arrays:
         arrays["y"][...] = encode(sums, p.output)
-    return chip.counts()
+    return chip.counts(requested(launch, machine))
+
+
+def requested(launch: Launch, machine: Machine) -> Requests:
+    p, s = launch.problem, launch.schedule
+    walk = Walk(p.m, p.n, p.k, s.block_m, s.block_n, s.block_n, s.block_k, s.group_m, s.ctas_per_sm * machine.sms)
+    return requests(walk, SIZE, SIZE)
 
 
 @njit(cache=True, parallel=True)

@@ -97,5 +97,8 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     return wgmma_model.tiled_bills(problem, s.block_m, s.block_n, 1, between, machine, model)
 
 
+requested = wgmma_mainloop.requested
+
+
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     return wgmma_mainloop.simulate(launch, arrays, machine)

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from lab.kernel import require_choice
 from lab.kernels.common import clusters, linear
-from lab.kernels.common.raster import tile_at, tiles_of
+from lab.kernels.common.raster import Walk, requests, tile_at, tiles_of
 from lab.kernels.gemm import wgmma_epilogue
 from lab.problems import Linear
+from sim.cache.walk import Requests
 from sim.counts import SECTOR, Counts, box_sectors, sectors
 from sim.errors import ScheduleError
 from sim.formats import FORMATS
@@ -194,7 +195,17 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
         chip.count, *marks, x, w, y, p.m, p.n, p.k, workers, s.block_m, columns_of(p, s.block_n), cluster, s.group_m,
         step_of(p), box_columns(p, s.block_n), epilogue, ELEMENT[p.activations], ELEMENT[p.output],
     )  # fmt: skip
-    return chip.counts()
+    return chip.counts(requested(launch, machine))
+
+
+def requested(launch: Launch, machine: Machine) -> Requests:
+    """What a launch asks of L2, tile after tile in the order in which its CTAs or clusters take them."""
+    p, s, cluster = launch.problem, launch.schedule, launch.cluster[0]
+    workers = min(launch.ctas // cluster, clusters.at_once(cluster, getattr(s, "ctas_per_sm", 1), machine))
+    columns = columns_of(p, s.block_n)
+    size, out = FORMATS[p.activations].storage.itemsize, FORMATS[p.output].storage.itemsize
+    walk = Walk(p.m, p.columns, p.k, cluster * s.block_m, columns, s.block_n, step_of(p), s.group_m, workers)
+    return requests(walk, size, out)
 
 
 @njit(cache=True, parallel=True)

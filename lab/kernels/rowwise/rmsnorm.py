@@ -82,11 +82,19 @@ class Coefficients(fits.Coefficients, frozen=True):
 
 
 def bills(problem: RMSNorm, schedule: Schedule, machine: Machine, clock: str) -> Bills:
-    """An empty launch, then the bytes at the rate of a copy, or where rows are few the trip to HBM and back."""
+    """An empty launch, then the bytes at the rate of a copy or, where rows are few, the trip to HBM and back.
+
+    After that an SM takes and gives the rows of its CTAs through its port to L2.
+    """
     model = fits.coefficients(Coefficients, "rmsnorm", machine, clock)
     start, moved = fits.launch_us(machine, clock), problem.bytes["total"]
     hbm = 1e6 * moved / fits.copy_rate(machine)
-    return Bills(start + max(hbm, model.latency_us), {"launch": start, "HBM": hbm, "latency": model.latency_us})
+    ctas = -(-problem.m // schedule.rows)
+    rows = min(problem.m, schedule.rows * -(-ctas // machine.sms))
+    port = machine.l2_bytes_per_clock_per_sm
+    own = 1e6 * moved / problem.m * rows / (port * machine.clock_hz) if port else 0.0
+    bills = {"launch": start, "HBM": hbm, "latency": model.latency_us, "L2": own}
+    return Bills(start + max(hbm, model.latency_us + own), bills)
 
 
 def launch(problem: RMSNorm, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:

@@ -4,6 +4,7 @@ import pytest
 
 from lab import catalog
 from lab.gpu import counters
+from lab.kernel import parse_schedule
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts
 from sim.errors import EnvironmentFailure
@@ -53,3 +54,19 @@ def test_no_ncu_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel, problem = catalog.get("gemv_vectorized"), Linear(1, 64, 256)
     with pytest.raises(EnvironmentFailure, match="ncu is not on PATH"):
         counters.read(kernel, problem, kernel.best_guess(problem, H100), H100)
+
+
+def test_rows_go_to_the_launches_that_made_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    streamed, split = catalog.get("gemv_vectorized"), catalog.get("gemm_split_k")
+    problem, halved = Linear(1, 64, 256), Linear(64, 256, 512)
+    schedules = streamed.best_guess(problem, H100), parse_schedule(split, "split_k=2", halved, H100)
+    subjects = [(streamed, problem, schedules[0]), (split, halved, schedules[1])]
+    grids = [launch.ctas for kernel, *question in subjects for launch in kernel.launches(*question, H100)]
+    rows = [{"launch__grid_size": float(ctas), "dram__bytes_read.sum": 10.0**at} for at, ctas in enumerate(grids)]
+    monkeypatch.setattr(counters, "_profile", lambda *_: rows)
+    first, second = counters.read_all(subjects, H100)
+    assert first.counts.hbm_read_bytes == 1
+    assert second.counts.hbm_read_bytes == sum(10**at for at in range(1, len(grids)))
+    rows.pop()
+    with pytest.raises(EnvironmentFailure, match="where the schedules have"):
+        counters.read_all(subjects, H100)

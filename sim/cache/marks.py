@@ -1,7 +1,6 @@
-"""L2 replay: from the sectors that SMs asked for to the bytes that HBM moved.
+"""From the sectors that SMs asked for to the bytes that HBM moves at least: each sector once.
 
-The simplest honest model: L2 is large enough that every unique sector crosses HBM once, and every written sector is
-written back once. It under-counts where the working set outgrows L2.
+Where the working set outgrows L2, `sim.cache.walk` says what is read again.
 """
 
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from sim.counts import SECTOR
 from sim.machine import Machine
 
 READ, WRITTEN = 1, 2  # bits of a sector's mark
+DIRTY = 0.1  # of an L2's bytes: written lines beyond it go to HBM while the kernel runs, as an H100 was seen to do
 
 
 @dataclass(frozen=True)
@@ -31,5 +31,5 @@ def replay(marks: Iterable[NDArray[np.uint8]], machine: Machine) -> Traffic:
     for mark in marks:
         read += int(np.count_nonzero(mark & READ))
         written += int(np.count_nonzero(mark & WRITTEN))
-    dirty = min(written * SECTOR, machine.l2_bytes)
+    dirty = min(written * SECTOR, int(DIRTY * machine.l2_bytes))
     return Traffic(read * SECTOR, written * SECTOR, dirty)
