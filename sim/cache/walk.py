@@ -57,11 +57,6 @@ def reread(requests: Requests, l2: L2) -> int:
     return LINE * round(int(again) * asked / max(int(walked), 1))
 
 
-def lost(nbytes: float, machine: Machine) -> float:
-    """The share of bytes, read once and then again in the same order, that L2 has lost by then: the slope above."""
-    return min(1.0, max(0.0, (nbytes / machine.l2_bytes - 0.7) / 0.35))
-
-
 @njit(cache=True)
 def _walk(box, half, writes, lines, sets, ways, halves, sampled):
     """Of the walked sets: lines that HBM reads again, and lines that are asked for."""

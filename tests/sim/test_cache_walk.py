@@ -11,7 +11,7 @@ from lab import catalog
 from lab.kernel import parse_schedule
 from lab.kernels.gemm.wgmma_mainloop import requested
 from lab.problems import Linear
-from sim.cache.walk import L2, LINE, SAMPLED, Requests, l2_of, lost, reread
+from sim.cache.walk import L2, LINE, SAMPLED, Requests, l2_of, reread
 from sim.machine import H100, H200
 
 
@@ -104,9 +104,3 @@ def test_a_launch_that_fits_reads_each_input_once() -> None:
     kernel, problem = catalog.get("gemm_pingpong"), Linear(1024, 2048, 2048)
     (launch,) = kernel.launches(problem, kernel.best_guess(problem, H200), H200)
     assert reread(requested(launch, H200), l2_of(H200)) == 0
-
-
-def test_what_a_second_pass_has_lost() -> None:
-    """The shares of an H200 that the model's description cites, to a tenth."""
-    for megabytes, hit in ((44, 0.96), (48, 0.81), (53, 0.67), (58, 0.39), (63, 0.22), (76, 0.05)):
-        assert lost(megabytes * 1e6, H200) == pytest.approx(1 - hit, abs=0.1)
