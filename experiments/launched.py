@@ -10,6 +10,7 @@ from msgspec import structs
 from experiments.lookup import is_peer, pace, question_of, stale
 from lab import catalog
 from lab.cards.fits import Error
+from lab.choice import candidate_named
 from lab.kernel import Kernel, recorded_schedule
 from lab.problems import Problem
 from lab.record import Archive, Record, is_chain
@@ -66,8 +67,7 @@ def tried(record: Record) -> Iterator[Record]:
     if record.tried is None or record.clock == "chain":
         return
     for name, us in record.tried.items():
-        kernel, _, words = name.rstrip(")").partition("(")
-        schedule: dict[str, int | str] = dict(word.split("=", 1) for word in words.split(","))
+        kernel, schedule = candidate_named(name)
         overlapping = False if record.metrics.get("plain") else None
         yield structs.replace(record, kernel=kernel, schedule=schedule, us=us, tried=None, overlapping=overlapping)
 

@@ -46,10 +46,15 @@ def choose(problem: Problem, machine: Machine, chain: bool = False) -> tuple[Ker
 
 def predicted_best(problem: Problem, machine: Machine) -> Guess:
     """The best guess of the smallest predicted time, whatever the tuned table says; raises as `choose` does."""
+    left = _not_outgrown(problem, machine)
+    return min(left, key=lambda guess: (guess.us, -len(ancestors(guess.kernel))))
+
+
+def _not_outgrown(problem: Problem, machine: Machine) -> list[Guess]:
+    """The best guesses of the kernels that none of the others improves on."""
     guesses = best_guesses(problem, machine)
     gone = outgrown([guess.kernel for guess in guesses])
-    left = [guess for guess in guesses if guess.kernel.name not in gone]
-    return min(left, key=lambda guess: (guess.us, -len(ancestors(guess.kernel))))
+    return [guess for guess in guesses if guess.kernel.name not in gone]
 
 
 def is_solvable(problem: Problem, machine: Machine) -> bool:
@@ -98,9 +103,7 @@ def undecided(problem: Problem, machine: Machine, most: int = MOST_UNDECIDED) ->
     A time may be off by the mean error that its kernel's line in fits.jsonl states. Raises InputError where no kernel
     takes the problem.
     """
-    guesses = best_guesses(problem, machine)
-    gone = outgrown([guess.kernel for guess in guesses])
-    kernels = [guess.kernel for guess in guesses if guess.kernel.name not in gone]
+    kernels = [guess.kernel for guess in _not_outgrown(problem, machine)]
     ranked = sorted(
         (
             (kernel.predicted_us(problem, schedule, machine, RANKING_CLOCK), number, kernel, schedule)
@@ -133,6 +136,17 @@ def legal_candidates(kernel: Kernel, problem: Problem, machine: Machine) -> Iter
 def schedule_words(fields: Mapping[str, int | str]) -> str:
     """A schedule's fields as --schedule and `parse_schedule` take them."""
     return ",".join(f"{name}={value}" for name, value in fields.items())
+
+
+def candidate_name(kernel: str, fields: Mapping[str, int | str]) -> str:
+    """A kernel with a schedule's fields, as a search's records name what they tried."""
+    return f"{kernel}({schedule_words(fields)})"
+
+
+def candidate_named(name: str) -> tuple[str, dict[str, str]]:
+    """The kernel and the fields, each still text, of which `candidate_name` made a name."""
+    kernel, _, words = name.removesuffix(")").partition("(")
+    return kernel, dict(word.split("=", 1) for word in words.split(","))
 
 
 def ancestors(kernel: Kernel) -> list[str]:

@@ -11,7 +11,7 @@ from experiments.rows import Row, Verdict, size_of, time_row, timed_by, untimed
 from experiments.running.backends import Backend
 from experiments.running.formats import formats_of, in_format
 from experiments.running.jobs import Search
-from lab.choice import predicted_best, schedule_words
+from lab.choice import candidate_name, predicted_best, schedule_words
 from lab.kernel import RANKING_CLOCK, schedule_fields
 from lab.problems import Linear
 from lab.record import Archive, Record
@@ -69,17 +69,17 @@ def measure(options: Options, backend: Backend) -> Iterator[Record]:
     searches = []
     for number, problem in enumerate(draw(options)):
         picked = predicted_best(problem, backend.machine)
-        name, words = picked.kernel.name, schedule_words(schedule_fields(picked.schedule))
+        name, fields = picked.kernel.name, schedule_fields(picked.schedule)
         searches.append(
             Search(
                 problem=problem.as_dict(),
                 most=options.candidates,
-                picked=(name, words),
+                picked=(name, schedule_words(fields)),
                 clock=RANKING_CLOCK,
                 plain=True,
                 rounds=options.rounds,
                 experiment="choice_regret",
-                facts={"pick": f"{name}({words})", "seed": options.seed, "number": number},
+                facts={"pick": candidate_name(name, fields), "seed": options.seed, "number": number},
             )
         )
     yield from backend.searched(searches, options.seconds)
@@ -118,7 +118,7 @@ def cases(records: Sequence[Record]) -> list[Case]:
 
 
 def _name(record: Record) -> str:
-    return f"{record.kernel}({schedule_words(record.schedule or {})})"
+    return candidate_name(record.kernel or "", record.schedule or {})
 
 
 def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: ARG001 (all is of one run)

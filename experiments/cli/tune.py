@@ -132,8 +132,8 @@ def _settled(search: Any, found: Any, machine_name: str, keep: bool) -> dict[str
     if entry.machine != machine_name:
         return _row(search, "failed", f"it ran on a {entry.machine}, not on a {machine_name}")
     tuned.put([entry], tuned.user_table())
-    times = {f"{r.kernel}({schedule_words(r.schedule or {})})": r.us for r in found if r.schedule}
-    picked_us = times.get("{}({})".format(*search.incumbents[0]))
+    times = {(r.kernel, schedule_words(r.schedule or {})): r.us for r in found if r.schedule}
+    picked_us = times.get(search.incumbents[0])
     words = schedule_words(entry.schedule)
     return _row(search, "raced", kernel=entry.kernel, schedule=words, us=entry.us, picked_us=picked_us)
 

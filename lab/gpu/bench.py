@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import structs
 from numpy.typing import NDArray
 
-from lab.choice import schedule_words
+from lab.choice import candidate_name
 from lab.compile import code_digest, compile_launch
 from lab.gpu import driver
 from lab.gpu.ceilings import plain_movers
@@ -66,7 +66,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        return f"{self.kernel.name}({schedule_words(schedule_fields(self.schedule))})"
+        return candidate_name(self.kernel.name, schedule_fields(self.schedule))
 
 
 class Bench:
