@@ -1,4 +1,4 @@
-"""Charts as data: what a picture of the docs shows; experiments/tables/drawing.py draws it."""
+"""Pictures as data: what a picture of the docs shows; experiments/tables/drawing.py draws it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,3 +34,26 @@ class Chart:
     y: str
     series: tuple[Series, ...]
     logarithmic: str = "xy"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar: its label, and the parts that stand one behind another in it, (name, value)."""
+
+    label: str
+    parts: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A picture of stacked bars, the first on top: its title, what its axis shows with the unit, and the bars.
+
+    Parts of one name have one colour.
+    """
+
+    title: str
+    x: str
+    bars: tuple[Bar, ...]
+
+
+Picture = Chart | Bars

@@ -1,13 +1,14 @@
-"""Draws charts as SVG by matplotlib, the same bytes each time; each file says of which chart it was drawn."""
+"""Draws pictures as SVG by matplotlib, the same bytes each time; each file says of what it was drawn."""
 
 import io
 import re
+from collections.abc import Sequence
 from hashlib import sha256
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from experiments.chart import Chart, Series
+from experiments.chart import Bars, Chart, Picture, Series
 from sim.errors import InputError
 
 SIZE = (8.6, 4.8)  # inches
@@ -16,6 +17,8 @@ FONT = 9  # points
 LETTER, LINE = 0.56 * FONT, 1.25 * FONT  # points; about what a letter and a line take, so that no font is asked
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9")  # Okabe and Ito
 GREY = "#767676"
+SHADES = (*COLOURS, GREY)  # of the parts of bars
+BARS_LEFT, BAR_HEIGHT = 0.2, 0.6  # room for labels, of the picture; of the distance between bars
 FEW_DECADES = 1000  # largest over smallest value up to which 2 and 5 are written too
 DOTS = "os^Dv"  # one for each round through the colours
 LOOKS: dict[str, dict[str, Any]] = {
@@ -27,64 +30,100 @@ LOOKS: dict[str, dict[str, Any]] = {
 MEANING = {"theory": "line: theory", "predicted": "hollow: predicted", "measured": "full: measured"}
 
 
-def digest(chart: Chart) -> str:
-    """What a picture was drawn of and by: the chart to six digits and this file, so that nothing else is compared."""
-    series = [(s.label, s.mark, [(f"{x:.6g}", f"{y:.6g}") for x, y in s.points], s.titles) for s in chart.series]
-    said = repr((chart.title, chart.x, chart.y, chart.logarithmic, series)).encode()
-    return "sha256:" + sha256(said + Path(__file__).read_bytes()).hexdigest()
+def digest(picture: Picture) -> str:
+    """What a picture was drawn of and by: its data to six digits and this file, so that nothing else is compared."""
+    if isinstance(picture, Bars):
+        bars = [(bar.label, [(name, f"{value:.6g}") for name, value in bar.parts]) for bar in picture.bars]
+        said = repr((picture.title, picture.x, bars))
+    else:
+        series = [(s.label, s.mark, [(f"{x:.6g}", f"{y:.6g}") for x, y in s.points], s.titles) for s in picture.series]
+        said = repr((picture.title, picture.x, picture.y, picture.logarithmic, series))
+    return "sha256:" + sha256(said.encode() + Path(__file__).read_bytes()).hexdigest()
 
 
-def draw(chart: Chart) -> str:
-    """The chart as SVG text; raises InputError where matplotlib is not installed."""
+def draw(picture: Picture) -> str:
+    """The picture as SVG text; raises InputError where matplotlib is not installed."""
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
-        from matplotlib.ticker import LogLocator, NullFormatter
     except ImportError:
         raise InputError("pictures need the package matplotlib: pip install 'kernel-lab[pictures]'") from None
     settings = {"svg.hashsalt": "lab", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": FONT}
     with rc_context(settings):
         figure = Figure(figsize=SIZE)
-        figure.subplots_adjust(**FRAME)
         axes = figure.add_subplot()
-        axes.set(title=chart.title, xlabel=chart.x, ylabel=chart.y)
+        axes.set(title=picture.title, xlabel=picture.x)
         axes.grid(color="#e4e4e4", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        for name in chart.logarithmic:
-            axes.set(**{f"{name}scale": "log"})
-            axis, values = (
-                getattr(axes, f"{name}axis"),
-                [point["xy".index(name)] for s in chart.series for point in s.points],
-            )
-            few = max(values) < FEW_DECADES * min(values)
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
-            axis.set_major_formatter("{x:,g}")
-            axis.set_minor_formatter(NullFormatter())
-        labels = list(dict.fromkeys(s.label for s in chart.series if s.mark != "limit"))
-        for i, series in enumerate(chart.series):
-            look = {**LOOKS[series.mark], **_look(series, labels)}
-            axes.plot(*zip(*series.points, strict=True), clip_on=False, gid=_gid(i), **look)
-        _label(axes, chart, labels)
-        marks = ", ".join(text for mark, text in MEANING.items() if any(s.mark == mark for s in chart.series))
-        figure.text(0.99, 0.02, marks, ha="right", color=GREY)
+        titles = _bars(axes, picture) if isinstance(picture, Bars) else _lines(axes, picture)
         file = io.StringIO()
-        metadata = {"Date": None, "Creator": None, "Title": chart.title, "Identifier": digest(chart)}
+        metadata = {"Date": None, "Creator": None, "Title": picture.title, "Identifier": digest(picture)}
         figure.savefig(file, format="svg", metadata=metadata)
-    text = _titled(file.getvalue(), chart)
+    text = _titled(file.getvalue(), "path" if isinstance(picture, Bars) else "use", titles)
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+
+
+def _lines(axes: Any, chart: Chart) -> list[Sequence[str]]:
+    """Draw the series; the titles of each one's dots."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    figure = axes.get_figure()
+    figure.subplots_adjust(**FRAME)
+    axes.set(ylabel=chart.y)
+    for name in chart.logarithmic:
+        axes.set(**{f"{name}scale": "log"})
+        axis, values = (
+            getattr(axes, f"{name}axis"),
+            [point["xy".index(name)] for s in chart.series for point in s.points],
+        )
+        few = max(values) < FEW_DECADES * min(values)
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+        axis.set_major_formatter("{x:,g}")
+        axis.set_minor_formatter(NullFormatter())
+    labels = list(dict.fromkeys(s.label for s in chart.series if s.mark != "limit"))
+    for i, series in enumerate(chart.series):
+        look = {**LOOKS[series.mark], **_look(series, labels)}
+        axes.plot(*zip(*series.points, strict=True), clip_on=False, gid=_gid(i), **look)
+    _label(axes, chart, labels)
+    marks = ", ".join(text for mark, text in MEANING.items() if any(s.mark == mark for s in chart.series))
+    figure.text(0.99, 0.02, marks, ha="right", color=GREY)
+    return [series.titles for series in chart.series]
+
+
+def _bars(axes: Any, picture: Bars) -> list[Sequence[str]]:
+    """Draw the bars, first on top, with a legend of their parts; the title of each part."""
+    axes.get_figure().subplots_adjust(**(FRAME | {"left": BARS_LEFT}))
+    names = list(dict.fromkeys(name for bar in picture.bars for name, _ in bar.parts))
+    titles: list[Sequence[str]] = []
+    shown = set()
+    for y, bar in enumerate(picture.bars):
+        left = 0.0
+        for name, value in bar.parts:
+            look = {"color": SHADES[names.index(name) % len(SHADES)], "label": "" if name in shown else name}
+            axes.barh(y, value, left=left, height=BAR_HEIGHT, **look)[0].set_gid(_gid(len(titles)))
+            titles.append([f"{bar.label}, {name}: {value:,.4g}"])
+            shown.add(name)
+            left += value
+        axes.text(left, y, f" {left:,.4g}", va="center", color=GREY)
+    axes.set_yticks(range(len(picture.bars)), [bar.label for bar in picture.bars])
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.grid(visible=False, axis="y")
+    axes.legend(loc="center left", bbox_to_anchor=(1.06, 0.5), frameon=False)
+    return titles
 
 
 def _gid(i: int) -> str:
     return f"series-{i}"
 
 
-def _titled(text: str, chart: Chart) -> str:
-    """The SVG with the titles of its dots, which matplotlib cannot write."""
-    for i, series in enumerate(chart.series):
+def _titled(text: str, tag: str, titles: Sequence[Sequence[str]]) -> str:
+    """The SVG with the titles of its dots or parts, elements of this tag, which matplotlib cannot write."""
+    for i, said in enumerate(titles):
         before, start, part = text.partition(f'<g id="{_gid(i)}">')
-        for title in series.titles:
-            part = re.sub(r"(<use [^>]*)/>", rf"\1><title>{_literal(title)}</title></use>", part, count=1)
+        for title in said:
+            part = re.sub(rf"(<{tag} [^>]*)/>", rf"\1><title>{_literal(title)}</title></{tag}>", part, count=1)
         text = before + start + part
     return text
 

@@ -12,7 +12,7 @@ A page is README.md or a Markdown file in docs. What stands in it between two ma
     <!-- end of output COMMAND -->
 
 An experiment's table are its `rows` and `verdict` for its newest simulated run, unless it has a
-`table(past: Archive) -> str`. Pictures are what its `pictures(past: Archive) -> dict[str, Chart]` gives, by file name.
+`table(past: Archive) -> str`. Its pictures are what `pictures(past: Archive) -> dict[str, Picture]` gives, by file name.
 """
 
 import re
@@ -24,7 +24,7 @@ from typing import Any
 
 from experiments import runner
 from experiments.catalog import module_of, names, tables
-from experiments.chart import Chart
+from experiments.chart import Picture
 from experiments.lookup import MARKS
 from experiments.markdown import three_columns
 from experiments.tables.drawing import digest, draw
@@ -46,7 +46,7 @@ class Report:
     """What pages and pictures should hold, by path, and what the tables say is the matter with their figures."""
 
     pages: dict[Path, str]
-    pictures: dict[Path, Chart]
+    pictures: dict[Path, Picture]
     doubts: tuple[str, ...] = ()
 
     @property
@@ -71,7 +71,7 @@ def report(past: Archive) -> Report:
     Raises InputError outside a checkout and for a block of an unknown name.
     """
     texts: dict[Path, str] = {}
-    charts: dict[Path, Chart] = {}
+    charts: dict[Path, Picture] = {}
     doubts: dict[str, None] = {}
     for page in pages():
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.chart import Chart, Series
+from experiments.chart import Bar, Bars, Chart, Series
 from experiments.tables.drawing import digest, draw
 
 HOSTILE = '<script>alert("&")</script>'
@@ -69,3 +69,22 @@ def place(svg: str, label: str) -> tuple[float, float]:
     found = re.search(rf'<text [^>]*?x="([\d.-]+)" y="([\d.-]+)"[^>]*>{label}</text>', svg)
     assert found, label
     return float(found[1]), float(found[2])
+
+
+def test_bars_are_stacked_to_their_sums_and_each_part_says_what_it_is() -> None:
+    bars = Bars("bars", "us", (Bar("first", (("a", 1.0), ("b", 2.5))), Bar(HOSTILE, (("b", 4.0),))))
+    svg = draw(bars)
+    assert svg == draw(bars)
+    assert digest(bars) in svg
+    root = ElementTree.fromstring(svg)
+    said = [title.text for title in root.iter("{http://www.w3.org/2000/svg}title")][1:]
+    assert said == ["first, a: 1", "first, b: 2.5", f"{HOSTILE}, b: 4"]
+    texts = ["".join(text.itertext()).strip() for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"first", HOSTILE, "3.5", "4", "a", "b"} <= set(texts)
+    assert texts.count("b") == 1  # once in the legend
+
+
+def test_a_changed_part_changes_the_digest_of_bars() -> None:
+    base = Bars("bars", "us", (Bar("first", (("a", 1.0),)),))
+    others = [Bars("bars", "us", (Bar("first", (("a", 1.1),)),)), Bars("bars", "us", (Bar("first", (("b", 1.0),)),))]
+    assert len({digest(each) for each in (base, *others)}) == 3
