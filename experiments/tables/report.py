@@ -12,7 +12,7 @@ A page is README.md or a Markdown file in docs. What stands in it between two ma
     <!-- end of output COMMAND -->
 
 An experiment's table are its `rows` and `verdict` for its newest simulated run, unless it has a
-`table(past: Archive) -> str`. Its pictures are what `pictures(past: Archive) -> dict[str, Picture]` gives, by file name.
+`table(past: Archive) -> str`. Pictures are what `pictures(past: Archive) -> dict[str, Picture]` gives, by file name.
 """
 
 import re
