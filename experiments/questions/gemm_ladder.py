@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from experiments import markdown
+from experiments.chart import Bar, Bars
 from experiments.lookup import CLOCKS, best_peer, counted, is_peer, layer_of, measured, note
 from experiments.markdown import figure, share
-from experiments.questions.ladder import climb, tuned_fields
+from experiments.questions.ladder import climb, newest_rungs, tuned_fields
 from experiments.rows import MEGA, Row, Verdict, counters_of, timed_by
 from experiments.running.backends import Backend
 from experiments.running.jobs import Job
@@ -135,6 +136,7 @@ class Step:
     """
 
     name: str
+    problem: Linear
     adds: str
     l2_theory: float | None
     l2_simulated: float | None
@@ -170,6 +172,7 @@ def _step(record: Record, past: Archive, every: Sequence[Record]) -> Step:
     names = [record.kernel, record.metrics["note"]]
     return Step(
         name=", ".join(str(name) for name in names if name),
+        problem=problem,
         adds=catalog.get(record.kernel).adds if record.kernel in catalog.names() else "",
         l2_theory=_mega((record.theory or {}).get("l2_to_sm_bytes")),
         l2_simulated=_mega(simulated.get("l2_to_sm_bytes")),
@@ -229,16 +232,7 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:
 def table(past: Archive) -> str:
     """The rungs of each ladder of the newest run that timed it, else that simulated it."""
     parts = []
-    for name in LADDERS:
-        records = [r for r in past.where(experiment="gemm_ladder").records if r.metrics.get("ladder") == name]
-        if not records:
-            continue
-        last = ([r for r in records if r.us is not None] or records)[-1]
-        of_last = (last.on, last.machine, last.commit)  # every rung is a run of its own
-        same = [r for r in records if (r.on, r.machine, r.commit) == of_last]
-        newest = {(r.kernel, str(r.problem), r.metrics["note"]): r for r in same if r.schedule is not None}
-        rungs = sorted(newest.values(), key=lambda r: int(r.metrics["rung"] or 0))
-        climbed = steps([*rungs, *filter(is_peer, same)], past)[name]
+    for name, climbed in _climbed(past).items():
         rows = (
             [
                 f"`{', '.join(filter(None, (step.name, step.note)))}`",
@@ -251,6 +245,31 @@ def table(past: Archive) -> str:
         )
         sources = sorted({step.timed.source for step in climbed if step.timed})
         on = f", on {'; '.join(sources)}" if sources else ", not timed yet"
-        shape = {key: value for key, value in (last.problem or {}).items() if key in ("m", "n", "k")}
-        parts.append(f"{name}, {spell(shape)}{on}:\n\n{markdown.table(_HEADINGS, rows)}")
+        parts.append(f"{name}, {_shape(climbed[0])}{on}:\n\n{markdown.table(_HEADINGS, rows)}")
     return "\n\n".join(parts) or "No records yet: `lab run gemm_ladder --record` makes them."
+
+
+def pictures(past: Archive) -> dict[str, Bars]:
+    """The rate of each rung of the bf16 ladder, and of cuBLAS beside the last."""
+    climbed = [step for step in _climbed(past).get("bf16", ()) if step.tflops]
+    if not climbed:
+        return {}
+    bars = [Bar(step.name, (("the lab", step.tflops or 0.0),)) for step in climbed]
+    last = climbed[-1]
+    if last.of_peer:
+        bars.append(Bar("cuBLAS", (("cuBLAS", (last.tflops or 0.0) / last.of_peer),)))
+    card = last.timed.source if last.timed else ""
+    return {"gemm_ladder": Bars(f"The GEMM ladder in bf16, {_shape(last)}, on {card}", "TFLOP/s", tuple(bars))}
+
+
+def _climbed(past: Archive) -> dict[str, list[Step]]:
+    """The newest rungs of each ladder that has any."""
+    found: dict[str, list[Step]] = {}
+    for name in LADDERS:
+        every = [r for r in past.where(experiment="gemm_ladder").records if r.metrics.get("ladder") == name]
+        found |= steps(newest_rungs(every), past)
+    return found
+
+
+def _shape(step: Step) -> str:
+    return spell({name: getattr(step.problem, name) for name in ("m", "n", "k")})

@@ -3,8 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from experiments.lookup import best_peer, comparable, is_peer, layer_of, measured, note, question_of, stale
-from experiments.questions.ladder import climb, tuned_fields
+from experiments import markdown
+from experiments.chart import Bar, Bars
+from experiments.lookup import best_peer, comparable, counted, is_peer, layer_of, measured, note, question_of, stale
+from experiments.markdown import figure, share
+from experiments.questions.ladder import climb, newest_rungs, tuned_fields
 from experiments.rows import MEGA, Row, Verdict, floor_of, time_row
 from experiments.running.backends import Backend
 from experiments.running.jobs import Job
@@ -19,6 +22,16 @@ QUESTION = "What does each rung of the GEMV ladder add, and how far from cuBLAS 
 
 SHAPES = ((1024, 1024), (4096, 4096), (8192, 8192), (13824, 5120), (14336, 4096), (4096, 14336))  # n, k
 CLOCK = "graph"
+_HEADINGS = [
+    "n x k",
+    "rung",
+    "L2 to SM, MB: theory",
+    "simulated",
+    "us in a graph",
+    "of the floor",
+    "of HBM's peak",
+    "of cuBLAS",
+]
 
 
 @dataclass(frozen=True)
@@ -170,3 +183,48 @@ def _climbed(shape: str, climbed: Sequence[Step]) -> str:
         f"{shape} climbs from {first.us:,.4g} us ({first.record.kernel}) to {best.us:.4g} us ({best.record.kernel}), "
         f"{best.of_floor:.1%} of the floor{beside} ({'measured' if best.timed else 'predicted'})"
     )
+
+
+def table(past: Archive) -> str:
+    """The rungs of each shape of the newest run that timed them, else that simulated them."""
+    climbed = _newest(past)
+    if not climbed:
+        return "No records yet: `lab run gemv_ladder --record` makes them."
+    found = []
+    for shape, rungs in climbed.items():
+        for step in rungs:
+            simulating = counted(past, step.record, "simulated")
+            moved, simulated = _mega(step.record.theory), _mega(simulating.simulated if simulating else None)
+            peer = step.peer_us / step.us if step.peer_us else None
+            shares = map(share, (step.of_floor, step.of_peak, peer))
+            name = ", ".join(filter(None, (str(step.record.kernel), note(step.record))))
+            found.append([shape, f"`{name}`", *map(figure, (moved, simulated, step.us)), *shares])
+    sources = [step.timed.source for rungs in climbed.values() for step in rungs if step.timed]
+    said = " ".join(f"{_climbed(shape, rungs)}." for shape, rungs in climbed.items())
+    on = [markdown.measured_on(sources)] if sources else []
+    return "\n\n".join([markdown.table(_HEADINGS, found), said, *on])
+
+
+def pictures(past: Archive) -> dict[str, Bars]:
+    """The rate at which each rung of the largest shape reads its bytes, and cuBLAS beside the fastest."""
+    name = _name(*max(SHAPES, key=lambda shape: shape[0] * shape[1]))
+    rungs = [step for step in _newest(past).get(name, ()) if step.timed]
+    if not rungs:
+        return {}
+    rate = question_of(rungs[0].record).bytes["total"] / MEGA  # us to TB/s
+    bars = [Bar(str(step.record.kernel), (("the lab", rate / step.us),)) for step in rungs]
+    beside = [step.peer_us for step in rungs if step.peer_us]
+    if beside:
+        bars.append(Bar("cuBLAS", (("cuBLAS", rate / beside[-1]),)))
+    title = f"The GEMV ladder in bf16, {name}, on {rungs[-1].timed.source if rungs[-1].timed else ''}"
+    return {"gemv_ladder": Bars(title, "TB/s of the bytes that the layer needs", tuple(bars))}
+
+
+def _newest(past: Archive) -> dict[str, list[Step]]:
+    """The newest rungs of each shape that has any."""
+    found: dict[str, list[Step]] = {}
+    every = [r for r in past.where(experiment="gemv_ladder").records if "rung" in r.metrics or is_peer(r)]
+    for n, k in SHAPES:
+        here = [r for r in every if (r.problem or {}).get("n") == n and (r.problem or {}).get("k") == k]
+        found |= steps(newest_rungs([r for r in here if r.clock in (CLOCK, None)]), past)
+    return found

@@ -172,11 +172,34 @@ def test_the_gemv_ladder_follows_times_and_peers() -> None:
     assert rows["1024x1024: gemv_coalesced", "of cuBLAS"] == pytest.approx(8 / 9)
     moved = 2 * 1024**2 + 2 * 2 * 1024  # bytes of w, x and y
     assert rows["1024x1024: gemv_naive", "of HBM's peak"] == pytest.approx(moved / 10e-6 / H100.hbm_bandwidth)
+    table = gemv_ladder.table(Archive((*records, *past.records)))
+    assert table.count("| 1024x1024 | `") == len(records)
+    assert f"{8 / 9:.1%}" in next(line for line in table.splitlines() if "gemv_coalesced" in line)
     assert "(predicted)" in gemv_ladder.verdict(records, NOTHING).sentence
     wrong = [msgspec.structs.replace(r, simulated={"l2_to_sm_bytes": 1}) for r in records]
     assert not gemv_ladder.verdict(wrong, NOTHING).passed
     with pytest.raises(InputError, match=r"only is all, 1024x1024, 4096x4096, .*; got '7x7'"):
         gemv_ladder.Options(only="7x7")
+
+
+def test_a_ladder_is_drawn_of_the_rungs_timed_last_and_cublas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gemv_ladder, "SHAPES", ((1024, 1024),))
+    records = experiments.run("gemv_ladder", **SMALL["gemv_ladder"]).records
+    assert gemv_ladder.pictures(Archive(tuple(records))) == {}  # none is timed
+    past = Archive(
+        tuple(
+            msgspec.structs.replace(timed, kernel=kernel, us=us, run=f"run of {r.kernel}", commit=commit)
+            for commit, factor in (("older", 3.0), ("newer", 1.0))
+            for r in records
+            for timed in [measured(r, 100.0 * factor)]
+            for kernel, us in ((r.kernel, timed.us), ("peer:cublas", 50.0))
+        )
+    )
+    bars = gemv_ladder.pictures(past)["gemv_ladder"].bars
+    assert [bar.label for bar in bars] == [*(r.kernel for r in records), "cuBLAS"]
+    rates = [value for bar in bars for _, value in bar.parts]
+    assert rates == pytest.approx([rates[0]] * len(records) + [2 * rates[0]])
+    assert rates[0] == pytest.approx((2 * 1024**2 + 2 * 2 * 1024) / 100.0 / 1e6)
 
 
 @pytest.mark.parametrize(
