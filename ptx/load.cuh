@@ -120,4 +120,11 @@ __device__ __forceinline__ uint32_t acquire(const uint32_t* address) {
     return word;
 }
 
+// The same of one that another GPU may write (ld.acquire.sys).
+__device__ __forceinline__ uint32_t acquire_system(const uint32_t* address) {
+    uint32_t word;
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(word) : "l"(address) : "memory");
+    return word;
+}
+
 }  // namespace ptx::load

@@ -25,6 +25,11 @@ __device__ __forceinline__ void global<16>(void* to, const Vector16& v) {
                  : "memory");
 }
 
+// A word that another GPU may poll (st.relaxed.sys).
+__device__ __forceinline__ void relaxed_system(uint32_t* to, uint32_t word) {
+    asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(to), "r"(word) : "memory");
+}
+
 // A word at a shared::cluster address (st.shared::cluster).
 __device__ __forceinline__ void cluster(uint32_t to, uint32_t word) {
     asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(to), "r"(word) : "memory");
