@@ -1,0 +1,161 @@
+"""Two GPUs three ways on the same requests: prefill beside decode, two replicas, one engine on both."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from experiments.chart import Chart, Series
+from experiments.markdown import three_columns
+from experiments.rows import Row, Verdict
+from experiments.running.backends import Backend
+from experiments.running.fleets import NEEDS_TWO, pages_of
+from experiments.served import between_decodes, figure, job, lengths, newest, served_rows
+from lab.problems.model import model_named
+from lab.record import Archive, Record
+from lab.serving.workload import Workload
+from sim.errors import InputError
+
+QUESTION = "What is prefill on a GPU of its own worth, against two replicas and against two GPUs for each step?"
+
+SETUPS = {
+    "1 prefill + 1 decode": "disaggregate=1:1",
+    "2 replicas": "replicas=2",
+    "tensor parallel": "tensor_parallel=2",
+}
+ITL_MS = 20.0  # the budget of a step that mixes prompts with decodes: chunked prefill
+SLO = {"ttft": 500.0, "tpot": 25.0}  # ms
+KEPT = 0.9  # the share of requests that have to be within it at the knee
+LONG = 8192
+RATES = {"azure-conv": (8.0, 16.0, 24.0, 32.0, 40.0, 48.0), "azure-code": (4.0, 8.0, 12.0, 16.0, 20.0)}
+STALLS = "8k prompts into decodes"
+SHOWN = (
+    "request_goodput",
+    "median_ttft_ms",
+    "p99_ttft_ms",
+    "mean_itl_ms",
+    "p99_itl_ms",
+    "max_itl_ms",
+    "push_us",
+    "push_exposed_us",
+    "push_share",
+    "busy_prefill_0",
+    "busy_decode_0",
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """`requests` of two kinds of traffic at rates up to beyond each set-up's knee, and 8k prompts into 64 decodes.
+
+    `only` is one of the loads, where not all are asked for.
+    """
+
+    model: str = "llama-3-8b"
+    requests: int = 300
+    only: str = ""
+    seconds: int = 200
+
+    def __post_init__(self) -> None:
+        model_named(self.model)
+        if self.only not in ("", *RATES, STALLS):
+            raise InputError(f"the loads are {', '.join((*RATES, STALLS))}; got {self.only!r}")
+        if self.requests < 1:
+            raise InputError(f"requests are at least 1; got {self.requests}")
+
+
+def measure(options: Options, backend: Backend) -> Iterator[Record]:
+    """Each load by each set-up; predicted, on however many GPUs this runs."""
+    if backend.on == "gpu":
+        raise InputError(NEEDS_TWO)
+    model, found = model_named(options.model), []
+    loads = {
+        f"{dataset}, {rate:g} a second": (dataset, rate, lengths(Workload(dataset, options.requests, rate)))
+        for dataset, rates in RATES.items()
+        for rate in rates
+    }
+    loads[STALLS] = (STALLS, 1.0, sorted(between_decodes() * 2))
+    for load, (traffic, rate, requests) in loads.items():
+        if options.only not in ("", traffic):
+            continue
+        for name, gpus in SETUPS.items():
+            policy = {"itl_us": 1e3 * ITL_MS, "pages": pages_of(gpus, model, backend.machine)}
+            facts = {"setup": name, "traffic": traffic, "requests_per_s": rate}
+            more = {"goodput": SLO, "gpus": gpus, "facts": facts, "long": LONG if traffic == STALLS else 0}
+            found.append(job("disaggregation", f"{load}; {name}", model, requests, policy=policy, **more))
+    yield from backend.served(found, options.seconds)
+
+
+def kept(record: Record) -> float:
+    """The share of a run's requests within the limits."""
+    served = figure(record, "request_throughput")
+    return (figure(record, "request_goodput") or 0.0) / served if served else 0.0
+
+
+def knees(records: Sequence[Record], traffic: str) -> dict[str, float]:
+    """The highest rate at which a set-up keeps 90% of requests within the limits, by set-up; 0 where none does."""
+    found = dict.fromkeys(SETUPS, 0.0)
+    for record in records:
+        if record.metrics.get("traffic") == traffic and kept(record) >= KEPT:
+            name = str(record.metrics["setup"])
+            found[name] = max(found[name], figure(record, "requests_per_s") or 0.0)
+    return found
+
+
+def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: ARG001 (all is of one run)
+    """The knees, then the figures of the loads below the lowest knee that is above 0, and of the long prompts."""
+    shown = [r for r in records if r.metrics.get("traffic") == STALLS]
+    for traffic in RATES:
+        found = knees(records, traffic)
+        for name, rate in found.items():
+            yield Row(f"{traffic}; {name}", "requests a second at its knee", None, rate, None)
+        lowest = min((rate for rate in found.values() if rate), default=0.0)
+        shown += [r for r in records if r.metrics.get("traffic") == traffic and figure(r, "requests_per_s") == lowest]
+    for record in shown:
+        yield from served_rows([record], SHOWN)
+
+
+def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG001
+    """Who keeps the limits longest, who has the shortest gap, and what a push costs."""
+    said = []
+    for traffic in RATES:
+        found = knees(records, traffic)
+        if any(found.values()):
+            said.append(f"{traffic}: {', '.join(f'{name} {rate:g}' for name, rate in found.items())}")
+    if not said:
+        return Verdict(None, "No set-up keeps 90% of its requests within the limits at any rate.")
+    stalls = {
+        str(r.metrics["setup"]): figure(r, "max_itl_ms") or 0.0 for r in records if r.metrics["traffic"] == STALLS
+    }
+    gaps = ", ".join(f"{name} {gap:.1f}" for name, gap in stalls.items())
+    shares = [share for r in records if (share := figure(r, "push_share")) is not None]
+    pushed = f" Pushes are {min(shares):.1%} to {max(shares):.1%} of the time that prefill computes." if shares else ""
+    return Verdict(
+        None,
+        f"Requests a second at the knee (predicted), {'; '.join(said)}. Longest gaps while 8k prompts come in, ms: "
+        f"{gaps}.{pushed}",
+    )
+
+
+def pictures(past: Archive) -> dict[str, Chart]:
+    """The share of requests within the limits against the rate, for each traffic."""
+    records, found = newest(past, "disaggregation"), {}
+    for traffic in RATES:
+        series = []
+        for name in SETUPS:
+            mine = [r for r in records if r.metrics.get("traffic") == traffic and r.metrics.get("setup") == name]
+            points = sorted((figure(r, "requests_per_s") or 0.0, 100 * kept(r)) for r in mine)
+            if points:
+                series.append(Series(name, points, "predicted"))
+        if series:
+            title = (
+                f"{traffic} on two GPUs: requests within {SLO['ttft']:g} ms to the first token, {SLO['tpot']:g} a token"
+            )
+            found[f"disaggregation_{traffic}"] = Chart(title, "requests a second", "% of requests", tuple(series), "")
+    return found
+
+
+def table(past: Archive) -> str:
+    """The newest run."""
+    found = newest(past, "disaggregation")
+    if not found:
+        return "No records yet: `lab run disaggregation --record` makes them."
+    return three_columns(list(rows(found, past)), verdict(found, past).sentence)
