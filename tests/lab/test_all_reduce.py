@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import lab
 from lab import catalog
@@ -56,13 +57,15 @@ def test_a_word_crosses_the_link_once_with_its_epoch() -> None:
     assert counted.peer_read_bytes == 0
 
 
-def test_a_rank_on_its_own_gpu_has_the_other_inbox_there() -> None:
-    problem = AllReduce(1, 4096)
-    schedule = SUM.best_guess(problem, H200)
-    (both,) = SUM.launches(problem, schedule, H200)
+@pytest.mark.parametrize("name", ["all_reduce_one_shot", "all_reduce_flagged"])
+def test_a_rank_on_its_own_gpu_has_the_other_inbox_there(name: str) -> None:
+    kernel, problem = catalog.get(name), AllReduce(1, 4096)
+    schedule = kernel.best_guess(problem, H200)
+    (both,) = kernel.launches(problem, schedule, H200)
     for rank in range(2):
-        own = SUM.module.rank_launch(problem, schedule, rank)
-        assert [a.name for a in own.arrays if a.peer] == [f"inbox{1 - rank}"]
+        own = kernel.module.rank_launch(problem, schedule, rank)
+        remote = {a.name for a in own.arrays if a.peer}
+        assert remote == {a.name for a in both.arrays if a.name in (f"inbox{1 - rank}", f"flags{1 - rank}")}
         assert (own.grid, own.arguments[-1].value) == ((both.grid[0], 1, 1), rank)
         assert own.block == both.block
 
@@ -77,3 +80,14 @@ def test_small_sums_are_latency_and_large_ones_the_link() -> None:
     assert (
         SUM.bills(AllReduce(2048, 4096), SUM.best_guess(AllReduce(2048, 4096), one), one, "chain").us > 1.8 * large.us
     )
+
+
+def test_large_sums_are_predicted_to_take_a_flag_and_small_ones_epochs() -> None:
+    flagged = catalog.get("all_reduce_flagged")
+
+    def faster(problem: AllReduce) -> bool:
+        us = [k.predicted_us(problem, k.best_guess(problem, H200), H200, "chain") for k in (SUM, flagged)]
+        return us[1] < us[0]
+
+    assert not faster(AllReduce(4, 4096))
+    assert faster(AllReduce(2048, 4096))

@@ -1,16 +1,11 @@
 // One-shot all-reduce of two ranks: each sends all it has to the other's inbox and adds what is in its own.
 //
 // A word travels with its epoch in eight bytes, which are written and read at once: who reads the epoch has the word, and
-// no fence and no flag is waited for. Two words are a store. An inbox has `SLOTS` slots, taken in turn: when a rank
-// sends for the second time after an epoch, the other has answered the first and so is done with that epoch's slot.
+// no fence and no flag is waited for. Two words are a store.
 #pragma once
-#include "ptx/convert.cuh"
+#include "lab/kernels/collective/pair_sum.cuh"
 #include "ptx/load.cuh"
 #include "ptx/store.cuh"
-
-#ifndef SLOTS
-#define SLOTS 2
-#endif
 
 using Words = Vector16;  // word, epoch, word, epoch
 
@@ -39,19 +34,13 @@ struct OneShot {
         return found;
     }
 
-    static __device__ __forceinline__ uint32_t sum(uint32_t a, uint32_t b) {
-        return ptx::convert::pair<Activation>(
-            ptx::convert::low<Activation>(a) + ptx::convert::low<Activation>(b),
-            ptx::convert::high<Activation>(a) + ptx::convert::high<Activation>(b));
-    }
-
     __device__ __forceinline__ void add(int cta, int ctas, uint32_t epoch) const {
         const Words* slot = mine + int64_t(epoch % SLOTS) * 2 * units;
         for (int i = cta * blockDim.x + threadIdx.x; i < units; i += ctas * blockDim.x) {
             const Vector16 own = ptx::load::no_allocate_if<16>(x + i, true);
             const Words first = awaited(slot + i, epoch), second = awaited(slot + units + i, epoch);
-            ptx::store::global<16>(y + i, Vector16{sum(own.words[0], first.words[0]), sum(own.words[1], first.words[2]),
-                                                   sum(own.words[2], second.words[0]), sum(own.words[3], second.words[2])});
+            const Vector16 other{first.words[0], first.words[2], second.words[0], second.words[2]};
+            ptx::store::global<16>(y + i, pair_sum<Activation>(own, other));
         }
     }
 };

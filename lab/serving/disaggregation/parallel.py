@@ -12,7 +12,7 @@ from lab.serving.times import CLOCK, StepTimes
 from sim.errors import InputError
 from sim.machine import Machine
 
-KERNEL = "all_reduce_one_shot"
+KERNELS = ("all_reduce_one_shot", "all_reduce_flagged")
 
 
 def share_of(model: Model, ranks: int) -> Model:
@@ -30,8 +30,9 @@ def share_of(model: Model, ranks: int) -> Model:
 @lru_cache(maxsize=1024)
 def all_reduce_us(machine: Machine, m: int, n: int, form: str) -> float:
     """Microseconds that the ranks of a step are predicted to need for a sum of [m, n] on each."""
-    kernel, problem = catalog.get(KERNEL), AllReduce(m, n, form)
-    return kernel.predicted_us(problem, kernel.best_guess(problem, machine), machine, CLOCK)
+    problem = AllReduce(m, n, form)
+    kernels = [catalog.get(name) for name in KERNELS]
+    return min(k.predicted_us(problem, k.best_guess(problem, machine), machine, CLOCK) for k in kernels)
 
 
 @dataclass(frozen=True)
