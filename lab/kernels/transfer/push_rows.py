@@ -19,9 +19,9 @@ from sim.tiles import SimulatedChip, add_atomically, load_vector, store_vector
 
 LANES = 32
 REQUEST = LANES * 16  # bytes of a warp's
-# Microseconds from a warp's look at the tables until its stores are issued: a load from a table and one from HBM, each
-# about a microsecond on an idle Hopper where neither is in L2, the first seldom. Assumed, not measured.
-ROUND_TRIP_US = 1.2
+# Microseconds from a warp's look at the tables until its stores are issued: 8 and 16 CTAs took that long for what they
+# have under way, between two pools of one H200 (commit c806bcd4).
+ROUND_TRIP_US = 1.4
 
 SOLVES = Solves(
     Transfer,
