@@ -60,9 +60,10 @@ class Options:
 
 
 def measure(options: Options, backend: Backend) -> Iterator[Record]:
-    """What is predicted of each part; on GPUs then what is measured of those that code drives."""
+    """What is predicted of each part between two cards; on GPUs then what is measured of those that code drives."""
+    here, there = options.pair
     for part in PARTS:
-        if options.part in ("", part):
+        if options.part in ("", part) and (backend.on == "sim" or here != there):
             for case, quantity, value in _predicted(part, options.model, backend):
                 facts = {"case": case, "quantity": quantity, "value": value, "part": part}
                 yield backend.closed_form(facts, model_named(options.model))
