@@ -16,15 +16,14 @@ KERNELS = ("all_reduce_one_shot", "all_reduce_flagged")
 
 
 def share_of(model: Model, ranks: int) -> Model:
-    """What each rank has: its heads, its columns of gate and up, its rows of the other matrices and of the head.
+    """What each rank has, as `StepWeights.load` divides it: heads and columns of the MLP; embedding and head are whole.
 
     Raises InputError where they cannot be shared evenly.
     """
-    for name in ("q_heads", "kv_heads", "ffn", "vocab"):
+    for name in ("q_heads", "kv_heads", "ffn"):
         if getattr(model, name) % ranks:
             raise InputError(f"{ranks} ranks cannot share {name} = {getattr(model, name):,} evenly")
-    shared = {name: getattr(model, name) // ranks for name in ("q_heads", "kv_heads", "ffn", "vocab")}
-    return replace(model, **shared)
+    return replace(model, **{name: getattr(model, name) // ranks for name in ("q_heads", "kv_heads", "ffn")})
 
 
 @lru_cache(maxsize=1024)
@@ -37,10 +36,7 @@ def all_reduce_us(machine: Machine, m: int, n: int, form: str) -> float:
 
 @dataclass(frozen=True)
 class ParallelTimes:
-    """Steps of a model on two GPUs, as `StepTimes` of one: a rank's share, and two sums a layer.
-
-    The head's two halves find their best token each, and one small sum more tells it to the other.
-    """
+    """Steps of a model on two GPUs, as `StepTimes` of one: a rank's share, and two sums a layer."""
 
     model: Model
     machine: Machine
@@ -55,7 +51,7 @@ class ParallelTimes:
     def sums_us(self, tokens: int) -> float:
         """Microseconds of all sums of a step of so many tokens, those that fill its bucket up among them."""
         m = self.model
-        return (2 * m.layers + 1) * all_reduce_us(self.machine, tokens, m.d, m.unit)
+        return 2 * m.layers * all_reduce_us(self.machine, tokens, m.d, m.unit)
 
     def plan_us(self, plan: StepPlan) -> float:
         """Microseconds of a step."""

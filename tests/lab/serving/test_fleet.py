@@ -102,10 +102,10 @@ def test_a_link_carries_one_push_at_a_time_and_the_last_layer_comes_after_its_st
 
 def test_ranks_share_a_model_and_add_two_sums_a_layer() -> None:
     share = parallel.share_of(MODEL, 2)
-    assert 2 * (share.kv_bytes_per_token, share.ffn)[0] == MODEL.kv_bytes_per_token
+    assert (2 * share.kv_bytes_per_token, 2 * share.ffn) == (MODEL.kv_bytes_per_token, MODEL.ffn)
     buckets = POLICY.buckets
     both, alone = parallel.ParallelTimes(MODEL, H200, buckets), StepTimes(share, H200, buckets)
-    sums = (2 * MODEL.layers + 1) * parallel.all_reduce_us(H200, 1, MODEL.d, "bf16")
+    sums = 2 * MODEL.layers * parallel.all_reduce_us(H200, 1, MODEL.d, "bf16")
     assert both.rows_us([10], [1]) == pytest.approx(alone.rows_us([10], [1]) + sums)
     with pytest.raises(InputError, match="2 ranks cannot share q_heads = 9 evenly"):
         parallel.share_of(MODELS["smollm2-135m"], 2)
