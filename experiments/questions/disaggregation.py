@@ -28,7 +28,7 @@ SLO = {"ttft": 500.0, "tpot": 25.0}  # ms
 KEPT = 0.9  # the share of requests that have to be within it at the knee
 SMOOTH = 12.0  # ms that 99% of gaps are within, where answers have to be smooth
 LONG = 8192
-RATES = {"azure-conv": (8.0, 16.0, 24.0, 32.0, 40.0, 48.0), "azure-code": (4.0, 8.0, 12.0, 16.0, 20.0, 24.0)}
+RATES = {"azure-conv": (16.0, 24.0, 32.0, 40.0, 48.0, 56.0, 64.0), "azure-code": (8.0, 12.0, 16.0, 20.0, 24.0, 28.0)}
 STALLS = "8k prompts into decodes"
 SHOWN = (
     "request_goodput",
