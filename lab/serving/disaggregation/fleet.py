@@ -19,6 +19,8 @@ from lab.serving.engine import Engine
 from lab.serving.request import Request, Sequence
 from lab.serving.routing import PrefixRouter
 
+Arrived = Callable[[float, Sequence], None]  # when, and which sequence goes on with its first token
+
 
 class Fleet(ABC):
     """Engines that share what they are asked. Not for two threads at once."""
@@ -110,16 +112,21 @@ class Replicas(Fleet):
 
 
 class Disaggregated(Fleet):
-    """Engines for prompts and engines for answers, with links between them that carry one push at a time each."""
+    """Engines for prompts and engines for answers, with links between them that carry one push at a time each.
 
-    def __init__(self, senders: Sized[Engine], receivers: Sized[Engine], link: Link) -> None:
+    `arrived` hears of each sequence that goes on with the first token that its push brought.
+    """
+
+    def __init__(
+        self, senders: Sized[Engine], receivers: Sized[Engine], link: Link, arrived: Arrived | None = None
+    ) -> None:
         super().__init__([*senders, *receivers])
         self._first = len(senders)  # of the receivers
         schedulers = [engine.scheduler for engine in self.engines]
         self.front = Front(
             [s for s in schedulers if isinstance(s, Sender)], [s for s in schedulers if isinstance(s, Receiver)]
         )
-        self.link = link
+        self.link, self._arrived = link, arrived
         self.pushes: list[Push] = []
 
     @property
@@ -134,7 +141,10 @@ class Disaggregated(Fleet):
         now = self.engines[engine].clock.now_us
         if engine < self._first:
             for flight in self.front.computed(engine):
-                self._push(flight, now)
+                if flight.over:
+                    self._arrive(flight, now)
+                else:
+                    self._push(flight, now)
         self._offer(now)
 
     def abort(self, id: int) -> None:
@@ -151,8 +161,10 @@ class Disaggregated(Fleet):
         self.at(push.over_us, lambda us: self._arrive(flight, us))
 
     def _arrive(self, flight: Flight, us: float) -> None:
-        if self.front.pushed(flight.offer.request.id):
+        if sequence := self.front.pushed(flight.offer.request.id):
             self.wake(self._first + flight.receiver, us)
+            if self._arrived:
+                self._arrived(us, sequence)
         self._offer(us)
 
 

@@ -12,13 +12,14 @@ from sim.errors import InputError
 
 @dataclass
 class Flight:
-    """A request between two engines; it is pushed from `ready` on."""
+    """A request between two engines; it is pushed from `ready` on, unless it is `over` with its first token."""
 
     offer: Offer
     sender: int
     receiver: int
     ready: Ready | None = None
     wanted: bool = True
+    over: bool = False
 
 
 class Front:
@@ -69,17 +70,18 @@ class Front:
         return busy
 
     def computed(self, sender: int) -> list[Flight]:
-        """What a sender has ready and is to be pushed now; what ends with its first token is handed over without."""
+        """What a sender has ready, to be pushed and then told by `pushed`; what is over goes there without a push."""
         found, ready = [], self.senders[sender].ready
         while ready:
             one = ready.popleft()
             flight = self.flights[one.id]
             flight.ready = one
             self._router.done(sender)
-            if not flight.wanted or ended(self.sequences[one.id], one.token):
-                self.pushed(one.id)
-            else:
+            if flight.wanted:
+                flight.over = bool(ended(self.sequences[one.id], one.token))
                 found.append(flight)
+            else:
+                self.pushed(one.id)
         return found
 
     def pushed(self, id: int) -> Sequence | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from lab.problems import Model
 from lab.serving.clock import VirtualClock
-from lab.serving.disaggregation.fleet import Disaggregated, Fleet, Replicas
+from lab.serving.disaggregation.fleet import Arrived, Disaggregated, Fleet, Replicas
 from lab.serving.disaggregation.handover import Receiver, Sender
 from lab.serving.disaggregation.link import Link
 from lab.serving.disaggregation.parallel import ParallelTimes, share_of
@@ -68,10 +68,12 @@ def fleet_of(
     policy: Policy,
     observe: Callable[[int], Observer],
     overheads: Overheads | None = None,
+    arrived: Arrived | None = None,
 ) -> Fleet:
     """Engines that take predicted times; `observe` gives the observer of each by its number, prefill's first.
 
-    Engines of prefill fill their steps whatever the policy's ITL budget is: nobody decodes there.
+    `arrived` hears of sequences whose first token came with a push. Engines of prefill fill their steps whatever the
+    policy's ITL budget is: nobody decodes there.
     """
     given = overheads or Overheads()
 
@@ -85,5 +87,5 @@ def fleet_of(
         prefills, decodes = setup.engines
         senders = [engine(i, Sender, replace(policy, itl_us=0.0)) for i in range(prefills)]
         receivers = [engine(prefills + i, Receiver, policy) for i in range(decodes)]
-        return Disaggregated(senders, receivers, Link(model, machine))
+        return Disaggregated(senders, receivers, Link(model, machine), arrived)
     return Replicas([engine(i, Scheduler, policy) for i in range(setup.engines[0] if setup.way == REPLICAS else 1)])

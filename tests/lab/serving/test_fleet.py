@@ -1,6 +1,7 @@
 """Several engines by one time: tokens are those of one engine, times follow from inputs alone, links carry one push."""
 
 import time
+from collections.abc import Sequence as Sized
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +16,12 @@ from lab.serving.disaggregation import parallel
 from lab.serving.disaggregation.fleet import Disaggregated, Fleet, Replicas, serve
 from lab.serving.disaggregation.handover import Receiver, Sender
 from lab.serving.disaggregation.link import Link, push_us
+from lab.serving.disaggregation.live import LiveFleet
 from lab.serving.disaggregation.setups import Setup, fleet_of
-from lab.serving.engine import Engine
+from lab.serving.engine import Engine, StepFacts
 from lab.serving.executor import PredictedExecutor, scripted
 from lab.serving.metrics import Steps
-from lab.serving.request import Request
+from lab.serving.request import Request, Sequence
 from lab.serving.scheduler import Policy, Scheduler
 from lab.serving.times import StepTimes
 from sim.errors import InputError
@@ -127,3 +129,28 @@ def test_setups_run_a_model_by_predicted_times() -> None:
         firsts[text] = [s.token_us[0] for s in serve(served, requests)]
         assert all(s.token_us for s in served.sequences.values())
     assert max(firsts["disaggregate=1:1"]) > max(firsts["replicas=2"])  # one GPU computes all prompts, which share none
+
+
+@pytest.mark.parametrize("text", ["replicas=2", "disaggregate=1:1"])
+def test_a_live_fleet_tells_every_token_once_and_in_order(text: str) -> None:
+    told: dict[int, list[tuple[int, float]]] = {}
+
+    def hear(_: StepFacts, emitted: Sized[Sequence]) -> None:
+        for s in emitted:
+            told.setdefault(s.request.id, []).append((s.tokens[-1], s.token_us[-1]))
+
+    policy = replace(POLICY, page_tokens=64, max_length=512, max_tokens=256, pages=40)
+    live = LiveFleet(Setup.of(text), MODELS["smollm2-135m"], H200, policy, hear, real=False)
+    for i in range(4):
+        live.add(Request(i, (i,) * 100, 1 + 3 * (i % 2)))
+    assert live.scheduler.policy.pages == 2 * 39 + 1
+    live.abort(3)
+    while live.step():
+        assert live.scheduler.pool.available <= 78
+    assert set(told) - {3} == {0, 1, 2}
+    for id in range(3):
+        sequence = live.fleet.sequences[id]
+        assert [token for token, _ in told[id]] == sequence.sampled
+        assert [us for _, us in told[id]] == sequence.token_us
+    assert not live.scheduler.running
+    assert not live.scheduler.waiting
