@@ -17,4 +17,11 @@ __device__ __forceinline__ void count_relaxed(uint32_t* counter, uint32_t last) 
     asm volatile("red.relaxed.gpu.global.inc.u32 [%0], %1;" ::"l"(counter), "r"(last) : "memory");
 }
 
+// Likewise, and it returns the number before; fences around it order what there is to see (atom.relaxed.gpu.inc).
+__device__ __forceinline__ uint32_t counted_relaxed(uint32_t* counter, uint32_t last) {
+    uint32_t before;
+    asm volatile("atom.relaxed.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(last) : "memory");
+    return before;
+}
+
 }  // namespace ptx::atom

@@ -12,4 +12,7 @@ __device__ __forceinline__ void mbarrier_init() {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
+// What this thread wrote, or saw written, is seen by all GPUs before what it writes from here (fence.acq_rel.sys).
+__device__ __forceinline__ void system() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
+
 }  // namespace ptx::fence

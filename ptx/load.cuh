@@ -120,4 +120,18 @@ __device__ __forceinline__ uint32_t acquire(const uint32_t* address) {
     return word;
 }
 
+// The same of one that another GPU may write (ld.acquire.sys).
+__device__ __forceinline__ uint32_t acquire_system(const uint32_t* address) {
+    uint32_t word;
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(word) : "l"(address) : "memory");
+    return word;
+}
+
+// Two times eight bytes that another GPU may write; each eight are read at once (ld.relaxed.sys).
+__device__ __forceinline__ Vector16 relaxed_system(const Vector16* address) {
+    uint64_t first, second;
+    asm volatile("ld.relaxed.sys.global.v2.u64 {%0, %1}, [%2];" : "=l"(first), "=l"(second) : "l"(address) : "memory");
+    return {uint32_t(first), uint32_t(first >> 32), uint32_t(second), uint32_t(second >> 32)};
+}
+
 }  // namespace ptx::load

@@ -25,6 +25,17 @@ __device__ __forceinline__ void global<16>(void* to, const Vector16& v) {
                  : "memory");
 }
 
+// A word that another GPU may poll (st.relaxed.sys).
+__device__ __forceinline__ void relaxed_system(uint32_t* to, uint32_t word) {
+    asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(to), "r"(word) : "memory");
+}
+
+// Two times eight bytes that another GPU may poll; each eight are written at once.
+__device__ __forceinline__ void relaxed_system(Vector16* to, const Vector16& v) {
+    const uint64_t first = v.words[0] | uint64_t(v.words[1]) << 32, second = v.words[2] | uint64_t(v.words[3]) << 32;
+    asm volatile("st.relaxed.sys.global.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(first), "l"(second) : "memory");
+}
+
 // A word at a shared::cluster address (st.shared::cluster).
 __device__ __forceinline__ void cluster(uint32_t to, uint32_t word) {
     asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(to), "r"(word) : "memory");

@@ -17,7 +17,8 @@ class Counts:
     l2_to_sm_bytes: 32 x in-bounds sectors delivered to SMs: TMA per destination and box row, plus ordinary loads (an
     upper bound where a kernel leans on L1). sm_to_l2_bytes: 32 x sectors touched by stores after clipping.
     hbm_read_bytes, hbm_write_bytes: compulsory in theory, predicted by the simulators. l2_dirty_bytes: predicted to be
-    left in L2 at the end. l2_lookup_bytes: a prediction.
+    left in L2 at the end. l2_lookup_bytes: a prediction. peer_read_bytes, peer_write_bytes: 32 x sectors of arrays in
+    other GPUs' memory, each once: what crosses the links, and part of the HBM bytes, which are those of all chips.
     """
 
     flops: int | None = None
@@ -32,6 +33,8 @@ class Counts:
     hbm_write_bytes: int | None = None
     l2_dirty_bytes: int | None = None
     l2_lookup_bytes: int | None = None
+    peer_read_bytes: int | None = None
+    peer_write_bytes: int | None = None
 
     @classmethod
     def zero(cls) -> "Counts":

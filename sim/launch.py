@@ -28,7 +28,7 @@ class Array:
     """A device pointer parameter to an array, dense and row-major where it has no strides (in elements).
 
     `storage` is the NumPy type that carries its bits. The values of one that `indexes` say how much of the others is
-    meant.
+    meant. A `peer` array lies in the memory of another GPU, or may.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Array:
     format: str  # a format of sim.formats, or a NumPy type name such as "int32"
     strides: tuple[int, ...] | None = None
     indexes: bool = False
+    peer: bool = False
 
     @property
     def storage(self) -> np.dtype:

@@ -12,7 +12,15 @@ import typer
 from experiments.cli.options import Json, On, Where
 from experiments.cli.options import Machine as MachineName
 from experiments.cli.output import emit, number, say, table
-from experiments.cli.serving import LoopOptions, Model, with_loop
+from experiments.cli.serving import (
+    Disaggregate,
+    LoopOptions,
+    Model,
+    Replicas,
+    TensorParallel,
+    gpus_of,
+    with_loop,
+)
 from experiments.cli.waiting import working
 from sim.errors import InputError
 
@@ -65,6 +73,9 @@ def bench_serve(
     seed: Seed = 0,
     loop: LoopOptions = LoopOptions(),  # noqa: B008 (it is frozen)
     static: Static = False,
+    disaggregate: Disaggregate = "",
+    replicas: Replicas = 0,
+    tensor_parallel: TensorParallel = 0,
     save_result: Save = False,
     result_filename: Result = "",
     base_url: BaseUrl = "",
@@ -77,9 +88,10 @@ def bench_serve(
     On the simulated chip nothing is computed: time is virtual and tokens are made up, answers have the length asked
     for. On a GPU weights are random. Output has the keys that vllm bench serve writes, and more.
     """
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from experiments.running import backends
+    from experiments.running.fleets import NEEDS_TWO, pages_of, predicted_fleet
     from experiments.running.jobs import ServeJob
     from experiments.running.serving import predicted
     from lab.problems.model import model_named
@@ -91,6 +103,11 @@ def bench_serve(
     limits, asked = goodput_of(goodput or ()), _percentiles(metric_percentiles)
     if (loop.journal and base_url) or (on is Where.GPU and (loop.journal or save_result)):
         raise InputError("a journal is written of predicted loops, all times of them and of servers")
+    gpus = gpus_of(disaggregate, replicas, tensor_parallel)
+    if gpus and (on is Where.GPU or base_url):
+        raise InputError(NEEDS_TWO)
+    if gpus and loop.journal:
+        raise InputError("a journal is of one loop's decisions; this set-up has several")
     chip = backends.real_machine() if on is Where.GPU else machine_named(machine)
     lengths = (input_len, output_len, range_ratio, prefix_len, loop.max_model_len)
     workload = Workload(dataset_name, num_prompts, request_rate, burstiness, *lengths, seed, dataset_path)
@@ -102,7 +119,8 @@ def bench_serve(
             found, every = summarise(sequences, (), 1, 0, limits, asked), per_request(sequences)
         else:
             chosen = model_named(model)
-            rules = asdict(loop.policy(chosen, chip, continuous=not static))
+            pages = loop.num_gpu_blocks or pages_of(gpus, chosen, chip)
+            rules = asdict(replace(loop, num_gpu_blocks=pages).policy(chosen, chip, continuous=not static))
             job = ServeJob(
                 problem=chosen.as_dict(),
                 requests=tuple((r.arrival_us, len(r.prompt), r.max_tokens) for r in workload.requests(2)),
@@ -112,11 +130,14 @@ def bench_serve(
                 goodput=limits,
                 percentiles=asked,
                 seed=seed,
+                gpus=gpus,
                 experiment="bench_serve",
             )
             if on is Where.GPU:
                 records = backends.GpuBackend(chip, "bench_serve", provenance()).served([job], DEADLINE_S)
                 found = next(dict(r.metrics) for r in records if r.on == "gpu")
+            elif gpus:
+                found = dict(predicted_fleet(job, chip, every))
             else:
                 with Path(loop.journal).open("wb") if loop.journal else nullcontext() as file:
                     found = dict(predicted(job, chip, file=file, every=every))
@@ -160,7 +181,8 @@ def _percentiles(words: str) -> tuple[float, ...]:
 
 
 def _render(document: dict[str, Any], percentiles: tuple[float, ...], title: str) -> None:
-    say(f"{document['model_id']}, {title}, times by the {document['clock']} clock")
+    several = f", {document['gpus']}" if "gpus" in document else ""
+    say(f"{document['model_id']}, {title}{several}, times by the {document['clock']} clock")
     names = ["mean", "median", *(f"p{p:g}" for p in percentiles)]
     rows = [[f"{name}, ms", *(number(document.get(f"{of}_{name}_ms")) for of in names)] for name in SHOWN]
     table(["", *names], rows)
@@ -180,5 +202,8 @@ def _render(document: dict[str, Any], percentiles: tuple[float, ...], title: str
         "prompt tokens found in the cache": document.get("prefix_hits"),
         "host, us a step": document.get("host_us"),
         "share of time without a step": document.get("idle_fraction"),
+        "pushes, us each": document.get("push_us"),
+        "of them after prefill's step": document.get("push_exposed_us"),
+        "pushes as a share of prefill's time": document.get("push_share"),
     }
     table(["", ""], [[name, number(value)] for name, value in figures.items() if value is not None])

@@ -13,7 +13,7 @@ import typer
 from experiments.cli.options import Json, On, Where
 from experiments.cli.options import Machine as MachineName
 from experiments.cli.output import emit, say
-from experiments.cli.serving import LoopOptions, with_loop
+from experiments.cli.serving import Disaggregate, LoopOptions, Replicas, TensorParallel, gpus_of, with_loop
 from sim.errors import EnvironmentFailure, InputError
 
 SIMULATED_PAGES = 256  # of a checkpoint on the simulated chip, whose memory is this computer's
@@ -52,6 +52,9 @@ def serve(
     served_model_name: Name = "",
     max_waiting: Queue = 1024,
     loop: LoopOptions = LoopOptions(max_num_seqs=64),  # noqa: B008 (it is frozen)
+    disaggregate: Disaggregate = "",
+    replicas: Replicas = 0,
+    tensor_parallel: TensorParallel = 0,
     on: On = Where.SIM,
     machine: MachineName = "h200",
     as_json: Json = False,
@@ -71,14 +74,22 @@ def serve(
     from experiments.running import backends
     from lab.inference.chip import gpu, simulated
     from lab.inference.download import default_weights
+    from lab.inference.number_codec import NumberCodec
     from lab.problems import MODELS
+    from lab.serving.disaggregation.live import LiveFleet
+    from lab.serving.disaggregation.setups import Setup
     from lab.serving.journal import Journal
-    from lab.serving.models import load, of_checkpoint, of_preset
+    from lab.serving.models import Served, load, of_checkpoint, of_preset
     from lab.serving.times import StepTimes
     from sim.machine import machine as machine_named
 
     card = backends.real_machine() if on is Where.GPU else machine_named(machine)
     preset = MODELS.get(model)
+    gpus = gpus_of(disaggregate, replicas, tensor_parallel)
+    if gpus and not (preset and on is Where.SIM and not loop.journal):
+        raise InputError(
+            "several GPUs are served as predicted alone: a preset, on the simulated chip, without a journal"
+        )
     if preset and on is Where.GPU:
         raise InputError(f"{model} is a preset without weights; on a GPU name a file")
     listening = _listen(host, port)
@@ -89,6 +100,8 @@ def serve(
         if on is Where.SIM and not loop.num_gpu_blocks:
             loop = replace(loop, num_gpu_blocks=SIMULATED_PAGES)
     sizes = preset or loaded.model
+    if gpus and not loop.num_gpu_blocks:
+        loop = replace(loop, num_gpu_blocks=Setup.of(gpus).pages(sizes, card))
     rules = loop.policy(sizes, card, context=loaded.checkpoint.config.context if loaded else 0)
     with Path(loop.journal).open("wb") if loop.journal else nullcontext() as file:
         lines = Journal(file, rules, StepTimes(sizes, card, rules.buckets)) if file else None
@@ -100,6 +113,9 @@ def serve(
         real = pace is Pace.REAL
         if loaded:
             served = of_checkpoint(loaded, rules, hear, real, lines)
+        elif gpus:
+            fleet: Any = LiveFleet(Setup.of(gpus), sizes, card, rules, hear, real)
+            served = Served(fleet, NumberCodec(), sizes.vocab)
         else:
             served = of_preset(preset, card, rules, hear, real, lines)
         gauges = Gauges(served.engine.scheduler)
@@ -114,6 +130,7 @@ def serve(
         service.start()
         bound = listening.getsockname()
         by = f"predicted for the {card.title}" if on is Where.SIM else f"on {card.title}"
+        by += f", {gpus}" if gpus else ""
         address = {"model": name, "url": f"http://{bound[0]}:{bound[1]}", "on": on.value, "card": card.name}
         emit(address, as_json, lambda a: say(f"{a['model']} is served at {a['url']}, {by}"))
         sys.stdout.flush()  # whoever reads it waits for this line

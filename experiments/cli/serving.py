@@ -20,6 +20,11 @@ Pages = Annotated[int, typer.Option(min=0, help="Pages of 64 tokens; 0: as many 
 HostPages = Annotated[int, typer.Option(min=0, help="Pages of the host, which preempted sequences may go to.")]
 Prefixes = Annotated[bool, typer.Option(help="Share full pages of equal prefixes.")]
 Preemption = Annotated[str, typer.Option(help="recompute, swap, or cheaper: whichever is predicted to be.")]
+Disaggregate = Annotated[
+    str, typer.Option(metavar="P:D", help="So many GPUs for prompts and so many for answers, as predicted.")
+]
+Replicas = Annotated[int, typer.Option(min=0, help="So many GPUs, each with a loop of its own, as predicted.")]
+TensorParallel = Annotated[int, typer.Option(min=0, help="2: both GPUs share every step, as predicted.")]
 JournalFile = Annotated[str, typer.Option("--journal", metavar="FILE", help="Write every decision to a file.")]
 
 
@@ -56,6 +61,21 @@ class LoopOptions:
             continuous=continuous,
             preemption=self.preemption,
         )
+
+
+def gpus_of(disaggregate: str, replicas: int, tensor_parallel: int) -> str:
+    """The set-up that was asked for, as `lab.serving.disaggregation.setups.Setup` takes it; "" for one GPU.
+
+    Raises InputError where there is more than one, or none such.
+    """
+    from lab.serving.disaggregation.setups import DISAGGREGATE, REPLICAS, TENSOR_PARALLEL, Setup
+    from sim.errors import InputError
+
+    ways = ((DISAGGREGATE, disaggregate), (REPLICAS, replicas), (TENSOR_PARALLEL, tensor_parallel))
+    asked = [f"{way}={number}" for way, number in ways if number]
+    if len(asked) > 1:
+        raise InputError(f"one set-up of several GPUs at a time; got {' and '.join(asked)}")
+    return str(Setup.of(asked[0])) if asked else ""
 
 
 def with_loop(verb: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,6 +16,7 @@ from experiments.running import (
     step_search,
     steps_on_device,
 )
+from experiments.running.fleets import NEEDS_TWO, predicted_fleet
 from experiments.running.jobs import AnyJob, Job, Search, ServeJob, SpeakJob, StepJob, Work, batch, problem_of
 from experiments.running.serving import predicted
 from experiments.running.simulation import BUDGET, require_room, simulate
@@ -190,7 +191,7 @@ class SimulatedBackend(_Common):
 
     def served(self, jobs: Sequence[ServeJob], seconds: float) -> Iterator[Record]:  # noqa: ARG002
         for job in jobs:
-            metrics = {**job.facts, **predicted(job, self.machine)}
+            metrics = {**job.facts, **(predicted_fleet if job.gpus else predicted)(job, self.machine)}
             yield self.closed_form(metrics, problem_of(job.problem))
 
     def worked(self, function: Callable[[Any], Iterator[Record]], work: Work, seconds: float) -> Iterator[Record]:  # noqa: ARG002
@@ -271,6 +272,8 @@ class GpuBackend(_Common):
         return in_worker(speech_on_device.speak, jobs, self.origin, seconds)
 
     def served(self, jobs: Sequence[ServeJob], seconds: float) -> Iterator[Record]:
+        if any(job.gpus for job in jobs):
+            raise InputError(NEEDS_TWO)
         return in_worker(serving_on_device.serve_jobs, jobs, self.origin, seconds)
 
     def worked(self, function: Callable[[Any], Iterator[Record]], work: Work, seconds: float) -> Iterator[Record]:

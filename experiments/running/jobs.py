@@ -77,7 +77,7 @@ class ServeJob(msgspec.Struct, frozen=True, kw_only=True):
 
     Arrivals are in microseconds, the rest in tokens; `policy` has fields of `lab.serving.scheduler.Policy`. The first
     `prefix` tokens of prompts are the same. Prompts of `long` tokens or more are told apart, where it is above 0.
-    `attribute` asks what of the error is whose.
+    `attribute` asks what of the error is whose. `gpus` is a set-up of several GPUs, such as "replicas=2".
     """
 
     problem: dict[str, Any]
@@ -90,6 +90,7 @@ class ServeJob(msgspec.Struct, frozen=True, kw_only=True):
     look_ahead: bool = True
     long: int = 0
     attribute: bool = False
+    gpus: str = ""
     kernel: str = ""
     seed: int = 0
     experiment: str | None = None

@@ -32,7 +32,8 @@ class DeviceBound:
         given = {name: arrays[name] for name in self._described if name in arrays}
         pointers = {name: pointer_of(array, self._described[name]) for name, array in given.items()}
         for name, pointer in pointers.items():
-            require_on(self.device, pointer, name)
+            if not self._described[name].peer:  # which may lie where the device reaches it
+                require_on(self.device, pointer, name)
         with self._lock:
             self._prepared.bind(pointers)
             self.arrays |= given

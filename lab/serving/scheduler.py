@@ -94,6 +94,15 @@ class Scheduler:
 
     def add(self, request: Request) -> Sequence:
         """Queue a request; raises InputError where it can never be served, whatever else there is."""
+        self.require(request)
+        if request.id in self.sequences:
+            raise InputError(f"request {request.id} is already under way")
+        sequence = self.sequences[request.id] = Sequence(request)
+        self.waiting.append(sequence)
+        return sequence
+
+    def require(self, request: Request) -> None:
+        """Raise InputError where a request can never be served."""
         p, longest = self.policy, len(request.prompt) + request.max_tokens
         if not request.prompt or request.max_tokens < 1:
             raise InputError("a request has a prompt of at least one token, and asks for at least one")
@@ -101,11 +110,6 @@ class Scheduler:
             raise InputError(f"prompt and answer take up to {longest} tokens; the longest sequence is {p.max_length}")
         if self._pages_of(longest - 1) > p.pages - 1:  # the last token is never computed
             raise InputError(f"prompt and answer take up to {longest} tokens; {p.pages - 1} pages cannot hold them")
-        if request.id in self.sequences:
-            raise InputError(f"request {request.id} is already under way")
-        sequence = self.sequences[request.id] = Sequence(request)
-        self.waiting.append(sequence)
-        return sequence
 
     def abort(self, id: int) -> Sequence | None:
         """End a request wherever it is; None where it has ended already."""

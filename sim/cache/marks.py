@@ -3,7 +3,7 @@
 Where the working set outgrows L2, `sim.cache.walk` says what is read again.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,3 +33,11 @@ def replay(marks: Iterable[NDArray[np.uint8]], machine: Machine) -> Traffic:
         written += int(np.count_nonzero(mark & WRITTEN))
     dirty = min(written * SECTOR, int(DIRTY * machine.l2_bytes))
     return Traffic(read * SECTOR, written * SECTOR, dirty)
+
+
+def crossing(marks: Sequence[NDArray[np.uint8]]) -> dict[str, int]:
+    """The peer fields of a launch's Counts, from the marks of the arrays in other GPUs' memory; none without any."""
+    if not marks:
+        return {}
+    traffic = {"peer_read_bytes": READ, "peer_write_bytes": WRITTEN}
+    return {name: SECTOR * sum(int(np.count_nonzero(mark & bit)) for mark in marks) for name, bit in traffic.items()}

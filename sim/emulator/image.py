@@ -19,13 +19,14 @@ class Buffer:
     """An array in global memory: its bytes, which a run updates in place.
 
     `writable` is false for what the kernel only reads. `unset`, one flag a byte, marks what holds no value yet; a run
-    clears what it has set.
+    clears what it has set. A `peer` buffer is another GPU's.
     """
 
     name: str
     data: NDArray[np.uint8]
     writable: bool = True
     unset: NDArray[np.bool_] | None = None
+    peer: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def image_of(launch: Launch, arrays: dict[str, NDArray[Any]]) -> Image:
             raise EmulatorError(f"array {taken.name} holds {array.nbytes} B; the launch says {taken.nbytes}, dense")
         unset = np.ones(array.nbytes, bool) if taken.role is Role.OUT else None
         data = array.reshape(-1).view(np.uint8)
-        buffers.append(Buffer(taken.name, data, taken.role is not Role.IN, unset))
+        buffers.append(Buffer(taken.name, data, taken.role is not Role.IN, unset, taken.peer))
     for argument in launch.arguments:
         if isinstance(argument, TensorMap):
             maps.append(_map(argument, launch, numbers, len(parameters)))

@@ -11,7 +11,7 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from sim.cache import replay
+from sim.cache import crossing, replay
 from sim.counts import SECTOR, Counts
 from sim.emulator import interpret, printed, profile, shadow
 from sim.emulator import tables as t
@@ -371,6 +371,7 @@ class _Chip:
             hbm_read_bytes=traffic.read_bytes,
             hbm_write_bytes=traffic.write_bytes,
             l2_dirty_bytes=traffic.dirty_bytes,
+            **crossing([s for s, buffer in zip(segments, self.image.buffers, strict=True) if buffer.peer]),
         )
         hazards: tuple[Hazard, ...] = tuple(found)
         statistics = statistics_of(stat, int(cfg[t.STEPS]))

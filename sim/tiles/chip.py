@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.cache import replay
+from sim.cache import crossing, replay
 from sim.cache.walk import Requests, l2_of, reread
 from sim.counts import EXACT, SECTOR, Counts
 from sim.launch import Launch
@@ -29,6 +29,7 @@ class SimulatedChip:
         self.machine = machine
         self.count = np.zeros((machine.sms, len(FIELDS)), np.int64)
         self._marks = {a.name: np.zeros(-(-a.nbytes // SECTOR), np.uint8) for a in launch.arrays}
+        self._peers = [a.name for a in launch.arrays if a.peer]
 
     def marks(self, name: str) -> NDArray[np.uint8]:
         """The sector marks of one array argument."""
@@ -60,4 +61,5 @@ class SimulatedChip:
             hbm_read_bytes=traffic.read_bytes + again,
             hbm_write_bytes=traffic.write_bytes,
             l2_dirty_bytes=traffic.dirty_bytes,
+            **crossing([self._marks[name] for name in self._peers]),
         )

@@ -36,6 +36,7 @@ def test_they_are_found_by_the_question_they_ask() -> None:
         "decode_bars",
         "decode_chain",
         "decode_floor",
+        "disaggregation",
         "first_and_later",
         "flash_attention",
         "fp8_error",
@@ -58,6 +59,7 @@ def test_they_are_found_by_the_question_they_ask() -> None:
         "step_bars",
         "step_batching",
         "step_machines",
+        "two_gpu_bars",
         "two_machines",
         "wrong_machine",
     )

@@ -149,3 +149,31 @@ def test_a_server_is_measured_as_its_clients_see_it(capsys: pytest.CaptureFixtur
         assert document(capsys, "--model", "other", "--base-url", server.url)["failed"] == 6
     assert run_command([*WORDS, "--base-url", server.url]) == 4
     assert "there is no server at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--replicas", "2"], ["--disaggregate", "1:1"]])
+def test_several_gpus_are_predicted_under_the_same_keys(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command([*WORDS, *words]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["completed"] == 6
+    assert document["gpus"] == words[0].strip("-") + "=" + words[1]
+    assert all(key in document for key in VLLM)
+    assert ("push_share" in document) == (words[0] == "--disaggregate")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--replicas", "2", "--disaggregate", "1:1"], "one set-up of several GPUs at a time"),
+        (["--disaggregate", "1"], "disaggregate takes P:D"),
+        (["--tensor-parallel", "2"], "2 ranks cannot share q_heads = 9 evenly"),
+        (["--tensor-parallel", "3"], "tensor parallelism is of two GPUs; got 3"),
+        (["--replicas", "2", "--on", "gpu"], "several GPUs are predicted here, not measured"),
+        (["--replicas", "2", "--journal", "x"], "a journal is of one loop's decisions"),
+    ],
+)
+def test_what_several_gpus_cannot_do_is_said(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command([*WORDS, *words]) != 0
+    assert sentence in "".join(capsys.readouterr())

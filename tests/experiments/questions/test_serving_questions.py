@@ -7,8 +7,9 @@ from msgspec import structs
 
 from experiments import runner
 from experiments.bars import serving_bars
+from experiments.questions import disaggregation
 from experiments.served import figure
-from lab.record import Record
+from lab.record import Record, provenance
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +85,32 @@ def test_a_job_of_every_part_can_be_made() -> None:
         for job in serving_bars.jobs(part):
             assert job.facts["part"] == part
             assert replace(serving_bars.Options(), part=part).part == part
+
+
+def on_two(setup: str, rate: float, share: float, gap: float = 8.0) -> Record:
+    metrics = {"setup": setup, "traffic": "azure-conv", "requests_per_s": rate, "request_throughput": rate}
+    metrics |= {"request_goodput": share * rate, "p99_itl_ms": gap, "case": f"{rate}; {setup}"}
+    return Record(**provenance(), on="sim", machine="h200", experiment="disaggregation", metrics=metrics)
+
+
+def test_a_knee_is_the_highest_rate_within_the_limits_and_smooth_answers_have_one_of_their_own() -> None:
+    split, whole, *_ = disaggregation.SETUPS
+    found = [on_two(split, rate, rate <= 16) for rate in (8.0, 16.0, 24.0)]
+    found += [on_two(whole, rate, 0.95 if rate <= 24 else 0.8, gap=19.0) for rate in (8.0, 16.0, 24.0, 32.0)]
+    knees = disaggregation.knees(found, "azure-conv")
+    assert (knees[split], knees[whole]) == (16.0, 24.0)
+    smooth = disaggregation.knees(found, "azure-conv", smooth=True)
+    assert (smooth[split], smooth[whole]) == (16.0, 0.0)
+    said = disaggregation.verdict(found, runner.archive()).sentence
+    assert f"azure-conv: {whole} at 24 a second ({split} 16)" in said
+    assert f"azure-conv with gaps below 12 ms: {split} at 16 a second" in said
+
+
+def test_prefill_on_a_gpu_of_its_own_keeps_gaps_small_and_computes_all_prompts_on_one() -> None:
+    found = runner.run("disaggregation", machine="h200", requests=6, only=disaggregation.STALLS)
+    by = {str(r.metrics["setup"]): r for r in found.records}
+    split, whole = by["1 prefill + 1 decode"], by["2 replicas"]
+    assert (figure(split, "p99_itl_ms") or 0.0) < (figure(whole, "p99_itl_ms") or 0.0)
+    assert (figure(split, "p99_ttft_ms") or 0.0) > (figure(whole, "p99_ttft_ms") or 0.0)
+    assert 0 < (figure(split, "push_share") or 0.0) < 0.05
+    assert (figure(split, "push_exposed_us") or 0.0) < (figure(split, "push_us") or 0.0)

@@ -39,6 +39,20 @@ def ask(server: Server, **changed: Any) -> Any:
     return server.client.completions.create(**{"model": PRESET, "prompt": "hello", "max_tokens": 5, **changed})
 
 
+@pytest.mark.parametrize("words", [["--disaggregate", "1:1"], ["--replicas", "2"]], ids=" ".join)
+def test_several_gpus_answer_as_one_does(words: list[str]) -> None:
+    with serving(PRESET, *words, "--max-model-len", "512") as found:
+        one, other = (ask(found, prompt=[i] * 40, max_tokens=n) for i, n in ((1, 6), (2, 1)))
+        assert (one.usage.completion_tokens, other.usage.completion_tokens) == (6, 1)
+        assert one.model_extra["lab"]["e2el_us"] > one.model_extra["lab"]["ttft_us"] > 0
+        assert found.now()["tokens"] == 7
+
+
+def test_several_gpus_serve_presets_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["serve", "--replicas", "2"]) != 0
+    assert "several GPUs are served as predicted alone" in capsys.readouterr().err
+
+
 def test_an_answer_has_its_text_its_reason_and_its_usage(server: Server) -> None:
     found = ask(server, n=2)
     assert len(found.choices) == 2

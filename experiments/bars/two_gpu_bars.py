@@ -1,0 +1,158 @@
+"""Two GPUs of one host against their bars: prompts handed over, sums of two ranks, a step on both."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from experiments.markdown import three_columns
+from experiments.rows import Row, Verdict
+from experiments.running.backends import Backend
+from experiments.running.two_gpus import Pushing, pushes
+from experiments.served import figure
+from lab.problems.model import model_named
+from lab.record import Archive, Record
+from lab.serving.disaggregation.link import push_us
+from lab.serving.disaggregation.parallel import ParallelTimes, all_reduce_us
+from lab.serving.scheduler import Policy
+from lab.serving.times import StepTimes
+from sim.errors import InputError
+
+QUESTION = "What does a second GPU cost: a prompt handed to it, a sum with it, a step on both?"
+
+TOKENS = (1155, 8192)  # of a conversation's mean prompt, and of a long one
+ROWS = (1, 2, 4)  # of 8 KB each
+PARTS = ("hand_over", "sum", "step")
+# The bar of each quantity, and whether more is better.
+BARS = {
+    "GB/s of one push": (330.0, True),
+    "us after prefill's last layer": (100.0, False),
+    "CTAs that push": (16.0, False),
+    "prefill slower by, while pushing, %": (3.0, False),
+    "us of a sum in a graph": (3.5, False),
+    "ms of a step, batch 1, 2,048 tokens": (2.35, False),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """One part, or all where it is empty, on two devices; "0,0" proves the code on one card, which no bar is for."""
+
+    part: str = ""
+    devices: str = "0,1"
+    model: str = "llama-3-8b"
+    rounds: int = 10
+    seconds: int = 60
+
+    def __post_init__(self) -> None:
+        model_named(self.model)
+        if self.part not in ("", *PARTS):
+            raise InputError(f"parts are {', '.join(PARTS)}; got {self.part!r}")
+        if min(self.rounds, self.seconds) < 1:
+            raise InputError(f"rounds and seconds are at least 1; got {self.rounds}, {self.seconds}")
+        self.pair  # noqa: B018 (its own check)
+
+    @property
+    def pair(self) -> tuple[int, int]:
+        """The devices."""
+        words = self.devices.split(",")
+        if len(words) != 2 or not all(word.isdigit() for word in words):
+            raise InputError(f"devices are two numbers with a comma between; got {self.devices!r}")
+        return int(words[0]), int(words[1])
+
+
+def measure(options: Options, backend: Backend) -> Iterator[Record]:
+    """What is predicted of each part between two cards; on GPUs then what is measured of those that code drives."""
+    here, there = options.pair
+    for part in PARTS:
+        if options.part in ("", part) and (backend.on == "sim" or here != there):
+            for case, quantity, value in _predicted(part, options.model, backend):
+                facts = {"case": case, "quantity": quantity, "value": value, "part": part}
+                yield backend.closed_form(facts, model_named(options.model))
+    if backend.on == "gpu" and options.part != "step":
+        work = Pushing(
+            model=model_named(options.model).as_dict(),
+            tokens=TOKENS if options.part in ("", "hand_over") else (),
+            rows=ROWS if options.part in ("", "sum") else (),
+            devices=options.pair,
+            rounds=options.rounds,
+            experiment="two_gpu_bars",
+        )
+        yield from backend.worked(pushes, work, options.seconds)
+
+
+def _predicted(part: str, name: str, backend: Backend) -> Iterator[tuple[str, str, float]]:
+    """(case, quantity, value) of a part."""
+    model, machine = model_named(name), backend.machine
+    if part == "hand_over":
+        times = StepTimes(model, machine, Policy(max_tokens=16_384).buckets)
+        for tokens in TOKENS:
+            pages = -(-tokens // 64)
+            us, moved = push_us(model, machine, pages), pages * 64 * model.kv_bytes_per_token
+            ctas = 16
+            prefill_us = times.rows_us([0], [tokens])
+            yield f"{tokens:,} tokens", "GB/s of one push", moved / us / 1e3
+            yield f"{tokens:,} tokens", "us after prefill's last layer", push_us(model, machine, pages, layers=1)
+            yield f"{tokens:,} tokens", "CTAs that push", float(ctas)
+            yield (
+                f"{tokens:,} tokens",
+                "prefill slower by, while pushing, %",
+                100 * us * ctas / machine.sms / prefill_us,
+            )
+    if part == "sum":
+        for rows in ROWS:
+            us = all_reduce_us(machine, rows, model.d, model.unit)
+            yield f"{rows * model.d * 2 / 1e3:.0f} KB", "us of a sum in a graph", us
+    if part == "step":
+        us = ParallelTimes(model, machine, Policy().buckets).rows_us([2047], [1])
+        yield "tensor parallel", "ms of a step, batch 1, 2,048 tokens", us / 1e3
+
+
+def _figures(records: Sequence[Record]) -> dict[tuple[str, str], list[float | None]]:
+    """Predicted and measured by case and quantity."""
+    found: dict[tuple[str, str], list[float | None]] = {}
+    for record in records:
+        m = record.metrics
+        if record.on == "sim":
+            found.setdefault((str(m["case"]), str(m["quantity"])), [None, None])[0] = figure(record, "value")
+        elif m["what"] == "push":
+            whole = m["layers"] != 1
+            quantity = "GB/s of one push" if whole else "us after prefill's last layer"
+            value = (figure(record, "bytes_per_s") or 0.0) / 1e9 if whole else figure(record, "us")
+            found.setdefault((f"{m['tokens']:,} tokens", quantity), [None, None])[1] = value
+        elif m["what"] == "sum":
+            key = f"{float(m['rank_bytes'] or 0) / 1e3:.0f} KB", "us of a sum in a graph"
+            pair = found.setdefault(key, [None, None])
+            pair[1] = min(pair[1] or figure(record, "us") or 0.0, figure(record, "us") or 0.0)
+    return found
+
+
+def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: ARG001 (all is of one run)
+    """Each figure beside its bar, which stands for theory."""
+    source = next((r.source for r in records if r.on == "gpu"), "")
+    for (case, quantity), (told, found) in _figures(records).items():
+        yield Row(case, quantity, BARS[quantity][0], told, found, source=source if found is not None else "")
+
+
+def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG001
+    """Against the bars, where two cards were there."""
+    measured = [r for r in records if r.on == "gpu"]
+    wrong = [r for r in measured if r.check and not r.check.passed]
+    if wrong:
+        return Verdict(False, f"{len(wrong)} of {len(measured)} transfers and sums brought wrong results.")
+    if not measured:
+        return Verdict(None, "Nothing is measured: two GPUs that reach each other are needed.")
+    if any(r.metrics.get("same_card") for r in measured):
+        return Verdict(None, f"All {len(measured)} transfers and sums are right within one card, which no bar is for.")
+    missed = []
+    for (case, quantity), (_, found) in _figures(records).items():
+        bar, more = BARS[quantity]
+        if found is not None and (found < bar if more else found > bar):
+            missed.append(f"{case}, {quantity}: {found:.4g}, bar {bar:g}")
+    return Verdict(not missed, f"Missed: {'; '.join(missed)}." if missed else "All bars that were measured are kept.")
+
+
+def table(past: Archive) -> str:
+    """The newest run, on cards where there is one."""
+    found = past.newest_run(experiment="two_gpu_bars", on="gpu") or past.newest_run(experiment="two_gpu_bars", on="sim")
+    if not found:
+        return "No records yet: `lab run two_gpu_bars --record` makes them."
+    return three_columns(list(rows(found, past)), verdict(found, past).sentence)
