@@ -100,6 +100,7 @@ class ChipExecutor:
         hosts = self._pools if policy.host_pages > 1 else []
         self._host = [chip.host(shape, np.dtype(pool.dtype)) for pool in hosts]
         self._steps: dict[Layout, tuple[Step, list[_Way]]] = {}
+        self.late = 0  # buckets that were captured when a step needed them
         words = max(layout.words for layout in policy.buckets.all())
         self._blocks = [chip.host((words,), np.dtype(np.int32)) for _ in range(AHEAD)]
         self._turn = 0  # of the blocks
@@ -122,6 +123,7 @@ class ChipExecutor:
     def submit(self, plan: StepPlan, now_us: float) -> None:
         layout = self._buckets.of(plan.singles or not plan.chunks, plan.chunks, plan.tokens)
         self._move(plan)
+        self.late += layout not in self._steps
         step, ways = self._step(layout)
         way = ways[self._turn]
         self._turn = (self._turn + 1) % AHEAD
