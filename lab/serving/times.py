@@ -25,7 +25,7 @@ class StepTimes:
     buckets: Buckets
 
     def prepare(self, table: bool = False) -> None:
-        """Work every bucket out before it is needed, and the `table`, so that a loop by the wall's clock never waits."""
+        """Work every bucket out before it is needed, and the `table`, so that a loop by the wall never waits."""
         for layout in self.buckets.all():
             bucket = self._at(layout)
             if table and layout.tokens > max(PAGE, layout.rows):  # what an ITL budget asks for, a page at least
