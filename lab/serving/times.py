@@ -28,7 +28,8 @@ class StepTimes:
         """Work every bucket out before it is needed, and the `table`, so that a loop by the wall never waits."""
         for layout in self.buckets.all():
             bucket = self._at(layout)
-            if table and layout.tokens > max(PAGE, layout.rows):  # what an ITL budget asks for, a page at least
+            is_asked = layout.rows <= CHUNKS or layout.tokens > PAGE  # beside rows of one token a budget has a page
+            if table and is_asked and layout.tokens > layout.rows:
                 bucket.fill()
 
     @property
