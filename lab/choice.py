@@ -30,8 +30,9 @@ class Guess(NamedTuple):
 def choose(problem: Problem, machine: Machine, chain: bool = False) -> tuple[Kernel, Any, tuple[Launch, ...]]:
     """The kernel, schedule and launches for a problem on a machine, alone or in a `chain` of launches that overlap.
 
-    They are the tuned table's; where it has none that still runs, those of the smallest predicted time among the best
-    guesses of all kernels that are not outgrown. Raises InputError, with each kernel's reason, where none takes the
+    They are the tuned table's; where it has none that still runs, or was tuned for other extents at which these are
+    predicted to be faster beyond the models' errors, those of the smallest predicted time among the best guesses of all
+    kernels that are not outgrown. Raises InputError, with each kernel's reason, where none takes the
     problem.
     """
     found = tuned.lookup(problem, machine, chain)
@@ -39,9 +40,26 @@ def choose(problem: Problem, machine: Machine, chain: bool = False) -> tuple[Ker
         with suppress(InputError, ScheduleError):  # the kernel has changed since
             kernel = catalog.get(found[0])
             schedule = recorded_schedule(kernel, found[1])
-            return kernel, schedule, kernel.launches(problem, schedule, machine)
+            launches = kernel.launches(problem, schedule, machine)
+            if _is_tuned_for(problem, machine) or not _is_beaten(kernel, schedule, problem, machine):
+                return kernel, schedule, launches
     best = predicted_best(problem, machine)
     return best.kernel, best.schedule, best.launches
+
+
+def _is_tuned_for(problem: Problem, machine: Machine) -> bool:
+    """Whether a search of the problem's class was one of its own extents, as the user's are taken to be."""
+    if tuned.is_users(problem, machine):
+        return True
+    extents = {name: value for name, value in problem.tuned_class().items() if type(value) is int}
+    return all(getattr(problem, name, value) == value for name, value in extents.items())
+
+
+def _is_beaten(kernel: Kernel, schedule: Any, problem: Problem, machine: Machine) -> bool:
+    """Whether the best guess is predicted to take less time even if both predictions are as wrong as on average."""
+    best = predicted_best(problem, machine)
+    us = kernel.predicted_us(problem, schedule, machine, RANKING_CLOCK)
+    return us * (1 - _mean_error(kernel, machine)) > best.us * (1 + _mean_error(best.kernel, machine))
 
 
 def predicted_best(problem: Problem, machine: Machine) -> Guess:

@@ -77,7 +77,7 @@ def _nano() -> list[ServeJob]:
 
 
 def _small() -> list[ServeJob]:
-    return [_job("nano-vllm's workload, 135M", SMALL, lengths(NANO))]
+    return [_job("nano-vllm's workload, 135M", SMALL, lengths(NANO), policy={"max_tokens": 4096})]
 
 
 def _stall() -> list[ServeJob]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from experiments.chart import Chart, Mark, Series
 from experiments.markdown import three_columns
 from experiments.rows import Row, Verdict
 from experiments.running.backends import Backend
@@ -25,6 +26,9 @@ SHOWN = (
     "idle_fraction",
 )
 LINKED = ("median_ttft_ms", "p99_ttft_ms", "mean_itl_ms", "p99_itl_ms")
+PERCENTILES = (5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0)
+SPREADS = {"serving_ttft": ("ttft", "Time to the first token"), "serving_itl": ("itl", "Gaps between tokens")}
+MARKS: tuple[Mark, ...] = ("predicted", "measured")
 LINKS = {"steps_": "steps as measured", "host_": "and the host as measured"}
 
 
@@ -57,7 +61,8 @@ def measure(options: Options, backend: Backend) -> Iterator[Record]:
     for rate in map(float, options.rates.split(",")):
         asked = lengths(Workload(options.dataset, options.requests, rate))
         name = f"{options.dataset}, {rate:g} a second"
-        one = job("serving_loop", name, model, asked, attribute=True, facts={"requests_per_s": rate})
+        facts = {"requests_per_s": rate}
+        one = job("serving_loop", name, model, asked, attribute=True, percentiles=PERCENTILES, facts=facts)
         found += [one] * (options.runs if backend.on == "gpu" else 1)
     yield from backend.served(found, options.seconds)
 
@@ -91,6 +96,24 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG00
     if not said:
         return Verdict(None, f"{len(records)} loops were predicted, none was measured.")
     return Verdict(None, f"Measured over predicted, {'; '.join(said)}.")
+
+
+def pictures(past: Archive) -> dict[str, Chart]:
+    """How many first tokens, and how many gaps, are no longer than so much: predicted and measured, at each rate."""
+    found, charts = cases(newest(past, "serving_loop")), {}
+    for file, (spread, title) in SPREADS.items():
+        series = []
+        for case in found.values():
+            rate = figure(case.either, "requests_per_s")
+            for mark in MARKS:
+                values = [(figure(getattr(case, mark), f"p{p:g}_{spread}_ms"), p) for p in PERCENTILES]
+                if points := [(ms, p) for ms, p in values if ms]:
+                    series.append(Series(f"{rate:g} requests a second", points, mark))
+        if series:
+            charts[file] = Chart(
+                f"{title} of a loop under load", "ms", "% of all, at most", tuple(series), logarithmic="x"
+            )
+    return charts
 
 
 def table(past: Archive) -> str:

@@ -143,18 +143,20 @@ class Loop:
         self._runs += 1
         salt, engine = str(self._runs), self.engine
         self.scheduler.policy = policy_of(job)
+        if self.scheduler.policy.needs_costs:
+            self.times.prepare(table=True)
         first = asked(job, f"{salt} warm", most=4)
         first = [structs.replace(r, id=-1 - r.id, arrival_us=0.0, max_tokens=WARM) for r in first]
         serve(engine, first)
         self.steps.facts.clear()
-        self.scheduler.preemptions = self.scheduler.hits = 0
+        self.scheduler.preemptions = self.scheduler.hits = self.executor.late = 0
         lines = BytesIO()
         engine.journal = Journal(lines, self.scheduler.policy, self.times) if job.attribute else None
         requests = asked(job, salt)
         gc.collect()
         gc.freeze()
         gc.disable()  # its pauses are of milliseconds
-        start = engine.clock.now_us
+        start, known = engine.clock.now_us, self._predictions
         requests = [structs.replace(r, arrival_us=r.arrival_us + start) for r in requests]
         try:
             self.sequences = serve(engine, requests, job.max_concurrency)
@@ -164,7 +166,13 @@ class Loop:
             engine.journal = None
         facts = list(self.steps.facts)
         figures = metrics_of(job, self.sequences, facts, self.scheduler)
+        figures |= {"late_captures": self.executor.late, "late_predictions": self._predictions - known}
         return Run(job, figures, facts, lines.getvalue(), self.times)
+
+    @property
+    def _predictions(self) -> int:
+        """Predictions that were worked out for decisions so far."""
+        return self.times.worked_out if self.scheduler.policy.needs_costs else 0
 
     def check(self, seed: int = 0) -> Checked:
         """Whether tokens drawn at random from the run are the likeliest where the sequence is computed by itself."""

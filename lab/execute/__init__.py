@@ -2,6 +2,6 @@
 
 from lab.execute.bound import Bound
 from lab.execute.graph import Graph, capture
-from lab.execute.plan import Plan, plan
+from lab.execute.plan import Plan, compiling, plan
 
-__all__ = ["Bound", "Graph", "Plan", "capture", "plan"]
+__all__ = ["Bound", "Graph", "Plan", "capture", "compiling", "plan"]

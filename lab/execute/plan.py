@@ -1,16 +1,18 @@
 """How a problem runs on a machine, worked out once: its kernel, its schedule, its launches."""
 
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lab.choice import choose
+from lab.choice import best_guesses, choose
 from lab.execute.bound import Bound, SimulatedBound
 from lab.kernel import Bills, Kernel
 from lab.problems import Problem
 from sim.counts import Counts
-from sim.errors import InputError
+from sim.errors import InputError, KernelError
 from sim.launch import Launch
 from sim.machine import Machine
 
@@ -66,3 +68,27 @@ def plan(problem: Problem, machine: Machine, schedule: Any = None, kernel: Kerne
     if schedule is None:
         schedule = kernel.best_guess(problem, machine)
     return Plan(problem, machine, kernel, schedule, kernel.launches(problem, schedule, machine))
+
+
+def compiling(found: Plan) -> Plan:
+    """The plan, or where its kernel does not compile, with a warning, that of the fastest best guess that does.
+
+    Raises KernelError, the plan's own, where none does.
+    """
+    from lab.compile import compile_launch  # loaded on first use: planning loads no compiler
+
+    def compiled(plan: Plan) -> Plan:
+        for launch in plan.launches:
+            compile_launch(launch, plan.machine)
+        return plan
+
+    try:
+        return compiled(found)
+    except KernelError as error:
+        for guess in sorted(best_guesses(found.problem, found.machine), key=lambda guess: guess.us):
+            with suppress(KernelError):
+                other = compiled(Plan(found.problem, found.machine, guess.kernel, guess.schedule, guess.launches))
+                said = str(error).splitlines()[0]
+                warnings.warn(f"{guess.kernel.name} takes the place of {found.kernel.name}: {said}", stacklevel=2)
+                return other
+        raise

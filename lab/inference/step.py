@@ -11,7 +11,7 @@ import numpy as np
 
 from lab import catalog, tuned
 from lab.choice import best_guesses, choose, is_solvable
-from lab.execute import Plan, capture
+from lab.execute import Plan, capture, compiling
 from lab.inference.chip import Chip
 from lab.inference.layers import Call, Forward
 from lab.inference.step_input import PAGE, Layout, StepInput
@@ -57,6 +57,8 @@ class Step:
         self.input = StepInput(layout)
         self.calls: list[Call] = list(forward.calls(layout))
         self.plans = {p: planned(p, chip.machine) for p in dict.fromkeys(call.problem for call in self.calls)}
+        if chip.device is not None:
+            self.plans = {p: compiling(found) for p, found in self.plans.items()}
         if not dependent:
             self.plans = {p: _plain(found) for p, found in self.plans.items()}
         self.block = chip.xp.zeros(layout.words, np.int32)

@@ -51,9 +51,10 @@ def summarise(
     """One run's figures: times in milliseconds where a name ends in _ms, else in seconds and tokens.
 
     `itl` are the gaps between tokens, pooled over requests; `max_itl` is each request's longest, `tpot` its mean.
-    `kv_bytes` are what all steps read of the cache; `kv_waste` is the share of the room in
-    block tables that has no token, over all steps; `idle_fraction` the share of time in which the chip had nothing to
-    do; `host_us` what the loop's own work on a step took, `prefix_hits` are prompt tokens found in the cache.
+    `kv_bytes` are what all steps read of the cache; `kv_waste` is the share of the room in block tables that has no
+    token, over all steps; `idle_fraction` the share of time in which the chip had nothing to do, `max_idle_us` the
+    longest such time; `host_us` what the loop's own work on a step took, `prefix_hits` are prompt tokens found in the
+    cache.
     """
     done = [s for s in sequences if s.reason and s.reason != ABORT]
     times = [np.asarray([s.request.arrival_us, *s.token_us]) / 1e3 for s in done]
@@ -112,7 +113,9 @@ def _of_steps(facts: Sequence[StepFacts], page_tokens: int, kv_bytes_per_token: 
         "kv_waste": 1 - sum(f.table_tokens for f in facts) / room if room else 0.0,
         "host_us": float(np.median(host)),
         "p99_host_us": float(np.percentile(host, 99)),
+        "max_host_us": float(host.max()),
         "idle_fraction": idle / (busy + idle) if busy else 0.0,
+        "max_idle_us": max((f.idle_us for f in facts[1:]), default=0.0),
         "mean_step_ms": busy / 1e3 / len(facts),
         "mean_rows": sum(f.rows for f in facts) / len(facts),
     }

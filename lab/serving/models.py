@@ -36,7 +36,7 @@ def of_preset(
     """A loop of predicted times, by the wall's clock where the pace is real; tokens are made up."""
     if pace_real:
         wait = mention("predicting steps")
-        StepTimes(model, machine, policy.buckets).prepare()
+        StepTimes(model, machine, policy.buckets).prepare(table=policy.needs_costs)
         wait.cancel()
     clock: Clock = WallClock() if pace_real else VirtualClock()
     return Served(simulated(model, machine, policy, observe, clock=clock, journal=journal), NumberCodec(), model.vocab)
@@ -80,5 +80,7 @@ def of_checkpoint(
     executor = ChipExecutor(weights, scheduler, chip, stopwatch)
     if real:
         executor.prepare(policy.buckets.all())
+        if policy.needs_costs:
+            times.prepare(table=True)
     engine = Engine(scheduler, executor, clock, observe, journal=journal)
     return Served(engine, checkpoint.tokenizer, checkpoint.config.vocab)

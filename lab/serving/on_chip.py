@@ -100,9 +100,11 @@ class ChipExecutor:
         hosts = self._pools if policy.host_pages > 1 else []
         self._host = [chip.host(shape, np.dtype(pool.dtype)) for pool in hosts]
         self._steps: dict[Layout, tuple[Step, list[_Way]]] = {}
+        self.late = 0  # buckets that were captured when a step needed them
         words = max(layout.words for layout in policy.buckets.all())
         self._blocks = [chip.host((words,), np.dtype(np.int32)) for _ in range(AHEAD)]
         self._turn = 0  # of the blocks
+        self._there: list[Packed | None] = [None] * AHEAD  # in each block
         self._in_flight: deque[tuple[StepPlan, slice | list[int], Results | None]] = deque()
         self._before: Packed | None = None  # the newest step, where it has rows
         self._newest: Step | None = None
@@ -122,10 +124,9 @@ class ChipExecutor:
     def submit(self, plan: StepPlan, now_us: float) -> None:
         layout = self._buckets.of(plan.singles or not plan.chunks, plan.chunks, plan.tokens)
         self._move(plan)
+        self.late += layout not in self._steps
         step, ways = self._step(layout)
-        way = ways[self._turn]
-        self._turn = (self._turn + 1) % AHEAD
-        packed = self._write(plan, step, way) if plan.rows else None
+        packed = self._write(plan, step, ways) if plan.rows else None
         self._stopwatch.start(plan, now_us)
         if packed:
             step.replay()
@@ -144,9 +145,12 @@ class ChipExecutor:
             raise InputError("the model gives scores that are not finite")
         return StepResult(plan.step, results.tokens[rows].tolist(), *timed, scores.tolist())
 
-    def _write(self, plan: StepPlan, step: Step, way: _Way) -> Packed:
+    def _write(self, plan: StepPlan, step: Step, ways: list[_Way]) -> Packed:
         """Bring a plan's block to the chip, and the tokens that the step before samples to their places in it."""
-        packed, takes = pack(plan, self._slots, way.given, self._before)
+        turn, way = self._turn, ways[self._turn]
+        self._turn = (turn + 1) % AHEAD
+        packed, takes = pack(plan, self._slots, way.given, self._before, self._there[turn])
+        self._there[turn] = packed
         way.send()
         if takes and self._newest:
             tokens, sampled = step.arrays["tokens"], self._newest.arrays["token"]

@@ -53,6 +53,11 @@ class Policy:
             raise InputError(f"preemption is {RECOMPUTE}, {SWAP} or {CHEAPER}; got {self.preemption!r}")
 
     @property
+    def needs_costs(self) -> bool:
+        """Whether its decisions ask for predicted times."""
+        return bool(self.itl_us) or self.preemption == CHEAPER
+
+    @property
     def buckets(self) -> Buckets:
         return Buckets(self.max_rows, self.max_tokens, -(-self.max_length // self.page_tokens))
 
@@ -75,7 +80,7 @@ class Scheduler:
     """
 
     def __init__(self, policy: Policy, costs: Costs | None = None) -> None:
-        if costs is None and (policy.itl_us or policy.preemption == CHEAPER):
+        if costs is None and policy.needs_costs:
             raise InputError("an ITL budget and the cheaper preemption need predicted costs")
         self.policy = policy
         self.pool = PagePool(policy.pages, policy.page_tokens)

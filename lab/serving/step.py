@@ -1,7 +1,8 @@
 """A step of the loop: what the scheduler decided, how a chip is told it, what came back."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import Struct
@@ -187,20 +188,30 @@ class Packed(NamedTuple):
     ends: NDArray[np.int32]
 
 
-def pack(plan: StepPlan, slots: Slots, into: StepInput, before: Packed | None) -> "Written":
+def pack(
+    plan: StepPlan, slots: Slots, into: StepInput, before: Packed | None, there: Packed | None = None
+) -> "Written":
     """Write a plan into a bucket's block; what is not known yet comes from the plan `before`, which is ahead of it.
 
     Rows of more than one token are the last. Tokens that fill the bucket up go to the null page, rows that do have no
-    token.
+    token. Where the block holds what was packed as `there`, and no step since was of other sequences, only what each
+    token moves is written.
     """
     fields, layout, tokens, singles = into.fields, into.layout, plan.tokens, plan.singles
-    into.block[:] = 0
     same = before is not None and not (plan.chunks or before.plan.chunks) and plan.sequences == before.plan.sequences
     if same and before:  # most steps
         seats, starts = before.seats, before.ends
     else:
         seats = np.array([sequence.slot for sequence in plan.sequences], np.intp)
         starts = np.array(plan.starts, np.int32)
+    ids, takes = _tokens(plan, before, same)
+    if there and there.seats is seats and there.layout == layout:  # seats are handed on from step to step alone
+        packed = Packed(plan, layout, there.rows, seats, starts + 1)
+        _follow(packed, slots, fields)
+        if ids:
+            fields["tokens"][:tokens] = ids
+        return Written(packed, takes)
+    into.block[:] = 0
     rows: slice | list[int] = slice(plan.rows)
     counts: NDArray[np.int32] | int = 1
     of, positions, last = seats, starts, np.arange(plan.rows, dtype=np.int32)
@@ -213,8 +224,8 @@ def pack(plan: StepPlan, slots: Slots, into: StepInput, before: Packed | None) -
         positions = np.arange(tokens, dtype=np.int32) + np.repeat(starts + counts - 1 - last, counts)
     ends = starts + counts
     pages = int(ends.max()) // PAGE + 1  # of the longest; the table has nothing beyond them
-    ids, takes = _tokens(plan, before, same)
-    fields["tokens"][:tokens] = ids
+    if ids:
+        fields["tokens"][:tokens] = ids
     fields["positions"][:tokens] = positions
     fields["slots"][:tokens] = slots.tables[of, positions // PAGE] * PAGE + positions % PAGE
     fields["slots"][tokens:] = NULL_PAGE * PAGE + np.arange(layout.tokens - tokens, dtype=np.int32) % PAGE
@@ -229,6 +240,19 @@ def pack(plan: StepPlan, slots: Slots, into: StepInput, before: Packed | None) -
     return Written(Packed(plan, layout, rows, seats, ends), takes)
 
 
+def _follow(packed: Packed, slots: Slots, fields: Mapping[str, Any]) -> None:
+    """Let a block of one token a row, of the same sequences, be that of a later step."""
+    ends, seats, rows = packed.ends, packed.seats, packed.rows
+    positions = ends - 1
+    page = positions // PAGE
+    pages = slots.tables[seats, page]
+    fields["positions"][rows] = positions
+    fields["slots"][rows] = pages * PAGE + positions % PAGE
+    fields["lengths"][rows] = ends
+    fields["block_table"][np.arange(len(page)), page] = pages  # no other was given since: steps are fewer than tokens
+    fields["settings"][rows, DRAW] = np.maximum(ends - slots.prompts[seats], 0)
+
+
 class Written(NamedTuple):
     """What `pack` wrote, and the tokens that are to come from the step before."""
 
@@ -237,7 +261,7 @@ class Written(NamedTuple):
 
 
 def _tokens(plan: StepPlan, before: Packed | None, same: bool) -> tuple[list[int], list[Take]]:
-    """The tokens of all rows, 0 for those to be taken from the step before, and where those are.
+    """The tokens of all rows, 0 for those to be taken from the step before, and where those are; none if all are.
 
     `same` where both steps are of one token each of the same sequences.
     """
@@ -246,7 +270,7 @@ def _tokens(plan: StepPlan, before: Packed | None, same: bool) -> tuple[list[int
         last = before.plan
         if same and all(last.samples):
             if plan.starts[0] == len(plan.sequences[0].tokens):  # none of its results is known yet, else all are
-                return [0] * plan.rows, [Take(0, 0, plan.rows)]
+                return [], [Take(0, 0, plan.rows)]
             return [sequence.tokens[-1] for sequence in plan.sequences], []
         places = np.arange(before.layout.rows)[before.rows].tolist()
         rows = {sequence.request.id: row for sequence, row in zip(last.sequences, places, strict=True)}

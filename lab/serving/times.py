@@ -7,12 +7,13 @@ from functools import lru_cache
 from lab.inference.step import Part, parts_in, with_lengths
 from lab.inference.step_input import PAGE, Layout
 from lab.problems import Model
-from lab.serving.step import Buckets, StepPlan
+from lab.serving.step import CHUNKS, Buckets, StepPlan
 from sim.machine import Machine
 
 CLOCK = "chain"  # what a launch costs among the others of a step
 HOST_LINK = 55e9  # bytes/s of PCIe 5.0 x16: 63 GB/s of 128b/130b symbols less packet headers (PCI-SIG, 5.0, 4.2)
 GRID = 1024  # tokens: lengths in the table are rounded up to a multiple
+SINGLES = 32  # rows of one token: a chunk in the table is what so many, or a multiple of them, leave of its bucket
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,18 @@ class StepTimes:
     machine: Machine
     buckets: Buckets
 
-    def prepare(self) -> None:
-        """Work every bucket out before it is needed, so that a loop by the wall's clock does not wait for it."""
+    def prepare(self, table: bool = False) -> None:
+        """Work every bucket out before it is needed, and the `table`, so that a loop by the wall never waits."""
         for layout in self.buckets.all():
-            self._at(layout)
+            bucket = self._at(layout)
+            is_asked = layout.rows <= CHUNKS or layout.tokens > PAGE  # beside rows of one token a budget has a page
+            if table and is_asked and layout.tokens > layout.rows:
+                bucket.fill()
+
+    @property
+    def worked_out(self) -> int:
+        """Entries of the table that were worked out so far."""
+        return sum(self._at(layout).worked_out for layout in self.buckets.all())
 
     def plan_us(self, plan: StepPlan) -> float:
         """Microseconds of a step, its pages' copies to and from the host among them."""
@@ -48,12 +57,11 @@ class StepTimes:
         """Microseconds, from a table, that a step needs at most.
 
         It has so many rows of one token, which attend to `single_kv` together, and one chunk after `chunk_start` tokens
-        at most. Lengths are rounded up to the table's, rows to the bucket's, all of the mean length.
+        at most. Lengths are rounded up to the table's, rows and tokens to the bucket's, all of the mean length.
         """
-        chunk = tokens - singles
-        layout = self.buckets.of(singles, bool(chunk), tokens)
+        layout = self.buckets.of(singles, tokens > singles, tokens)
         length = _up(single_kv / singles, layout.capacity) if singles else 0
-        return self._at(layout).table_us(length, _up(chunk_start, layout.capacity - chunk), chunk)
+        return self._at(layout).table_us(length, chunk_start, singles, tokens - singles)
 
     def recompute_us(self, tokens: int) -> float:
         """What it costs to compute so many tokens of a sequence anew, in steps that are full of it."""
@@ -88,19 +96,55 @@ class _Bucket:
         self._attentions = [part for part in parts if part.name == "attention"]
         others = [part for part in parts if part.name != "attention"]
         self._others_us = sum(part.times * (part.predicted_us(CLOCK) or 0.0) for part in others)
-        self.table_us = lru_cache(maxsize=4096)(self._table_us)
+        self._rows_us = lru_cache(maxsize=4096)(self._equal_rows_us)
 
     def us(self, q_lens: Sequence[int], kv_lens: Sequence[int]) -> float:
         """Microseconds of a step whose rows have these new and all tokens, 0 for rows that fill the bucket up."""
+        return self._others_us + self._attention_us(self._attentions, q_lens, kv_lens)
+
+    def table_us(self, length: int, start: int, singles: int, chunk: int) -> float:
+        """Microseconds of a step at most: rows of one token and of a length of the table, if any, and a chunk, if any.
+
+        A bucket that has one launch of attention for both is told what two take.
+        """
         us = self._others_us
-        for part in self._attentions:
-            problem = with_lengths(part.problem, self._layout, q_lens, kv_lens)
-            us += part.times * (part._replace(problem=problem).predicted_us(CLOCK) or 0.0)
+        if singles:
+            us += self._rows_us(0, length, 0, 0)
+        if chunk:
+            layout = self._layout
+            chunk = min(layout.tokens - singles // SINGLES * SINGLES, layout.capacity)
+            us += self._rows_us(-1, 0, _up(start, layout.capacity - chunk), chunk)
         return us
 
-    def _table_us(self, length: int, start: int, chunk: int) -> float:
+    def fill(self) -> None:
+        """Work out all of the table that a step with chunks can ask for."""
+        layout = self._layout
+        rows = layout.rows - (layout.chunks or min(CHUNKS, layout.rows))
+        lengths = [*range(0, layout.capacity, GRID), layout.capacity]
+        for singles in range(0, rows + 1, SINGLES):
+            for start in lengths:
+                self.table_us(0, start, singles, layout.tokens - singles)
+        for length in lengths if rows else ():
+            self.table_us(length, 0, rows, layout.tokens - rows)
+
+    @property
+    def worked_out(self) -> int:
+        """Entries of the table so far."""
+        return self._rows_us.cache_info().misses
+
+    def _equal_rows_us(self, part: int, length: int, start: int, chunk: int) -> float:
+        """Microseconds of one launch of attention: all its rows of one token and a length, or only a chunk."""
         layout = self._layout
         others = layout.rows - layout.chunks if layout.chunks else layout.rows - bool(chunk)
         new = [1 if length else 0] * min(others, layout.tokens - chunk)
         rest = [0] * (others - len(new))
-        return self.us([*new, *rest, chunk], [*[length] * len(new), *rest, start + chunk])
+        last = [chunk] if chunk else []
+        own = self._attentions[part:][:1]
+        return self._attention_us(own, [*new, *rest, *last], [*[length] * len(new), *rest, *(start + n for n in last)])
+
+    def _attention_us(self, parts: Sequence[Part], q_lens: Sequence[int], kv_lens: Sequence[int]) -> float:
+        us = 0.0
+        for part in parts:
+            problem = with_lengths(part.problem, self._layout, q_lens, kv_lens)
+            us += part.times * (part._replace(problem=problem).predicted_us(CLOCK) or 0.0)
+        return us

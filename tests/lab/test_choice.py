@@ -65,12 +65,28 @@ def test_a_format_that_a_newer_architecture_has() -> None:
 
 
 def test_the_tables_entry_is_chosen() -> None:
-    kernel = catalog.get("gemm_wgmma")
+    kernel, tuned_for = catalog.get("gemm_wgmma"), Linear(512, 4096, 4096)
     schedule = list(kernel.module.candidates(PROBLEM, H100))[-1]
-    assert choose(PROBLEM, H100)[:2] != (kernel, schedule)
+    assert choose(tuned_for, H100)[:2] != (kernel, schedule)
     tabled("gemm_wgmma", schedule_fields(schedule))
-    assert choose(PROBLEM, H100)[:2] == (kernel, schedule)
-    assert choose(Linear(301, 4096, 4096), H100)[:2] == (kernel, schedule)
+    assert choose(tuned_for, H100)[:2] == (kernel, schedule)
+
+
+def test_an_entry_serves_other_extents_unless_predictions_beat_it_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    fewer = Linear(301, 4096, 4096)
+    best = predicted_best(fewer, H100)
+    kernel = best.kernel
+    _, near, *_, far = sorted(legal_candidates(kernel, fewer, H100), key=time_of(kernel, fewer))
+    tabled(kernel.name, schedule_fields(near))
+    assert choose(fewer, H100)[:2] == (kernel, near) != (best.kernel, best.schedule)
+    tabled(kernel.name, schedule_fields(far))
+    assert choose(fewer, H100)[:2] == (best.kernel, best.schedule)
+    monkeypatch.setattr(tuned, "user_table", lambda: tuned.TABLE)
+    assert choose(fewer, H100)[:2] == (kernel, far)
+
+
+def time_of(kernel: Any, problem: Linear) -> Any:
+    return lambda schedule: kernel.predicted_us(problem, schedule, H100, RANKING_CLOCK)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from experiments import runner
 from experiments.bars import serving_bars
 from experiments.questions import disaggregation
 from experiments.served import figure
-from lab.record import Record, provenance
+from lab.record import Archive, Record, provenance
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,18 @@ def test_a_loop_that_was_measured_is_judged_beside_its_prediction(load: tuple[Re
         assert any("and the host as measured" in row.quantity for row in rows)
         assert "%" in runner.get("serving_loop").verdict([told, measured], runner.archive()).sentence
         assert serving_bars.verdict([told, measured], runner.archive()).passed is passed
+
+
+def test_pictures_show_both_distributions(load: tuple[Record, ...]) -> None:
+    experiment = runner.get("serving_loop")
+    measured = structs.replace(load[0], on="gpu", card="a card")
+    found = experiment.pictures(Archive((load[0], measured)))  # type: ignore[attr-defined]
+    assert set(found) == {"serving_ttft", "serving_itl"}
+    for file, name in (("serving_ttft", "ttft"), ("serving_itl", "itl")):
+        told, seen = found[file].series
+        assert (told.mark, seen.mark) == ("predicted", "measured")
+        assert told.points == sorted(told.points) == seen.points
+        assert (load[0].metrics[f"p50_{name}_ms"], 50.0) in told.points
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lab import catalog
-from lab.choice import choose
-from lab.execute import capture, plan
+from lab import catalog, compile
+from lab.choice import best_guesses, choose
+from lab.execute import capture, compiling, plan
 from lab.execute.bound import host_bits
 from lab.problems import Linear, Problem
 from lab.problems.rmsnorm import RMSNorm
 from lab.verify import compare
 from sim.counts import disagreements
-from sim.errors import InputError, ScheduleError
+from sim.errors import InputError, KernelError, ScheduleError
 from sim.machine import H100
 
 PROBLEM = Linear(3, 40, 256)
@@ -143,3 +143,22 @@ def test_what_was_never_bound_is_named() -> None:
             call()
     with pytest.raises(InputError, match="there is nothing to capture"):
         capture()
+
+
+def test_where_a_kernel_does_not_compile_the_next_best_guess_takes_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, *_ = sorted(best_guesses(PROBLEM, H100), key=lambda guess: guess.us)
+    broken = {first.kernel.name}
+
+    def compile_launch(launch: Any, machine: Any) -> None:  # noqa: ARG001
+        if launch.kernel in broken:
+            raise KernelError(f"{launch.kernel} spills")
+
+    monkeypatch.setattr(compile, "compile_launch", compile_launch)
+    asked = plan(PROBLEM, H100, kernel=second.kernel)
+    assert compiling(asked) is asked
+    asked = plan(PROBLEM, H100, kernel=first.kernel)
+    with pytest.warns(UserWarning, match=f"{second.kernel.name} takes the place of {first.kernel.name}: .* spills"):
+        assert compiling(asked).launches == second.launches
+    broken |= {guess.kernel.name for guess in best_guesses(PROBLEM, H100)}
+    with pytest.raises(KernelError, match=f"{first.kernel.name} spills"):
+        compiling(asked)

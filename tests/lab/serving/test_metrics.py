@@ -40,7 +40,7 @@ def test_steps_are_summed() -> None:
     found = summarise(RUN, FACTS, 64, 100)
     assert found["kv_bytes"] == 1400
     assert found["kv_waste"] == pytest.approx(1 - 302 / 384)
-    assert found["host_us"] == 200.0
+    assert (found["host_us"], found["max_host_us"], found["max_idle_us"]) == (200.0, 300.0, 1000.0)
     assert found["idle_fraction"] == pytest.approx(5 / 95)  # what was before the first step is not its time
     assert (found["steps"], found["mean_rows"]) == (2, 2.0)
 

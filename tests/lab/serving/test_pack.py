@@ -32,14 +32,17 @@ def require_chunks(data: Any, pack: Any) -> None:
         scheduler.add(Request(i, tuple(range(i, i + length)), data.draw(st.sampled_from([2, 12])), chosen))
     known: dict[int, int] = {}
     before = None
-    blocks = {}
-    for _ in range(data.draw(st.integers(1, 12))):
+    words = max(layout.words for layout in policy.buckets.all())
+    memory = [np.zeros(words, np.int32) for _ in range(2)]
+    there: list[Any] = [None, None]
+    for turn in range(data.draw(st.integers(1, 12))):
         plan = scheduler.schedule()
         if plan is None:
             break
-        layout = policy.buckets.of(plan.singles, plan.chunks, plan.tokens)
-        block = blocks.setdefault(layout, StepInput(layout))  # what the block held before must not matter
-        packed, takes = pack(plan, scheduler.slots, block, before)
+        layout, half = policy.buckets.of(plan.singles, plan.chunks, plan.tokens), turn % 2
+        block = StepInput(layout, memory[half][: layout.words])  # what else the block held before must not matter
+        packed, takes = pack(plan, scheduler.slots, block, before, there[half])
+        there[half] = packed
         drawn = [1000 + plan.step * 10 + row for row in range(plan.rows)]
         chunks = []
         for sequence, start, count in zip(plan.sequences, plan.starts, plan.counts, strict=True):
@@ -89,7 +92,10 @@ MUTANTS = {
     "positions from the chunk's start": ("np.repeat(starts + counts - 1 - last, counts)", "np.repeat(-last, counts)"),
     "tokens of another row": ("[Take(0, 0, plan.rows)]", "[Take(0, 1, plan.rows - 1)]"),
     "the slots of other sequences": (" and plan.sequences == before.plan.sequences", ""),
-    "the draw before": ("np.maximum(ends - slots.prompts[seats], 0)", "np.maximum(starts - slots.prompts[seats], 0)"),
+    "the draw before": ("settings[:, DRAW] = np.maximum(ends", "settings[:, DRAW] = np.maximum(starts"),
+    "what another step left": ("there.seats is seats and ", ""),
+    "a new page left out": ('    fields["block_table"][np.arange(len(page)), page] = pages', "    pages"),
+    "the draw of two steps ago": ('    fields["settings"][rows, DRAW] = ', "    _ = "),
 }
 
 

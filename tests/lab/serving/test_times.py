@@ -35,6 +35,21 @@ def test_the_table_says_at_least_what_a_step_of_equal_rows_takes(
     assert told >= times().rows_us(starts, rows) * (1 - 1e-9)
 
 
+@lru_cache
+def tabled() -> StepTimes:
+    found = StepTimes(MODEL, H200, Policy(max_rows=12, max_tokens=160, max_length=3000).buckets)
+    found.prepare(table=True)
+    return found
+
+
+@given(st.integers(0, 12), st.integers(0, 96), st.integers(0, 2900), st.integers(0, 2999))
+@settings(deadline=None)
+def test_no_budget_asks_for_what_the_table_lacks(singles: int, chunk: int, length: int, start: int) -> None:
+    worked_out = tabled().worked_out
+    tabled().step_us(singles, singles + 64 + chunk % (97 - singles), singles * (length + 1), start)
+    assert tabled().worked_out == worked_out
+
+
 def test_a_full_bucket_takes_what_the_whole_step_is_predicted_to() -> None:
     rows = [(1, 8192)] * 16
     assert times().rows_us([8191] * 16, [1] * 16) == pytest.approx(step_us(MODEL, rows, H200))
