@@ -63,7 +63,7 @@ SPOKEN = ((0.0, 0, 1.0), (0.8, 40, 0.95))  # greedy; temperature, top-k, top-p
 class Options:
     """`part` names the steps, of several parts joined by +; `peers` times PyTorch's too.
 
-    `only` keeps the steps in whose name it is, as "batch 16" or "fp8". `model` is what part=generate speaks with, if not
+    `only` keeps those in whose name it is, as "batch 16" or "fp8". `model` is what part=generate speaks with, if not
     SmolLM2. The best schedules of the steps' matrices and attention
     are looked for first, in `tune` seconds. What has not begun after `seconds` is skipped.
     """
