@@ -121,6 +121,18 @@ class Folder:
         """None: no matrix is in int4 groups."""
         return None
 
+    def read_bf16(self, name: str, rows: slice, to: NDArray[np.uint16]) -> bool:
+        """Fill dense memory with rows of a tensor that is stored in bf16; False where it is stored otherwise."""
+        tensor = self.tensors[name]
+        if tensor.type != "BF16":
+            return False
+        first, _, _ = rows.indices(tensor.shape[0])
+        try:
+            self._files[tensor.file].read(tensor.start + first * to.itemsize * prod(tensor.shape[1:]), to)
+        except OSError as error:
+            self.refuse(f"the tensor {name!r:.100} cannot be read: {error}")
+        return True
+
     def leave(self, name: str, rows: slice) -> None:
         """Give back the memory of rows that were read."""
         tensor = self.tensors[name]

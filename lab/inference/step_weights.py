@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from math import prod
 from typing import Any
 
@@ -132,7 +132,7 @@ class _Loading:
 
     def asked(self, *tensors: str) -> Linear:
         """What tensors one below the other ask: as `weights` says, else their own int4 groups where all are alike."""
-        problem = Linear(1, sum(self.shapes[tensor][0] for tensor in tensors), self.shapes[tensors[0]][1])
+        problem = _one_token(sum(self.shapes[tensor][0] for tensor in tensors), self.shapes[tensors[0]][1])
         if self.weights:
             return replace(problem, weights=self.weights, scales="row" if self.weights == "fp8" else "none")
         groups = [self.file.groups(tensor, slice(0, 1)) for tensor in tensors]
@@ -206,9 +206,10 @@ class _Loading:
         """Round rows of this rank's part of a tensor to bf16; refuse the file where one is not finite in it."""
         rows, columns = self._own(tensor)
         where = slice((rows.start or 0) + begin, (rows.start or 0) + end)
-        values = self.file.rows(tensor, where)
-        to[...] = _bf16(values[:, columns] if values.ndim == 2 else values)
-        self.file.leave(tensor, where)
+        if columns != slice(None) or not self.file.read_bf16(tensor, where, to):
+            values = self.file.rows(tensor, where)
+            to[...] = _bf16(values[:, columns] if values.ndim == 2 else values)
+            self.file.leave(tensor, where)
         if to.view(np.int16).max() >= _INFINITY or to.max() >= _BELOW:
             self.file.refuse(f"the tensor {tensor!r} holds infinities, NaN or what is too large for bf16")
 
@@ -220,6 +221,12 @@ class _Loading:
             for m, n in zip(mine, whole, strict=True)
         ]
         return own[0], own[1] if len(own) > 1 else slice(None)
+
+
+@lru_cache(maxsize=64)
+def _one_token(n: int, k: int) -> Linear:
+    """What layers ask again and again."""
+    return Linear(1, n, k)
 
 
 def _fp8(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

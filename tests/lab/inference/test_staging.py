@@ -81,11 +81,16 @@ def test_what_a_thread_finds_wrong_is_raised() -> None:
         send(KeyError())
 
 
-def test_memory_that_was_given_back_is_read_again(tmp_path: Any) -> None:
+def test_bytes_are_those_of_the_file_also_when_their_memory_was_given_back(tmp_path: Any) -> None:
     path = tmp_path / "file"
     content = np.arange(300_001, dtype=np.uint32).view(np.uint8)
     path.write_bytes(content.tobytes())
     mapped = Mapped(path)
+    part = np.zeros((3, 5), np.uint16)
+    mapped.read(1_000_000, part)
+    np.testing.assert_array_equal(part.reshape(-1).view(np.uint8), content[1_000_000:1_000_030])
+    with pytest.raises(OSError, match="the file has become shorter"):
+        mapped.read(len(content) - 29, part)
     for start, stop in ((0, 10), (70_000, 900_000), (0, len(content)), (5, 5)):
         mapped.leave(start, stop)
         np.testing.assert_array_equal(mapped.data, content)
