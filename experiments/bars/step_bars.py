@@ -63,11 +63,13 @@ SPOKEN = ((0.0, 0, 1.0), (0.8, 40, 0.95))  # greedy; temperature, top-k, top-p
 class Options:
     """`part` names the steps, of several parts joined by +; `peers` times PyTorch's too.
 
-    `model` is what part=generate speaks with, if not SmolLM2. The best schedules of the steps' matrices and attention
+    `only` keeps those in whose name it is, as "batch 16" or "fp8". `model` is what part=generate speaks with, if not
+    SmolLM2. The best schedules of the steps' matrices and attention
     are looked for first, in `tune` seconds. What has not begun after `seconds` is skipped.
     """
 
     part: str = "decode"
+    only: str = ""
     peers: bool = True
     tune: int = 0
     model: str = ""
@@ -78,6 +80,8 @@ class Options:
         if unknown := [part for part in self.parts if part not in (*PARTS, GENERATE)]:
             known = ", ".join((*PARTS, GENERATE))
             raise InputError(f"part is {known}, or some of them joined by +; got {unknown[0]!r}")
+        if not self.steps and GENERATE not in self.parts:
+            raise InputError(f"no step of part={self.part} has {self.only!r} in its name")
         if min(self.rounds, self.seconds) < 1 or self.tune < 0:
             raise InputError(
                 f"rounds and seconds are at least 1, tune at least 0; got {self.rounds}, {self.seconds}, {self.tune}"
@@ -86,6 +90,11 @@ class Options:
     @property
     def parts(self) -> list[str]:
         return self.part.split("+")
+
+    @property
+    def steps(self) -> list[tuple[str, Model]]:
+        """(part, model) of each step."""
+        return [(part, model) for part in self.parts for model in PARTS.get(part, ()) if self.only in _named(model)]
 
 
 def measure(options: Options, backend: Backend) -> Iterator[Record]:
@@ -102,8 +111,7 @@ def measure(options: Options, backend: Backend) -> Iterator[Record]:
             peers=options.peers,
             rounds=options.rounds,
         )
-        for part in options.parts
-        for model in PARTS.get(part, ())
+        for part, model in options.steps
     ]
     if options.tune:
         yield from backend.tuned_in_steps(jobs, options.tune)

@@ -71,7 +71,7 @@ def _host(model: Any, settings: Any) -> tuple[float, int]:
     before, spent = cupy.get_default_memory_pool().total_bytes(), []
     for draw in range(HOST_STEPS):
         began = time.perf_counter()
-        session.follow(settings._replace(draw=draw))
+        session.follow(settings.drawn(draw))
         asked = time.perf_counter()
         token = session.finish()
         there = time.perf_counter()

@@ -1,5 +1,6 @@
 """The search for the schedules of a step's large parts, in their places: what a launch takes among those around it."""
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +16,7 @@ from lab import catalog, tuned
 from lab.choice import contenders
 from lab.execute import Plan, capture
 from lab.inference.step import FEW_TOKENS
-from lab.kernel import recorded_schedule, schedule_fields
+from lab.kernel import Kernel, recorded_schedule, schedule_fields
 from lab.problems import Attention, Linear, Model, Problem
 from lab.record import Checked, Record
 from lab.tuned import FINAL
@@ -23,19 +24,24 @@ from lab.verify import scratch
 from sim.errors import InputError, KernelError, ScheduleError
 from sim.machine import Machine
 
-MOST = 6  # schedules of each kernel, before those of the least predicted time are taken
-TRIED = 16  # of all kernels
+MOST = 24  # schedules of each kernel, before those of the least predicted time are taken
+TRIED = 10  # of each kernel
+PROMISING = 1.4  # times the least predicted time: what won in a step has been predicted to take up to 1.34 times that
 ROUNDS = 3
 FINAL_ROUNDS = 6
 FINALISTS = 3
 LEAST = 0.02  # of all bytes of weights: a matrix that is worth a search
 SHALLOWEST = 2  # stages of a ring
-HIDDEN_US = 0.001  # of what adds nothing to a step, its time being hidden by others'
 
 
 def search(argument: Any) -> Iterator[Record]:
-    """Records of the finalists for each large part of a step; each best stays for the search of the next."""
+    """Records of the finalists for each large part of a step; each best stays for the search of the next.
+
+    When all have been sought the finalists race once more, beside what by then is around them. Parts whose search has
+    not begun when the seconds are over are passed over.
+    """
     done: set[Model | Problem] = set()
+    end = time.monotonic() + argument["seconds"]
     for job in in_time(argument, StepJob):
         if isinstance(job, Record):
             yield job
@@ -47,11 +53,12 @@ def search(argument: Any) -> Iterator[Record]:
         done.add(alike)
         arena = Arena.of(model, peers=False)
         solved, bound = [call.problem for call in arena.step.calls], list(arena.step.bound)
-        for problem in _large(solved):
-            if problem not in done:
-                places = [at for at, other in enumerate(solved) if other == problem]
-                yield from _search(arena, job, problem, places, bound)
-                done.add(problem)
+        races = [_Race(arena, job, problem, bound) for problem in _large(solved) if problem not in done]
+        for first in (True, False):
+            for race in races:
+                if time.monotonic() < end and (first or race.finalists):
+                    yield from race.run(_contenders(race.problem, arena.machine) if first else race.finalists)
+                    done.add(race.problem)
 
 
 def _large(solved: Sequence[Problem]) -> list[Problem]:
@@ -64,12 +71,12 @@ def _large(solved: Sequence[Problem]) -> list[Problem]:
 
 
 def _contenders(problem: Problem, machine: Machine) -> list[Plan]:
-    """Of each kernel's best guesses and what the tuned table has, for other matrices too, those predicted best.
+    """Of each kernel's best guesses those predicted best, and what the tuned table has, for other matrices too.
 
     Attention is to overlap, and may have shallower rings: what they leave of an SM's memory is L1, where matrices keep
     x.
     """
-    pairs = list(contenders(problem, machine, MOST))
+    pairs = _predicted_best(problem, machine)
     for name, fields in tuned.incumbents(problem, machine, chain=True):
         with suppress(InputError, ScheduleError):  # it may not fit this matrix, or an older lab found it
             kernel = catalog.get(name)
@@ -77,13 +84,33 @@ def _contenders(problem: Problem, machine: Machine) -> list[Plan]:
     if isinstance(problem, Attention):
         rings = [(kernel, schedule) for kernel, schedule in pairs if getattr(schedule, "stages", 0) > SHALLOWEST]
         pairs += [(kernel, replace(schedule, stages=schedule.stages - 1)) for kernel, schedule in rings]
+        pairs += [(kernel, replace(schedule, stages=SHALLOWEST)) for kernel, schedule in rings]
     found = []
     for kernel, schedule in dict.fromkeys(pairs):
         with suppress(InputError, ScheduleError):
-            plan = Plan(problem, machine, kernel, schedule, kernel.launches(problem, schedule, machine))
+            plan = _plan(problem, machine, kernel, schedule)
             if plan.launches[0].dependent or not isinstance(problem, Attention):
                 found.append(plan)
-    return sorted(found, key=lambda plan: plan.predicted_us(tuned.CHAIN))[:TRIED]
+    return found
+
+
+def _predicted_best(problem: Problem, machine: Machine) -> list[tuple[Kernel, Any]]:
+    """(kernel, schedule): of each kernel those that are predicted to be the best in a chain."""
+    found: dict[str, list[tuple[float, Any]]] = {}
+    for kernel, schedule in contenders(problem, machine, MOST):
+        us = kernel.predicted_us(problem, schedule, machine, tuned.CHAIN)
+        found.setdefault(kernel.name, []).append((us, schedule))
+    limit = PROMISING * min(us for guesses in found.values() for us, _ in guesses)
+    return [
+        (catalog.get(name), schedule)
+        for name, guesses in found.items()
+        for us, schedule in sorted(guesses, key=lambda guess: guess[0])[:TRIED]
+        if us <= limit
+    ]
+
+
+def _plan(problem: Problem, machine: Machine, kernel: Kernel, schedule: Any) -> Plan:
+    return Plan(problem, machine, kernel, schedule, kernel.launches(problem, schedule, machine))
 
 
 def _twins(plans: Iterable[Plan]) -> Iterator[Plan]:
@@ -91,52 +118,71 @@ def _twins(plans: Iterable[Plan]) -> Iterator[Plan]:
     for plan in plans:
         if hasattr(plan.schedule, "late"):
             schedule = replace(plan.schedule, late=1 - plan.schedule.late)
-            launches = plan.kernel.launches(plan.problem, schedule, plan.machine)
-            yield replace(plan, schedule=schedule, launches=launches)
+            yield _plan(plan.problem, plan.machine, plan.kernel, schedule)
 
 
-def _search(arena: Arena, job: StepJob, problem: Problem, places: list[int], bound: list[Any]) -> Iterator[Record]:
-    """Of one part of a step; the best is bound in its places when this ends."""
-    from lab.gpu.bench import shared_fields, timed_record
-    from lab.gpu.timing import Clock
+class _Race:
+    """One part of a step: its places among the launches that are `bound`, where the best stays, and its finalists."""
 
-    machine = arena.machine
-    with arena.stream:
-        entries: dict[str, tuple[Plan, list[Any]]] = {}
-        graphs: dict[str, Any] = {}
+    def __init__(self, arena: Arena, job: StepJob, problem: Problem, bound: list[Any]) -> None:
+        self.arena, self.job, self.problem, self._bound = arena, job, problem, bound
+        self._places = [at for at, call in enumerate(arena.step.calls) if call.problem == problem]
+        self.finalists: list[Plan] = []
 
-        def enter(plans: Iterable[Plan]) -> None:
-            for plan in plans:
-                with suppress(KernelError):  # one that spills is none
-                    name = f"{plan.kernel.name} {plan.schedule}"
-                    entries[name] = plan, _bound(arena, plan, places, bound)
-                    graphs[name] = capture(*entries[name][1])
+    def run(self, plans: Iterable[Plan]) -> Iterator[Record]:
+        """Records of the best of these plans, and of their twins."""
+        with self.arena.stream:
+            entries: dict[str, tuple[Plan, list[Any]]] = {}
+            graphs: dict[str, Any] = {}
 
-        enter(_contenders(problem, machine))
-        first = _timed(graphs, ROUNDS)
-        best = sorted(graphs, key=lambda name: first[name].us)[:FINALISTS]
-        enter(_twins([entries[name][0] for name in best]))
-        last = {name: graphs[name] for name in graphs if name in best or name not in first}
-        last[""] = capture(*(one for at, one in enumerate(bound) if at not in places))
-        times = _timed(last, FINAL_ROUNDS)
-        without = times.pop("").us
-        best = sorted(times, key=lambda name: times[name].us)[:FINALISTS]
-        for name in best:
-            plan, _ = entries[name]
-            timing = times[name]
-            own_us = tuple(max((us - without) / len(places), HIDDEN_US) for us in timing.samples_us)
-            each = replace(timing, samples_us=own_us, clock=Clock.CHAIN)
-            fields = {
-                **shared_fields(problem, machine, job.experiment),
-                "kernel": plan.kernel.name,
-                "schedule": schedule_fields(plan.schedule),
-                "overlapping": True,
-                "predicted_us": plan.predicted_us("chain"),
-                "check": _checked(arena, graphs[name]),
-            }
-            facts = {"stage": FINAL, "candidates": len(entries), "step_us": timing.us}
-            yield timed_record(fields, {**job.facts, **facts}, each, problem, machine)
-        bound[:] = entries[best[0]][1]
+            def enter(plans: Iterable[Plan]) -> None:
+                for plan in plans:
+                    with suppress(KernelError):  # one that spills is none
+                        name = f"{plan.kernel.name} {plan.schedule}"
+                        entries[name] = plan, _with(self.arena, plan, self._places, self._bound)
+                        graphs[name] = capture(*entries[name][1])
+
+            enter(plans)
+            first = _timed(graphs, ROUNDS)
+            best = sorted(graphs, key=lambda name: first[name].us)[:FINALISTS]
+            enter(_twins([entries[name][0] for name in best]))
+            last = {name: graphs[name] for name in graphs if name in best or name not in first}
+            last[""] = capture(*(one for at, one in enumerate(self._bound) if at not in self._places))
+            times = _timed(last, FINAL_ROUNDS)
+            without = times.pop("").us
+            best = sorted(times, key=lambda name: times[name].us)[:FINALISTS]
+            shares = {name: _shares(times[name].samples_us, without, len(self._places)) for name in best}
+            hidden = min(min(shares[name]) for name in best) <= 0
+            if hidden:  # a step is no shorter without this part: then the fastest's time is that of its launches alone
+                alone = _timed({best[0]: capture(*(entries[best[0]][1][at] for at in self._places))}, FINAL_ROUNDS)
+                shares = {best[0]: _shares(alone[best[0]].samples_us, 0.0, len(self._places))}
+            for name, samples in shares.items():
+                facts = {"candidates": len(entries), "step_us": times[name].us, "alone": hidden}
+                yield self._record(entries[name][0], times[name], samples, facts, graphs[name])
+            self.finalists = [entries[name][0] for name in best]
+            self._bound[:] = entries[best[0]][1]
+
+    def _record(self, plan: Plan, timing: Any, samples: tuple[float, ...], facts: dict[str, Any], graph: Any) -> Record:
+        """Of a finalist with these microseconds of one of its launches."""
+        from lab.gpu.bench import shared_fields, timed_record
+        from lab.gpu.timing import Clock
+
+        machine = self.arena.machine
+        fields = {
+            **shared_fields(self.problem, machine, self.job.experiment),
+            "kernel": plan.kernel.name,
+            "schedule": schedule_fields(plan.schedule),
+            "overlapping": True,
+            "predicted_us": plan.predicted_us(tuned.CHAIN),
+            "check": _checked(self.arena, graph),
+        }
+        each = replace(timing, samples_us=samples, clock=Clock.CHAIN)
+        return timed_record(fields, {**self.job.facts, "stage": FINAL, **facts}, each, self.problem, machine)
+
+
+def _shares(samples_us: Sequence[float], without: float, places: int) -> tuple[float, ...]:
+    """Microseconds that one of so many launches adds to those of a step without them."""
+    return tuple((us - without) / places for us in samples_us)
 
 
 def _timed(graphs: Mapping[str, Any], rounds: int) -> dict[str, Any]:
@@ -146,7 +192,7 @@ def _timed(graphs: Mapping[str, Any], rounds: int) -> dict[str, Any]:
     return measure([Contestant(name, (graph.replay,)) for name, graph in graphs.items()], Clock.COLD, rounds)
 
 
-def _bound(arena: Arena, plan: Plan, places: list[int], bound: list[Any]) -> list[Any]:
+def _with(arena: Arena, plan: Plan, places: list[int], bound: list[Any]) -> list[Any]:
     """All of a step's launches, with a plan's in its places."""
     step, xp = arena.step, arena.step.chip.xp
     spaces = {name: xp.zeros(a.shape, a.storage) for name, a in scratch(plan.launches).items()}

@@ -29,6 +29,12 @@ class TensorFile(Tensors, Protocol):
     def groups(self, name: str, rows: slice = slice(None), onto: Callable = np.asarray) -> int4.Groups | None:
         """Rows of a matrix as int4 groups where it is stored so, else None; `onto` places its bytes, on a GPU maybe."""
 
+    def read_bf16(self, name: str, rows: slice, to: NDArray[np.uint16]) -> bool:
+        """Fill dense memory with rows of a tensor that is stored in bf16; False where it is stored otherwise."""
+
+    def leave(self, name: str, rows: slice) -> None:
+        """Give back the memory of rows that were read: the host need not hold a file that is on a chip."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from lab.inference.mapped import Mapped
 from sim import int4
 from sim.errors import InputError
 
@@ -71,7 +72,7 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._data: dict[str, NDArray[np.uint8]] = {}
+        self._files: dict[str, Mapped] = {}
         self.tensors: dict[str, Tensor] = {}
         wanted = self._weight_map()
         for file in sorted(set(wanted.values())) if wanted else [SINGLE]:
@@ -107,7 +108,7 @@ class Folder:
         """Rows of a tensor in the type that it is stored in, over the file's memory."""
         tensor = self.tensors[name]
         dtype = TYPES[tensor.type]
-        raw = self._data[tensor.file][tensor.start : tensor.start + dtype.itemsize * prod(tensor.shape)]
+        raw = self._files[tensor.file].data[tensor.start : tensor.start + dtype.itemsize * prod(tensor.shape)]
         values: NDArray[np.floating] = raw.view(dtype).reshape(tensor.shape)[rows]
         return values
 
@@ -119,6 +120,25 @@ class Folder:
     ) -> int4.Groups | None:
         """None: no matrix is in int4 groups."""
         return None
+
+    def read_bf16(self, name: str, rows: slice, to: NDArray[np.uint16]) -> bool:
+        """Fill dense memory with rows of a tensor that is stored in bf16; False where it is stored otherwise."""
+        tensor = self.tensors[name]
+        if tensor.type != "BF16":
+            return False
+        first, _, _ = rows.indices(tensor.shape[0])
+        try:
+            self._files[tensor.file].read(tensor.start + first * to.itemsize * prod(tensor.shape[1:]), to)
+        except OSError as error:
+            self.refuse(f"the tensor {name!r:.100} cannot be read: {error}")
+        return True
+
+    def leave(self, name: str, rows: slice) -> None:
+        """Give back the memory of rows that were read."""
+        tensor = self.tensors[name]
+        row = TYPES[tensor.type].itemsize * prod(tensor.shape[1:])
+        first, last, _ = rows.indices(tensor.shape[0])
+        self._files[tensor.file].leave(tensor.start + first * row, tensor.start + last * row)
 
     def _weight_map(self) -> dict[str, str]:
         """The file of each tensor by the index, or nothing where one file holds all."""
@@ -145,9 +165,10 @@ class Folder:
                 for name in opened.offset_keys():
                     of = opened.get_slice(name)
                     found[name] = tuple(of.get_shape()), of.get_dtype()
-            data = np.asarray(np.memmap(path, np.uint8, "r"))
+            mapped = Mapped(path)
         except (OSError, ValueError, _safetensors().SafetensorError) as error:
             self.refuse(f"{file} cannot be read: {error}")
+        data = mapped.data
         at = _LENGTH_BYTES + int(data[:_LENGTH_BYTES].view("<u8")[0])
         placed = {}
         for name, (shape, kind) in found.items():  # one behind the other, without gaps: else the library had refused
@@ -157,7 +178,7 @@ class Folder:
             at += TYPES[kind].itemsize * prod(shape)
         if at != len(data):
             self.refuse(f"{file} has {len(data):,} B; its header accounts for {at:,}")
-        self._data[file] = data
+        self._files[file] = mapped
         return placed
 
     def _keep(self, name: str, tensor: Tensor) -> None:

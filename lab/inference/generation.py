@@ -85,7 +85,7 @@ class Generation:
             while self.stop == "running":
                 last = len(self.tokens) + 1 == self._limit
                 if not last:
-                    session.follow(self._settings._replace(draw=len(self.tokens) + 1))
+                    session.follow(self._settings.drawn(len(self.tokens) + 1))
                 token = session.finish()
                 if token in self.model.tokenizer.ends:
                     self.stop = "end"

@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from lab.inference.mapped import Mapped
 from sim import int4
 from sim.errors import InputError
 
@@ -54,9 +55,10 @@ class GgufFile:
         self.path = path
         self._gguf = _gguf_package()
         try:
-            self._data = np.memmap(path, np.uint8, "r")
+            self._mapped = Mapped(path)
         except (OSError, ValueError) as error:  # ValueError: an empty file
             raise InputError(f"the weights file {path} cannot be read: {error}") from None
+        self._data = self._mapped.data
         reader = _Reader(self._data.data, self.refuse)
         entries, tensors = reader.header()
         self.metadata: dict[str, Any] = {}
@@ -114,10 +116,29 @@ class GgufFile:
         blocks = onto(self._raw(name).reshape(tensor.shape[0], -1, nbytes)[rows])
         return int4.from_gguf_k(blocks) if tensor.type == "Q4_K" else int4.from_gguf(blocks, tensor.type)
 
+    def read_bf16(self, name: str, rows: slice, to: NDArray[np.uint16]) -> bool:
+        """Fill dense memory with rows of a tensor that is stored in bf16; False where it is stored otherwise."""
+        tensor = self.tensors[name]
+        if tensor.type != "BF16":
+            return False
+        first, _, _ = rows.indices(tensor.shape[0])
+        try:
+            self._mapped.read(tensor.start + first * to.itemsize * prod(tensor.shape[1:]), to)
+        except OSError as error:
+            self.refuse(f"the tensor {name!r:.100} cannot be read: {error}")
+        return True
+
+    def leave(self, name: str, rows: slice) -> None:
+        """Give back the memory of rows that were read."""
+        tensor = self.tensors[name]
+        first, last, _ = rows.indices(tensor.shape[0])
+        row = tensor.nbytes // tensor.shape[0] if len(tensor.shape) > 1 else 0
+        self._mapped.leave(tensor.start + first * row, tensor.start + (last * row or tensor.nbytes))
+
     def _raw(self, name: str) -> NDArray[np.uint8]:
         """A tensor's bytes."""
         tensor = self.tensors[name]
-        return np.asarray(self._data[tensor.start : tensor.start + tensor.nbytes])
+        return self._data[tensor.start : tensor.start + tensor.nbytes]
 
     def _directory(self, reader: "_Reader", count: int) -> dict[str, Tensor]:
         placed: dict[str, tuple[tuple[int, ...], str, int, int]] = {}

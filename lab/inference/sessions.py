@@ -6,7 +6,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Sized
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,8 +140,7 @@ class StepRunner:
         return Room(StepCache(forward, chip), forward, inputs)
 
 
-@dataclass(frozen=True)
-class _Ran:
+class _Ran(NamedTuple):
     """A step that runs, with the lengths it has."""
 
     step: Step
@@ -150,8 +149,7 @@ class _Ran:
     counts: Counts
 
 
-@dataclass(frozen=True)
-class _Begun:
+class _Begun(NamedTuple):
     """The steps from some tokens on to the one that comes next."""
 
     steps: list[_Ran]
@@ -167,6 +165,7 @@ class StepSession:
         self._pages = range(1, pages + 1)
         self._length = 0
         self._last: Step | None = None
+        self._next: Step | None = None  # of one token
         self._waiting: deque[Callable[[], None]] = deque()  # what the simulated chip runs when it is asked
         self._begun: deque[_Begun] = deque()
         self._ran: list[tuple[list[_Ran], float]] = []
@@ -181,7 +180,7 @@ class StepSession:
     def follow(self, settings: Settings) -> None:
         def begin() -> None:
             at, last = time.perf_counter(), self._last
-            step = self._last = self._runner.step(self.room, Layout(1, 1, len(self._pages)))
+            step = self._last = self._next = self._next or self._runner.step(self.room, Layout(1, 1, len(self._pages)))
             counts = step.run(last, self.room.next_token(self._length, settings))
             self._length += 1
             ran = _Ran(step, (1,), (self._length,), counts)

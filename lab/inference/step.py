@@ -81,6 +81,7 @@ class Step:
         ]
         self._graph = capture(*self.bound)
         self._returns = deque(Results(self) for _ in range(AHEAD))
+        self._copies: dict[Step | StepInput, Callable[[], None]] = {}
 
     def run(self, after: "Step | None" = None, given: StepInput | None = None) -> Counts:
         """Enqueue the step that `input` describes: it leaves `results`, and in `arrays` logits.
@@ -91,14 +92,20 @@ class Step:
         if given is None:
             self.chip.write(self.block, self.input.block)
         else:
-            self.chip.copy(self.block, given.block)
+            self._copy(given, self.block, given.block)
         if after:
-            self.chip.copy(self.arrays["tokens"], after.arrays["token"])
+            self._copy(after, self.arrays["tokens"], after.arrays["token"])
         return self.replay()
 
     def replay(self) -> Counts:
         """Enqueue the step once more, with the input that it had last."""
         return self._graph.replay()
+
+    def _copy(self, whose: "Step | StepInput", to: Any, source: Any) -> None:
+        """Copy what another step or an input has; each time the same, so that it is prepared once."""
+        if whose not in self._copies:
+            self._copies[whose] = self.chip.copying(to, source)
+        self._copies[whose]()
 
     def send(self) -> "Results":
         """Have the host sent what the newest run draws, behind it; until `AHEAD` later ones are sent it lies there."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.problems.sampling import SETTINGS, Settings
+from lab.problems.sampling import DRAW, SETTINGS, Settings
 from sim.errors import InputError
 
 PAGE = 64  # tokens of a page
@@ -150,12 +150,15 @@ class StepInput:
         """Take one token of the only row from `start` on, in the pages that it was filled with; a token, too, then."""
         (chunk,) = self.chunks
         page, at = divmod(start, PAGE)
-        self.fields["positions"][0] = start
-        self.fields["slots"][0] = chunk.pages[page] * PAGE + at
-        self.fields["lengths"][0] = start + 1
-        if settings != chunk.settings:
-            self.fields["settings"][0] = settings.words()
-        self.chunks = (chunk._replace(start=start, settings=settings),)
+        fields = self.fields
+        fields["positions"][0] = start
+        fields["slots"][0] = chunk.pages[page] * PAGE + at
+        fields["lengths"][0] = start + 1
+        if settings[:-1] == chunk.settings[:-1] and 0 <= settings.draw < 2**31:
+            fields["settings"][0, DRAW] = settings.draw
+        else:
+            fields["settings"][0] = settings.words()
+        self.chunks = (Chunk(chunk.tokens, start, chunk.pages, settings),)
 
     @property
     def q_lens(self) -> tuple[int, ...]:

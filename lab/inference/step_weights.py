@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from math import prod
 from typing import Any
 
@@ -16,15 +17,15 @@ from lab.inference.config import LlamaConfig
 from lab.inference.model import frequencies
 from lab.inference.progress import Advance, silent
 from lab.inference.rotary import RopeScaling
+from lab.inference.staging import PART, Staging
 from lab.problems import Linear, Model
 from sim import int4
 from sim.errors import InputError
 from sim.formats import FORMATS, FP8_MAX, encode
 
 ROUNDED = ("bf16", "fp8", *(name for name, form in FORMATS.items() if form.group))  # that matrices can be rounded to
-_AT_ONCE = 2**22  # elements that are converted at once
 _POSITIONS = 2**14  # whose angles are computed at once
-_EXPONENT = 0x7F80  # of a bf16: infinities and NaN have all its bits
+_INFINITY, _BELOW = 0x7F80, 0xFF80  # bits of bf16 from which on, as signed and as unsigned, none is finite
 _SPREAD = 0.02  # standard deviation of random weights, as models are initialised (GPT-2)
 
 
@@ -60,33 +61,11 @@ class StepWeights:
         if weights not in ("", *ROUNDED):
             raise InputError(f"weights are rounded to {', '.join(ROUNDED)}; got {weights!r}")
         config = config.shard(ranks)
-        loading = _Loading(file, config, chip, rank, weights)
-        arrays = loading.arrays
-        for i in range(config.layers):
-            advance(i * len(config.shapes) // config.layers)
-            layer, block = f"layers.{i}", f"blk.{i}"
-            loading.matrix(f"{layer}.qkv", *(f"{block}.attn_{name}.weight" for name in "qkv"))
-            loading.matrix(f"{layer}.output", f"{block}.attn_output.weight")
-            loading.matrix(f"{layer}.gate_up", *(f"{block}.ffn_{name}.weight" for name in ("gate", "up")))
-            loading.matrix(f"{layer}.down", f"{block}.ffn_down.weight")
-            loading.vectors(f"{layer}.attention_norm", f"{block}.attn_norm.weight")
-            loading.vectors(f"{layer}.ffn_norm", f"{block}.ffn_norm.weight")
-            if config.bias:
-                loading.vectors(f"{layer}.bias", *(f"{block}.attn_{name}.bias" for name in "qkv"))
-            if config.qk_norm:
-                loading.vectors(f"{layer}.norms", *(f"{block}.attn_{name}_norm.weight" for name in "qk"))
-                arrays[f"{layer}.norms"] = arrays[f"{layer}.norms"].reshape(2, config.head_dim)
-        loading.vectors("norm", "output_norm.weight")
-        arrays["embedding"] = loading.bf16("token_embd.weight")
-        head = "token_embd.weight" if config.tied else "output.weight"
-        if config.tied and loading.asked(head).weights == "bf16":
-            loading.matrices["head"] = Linear(1, config.vocab, config.d)
-            arrays["head.w"] = arrays["embedding"]
-        else:
-            loading.matrix("head", head)
-        loading.require_finite()
-        arrays["turns"] = _turns(frequencies(config, file), config, chip)
-        return cls(config, loading.matrices, arrays)
+        with Staging(chip) as staging:
+            loading = _Loading(file, config, chip, rank, weights, staging)
+            loading.model(advance)
+        loading.arrays["turns"] = _turns(frequencies(config, file), config, chip)
+        return cls(config, loading.matrices, loading.arrays)
 
     @property
     def nbytes(self) -> int:
@@ -97,12 +76,40 @@ class StepWeights:
 class _Loading:
     """Tensors on their way to a chip: never more than a few megabytes of floats at once on the host."""
 
-    def __init__(self, file: TensorFile, config: LlamaConfig, chip: Chip, rank: int, weights: str) -> None:
-        self.file, self.chip, self.rank, self.weights = file, chip, rank, weights
+    def __init__(
+        self, file: TensorFile, config: LlamaConfig, chip: Chip, rank: int, weights: str, staging: Staging
+    ) -> None:
+        self.file, self.config, self.chip, self.rank, self.weights = file, config, chip, rank, weights
         self.shapes = config.shapes | config.optional_shapes  # a rank's own
         self.matrices: dict[str, Linear] = {}
         self.arrays: dict[str, Any] = {}
-        self._wrong: list[tuple[str, Any]] = []  # whether a part of a tensor is not finite
+        self._staging = staging
+
+    def model(self, advance: Advance) -> None:
+        """All of it."""
+        config, arrays = self.config, self.arrays
+        for i in range(config.layers):
+            advance(i * len(config.shapes) // config.layers)
+            layer, block = f"layers.{i}", f"blk.{i}"
+            self.matrix(f"{layer}.qkv", *(f"{block}.attn_{name}.weight" for name in "qkv"))
+            self.matrix(f"{layer}.output", f"{block}.attn_output.weight")
+            self.matrix(f"{layer}.gate_up", *(f"{block}.ffn_{name}.weight" for name in ("gate", "up")))
+            self.matrix(f"{layer}.down", f"{block}.ffn_down.weight")
+            self.vectors(f"{layer}.attention_norm", f"{block}.attn_norm.weight")
+            self.vectors(f"{layer}.ffn_norm", f"{block}.ffn_norm.weight")
+            if config.bias:
+                self.vectors(f"{layer}.bias", *(f"{block}.attn_{name}.bias" for name in "qkv"))
+            if config.qk_norm:
+                self.vectors(f"{layer}.norms", *(f"{block}.attn_{name}_norm.weight" for name in "qk"))
+                arrays[f"{layer}.norms"] = arrays[f"{layer}.norms"].reshape(2, config.head_dim)
+        self.vectors("norm", "output_norm.weight")
+        arrays["embedding"] = self.bf16("token_embd.weight")
+        head = "token_embd.weight" if config.tied else "output.weight"
+        if config.tied and self.asked(head).weights == "bf16":
+            self.matrices["head"] = Linear(1, config.vocab, config.d)
+            arrays["head.w"] = arrays["embedding"]
+        else:
+            self.matrix("head", head)
 
     def matrix(self, name: str, *tensors: str) -> None:
         """One matrix of tensors one below the other."""
@@ -116,7 +123,7 @@ class _Loading:
             parts, unit = [xp.empty(shapes[0], np.uint8), xp.empty(shapes[1], np.uint16)], int4.TILE_ROWS
         else:
             parts, unit = [xp.empty((n, k), np.uint8), xp.empty(n, np.float32)], 1
-        step = -(-_AT_ONCE // (k * int4.PADDED_ROWS)) * int4.PADDED_ROWS  # rows
+        step = -(-PART // (k * int4.PADDED_ROWS)) * int4.PADDED_ROWS  # rows
         for first in range(0, n, step):
             last = min(first + step, n)
             for part, bits in zip(parts, self._operands(problem, tensors, first, last), strict=True):
@@ -125,7 +132,7 @@ class _Loading:
 
     def asked(self, *tensors: str) -> Linear:
         """What tensors one below the other ask: as `weights` says, else their own int4 groups where all are alike."""
-        problem = Linear(1, sum(self.shapes[tensor][0] for tensor in tensors), self.shapes[tensors[0]][1])
+        problem = _one_token(sum(self.shapes[tensor][0] for tensor in tensors), self.shapes[tensors[0]][1])
         if self.weights:
             return replace(problem, weights=self.weights, scales="row" if self.weights == "fp8" else "none")
         groups = [self.file.groups(tensor, slice(0, 1)) for tensor in tensors]
@@ -157,15 +164,18 @@ class _Loading:
     def _floats(self, tensor: str, begin: int, end: int) -> NDArray[np.float32]:
         """Rows of this rank's part of a matrix."""
         rows, columns = self._own(tensor)
-        first = rows.start or 0
-        return floats(self.file, tensor, slice(first + begin, first + end))[:, columns]
+        where = slice((rows.start or 0) + begin, (rows.start or 0) + end)
+        values = floats(self.file, tensor, where)[:, columns]
+        self.file.leave(tensor, where)
+        return values
 
     def _groups(self, tensor: str, begin: int, end: int) -> int4.Groups:
         """Rows of this rank's part of a matrix, as groups on the chip."""
         rows, columns = self._own(tensor)
-        first = rows.start or 0
-        whole = self.file.groups(tensor, slice(first + begin, first + end), self.chip.xp.asarray)
+        where = slice((rows.start or 0) + begin, (rows.start or 0) + end)
+        whole = self.file.groups(tensor, where, self.chip.xp.asarray)
         assert whole is not None
+        self.file.leave(tensor, where)
         if not (np.isfinite(whole.scale).all() and np.isfinite(whole.offset).all()):
             self.file.refuse(f"the tensor {tensor!r} holds infinities or NaN")
         if (columns.start or 0) % whole.group or (columns.stop or 0) % whole.group:
@@ -181,21 +191,26 @@ class _Loading:
         there = self.chip.xp.empty((sum(shape[0] for shape in shapes), *shapes[0][1:]), np.uint16)
         at = 0
         for tensor, shape in zip(tensors, shapes, strict=True):
-            rows, columns = self._own(tensor)
             part, at = there[at : at + shape[0]], at + shape[0]
-            step = max(_AT_ONCE // prod(shape[1:]), 1)
+            step = PART // prod(shape[1:])
+            if not step:
+                self.file.refuse(
+                    f"the tensor {tensor!r} has rows of {prod(shape[1:]):,} elements; {PART:,} are the most"
+                )
             for done in range(0, shape[0], step):
-                count, first = min(step, shape[0] - done), (rows.start or 0) + done
-                values = self.file.rows(tensor, slice(first, first + count))
-                bits = part[done : done + count]
-                self.chip.write(bits, _bf16(values[:, columns] if values.ndim == 2 else values))
-                self._wrong.append((tensor, ((bits & _EXPONENT) == _EXPONENT).any()))
+                last = min(done + step, shape[0])
+                self._staging.send(part[done:last], partial(self._round, tensor, done, last))
         return there
 
-    def require_finite(self) -> None:
-        """Refuse the file where a bf16 weight is not finite; asked at the end, so that a GPU looks while it is fed."""
-        if self._wrong and self.chip.xp.stack([found for _, found in self._wrong]).any():
-            tensor = next(tensor for tensor, found in self._wrong if found)
+    def _round(self, tensor: str, begin: int, end: int, to: NDArray[np.uint16]) -> None:
+        """Round rows of this rank's part of a tensor to bf16; refuse the file where one is not finite in it."""
+        rows, columns = self._own(tensor)
+        where = slice((rows.start or 0) + begin, (rows.start or 0) + end)
+        if columns != slice(None) or not self.file.read_bf16(tensor, where, to):
+            values = self.file.rows(tensor, where)
+            to[...] = _bf16(values[:, columns] if values.ndim == 2 else values)
+            self.file.leave(tensor, where)
+        if to.view(np.int16).max() >= _INFINITY or to.max() >= _BELOW:
             self.file.refuse(f"the tensor {tensor!r} holds infinities, NaN or what is too large for bf16")
 
     def _own(self, tensor: str) -> tuple[slice, slice]:
@@ -206,6 +221,12 @@ class _Loading:
             for m, n in zip(mine, whole, strict=True)
         ]
         return own[0], own[1] if len(own) > 1 else slice(None)
+
+
+@lru_cache(maxsize=64)
+def _one_token(n: int, k: int) -> Linear:
+    """What layers ask again and again."""
+    return Linear(1, n, k)
 
 
 def _fp8(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

@@ -13,6 +13,7 @@ from sim.formats import decode, encode
 
 FLOPS = 6  # an element: a difference, a comparison, two products and two sums; exponentials are counted apart
 SETTINGS = 8  # words of a row's settings
+DRAW = 6  # of these, the one that says which draw it is
 ROWS = ("mixed", "greedy", "plain", "filtered")
 P_ROUNDINGS = 4  # of a weight beside 5 for each unit of its exponent: ex2.approx has 2^-22.5 (PTX ISA, ex2)
 E_ROUNDINGS = 10  # of an exponential variate, beside its uniform's: a logarithm, a quotient, a product
@@ -50,6 +51,11 @@ class Settings(NamedTuple):
         floats = np.array([s.temperature, s.top_p, s.min_p], np.float32).view(np.uint32)
         words = [floats[0], s.top_k, floats[1], floats[2], s.seed & 0xFFFFFFFF, s.seed >> 32, s.draw, 0]
         return np.array(words, np.uint32).view(np.int32)
+
+    def drawn(self, draw: int) -> "Settings":
+        """The same for another draw."""
+        temperature, top_k, top_p, min_p, seed, _ = self
+        return Settings(temperature, top_k, top_p, min_p, seed, draw)
 
     @classmethod
     def of_words(cls, words: NDArray[np.int32]) -> "Settings":

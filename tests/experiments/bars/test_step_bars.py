@@ -81,3 +81,10 @@ def test_nothing_is_tuned_or_spoken_on_the_simulated_chip() -> None:
     answer = runner.answer("step_bars", ["part=small+large", "tune=9"], "sim", "h200", record=False)
     assert len(answer.records) == len(PARTS["small"]) + len(PARTS["large"])
     assert runner.answer("step_bars", ["part=generate"], "sim", "h200", record=False).records == ()
+
+
+def test_only_some_steps_of_a_part() -> None:
+    assert [model.batch for _, model in step_bars.Options("decode", only="batch 16").steps] == [16, 16]
+    assert [model.weights for _, model in step_bars.Options("decode+formats", only="in fp8").steps] == ["fp8"]
+    with pytest.raises(InputError, match="no step of part=decode has 'int5' in its name"):
+        step_bars.Options("decode", only="int5")

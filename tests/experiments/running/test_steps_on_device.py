@@ -1,8 +1,10 @@
 """Schedules sought in their steps, and how fast a model speaks: on the simulated chip, with times that are given."""
 
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -72,8 +74,10 @@ def test_the_fastest_in_a_step_is_its_share_of_the_step_and_wins() -> None:
     found = list(step_search.search(sent([job, job, longer])))  # the later ones have nothing left to seek
     problems = {str(record.problem) for record in found}
     assert len(problems) == len(step_search._large(solved())) > 1
-    for problem in problems:
-        own = [record for record in found if str(record.problem) == problem]
+    sweeps = [found[: len(found) // 2], found[len(found) // 2 :]]  # in the second, finalists beside finalists
+    assert [record.problem for record in sweeps[0]] == [record.problem for record in sweeps[1]]
+    for sweep, problem in product(sweeps, problems):
+        own = [record for record in sweep if str(record.problem) == problem]
         matrix = problem_of(own[0].problem or {})
         assert len(own) == min(step_search.FINALISTS, len(list(step_search._contenders(matrix, H200))))
         assert all(r.clock == "chain" and r.overlapping and r.check and r.check.passed for r in own)
@@ -83,6 +87,26 @@ def test_the_fastest_in_a_step_is_its_share_of_the_step_and_wins() -> None:
             (STEP_US - REST_US) / (1 if matrix == Linear(1, MODEL.vocab, MODEL.d) else MODEL.layers)
         )
         assert winner.kernel == own[0].kernel
+
+
+@pytest.mark.usefixtures("_given")
+def test_what_a_step_hides_is_timed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "REST_US", STEP_US)  # so long without any part, too
+    job = StepJob(problem=MODEL.as_dict(), experiment="step_bars")
+    found = list(step_search.search(sent([job])))
+    assert len(found) == 2 * len(step_search._large(solved()))  # of each part the fastest alone
+    assert all(record.metrics["alone"] and record.us and record.us > 0 for record in found)
+    head = next(record for record in found if problem_of(record.problem or {}) == Linear(1, MODEL.vocab, MODEL.d))
+    assert head.us == STEP_US + 1  # the one launch's own time, not a difference
+
+
+@pytest.mark.usefixtures("_given")
+def test_no_search_begins_when_the_seconds_are_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, *[59.0] * 3])
+    monkeypatch.setattr(step_search, "time", SimpleNamespace(monotonic=lambda: next(times, 61.0)))
+    job = StepJob(problem=MODEL.as_dict(), experiment="step_bars")
+    found = list(step_search.search({**sent([job]), "seconds": 60.0}))
+    assert len({str(record.problem) for record in found}) == 3
 
 
 @pytest.mark.usefixtures("_given")

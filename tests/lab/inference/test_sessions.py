@@ -31,9 +31,9 @@ def test_a_token_that_nobody_has_seen_is_followed_by_the_same_ones(runner: Runne
         session.start(PROMPT, SETTINGS)
     found, expected = [], [behind.finish()]
     for draw in range(1, 16):
-        ahead.follow(SETTINGS._replace(draw=draw))
+        ahead.follow(SETTINGS.drawn(draw))
         found.append(ahead.finish())
-        behind.start([expected[-1]], SETTINGS._replace(draw=draw))
+        behind.start([expected[-1]], SETTINGS.drawn(draw))
         expected.append(behind.finish())
     assert [*found, ahead.finish()] == expected
     assert len(set(expected)) > 4

@@ -141,7 +141,7 @@ def test_an_input_that_follows_is_one_that_is_filled_anew() -> None:
     layout, pages, how = Layout(1, 1, 3), [7, 2, 5], Settings(0.8, 40, 0.95, seed=3)
     ahead = StepInput(layout).fill([Chunk([0], 62, pages)])
     for draw, start in enumerate(range(63, 66)):  # over the end of a page
-        ahead.follow(start, how._replace(draw=draw))
-        anew = StepInput(layout).fill([Chunk([0], start, pages, how._replace(draw=draw))])
+        ahead.follow(start, how.drawn(draw))
+        anew = StepInput(layout).fill([Chunk([0], start, pages, how.drawn(draw))])
         np.testing.assert_array_equal(ahead.block, anew.block)
         assert ahead.chunks == anew.chunks
