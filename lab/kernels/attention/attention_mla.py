@@ -150,7 +150,8 @@ def bills(problem: Attention, schedule: Schedule, machine: Machine, clock: str) 
     p, s = problem, schedule
     model = fits.coefficients(Coefficients, "attention_mla", machine, clock)
     plan = partition_of(p, s, workers_of(s, machine))
-    most = (plan.each + (plan.longer > 0)) * (int(plan.blocks.max()) if plan.whole else 1)  # blocks
+    of_piece = -(-int(plan.blocks.max()) // plan.pieces) if plan.pieces else 1
+    most = (plan.each + (plan.longer > 0)) * of_piece  # blocks
     of_block = 2 * BLOCK_M * BLOCK_N * (p.head_dim + p.value_dim) * machine.sms
     stream = {
         "HBM": 1e6 * (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)),

@@ -37,7 +37,8 @@ SOLVES = Solves(
 )
 
 LANES = 32
-UNIT = 16  # tokens that a team multiplies at once: the rows of an mma
+UNIT = 16  # tokens that a team multiplies at once by mma.sync: its rows
+WGMMA_UNITS = (32, 64)  # the same by wgmma: its columns
 MMA_N = 8  # columns of an mma
 MMA_K = 16
 MERGED_ROWS = 4  # of a warp, that meet in shared memory at once
@@ -48,6 +49,8 @@ PLANNED_AT_ONCE = 128
 MOST_WARPS = 16
 MOST_STAGES = 32
 MOST_CLUSTER = 16
+WGMMA_ARCH = "sm_90a"
+WARPGROUP = 4, 2  # row groups and query tiles of a team that multiplies by wgmma
 LENGTHS = ("q_starts", "kv_lens", "kv_starts")  # inputs that uniform sequences do not need
 OTHER_REGISTERS = 60  # of a thread beside queries and sums
 
@@ -65,8 +68,10 @@ class Schedule:
     overhead_units: int  # what a sequence costs beside its units, in these; the only one may cost nothing
     least_units: int  # of a CTA, before another one is given work
     cluster: int = 1  # CTAs that share the only sequence, and add up its rows between them; 0: all, without a cluster
+    unit: int = UNIT  # tokens that a team multiplies at once; more than 16 by wgmma, of which a team is a warpgroup
 
     def __post_init__(self) -> None:
+        require_choice(self, "unit", (UNIT, *WGMMA_UNITS))
         require_choice(self, "heads", (1, 2, 4, 8))
         require_choice(self, "row_groups", (1, 2, 4, 8))
         require_choice(self, "query_tiles", (1, 2))
@@ -85,13 +90,15 @@ class Schedule:
             if not least <= getattr(self, name) <= most:
                 raise ScheduleError(f"{name} is from {least} to {most:,}; {name} = {getattr(self, name)}")
 
+        if self.unit > UNIT and (self.row_groups, self.query_tiles) != WARPGROUP:
+            raise ScheduleError(
+                f"units of {self.unit} tokens are for teams of 4 row_groups of 2 query_tiles; "
+                f"there are {self.row_groups} of {self.query_tiles}"
+            )
+
     @property
     def threads(self) -> int:
         return LANES * self.warps
-
-    @property
-    def unit(self) -> int:
-        return UNIT
 
     @property
     def slots(self) -> int:
@@ -106,12 +113,17 @@ class Schedule:
     @property
     def ring_rows(self) -> int:
         """Rows of head_dim elements of all rings."""
-        return self.warps // self.row_groups * self.stages * 2 * UNIT
+        return self.warps // self.row_groups * self.stages * 2 * self.unit
 
     @property
     def held_rows(self) -> int:
         """Rows of a warp's float32 sums that meet in shared memory at once; all, in the rings, of the only sequence."""
         return MERGED_ROWS if self.cluster == 1 else MMA_N * self.query_tiles
+
+    @property
+    def row_pad(self) -> int:
+        """Floats between rows of sums, so that what a warp stores at once lies in different banks."""
+        return 4 if self.unit == UNIT else 8
 
     @property
     def inbox_rows(self) -> int:
@@ -151,6 +163,8 @@ class Schedule:
                 f"{self.row_groups} warps of {self.query_tiles} tiles hold {self.rows} queries of a KV head; "
                 f"{p.q_len} tokens have {needed}"
             )
+        if self.unit > UNIT:
+            self._fits_wgmma(p, machine)
         if p.kv_heads % self.heads:
             raise ScheduleError(f"heads must divide the {p.kv_heads} KV heads; heads = {self.heads}")
         if self.cluster != 1 and p.batch > 1:
@@ -162,19 +176,29 @@ class Schedule:
         require_shared(shared_bytes(p, self), f"rings of {self.stages} stages for {self.warps} warps", machine)
         require_resident(self.ctas_per_sm, shared_bytes(p, self), self.threads, registers(p, self), machine)
 
+    def _fits_wgmma(self, problem: Attention, machine: Machine) -> None:
+        if machine.arch != WGMMA_ARCH:
+            raise ScheduleError(f"units of {self.unit} tokens need wgmma, of {WGMMA_ARCH}; this is {machine.arch}")
+        if problem.kv == "fp8":
+            raise ScheduleError(f"units of {self.unit} tokens are for caches of 16-bit elements; this one is in fp8")
+        if problem.page and self.unit > LANES * problem.page:
+            raise ScheduleError(f"a unit has up to {LANES} pages; {self.unit} tokens lie in more of {problem.page}")
+
 
 def shared_bytes(problem: Attention, schedule: Schedule) -> int:
-    """The rings; rows of sums, each with two floats, and four more against bank conflicts; inbox, mbarrier, flag."""
+    """The rings; rows of sums, each with two floats, and more against bank conflicts; inbox, mbarrier, flag."""
     p, s = problem, schedule
     row = FLOAT * (p.head_dim + 2)
-    rings, sums = s.ring_rows * FORMATS[p.kv].nbytes(1, p.head_dim), s.warps * s.held_rows * (row + FLOAT * 4)
+    rings, sums = s.ring_rows * FORMATS[p.kv].nbytes(1, p.head_dim), s.warps * s.held_rows * (row + FLOAT * s.row_pad)
     room = rings + sums if s.cluster == 1 else max(rings, sums)
     inside = room + s.inbox_rows * row + MBARRIER + 1
     return -(-inside // ALIGNMENT) * ALIGNMENT
 
 
 def registers(problem: Attention, schedule: Schedule) -> int:
-    """Of a thread, so that nothing spills: queries and sums along head_dim, and the rest."""
+    """Of a thread, so that nothing spills: queries and sums along head_dim, scores of long units, and the rest."""
+    if schedule.unit > UNIT:
+        return 3 * problem.head_dim // 4 + 3 * schedule.unit // 4 + OTHER_REGISTERS
     return 6 * schedule.query_tiles * problem.head_dim // MMA_K + OTHER_REGISTERS
 
 
@@ -198,7 +222,9 @@ CLUSTER = 8  # of larger ones an H200 does not hold eight at once
 # By queries: warps, row groups, query tiles. Many take longer to multiply than to copy, and clusters leave some SMs
 # idle: then all CTAs add up rows between them.
 CLUSTERED = {8: ((4, 1, 1), (8, 1, 1)), 16: ((8, 1, 2), (8, 2, 1)), 32: ((8, 2, 2),)}
-COOPERATIVE = {32: ((8, 2, 2), (12, 4, 1)), 64: ((12, 4, 2), (8, 4, 2))}
+COOPERATIVE = {32: ((8, 2, 2), (12, 4, 1)), 64: ((8, 4, 2),)}
+BY_WGMMA = (32, 64)  # queries of which wgmma, whose rows are 64, is faster
+INBOX = 2**15  # bytes of the rings that a cluster's sums take
 
 
 def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
@@ -217,10 +243,13 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
                 s = Schedule(warps, min(stages, MOST_STAGES), heads, row_groups, query_tiles, ctas, OVERHEAD, LEAST)
                 s.fits(p, machine)
                 found.append(s)
+    by_wgmma = WGMMA_UNITS if needed in BY_WGMMA else ()
     few = p.kv_heads <= clusters.at_once(CLUSTER, 1, machine) and 3 * CLUSTER * p.kv_heads >= machine.sms
     if few:  # clusters are all resident at once and take up a good part of the SMs
+        yield from _wide(p, by_wgmma, (CLUSTER, 0), machine)
         yield from _alone(p, COOPERATIVE.get(needed, ()), 0, machine)
         yield from _alone(p, CLUSTERED.get(needed, ()), CLUSTER, machine)
+    yield from _wide(p, by_wgmma, (1,), machine)
     yield from found or [
         Schedule(8, 2, 1, *GROUPS[max(GROUPS)][0], 1, OVERHEAD, LEAST)
     ]  # holds most, and says how much
@@ -228,6 +257,24 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
         if s.stages >= 4:
             yield replace(s, stages=s.stages // 2)
         yield replace(s, overhead_units=2 * OVERHEAD)
+
+
+def _wide(
+    problem: Attention, units: tuple[int, ...], of_clusters: tuple[int, ...], machine: Machine
+) -> Iterator[Schedule]:
+    """Two warpgroups a CTA, rings as deep as fit."""
+    p = problem
+    if 1 not in of_clusters and (p.batch > 1 or p.kv_bytes > SHORT):
+        return
+    for cluster in of_clusters:
+        for unit in units:
+            ring = RING - INBOX if cluster > 1 else RING
+            stages = min(ring // (2 * 2 * unit * FORMATS[p.kv].nbytes(1, p.head_dim)), MOST_STAGES)
+            tokens = OVERHEAD * UNIT if cluster == 1 else 0
+            with suppress(ScheduleError):
+                s = Schedule(8, stages, 1, *WARPGROUP, 1, tokens // unit, max(LEAST * UNIT // unit, 1), cluster, unit)
+                s.fits(p, machine)
+                yield s
 
 
 def _alone(
@@ -251,7 +298,7 @@ def stretches(problem: Attention, schedule: Schedule, machine: Machine) -> int:
     if s.cluster > 1:
         return s.cluster
     at_once = max(machine.sms * s.ctas_per_sm * s.heads // p.kv_heads, 1)
-    return min(at_once, -(-p.batch * (s.overhead_units + -(-p.kv_len // UNIT)) // s.least_units))
+    return min(at_once, -(-p.batch * (s.overhead_units + -(-p.kv_len // s.unit)) // s.least_units))
 
 
 def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
@@ -335,6 +382,7 @@ class Coefficients(fits.Coefficients, frozen=True):
     part_us: float  # of an SM, for what a part of a sequence costs at its start and end
     hbm_share: float  # of the rate of a large read
     tile_clocks: float  # of an SM, for 16 tokens and eight queries
+    wgmma_clocks: float  # the same, for 64 queries by wgmma
     blend: float  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
 
 
@@ -345,11 +393,12 @@ def bills(problem: Attention, schedule: Schedule, machine: Machine, clock: str) 
     partition = decode_plan.partition_of(p, s, stretches(p, s, machine))
     units = partition.length * s.heads * s.ctas_per_sm
     most = int(np.bincount(decode_plan.parts_of(partition).stretch).max(initial=0)) * s.ctas_per_sm
-    asked = FORMATS[p.kv].nbytes(2 * p.kv_heads * UNIT * int(partition.units.sum()), p.head_dim)
+    of_unit = s.rows // MMA_N * model.tile_clocks if s.unit == UNIT else s.unit // UNIT * model.wgmma_clocks
+    asked = FORMATS[p.kv].nbytes(2 * p.kv_heads * s.unit * int(partition.units.sum()), p.head_dim)
     stream = {
         "HBM": 1e6 * (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)),
         "L2": 1e6 * asked / machine.l2_bandwidth if machine.l2_bandwidth else 0.0,
-        "instructions": 1e6 * units * s.rows / MMA_N * model.tile_clocks / machine.clock_hz + most * model.part_us,
+        "instructions": 1e6 * units * of_unit / machine.clock_hz + most * model.part_us,
     }
     launch = model.start_us + (0 if p.uniform else model.plan_us)
     return Bills(launch + joined(model.blend, *stream.values()), {"launch": launch, **stream})
