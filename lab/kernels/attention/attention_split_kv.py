@@ -1,4 +1,4 @@
-"""Decode: rings of cp.async stream the cache past mma.sync; sequences are divided over the SMs on the device."""
+"""Decode: rings of cp.async stream the cache past mma.sync, or past wgmma; SMs divide sequences on the device."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
