@@ -106,16 +106,17 @@ def test_sequences_that_stretches_share_are_right(problem: Attention, overhead: 
 
 
 WGMMA = {"row_groups": 4, "query_tiles": 2, "heads": 1}
+TWO = {"row_groups": 2, "query_tiles": 2, "unit": 16}
 CASES = [
     (Attention(2, 8, 2, 128, 2, 200, kv_lens=(77, 200), page=1, lse=True), {}),
-    (Attention(2, 3, 1, 64, 6, 200, q_lens=(4, 6), kv_lens=(3, 200), page=16, window=50), {"row_groups": 2, "unit": 16}),
+    (Attention(2, 3, 1, 64, 6, 200, q_lens=(4, 6), kv_lens=(3, 200), page=16, window=50), {**TWO, "query_tiles": 1}),
     (Attention(2, 8, 2, 128, 1, 300, kv_lens=(230, 300), kv="fp8", page=64, lse=True), {"overhead_units": 1}),
     (Attention(2, 8, 2, 128, 2, 300, kv_lens=(77, 300), page=16, settled=True), {"warps": 2}),
     (Attention(3, 8, 2, 64, 2, 130, uniform=True), {"warps": 2}),
     (Attention(2, 4, 2, 64, 1, 200, page=16, uniform=True, window=70), {"warps": 2}),
     (Attention(1, 8, 2, 128, 1, 300, lse=True), {"cluster": 4, "overhead_units": 0}),
-    (Attention(1, 3, 1, 64, 6, 200, kv_lens=(150,)), {"cluster": 2, "row_groups": 2, "query_tiles": 2, "unit": 16}),
-    (Attention(1, 8, 2, 64, 6, 300, kv_lens=(250,)), {"cluster": 0, "query_tiles": 2, "row_groups": 2, "unit": 16}),
+    (Attention(1, 3, 1, 64, 6, 200, kv_lens=(150,)), {**TWO, "cluster": 2}),
+    (Attention(1, 8, 2, 64, 6, 300, kv_lens=(250,)), {**TWO, "cluster": 0}),
     (Attention(1, 2, 2, 64, 1, 300, lse=True), {"cluster": 0}),  # fewer rows than who share them
     # Not all of the cluster have a part.
     (Attention(1, 4, 1, 64, 2, 300, kv_lens=(20,), page=16), {"cluster": 4, "overhead_units": 0}),
