@@ -24,7 +24,7 @@ SOLVES = Solves(
     required={"latent": (LATENT,), "head_dim": (DIM,)},
     options={"causal": (False,), "page": (8, 16, 32, 64, 128), "lse": (True,)},
     at_most={"q_len": 4},
-    facts=("kv", "head_dim", "latent", "group", "causal", "page", "window", "lse"),
+    facts=("kv", "head_dim", "latent", "group", "causal", "page", "window", "lse", "uniform"),
 )
 
 PLANNED_AT_ONCE = 128
@@ -109,8 +109,7 @@ def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[La
                 TensorMap("kv_map", cache, (kv_rows, DIM), (DIM, 1), (box_rows(p), BOX_COLUMNS), SWIZZLE),
                 inputs["q"],
                 inputs[cache],
-                inputs["q_starts"],
-                inputs["kv_lens"],
+                *(Scalar(name, 0, "int64") if p.uniform else inputs[name] for name in ("q_starts", "kv_lens")),
                 inputs[places],
                 Array("y", Role.OUT, *p.outputs["y"]),
                 Array("lse", Role.OUT, *p.outputs["lse"]) if p.lse else Scalar("lse", 0, "int64"),
@@ -118,6 +117,7 @@ def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[La
                 Array("partial_lse", Role.WORKSPACE, (partial_rows,), "fp32"),
                 Array("arrivals", Role.WORKSPACE, (p.batch, tiles, s.cluster), "int32"),
                 Scalar("batch", p.batch),
+                Scalar("q_len", p.q_len),
                 Scalar("kv_len", p.kv_len),
                 Scalar("tiles", tiles),
                 Scalar("row_pages", p.pages_per_sequence),

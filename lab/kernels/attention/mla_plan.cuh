@@ -27,10 +27,10 @@ static_assert(schedule::overhead > 0, "a segment costs more than its blocks");
 
 __device__ __forceinline__ int blocks_of(int extent, int block) { return (extent + block - 1) / block; }
 
-// The lengths of a batch, in device memory.
+// The lengths of a batch, in device memory; or the greatest ones, where all are those.
 struct Batch {
     const int32_t *q_starts, *kv_lens;
-    int size, max_kv_len;
+    int size, max_q_len, max_kv_len;
 };
 
 struct Sequence {
@@ -45,9 +45,15 @@ struct Sequence {
 __device__ __forceinline__ Sequence sequence(const Batch& batch, int index) {
     Sequence s;
     const bool exists = index < batch.size;  // or it has no queries
-    s.q_start = ptx::load::cached_4_if(batch.q_starts + index, exists);
-    s.q_len = int(ptx::load::cached_4_if(batch.q_starts + index + 1, exists)) - s.q_start;
-    s.kv_len = min(int(ptx::load::cached_4_if(batch.kv_lens + index, exists)), batch.max_kv_len);
+    if constexpr (problem::uniform) {
+        s.q_start = index * batch.max_q_len;
+        s.q_len = exists ? batch.max_q_len : 0;
+        s.kv_len = batch.max_kv_len;
+    } else {
+        s.q_start = ptx::load::cached_4_if(batch.q_starts + index, exists);
+        s.q_len = int(ptx::load::cached_4_if(batch.q_starts + index + 1, exists)) - s.q_start;
+        s.kv_len = min(int(ptx::load::cached_4_if(batch.kv_lens + index, exists)), batch.max_kv_len);
+    }
     s.tiles = blocks_of(s.q_len * problem::group, ROWS);
     s.blocks = max(blocks_of(s.kv_len, BLOCK_N), 1);
     return s;
@@ -72,7 +78,8 @@ struct Cuts {
     // A warp does this together.
     __device__ __forceinline__ Cuts(const Batch& batch, int max_workers) {
         int segments = 0, cost = 0, longest = 0, shortest = batch.max_kv_len;
-        for (int first = threadIdx.x % WARP; first < batch.size; first += AT_ONCE * WARP)
+        const int size = problem::uniform ? 0 : batch.size;  // of those that are asked
+        for (int first = threadIdx.x % WARP; first < size; first += AT_ONCE * WARP)
 #pragma unroll
             for (int i = 0; i < AT_ONCE; ++i) {
                 const Sequence s = sequence(batch, first + i * WARP);
@@ -81,10 +88,17 @@ struct Cuts {
                 longest = max(longest, s.blocks);
                 if (s.tiles > 0) shortest = min(shortest, s.blocks);
             }
-        segments = __reduce_add_sync(FULL, segments);
-        cost = __reduce_add_sync(FULL, cost);
-        longest = __reduce_max_sync(FULL, longest);
-        shortest = __reduce_min_sync(FULL, shortest);
+        if constexpr (problem::uniform) {
+            const Sequence s = sequence(batch, 0);
+            segments = batch.size * s.tiles;
+            cost = segments * s.cost(0);
+            longest = shortest = s.blocks;
+        } else {
+            segments = __reduce_add_sync(FULL, segments);
+            cost = __reduce_add_sync(FULL, cost);
+            longest = __reduce_max_sync(FULL, longest);
+            shortest = __reduce_min_sync(FULL, shortest);
+        }
         pieces = max(min(max_workers / max(segments, 1), shortest / schedule::least), 1);
         const int most = schedule::overhead + blocks_of(longest, pieces);  // of a piece
         if (blocks_of(segments * pieces, max_workers) * most > cost / max_workers + 2 * schedule::overhead) pieces = 0;
@@ -113,23 +127,29 @@ struct Place {
 
 // The first sequence whose segments end beyond `begin`; a warp does this.
 __device__ __forceinline__ Place find(const Batch& batch, int pieces, int begin) {
-    int index = 0, at = 0, before = 0;
-    for (int first = 0; first == index && first < batch.size; first += AT_ONCE * WARP) {
-        int end[AT_ONCE];
+    if constexpr (problem::uniform) {
+        const Sequence s = sequence(batch, 0);
+        const int length = s.tiles * s.cost(pieces), index = min(begin / length, batch.size);
+        return {index, index * length};
+    } else {
+        int index = 0, at = 0, before = 0;
+        for (int first = 0; first == index && first < batch.size; first += AT_ONCE * WARP) {
+            int end[AT_ONCE];
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; ++i) {
-            const Sequence s = sequence(batch, first + i * WARP + threadIdx.x % WARP);
-            end[i] = s.tiles * s.cost(pieces);
-        }
+            for (int i = 0; i < AT_ONCE; ++i) {
+                const Sequence s = sequence(batch, first + i * WARP + threadIdx.x % WARP);
+                end[i] = s.tiles * s.cost(pieces);
+            }
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; ++i) {
-            end[i] = before + prefix_sum(end[i]);
-            before = __shfl_sync(FULL, end[i], WARP - 1);
-            index += __popc(__ballot_sync(FULL, end[i] <= begin));
-            at = __reduce_max_sync(FULL, end[i] <= begin ? end[i] : at);
+            for (int i = 0; i < AT_ONCE; ++i) {
+                end[i] = before + prefix_sum(end[i]);
+                before = __shfl_sync(FULL, end[i], WARP - 1);
+                index += __popc(__ballot_sync(FULL, end[i] <= begin));
+                at = __reduce_max_sync(FULL, end[i] <= begin ? end[i] : at);
+            }
         }
+        return {min(index, batch.size), at};
     }
-    return {min(index, batch.size), at};
 }
 
 // A part of a segment that one worker takes: blocks `lo` to `hi` of its sequence.
