@@ -81,11 +81,11 @@ class Schedule:
 def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
     """As few CTAs a cluster as hold all rows of a sequence, two at most; then others, and shorter stretches."""
     cluster = 2 if problem.q_len * problem.group > BLOCK_M else 1
-    guess = Schedule(cluster, 3, 0, 8, cluster, 4)
+    guess = Schedule(cluster, 3, 0, 8, 5, 4)
     yield guess
     yield from (replace(guess, cluster=cluster) for cluster in (1, 2, 4) if cluster != guess.cluster)
     yield replace(guess, early=2)
-    yield replace(guess, overhead=5)
+    yield replace(guess, overhead=cluster)
 
 
 def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:

@@ -82,22 +82,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
         load_queries(queries, q, part.sequence, head, kv_heads * problem::group, first_row);  // or it waits for copies
         OwnSoftmax softmax;
         clear(softmax);
-#pragma unroll 1
-        for (int unit = part.lo + team.slot; missing > 0 || unit < part.hi;) {
-            if (missing == 0) {
-                ptx::cp_async::wait_group<STAGES - 2>();
-                if constexpr (WARPGROUP) ptx::fence::proxy_async_shared();
-                team.sync();  // all its copies are there, and all its warps have left the stage before
-            }
-            source.copy_next(ring[(stage + STAGES - 1 - missing) % STAGES]);
-            if (missing > 0) {
-                --missing;
-                continue;
-            }
-            add_unit(softmax, ring[stage], queries, part, unit, first_row, scale_log2);
-            stage = (stage + 1) % STAGES;
-            unit += SLOTS;
-        }
+        add_part(softmax, source, ring, stage, missing, queries, part, team, first_row, scale_log2);
         if (!has_met) ptx::cluster::wait();
         has_met = true;
         finish(shared.merge, sums, softmax, part, sharers, stretch, first_head, results);

@@ -21,6 +21,7 @@ PLANNED_AT_ONCE = 128
 MOST_WARPS = 16
 MOST_STAGES = 32
 MOST_CLUSTER = 16
+WGMMA_STAGES = 3  # at least: of the unit whose values are multiplied, of the next one's keys, of what is copied
 WGMMA_ARCH = "sm_90a"
 WARPGROUP = 4, 2  # row groups and query tiles of a team that multiplies by wgmma
 OTHER_REGISTERS = 60  # of a thread beside queries and sums
@@ -66,6 +67,8 @@ class Schedule:
                 f"units of {self.unit} tokens are for teams of 4 row_groups of 2 query_tiles; "
                 f"there are {self.row_groups} of {self.query_tiles}"
             )
+        if self.unit > UNIT and self.stages < WGMMA_STAGES:
+            raise ScheduleError(f"units of {self.unit} tokens need 3 stages; stages = {self.stages}")
 
     @property
     def threads(self) -> int:
@@ -169,5 +172,5 @@ def shared_bytes(problem: Attention, schedule: Schedule) -> int:
 def registers(problem: Attention, schedule: Schedule) -> int:
     """Of a thread, so that nothing spills: queries and sums along head_dim, scores of long units, and the rest."""
     if schedule.unit > UNIT:
-        return 3 * problem.head_dim // 4 + 3 * schedule.unit // 4 + OTHER_REGISTERS
+        return 3 * problem.head_dim // 4 + 5 * schedule.unit // 4 + OTHER_REGISTERS
     return 6 * schedule.query_tiles * problem.head_dim // MMA_K + OTHER_REGISTERS

@@ -7,7 +7,7 @@
 
 constexpr int BLOCKS = UNIT / 16;  // of 16 tokens in a unit
 
-static_assert(!WARPGROUP || (ROW_GROUPS == 4 && TILES == 2 && !FP8), "four warps of 16 rows");
+static_assert(!WARPGROUP || (ROW_GROUPS == 4 && TILES == 2 && !FP8 && STAGES > 2), "four warps of 16 rows");
 
 // What a thread has of its two rows, r = 0 and 1: g and g + 8 of its warp's.
 struct WarpgroupSoftmax {
@@ -91,8 +91,8 @@ __device__ __forceinline__ void rescale(WarpgroupSoftmax& s, const float (&large
     for (int i = 0; i < DIM / 2; ++i) s.o[i] *= factor[row_of(i)];
 }
 
-// Scores to weights.
-__device__ __forceinline__ void weigh(WarpgroupSoftmax& s, WarpgroupScores& scores, float scale_log2) {
+// Bases that no weight of these scores exceeds by far. No product may be under way.
+__device__ __forceinline__ void raise(WarpgroupSoftmax& s, const WarpgroupScores& scores, float scale_log2) {
     float largest[2] = {scores[0], scores[2]};
 #pragma unroll
     for (int i = 0; i < UNIT / 2; ++i) largest[row_of(i)] = fmaxf(largest[row_of(i)], scores[i]);
@@ -103,6 +103,10 @@ __device__ __forceinline__ void weigh(WarpgroupSoftmax& s, WarpgroupScores& scor
         grows |= largest[r] > s.base[r] + SLACK;
     }
     if (__any_sync(FULL, grows)) rescale(s, largest);
+}
+
+// Scores to weights.
+__device__ __forceinline__ void weigh(WarpgroupSoftmax& s, WarpgroupScores& scores, float scale_log2) {
     float base[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) base[r] = s.base[r] == unseen() ? 0 : s.base[r];  // -inf less -inf is no number
@@ -113,11 +117,18 @@ __device__ __forceinline__ void weigh(WarpgroupSoftmax& s, WarpgroupScores& scor
     }
 }
 
-// One unit of a part, as of a warp.
-__device__ __forceinline__ void add_unit(WarpgroupSoftmax& softmax, const Stage& stage, const WarpgroupQueries& queries,
-                                         const Part& part, int unit, int first_row, float scale_log2) {
+// Of units on their way all but `ahead` are there for wgmma, whatever its team's warps copied; and all these have left what
+// they multiplied before.
+template <int ahead>
+__device__ __forceinline__ void await(const Team& team) {
+    ptx::cp_async::wait_group<ahead>();
+    ptx::fence::proxy_async_shared();
+    team.sync();
+}
+
+// Scores of a unit, on their way.
+__device__ __forceinline__ void multiply_k(WarpgroupScores& scores, const Stage& stage, const WarpgroupQueries& queries) {
     constexpr int PANEL_STEPS = PITCH_BYTES / 32, MMA_BYTES = 32;
-    WarpgroupScores scores;
     ptx::wgmma::fence();
 #pragma unroll
     for (int s = 0; s < STEPS; ++s) {
@@ -125,15 +136,13 @@ __device__ __forceinline__ void add_unit(WarpgroupSoftmax& softmax, const Stage&
         ptx::wgmma::mma<Operand>(scores, queries[s], ptx::wgmma::advance(keys, s % PANEL_STEPS * MMA_BYTES), s > 0);
     }
     ptx::wgmma::commit_group();
-    ptx::wgmma::wait_group<0>();
-    ptx::wgmma::hold(scores);
-    if ((unit + 1) * UNIT > part.first_limit() || problem::window > 0) mask(scores, part, unit, first_row);
-    weigh(softmax, scores, scale_log2);
+}
+
+// O += P V of a unit, on its way.
+__device__ __forceinline__ void multiply_v(WarpgroupSoftmax& softmax, const Stage& stage, const WarpgroupScores& p) {
     uint32_t weights[BLOCKS][4];
 #pragma unroll
-    for (int i = 0; i < UNIT / 4; ++i)
-        weights[i / 4][i % 4] = ptx::convert::pair<Operand>(scores[2 * i], scores[2 * i + 1]);
-    ptx::wgmma::hold(softmax.o);
+    for (int i = 0; i < UNIT / 4; ++i) weights[i / 4][i % 4] = ptx::convert::pair<Operand>(p[2 * i], p[2 * i + 1]);
     ptx::wgmma::hold(weights);
     ptx::wgmma::fence();
     const uint64_t values = ptx::wgmma::descriptor_n_major_128b(stage.bytes + HALF, PANEL_BYTES);
@@ -142,6 +151,50 @@ __device__ __forceinline__ void add_unit(WarpgroupSoftmax& softmax, const Stage&
         ptx::wgmma::mma_n_major<Operand>(softmax.o, weights[block],
                                          ptx::wgmma::advance(values, block * 16 * PITCH_BYTES), true);
     ptx::wgmma::commit_group();
-    ptx::wgmma::wait_group<0>();
-    ptx::wgmma::hold(softmax.o);
+}
+
+// As of a warp: scores of the next unit are made under the softmax of each.
+__device__ __forceinline__ void add_part(WarpgroupSoftmax& softmax, Source& source, Stage (&ring)[STAGES], int& stage,
+                                         int& missing, const WarpgroupQueries& queries, const Part& part,
+                                         const Team& team, int first_row, float scale_log2) {
+    constexpr int LEAST = 3;  // stages: of the unit whose values are multiplied, of the next one, of what is copied
+#pragma unroll 1
+    for (; missing > 0; --missing) source.copy_next(ring[STAGES - 1 - missing]);
+    WarpgroupScores scores, next;
+    int unit = part.lo + team.slot;
+    const auto see = [&]() {  // what a unit's scores are, and what comes to the place of the unit before
+        await<(STAGES < LEAST ? LEAST : STAGES) - LEAST>(team);
+        source.copy_next(ring[(stage + STAGES - 1) % STAGES]);
+        if ((unit + 1) * UNIT > part.first_limit() || problem::window > 0) mask(scores, part, unit, first_row);
+        raise(softmax, scores, scale_log2);
+    };
+    if (unit < part.hi) {
+        await<STAGES - 2>(team);
+        multiply_k(scores, ring[stage], queries);
+        ptx::wgmma::wait_group<0>();
+        ptx::wgmma::hold(scores);
+        see();
+    }
+#pragma unroll 1
+    while (unit < part.hi) {
+        const Stage& now = ring[stage];
+        stage = (stage + 1) % STAGES;
+        unit += SLOTS;
+        if (unit >= part.hi) {
+            weigh(softmax, scores, scale_log2);
+            multiply_v(softmax, now, scores);
+            ptx::wgmma::wait_group<0>();
+            ptx::wgmma::hold(softmax.o);
+            return;
+        }
+        multiply_k(next, ring[stage], queries);
+        weigh(softmax, scores, scale_log2);
+        multiply_v(softmax, now, scores);
+        ptx::wgmma::wait_group<0>();
+        ptx::wgmma::hold(next);
+        ptx::wgmma::hold(softmax.o);
+#pragma unroll
+        for (int i = 0; i < UNIT / 2; ++i) scores[i] = next[i];
+        see();
+    }
 }
