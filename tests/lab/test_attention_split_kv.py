@@ -109,7 +109,7 @@ WGMMA = {"row_groups": 4, "query_tiles": 2, "heads": 1}
 TWO = {"row_groups": 2, "query_tiles": 2, "unit": 16}
 CASES = [
     (Attention(2, 8, 2, 128, 2, 200, kv_lens=(77, 200), page=1, lse=True), {}),
-    (Attention(2, 3, 1, 64, 6, 200, q_lens=(4, 6), kv_lens=(3, 200), page=16, window=50), {**TWO, "query_tiles": 1}),
+    (Attention(2, 3, 1, 64, 6, 200, q_lens=(4, 6), kv_lens=(3, 200), page=16, window=50), TWO),
     (Attention(2, 8, 2, 128, 1, 300, kv_lens=(230, 300), kv="fp8", page=64, lse=True), {"overhead_units": 1}),
     (Attention(2, 8, 2, 128, 2, 300, kv_lens=(77, 300), page=16, settled=True), {"warps": 2}),
     (Attention(3, 8, 2, 64, 2, 130, uniform=True), {"warps": 2}),
@@ -121,11 +121,11 @@ CASES = [
     # Not all of the cluster have a part.
     (Attention(1, 4, 1, 64, 2, 300, kv_lens=(20,), page=16), {"cluster": 4, "overhead_units": 0}),
     # By wgmma: some of a warpgroup's 64 rows, pages shorter than a unit, units beyond the sequence.
-    (Attention(1, 8, 2, 128, 16, 300, lse=True), {**WGMMA, "cluster": 4, "unit": 32}),
-    (Attention(1, 8, 2, 128, 5, 300, kv_lens=(277,), page=16), {**WGMMA, "cluster": 0, "unit": 64}),
+    (Attention(1, 8, 2, 128, 16, 300, lse=True), {**WGMMA, "cluster": 4, "unit": 32, "stages": 3}),
+    (Attention(1, 8, 2, 128, 5, 300, kv_lens=(277,), page=16), {**WGMMA, "cluster": 0, "unit": 32, "stages": 3}),
     (
         Attention(2, 6, 2, 64, 9, 300, q_lens=(9, 3), kv_lens=(277, 33), page=1, window=40, kv="fp16"),
-        {**WGMMA, "warps": 8, "unit": 32},
+        {**WGMMA, "warps": 8, "unit": 32, "stages": 4},
     ),
     (Attention(170, 1, 1, 64, 1, 20, kv_lens=tuple(i % 21 for i in range(170))), {"warps": 1}),  # more than are kept
     (Attention(40, 2, 2, 64, 1, 40, kv_lens=tuple(i % 41 for i in range(40)), causal=False), {"heads": 2}),
@@ -144,12 +144,11 @@ def test_the_ptx_does_what_the_simulation_does(problem: Attention, changed: dict
 @examples(20)
 @given(
     problem=problems().filter(lambda p: p.kv != "fp8" and p.q_len * p.group <= 64),
-    unit=st.sampled_from([32, 64]),
     slots=st.sampled_from([1, 2]),
     seed=st.integers(0, 99),
 )
-def test_units_that_a_warpgroup_multiplies_are_right(problem: Attention, unit: int, slots: int, seed: int) -> None:
-    schedule = split(problem, **WGMMA, warps=4 * slots, stages=2, unit=32 if problem.page == 1 else unit)
+def test_units_that_a_warpgroup_multiplies_are_right(problem: Attention, slots: int, seed: int) -> None:
+    schedule = split(problem, **WGMMA, warps=4 * slots, stages=3, unit=32)
     found = verify(KERNEL, problem, schedule, CHIP, simulator(KERNEL, CHIP), seed)
     assert found.check.passed, found.check
     assert found.disagreements == {}
@@ -244,12 +243,12 @@ def test_what_does_not_fit_says_both_sides() -> None:
         replace(schedule, cluster=17)
     with pytest.raises(ScheduleError, match="units of 32 tokens are for teams of 4 row_groups of 2 query_tiles"):
         replace(schedule, unit=32, row_groups=1)
-    wide = replace(schedule, unit=64, overhead_units=1, **WGMMA)
-    with pytest.raises(ScheduleError, match="units of 64 tokens are for caches of 16-bit elements; this one is in fp8"):
+    wide = replace(schedule, unit=32, stages=3, **WGMMA)
+    with pytest.raises(ScheduleError, match="units of 32 tokens need 3 stages; stages = 2"):
+        replace(wide, stages=2)
+    with pytest.raises(ScheduleError, match="units of 32 tokens are for caches of 16-bit elements; this one is in fp8"):
         wide.fits(replace(problem, kv="fp8"), H100)
-    with pytest.raises(ScheduleError, match="a unit has up to 32 pages; 64 tokens lie in more of 1"):
-        wide.fits(replace(problem, page=1), H100)
-    with pytest.raises(ScheduleError, match="units of 64 tokens need wgmma, of sm_90a; this is sm_100a"):
+    with pytest.raises(ScheduleError, match="units of 32 tokens need wgmma, of sm_90a; this is sm_100a"):
         wide.fits(problem, B200)
     with pytest.raises(InputError, match="takes q_len up to 16; q_len = 17"):
         KERNEL.require(replace(problem, q_len=17))

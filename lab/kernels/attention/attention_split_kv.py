@@ -15,7 +15,7 @@ from lab.kernels.attention.decode_schedule import (
     MOST_STAGES,
     UNIT,
     WARPGROUP,
-    WGMMA_UNITS,
+    WGMMA_UNIT,
     Schedule,
     shared_bytes,
 )
@@ -88,13 +88,13 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
                 s = Schedule(warps, min(stages, MOST_STAGES), heads, row_groups, query_tiles, ctas, OVERHEAD, LEAST)
                 s.fits(p, machine)
                 found.append(s)
-    by_wgmma = WGMMA_UNITS if needed in BY_WGMMA else ()
+    by_wgmma = needed in BY_WGMMA
     few = p.kv_heads <= clusters.at_once(CLUSTER, 1, machine) and 3 * CLUSTER * p.kv_heads >= machine.sms
     if few:  # clusters are all resident at once and take up a good part of the SMs
-        yield from _wide(p, by_wgmma, (CLUSTER, 0), machine)
+        yield from _by_wgmma(p, (0, CLUSTER) if by_wgmma else (), machine)
         yield from _alone(p, COOPERATIVE.get(needed, ()), 0, machine)
         yield from _alone(p, CLUSTERED.get(needed, ()), CLUSTER, machine)
-    yield from _wide(p, by_wgmma, (1,), machine)
+    yield from _by_wgmma(p, (1,) if by_wgmma else (), machine)
     yield from found or [
         Schedule(8, 2, 1, *GROUPS[max(GROUPS)][0], 1, OVERHEAD, LEAST)
     ]  # holds most, and says how much
@@ -104,22 +104,20 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
         yield replace(s, overhead_units=2 * OVERHEAD)
 
 
-def _wide(
-    problem: Attention, units: tuple[int, ...], of_clusters: tuple[int, ...], machine: Machine
-) -> Iterator[Schedule]:
-    """Two warpgroups a CTA, rings as deep as fit."""
+def _by_wgmma(problem: Attention, of_clusters: tuple[int, ...], machine: Machine) -> Iterator[Schedule]:
+    """Two warpgroups a CTA, rings as deep as fit; in clusters or all together the only sequence, if it is short."""
     p = problem
-    if 1 not in of_clusters and (p.batch > 1 or p.kv_bytes > SHORT):
-        return
     for cluster in of_clusters:
-        for unit in units:
-            ring = RING - INBOX if cluster > 1 else RING
-            stages = min(ring // (2 * 2 * unit * FORMATS[p.kv].nbytes(1, p.head_dim)), MOST_STAGES)
-            tokens = OVERHEAD * UNIT if cluster == 1 else 0
-            with suppress(ScheduleError):
-                s = Schedule(8, stages, 1, *WARPGROUP, 1, tokens // unit, max(LEAST * UNIT // unit, 1), cluster, unit)
-                s.fits(p, machine)
-                yield s
+        if cluster != 1 and (p.batch > 1 or p.kv_bytes > SHORT):
+            continue
+        ring = RING - INBOX if cluster > 1 else RING
+        stages = min(ring // (2 * 2 * WGMMA_UNIT * FORMATS[p.kv].nbytes(1, p.head_dim)), MOST_STAGES)
+        overhead = OVERHEAD * UNIT // WGMMA_UNIT if cluster == 1 else 0
+        least = LEAST * UNIT // WGMMA_UNIT
+        with suppress(ScheduleError):
+            s = Schedule(8, stages, 1, *WARPGROUP, 1, overhead, least, cluster, WGMMA_UNIT)
+            s.fits(p, machine)
+            yield s
 
 
 def _alone(

@@ -10,7 +10,7 @@ from sim.machine import Machine
 
 LANES = 32
 UNIT = 16  # tokens that a team multiplies at once by mma.sync: its rows
-WGMMA_UNITS = (32, 64)  # the same by wgmma: its columns
+WGMMA_UNIT = 32  # the same by wgmma: its columns; of 64 registers would spill
 MMA_N = 8  # columns of an mma
 MMA_K = 16
 MERGED_ROWS = 4  # of a warp, that meet in shared memory at once
@@ -43,7 +43,7 @@ class Schedule:
     unit: int = UNIT  # tokens that a team multiplies at once; more than 16 by wgmma, of which a team is a warpgroup
 
     def __post_init__(self) -> None:
-        require_choice(self, "unit", (UNIT, *WGMMA_UNITS))
+        require_choice(self, "unit", (UNIT, WGMMA_UNIT))
         require_choice(self, "heads", (1, 2, 4, 8))
         require_choice(self, "row_groups", (1, 2, 4, 8))
         require_choice(self, "query_tiles", (1, 2))
@@ -155,8 +155,6 @@ class Schedule:
             raise ScheduleError(f"units of {self.unit} tokens need wgmma, of {WGMMA_ARCH}; this is {machine.arch}")
         if problem.kv == "fp8":
             raise ScheduleError(f"units of {self.unit} tokens are for caches of 16-bit elements; this one is in fp8")
-        if problem.page and self.unit > LANES * problem.page:
-            raise ScheduleError(f"a unit has up to {LANES} pages; {self.unit} tokens lie in more of {problem.page}")
 
 
 def shared_bytes(problem: Attention, schedule: Schedule) -> int:

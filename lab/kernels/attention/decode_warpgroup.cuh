@@ -162,39 +162,37 @@ __device__ __forceinline__ void add_part(WarpgroupSoftmax& softmax, Source& sour
     for (; missing > 0; --missing) source.copy_next(ring[STAGES - 1 - missing]);
     WarpgroupScores scores, next;
     int unit = part.lo + team.slot;
-    const auto see = [&]() {  // what a unit's scores are, and what comes to the place of the unit before
-        await<(STAGES < LEAST ? LEAST : STAGES) - LEAST>(team);
-        source.copy_next(ring[(stage + STAGES - 1) % STAGES]);
+    const auto prepare = [&]() {  // all that comes before the next unit's product, which may not be under way then
         if ((unit + 1) * UNIT > part.first_limit() || problem::window > 0) mask(scores, part, unit, first_row);
         raise(softmax, scores, scale_log2);
+        await<(STAGES < LEAST ? LEAST : STAGES) - LEAST>(team);
+    };
+    const auto add = [&](const Stage& now, Stage& before) {  // what comes to the place of the unit before, then P V
+        source.copy_next(before);
+        weigh(softmax, scores, scale_log2);
+        multiply_v(softmax, now, scores);
+        ptx::wgmma::wait_group<0>();
+        ptx::wgmma::hold(softmax.o);
     };
     if (unit < part.hi) {
         await<STAGES - 2>(team);
         multiply_k(scores, ring[stage], queries);
         ptx::wgmma::wait_group<0>();
         ptx::wgmma::hold(scores);
-        see();
+        prepare();
     }
 #pragma unroll 1
     while (unit < part.hi) {
         const Stage& now = ring[stage];
+        Stage& before = ring[(stage + STAGES - 1) % STAGES];
         stage = (stage + 1) % STAGES;
         unit += SLOTS;
-        if (unit >= part.hi) {
-            weigh(softmax, scores, scale_log2);
-            multiply_v(softmax, now, scores);
-            ptx::wgmma::wait_group<0>();
-            ptx::wgmma::hold(softmax.o);
-            return;
-        }
+        if (unit >= part.hi) return add(now, before);
         multiply_k(next, ring[stage], queries);
-        weigh(softmax, scores, scale_log2);
-        multiply_v(softmax, now, scores);
-        ptx::wgmma::wait_group<0>();
+        add(now, before);
         ptx::wgmma::hold(next);
-        ptx::wgmma::hold(softmax.o);
 #pragma unroll
         for (int i = 0; i < UNIT / 2; ++i) scores[i] = next[i];
-        see();
+        prepare();
     }
 }
