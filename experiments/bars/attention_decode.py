@@ -47,8 +47,8 @@ def skewed(batch: int = 64, page: int = 16) -> Attention:
 
 
 def latent(batch: int, context: int, q_heads: int = MANY_HEADS) -> Attention:
-    """One query token a sequence of multi-head latent attention, paged."""
-    return Attention(batch, q_heads, 1, LATENT + ROPE, 1, context, page=64, latent=LATENT)
+    """One query token a sequence of multi-head latent attention, paged, and all of one length."""
+    return Attention(batch, q_heads, 1, LATENT + ROPE, 1, context, page=64, latent=LATENT, uniform=True)
 
 
 def layer(batch: int, context: int, uniform: bool) -> Attention:

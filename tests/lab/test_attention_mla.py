@@ -69,11 +69,25 @@ def test_every_block_lies_in_one_part_and_partial_results_in_slots_of_their_own(
         assert [part.slot for part in own] == shared
 
 
+@pytest.mark.parametrize(
+    ("lengths", "pieces"),
+    [((4096,) * 64, 2), ((4096,) * 128, 1), ((8192,) * 33, 4), ((64,) * 33, 1), ((100, 9000), 0), ((4096,) * 100, 0)],
+)
+def test_segments_are_cut_into_equal_pieces_where_that_is_as_even(lengths: tuple[int, ...], pieces: int) -> None:
+    """On 132 workers; no worker then has parts of two segments, unless it has several whole ones."""
+    problem = latent(len(lengths), 16, 1, max(lengths))
+    starts = np.arange(len(lengths) + 1)
+    plan = divide(problem, split(problem, least=4), starts, np.array(lengths), 132)
+    assert plan.pieces == pieces
+    if pieces > 0:
+        assert all(len(plan.stretch(worker).parts) <= 1 for worker in range(132))
+
+
 @st.composite
 def problems(draw: st.DrawFn) -> Attention:
     batch, q_len = draw(st.sampled_from([1, 3, 35])), draw(st.integers(1, MOST_TOKENS))
     kv_len = draw(st.sampled_from([1, 63, 64, 65, 300]))
-    rng = np.random.default_rng(draw(st.integers(0, 999)))
+    rng, uniform = np.random.default_rng(draw(st.integers(0, 999))), draw(st.booleans())
     return latent(
         batch,
         draw(st.sampled_from([1, 5, 16, 40])),
@@ -82,8 +96,9 @@ def problems(draw: st.DrawFn) -> Attention:
         causal=draw(st.booleans()),
         kv=draw(st.sampled_from(["bf16", "fp16"])),
         page=draw(st.sampled_from(PAGES)),
-        q_lens=tuple(int(n) for n in rng.integers(0, q_len, batch, endpoint=True)),
-        kv_lens=tuple(int(n) for n in rng.integers(0, kv_len, batch, endpoint=True)),
+        q_lens=() if uniform else tuple(int(n) for n in rng.integers(0, q_len, batch, endpoint=True)),
+        kv_lens=() if uniform else tuple(int(n) for n in rng.integers(0, kv_len, batch, endpoint=True)),
+        uniform=uniform,
         lse=draw(st.booleans()),
     )
 
@@ -100,6 +115,8 @@ def test_segments_that_workers_share_are_right(problem: Attention, cluster: int,
 SHARED = [
     # Two workers share the second sequence, the other two have nothing.
     (latent(3, 6, 4, 290, q_lens=(4, 2, 4), kv_lens=(130, 290, 17), page=8, lse=True), {"least": 6}),
+    (latent(3, 6, 2, 200, page=16, uniform=True, lse=True), {"least": 6}),
+    (latent(2, 16, 1, 520, kv_lens=(520, 450)), {}),  # two workers for each sequence: equal pieces
     (latent(1, 128, 1, 600, lse=True), {}),  # a worker of a cluster, and its rows of two CTAs
     (latent(35, 3, 1, 130, page=16, kv_lens=tuple(37 * i % 131 for i in range(35))), {"early": 2}),
     (latent(5, 3, 3, 300, q_lens=(0, 3, 1, 2, 3), kv_lens=(300, 0, 99, 200, 0), causal=False, kv="fp16"), {"early": 1}),

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from lab import catalog
 from lab.check_ptx import check_ptx
+from lab.choice import predicted_best
 from lab.kernels.attention.decode_plan import divide, parts_of
 from lab.problems import Attention, _attention_reference
 from lab.ptx_executor import Emulator
 from lab.verify import Execute, compare, simulator, verify, workspaces
 from sim.errors import InputError, ScheduleError
 from sim.formats import encode
-from sim.machine import H100
+from sim.machine import B200, H100, H200
 from tests.emulator.cases import CHIP
 from tests.strategies import examples
 
@@ -104,19 +105,28 @@ def test_sequences_that_stretches_share_are_right(problem: Attention, overhead: 
     assert found.disagreements == {}
 
 
+WGMMA = {"row_groups": 4, "query_tiles": 2, "heads": 1}
+TWO = {"row_groups": 2, "query_tiles": 2, "unit": 16}
 CASES = [
     (Attention(2, 8, 2, 128, 2, 200, kv_lens=(77, 200), page=1, lse=True), {}),
-    (Attention(2, 3, 1, 64, 6, 200, q_lens=(4, 6), kv_lens=(3, 200), page=16, window=50), {"row_groups": 2}),
+    (Attention(2, 3, 1, 64, 6, 200, q_lens=(4, 6), kv_lens=(3, 200), page=16, window=50), TWO),
     (Attention(2, 8, 2, 128, 1, 300, kv_lens=(230, 300), kv="fp8", page=64, lse=True), {"overhead_units": 1}),
     (Attention(2, 8, 2, 128, 2, 300, kv_lens=(77, 300), page=16, settled=True), {"warps": 2}),
     (Attention(3, 8, 2, 64, 2, 130, uniform=True), {"warps": 2}),
     (Attention(2, 4, 2, 64, 1, 200, page=16, uniform=True, window=70), {"warps": 2}),
     (Attention(1, 8, 2, 128, 1, 300, lse=True), {"cluster": 4, "overhead_units": 0}),
-    (Attention(1, 3, 1, 64, 6, 200, kv_lens=(150,)), {"cluster": 2, "row_groups": 2, "query_tiles": 2}),
-    (Attention(1, 8, 2, 64, 6, 300, kv_lens=(250,)), {"cluster": 0, "query_tiles": 2, "row_groups": 2}),
+    (Attention(1, 3, 1, 64, 6, 200, kv_lens=(150,)), {**TWO, "cluster": 2}),
+    (Attention(1, 8, 2, 64, 6, 300, kv_lens=(250,)), {**TWO, "cluster": 0}),
     (Attention(1, 2, 2, 64, 1, 300, lse=True), {"cluster": 0}),  # fewer rows than who share them
     # Not all of the cluster have a part.
     (Attention(1, 4, 1, 64, 2, 300, kv_lens=(20,), page=16), {"cluster": 4, "overhead_units": 0}),
+    # By wgmma: some of a warpgroup's 64 rows, pages shorter than a unit, units beyond the sequence.
+    (Attention(1, 8, 2, 128, 16, 300, lse=True), {**WGMMA, "cluster": 4, "unit": 32, "stages": 3}),
+    (Attention(1, 8, 2, 128, 5, 300, kv_lens=(277,), page=16), {**WGMMA, "cluster": 0, "unit": 32, "stages": 3}),
+    (
+        Attention(2, 6, 2, 64, 9, 300, q_lens=(9, 3), kv_lens=(277, 33), page=1, window=40, kv="fp16"),
+        {**WGMMA, "warps": 8, "unit": 32, "stages": 4},
+    ),
     (Attention(170, 1, 1, 64, 1, 20, kv_lens=tuple(i % 21 for i in range(170))), {"warps": 1}),  # more than are kept
     (Attention(40, 2, 2, 64, 1, 40, kv_lens=tuple(i % 41 for i in range(40)), causal=False), {"heads": 2}),
 ]
@@ -129,6 +139,19 @@ def test_the_ptx_does_what_the_simulation_does(problem: Attention, changed: dict
     assert found.passed, found
     counted = verify(KERNEL, problem, schedule, CHIP, simulator(KERNEL, CHIP)).counted
     assert counted.as_dict() | {"flops": None} == found.counts.as_dict() | {"flops": None}
+
+
+@examples(20)
+@given(
+    problem=problems().filter(lambda p: p.kv != "fp8" and p.q_len * p.group <= 64),
+    slots=st.sampled_from([1, 2]),
+    seed=st.integers(0, 99),
+)
+def test_units_that_a_warpgroup_multiplies_are_right(problem: Attention, slots: int, seed: int) -> None:
+    schedule = split(problem, **WGMMA, warps=4 * slots, stages=3, unit=32)
+    found = verify(KERNEL, problem, schedule, CHIP, simulator(KERNEL, CHIP), seed)
+    assert found.check.passed, found.check
+    assert found.disagreements == {}
 
 
 @examples(20)
@@ -195,6 +218,14 @@ def test_the_launch_is_the_same_for_all_lengths_within_the_envelope() -> None:
     assert KERNEL.launches(part, schedule, H100) == KERNEL.launches(whole, schedule, H100)
 
 
+@pytest.mark.parametrize("page", [0, 16])
+@pytest.mark.parametrize(("batch", "kv_len", "q_len"), [(1, 8192, 1), (16, 8192, 1), (64, 2048, 1), (16, 8192, 16)])
+def test_queries_of_a_few_tokens_are_its_own_to_solve(batch: int, kv_len: int, q_len: int, page: int) -> None:
+    """Prefill's kernels read the cache too, in tiles that SMs cannot share evenly: their models know."""
+    problem = Attention(batch, 32, 8, 128, q_len, kv_len, page=page)
+    assert predicted_best(problem, H200).kernel.name == KERNEL.name
+
+
 def test_what_does_not_fit_says_both_sides() -> None:
     problem = Attention(1, 8, 2, 128, 4, 100)
     schedule = KERNEL.best_guess(problem, H100)
@@ -210,6 +241,15 @@ def test_what_does_not_fit_says_both_sides() -> None:
         replace(schedule, cluster=2, heads=2).fits(replace(problem, batch=1), H100)
     with pytest.raises(ScheduleError, match="cluster is from 0 to 16; cluster = 17"):
         replace(schedule, cluster=17)
+    with pytest.raises(ScheduleError, match="units of 32 tokens are for teams of 4 row_groups of 2 query_tiles"):
+        replace(schedule, unit=32, row_groups=1)
+    wide = replace(schedule, unit=32, stages=3, **WGMMA)
+    with pytest.raises(ScheduleError, match="units of 32 tokens need 3 stages; stages = 2"):
+        replace(wide, stages=2)
+    with pytest.raises(ScheduleError, match="units of 32 tokens are for caches of 16-bit elements; this one is in fp8"):
+        wide.fits(replace(problem, kv="fp8"), H100)
+    with pytest.raises(ScheduleError, match="units of 32 tokens need wgmma, of sm_90a; this is sm_100a"):
+        wide.fits(problem, B200)
     with pytest.raises(InputError, match="takes q_len up to 16; q_len = 17"):
         KERNEL.require(replace(problem, q_len=17))
     with pytest.raises(InputError, match="a cache in bf16 takes activations in bf16, not fp16"):

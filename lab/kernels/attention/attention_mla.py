@@ -24,7 +24,7 @@ SOLVES = Solves(
     required={"latent": (LATENT,), "head_dim": (DIM,)},
     options={"causal": (False,), "page": (8, 16, 32, 64, 128), "lse": (True,)},
     at_most={"q_len": 4},
-    facts=("kv", "head_dim", "latent", "group", "causal", "page", "window", "lse"),
+    facts=("kv", "head_dim", "latent", "group", "causal", "page", "window", "lse", "uniform"),
 )
 
 PLANNED_AT_ONCE = 128
@@ -81,11 +81,11 @@ class Schedule:
 def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
     """As few CTAs a cluster as hold all rows of a sequence, two at most; then others, and shorter stretches."""
     cluster = 2 if problem.q_len * problem.group > BLOCK_M else 1
-    guess = Schedule(cluster, 3, 0, 8, cluster, 4)
+    guess = Schedule(cluster, 3, 0, 8, 5, 4)
     yield guess
     yield from (replace(guess, cluster=cluster) for cluster in (1, 2, 4) if cluster != guess.cluster)
     yield replace(guess, early=2)
-    yield replace(guess, overhead=5)
+    yield replace(guess, overhead=cluster)
 
 
 def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
@@ -109,8 +109,7 @@ def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[La
                 TensorMap("kv_map", cache, (kv_rows, DIM), (DIM, 1), (box_rows(p), BOX_COLUMNS), SWIZZLE),
                 inputs["q"],
                 inputs[cache],
-                inputs["q_starts"],
-                inputs["kv_lens"],
+                *(Scalar(name, 0, "int64") if p.uniform else inputs[name] for name in ("q_starts", "kv_lens")),
                 inputs[places],
                 Array("y", Role.OUT, *p.outputs["y"]),
                 Array("lse", Role.OUT, *p.outputs["lse"]) if p.lse else Scalar("lse", 0, "int64"),
@@ -118,6 +117,7 @@ def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[La
                 Array("partial_lse", Role.WORKSPACE, (partial_rows,), "fp32"),
                 Array("arrivals", Role.WORKSPACE, (p.batch, tiles, s.cluster), "int32"),
                 Scalar("batch", p.batch),
+                Scalar("q_len", p.q_len),
                 Scalar("kv_len", p.kv_len),
                 Scalar("tiles", tiles),
                 Scalar("row_pages", p.pages_per_sequence),
@@ -150,7 +150,8 @@ def bills(problem: Attention, schedule: Schedule, machine: Machine, clock: str) 
     p, s = problem, schedule
     model = fits.coefficients(Coefficients, "attention_mla", machine, clock)
     plan = partition_of(p, s, workers_of(s, machine))
-    most = (plan.each + (plan.longer > 0)) * (int(plan.blocks.max()) if plan.whole else 1)  # blocks
+    of_piece = -(-int(plan.blocks.max()) // plan.pieces) if plan.pieces else 1
+    most = (plan.each + (plan.longer > 0)) * of_piece  # blocks
     of_block = 2 * BLOCK_M * BLOCK_N * (p.head_dim + p.value_dim) * machine.sms
     stream = {
         "HBM": 1e6 * (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)),

@@ -8,7 +8,8 @@
 // work is divided and the first keys are copied while the launch before is still at work.
 //
 // Warp roles: all alike. The teams of a KV head take the units of a stretch in turn, each with a softmax of its own; at
-// the end of a sequence their sums meet in shared memory. A team is one warp, or several where the queries are many.
+// the end of a sequence their sums meet in shared memory. A team is one warp, or several where the queries are many: four
+// with 64 queries are a warpgroup and multiply longer units by wgmma.
 //
 //   cp.async     unit 0 | unit 1 | unit 2 |              unit 3 |              unit 4 |               stages = 4
 //   multiply                                unit 0               unit 1               unit 2 ...
@@ -45,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
                        float* partial, float2* partial_sums, uint32_t* arrivals, int batch_size, int kv_heads,
                        int max_q_len, int max_kv_len, int pages, int table_width, int64_t page_stride, int64_t head_stride,
                        int token_stride, int64_t value_offset, float scale) {
-    extern __shared__ __align__(ALIGNMENT) uint8_t dynamic[];
+    extern __shared__ __align__(WARPGROUP ? 1024 : ALIGNMENT) uint8_t dynamic[];
     Shared& shared = *reinterpret_cast<Shared*>(dynamic);
     const Team team;
     const int ctas = kv_heads / HEADS;  // of a stretch
@@ -76,26 +77,12 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     while (true) {
         const Part part = walk.next();
         if (!part.exists()) break;
-        Queries queries;
+        OwnQueries queries;
         const Sharers sharers(part, walk.length);
         load_queries(queries, q, part.sequence, head, kv_heads * problem::group, first_row);  // or it waits for copies
-        Softmax softmax;
+        OwnSoftmax softmax;
         clear(softmax);
-#pragma unroll 1
-        for (int unit = part.lo + team.slot; missing > 0 || unit < part.hi;) {
-            if (missing == 0) {
-                ptx::cp_async::wait_group<STAGES - 2>();
-                team.sync();  // all its copies are there, and all its warps have left the stage before
-            }
-            source.copy_next(ring[(stage + STAGES - 1 - missing) % STAGES]);
-            if (missing > 0) {
-                --missing;
-                continue;
-            }
-            add_unit(softmax, ring[stage], queries, part, unit, first_row, scale_log2);
-            stage = (stage + 1) % STAGES;
-            unit += SLOTS;
-        }
+        add_part(softmax, source, ring, stage, missing, queries, part, team, first_row, scale_log2);
         if (!has_met) ptx::cluster::wait();
         has_met = true;
         finish(shared.merge, sums, softmax, part, sharers, stretch, first_head, results);

@@ -1,15 +1,24 @@
-"""Decode: rings of cp.async stream the cache past mma.sync; sequences are divided over the SMs on the device."""
+"""Decode: rings of cp.async stream the cache past mma.sync, or past wgmma; SMs divide sequences on the device."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lab.cards import fits
-from lab.kernel import Bills, Solves, require_choice, require_resident, require_shared
+from lab.kernel import Bills, Solves
 from lab.kernels.attention import decode_plan, decode_simulation, decode_theory
+from lab.kernels.attention.decode_schedule import (
+    MMA_N,
+    MOST_STAGES,
+    UNIT,
+    WARPGROUP,
+    WGMMA_UNIT,
+    Schedule,
+    shared_bytes,
+)
 from lab.kernels.common import clusters
 from lab.kernels.common.norm import joined
 from lab.problems import Attention
@@ -36,147 +45,7 @@ SOLVES = Solves(
     facts=("kv", "activations", "head_dim", "group", "causal", "page", "window", "lse", "uniform", "settled"),
 )
 
-LANES = 32
-UNIT = 16  # tokens that a team multiplies at once: the rows of an mma
-MMA_N = 8  # columns of an mma
-MMA_K = 16
-MERGED_ROWS = 4  # of a warp, that meet in shared memory at once
-FLOAT = 4  # bytes
-MBARRIER = 8  # bytes
-ALIGNMENT = 128  # bytes, of what lies in shared memory
-PLANNED_AT_ONCE = 128
-MOST_WARPS = 16
-MOST_STAGES = 32
-MOST_CLUSTER = 16
 LENGTHS = ("q_starts", "kv_lens", "kv_starts")  # inputs that uniform sequences do not need
-OTHER_REGISTERS = 60  # of a thread beside queries and sums
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How a CTA shares the KV heads, queries and tokens that it has, and how sequences are divided over CTAs."""
-
-    warps: int
-    stages: int  # units of 16 tokens, keys and values, that the ring of a team holds
-    heads: int  # KV heads of a CTA, which read the same tokens at the same time
-    row_groups: int  # warps of a team: they share its units, each with other queries
-    query_tiles: int  # of eight queries that a warp has
-    ctas_per_sm: int  # CTAs that an SM holds at once
-    overhead_units: int  # what a sequence costs beside its units, in these; the only one may cost nothing
-    least_units: int  # of a CTA, before another one is given work
-    cluster: int = 1  # CTAs that share the only sequence, and add up its rows between them; 0: all, without a cluster
-
-    def __post_init__(self) -> None:
-        require_choice(self, "heads", (1, 2, 4, 8))
-        require_choice(self, "row_groups", (1, 2, 4, 8))
-        require_choice(self, "query_tiles", (1, 2))
-        if not 1 <= self.warps <= MOST_WARPS or self.warps % (self.heads * self.row_groups):
-            raise ScheduleError(
-                f"{self.heads} heads of {self.row_groups} warps or several times as many are up to {MOST_WARPS} warps; "
-                f"warps = {self.warps}"
-            )
-        for name, least, most in (
-            ("stages", 2, MOST_STAGES),
-            ("ctas_per_sm", 1, 4),
-            ("overhead_units", int(self.cluster == 1), 1024),
-            ("least_units", 1, 1024),
-            ("cluster", 0, MOST_CLUSTER),
-        ):
-            if not least <= getattr(self, name) <= most:
-                raise ScheduleError(f"{name} is from {least} to {most:,}; {name} = {getattr(self, name)}")
-
-    @property
-    def threads(self) -> int:
-        return LANES * self.warps
-
-    @property
-    def unit(self) -> int:
-        return UNIT
-
-    @property
-    def slots(self) -> int:
-        """Teams of a KV head: they take its units in turn."""
-        return self.warps // (self.heads * self.row_groups)
-
-    @property
-    def rows(self) -> int:
-        """Queries that share a KV head, at most: of all tokens and of all query heads."""
-        return MMA_N * self.query_tiles * self.row_groups
-
-    @property
-    def ring_rows(self) -> int:
-        """Rows of head_dim elements of all rings."""
-        return self.warps // self.row_groups * self.stages * 2 * UNIT
-
-    @property
-    def held_rows(self) -> int:
-        """Rows of a warp's float32 sums that meet in shared memory at once; all, in the rings, of the only sequence."""
-        return MERGED_ROWS if self.cluster == 1 else MMA_N * self.query_tiles
-
-    @property
-    def inbox_rows(self) -> int:
-        """Rows of float32 sums that the cluster sends to a CTA: of each row that it adds up, from every sharer."""
-        return self.rows + self.cluster if self.cluster > 1 else 1
-
-    @property
-    def spread(self) -> int:
-        """Whether rows are added up by all that share the sequence, when all have come, not by who comes last."""
-        return int(self.cluster == 0)
-
-    @property
-    def planned_at_once(self) -> int:
-        """Sequences whose lengths a warp asks for together where it divides them: they are few words for each lane."""
-        return PLANNED_AT_ONCE
-
-    @property
-    def slack(self) -> int:
-        """Powers of two by which the largest weight may grow before sums are scaled anew."""
-        return 8
-
-    @property
-    def headroom(self) -> int:
-        """Powers of two by which weights in fp16 are larger than 1 at first, so that small ones lose nothing."""
-        return 6
-
-    @property
-    def query_shift(self) -> int:
-        """Powers of two by which queries are made smaller where they become fp16, which ends at 65504."""
-        return 4
-
-    def fits(self, problem: Attention, machine: Machine) -> None:
-        p = problem
-        needed = p.q_len * p.group
-        if needed > self.rows:
-            raise ScheduleError(
-                f"{self.row_groups} warps of {self.query_tiles} tiles hold {self.rows} queries of a KV head; "
-                f"{p.q_len} tokens have {needed}"
-            )
-        if p.kv_heads % self.heads:
-            raise ScheduleError(f"heads must divide the {p.kv_heads} KV heads; heads = {self.heads}")
-        if self.cluster != 1 and p.batch > 1:
-            raise ScheduleError(f"CTAs add up rows between them of one sequence; there are {p.batch}")
-        if self.cluster > 1 and self.heads > 1:
-            raise ScheduleError(f"a cluster has one KV head; heads = {self.heads}")
-        if self.cluster > machine.max_cluster:
-            raise ScheduleError(f"a cluster is up to {machine.max_cluster} CTAs; cluster = {self.cluster}")
-        require_shared(shared_bytes(p, self), f"rings of {self.stages} stages for {self.warps} warps", machine)
-        require_resident(self.ctas_per_sm, shared_bytes(p, self), self.threads, registers(p, self), machine)
-
-
-def shared_bytes(problem: Attention, schedule: Schedule) -> int:
-    """The rings; rows of sums, each with two floats, and four more against bank conflicts; inbox, mbarrier, flag."""
-    p, s = problem, schedule
-    row = FLOAT * (p.head_dim + 2)
-    rings, sums = s.ring_rows * FORMATS[p.kv].nbytes(1, p.head_dim), s.warps * s.held_rows * (row + FLOAT * 4)
-    room = rings + sums if s.cluster == 1 else max(rings, sums)
-    inside = room + s.inbox_rows * row + MBARRIER + 1
-    return -(-inside // ALIGNMENT) * ALIGNMENT
-
-
-def registers(problem: Attention, schedule: Schedule) -> int:
-    """Of a thread, so that nothing spills: queries and sums along head_dim, and the rest."""
-    return 6 * schedule.query_tiles * problem.head_dim // MMA_K + OTHER_REGISTERS
-
 
 # As measured on an H200, best first.
 GROUPS = {8: ((1, 1),), 16: ((2, 1), (1, 2)), 32: ((2, 2), (4, 1)), 64: ((4, 2), (8, 1)), 128: ((8, 2),)}  # by queries
@@ -198,7 +67,9 @@ CLUSTER = 8  # of larger ones an H200 does not hold eight at once
 # By queries: warps, row groups, query tiles. Many take longer to multiply than to copy, and clusters leave some SMs
 # idle: then all CTAs add up rows between them.
 CLUSTERED = {8: ((4, 1, 1), (8, 1, 1)), 16: ((8, 1, 2), (8, 2, 1)), 32: ((8, 2, 2),)}
-COOPERATIVE = {32: ((8, 2, 2), (12, 4, 1)), 64: ((12, 4, 2), (8, 4, 2))}
+COOPERATIVE = {32: ((8, 2, 2), (12, 4, 1)), 64: ((8, 4, 2),)}
+BY_WGMMA = (32, 64)  # queries of which wgmma, whose rows are 64, is faster
+INBOX = 2**15  # bytes of the rings that a cluster's sums take
 
 
 def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
@@ -217,10 +88,13 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
                 s = Schedule(warps, min(stages, MOST_STAGES), heads, row_groups, query_tiles, ctas, OVERHEAD, LEAST)
                 s.fits(p, machine)
                 found.append(s)
+    by_wgmma = needed in BY_WGMMA
     few = p.kv_heads <= clusters.at_once(CLUSTER, 1, machine) and 3 * CLUSTER * p.kv_heads >= machine.sms
     if few:  # clusters are all resident at once and take up a good part of the SMs
+        yield from _by_wgmma(p, (0, CLUSTER) if by_wgmma else (), machine)
         yield from _alone(p, COOPERATIVE.get(needed, ()), 0, machine)
         yield from _alone(p, CLUSTERED.get(needed, ()), CLUSTER, machine)
+    yield from _by_wgmma(p, (1,) if by_wgmma else (), machine)
     yield from found or [
         Schedule(8, 2, 1, *GROUPS[max(GROUPS)][0], 1, OVERHEAD, LEAST)
     ]  # holds most, and says how much
@@ -228,6 +102,22 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
         if s.stages >= 4:
             yield replace(s, stages=s.stages // 2)
         yield replace(s, overhead_units=2 * OVERHEAD)
+
+
+def _by_wgmma(problem: Attention, of_clusters: tuple[int, ...], machine: Machine) -> Iterator[Schedule]:
+    """Two warpgroups a CTA, rings as deep as fit; in clusters or all together the only sequence, if it is short."""
+    p = problem
+    for cluster in of_clusters:
+        if cluster != 1 and (p.batch > 1 or p.kv_bytes > SHORT):
+            continue
+        ring = RING - INBOX if cluster > 1 else RING
+        stages = min(ring // (2 * 2 * WGMMA_UNIT * FORMATS[p.kv].nbytes(1, p.head_dim)), MOST_STAGES)
+        overhead = OVERHEAD * UNIT // WGMMA_UNIT if cluster == 1 else 0
+        least = LEAST * UNIT // WGMMA_UNIT
+        with suppress(ScheduleError):
+            s = Schedule(8, stages, 1, *WARPGROUP, 1, overhead, least, cluster, WGMMA_UNIT)
+            s.fits(p, machine)
+            yield s
 
 
 def _alone(
@@ -251,7 +141,7 @@ def stretches(problem: Attention, schedule: Schedule, machine: Machine) -> int:
     if s.cluster > 1:
         return s.cluster
     at_once = max(machine.sms * s.ctas_per_sm * s.heads // p.kv_heads, 1)
-    return min(at_once, -(-p.batch * (s.overhead_units + -(-p.kv_len // UNIT)) // s.least_units))
+    return min(at_once, -(-p.batch * (s.overhead_units + -(-p.kv_len // s.unit)) // s.least_units))
 
 
 def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
@@ -335,6 +225,7 @@ class Coefficients(fits.Coefficients, frozen=True):
     part_us: float  # of an SM, for what a part of a sequence costs at its start and end
     hbm_share: float  # of the rate of a large read
     tile_clocks: float  # of an SM, for 16 tokens and eight queries
+    wgmma_clocks: float  # the same, for 64 queries by wgmma
     blend: float  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
 
 
@@ -345,11 +236,12 @@ def bills(problem: Attention, schedule: Schedule, machine: Machine, clock: str) 
     partition = decode_plan.partition_of(p, s, stretches(p, s, machine))
     units = partition.length * s.heads * s.ctas_per_sm
     most = int(np.bincount(decode_plan.parts_of(partition).stretch).max(initial=0)) * s.ctas_per_sm
-    asked = FORMATS[p.kv].nbytes(2 * p.kv_heads * UNIT * int(partition.units.sum()), p.head_dim)
+    of_unit = s.rows // MMA_N * model.tile_clocks if s.unit == UNIT else s.unit // UNIT * model.wgmma_clocks
+    asked = FORMATS[p.kv].nbytes(2 * p.kv_heads * s.unit * int(partition.units.sum()), p.head_dim)
     stream = {
         "HBM": 1e6 * (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)),
         "L2": 1e6 * asked / machine.l2_bandwidth if machine.l2_bandwidth else 0.0,
-        "instructions": 1e6 * units * s.rows / MMA_N * model.tile_clocks / machine.clock_hz + most * model.part_us,
+        "instructions": 1e6 * units * of_unit / machine.clock_hz + most * model.part_us,
     }
     launch = model.start_us + (0 if p.uniform else model.plan_us)
     return Bills(launch + joined(model.blend, *stream.values()), {"launch": launch, **stream})

@@ -3,7 +3,7 @@
 // them up, in their order. Of a cluster, whose CTAs are all stretches of the only sequence, each adds up some rows: the
 // others send them to its shared memory.
 #pragma once
-#include "lab/kernels/attention/decode_rows.cuh"
+#include "lab/kernels/attention/decode_warpgroup.cuh"
 #include "ptx/atom.cuh"
 #include "ptx/cluster.cuh"
 #include "ptx/fence.cuh"
@@ -12,7 +12,7 @@
 
 constexpr int ROWS = MMA_N * TILES * ROW_GROUPS;  // of q that share a KV head, at most
 constexpr int HELD = schedule::held_rows;         // of a warp, that meet in shared memory at once
-constexpr int PITCH = DIM + 4;                    // floats: from row to row in shared memory
+constexpr int PITCH = DIM + schedule::row_pad;    // floats: from row to row in shared memory
 constexpr int OWN = DIM / LANES;                  // elements of a row that a lane adds up
 constexpr bool CLUSTER = schedule::cluster > 1;
 constexpr int AT_ONCE = CLUSTER ? schedule::cluster : 16;  // partial results whose loads are under way together
@@ -73,6 +73,21 @@ __device__ __forceinline__ void leave(Sums& sums, const Softmax& s, int first) {
 #pragma unroll
                 for (int j = 0; j < 2; ++j) sums.o[warp][row][column_of(h, j)] = s.o[h][n][i + 2 * j];
         }
+}
+
+__device__ __forceinline__ void leave(Sums& sums, const WarpgroupSoftmax& s, int first) {
+    const int warp = warp_index(), g = threadIdx.x % LANES / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        const int row = g + 8 * r - first;
+        float sum = s.sum[r] + __shfl_xor_sync(FULL, s.sum[r], 1);
+        sum += __shfl_xor_sync(FULL, sum, 2);
+        if (row < 0 || row >= HELD) continue;
+        if (t == 0) sums.base[warp][row] = s.base[r], sums.sum[warp][row] = sum;
+#pragma unroll
+        for (int i = 2 * r; i < DIM / 2; i += 4)
+            *reinterpret_cast<float2*>(&sums.o[warp][row][distance_of(i) + 2 * t]) = {s.o[i], s.o[i + 1]};
+    }
 }
 
 __device__ __forceinline__ void add(Row& to, const Own& from, float weight) {
@@ -200,7 +215,7 @@ __device__ __forceinline__ void receive(Merge& merge, const Sharers& sharers, in
 }
 
 // All warps of the CTA end a part of a stretch together; the first KV head of the CTA is `first_head`.
-__device__ __forceinline__ void finish(Merge& merge, Sums& sums, const Softmax& softmax, const Part& part,
+__device__ __forceinline__ void finish(Merge& merge, Sums& sums, const OwnSoftmax& softmax, const Part& part,
                                        const Sharers& sharers, int stretch, int first_head, const Results& results) {
     const int warp = warp_index(), rows = part.sequence.q_len * problem::group;
 #pragma unroll 1

@@ -18,7 +18,6 @@ constexpr uint32_t FULL = 0xffffffffu;
 constexpr bool ALONE = schedule::cluster != 1;  // there is one sequence, so each stretch has one part at most
 constexpr int AT_FIRST = schedule::planned_at_once / LANES;  // sequences of a lane, whose lengths it asks for together
 
-static_assert(UNIT == 16, "the rows of an mma");
 static_assert(OVERHEAD >= !ALONE, "a sequence without keys is one too");
 
 // The lengths of a batch, in device memory; or the greatest ones, where all are those.

@@ -253,3 +253,24 @@ __device__ __forceinline__ void add_unit(Softmax& softmax, const Stage& stage, c
     transpose(weights, scores);
     multiply_v(softmax, keys + HALF, weights);
 }
+
+// All units of a part for a team. `stage` is the first one's; so many are `missing` that are not yet under way.
+__device__ __forceinline__ void add_part(Softmax& softmax, Source& source, Stage (&ring)[STAGES], int& stage, int& missing,
+                                         const Queries& queries, const Part& part, const Team& team, int first_row,
+                                         float scale_log2) {
+#pragma unroll 1
+    for (int unit = part.lo + team.slot; missing > 0 || unit < part.hi;) {
+        if (missing == 0) {
+            ptx::cp_async::wait_group<STAGES - 2>();
+            team.sync();  // all its copies are there, and all its warps have left the stage before
+        }
+        source.copy_next(ring[(stage + STAGES - 1 - missing) % STAGES]);
+        if (missing > 0) {
+            --missing;
+            continue;
+        }
+        add_unit(softmax, ring[stage], queries, part, unit, first_row, scale_log2);
+        stage = (stage + 1) % STAGES;
+        unit += SLOTS;
+    }
+}

@@ -20,6 +20,10 @@ constexpr int ROW_GROUPS = schedule::row_groups;        // warps of a team: they
 constexpr int SLOTS = schedule::warps / (HEADS * ROW_GROUPS);  // teams of a KV head: they take its units in turn
 constexpr int STAGES = schedule::stages;
 constexpr int ALIGNMENT = 128;  // bytes
+// A team of a warpgroup multiplies whole units by wgmma, whose operands lie in rows of 128 bytes, one panel beside another.
+constexpr bool WARPGROUP = schedule::unit > 16;
+constexpr int PITCH_BYTES = WARPGROUP ? 128 : ROW_BYTES;  // from row to row of a panel
+constexpr int PANEL_BYTES = UNIT * PITCH_BYTES;
 
 static_assert(DIM % 64 == 0 && (DIM & (DIM - 1)) == 0 && ROW_BYTES <= 512, "a warp copies whole rows");
 static_assert(SLOTS * HEADS * ROW_GROUPS == schedule::warps && SLOTS > 0, "whole teams");
@@ -30,10 +34,17 @@ static_assert(STAGES >= 2, "one is copied to while another is read");
 struct alignas(ALIGNMENT) Stage {
     uint8_t bytes[2 * HALF];  // of keys, then of values; rows of 16-byte chunks, permuted
 };
+static_assert(!WARPGROUP || HALF % 1024 == 0, "whole patterns of the swizzle");
 
 // Where chunk `chunk` of a row lies in it: eight rows have it in different banks.
 __device__ __forceinline__ int permuted(int chunk, int row) {
     return chunk ^ (ROW_BYTES >= 128 ? row % 8 : row / 2 % 4);
+}
+
+// Where it lies in the keys or the values of a unit.
+__device__ __forceinline__ int place(int chunk, int row) {
+    constexpr int CHUNKS = PITCH_BYTES / 16;
+    return chunk / CHUNKS * PANEL_BYTES + row * PITCH_BYTES + permuted(chunk % CHUNKS, row) * 16;
 }
 
 // The warp's number, the same in all lanes as the compiler knows then.
@@ -156,7 +167,7 @@ struct Source {
     __device__ __forceinline__ void copy(uint32_t stage) const {
         const int lane = threadIdx.x % LANES, chunk = lane % ROW_LANES, first = now.unit * UNIT;
         const int own = team.row_group * REQUEST_ROWS + lane / ROW_LANES, seen = now.kv_len - first - own;
-        const uint32_t to = stage + own * ROW_BYTES + permuted(chunk, own) * 16;
+        const uint32_t to = stage + place(chunk, own);
         const Element* from = cache.k + chunk * (16 / sizeof(Element));
         if constexpr (!PAGED)
             from += int64_t(now.where + first + own) * cache.token_stride;
@@ -171,7 +182,7 @@ struct Source {
                        int64_t((own + i * STEP) % PAGE) * cache.token_stride;
             else
                 from += int64_t(STEP) * cache.token_stride;
-            const uint32_t at = (to ^ permuted(0, i * STEP) * 16) + i * STEP * ROW_BYTES;
+            const uint32_t at = (to ^ permuted(0, i * STEP) * 16) + i * STEP * PITCH_BYTES;
             const int nbytes = i * STEP < seen ? 16 : 0;
             ptx::cp_async::copy_16(at, row, nbytes);
             ptx::cp_async::copy_16(at + HALF, row + cache.value_offset, nbytes);

@@ -21,29 +21,41 @@ struct Partials {
 // Row `row` of y, by a warp.
 __device__ __forceinline__ void join_row(const Results& results, const Partials& partials, int64_t row) {
     constexpr int VECTORS = problem::latent / 4 / WARP;  // of four columns, a lane's
+    constexpr int AHEAD = 2;  // partial results, which every row has, that are on their way while weights are found
     const int lane = threadIdx.x % WARP;
+    const auto from = [&](int partial) {
+        return reinterpret_cast<const float4*>(results.partial + partials.at(partial) * problem::latent) + lane;
+    };
+    float4 ahead[AHEAD][VECTORS];
+#pragma unroll
+    for (int i = 0; i < AHEAD; ++i)
+#pragma unroll
+        for (int v = 0; v < VECTORS; ++v) ahead[i][v] = from(i)[v * WARP];
     float largest = -infinity();
     for (int i = lane; i < partials.count; i += WARP) largest = fmaxf(largest, results.partial_lse[partials.at(i)]);
 #pragma unroll
     for (int offset = 1; offset < WARP; offset *= 2) largest = fmaxf(largest, __shfl_xor_sync(FULL, largest, offset));
     const float base = largest == -infinity() ? 0 : largest;
     float sum = 0, total[VECTORS][4] = {};
+    const auto add = [&](const float4& four, int v, float weight) {
+        total[v][0] = fmaf(four.x, weight, total[v][0]), total[v][1] = fmaf(four.y, weight, total[v][1]);
+        total[v][2] = fmaf(four.z, weight, total[v][2]), total[v][3] = fmaf(four.w, weight, total[v][3]);
+    };
     for (int some = 0; some < partials.count; some += WARP) {
         const int count = min(partials.count - some, WARP);
         const float own =
             lane < count ? ptx::ex2::approx((results.partial_lse[partials.at(some + lane)] - base) * LOG2_E) : 0;
         sum += own;
+        if (some == 0)
+#pragma unroll
+            for (int i = 0; i < AHEAD; ++i)
+#pragma unroll
+                for (int v = 0; v < VECTORS; ++v) add(ahead[i][v], v, __shfl_sync(FULL, own, i));
 #pragma unroll 4
-        for (int i = 0; i < count; ++i) {
-            const auto* from =
-                reinterpret_cast<const float4*>(results.partial + partials.at(some + i) * problem::latent);
+        for (int i = some == 0 ? AHEAD : 0; i < count; ++i) {
             const float weight = __shfl_sync(FULL, own, i);
 #pragma unroll
-            for (int v = 0; v < VECTORS; ++v) {
-                const float4 four = from[v * WARP + lane];
-                total[v][0] = fmaf(four.x, weight, total[v][0]), total[v][1] = fmaf(four.y, weight, total[v][1]);
-                total[v][2] = fmaf(four.z, weight, total[v][2]), total[v][3] = fmaf(four.w, weight, total[v][3]);
-            }
+            for (int v = 0; v < VECTORS; ++v) add(from(some + i)[v * WARP], v, weight);
         }
     }
 #pragma unroll

@@ -4,8 +4,9 @@
 // All segments lie in a row, those of a sequence next to each other. Each is as long as its blocks and
 // schedule::overhead more, for what a segment costs at its start and end. Every worker, a cluster, takes an equally
 // long stretch of that row and finds it by itself: a scan over the lengths. So at most the first and the last segment
-// of a worker are shared with others, and the partial result of such a segment has its slot: two a worker. Where whole
-// segments divide nearly as evenly, none is shared: then each counts as one, and partial results cost nothing.
+// of a worker are shared with others, and the partial result of such a segment has its slot: two a worker. Where segments
+// that are whole, or cut into equally many pieces each, divide nearly as evenly, a piece counts as one: then a worker
+// has no second part to begin, and of whole ones partial results cost nothing.
 //
 //   segments   |.-------------|.-------------|.---|.---|.--------------------|     . overhead, - blocks
 //   workers    |     0     |     1     |     2     |     3     |     4       |
@@ -26,10 +27,10 @@ static_assert(schedule::overhead > 0, "a segment costs more than its blocks");
 
 __device__ __forceinline__ int blocks_of(int extent, int block) { return (extent + block - 1) / block; }
 
-// The lengths of a batch, in device memory.
+// The lengths of a batch, in device memory; or the greatest ones, where all are those.
 struct Batch {
     const int32_t *q_starts, *kv_lens;
-    int size, max_kv_len;
+    int size, max_q_len, max_kv_len;
 };
 
 struct Sequence {
@@ -37,16 +38,22 @@ struct Sequence {
     int tiles;   // of ROWS rows
     int blocks;  // one at least: where there is no key, one of which nothing is seen
 
-    // The length of each of its segments.
-    __device__ __forceinline__ int cost(bool whole) const { return whole ? 1 : schedule::overhead + blocks; }
+    // The length of each of its segments, which is cut into so many pieces; 0: anywhere.
+    __device__ __forceinline__ int cost(int pieces) const { return pieces > 0 ? pieces : schedule::overhead + blocks; }
 };
 
 __device__ __forceinline__ Sequence sequence(const Batch& batch, int index) {
     Sequence s;
     const bool exists = index < batch.size;  // or it has no queries
-    s.q_start = ptx::load::cached_4_if(batch.q_starts + index, exists);
-    s.q_len = int(ptx::load::cached_4_if(batch.q_starts + index + 1, exists)) - s.q_start;
-    s.kv_len = min(int(ptx::load::cached_4_if(batch.kv_lens + index, exists)), batch.max_kv_len);
+    if constexpr (problem::uniform) {
+        s.q_start = index * batch.max_q_len;
+        s.q_len = exists ? batch.max_q_len : 0;
+        s.kv_len = batch.max_kv_len;
+    } else {
+        s.q_start = ptx::load::cached_4_if(batch.q_starts + index, exists);
+        s.q_len = int(ptx::load::cached_4_if(batch.q_starts + index + 1, exists)) - s.q_start;
+        s.kv_len = min(int(ptx::load::cached_4_if(batch.kv_lens + index, exists)), batch.max_kv_len);
+    }
     s.tiles = blocks_of(s.q_len * problem::group, ROWS);
     s.blocks = max(blocks_of(s.kv_len, BLOCK_N), 1);
     return s;
@@ -65,26 +72,38 @@ __device__ __forceinline__ int prefix_sum(int value) {
 
 // How the row is cut: all arguments and results are positions in it.
 struct Cuts {
-    bool whole;                // no segment is shared
+    int pieces;                 // of every segment, which count as one each; 0: segments are cut anywhere
     int workers, each, longer;  // the first `longer` workers take one more than `each`
 
     // A warp does this together.
     __device__ __forceinline__ Cuts(const Batch& batch, int max_workers) {
-        int segments = 0, cost = 0, dearest = 0;
-        for (int first = threadIdx.x % WARP; first < batch.size; first += AT_ONCE * WARP)
+        int segments = 0, cost = 0, longest = 0, shortest = batch.max_kv_len;
+        const int size = problem::uniform ? 0 : batch.size;  // of those that are asked
+        for (int first = threadIdx.x % WARP; first < size; first += AT_ONCE * WARP)
 #pragma unroll
             for (int i = 0; i < AT_ONCE; ++i) {
                 const Sequence s = sequence(batch, first + i * WARP);
                 segments += s.tiles;
-                cost += s.tiles * s.cost(false);
-                dearest = max(dearest, s.cost(false));
+                cost += s.tiles * s.cost(0);
+                longest = max(longest, s.blocks);
+                if (s.tiles > 0) shortest = min(shortest, s.blocks);
             }
-        segments = __reduce_add_sync(FULL, segments);
-        cost = __reduce_add_sync(FULL, cost);
-        dearest = __reduce_max_sync(FULL, dearest);
-        whole = blocks_of(segments, max_workers) * dearest <= cost / max_workers + 2 * schedule::overhead;
-        const int total = whole ? segments : cost;
-        workers = whole ? max_workers : min(max(total / schedule::least, 1), max_workers);
+        if constexpr (problem::uniform) {
+            const Sequence s = sequence(batch, 0);
+            segments = batch.size * s.tiles;
+            cost = segments * s.cost(0);
+            longest = shortest = s.blocks;
+        } else {
+            segments = __reduce_add_sync(FULL, segments);
+            cost = __reduce_add_sync(FULL, cost);
+            longest = __reduce_max_sync(FULL, longest);
+            shortest = __reduce_min_sync(FULL, shortest);
+        }
+        pieces = max(min(max_workers / max(segments, 1), shortest / schedule::least), 1);
+        const int most = schedule::overhead + blocks_of(longest, pieces);  // of a piece
+        if (blocks_of(segments * pieces, max_workers) * most > cost / max_workers + 2 * schedule::overhead) pieces = 0;
+        const int total = pieces > 0 ? segments * pieces : cost;
+        workers = pieces > 0 ? max_workers : min(max(total / schedule::least, 1), max_workers);
         each = total / workers;
         longer = total % workers;
     }
@@ -107,24 +126,30 @@ struct Place {
 };
 
 // The first sequence whose segments end beyond `begin`; a warp does this.
-__device__ __forceinline__ Place find(const Batch& batch, bool whole, int begin) {
-    int index = 0, at = 0, before = 0;
-    for (int first = 0; first == index && first < batch.size; first += AT_ONCE * WARP) {
-        int end[AT_ONCE];
+__device__ __forceinline__ Place find(const Batch& batch, int pieces, int begin) {
+    if constexpr (problem::uniform) {
+        const Sequence s = sequence(batch, 0);
+        const int length = s.tiles * s.cost(pieces), index = min(begin / length, batch.size);
+        return {index, index * length};
+    } else {
+        int index = 0, at = 0, before = 0;
+        for (int first = 0; first == index && first < batch.size; first += AT_ONCE * WARP) {
+            int end[AT_ONCE];
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; ++i) {
-            const Sequence s = sequence(batch, first + i * WARP + threadIdx.x % WARP);
-            end[i] = s.tiles * s.cost(whole);
-        }
+            for (int i = 0; i < AT_ONCE; ++i) {
+                const Sequence s = sequence(batch, first + i * WARP + threadIdx.x % WARP);
+                end[i] = s.tiles * s.cost(pieces);
+            }
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; ++i) {
-            end[i] = before + prefix_sum(end[i]);
-            before = __shfl_sync(FULL, end[i], WARP - 1);
-            index += __popc(__ballot_sync(FULL, end[i] <= begin));
-            at = __reduce_max_sync(FULL, end[i] <= begin ? end[i] : at);
+            for (int i = 0; i < AT_ONCE; ++i) {
+                end[i] = before + prefix_sum(end[i]);
+                before = __shfl_sync(FULL, end[i], WARP - 1);
+                index += __popc(__ballot_sync(FULL, end[i] <= begin));
+                at = __reduce_max_sync(FULL, end[i] <= begin ? end[i] : at);
+            }
         }
+        return {min(index, batch.size), at};
     }
-    return {min(index, batch.size), at};
 }
 
 // A part of a segment that one worker takes: blocks `lo` to `hi` of its sequence.
@@ -156,12 +181,12 @@ struct Walk {
 
     __device__ __forceinline__ Walk(const Batch& batch, const Cuts& cuts, int worker) : cuts(cuts), worker(worker) {
         const int begin = cuts.begin(worker);
-        const Place place = find(batch, cuts.whole, begin);
+        const Place place = find(batch, cuts.pieces, begin);
         index = place.index;
         at = place.at;
         tile = 0;
         if (begin < cuts.begin(worker + 1)) {
-            const int cost = sequence(batch, index).cost(cuts.whole);
+            const int cost = sequence(batch, index).cost(cuts.pieces);
             tile = (begin - at) / cost;
             at += tile * cost;
         }
@@ -177,13 +202,14 @@ struct Walk {
                 ++index;
                 continue;
             }
-            const int blocks = at + (cuts.whole ? 0 : schedule::overhead);  // begin there
-            const int from = cuts.whole ? 0 : max(begin - blocks, 0);
-            const int to = cuts.whole ? s.blocks : max(min(end - blocks, s.blocks), 0);
+            const int pieces = cuts.pieces > 0 ? cuts.pieces : s.blocks;  // or every block is one
+            const int blocks = at + s.cost(cuts.pieces) - pieces;         // begin there
+            const int from = max(begin - blocks, 0) * s.blocks / pieces;
+            const int to = max(min(end - blocks, pieces), 0) * s.blocks / pieces;
             const int row = tile * ROWS, slot = 2 * worker + (at >= begin);
-            const int first = cuts.owner(blocks), last = cuts.whole ? first : cuts.owner(blocks + s.blocks - 1);
+            const int first = cuts.owner(blocks), last = cuts.owner(blocks + pieces - 1);
             const int first_slot = 2 * first + (cuts.begin(first) <= at);
-            at += s.cost(cuts.whole);
+            at += s.cost(cuts.pieces);
             ++tile;
             if (from < to)
                 return {index, s.q_start * problem::group + row, row, s.q_len, s.kv_len, from, to,

@@ -67,7 +67,7 @@ class ClusterPartition:
     blocks: Ints  # of each of them; one at least
     cost: Ints
     at: Ints  # where the segments of each sequence begin, and where the last one's end
-    whole: bool  # no segment is shared
+    pieces: int  # of every segment, which count as one each; 0: segments are cut anywhere
     workers: int
     each: int
     longer: int  # the first workers take one more than `each`
@@ -94,30 +94,30 @@ class ClusterPartition:
             return Stretch(found, visited, parts)
         index, tile = found, (begin - int(self.at[found])) // int(self.cost[found])
         at = int(self.at[found]) + tile * int(self.cost[found])
-        overhead = 0 if self.whole else self.overhead
         while at < end:
             visited.append(index)
             if tile == self.tiles[index]:
                 index, tile = index + 1, 0
                 continue
             blocks, first = int(self.blocks[index]), tile * self.rows
-            lo = 0 if self.whole else max(begin - at - overhead, 0)
-            hi = blocks if self.whole else max(min(end - at - overhead, blocks), 0)
+            pieces = self.pieces or blocks  # or every block is one
+            start = at + int(self.cost[index]) - pieces
+            lo = max(begin - start, 0) * blocks // pieces
+            hi = max(min(end - start, pieces), 0) * blocks // pieces
             if lo < hi:
-                start, stop = (int(self.q_starts[i]) * self.group for i in (index, index + 1))
+                row, stop = (int(self.q_starts[i]) * self.group for i in (index, index + 1))
                 slot = -1 if hi - lo == blocks else 2 * worker + (at >= begin)
-                parts.append(Part(index, start + first, stop - start - first, first, lo, hi, slot))
+                parts.append(Part(index, row + first, stop - row - first, first, lo, hi, slot))
             at += int(self.cost[index])
             tile += 1
         return Stretch(found, visited, parts)
 
     def partials(self, sequence: int, tile: int) -> Partials | None:
         """The partial results of a segment; None where it is not shared."""
-        if self.whole:
-            return None
-        begin = int(self.at[sequence]) + tile * int(self.cost[sequence])
-        blocks = begin + self.overhead
-        first, last = self.owner(blocks), self.owner(blocks + int(self.blocks[sequence]) - 1)
+        cost = int(self.cost[sequence])
+        begin, end = (int(self.at[sequence]) + i * cost for i in (tile, tile + 1))
+        first = self.owner(end - (self.pieces or int(self.blocks[sequence])))
+        last = self.owner(end - 1)
         return Partials(first, last - first + 1, self.begin(first) <= begin) if first < last else None
 
     def limits(self, part: Part, causal: bool) -> Ints:
@@ -143,15 +143,18 @@ def divide(problem: Attention, schedule: Any, q_starts: NDArray, kv_lens: NDArra
     tiles = -(-np.diff(starts) * problem.group // rows)
     blocks = np.maximum(-(-keys // BLOCK_N), 1)
     segments, cost = int(tiles.sum()), int((tiles * (s.overhead + blocks)).sum())
-    dearest = s.overhead + int(blocks.max())
-    whole = -(-segments // most) * dearest <= cost // most + 2 * s.overhead
-    total = segments if whole else cost
-    workers = most if whole else min(max(total // s.least, 1), most)
-    of_segment = np.ones_like(blocks) if whole else s.overhead + blocks
+    shortest = int(blocks[tiles > 0].min(initial=problem.kv_len))
+    pieces = max(min(most // max(segments, 1), shortest // s.least), 1)
+    of_piece = s.overhead + -(-int(blocks.max()) // pieces)
+    if -(-segments * pieces // most) * of_piece > cost // most + 2 * s.overhead:
+        pieces = 0
+    total = segments * pieces or cost
+    workers = most if pieces else min(max(total // s.least, 1), most)
+    of_segment = np.full_like(blocks, pieces) if pieces else s.overhead + blocks
     at = np.concatenate(([0], np.cumsum(tiles * of_segment)))
     each, longer = divmod(total, workers)
     return ClusterPartition(
-        problem.group, rows, s.overhead, starts, keys, tiles, blocks, of_segment, at, whole, workers, each, longer
+        problem.group, rows, s.overhead, starts, keys, tiles, blocks, of_segment, at, pieces, workers, each, longer
     )
 
 

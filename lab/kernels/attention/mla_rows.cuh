@@ -45,6 +45,7 @@ struct PowerSoftmax {
     }
 
     static constexpr float NONE_LEFT = 127;
+    static constexpr float BEYOND_ALL = 1e30f;  // a maximum relative to which all weights are 0
 
     // 2^-steps, or 0.
     static __device__ __forceinline__ float power(uint32_t steps) { return __uint_as_float((127 - steps) << 23); }

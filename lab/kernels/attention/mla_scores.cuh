@@ -25,6 +25,12 @@ struct Scorer {
     __device__ __forceinline__ Scorer(Shared& shared, const Results& results, float scale_log2)
         : shared(shared), results(results), scale_log2(scale_log2) {}
 
+    // Whether a row of this thread's, r = 0 and 1, is one of the sequence's. Of others queries and weights are 0: they
+    // cost the tensor cores their time, but little power.
+    __device__ __forceinline__ bool is_live(const Lane& own, int r) const {
+        return results.rank * BLOCK_M + own.row(r) < shared.parts[turn.of_three()].rows();
+    }
+
     // The queries of a part to registers; the last columns, which scores read in shared memory, to where they stay.
     __device__ __forceinline__ void take_queries() {
         const Tile& tile = shared.ring[at.stage];
@@ -32,17 +38,22 @@ struct Scorer {
         const int row = own.warp * 16 + own.index % 16, right = own.index / 16, first = (right ^ row % 8) * 8;
         ptx::mbarrier::wait(shared.full[at.stage][0], at.parity);
         ptx::mbarrier::wait(shared.full[at.stage][1], at.parity);
+        const bool live[2] = {is_live(own, 0), is_live(own, 1)};
 #pragma unroll
         for (int step = 0; step < BOXES * BOX_STEPS; ++step) {
             const int column = first ^ step % BOX_STEPS * MMA_K;  // swizzled
             const uint32_t from = ptx::address::shared(&tile[step / BOX_STEPS][row][column]);
             if (step < QUERY_STEPS) {
                 ptx::ldmatrix::x4(queries[step], from);
+#pragma unroll
+                for (int i = 0; i < 4; ++i) queries[step][i] = live[i % 2] ? queries[step][i] : 0;
             } else {
                 Element* to =
                     step == QUERY_STEPS ? shared.q_columns[row / 8][right][row % 8] : &shared.q_rest[row][column];
                 uint32_t part[4];
                 ptx::ldmatrix::x4(part, from);
+#pragma unroll
+                for (int i = 0; i < 4; ++i) part[i] = live[i % 2] ? part[i] : 0;
                 ptx::stmatrix::x4(to, part[0], part[1], part[2], part[3]);
             }
         }
@@ -174,6 +185,8 @@ struct Scorer {
         do {
             take_queries();
             PowerSoftmax softmax;
+            for (int r = 0; r < 2; ++r)
+                if (!is_live(Lane(), r)) softmax.maximum[r] = PowerSoftmax::BEYOND_ALL;
             int block = shared.parts[turn.of_three()].lo;
             do after = step(block++, softmax);
             while (after == After::BLOCK);

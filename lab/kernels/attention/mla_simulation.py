@@ -114,6 +114,8 @@ class _Run:
     def _find(self, count: Count, stretch: Stretch) -> None:
         """All lengths, for how the row is cut; up to the stretch's beginning; then one sequence after another."""
         at_once = self.schedule.planned_at_once
+        if self.problem.uniform:
+            return
         self._scan(count, self.problem.batch)
         self._scan(count, (stretch.found // at_once + 1) * at_once)
         for index in stretch.visited[:1] + stretch.visited:  # the first one says where its segment begins, too

@@ -24,7 +24,7 @@ LENGTHS = 3  # loads that say what a sequence is: its first query, the next one'
 def theory(problem: Attention, schedule: Any, workers: int) -> Counts:
     """Queries of every part, and each block once for every CTA of a cluster; partial results of what is shared.
 
-    The lengths are read by every CTA.
+    The lengths are read by every CTA, where sequences are not uniform.
     """
     p, cluster = problem, schedule.cluster
     plan = partition_of(p, schedule, workers)
@@ -35,7 +35,7 @@ def theory(problem: Attention, schedule: Any, workers: int) -> Counts:
 
     scan, at_once = scanned(p.batch, p.batch), schedule.planned_at_once
     loads = 0
-    for stretch in stretches:  # where a worker begins a segment is asked for once more
+    for stretch in [] if p.uniform else stretches:  # where a worker begins a segment is asked for once more
         upto = (stretch.found // at_once + 1) * at_once
         loads += scan + scanned(p.batch, upto) + LENGTHS * (len(stretch.visited) + (stretch.visited != []))
     loads = cluster * (loads + sum(_places(p, plan, part) for part in parts))

@@ -165,6 +165,7 @@ class Coefficients(fits.Coefficients, frozen=True):
     """What the estimate of a kernel's time is made of."""
 
     start_us: float  # of a launch, to its first products and from its last ones on
+    hbm_share: float  # of the rate of a large read
     tensor_share: float  # of the data sheet's rate of the tensor cores, while consumers multiply
     merge_us: float  # until the parts of splits are stored and merged
 
@@ -184,7 +185,7 @@ def bills(
     of_block = 2 * s.block_m * s.block_n * (p.head_dim + p.value_dim)
     rate = model.tensor_share * machine.peak(p.unit)
     stream = {
-        "HBM": 1e6 * (p.read_bytes + p.write_bytes) / fits.read_rate(machine),
+        "HBM": 1e6 * (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)),
         "tensor cores": 1e6 * (theory(p, s).mma_flops or 0) / rate,
         "longest tile": 1e6 * most * of_block * machine.sms / rate,
     }
