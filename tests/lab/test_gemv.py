@@ -56,6 +56,8 @@ HARD = (
     (SPLIT, Linear(1, 70, 1000), gemv_split_k.Schedule(64, 2, 512, 3, 8)),  # shares of two lines
     (SPLIT, Linear(1, 50, 72), gemv_split_k.Schedule(48, 8, 2048, 2, 2)),  # a share of eight elements
     (SPLIT, Linear(1, 150, 520, "fp16"), gemv_split_k.Schedule(100, 4, 512, 2, 1)),  # no split, nothing is sent
+    (SPLIT, Linear(1, 150, 520), gemv_split_k.Schedule(100, 4, 512, 3, 1, late=1)),
+    (SPLIT, Linear(2, 70, 1000), gemv_split_k.Schedule(32, 2, 512, 2, 4, late=1)),
     (VECTORIZED, Linear(3, 5, 1288), gemv_vectorized.Schedule(4, 2, 2, 1, 4, 1)),  # a token and rows beyond the last
     (VECTORIZED, Linear(9, 3, 520, "fp16"), gemv_vectorized.Schedule(2, 1, 1, 2, 8, 1)),  # tokens share sectors of y
     (VECTORIZED, Linear(2, 7, 776, "fp8", scales="row"), gemv_vectorized.Schedule(2, 2, 4, 4, 2, 1, 1)),  # late

@@ -80,8 +80,10 @@ __device__ __forceinline__ void copy_x(Ring& ring, int stage, const Part& part, 
 }
 
 // One thread keeps the ring full. The first lap of w is asked for before the launch that this one depends on has ended,
-// if there is one: w must be a constant, which no such launch writes; x may be its result.
-__device__ __forceinline__ void producer(Ring& ring, const Part& part) {
+// if there is one: w must be a constant, which no such launch writes; x may be its result. Calls `asked()` when nothing is
+// left to ask for.
+template <typename Asked>
+__device__ __forceinline__ void producer(Ring& ring, const Part& part, Asked asked) {
     const uint64_t policy = ptx::createpolicy::evict_first();
     Turn ahead;
     int stages = 0;
@@ -95,6 +97,7 @@ __device__ __forceinline__ void producer(Ring& ring, const Part& part) {
         copy_w(ring, at.stage, part, turn, policy);
         copy_x(ring, at.stage, part, turn);
     }
+    asked();
 }
 
 // A lane's products of a step of one row, added to `sum`.
@@ -133,8 +136,9 @@ __device__ __forceinline__ void consumer(Ring& ring, const Part& part, Finish fi
     }
 }
 
-// All that a CTA does which shares its rows with no other; y begins at the first of them.
-__device__ __forceinline__ void stream_rows(Ring& ring, const Part& part, Element* y) {
+// All that a CTA does which shares its rows with no other; y begins at the first of them. `asked` as above.
+template <typename Asked>
+__device__ __forceinline__ void stream_rows(Ring& ring, const Part& part, Element* y, Asked asked) {
     if (threadIdx.x == 0) start(ring);
     __syncthreads();
     if (threadIdx.x < PRODUCER) {
@@ -142,6 +146,6 @@ __device__ __forceinline__ void stream_rows(Ring& ring, const Part& part, Elemen
             if (threadIdx.x % LANES == 0) ptx::convert::from_float(y[row], sum);
         });
     } else if (threadIdx.x == PRODUCER) {
-        producer(ring, part);
+        producer(ring, part, asked);
     }
 }

@@ -5,7 +5,9 @@
 // warp that has a CTA's sum of a row sends it at once to the CTA that owns the row, where an mbarrier counts the bytes; so
 // nothing but the last sum is waited for. The order of the sum is fixed, so the result is always the same.
 // Adds to gemv_streamed: split k, a reduction through distributed shared memory, launches that overlap: while one ends,
-// the next has its first stages of w on the way, for w is a constant; x is what it waits for.
+// the next has its first stages of w on the way, for w is a constant; x is what it waits for. The launch behind may begin
+// at once, or `late`, when the last copies here are under way: the two rings then share HBM one after the other, and as
+// long as the one drains, sums and stores, the other's copies arrive.
 //
 // Warp roles: as in gemv_streamed.
 //
@@ -29,6 +31,12 @@ struct Shared {
 static_assert(sizeof(Shared) == schedule::shared_bytes, "as launched");
 static_assert(schedule::part * SPLIT == schedule::block_n, "every CTA owns as many rows");
 static_assert(schedule::part <= PRODUCER, "a thread sums and stores one row");
+
+// Let the launch behind begin, where it does so now.
+template <bool late>
+__device__ __forceinline__ void launch_dependents() {
+    if constexpr (bool(schedule::late) == late) ptx::griddepcontrol::launch_dependents();
+}
 
 // The first column of a CTA's share: a whole line of 128 bytes, so that no two CTAs ask for one.
 __device__ __forceinline__ int first_column(int rank, int k) {
@@ -58,12 +66,12 @@ __device__ __forceinline__ void stream_part(Shared& shared, const Part& part, in
         ptx::mbarrier::init(shared.arrived, 1);
         start(shared.ring);
         ptx::mbarrier::arrive_expect_tx(shared.arrived, own * SPLIT * sizeof(float));
-        ptx::griddepcontrol::launch_dependents();
+        launch_dependents<false>();
     }
     __syncthreads();
     if (threadIdx.x >= PRODUCER) {
         ptx::cluster::arrive_relaxed();
-        if (threadIdx.x == PRODUCER) producer(shared.ring, part);
+        if (threadIdx.x == PRODUCER) producer(shared.ring, part, launch_dependents<true>);
         __syncwarp();
         ptx::cluster::wait();
         return;
@@ -94,8 +102,8 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
     const Part part{x + token * k + first, w + int64_t(row0) * k + first, rows, k, first_column(rank + 1, k) - first};
     y += token * n + row0;
     if constexpr (SPLIT == 1) {
-        if (threadIdx.x == 0) ptx::griddepcontrol::launch_dependents();
-        stream_rows(shared.ring, part, y);
+        if (threadIdx.x == 0) launch_dependents<false>();
+        stream_rows(shared.ring, part, y, launch_dependents<true>);
     } else {
         stream_part(shared, part, rank, y);
     }

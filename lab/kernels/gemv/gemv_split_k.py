@@ -36,9 +36,11 @@ class Schedule(Streaming):
     """The rows of a cluster, and the ring of each of its CTAs."""
 
     split_k: int  # CTAs of a cluster, that share the columns of their rows and then the rows
+    late: int = 0  # 1: the launch behind begins when the last copies here are under way, 0: at once
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_choice(self, "late", (0, 1))
         require_choice(self, "split_k", (1, 2, 4, 8))
         if self.block_n % self.split_k:
             raise ScheduleError(

@@ -27,5 +27,5 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
     const int row0 = blockIdx.x * schedule::block_n;
     const int64_t token = blockIdx.y;
     const Part part{x + token * k, w + int64_t(row0) * k, min(schedule::block_n, n - row0), k, k};
-    stream_rows(ring, part, y + token * n + row0);
+    stream_rows(ring, part, y + token * n + row0, [] {});
 }
