@@ -25,10 +25,10 @@ constexpr int SPLIT = schedule::split_k;
 struct Shared {
     Ring ring;
     float inbox[SPLIT][schedule::part];  // of the rows that this CTA owns, what each CTA of the cluster has
+    float scale[problem::scaled ? schedule::part : 1];  // of those rows
     uint64_t arrived;                    // one arrival, and the bytes of the inbox
 };
 
-static_assert(sizeof(Shared) == schedule::shared_bytes, "as launched");
 static_assert(schedule::part * SPLIT == schedule::block_n, "every CTA owns as many rows");
 static_assert(schedule::part <= PRODUCER, "a thread sums and stores one row");
 
@@ -40,9 +40,15 @@ __device__ __forceinline__ void launch_dependents() {
 
 // The first column of a CTA's share: a whole line of 128 bytes, so that no two CTAs ask for one.
 __device__ __forceinline__ int first_column(int rank, int k) {
-    constexpr int line = 128 / sizeof(Element);
+    constexpr int line = 128 / sizeof(Weight);
     const int lines = (k - 1) / line + 1;
     return rank == SPLIT ? k : int(int64_t(rank) * lines / SPLIT) * line;
+}
+
+// A sum of a row that this CTA owns, times the row's scale.
+__device__ __forceinline__ float scaled(const Shared& shared, int row, float sum) {
+    if constexpr (problem::scaled) sum *= shared.scale[row];
+    return sum;
 }
 
 // How many of a block's rows the CTA of this rank owns.
@@ -60,7 +66,7 @@ __device__ __forceinline__ void send(Shared& shared, int rank, int row, float su
 
 // What a CTA of a cluster does with its part of the columns; y begins at the cluster's first row. A launch without clusters
 // has no distributed shared memory, and must not wait for what it would send to itself.
-__device__ __forceinline__ void stream_part(Shared& shared, const Part& part, int rank, Element* y) {
+__device__ __forceinline__ void stream_part(Shared& shared, const Part& part, int rank, Output* y) {
     const int own = owned(rank, part.rows);
     if (threadIdx.x == 0) {
         ptx::mbarrier::init(shared.arrived, 1);
@@ -86,13 +92,13 @@ __device__ __forceinline__ void stream_part(Shared& shared, const Part& part, in
         float sum = 0;
 #pragma unroll
         for (int r = 0; r < SPLIT; ++r) sum += shared.inbox[r][threadIdx.x];
-        ptx::convert::from_float(y[rank * schedule::part + threadIdx.x], sum);
+        ptx::convert::from_float(y[rank * schedule::part + threadIdx.x], scaled(shared, threadIdx.x, sum));
     }
 }
 
 extern "C" __global__ void __launch_bounds__(schedule::threads)
-    gemv_split_k(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int m, int n,
-                 int k) {
+    gemv_split_k(const Element* __restrict__ x, const Weight* __restrict__ w, const float* __restrict__ w_scale,
+                 Output* __restrict__ y, int m, int n, int k) {
     extern __shared__ Shared dynamic[];
     Shared& shared = dynamic[0];
     const int rank = blockIdx.x % SPLIT, row0 = blockIdx.x / SPLIT * schedule::block_n;
@@ -101,9 +107,14 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
     const int64_t token = blockIdx.y;
     const Part part{x + token * k + first, w + int64_t(row0) * k + first, rows, k, first_column(rank + 1, k) - first};
     y += token * n + row0;
+    if constexpr (problem::scaled)  // constants, as w is; the barrier after the ring's start makes them known to all
+#pragma unroll 1
+        for (int row = threadIdx.x; row < owned(rank, rows); row += schedule::threads)
+            shared.scale[row] = w_scale[problem::row_scales ? row0 + rank * schedule::part + row : 0];
     if constexpr (SPLIT == 1) {
         if (threadIdx.x == 0) launch_dependents<false>();
-        stream_rows(shared.ring, part, y, launch_dependents<true>);
+        stream_rows(shared.ring, part, y, launch_dependents<true>,
+                    [&](int row, float sum) { return scaled(shared, row, sum); });
     } else {
         stream_part(shared, part, rank, y);
     }
