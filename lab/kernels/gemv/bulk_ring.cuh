@@ -1,8 +1,8 @@
 // What the GEMVs share that stream w through a ring in shared memory: its stages, who fills them, who multiplies.
 //
-// A stage is a step along k of `stage_rows` neighbouring rows of w and of x. One thread copies it, each row's segment in one
-// bulk copy; of the other warps each multiplies as many of the rows. So the bytes in flight need no registers and no warp
-// waits to ask for more.
+// A stage is a step along k of `warps` neighbouring rows of w and of x. One thread copies it, each row's segment in one
+// bulk copy; of the other warps each multiplies one row. So the bytes in flight need no registers and no warp waits to ask
+// for more.
 #pragma once
 #include "lab/kernels/common/ring_position.cuh"
 #include "lab/kernels/gemv/dot_product.cuh"
@@ -12,13 +12,12 @@
 #include "ptx/griddepcontrol.cuh"
 #include "ptx/mbarrier.cuh"
 
-constexpr int WARPS = schedule::warps;               // that multiply
-constexpr int PRODUCER = LANES * WARPS;              // the thread that copies; those before it multiply
-constexpr int ROWS = schedule::stage_rows / WARPS;  // of a stage that a warp multiplies
-constexpr int STEP = schedule::step_bytes / sizeof(Weight);
+constexpr int WARPS = schedule::warps;     // that multiply
+constexpr int PRODUCER = LANES * WARPS;    // the thread that copies; those before it multiply
+constexpr int STEP = schedule::step_bytes / sizeof(Element);
 
 struct Stage {
-    Weight w[schedule::stage_rows][STEP];
+    Element w[WARPS][STEP];
     Element x[STEP];
 };
 
@@ -28,13 +27,14 @@ struct alignas(16) Ring {
     uint64_t empty[schedule::stages];  // one arrival from every warp that multiplies
 };
 
-static_assert(schedule::threads == PRODUCER + LANES, "the warps that multiply, and one that copies");
+static_assert(sizeof(Ring) == schedule::ring_bytes, "as the launch has it");
+static_assert(schedule::threads == PRODUCER + LANES, "a warp for each row of a stage, and one that copies");
 static_assert(STEP % (LANES * VECTOR) == 0, "a step is whole vectors of a warp");
 
 // What a CTA takes of w: neighbouring rows, and of these the same columns; and the row of x.
 struct Part {
     const Element* x;
-    const Weight* w;
+    const Element* w;
     int rows, row_elements;  // of w: how many there are, and from one to the next
     int columns;
 };
@@ -49,7 +49,7 @@ struct Turn {
 
     __device__ __forceinline__ void advance(const Part& part) {
         if (ends_row(part)) {
-            row += schedule::stage_rows;
+            row += WARPS;
             column = 0;
         } else {
             column += STEP;
@@ -67,10 +67,10 @@ __device__ __forceinline__ void start(Ring& ring) {
 
 // Announce what a stage will hold and copy its rows of w, which L2 need not keep.
 __device__ __forceinline__ void copy_w(Ring& ring, int stage, const Part& part, Turn turn, uint64_t policy) {
-    const int rows = min(schedule::stage_rows, part.rows - turn.row), width = turn.width(part);
-    const uint32_t bytes = width * sizeof(Weight);
-    ptx::mbarrier::arrive_expect_tx(ring.full[stage], rows * bytes + width * int(sizeof(Element)));
-    const Weight* from = part.w + int64_t(turn.row) * part.row_elements + turn.column;
+    const int rows = min(WARPS, part.rows - turn.row);
+    const uint32_t bytes = turn.width(part) * sizeof(Element);
+    ptx::mbarrier::arrive_expect_tx(ring.full[stage], (rows + 1) * bytes);
+    const Element* from = part.w + int64_t(turn.row) * part.row_elements + turn.column;
     for (int r = 0; r < rows; ++r, from += part.row_elements)
         ptx::bulk::load(ring.stages[stage].w[r], from, bytes, ring.full[stage], policy);
 }
@@ -80,10 +80,8 @@ __device__ __forceinline__ void copy_x(Ring& ring, int stage, const Part& part, 
 }
 
 // One thread keeps the ring full. The first lap of w is asked for before the launch that this one depends on has ended,
-// if there is one: w must be a constant, which no such launch writes; x may be its result. Calls `asked()` when nothing is
-// left to ask for.
-template <typename Asked>
-__device__ __forceinline__ void producer(Ring& ring, const Part& part, Asked asked) {
+// if there is one: w must be a constant, which no such launch writes; x may be its result.
+__device__ __forceinline__ void producer(Ring& ring, const Part& part) {
     const uint64_t policy = ptx::createpolicy::evict_first();
     Turn ahead;
     int stages = 0;
@@ -97,23 +95,16 @@ __device__ __forceinline__ void producer(Ring& ring, const Part& part, Asked ask
         copy_w(ring, at.stage, part, turn, policy);
         copy_x(ring, at.stage, part, turn);
     }
-    asked();
 }
 
-// A lane's products of a step of this warp's rows of a stage, added to their sums; `rows` and `width` are how many there
-// are, or more, and where all of them are there nothing asks.
+// A lane's products of a step of one row, added to `sum`.
 template <bool whole>
-__device__ __forceinline__ void multiply(float (&sum)[ROWS], const Stage& stage, int rows, int width) {
-    const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+__device__ __forceinline__ void multiply(float& sum, const Element* w, const Element* x, int width, int lane) {
 #pragma unroll
     for (int first = 0; first < STEP; first += LANES * VECTOR) {
         const int at = first + lane * VECTOR;
-        if (!whole && at >= width) continue;
-        const Vector16 x = *reinterpret_cast<const Vector16*>(stage.x + at);
-#pragma unroll
-        for (int r = 0; r < ROWS; ++r)
-            if (whole || r < rows)
-                multiply_add(sum[r], *reinterpret_cast<const Weights*>(stage.w[warp * ROWS + r] + at), x);
+        if (whole || at < width)
+            multiply_add(sum, *reinterpret_cast<const Vector16*>(w + at), *reinterpret_cast<const Vector16*>(x + at));
     }
 }
 
@@ -122,37 +113,35 @@ template <typename Finish>
 __device__ __forceinline__ void consumer(Ring& ring, const Part& part, Finish finish) {
     const int warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
     Position at;
-    float sum[ROWS] = {};
+    float sum = 0;
     for (Turn turn; turn.inside(part); turn.advance(part), at.advance()) {
         const Stage& stage = ring.stages[at.stage];
-        const int row = turn.row + warp * ROWS, rows = part.rows - row, width = turn.width(part);
+        const int row = turn.row + warp, width = turn.width(part);
         ptx::mbarrier::wait(ring.full[at.stage], at.parity);
-        if (rows >= ROWS && width == STEP)
-            multiply<true>(sum, stage, rows, width);
-        else
-            multiply<false>(sum, stage, rows, width);
+        if (row < part.rows) {
+            if (width == STEP)
+                multiply<true>(sum, stage.w[warp], stage.x, width, lane);
+            else
+                multiply<false>(sum, stage.w[warp], stage.x, width, lane);
+        }
         __syncwarp();
         if (lane == 0) ptx::mbarrier::arrive(ring.empty[at.stage]);
-        if (turn.ends_row(part))
-#pragma unroll
-            for (int r = 0; r < ROWS; ++r) {
-                if (r < rows) finish(row + r, warp_sum(sum[r]));
-                sum[r] = 0;
-            }
+        if (turn.ends_row(part) && row < part.rows) {
+            finish(row, warp_sum(sum));
+            sum = 0;
+        }
     }
 }
 
-// All that a CTA does which shares its rows with no other; y begins at the first of them. `asked` as above; `scaled(row,
-// sum)` is what a sum becomes.
-template <typename Asked, typename Scaled>
-__device__ __forceinline__ void stream_rows(Ring& ring, const Part& part, Output* y, Asked asked, Scaled scaled) {
+// All that a CTA does which shares its rows with no other; y begins at the first of them.
+__device__ __forceinline__ void stream_rows(Ring& ring, const Part& part, Element* y) {
     if (threadIdx.x == 0) start(ring);
     __syncthreads();
     if (threadIdx.x < PRODUCER) {
         consumer(ring, part, [&](int row, float sum) {
-            if (threadIdx.x % LANES == 0) ptx::convert::from_float(y[row], scaled(row, sum));
+            if (threadIdx.x % LANES == 0) ptx::convert::from_float(y[row], sum);
         });
     } else if (threadIdx.x == PRODUCER) {
-        producer(ring, part, asked);
+        producer(ring, part);
     }
 }

@@ -14,16 +14,15 @@ from lab.kernels.gemv.dot_product import ELEMENT, LANES
 from lab.problems import Linear
 from sim.counts import Counts, row_sectors
 from sim.errors import ScheduleError
-from sim.formats import FORMATS, encode
+from sim.formats import encode
 from sim.jit import njit, prange
 from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import ELEMENT as CODES
-from sim.tiles import SimulatedChip, count_fma, dot, load_tile, load_vector, store_vector
+from sim.tiles import SimulatedChip, count_fma, dot, load_tile, store_vector
 
 MBARRIER = 8  # bytes
-FLOAT = 4
-LINE = 128  # bytes of w; shares of a row begin on one
+LINE = 128 // ELEMENT  # elements; shares of a row begin on one
 RINGS = (  # CTAs an SM, warps, step_bytes, stages: about 100 KB of an SM, the best of wide segments and of many first
     (2, 8, 2048, 3),
     (2, 4, 4096, 3),
@@ -40,7 +39,7 @@ class Streaming:
     """The rows of a CTA and its ring."""
 
     block_n: int  # rows of w
-    warps: int  # that multiply
+    warps: int  # that multiply, one for each row of a stage
     step_bytes: int  # of a row of w in a stage
     stages: int  # of the ring
 
@@ -57,51 +56,37 @@ class Streaming:
         return LANES * (self.warps + 1)
 
     @property
-    def stage_rows(self) -> int:
-        """Rows of w of a stage, as many for each warp."""
-        return self.warps
+    def ring_bytes(self) -> int:
+        """The stages, each a step of the rows and of x, and a full and an empty barrier for each."""
+        return -(-self.stages * ((self.warps + 1) * self.step_bytes + 2 * MBARRIER) // 16) * 16
 
-    def shared_bytes(self, problem: Linear) -> int:
-        return ring_bytes(problem, self)
+    @property
+    def shared_bytes(self) -> int:
+        return self.ring_bytes
 
     def fits(self, problem: Linear, machine: Machine) -> None:
         dot_product.require_tokens(problem, machine)
-        require_shared(self.shared_bytes(problem), f"{self.stages} stages of {self.stage_rows} rows", machine)
+        require_shared(self.shared_bytes, f"{self.stages} stages of {self.warps} rows", machine)
 
 
-def weight_bytes(problem: Linear) -> int:
-    """Of an element of w."""
-    return FORMATS[problem.weights].storage.itemsize
-
-
-def ring_bytes(problem: Linear, schedule: Streaming) -> int:
-    """The stages, each a step of the rows and of x, and a full and an empty barrier for each."""
-    x = schedule.step_bytes // weight_bytes(problem) * ELEMENT
-    stage = schedule.stage_rows * schedule.step_bytes + x + 2 * MBARRIER
-    return -(-schedule.stages * stage // 16) * 16
-
-
-def segments(k: int, split_k: int, step_bytes: int, size: int = ELEMENT) -> list[tuple[int, int]]:
-    """(first element, elements) of every step along a row of elements of `size` bytes: the shares of the CTAs."""
-    line, step = LINE // size, step_bytes // size
-    lines = -(-k // line)
-    bounds = [*(rank * lines // split_k * line for rank in range(split_k)), k]
+def segments(k: int, split_k: int, step_bytes: int) -> list[tuple[int, int]]:
+    """(first element, elements) of every step along a row: the shares of the CTAs, each in steps."""
+    lines, step = -(-k // LINE), step_bytes // ELEMENT
+    bounds = [*(rank * lines // split_k * LINE for rank in range(split_k)), k]
     return [(at, min(step, end - at)) for first, end in pairwise(bounds) for at in range(first, end, step)]
 
 
-def theory(problem: Linear, schedule: Streaming, split_k: int, stores: int, loads: int = 0) -> Counts:
-    """Each row of x passes all of w; x is copied once for every stage's rows.
-
-    `stores` are the sectors of y, `loads` those of scales.
-    """
-    p, s, size = problem, schedule, weight_bytes(problem)
-    steps = segments(p.k, split_k, s.step_bytes, size)
+def theory(problem: Linear, schedule: Streaming, split_k: int, stores: int) -> Counts:
+    """Each row of x passes all of w; x is copied once for every stage's rows. `stores` are the sectors of y."""
+    p, s = problem, schedule
+    steps = segments(p.k, split_k, s.step_bytes)
     full, rest = divmod(p.n, s.block_n)
-    turns = full * -(-s.block_n // s.stage_rows) + -(-rest // s.stage_rows)  # round all CTAs' rows
-    w = p.m * sum(row_sectors(p.n, size * p.k, size * at, size * width) for at, width in steps)
+    turns = full * -(-s.block_n // s.warps) + -(-rest // s.warps)  # round all CTAs' rows
+    w = p.m * sum(row_sectors(p.n, ELEMENT * p.k, ELEMENT * at, ELEMENT * width) for at, width in steps)
     x = turns * sum(row_sectors(p.m, ELEMENT * p.k, ELEMENT * at, ELEMENT * width) for at, width in steps)
-    copied = p.m * p.k * (size * p.n + ELEMENT * turns)
-    return dot_product.counts(p, loads=loads, stores=stores, copied=copied, copied_sectors=w + x)
+    return dot_product.counts(
+        p, loads=0, stores=stores, copied=ELEMENT * p.m * p.k * (p.n + turns), copied_sectors=w + x
+    )
 
 
 class Coefficients(fits.Coefficients, frozen=True):
@@ -128,48 +113,41 @@ def simulate(
     """Of a block's rows a CTA stores `owned` neighbouring ones, each request `stored` of them."""
     p, s = launch.problem, launch.schedule
     chip = SimulatedChip(launch, machine)
-    x, w = (arrays[name] if arrays else np.zeros((0, 0), p.inputs[name].storage) for name in ("x", "w"))
+    x, w = (arrays[name] if arrays else np.zeros((0, 0), np.uint16) for name in ("x", "w"))
     sums = np.zeros((p.m, p.n) if arrays else (0, 0), np.float32)
     marks = [chip.marks(name) for name in ("x", "w", "y")]
-    scale_marks = chip.marks("w_scale") if p.scaled else np.zeros(0, np.uint8)
-    size = weight_bytes(p)
-    steps = np.array(segments(p.k, split_k, s.step_bytes, size), np.int64)
+    steps = np.array(segments(p.k, split_k, s.step_bytes), np.int64)
     _grid(
-        chip.count, *marks, scale_marks, x, w, sums, p.m, p.n, p.k, launch.grid[0] // split_k, steps, s.block_n,
-        s.stage_rows, s.step_bytes // size, owned, stored, p.row_scales, CODES[p.activations], CODES[p.weights],
+        chip.count, *marks, x, w, sums, p.m, p.n, p.k, launch.grid[0] // split_k, steps, s.block_n, s.warps,
+        s.step_bytes // ELEMENT, owned, stored, CODES[p.weights],
     )  # fmt: skip
     if arrays:
-        arrays["y"][...] = encode(sums * arrays["w_scale"] if p.scaled else sums, p.output)
+        arrays["y"][...] = encode(sums, p.output)
     return chip.counts()
 
 
 @njit(cache=True, parallel=True)
 def _grid(
-    count, x_marks, w_marks, y_marks, scale_marks, x, w, sums, m, n, k, blocks, steps, block_n, stage_rows, step, owned,
-    stored, row_scales, x_element, w_element,
-):  # fmt: skip
+    count, x_marks, w_marks, y_marks, x, w, sums, m, n, k, blocks, steps, block_n, warps, step, owned, stored, element
+):
     sms = count.shape[0]
     for sm in prange(sms):
-        w_stage = np.empty((stage_rows, step), np.float32)
+        w_stage = np.empty((warps, step), np.float32)
         x_stage = np.empty((1, step), np.float32)
         for block in range(sm, blocks * m, sms):
             token, first = block // blocks, block % blocks * block_n
             end = min(first + block_n, n)
-            for row in range(first, end, stage_rows):
-                rows = min(stage_rows, end - row)
+            for row in range(first, end, warps):
+                rows = min(warps, end - row)
                 for at, width in steps:
-                    load_tile(count[sm], w_marks, w, n, k, row, at, w_stage[:rows, :width], w_element)
-                    load_tile(count[sm], x_marks, x, m, k, token, at, x_stage[:, :width], x_element)
+                    load_tile(count[sm], w_marks, w, n, k, row, at, w_stage[:rows, :width], element)
+                    load_tile(count[sm], x_marks, x, m, k, token, at, x_stage[:, :width], element)
                     count_fma(count[sm], rows * width)
                     if sums.size > 0:
                         for r in range(rows):
                             sums[token, row + r] += dot(w_stage, x_stage, r, 0, 0, width)
             for own in range(first, end, owned):
                 last = min(own + owned, end)
-                if scale_marks.size > 0:
-                    for row in range(own, last, LANES):
-                        at, scales = (row, min(LANES, last - row)) if row_scales else (0, 1)
-                        load_vector(count[sm], scale_marks, FLOAT * at, FLOAT * scales)
                 for row in range(own, last, stored):
                     store_vector(
                         count[sm], y_marks, ELEMENT * (token * n + row), ELEMENT * (min(row + stored, last) - row)

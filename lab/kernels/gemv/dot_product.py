@@ -11,7 +11,7 @@ from lab.kernels.common import linear
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, sectors
 from sim.formats import decode
-from sim.launch import Argument, Launch
+from sim.launch import Launch
 from sim.machine import Machine
 
 LANES = 32
@@ -23,13 +23,8 @@ def require_tokens(problem: Linear, machine: Machine) -> None:
     require_grid_y(problem.m, f"m = {problem.m:,} rows of x", machine)
 
 
-def launch(
-    kernel: str, problem: Linear, schedule: Any, ctas: int, arguments: tuple[Argument, ...] = (), **how: Any
-) -> tuple[Launch, ...]:
-    """`ctas` CTAs of the schedule's threads for each row of x; `how` are further fields of the launch.
-
-    Its arguments are x, w, y, m, n, k where none are given.
-    """
+def launch(kernel: str, problem: Linear, schedule: Any, ctas: int, **how: Any) -> tuple[Launch, ...]:
+    """`ctas` CTAs of the schedule's threads for each row of x; `how` are further fields of the launch."""
     return (
         Launch(
             kernel=kernel,
@@ -38,7 +33,7 @@ def launch(
             schedule=schedule,
             grid=(ctas, problem.m, 1),
             block=(schedule.threads, 1, 1),
-            arguments=arguments or linear.arguments(problem),
+            arguments=linear.arguments(problem),
             **how,
         ),
     )

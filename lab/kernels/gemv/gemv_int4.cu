@@ -19,8 +19,7 @@
 // Of an act-order layer x comes whole to each CTA, which then takes each of its columns from where `order` says.
 //
 // Launches overlap: w never changes, so its first steps are asked for before the launch before has ended; x is not.
-// The launch behind may begin at once, or `late`, when a warp here has asked for its last step: its ring then fills while
-// those here empty.
+// The launch behind may begin at once, or `late`, when the loads here are done: its own first ones would delay the last.
 //
 // Bytes expected from HBM: w once, x once, y once; x from L2 once for every block of rows.
 #include "lab/kernels/common/dequantise.cuh"
@@ -150,7 +149,7 @@ __device__ __forceinline__ void accumulate(Sum& sum, Shared& shared, Stream& str
         x.advance(ROUND);
         __syncwarp();
         stream.fill(stage);
-        if (schedule::late && stream.column >= work.end) ptx::griddepcontrol::launch_dependents();
+        if (schedule::late && at + ROUND >= end) ptx::griddepcontrol::launch_dependents();
         stage = stage + STAGE_BYTES == schedule::stages * STAGE_BYTES ? 0 : stage + STAGE_BYTES;
     }
 }

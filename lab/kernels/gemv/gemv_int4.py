@@ -51,7 +51,7 @@ class Schedule:
     cluster: int  # CTAs that share the same rows, each with its own part of k
     stages: int  # steps that the ring of a warp holds
     ctas_per_sm: int  # CTAs that an SM has registers for; how long k is says whether x leaves them room
-    late: int = 0  # 1: the launch behind begins when the last loads here are under way, 0: at once
+    late: int = 0  # 1: the launch behind begins when the loads here are done, 0: at once
 
     def __post_init__(self) -> None:
         require_choice(self, "late", (0, 1))

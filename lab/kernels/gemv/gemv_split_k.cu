@@ -5,9 +5,7 @@
 // warp that has a CTA's sum of a row sends it at once to the CTA that owns the row, where an mbarrier counts the bytes; so
 // nothing but the last sum is waited for. The order of the sum is fixed, so the result is always the same.
 // Adds to gemv_streamed: split k, a reduction through distributed shared memory, launches that overlap: while one ends,
-// the next has its first stages of w on the way, for w is a constant; x is what it waits for. The launch behind may begin
-// at once, or `late`, when the last copies here are under way: the two rings then share HBM one after the other, and as
-// long as the one drains, sums and stores, the other's copies arrive.
+// the next has its first stages of w on the way, for w is a constant; x is what it waits for.
 //
 // Warp roles: as in gemv_streamed.
 //
@@ -25,30 +23,18 @@ constexpr int SPLIT = schedule::split_k;
 struct Shared {
     Ring ring;
     float inbox[SPLIT][schedule::part];  // of the rows that this CTA owns, what each CTA of the cluster has
-    float scale[problem::scaled ? schedule::part : 1];  // of those rows
     uint64_t arrived;                    // one arrival, and the bytes of the inbox
 };
 
+static_assert(sizeof(Shared) == schedule::shared_bytes, "as launched");
 static_assert(schedule::part * SPLIT == schedule::block_n, "every CTA owns as many rows");
 static_assert(schedule::part <= PRODUCER, "a thread sums and stores one row");
 
-// Let the launch behind begin, where it does so now.
-template <bool late>
-__device__ __forceinline__ void launch_dependents() {
-    if constexpr (bool(schedule::late) == late) ptx::griddepcontrol::launch_dependents();
-}
-
 // The first column of a CTA's share: a whole line of 128 bytes, so that no two CTAs ask for one.
 __device__ __forceinline__ int first_column(int rank, int k) {
-    constexpr int line = 128 / sizeof(Weight);
+    constexpr int line = 128 / sizeof(Element);
     const int lines = (k - 1) / line + 1;
     return rank == SPLIT ? k : int(int64_t(rank) * lines / SPLIT) * line;
-}
-
-// A sum of a row that this CTA owns, times the row's scale.
-__device__ __forceinline__ float scaled(const Shared& shared, int row, float sum) {
-    if constexpr (problem::scaled) sum *= shared.scale[row];
-    return sum;
 }
 
 // How many of a block's rows the CTA of this rank owns.
@@ -66,18 +52,18 @@ __device__ __forceinline__ void send(Shared& shared, int rank, int row, float su
 
 // What a CTA of a cluster does with its part of the columns; y begins at the cluster's first row. A launch without clusters
 // has no distributed shared memory, and must not wait for what it would send to itself.
-__device__ __forceinline__ void stream_part(Shared& shared, const Part& part, int rank, Output* y) {
+__device__ __forceinline__ void stream_part(Shared& shared, const Part& part, int rank, Element* y) {
     const int own = owned(rank, part.rows);
     if (threadIdx.x == 0) {
         ptx::mbarrier::init(shared.arrived, 1);
         start(shared.ring);
         ptx::mbarrier::arrive_expect_tx(shared.arrived, own * SPLIT * sizeof(float));
-        launch_dependents<false>();
+        ptx::griddepcontrol::launch_dependents();
     }
     __syncthreads();
     if (threadIdx.x >= PRODUCER) {
         ptx::cluster::arrive_relaxed();
-        if (threadIdx.x == PRODUCER) producer(shared.ring, part, launch_dependents<true>);
+        if (threadIdx.x == PRODUCER) producer(shared.ring, part);
         __syncwarp();
         ptx::cluster::wait();
         return;
@@ -92,13 +78,13 @@ __device__ __forceinline__ void stream_part(Shared& shared, const Part& part, in
         float sum = 0;
 #pragma unroll
         for (int r = 0; r < SPLIT; ++r) sum += shared.inbox[r][threadIdx.x];
-        ptx::convert::from_float(y[rank * schedule::part + threadIdx.x], scaled(shared, threadIdx.x, sum));
+        ptx::convert::from_float(y[rank * schedule::part + threadIdx.x], sum);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(schedule::threads)
-    gemv_split_k(const Element* __restrict__ x, const Weight* __restrict__ w, const float* __restrict__ w_scale,
-                 Output* __restrict__ y, int m, int n, int k) {
+    gemv_split_k(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int m, int n,
+                 int k) {
     extern __shared__ Shared dynamic[];
     Shared& shared = dynamic[0];
     const int rank = blockIdx.x % SPLIT, row0 = blockIdx.x / SPLIT * schedule::block_n;
@@ -107,14 +93,9 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
     const int64_t token = blockIdx.y;
     const Part part{x + token * k + first, w + int64_t(row0) * k + first, rows, k, first_column(rank + 1, k) - first};
     y += token * n + row0;
-    if constexpr (problem::scaled)  // constants, as w is; the barrier after the ring's start makes them known to all
-#pragma unroll 1
-        for (int row = threadIdx.x; row < owned(rank, rows); row += schedule::threads)
-            shared.scale[row] = w_scale[problem::row_scales ? row0 + rank * schedule::part + row : 0];
     if constexpr (SPLIT == 1) {
-        if (threadIdx.x == 0) launch_dependents<false>();
-        stream_rows(shared.ring, part, y, launch_dependents<true>,
-                    [&](int row, float sum) { return scaled(shared, row, sum); });
+        if (threadIdx.x == 0) ptx::griddepcontrol::launch_dependents();
+        stream_rows(shared.ring, part, y);
     } else {
         stream_part(shared, part, rank, y);
     }

@@ -6,27 +6,26 @@ from dataclasses import dataclass
 from numpy.typing import NDArray
 
 from lab.kernel import Bills, Solves, require_choice
-from lab.kernels.common import clusters, linear
+from lab.kernels.common import clusters
 from lab.kernels.gemv import bulk_ring, dot_product
-from lab.kernels.gemv.bulk_ring import FLOAT, LINE, MBARRIER, RINGS, Streaming, ring_bytes, weight_bytes
+from lab.kernels.gemv.bulk_ring import LINE, MBARRIER, RINGS, Streaming
 from lab.kernels.gemv.dot_product import ELEMENT, LANES
 from lab.problems import Linear
-from sim.counts import Counts, row_sectors, sectors
+from sim.counts import Counts, row_sectors
 from sim.errors import ScheduleError
 from sim.launch import Launch
 from sim.machine import Machine
 
 SOLVES = Solves(
     Linear,
-    formats=("bf16", "fp16", "fp8"),
+    formats=("bf16", "fp16"),
     arch="sm_90a",
-    multiple_of={"k": 16},
-    why_multiple="bulk copies need rows that are multiples of 16 bytes, in fp8 too",
+    multiple_of={"k": 8},
+    why_multiple="bulk copies need rows that are multiples of 16 bytes",
     after="gemv_streamed",
-    options={"scales": ("tensor", "row")},
-    facts=("weights", "activations", "output", "scaled", "row_scales"),
 )
 
+FLOAT = 4  # bytes of a sum
 SPLITS = (1, 2, 4, 8)  # CTAs of a cluster
 ENOUGH_ROWS = 48  # of a cluster: more bring nothing
 ENOUGH_COLUMNS = 1024  # of a share: 2 KB a bulk copy
@@ -37,13 +36,9 @@ class Schedule(Streaming):
     """The rows of a cluster, and the ring of each of its CTAs."""
 
     split_k: int  # CTAs of a cluster, that share the columns of their rows and then the rows
-    rows: int = 1  # of a stage that a warp multiplies, so that it widens x once for them
-    late: int = 0  # 1: the launch behind begins when the last copies here are under way, 0: at once
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice(self, "rows", (1, 2, 4))
-        require_choice(self, "late", (0, 1))
         require_choice(self, "split_k", (1, 2, 4, 8))
         if self.block_n % self.split_k:
             raise ScheduleError(
@@ -61,21 +56,16 @@ class Schedule(Streaming):
         return self.block_n // self.split_k
 
     @property
-    def stage_rows(self) -> int:
-        return self.warps * self.rows
-
-    def shared_bytes(self, problem: Linear) -> int:
-        """The ring, what each CTA of the cluster sends, scales, and a barrier; aligned as the ring is."""
-        floats = self.block_n + (self.part if problem.scaled else 1)
-        return -(-(ring_bytes(problem, self) + -(-floats * FLOAT // MBARRIER) * MBARRIER + MBARRIER) // 16) * 16
+    def shared_bytes(self) -> int:
+        """The ring, what each CTA of the cluster sends, and a barrier; aligned as the ring is."""
+        return -(-(self.ring_bytes + self.block_n * FLOAT + MBARRIER) // 16) * 16
 
     def fits(self, problem: Linear, machine: Machine) -> None:
         super().fits(problem, machine)
-        line = LINE // weight_bytes(problem)
-        lines = -(-problem.k // line)
+        lines = -(-problem.k // LINE)
         if lines < self.split_k:
             raise ScheduleError(
-                f"each of {self.split_k} CTAs takes {line} columns or more; k = {problem.k} has {lines} such parts"
+                f"each of {self.split_k} CTAs takes {LINE} columns or more; k = {problem.k} has {lines} such parts"
             )
 
 
@@ -88,7 +78,7 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     def too_little(split_k: int) -> tuple[bool, int]:
         return problem.k < split_k * ENOUGH_COLUMNS, -min(rows(split_k, 2), ENOUGH_ROWS)
 
-    lines = -(-problem.k // (LINE // weight_bytes(problem)))
+    lines = -(-problem.k // LINE)
     for split_k in sorted((split for split in SPLITS if split <= lines), key=too_little):
         for ctas_per_sm, warps, step_bytes, stages in RINGS:
             waves = -(-rows(split_k, ctas_per_sm) // (split_k * LANES * warps))
@@ -105,22 +95,23 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
     ctas = s.split_k * -(-problem.n // s.block_n)
     if s.split_k == 1:
         ctas = clusters.even(ctas, machine)
-    how = {"cluster": (s.split_k, 1, 1), "shared_bytes": s.shared_bytes(problem), "dependent": True}
-    return dot_product.launch("gemv_split_k", problem, s, ctas, linear.scaled_arguments(problem), **how)
+    how = {"cluster": (s.split_k, 1, 1), "shared_bytes": s.shared_bytes, "dependent": True}
+    return dot_product.launch("gemv_split_k", problem, s, ctas, **how)
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     """As without a split; a warp stores 32 of the rows that a CTA owns at once, or a row alone where none are sent."""
     p, s = problem, schedule
+    if s.split_k == 1:
+        return bulk_ring.theory(p, s, s.split_k, stores=p.m * p.n)
     blocks = (min(s.part, p.n - first) for first in range(0, p.n, s.part))
-    runs = [
+    runs = (
         (s.part * at + row, min(LANES, owned - row))
         for at, owned in enumerate(blocks)
         for row in range(0, owned, LANES)
-    ]
-    scales = p.m * sum(sectors(FLOAT * row, FLOAT * rows) if p.row_scales else 1 for row, rows in runs)
+    )
     stores = sum(row_sectors(p.m, ELEMENT * p.n, ELEMENT * row, ELEMENT * rows) for row, rows in runs)
-    return bulk_ring.theory(p, s, s.split_k, p.m * p.n if s.split_k == 1 else stores, scales if p.scaled else 0)
+    return bulk_ring.theory(p, s, s.split_k, stores)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:

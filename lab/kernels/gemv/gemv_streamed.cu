@@ -20,12 +20,12 @@
 #include "lab/kernels/gemv/bulk_ring.cuh"
 
 extern "C" __global__ void __launch_bounds__(schedule::threads)
-    gemv_streamed(const Element* __restrict__ x, const Weight* __restrict__ w, Output* __restrict__ y, int m, int n,
+    gemv_streamed(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ y, int m, int n,
                   int k) {
     extern __shared__ Ring dynamic[];
     Ring& ring = dynamic[0];
     const int row0 = blockIdx.x * schedule::block_n;
     const int64_t token = blockIdx.y;
     const Part part{x + token * k, w + int64_t(row0) * k, min(schedule::block_n, n - row0), k, k};
-    stream_rows(ring, part, y + token * n + row0, [] {}, [](int, float sum) { return sum; });
+    stream_rows(ring, part, y + token * n + row0);
 }

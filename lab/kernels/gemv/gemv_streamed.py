@@ -40,7 +40,7 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
     ctas = -(-problem.n // schedule.block_n)
-    return dot_product.launch("gemv_streamed", problem, schedule, ctas, shared_bytes=schedule.shared_bytes(problem))
+    return dot_product.launch("gemv_streamed", problem, schedule, ctas, shared_bytes=schedule.shared_bytes)
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
