@@ -1,7 +1,7 @@
-"""A ring of bulk copies for each warp: no thread that copies for others, weights of the next launch on their way early."""
+"""A ring of bulk copies for each warp: no thread copies for others, the next launch's weights are on their way early."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,17 +95,19 @@ MOST_STAGES = 12
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
-    """One wave of CTAs, the rings as deep as shared memory allows beside a dependent launch's, or alone."""
+    """One wave of CTAs, the rings as deep as shared memory allows beside one or two launches behind, or alone."""
     for ctas, warps, rows, step_bytes in RINGS:
-        block_n = -(-problem.n // (ctas * machine.sms))
-        for launches in (2, 1):
-            least = Schedule(block_n, warps, rows, step_bytes, 2)
-            room = machine.shared_bytes_per_sm // (ctas * launches) - machine.reserved_shared_bytes
-            stage = warps * (rows * step_bytes + MBARRIER)
-            stages = 2 + (min(room, machine.shared_bytes_per_block) - shared_bytes(problem, least)) // stage
-            if stages >= 2:
-                yield Schedule(block_n, warps, rows, step_bytes, min(stages, MOST_STAGES))
-                break
+        least = Schedule(-(-problem.n // (ctas * machine.sms)), warps, rows, step_bytes, 2)
+        depths = [_stages(problem, least, ctas * launches, machine) for launches in (2, 3, 1)]
+        beside = [stages for stages in dict.fromkeys(depths[:2]) if stages >= least.stages]
+        yield from (replace(least, stages=stages) for stages in beside or depths[2:] if stages >= least.stages)
+
+
+def _stages(problem: Linear, least: Schedule, ctas: int, machine: Machine) -> int:
+    """Of the rings of so many CTAs on an SM."""
+    room = min(machine.shared_bytes_per_sm // ctas - machine.reserved_shared_bytes, machine.shared_bytes_per_block)
+    stage = least.warps * (least.rows * least.step_bytes + MBARRIER)
+    return min(MOST_STAGES, least.stages + (room - shared_bytes(problem, least)) // stage)
 
 
 def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
