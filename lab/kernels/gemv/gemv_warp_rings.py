@@ -1,4 +1,4 @@
-"""A ring of bulk copies for each warp: no thread copies for others, the next launch's weights are on their way early."""
+"""A ring of bulk copies for each warp: no thread copies for others, the next launch has its weights on their way."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
