@@ -1,10 +1,10 @@
 """Decode is a chain of layers: what is lost between them, and what launches that overlap win back."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
-from msgspec.structs import replace
+from msgspec import structs
 
 from experiments.lookup import is_peer, layer_of, machines_of, note, read_rate, stale
 from experiments.markdown import three_columns
@@ -60,15 +60,19 @@ def measure(options: Options, backend: Backend) -> Iterator[Record]:
         jobs.append(chosen)
         if backend.on == "gpu":
             others = _overlapping(problem, backend.machine, options.tried)
-            jobs += [replace(chosen, kernel=name, schedules=words, peers=False) for name, words in others]
+            jobs += [structs.replace(chosen, kernel=name, schedules=words, peers=False) for name, words in others]
     yield from backend.chained(jobs, options.seconds)
 
 
 def _overlapping(problem: Linear, target: Machine, most: int) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Kernels of decode whose launches can overlap, each with its first schedules as words."""
+    """Kernels of decode whose launches can overlap, each with its first schedules as words.
+
+    Those that may let the launch behind begin at another time do it at either.
+    """
     for guess in best_guesses(problem, target):
         if most and guess.kernel.family == "gemv" and guess.launches[0].dependent:
-            schedules = islice(legal_candidates(guess.kernel, problem, target), most)
+            schedules = [*islice(legal_candidates(guess.kernel, problem, target), most)]
+            schedules += [replace(s, late=1 - s.late) for s in schedules if hasattr(s, "late")]
             yield guess.kernel.name, tuple(schedule_words(schedule_fields(schedule)) for schedule in schedules)
 
 

@@ -141,12 +141,10 @@ _libraries: dict[type, Library] = {}  # by the type of x, for calls that are rep
 
 def _key(library: Library, x: Any, w: Any, out: Any, stream: int | None) -> Any:
     """All that decides a call without options."""
-    if stream is None:
-        _, stream = library.place(x)
-    if type(w) is Int4Weights:
-        arrays = (x, w.w, w.w_scale, out) if w.order is None else (x, w.w, w.w_scale, out, w.order)
-        return stream, w.shape, w.dtype, library.identity(*arrays)
-    return stream, library.identity(x, w, out)
+    if type(w) is not Int4Weights:
+        return library.key(x, w, out, stream)  # as `_repeated` has it, which spares itself this call
+    beside = (w.w_scale,) if w.order is None else (w.w_scale, w.order)
+    return library.key(x, w.w, out, stream), w.shape, w.dtype, library.identity(*beside)
 
 
 def _repeated(x: Any, w: Any, out: Any, stream: int | None) -> Callable[[], None] | None:
@@ -155,7 +153,10 @@ def _repeated(x: Any, w: Any, out: Any, stream: int | None) -> Callable[[], None
     What was checked is not checked again: a small layer's call is to cost the host little.
     """
     try:
-        return _ready.get(_key(_libraries[type(x)], x, w, out, stream))
+        library = _libraries[type(x)]
+        return _ready.get(
+            _key(library, x, w, out, stream) if type(w) is Int4Weights else library.key(x, w, out, stream)
+        )
     except (AttributeError, KeyError, TypeError):
         return None
 

@@ -11,6 +11,7 @@ from experiments.running.formats import in_format
 from lab.problems import Linear
 from lab.record import Archive, Record, provenance
 from sim.errors import InputError
+from sim.machine import H200
 from tests.experiments.examples import NOTHING, measured, timed
 
 
@@ -73,6 +74,16 @@ def test_a_chain_is_held_to_its_bytes_at_the_read_rate() -> None:
         assert f"at 3.00 TB/s, bf16 takes {times:.3f} (bar 1.04)" in found.sentence
     unknown = decode_chain.verdict([chain, plain], NOTHING)
     assert (unknown.passed, "has not been measured here" in unknown.sentence) == (False, True)
+
+
+def test_a_chain_tries_both_times_at_which_the_launch_behind_may_begin() -> None:
+    (problem,) = [p for p in decode_chain.Options().problems if p.weights == "bf16"]
+    tried = dict(decode_chain._overlapping(problem, H200, 3))
+    assert {"gemv_vectorized", "gemv_warp_rings", "gemv_split_k"} <= tried.keys()
+    del tried["gemv_split_k"]  # which knows one time
+    for words in tried.values():
+        early, late = ([w for w in words if w.endswith(f"late={at}")] for at in (0, 1))
+        assert [w.removesuffix("0") for w in early] == [w.removesuffix("1") for w in late] != []
 
 
 def test_decode_shows_each_layer_beside_the_read_and_the_best_peer() -> None:
