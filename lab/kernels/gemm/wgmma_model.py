@@ -47,12 +47,20 @@ def crosses_lines(problem: Linear) -> bool:
 
 
 def step_clocks(
-    problem: Linear, block_m: int, block_n: int, cluster: int, machine: Machine, model: Coefficients
+    problem: Linear,
+    block_m: int,
+    block_n: int,
+    cluster: int,
+    machine: Machine,
+    model: Coefficients,
+    crosses: bool | None = None,
 ) -> dict[str, float]:
     """Clocks of one k-step of a tile by what binds: a wgmma reads its rows of x and all rows of w from shared memory.
 
-    L2 gives an SM so many bytes a clock through TMA, rows of 128 aligned bytes.
+    L2 gives an SM so many bytes a clock through TMA, rows of 128 aligned bytes. `crosses` says whether a row's part of
+    a step is asked for in two lines, by default where it lies in two.
     """
+    crosses = crosses_lines(problem) if crosses is None else crosses
     flops_per_clock = machine.peak(problem.activations) / machine.sms / machine.clock_hz
     wgmma = 2 * MMA_M * block_n * step_of(problem) * MMA_K_BYTES / STEP_BYTES / flops_per_clock
     operands = (MMA_M + block_n) * MMA_K_BYTES / machine.shared_bytes_per_clock
@@ -60,7 +68,7 @@ def step_clocks(
     tall = cluster * block_m
     beyond = min(block_m, -problem.m % tall) / tiles_of(problem.m, tall)  # rows of a tile's x, on average
     rows = block_m - beyond + block_n / cluster
-    row_clocks = STEP_BYTES / port(machine) * (model.crossing_rows if crosses_lines(problem) else 1)
+    row_clocks = STEP_BYTES / port(machine) * (model.crossing_rows if crosses else 1)
     waits = model.multicast if cluster > 1 else 1
     return {
         "tensor cores": wgmma * (block_m / MMA_M) * (STEP_BYTES / MMA_K_BYTES) * power * waits,
@@ -82,13 +90,14 @@ def tiled_bills(
     between: float,
     machine: Machine,
     model: Coefficients,
+    crosses: bool | None = None,
 ) -> Bills:
     """Of as many workers as the machine runs at once, `between` clocks apart from tile to tile."""
     tall = cluster * block_m
     tiles = tiles_of(problem.m, tall) * tiles_of(problem.columns, columns_of(problem, block_n))
     waves = tiles_of(tiles, clusters.at_once(cluster, 1, machine))
     steps = tiles_of(problem.k, step_of(problem))
-    step = step_clocks(problem, block_m, block_n, cluster, machine, model)
+    step = step_clocks(problem, block_m, block_n, cluster, machine, model, crosses)
     clocks = model.fill_clocks + waves * (steps * max(step.values()) + between)
     bills = clocks / machine.clock_hz, problem.bytes["total"] / (model.hbm_share * fits.read_rate(machine))
     start = model.start_us + (model.cluster_start_us if cluster > 1 else 0.0)
