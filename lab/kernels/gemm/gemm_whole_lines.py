@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import RANKING_CLOCK, Bills, Solves, require_choice, require_shared
-from lab.kernels.common import linear
 from lab.kernels.common.raster import tile_at, tiles_of
 from lab.kernels.gemm import wgmma_epilogue, wgmma_mainloop, wgmma_model
 from lab.kernels.gemm.warp_roles import Y_BOX, RoleTiling
@@ -86,7 +85,7 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
-    """As through TMA, but of x and w sectors are asked for by warps, each of a tile's rows once: a line is one request."""
+    """As through TMA, but warps ask for the sectors of x and w, each of a tile's rows once: a line is one request."""
     p, s = problem, schedule
     tiles_m, tiles_n = tiles_of(p.m, s.block_m), tiles_of(p.n, s.block_n)
     row = p.k * FORMATS[p.activations].storage.itemsize
