@@ -186,7 +186,7 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     p, s = launch.problem, launch.schedule
     chip = SimulatedChip(launch, machine)
     x, w, y = (arrays[a.name] if arrays else np.zeros((0, 0), a.storage) for a in launch.arrays[:3])
-    marks = [chip.marks(name) for name in ("x", "w", "y")]
+    marks = [chip.marks(a.name) for a in launch.arrays[:3]]
     cluster = launch.cluster[0]
     workers = min(launch.ctas // cluster, clusters.at_once(cluster, 1, machine))
     epilogue = wgmma_epilogue.operands(p, chip, arrays)
