@@ -29,7 +29,12 @@ SOLVES = Solves(
     why_multiple="TMA needs rows that are multiples of 16 bytes",
     after="gemm_cluster",
     alike=True,
-    options={"scales": ("tensor", "row"), "accumulate": ("float32",)},
+    options={
+        "output": ("fp8",),
+        "scales": ("tensor", "row"),
+        "accumulate": ("float32",),
+        "epilogue": ("residual", "swiglu"),
+    },
     facts=FACTS,
 )
 
@@ -88,8 +93,10 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     schedules = []
     for shape, cluster, hand_over in product(SHAPES, (2, 1), (2, 1, 0)):
         group_m = wgmma_model.best_group(machine.sms // cluster, cluster * shape[0], shape[1])
-        with suppress(ScheduleError):  # two partial sums have no room in every tile
-            schedules.append(Schedule(*shape, cluster, group_m, hand_over))
+        with suppress(ScheduleError):  # two partial sums, or an epilogue's operands, have no room in every tile
+            one = Schedule(*shape, cluster, group_m, hand_over)
+            one.fits(problem, machine)
+            schedules.append(one)
     yield from sorted(schedules, key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us)
 
 
@@ -111,7 +118,7 @@ class Coefficients(fits.Coefficients, frozen=True):
 def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
     """gemm_cluster's, longer where the consumers multiply in turn, and the last part's additions of each tile."""
     s, model = schedule, fits.coefficients(Coefficients, "gemm_fp8_promoted", machine, clock)
-    tiles = tiles_of(problem.m, s.cluster * s.block_m) * tiles_of(problem.n, s.block_n)
+    tiles = wgmma_mainloop.tile_count(problem, s.cluster * s.block_m, s.block_n)
     waves = tiles_of(tiles, clusters.at_once(s.cluster, 1, machine))
     whole = cluster_ring.bills(problem, s, machine, clock)
     turns = model.in_turn if s.hand_over else 1.0
