@@ -43,7 +43,7 @@ __device__ __forceinline__ void multiply(float (&sum)[registers], const Element*
         ptx::wgmma::mma<Element>(sum, ptx::wgmma::advance(a, at), ptx::wgmma::advance(b, at), accumulate || at > 0);
 }
 
-// What TMA brings needs nothing more before wgmma reads it.
+// A stage is full: wgmma may read at once what TMA brought.
 struct Landed {
     __device__ __forceinline__ void operator()() const {}
 };
@@ -53,7 +53,7 @@ struct Landed {
 // `landed` is called when a stage is full.
 template <int tiles, int registers, typename Shared, typename Release, typename Full = Landed>
 __device__ __forceinline__ int issue(float (&sum)[tiles][registers], Shared& shared, int first, int steps,
-                                     Position& now, Release release, Full landed = {}) {
+                                     Position& now, Release release, Full landed = Full()) {
     int before = 0, step = 0;
     do {  // one step at least: the zeros of a path without any would meet the sums in flight, and wgmma be serialised
         const auto& stage = shared.ring[now.stage];
@@ -85,6 +85,6 @@ __device__ __forceinline__ void drain(float (&sum)[tiles][registers], int last, 
 // Both: the sums of a tile.
 template <int tiles, int registers, typename Shared, typename Release, typename Full = Landed>
 __device__ __forceinline__ void accumulate(float (&sum)[tiles][registers], Shared& shared, int first, int steps,
-                                           Position& now, Release release, Full landed = {}) {
+                                           Position& now, Release release, Full landed = Full()) {
     drain(sum, issue(sum, shared, first, steps, now, release, landed), release);
 }
