@@ -34,10 +34,4 @@ __device__ __forceinline__ void wait_group() {
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
-// Arrive on a barrier, which counts this thread, when all of its copies so far have been made
-// (cp.async.mbarrier.arrive.noinc; PTX ISA 9.0, 9.7.13.15.17).
-__device__ __forceinline__ void arrive(uint64_t& barrier) {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(address::shared(&barrier)) : "memory");
-}
-
 }  // namespace ptx::cp_async

@@ -1,9 +1,10 @@
-// gemm_realigned: y[m, n] = x[m, k] @ w[n, k].T for any k and n: x and w are copied to rows that begin with a line.
+// gemm_realigned: y[m, n] = x[m, k] @ w[n, k].T for any k and n: x, or x and w, are copied to rows of whole lines.
 //
-// Idea: TMA takes rows of whole 16-byte chunks alone, and a row of an odd number of bf16 begins at any even byte. So one
-// launch copies x and w into rows of whole 128-byte lines, gemm_cluster multiplies those, and where rows of y are no
-// whole chunks either, a last launch copies them from rows that are whole lines. A copy costs its bytes twice; with m and n rows
-// that are multiplied n and m times this is little.
+// Idea: TMA takes twice as long to bring 128 bytes that lie in two lines, and rows of no whole 16-byte chunks it does not
+// take at all: a row of an odd number of bf16 begins at any even byte. So one launch copies x into rows of whole 128-byte
+// lines, w too where it must, gemm_cluster multiplies those, and where rows of y are no whole chunks a last launch
+// copies them from rows that are. A copy costs its bytes twice; each row of x is multiplied n times, so this is little.
+// Clusters then ask for w, if it is as it was, once for all of their CTAs.
 // Adds to gemm_naive: the tensor cores, whatever the shape.
 //
 //   gemm_realigned         x, w -> rows of whole lines, zeros behind
@@ -12,7 +13,7 @@
 //
 // A warp copies `unroll` x 32 neighbouring elements of a row, all under way before the first is stored.
 //
-// Bytes expected past L1: those of the three, x and w twice more.
+// Bytes expected past L1: gemm_cluster's, and twice those of what is copied.
 #include "schedule.cuh"
 
 using Element = problem::weights;  // of x, w and y
@@ -45,10 +46,11 @@ __device__ __forceinline__ void each_stretch(int rows, int columns, Copy copy) {
         copy(int(at / across), int(at % across) * STRETCH);
 }
 
+// All `m` rows of x and the first `w_rows` of w: none or all.
 extern "C" __global__ void __launch_bounds__(schedule::copy_threads)
     gemm_realigned(const Element* __restrict__ x, const Element* __restrict__ w, Element* __restrict__ x_lines,
-                   Element* __restrict__ w_lines, int m, int n, int k, int pitch) {
-    each_stretch(m + n, k, [=](int row, int column) {
+                   Element* __restrict__ w_lines, int m, int w_rows, int k, int pitch) {
+    each_stretch(m + w_rows, k, [=](int row, int column) {
         const bool of_x = row < m;
         const Element* from = of_x ? x + int64_t(row) * k : w + int64_t(row - m) * k;
         Element* to = of_x ? x_lines + int64_t(row) * pitch : w_lines + int64_t(row - m) * pitch;

@@ -43,22 +43,15 @@ __device__ __forceinline__ void multiply(float (&sum)[registers], const Element*
         ptx::wgmma::mma<Element>(sum, ptx::wgmma::advance(a, at), ptx::wgmma::advance(b, at), accumulate || at > 0);
 }
 
-// A stage is full: wgmma may read at once what TMA brought.
-struct Landed {
-    __device__ __forceinline__ void operator()() const {}
-};
-
 // Issue every k-step of `tiles` x 64 rows of a tile, from row `first` of the stages on; one group of mma stays in flight
 // behind the one that is issued. `release` hands a stage's index back to whoever fills it; the last stage is returned.
-// `landed` is called when a stage is full.
-template <int tiles, int registers, typename Shared, typename Release, typename Full = Landed>
+template <int tiles, int registers, typename Shared, typename Release>
 __device__ __forceinline__ int issue(float (&sum)[tiles][registers], Shared& shared, int first, int steps,
-                                     Position& now, Release release, Full landed = Full()) {
+                                     Position& now, Release release) {
     int before = 0, step = 0;
     do {  // one step at least: the zeros of a path without any would meet the sums in flight, and wgmma be serialised
         const auto& stage = shared.ring[now.stage];
         ptx::mbarrier::wait(shared.full[now.stage], now.parity);
-        landed();
         ptx::wgmma::fence();
 #pragma unroll
         for (int t = 0; t < tiles; ++t) multiply(sum[t], stage.x[first + t * MMA_M], stage.w[0], step > 0);
@@ -83,8 +76,8 @@ __device__ __forceinline__ void drain(float (&sum)[tiles][registers], int last, 
 }
 
 // Both: the sums of a tile.
-template <int tiles, int registers, typename Shared, typename Release, typename Full = Landed>
+template <int tiles, int registers, typename Shared, typename Release>
 __device__ __forceinline__ void accumulate(float (&sum)[tiles][registers], Shared& shared, int first, int steps,
-                                           Position& now, Release release, Full landed = Full()) {
-    drain(sum, issue(sum, shared, first, steps, now, release, landed), release);
+                                           Position& now, Release release) {
+    drain(sum, issue(sum, shared, first, steps, now, release), release);
 }
