@@ -65,6 +65,7 @@ BARS = {
     "ragged": Bar(0.95, 0.95),
     "fp8 fast": Bar(1.06, 0.98),
     "fp8 float32": Bar(1.02, 0.98),
+    "fp8 block": Bar(1.00),
     "short k": Bar(1.00, 1.00),
     "fp32": Bar(0.93),
 }
@@ -80,6 +81,7 @@ def cases_of(part: str) -> list[Case]:
         "small": [Case("small", p, "graph" if p.m <= 256 else "cold") for p in small],
         "ragged": [Case("ragged", Linear(*shape)) for shape in RAGGED],
         "fp8": [Case(f"fp8 {mode}", p) for mode, problems in fp8.items() for p in problems],
+        "fp8_block": [Case("fp8 block", Linear(*s, "fp8", "fp8", scales="block", accumulate="float32")) for s in LARGE],
         "short_k": [Case("short k", Linear(8192, 8192, k)) for k in (128, 256, 512, 1024)],
         "fp32": [Case("fp32", Linear(4096, 4096, 4096, "fp32"))],
     }
@@ -94,7 +96,7 @@ def _fp8(m: int, n: int, k: int, accumulate: str) -> Linear:
 
 @dataclass(frozen=True)
 class Options:
-    """`part` is large, small, ragged, fp8, short_k or fp32; `tune` searches its shapes first.
+    """`part` is large, small, ragged, fp8, fp8_block, short_k or fp32; `tune` searches its shapes first.
 
     The search tries `most` candidates of each kernel, those predicted to be the fastest, or with 0 all of them.
     What has not begun after `seconds` is skipped.

@@ -11,7 +11,7 @@ from lab.cards import fits
 from lab.kernel import RANKING_CLOCK, Bills, Solves, require_choice
 from lab.kernels.common import clusters
 from lab.kernels.common.raster import tiles_of
-from lab.kernels.gemm import cluster_ring, wgmma_mainloop, wgmma_model
+from lab.kernels.gemm import cluster_ring, wgmma_epilogue, wgmma_mainloop, wgmma_model
 from lab.kernels.gemm.cluster_ring import ClusterTiling
 from lab.kernels.gemm.warp_roles import CONSUMERS
 from lab.kernels.gemm.wgmma_mainloop import FACTS, MMA_M
@@ -31,7 +31,7 @@ SOLVES = Solves(
     alike=True,
     options={
         "output": ("fp8",),
-        "scales": ("tensor", "row"),
+        "scales": ("tensor", "row", "block"),
         "accumulate": ("float32",),
         "epilogue": ("residual", "swiglu"),
     },
@@ -39,6 +39,7 @@ SOLVES = Solves(
 )
 
 SUMS = 192  # registers of a consumer's thread that may hold sums, of its 232
+SUMS_AND_SCALES = 198  # the same where blocks have scales
 NARROWEST = 96  # columns of a part of a wider tile: narrower ones read x more often than shared memory can keep up with
 
 
@@ -75,6 +76,21 @@ class Schedule(ClusterTiling):
         half = self.block_n // 2
         return self.block_n if whole or half % 32 or half < NARROWEST else half
 
+    def fits(self, problem: Linear, machine: Machine) -> None:
+        super().fits(problem, machine)
+        if problem.block_scales and wgmma_epilogue.BLOCK % self.part_columns:
+            raise ScheduleError(
+                f"a part has one scale of w, so its columns divide {wgmma_epilogue.BLOCK}; "
+                f"those of {self.block_m} x {self.block_n} tiles have {self.part_columns}"
+            )
+        scales = 2 * (self.block_m // MMA_M + self.block_n // self.part_columns)  # of this step and of the next one
+        sums = self.own + self.partials * self.part_columns * MMA_M // 128
+        if problem.block_scales and sums + scales > SUMS_AND_SCALES:
+            raise ScheduleError(
+                f"{self.block_m} x {self.block_n} outputs are {sums} sums and {scales} scales of blocks a thread; a "
+                f"consumer has room for {SUMS_AND_SCALES}"
+            )
+
 
 SHAPES = (  # m, n, stages, boxes of y
     (128, 256, 4, 2),
@@ -105,8 +121,13 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
-    """Promotion moves nothing and adds no useful work."""
-    return cluster_ring.theory(problem, schedule, machine)
+    """Promotion moves nothing and adds no useful work; the scales of blocks are read step by step."""
+    p, s = problem, schedule
+    counts = cluster_ring.theory(p, s, machine)
+    if not p.block_scales:
+        return counts
+    tiles_m = s.cluster * tiles_of(p.m, s.cluster * s.block_m)
+    return counts + wgmma_epilogue.block_theory(p, s.block_n, s.part_columns, tiles_m)
 
 
 class Coefficients(fits.Coefficients, frozen=True):

@@ -21,7 +21,7 @@ from sim.launch import Argument, Array, Launch, Role, TensorMap
 from sim.machine import Machine
 from sim.tiles import ELEMENT, SimulatedChip, load_tile, mma, store_tile
 
-FACTS = ("weights", "activations", "output", "residual", "swiglu", "scaled", "row_scales")
+FACTS = ("weights", "activations", "output", "residual", "swiglu", "scaled", "row_scales", "block_scales")
 STEP_BYTES = 128  # bytes along k of a step: one swizzled row
 MMA_M = 64  # rows of a wgmma
 SWIZZLE = 128  # bytes
@@ -190,7 +190,7 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     marks = [chip.marks(a.name) for a in launch.arrays[:3]]
     cluster = launch.cluster[0]
     workers = min(launch.ctas // cluster, clusters.at_once(cluster, 1, machine))
-    epilogue = wgmma_epilogue.operands(p, chip, arrays)
+    epilogue = wgmma_epilogue.operands(p, chip, arrays, getattr(s, "part_columns", 0))
     wgmma_epilogue.count_tensor_scales(p, chip, workers * cluster)
     _grid(
         chip.count, *marks, x, w, y, p.m, p.n, p.k, *columns, workers, s.block_m, columns_of(p, s.block_n), cluster,
@@ -236,6 +236,8 @@ def _grid(
                         first = sender * part
                         w_part = w_tile[:, half * columns + first : half * columns + first + part].T
                         load_tile(counter, w_marks, w, n, w_columns, half * width + column + first, at, w_part, element)
+                if epilogue.block > 0:
+                    wgmma_epilogue.scale_step(counter, epilogue, x_tile, w_tile, row, column, at // step, x.size > 0)
                 mma(counter, total, x_tile, w_tile, m - row, inside, k - at, x.size > 0)
             for r in range(0, block_m, MMA_M):
                 for c in range(0, columns, box):
