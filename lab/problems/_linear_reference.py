@@ -28,7 +28,8 @@ FADED = 2.0**-118  # |silu(g)| is below it where exp(-g) overflows float32
 TRUNCATION = 2.0**-13  # of the largest term: what an fp8 wgmma keeps of each
 FP8_STEP = 32  # products along k in one fp8 wgmma
 PROMOTION = 128  # along k: the longest partial sum of fp8 products that may stay in the tensor cores
-AT_ONCE = 512  # rows of w that a thread multiplies
+AT_ONCE = 512  # rows of w that a thread multiplies: whole blocks of them
+BLOCK = 128  # along k, and of rows of w, that share a scale
 CACHED_ROWS = 64  # of y that are walked along k together, so that they stay in the host's cache
 GROUP_ROUNDINGS = 4  # of a term, beside one for each product: scaled, added, a zero point's product
 TAIL = 8.0  # Hoeffding's deviation: exceeded with probability 2 exp(-TAIL^2 / 2) = 2.5e-14
@@ -41,19 +42,25 @@ def reference(problem: Linear, arrays: Mapping[str, NDArray], rows: slice) -> Es
     x = decode(arrays["x"][rows], p.activations).astype(dtype)
     if p.ordered:
         x = x[:, arrays["order"]]
+    if p.block_scales:
+        x *= np.repeat(arrays["x_scale"][rows].astype(dtype), BLOCK, axis=1)[:, : p.k]
     groups = int4.unpack(arrays["w"], arrays["w_scale"], p.n, p.k, p.group, p.zero_points) if p.group else None
 
     def part(first: int) -> Estimate:
         of_w = slice(first, first + AT_ONCE)
         if groups:
             return _group_sums(p, x, groups.of_rows(of_w))
-        return _sums(p, x, decode(arrays["w"][of_w], p.weights).astype(dtype))
+        w = decode(arrays["w"][of_w], p.weights).astype(dtype)
+        if p.block_scales:
+            scale = arrays["w_scale"][first // BLOCK : -(-(first + len(w)) // BLOCK)].astype(dtype)
+            w *= np.repeat(np.repeat(scale, BLOCK, axis=0), BLOCK, axis=1)[: len(w), : p.k]
+        return _sums(p, x, w)
 
     alone = os.environ.get("OPENBLAS_NUM_THREADS") == "1"  # else each product has all cores, and two would share them
     with ThreadPoolExecutor(None if alone else 1) as pool:
         parts = list(pool.map(part, range(0, p.n, AT_ONCE)))
     y = Estimate(*(np.concatenate(each, axis=1) for each in zip(*parts, strict=True)))
-    if p.scaled:
+    if p.scaled and not p.block_scales:
         x_scale = arrays["x_scale"].astype(dtype)[rows if p.row_scales else slice(1)] if "x_scale" in arrays else 1
         scale = np.reshape(x_scale, (-1, 1)) * arrays["w_scale"].astype(dtype)
         y = y.scaled(scale).rounded(2)  # of the product of the scales, and with the sum
@@ -70,8 +77,12 @@ def reference(problem: Linear, arrays: Mapping[str, NDArray], rows: slice) -> Es
 
 
 def _sums(problem: Linear, x: NDArray, w: NDArray) -> Estimate:
-    """x @ w.T and what summing in float32, or in the tensor cores where both are fp8, may do to it."""
-    error = problem.k * UNIT * (np.abs(x) @ np.abs(w).T)
+    """x @ w.T and what summing in float32, or in the tensor cores where both are fp8, may do to it.
+
+    Where blocks have scales, these are in x and w: their product is rounded, and with it each block's sum.
+    """
+    roundings = problem.k + (GROUP_ROUNDINGS if problem.block_scales else 0)
+    error = roundings * UNIT * (np.abs(x) @ np.abs(w).T)
     if problem.activations == problem.weights == "fp8":
         error += _truncation(x, w, problem.k if problem.fast else PROMOTION)
     return Estimate(x @ w.T, error)

@@ -14,7 +14,8 @@ from sim import int4
 from sim.errors import InputError
 from sim.formats import FORMATS, format_named
 
-SCALES = ("none", "tensor", "row")
+SCALES = ("none", "tensor", "row", "block")
+BLOCK = 128  # along k, and of rows of w, that share a scale
 ACCUMULATIONS = ("float32", "fast")
 EPILOGUES = ("none", "residual", "swiglu")
 OFFSETS = ("min", "zero")
@@ -28,13 +29,14 @@ TILE = 128  # a part keeps the remainder by it, so that it has the same ragged e
 class Linear(Problem):
     """y[m, n] = x[m, k] @ w[n, k].T; m tokens, n rows of weights, k inputs.
 
-    `weights` is the format of w. `activations`, that of x, and `output`, that of y, are by default the weights' own
-    for fp32 and fp16, else bf16. fp8 operands may have float32 scales, one for a whole tensor or one for each row of
-    x and of w; an fp8 output is then divided by one scale of its own. `accumulate` says whether products are summed in
-    float32 or, usual for fp8 activations, `fast` in the few bits that the tensor cores keep. `epilogue`: residual adds
-    r[m, n]; swiglu takes the rows of w in two halves, gate and up, and makes y[m, n / 2] = silu(gate) * up. `offset`:
-    a group of int4 weights is scale * q + min, or scale * (q - zero). `order`: column j of int4 weights is that of x's
-    column j, or of order[j], given as int32, as an act-order layer has it; a kernel takes one beyond x for the last.
+    `weights` is the format of w. `activations`, that of x, and `output`, that of y, are by default the weights' own for
+    fp32 and fp16, else bf16. fp8 operands may have float32 scales, one for a whole tensor, one for each row of x and of
+    w, or one for each 128 of a row of x and 128 x 128 of w; an fp8 output is then divided by one scale of its own.
+    `accumulate` says whether products are summed in float32 or, usual for fp8 activations, `fast` in the few bits that
+    the tensor cores keep. `epilogue`: residual adds r[m, n]; swiglu takes the rows of w in two halves, gate and up, and
+    makes y[m, n / 2] = silu(gate) * up. `offset`: a group of int4 weights is scale * q + min, or scale * (q - zero).
+    `order`: column j of int4 weights is that of x's column j, or of order[j], given as int32, as an act-order layer has
+    it; a kernel takes one beyond x for the last.
     Raises InputError for extents outside 1 to 2^31 - 1, for unknown words and for combinations that mean nothing.
     """
 
@@ -51,7 +53,7 @@ class Linear(Problem):
     weights: str = "bf16"
     activations: str = ""
     output: str = ""
-    scales: str = "none"  # none, tensor, row
+    scales: str = "none"  # none, tensor, row, block
     accumulate: str = ""  # float32, fast
     epilogue: str = "none"  # none, residual, swiglu
     offset: str = "min"  # min, zero
@@ -76,6 +78,10 @@ class Linear(Problem):
                 raise InputError(f"{name} is {', '.join(legal)}; got {getattr(self, name)!r}")
         if self.scales != "none" and self.weights != "fp8":
             raise InputError(f"scales are for fp8 weights; weights = {self.weights}")
+        if self.block_scales and self.activations != "fp8":
+            raise InputError(f"scales of blocks are for fp8 activations too; activations = {self.activations}")
+        if self.block_scales and self.swiglu:
+            raise InputError("scales of blocks, which may be gate and up at once, do not go with swiglu")
         if self.zero_points and not self.group:
             raise InputError(f"zero points are for int4 weights; weights = {self.weights}")
         if self.ordered and not self.group:
@@ -104,6 +110,10 @@ class Linear(Problem):
     @property
     def row_scales(self) -> bool:
         return self.scales == "row"
+
+    @property
+    def block_scales(self) -> bool:
+        return self.scales == "block"
 
     @property
     def group(self) -> int:
@@ -146,9 +156,12 @@ class Linear(Problem):
         if self.residual:
             found["residual"] = Operand((self.m, self.columns), "bf16" if self.output == "fp8" else self.output)
         if self.scaled:
-            found["w_scale"] = Operand((self.n if self.row_scales else 1,), "fp32")
+            blocks = -(-self.k // BLOCK)
+            of_w = (-(-self.n // BLOCK), blocks) if self.block_scales else (self.n if self.row_scales else 1,)
+            found["w_scale"] = Operand(of_w, "fp32")
             if self.activations == "fp8":
-                found["x_scale"] = Operand((self.m if self.row_scales else 1,), "fp32")
+                of_x = (self.m, blocks) if self.block_scales else (self.m if self.row_scales else 1,)
+                found["x_scale"] = Operand(of_x, "fp32")
             if self.output == "fp8":
                 found["y_scale"] = Operand((1,), "fp32")
         return found

@@ -5,7 +5,7 @@
 // consumer has two partial sums, and they fill one while the other is added; or it has one, and the consumers multiply
 // in turn, so that they never add at the same time. The price is registers: a partial sum is of 64 rows and as many
 // columns as there is room for. Such parts of a consumer's tile follow one another, step by step.
-// Adds to gemm_cluster: promotion.
+// Adds to gemm_cluster: promotion; scales of blocks, with which a step's sum is multiplied as it is added.
 //
 //   two partial sums   0 | mma part 0 | add        | mma part 2 | add        | ...
 //   of a consumer      1              | mma part 1 | add        | mma part 3 | ...
@@ -15,14 +15,72 @@
 //
 // Bytes expected through TMA: as gemm_cluster.
 #include "lab/kernels/gemm/cluster_ring.cuh"
+#include "ptx/load.cuh"
 
 constexpr int MMA_TILES = schedule::block_m / CONSUMERS / MMA_M;    // of 64 rows, in each consumer
 constexpr int ACROSS = schedule::block_n / schedule::part_columns;  // parts side by side
 constexpr int PARTS = MMA_TILES * ACROSS;                           // of a consumer's tile
 constexpr int REGISTERS = schedule::part_columns / 2;               // of a part
+constexpr int BLOCK = 128;                                          // rows of w, and along k, that share a scale
 constexpr int TURN = 1 + CONSUMERS;  // a named barrier of each consumer from here on; before are the epilogue's
 
+static_assert(!problem::block_scales || BLOCK % schedule::part_columns == 0 && schedule::step_bytes == BLOCK,
+              "a part of a step has one scale of w");
+
 using Sums = float[PARTS][REGISTERS];
+
+// The scales of a thread's rows and of a tile's parts in this k-step and the next one, which is on its way.
+struct BlockScales {
+    struct Step {
+        float x[MMA_TILES][2], w[ACROSS];  // of the upper and the lower row of each 64, of each part's columns
+    };
+    const float *x_scale, *w_scale;  // of this thread's first row, of the tile's first block
+    int blocks, rows, columns;       // along k, and from this thread's first row and the tile's first column on
+    int column;                      // the tile's first in its block
+    int at = 0;                      // the step to be fetched
+    Step now, next;
+
+    // Of this thread's consumer's part of a tile, which begins at `tile`; zeros beyond y.
+    __device__ __forceinline__ BlockScales(const Epilogue& epilogue, int steps, Tile tile) : blocks(steps) {
+        if constexpr (problem::block_scales) {
+            const int row = tile.row + threadIdx.x % WARPGROUP / WARP * 16 + threadIdx.x % WARP / 4;
+            rows = epilogue.m - row;
+            columns = epilogue.columns - tile.column;
+            x_scale = epilogue.x_scale + int64_t(row) * blocks;
+            w_scale = epilogue.w_scale + int64_t(tile.column / BLOCK) * blocks;
+            column = tile.column % BLOCK;
+            fetch();
+            advance();
+        }
+    }
+
+    __device__ __forceinline__ void fetch() {
+        const bool more = at < blocks;
+#pragma unroll
+        for (int i = 0; i < 2 * MMA_TILES; ++i) {
+            const int row = i / 2 * MMA_M + i % 2 * 8;
+            next.x[i / 2][i % 2] = read(x_scale + int64_t(row) * blocks + at, more && row < rows);
+        }
+#pragma unroll
+        for (int part = 0; part < ACROSS; ++part) {
+            const int first = part * schedule::part_columns;
+            next.w[part] = read(w_scale + int64_t((column + first) / BLOCK) * blocks + at, more && first < columns);
+        }
+        ++at;
+    }
+
+    // On to the next step.
+    __device__ __forceinline__ void advance() {
+        if constexpr (problem::block_scales) {
+            now = next;
+            fetch();
+        }
+    }
+
+    static __device__ __forceinline__ float read(const float* scale, bool inside) {
+        return __uint_as_float(ptx::load::cached_4_if(scale, inside));
+    }
+};
 
 // A partial sum: the tensor cores fill it with a part of a k-step, then it is added.
 struct Partial {
@@ -47,15 +105,23 @@ struct Partial {
         ptx::wgmma::hold(sum);
     }
 
-    __device__ __forceinline__ void add_to(float (&total)[REGISTERS]) const {
+    // Adds it to those of part `part`, times the scales of its blocks.
+    __device__ __forceinline__ void add_to(float (&total)[REGISTERS], const BlockScales& scales, int part) const {
+        if constexpr (problem::block_scales) {
+            const float w = scales.now.w[part % ACROSS];
+            const float rows[2] = {w * scales.now.x[part / ACROSS][0], w * scales.now.x[part / ACROSS][1]};
 #pragma unroll
-        for (int i = 0; i < REGISTERS; ++i) total[i] += sum[i];
+            for (int i = 0; i < REGISTERS; ++i) total[i] = fmaf(sum[i], rows[i / 2 % 2], total[i]);
+        } else {
+#pragma unroll
+            for (int i = 0; i < REGISTERS; ++i) total[i] += sum[i];
+        }
     }
 };
 
 // Every k-step of a consumer's half of a tile. Each part is queued before the one before it is waited for.
 __device__ __forceinline__ void accumulate(Sums& sums, Partial (&partial)[2], Shared& shared, int consumer,
-                                           int steps, Position& now) {
+                                           int steps, Position& now, BlockScales& scales) {
     constexpr int ROUND = PARTS == 1 ? 2 : PARTS;  // parts, at whose end the partial sums and the parts start over
     constexpr int STEPS = ROUND / PARTS;           // of a round
     static_assert(ROUND % 2 == 0, "two partial sums take turns");
@@ -66,7 +132,8 @@ __device__ __forceinline__ void accumulate(Sums& sums, Partial (&partial)[2], Sh
     };
     const auto finish = [&](int turn, int stage) {
         if (turn % PARTS == PARTS - 1) release_cluster(shared.empty[stage]);
-        partial[turn % 2].add_to(sums[turn % PARTS]);
+        partial[turn % 2].add_to(sums[turn % PARTS], scales, turn % PARTS);
+        if (turn % PARTS == PARTS - 1) scales.advance();
     };
     const auto next = [&](int turn) {
         const int stage = now.stage;
@@ -97,7 +164,7 @@ __device__ __forceinline__ void accumulate(Sums& sums, Partial (&partial)[2], Sh
 // The same with one partial sum, in turns. The other consumer's begins before this one's part ends, so that its mma are
 // queued by then.
 __device__ __forceinline__ void accumulate(Sums& sums, Partial (&partial)[1], Shared& shared, int consumer,
-                                           int steps, Position& now) {
+                                           int steps, Position& now, BlockScales& scales) {
     constexpr int HAND_OVER = schedule::hand_over * schedule::step_bytes / 4;
     for (; steps > 0; --steps, now.advance()) {
         ptx::mbarrier::wait(shared.full[now.stage], now.parity);
@@ -111,8 +178,9 @@ __device__ __forceinline__ void accumulate(Sums& sums, Partial (&partial)[1], Sh
             ptx::barrier::arrive<CONSUMERS * WARPGROUP>(TURN + 1 - consumer);
             partial[0].wait<0>();
             if (part == PARTS - 1) release_cluster(shared.empty[now.stage]);
-            partial[0].add_to(sums[part]);
+            partial[0].add_to(sums[part], scales, part);
         }
+        scales.advance();
     }
 }
 
@@ -128,8 +196,9 @@ __device__ __forceinline__ void consumer(Shared& shared, const TensorMap& y, con
     for (Tile tile; walk.next(tile);) {
 #pragma unroll
         for (int i = 0; i < PARTS * REGISTERS; ++i) sums[i / REGISTERS][i % REGISTERS] = 0;
-        accumulate(sums, partial, shared, consumer, steps, now);
         tile.row += rank * schedule::block_m + consumer * MMA_TILES * MMA_M;
+        BlockScales scales(epilogue, steps, tile);
+        accumulate(sums, partial, shared, consumer, steps, now, scales);
         store(reinterpret_cast<Rows&>(sums), shared.y[consumer], next, y, epilogue, 1 + consumer, tile);
     }
     if (IN_TURN && consumer == 0) ptx::barrier::sync<CONSUMERS * WARPGROUP>(TURN);  // the turn after the last

@@ -11,7 +11,7 @@ from lab.cards import fits
 from lab.kernel import RANKING_CLOCK, Bills, Solves, require_choice
 from lab.kernels.common import clusters
 from lab.kernels.common.raster import tiles_of
-from lab.kernels.gemm import cluster_ring, wgmma_mainloop, wgmma_model
+from lab.kernels.gemm import cluster_ring, wgmma_epilogue, wgmma_mainloop, wgmma_model
 from lab.kernels.gemm.cluster_ring import ClusterTiling
 from lab.kernels.gemm.warp_roles import CONSUMERS
 from lab.kernels.gemm.wgmma_mainloop import FACTS, MMA_M
@@ -29,11 +29,17 @@ SOLVES = Solves(
     why_multiple="TMA needs rows that are multiples of 16 bytes",
     after="gemm_cluster",
     alike=True,
-    options={"scales": ("tensor", "row"), "accumulate": ("float32",)},
+    options={
+        "output": ("fp8",),
+        "scales": ("tensor", "row", "block"),
+        "accumulate": ("float32",),
+        "epilogue": ("residual", "swiglu"),
+    },
     facts=FACTS,
 )
 
 SUMS = 192  # registers of a consumer's thread that may hold sums, of its 232
+SUMS_AND_SCALES = 198  # the same where blocks have scales
 NARROWEST = 96  # columns of a part of a wider tile: narrower ones read x more often than shared memory can keep up with
 
 
@@ -70,6 +76,21 @@ class Schedule(ClusterTiling):
         half = self.block_n // 2
         return self.block_n if whole or half % 32 or half < NARROWEST else half
 
+    def fits(self, problem: Linear, machine: Machine) -> None:
+        super().fits(problem, machine)
+        if problem.block_scales and wgmma_epilogue.BLOCK % self.part_columns:
+            raise ScheduleError(
+                f"a part has one scale of w, so its columns divide {wgmma_epilogue.BLOCK}; "
+                f"those of {self.block_m} x {self.block_n} tiles have {self.part_columns}"
+            )
+        scales = 2 * (self.block_m // MMA_M + self.block_n // self.part_columns)  # of this step and of the next one
+        sums = self.own + self.partials * self.part_columns * MMA_M // 128
+        if problem.block_scales and sums + scales > SUMS_AND_SCALES:
+            raise ScheduleError(
+                f"{self.block_m} x {self.block_n} outputs are {sums} sums and {scales} scales of blocks a thread; a "
+                f"consumer has room for {SUMS_AND_SCALES}"
+            )
+
 
 SHAPES = (  # m, n, stages, boxes of y
     (128, 256, 4, 2),
@@ -88,8 +109,10 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     schedules = []
     for shape, cluster, hand_over in product(SHAPES, (2, 1), (2, 1, 0)):
         group_m = wgmma_model.best_group(machine.sms // cluster, cluster * shape[0], shape[1])
-        with suppress(ScheduleError):  # two partial sums have no room in every tile
-            schedules.append(Schedule(*shape, cluster, group_m, hand_over))
+        with suppress(ScheduleError):  # two partial sums, or an epilogue's operands, have no room in every tile
+            one = Schedule(*shape, cluster, group_m, hand_over)
+            one.fits(problem, machine)
+            schedules.append(one)
     yield from sorted(schedules, key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us)
 
 
@@ -98,8 +121,13 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
 
 
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
-    """Promotion moves nothing and adds no useful work."""
-    return cluster_ring.theory(problem, schedule, machine)
+    """Promotion moves nothing and adds no useful work; the scales of blocks are read step by step."""
+    p, s = problem, schedule
+    counts = cluster_ring.theory(p, s, machine)
+    if not p.block_scales:
+        return counts
+    tiles_m = s.cluster * tiles_of(p.m, s.cluster * s.block_m)
+    return counts + wgmma_epilogue.block_theory(p, s.block_n, s.part_columns, tiles_m)
 
 
 class Coefficients(fits.Coefficients, frozen=True):
@@ -111,7 +139,7 @@ class Coefficients(fits.Coefficients, frozen=True):
 def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
     """gemm_cluster's, longer where the consumers multiply in turn, and the last part's additions of each tile."""
     s, model = schedule, fits.coefficients(Coefficients, "gemm_fp8_promoted", machine, clock)
-    tiles = tiles_of(problem.m, s.cluster * s.block_m) * tiles_of(problem.n, s.block_n)
+    tiles = wgmma_mainloop.tile_count(problem, s.cluster * s.block_m, s.block_n)
     waves = tiles_of(tiles, clusters.at_once(s.cluster, 1, machine))
     whole = cluster_ring.bills(problem, s, machine, clock)
     turns = model.in_turn if s.hand_over else 1.0

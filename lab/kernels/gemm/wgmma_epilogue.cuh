@@ -62,7 +62,8 @@ struct Epilogue {
     __device__ __forceinline__ Epilogue(const Residual* residual, const float* x_scale, const float* w_scale,
                                         const float* y_scale, int m, int columns)
         : residual(residual), x_scale(x_scale), w_scale(w_scale), m(m), columns(columns) {
-        if constexpr (problem::scaled && !problem::row_scales) scale = x_scale[0] * w_scale[0];
+        if constexpr (problem::scaled && !problem::row_scales && !problem::block_scales)
+            scale = x_scale[0] * w_scale[0];
         if constexpr (problem::scaled && sizeof(Output) == 1) inverse_y_scale = 1 / y_scale[0];
     }
 

@@ -20,6 +20,7 @@ MMA_M = 64  # rows of a box
 GROUP = 8  # rows and columns of a warp's request
 FLOAT = 4  # bytes of a scale
 WARPS = 8  # that multiply and store, in a CTA
+BLOCK = 128  # along k, and of rows of w, that share a scale
 
 
 class Operands(NamedTuple):
@@ -27,6 +28,8 @@ class Operands(NamedTuple):
 
     x_scale: NDArray[np.float32]
     w_scale: NDArray[np.float32]
+    x_block_scale: NDArray[np.float32]
+    w_block_scale: NDArray[np.float32]
     residual: NDArray[np.float32]
     inverse_y_scale: np.float32
     x_scale_marks: NDArray[np.uint8]
@@ -35,23 +38,29 @@ class Operands(NamedTuple):
     m: int
     columns: int
     residual_bytes: int  # of an element
+    blocks: int  # along k
+    block: int  # columns of a part, whose blocks of scales every step reads; 0 where blocks have none
     row_scales: bool
     swiglu: bool
     has_residual: bool
 
 
-def operands(problem: Linear, chip: SimulatedChip, arrays: Mapping[str, NDArray]) -> Operands:
-    """Scales for every row, and the residual as floats, for the simulation."""
+def operands(problem: Linear, chip: SimulatedChip, arrays: Mapping[str, NDArray], part: int = 0) -> Operands:
+    """Scales for every row, or for parts of `part` columns step by step, and the residual as floats."""
     p = problem
     given = dict(arrays) if arrays else {}
     one, empty = np.ones(1, np.float32), np.zeros((0, 0), np.float32)
+    x_scale, w_scale = (one if p.block_scales else given.get(name, one) for name in ("x_scale", "w_scale"))
+    x_block, w_block = (given.get(name, empty) if p.block_scales else empty for name in ("x_scale", "w_scale"))
 
     def marks(name: str) -> NDArray[np.uint8]:
         return chip.marks(name) if name in p.inputs else np.zeros(0, np.uint8)
 
     return Operands(
-        x_scale=np.broadcast_to(given.get("x_scale", one), p.m).copy(),
-        w_scale=np.broadcast_to(given.get("w_scale", one), p.n).copy(),
+        x_scale=np.broadcast_to(x_scale, p.m).copy(),
+        w_scale=np.broadcast_to(w_scale, p.n).copy(),
+        x_block_scale=x_block,
+        w_block_scale=w_block,
         residual=decode(given["residual"], p.inputs["residual"].format) if p.residual and given else empty,
         inverse_y_scale=(1 / given.get("y_scale", one))[0],
         x_scale_marks=marks("x_scale"),
@@ -60,6 +69,8 @@ def operands(problem: Linear, chip: SimulatedChip, arrays: Mapping[str, NDArray]
         m=p.m,
         columns=p.columns,
         residual_bytes=_residual_bytes(p),
+        blocks=-(-p.k // BLOCK),
+        block=part if p.block_scales else 0,
         row_scales=p.row_scales,
         swiglu=p.swiglu,
         has_residual=p.residual,
@@ -76,7 +87,7 @@ def theory(problem: Linear, mainloop: Counts, rows: int, columns: int, box: int,
     loads = 0
     if p.row_scales:
         loads += columns // box * -(-p.m // GROUP) + rows // 16 * (p.n // GROUP)
-    elif p.scaled:
+    elif p.scaled and not p.block_scales:
         loads += 2 * WARPS * ctas
     if "y_scale" in p.inputs:
         loads += WARPS * ctas
@@ -103,11 +114,54 @@ def _residual_bytes(problem: Linear) -> int:
 
 def count_tensor_scales(problem: Linear, chip: SimulatedChip, ctas: int) -> None:
     """Every warp reads the scales of whole tensors once."""
-    names = [n for n in ("x_scale", "w_scale") if problem.scaled and not problem.row_scales]
+    whole = problem.scaled and not problem.row_scales and not problem.block_scales
+    names = ["x_scale", "w_scale"] if whole else []
     for name in [*names, *(["y_scale"] if "y_scale" in problem.inputs else [])]:
         for cta in range(ctas):
             for _ in range(WARPS):
                 load_lanes(chip.count[cta], chip.marks(name), 0, 0, FLOAT, 32, 0, 1)
+
+
+def block_theory(problem: Linear, block_n: int, part: int, tiles_m: int) -> Counts:
+    """What scales of blocks add: in each step a warp asks for those of every eight rows of x, and of each part of w.
+
+    Of eight rows that lie a sector apart or more, each has one of its own.
+    """
+    p = problem
+    blocks, tiles_n = -(-p.k // BLOCK), -(-p.n // block_n)
+    pitch = FLOAT * blocks
+    if pitch >= SECTOR:
+        of_x = p.m * blocks
+    else:
+        groups = ((first, min(first + GROUP, p.m) - 1) for first in range(0, p.m, GROUP))
+        of_x = sum(
+            (last * pitch + FLOAT * step) // SECTOR - (first * pitch + FLOAT * step) // SECTOR + 1
+            for first, last in groups
+            for step in range(blocks)
+        )
+    loads = tiles_n * of_x + tiles_m * WARPS * -(-p.n // part) * blocks
+    return Counts(0, 0, 0, loads, 0, 0, SECTOR * loads, 0, 0, 0)
+
+
+@njit(cache=True)
+def scale_step(count, operands, x_tile, w_tile, row, column, block, numerics):
+    """Scale a step's tiles of x and of w, that transposed, by the scales of its blocks; counts what warps load."""
+    o = operands
+    pitch = FLOAT * o.blocks
+    for g in range(0, x_tile.shape[0], GROUP):
+        lanes = min(GROUP, o.m - row - g)
+        if lanes > 0:
+            load_lanes(count, o.x_scale_marks, pitch * (row + g) + FLOAT * block, pitch, FLOAT, lanes, 0, 1)
+    for c in range(0, w_tile.shape[1], o.block):
+        if column + c < o.columns:
+            for _ in range(WARPS):
+                start = pitch * ((column + c) // BLOCK) + FLOAT * block
+                load_lanes(count, o.w_scale_marks, start, 0, FLOAT, 32, 0, 1)
+    if numerics:
+        for r in range(min(x_tile.shape[0], o.m - row)):
+            x_tile[r] *= o.x_block_scale[row + r, block]
+        for c in range(min(w_tile.shape[1], o.columns - column)):
+            w_tile[:, c] *= o.w_block_scale[(column + c) // BLOCK, block]
 
 
 @njit(cache=True)

@@ -21,7 +21,7 @@ from sim.launch import Argument, Array, Launch, Role, TensorMap
 from sim.machine import Machine
 from sim.tiles import ELEMENT, SimulatedChip, load_tile, mma, store_tile
 
-FACTS = ("weights", "activations", "output", "residual", "swiglu", "scaled", "row_scales")
+FACTS = ("weights", "activations", "output", "residual", "swiglu", "scaled", "row_scales", "block_scales")
 STEP_BYTES = 128  # bytes along k of a step: one swizzled row
 MMA_M = 64  # rows of a wgmma
 SWIZZLE = 128  # bytes
@@ -186,14 +186,15 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     p, s = launch.problem, launch.schedule
     chip = SimulatedChip(launch, machine)
     x, w, y = (arrays[a.name] if arrays else np.zeros((0, 0), a.storage) for a in launch.arrays[:3])
-    marks = [chip.marks(name) for name in ("x", "w", "y")]
+    columns = [a.shape[1] for a in launch.arrays[:2]]  # of x and of w, where one is not as wide as k steps
+    marks = [chip.marks(a.name) for a in launch.arrays[:3]]
     cluster = launch.cluster[0]
     workers = min(launch.ctas // cluster, clusters.at_once(cluster, 1, machine))
-    epilogue = wgmma_epilogue.operands(p, chip, arrays)
+    epilogue = wgmma_epilogue.operands(p, chip, arrays, getattr(s, "part_columns", 0))
     wgmma_epilogue.count_tensor_scales(p, chip, workers * cluster)
     _grid(
-        chip.count, *marks, x, w, y, p.m, p.n, p.k, workers, s.block_m, columns_of(p, s.block_n), cluster, s.group_m,
-        step_of(p), box_columns(p, s.block_n), epilogue, ELEMENT[p.activations], ELEMENT[p.output],
+        chip.count, *marks, x, w, y, p.m, p.n, p.k, *columns, workers, s.block_m, columns_of(p, s.block_n), cluster,
+        s.group_m, step_of(p), box_columns(p, s.block_n), epilogue, ELEMENT[p.activations], ELEMENT[p.output],
     )  # fmt: skip
     return chip.counts(requested(launch, machine))
 
@@ -210,8 +211,8 @@ def requested(launch: Launch, machine: Machine) -> Requests:
 
 @njit(cache=True, parallel=True)
 def _grid(
-    count, x_marks, w_marks, y_marks, x, w, y, m, n, k, workers, block_m, columns, cluster, group_m, step, box,
-    epilogue, element, output,
+    count, x_marks, w_marks, y_marks, x, w, y, m, n, k, x_columns, w_columns, workers, block_m, columns, cluster,
+    group_m, step, box, epilogue, element, output,
 ):  # fmt: skip
     tall = cluster * block_m
     halves = 2 if epilogue.swiglu else 1
@@ -229,12 +230,14 @@ def _grid(
             total[:] = 0
             inside = halves * max(min(columns, width - column), 0)
             for at in range(0, k, step):
-                load_tile(counter, x_marks, x, m, k, row, at, x_tile, element)
+                load_tile(counter, x_marks, x, m, x_columns, row, at, x_tile, element)
                 for half in range(halves):
                     for sender in range(cluster):  # each CTA of the cluster sends its part of w to all
                         first = sender * part
                         w_part = w_tile[:, half * columns + first : half * columns + first + part].T
-                        load_tile(counter, w_marks, w, n, k, half * width + column + first, at, w_part, element)
+                        load_tile(counter, w_marks, w, n, w_columns, half * width + column + first, at, w_part, element)
+                if epilogue.block > 0:
+                    wgmma_epilogue.scale_step(counter, epilogue, x_tile, w_tile, row, column, at // step, x.size > 0)
                 mma(counter, total, x_tile, w_tile, m - row, inside, k - at, x.size > 0)
             for r in range(0, block_m, MMA_M):
                 for c in range(0, columns, box):

@@ -47,11 +47,18 @@ def crosses_lines(problem: Linear) -> bool:
 
 
 def step_clocks(
-    problem: Linear, block_m: int, block_n: int, cluster: int, machine: Machine, model: Coefficients
+    problem: Linear,
+    block_m: int,
+    block_n: int,
+    cluster: int,
+    machine: Machine,
+    model: Coefficients,
+    crossing_w: bool | None = None,
 ) -> dict[str, float]:
     """Clocks of one k-step of a tile by what binds: a wgmma reads its rows of x and all rows of w from shared memory.
 
-    L2 gives an SM so many bytes a clock through TMA, rows of 128 aligned bytes.
+    L2 gives an SM so many bytes a clock through TMA, rows of 128 aligned bytes. `crossing_w` says whether those of w
+    cross lines where it is not as those of x.
     """
     flops_per_clock = machine.peak(problem.activations) / machine.sms / machine.clock_hz
     wgmma = 2 * MMA_M * block_n * step_of(problem) * MMA_K_BYTES / STEP_BYTES / flops_per_clock
@@ -59,13 +66,17 @@ def step_clocks(
     power = max(1.0, 1 + model.load_power * (128 / block_m + 128 / block_n - 1.5))
     tall = cluster * block_m
     beyond = min(block_m, -problem.m % tall) / tiles_of(problem.m, tall)  # rows of a tile's x, on average
-    rows = block_m - beyond + block_n / cluster
-    row_clocks = STEP_BYTES / port(machine) * (model.crossing_rows if crosses_lines(problem) else 1)
+    crossing_x = crosses_lines(problem)
+    row_clocks, w_row_clocks = (
+        STEP_BYTES / port(machine) * (model.crossing_rows if crossing else 1)
+        for crossing in (crossing_x, crossing_x if crossing_w is None else crossing_w)
+    )
+    loads = (block_m - beyond) * row_clocks + block_n / cluster * w_row_clocks + beyond * model.beyond_clocks
     waits = model.multicast if cluster > 1 else 1
     return {
         "tensor cores": wgmma * (block_m / MMA_M) * (STEP_BYTES / MMA_K_BYTES) * power * waits,
         "shared memory": operands * (block_m / MMA_M) * (STEP_BYTES / MMA_K_BYTES) * power * waits,
-        "L2": (rows * row_clocks + beyond * model.beyond_clocks) * waits,
+        "L2": loads * waits,
     }
 
 
@@ -82,13 +93,14 @@ def tiled_bills(
     between: float,
     machine: Machine,
     model: Coefficients,
+    crossing_w: bool | None = None,
 ) -> Bills:
     """Of as many workers as the machine runs at once, `between` clocks apart from tile to tile."""
     tall = cluster * block_m
     tiles = tiles_of(problem.m, tall) * tiles_of(problem.columns, columns_of(problem, block_n))
     waves = tiles_of(tiles, clusters.at_once(cluster, 1, machine))
     steps = tiles_of(problem.k, step_of(problem))
-    step = step_clocks(problem, block_m, block_n, cluster, machine, model)
+    step = step_clocks(problem, block_m, block_n, cluster, machine, model, crossing_w)
     clocks = model.fill_clocks + waves * (steps * max(step.values()) + between)
     bills = clocks / machine.clock_hz, problem.bytes["total"] / (model.hbm_share * fits.read_rate(machine))
     start = model.start_us + (model.cluster_start_us if cluster > 1 else 0.0)
