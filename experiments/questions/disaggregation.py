@@ -37,7 +37,7 @@ SHOWN = ("median_ttft_ms", "p99_itl_ms", "max_itl_ms", "push_exposed_us", "push_
 class Options:
     """`requests` of two kinds of traffic at rates up to beyond each set-up's knee, and 8k prompts into 64 decodes.
 
-    `only` is one of the loads, where not all are asked for.
+    `only` is how the names of loads begin, where not all are asked for.
     """
 
     model: str = "llama-3-8b"
@@ -47,8 +47,9 @@ class Options:
 
     def __post_init__(self) -> None:
         model_named(self.model)
-        if self.only not in ("", *RATES, STALLS):
-            raise InputError(f"the loads are {', '.join((*RATES, STALLS))}; got {self.only!r}")
+        names = [*(f"{dataset}, {rate:g} a second" for dataset, rates in RATES.items() for rate in rates), STALLS]
+        if not any(name.startswith(self.only) for name in names):
+            raise InputError(f"the loads are {'; '.join(names)}; got {self.only!r}")
         if self.requests < 1:
             raise InputError(f"requests are at least 1; got {self.requests}")
 
@@ -65,7 +66,7 @@ def measure(options: Options, backend: Backend) -> Iterator[Record]:
     }
     loads[STALLS] = (STALLS, 1.0, sorted(between_decodes() * 2))
     for load, (traffic, rate, requests) in loads.items():
-        if options.only not in ("", traffic):
+        if not load.startswith(options.only):
             continue
         for name, (gpus, itl_ms) in SETUPS.items():
             policy = {"itl_us": 1e3 * itl_ms, "pages": pages_of(gpus, model, backend.machine)}
