@@ -66,7 +66,7 @@ def served_rows(records: Sequence[Record], shown: Sequence[str]) -> Iterator[Row
             told, found = (figure(one, metric) for one in (case.predicted, case.measured))
             if told is not None or found is not None:
                 source = case.measured.source if case.measured else ""
-                share = metric.endswith(("_fraction", "_waste"))
+                share = metric.endswith(("_fraction", "_waste", "_share"))
                 yield Row(name, words(metric), None, told, found, source=source, percent=share)
 
 

@@ -19,7 +19,7 @@ SMALL = {
     "gemm_bars": {"part": "ragged"},
     "choice_regret": {"count": 2},
     "gemv_ladder": {"only": "1024x1024"},
-    "disaggregation": {"requests": 3, "only": "azure-conv"},
+    "disaggregation": {"requests": 3, "only": "azure-conv, 16"},
     "wrong_machine": {"n": 256, "k": 256, "m": 64},
     "decode_chain": {"d": 256},
     "decode_bars": {"shape": 0, "most": 2},
