@@ -1,5 +1,6 @@
 """How CTAs and clusters fill a chip."""
 
+from lab.cards.files import calibration
 from sim.machine import Machine
 
 
@@ -9,6 +10,17 @@ def at_once(cluster: int, ctas_per_sm: int, machine: Machine) -> int:
     A cluster lies in one GPC, its CTAs on SMs of their own.
     """
     return max(1, ctas_per_sm * sum(sms // cluster for sms in machine.gpcs))
+
+
+def resident(cluster: int, ctas_per_sm: int, machine: Machine) -> int:
+    """What models of time take for it: CTAs of a cluster may share an SM that holds several.
+
+    What was measured on the card, for one CTA an SM, goes before the machine's description.
+    """
+    if ctas_per_sm > 1:
+        return max(1, sum(ctas_per_sm * sms // cluster for sms in machine.gpcs))
+    measured = (calibration(machine).clusters_at_once or {}).get(str(cluster))
+    return int(measured.value) if measured else at_once(cluster, 1, machine)
 
 
 def even(ctas: int, machine: Machine) -> int:

@@ -295,7 +295,7 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     clocks = {"HBM": hbm, **{what: waves * steps * resident * each for what, each in step.items()}}
     clocks |= {"waves": waiting, "epilogue": epilogue}
     parts = {"launch": model.start_us, **{w: 1e6 * c / machine.clock_hz for w, c in clocks.items()}}
-    parts["power cap"] = wgmma_model.power_cap(parts["tensor cores"], wgmma.hot_us, model.hot)
+    parts["power cap"] = wgmma_model.power_cap(parts["tensor cores"], cool, wgmma, model.hot)
     return Bills(cool + parts["power cap"], parts, apart=("launch", "epilogue", "power cap"))
 
 

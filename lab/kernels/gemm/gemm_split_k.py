@@ -150,7 +150,7 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     rows = min(p.m, s.block_m)  # of a box of x
     beyond = -p.m % rows + -p.n % s.block_n
     row = STEP_BYTES / model.l2_bytes_per_clock * busy * (wgmma.crossing_rows if wgmma_model.crosses_lines(p) else 1)
-    loads = (rows + s.block_n - beyond) * row + beyond * model.beyond_clocks
+    loads = (rows + s.block_n - beyond) * row + beyond * model.beyond_clocks * busy
     turn = (model.latency_clocks / resident + loads) / (s.stages - 1)  # of a ring: one stage is read, the rest fill
     step = {"tensor cores": mma, "shared memory": operands, "L2": loads, "latency": turn}
 
@@ -164,7 +164,7 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     clocks = {"HBM": hbm, **{what: waves * steps * resident * each for what, each in step.items()}}
     clocks |= {"waves": waiting, "epilogue": epilogue}
     parts = {"launch": model.start_us, **{w: 1e6 * c / machine.clock_hz for w, c in clocks.items()}}
-    parts["power cap"] = wgmma_model.power_cap(parts["tensor cores"], wgmma.hot_us, model.hot)
+    parts["power cap"] = wgmma_model.power_cap(parts["tensor cores"], cool, wgmma, model.hot)
     return Bills(cool + parts["power cap"], parts, apart=("launch", "epilogue", "power cap"))
 
 

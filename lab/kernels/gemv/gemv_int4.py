@@ -212,8 +212,10 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     ctas = s.cluster * blocks * token_blocks
     shared = shared_bytes(p, s) + machine.reserved_shared_bytes
     resident = max(1, min(s.ctas_per_sm, machine.shared_bytes_per_sm // shared))
-    waves = tiles_of(blocks * token_blocks, clusters.at_once(s.cluster, resident, machine))
-    full = waves * min(resident, tiles_of(ctas, machine.sms))  # CTAs of the fullest SM, one after another too
+    at_once = clusters.resident(s.cluster, resident, machine)
+    waves = tiles_of(blocks * token_blocks, at_once)
+    last = ctas - (waves - 1) * at_once * s.cluster  # CTAs of the last wave
+    full = (waves - 1) * resident + min(resident, tiles_of(last, machine.sms))  # CTAs of the fullest SM, in all waves
     steps = tiles_of(tiles_of(p.k, BLOCK_K), s.cluster * s.split_k)  # of a warp
     row_tiles = steps * s.warps * s.rows  # of a CTA, in all its steps
     x = SIZE * min(p.m, s.block_m) * (p.k if p.ordered else tiles_of(p.k, s.cluster))
