@@ -1,8 +1,8 @@
 """Narrow weights, fp8 or int4 groups, widened in registers as operand A of wgmma: batched decode and prefill alike."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 from itertools import product
 from math import sqrt
 
@@ -214,27 +214,37 @@ STAGES = 12  # more brings nothing: the bytes in flight already cover the latenc
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
-    """The schedules of least predicted time among all tiles and splits, each with as many stages as fit."""
-    heights = [block_m for below, block_m in zip((0, *HEIGHTS), HEIGHTS, strict=False) if below < problem.m]
-    found = [
-        schedule
-        for block_m, block_n, split_k, ctas in product(heights, (64, 128, 192, 256), (1, 2, 4, 8), (1, 2))
-        for schedule in _deepest(problem, block_m, block_n, split_k, ctas, machine)
-    ]
-    yield from sorted(found, key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us)[:TRIED]
-
-
-def _deepest(
-    problem: Linear, block_m: int, block_n: int, split_k: int, ctas: int, machine: Machine
-) -> Iterator[Schedule]:
-    """The schedule with the longest ring that fits and that its k-steps fill; none where none is legal.
+    """The schedules of least predicted time among all tiles and splits, each with as many stages as fit and are filled.
 
     Tiles that run together are a patch of y for which x and w together are least.
     """
-    row = 2 * BLOCK_K * problem.k * block_m / (_weight_bytes(problem) * block_n * BLOCK_K)  # bytes of x over those of w
-    group_m = max(1, min(round(sqrt(machine.sms * ctas / split_k / row)), tiles_of(problem.m, block_m)))
-    longest = min(STAGES, max(2, tiles_of(tiles_of(problem.k, BLOCK_K), split_k)))
-    return deepest(lambda stages: Schedule(block_m, block_n, stages, split_k, ctas, group_m), longest, problem, machine)
+    p, steps = problem, tiles_of(problem.k, BLOCK_K)
+    endless = replace(p, m=1, n=ROWS, k=8 * STAGES * BLOCK_K)
+    found = []
+    for block_m in [block_m for below, block_m in zip((0, *HEIGHTS), HEIGHTS, strict=False) if below < p.m]:
+        for s in _deepest(endless, block_m, machine):
+            if s.split_k <= steps:
+                row = 2 * p.k * block_m / (_weight_bytes(p) * s.block_n)  # bytes of x over those of w
+                patch = round(sqrt(machine.sms * s.ctas_per_sm / s.split_k / row))
+                stages, group_m = min(s.stages, max(2, tiles_of(steps, s.split_k))), min(patch, tiles_of(p.m, block_m))
+                found.append(replace(s, stages=stages, group_m=max(1, group_m)))
+    yield from sorted(found, key=lambda s: bills(p, s, machine, RANKING_CLOCK).us)[:TRIED]
+
+
+def _ring(block_m: int, block_n: int, split_k: int, ctas: int, stages: int) -> Schedule:
+    return Schedule(block_m, block_n, stages, split_k, ctas, 1)
+
+
+@cache  # it depends on a problem's formats alone, so that a choice for another shape has it
+def _deepest(problem: Linear, block_m: int, machine: Machine) -> tuple[Schedule, ...]:
+    """The schedules of a height with the longest rings that fit."""
+    return tuple(
+        schedule
+        for block_n, split_k, ctas in product((64, 128, 192, 256), (1, 2, 4, 8), (1, 2))
+        for schedule in deepest(
+            partial(_ring, block_m, block_n, split_k, ctas), STAGES, problem, machine
+        )
+    )
 
 
 def _weight_bytes(problem: Linear) -> float:

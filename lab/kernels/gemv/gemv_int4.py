@@ -146,15 +146,13 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
         for schedule in _rings(problem, block_m, shape, cluster, machine)
     ]
     least = Schedule(blocks[-1], *WARP_SHAPES[0], CLUSTERS[-1], stages=2, ctas_per_sm=1)  # leaves most room for x
-    tried: dict[tuple[int, ...], Schedule] = {}  # the best of its kind
-    for schedule in sorted(found or [least], key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us):
-        kind = schedule.block_m, schedule.rows, schedule.teams, schedule.split_k, schedule.cluster, schedule.stages
-        tried.setdefault(kind, schedule)
-    of_cluster = list({s.cluster: s for s in reversed(tried.values())}.values())  # the best for each size
-    others = [schedule for schedule in tried.values() if schedule not in of_cluster]
-    yield from sorted(
-        [*of_cluster, *others[: TRIED - len(of_cluster)]], key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us
-    )
+    tried: dict[tuple[int, ...], Schedule] = {}  # the best of its kind, the best first
+    for s in sorted(found or [least], key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us):
+        tried.setdefault((s.block_m, s.rows, s.teams, s.split_k, s.cluster, s.stages), s)
+    of_cluster = {s.cluster: s for s in reversed(tried.values())}.values()  # the best for each size
+    others = [s for s in tried.values() if s not in of_cluster][: TRIED - len(of_cluster)]
+    kept = {*of_cluster, *others}
+    yield from (s for s in tried.values() if s in kept)
 
 
 def _rings(
