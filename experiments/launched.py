@@ -101,7 +101,8 @@ def summary(found: Sequence[Off]) -> Error:
 def launched(past: Archive) -> list[Launched]:
     """The newest sustained time on a card of each kernel, problem, schedule, machine and clock, searches' among them.
 
-    What a search's last race timed stands, not its short one. Chains of layers are left out, and what is of another schedule or theory than the kernel has today.
+    What a search's last race timed stands, not its short one. Chains of layers are left out, and what is of another
+    schedule or theory than the kernel has today.
     """
     newest: dict[str, Record] = {}
     for record in (one for each in past.where(on="gpu").records for one in (each, *tried(each))):

@@ -241,9 +241,7 @@ def _deepest(problem: Linear, block_m: int, machine: Machine) -> tuple[Schedule,
     return tuple(
         schedule
         for block_n, split_k, ctas in product((64, 128, 192, 256), (1, 2, 4, 8), (1, 2))
-        for schedule in deepest(
-            partial(_ring, block_m, block_n, split_k, ctas), STAGES, problem, machine
-        )
+        for schedule in deepest(partial(_ring, block_m, block_n, split_k, ctas), STAGES, problem, machine)
     )
 
 

@@ -170,7 +170,9 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     ctas = tiles_of(p.n, s.block_n) * tiles_of(p.m, s.block_m)
     weights = p.bytes["weights"] * tiles_of(p.m, s.block_m)
     apart = not p.group and p.k * FORMATS[p.weights].bits // 8 % SECTOR != 0  # rows begin within sectors
-    share = model.hbm_share / (model.unaligned if apart else 1.0) * (1.0 if p.group or s.fold > 1 else model.short_share)
+    share = (
+        model.hbm_share / (model.unaligned if apart else 1.0) * (1.0 if p.group or s.fold > 1 else model.short_share)
+    )
 
     x = min(p.m, s.block_m) * p.k * 2
     residents = min(s.ctas_per_sm, tiles_of(ctas, machine.sms))
@@ -180,7 +182,9 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     waves = max(1.0, ctas / (machine.sms * s.ctas_per_sm))
     rounds = tiles_of(tiles_of(p.k, s.unroll * s.fold * gemv_mma_counts.part_columns(p)), s.split_k)
     run = _instructions(p, s, model.widen)
-    own = s.rows * s.unroll * run / (model.warp_ipc * machine.clock_hz) * 1e6  # of a warp alone, once its loads are there
+    own = (
+        s.rows * s.unroll * run / (model.warp_ipc * machine.clock_hz) * 1e6
+    )  # of a warp alone, once its loads are there
     round_us = model.latency_us + model.x_us * max(0.0, _tokens(p, s) / MMA_N - 1) + own
     cta = (rounds * round_us + model.cta_us) * 1e-6
     full = tiles_of(ctas, machine.sms)  # CTAs of the fullest SM, one after another too
@@ -203,7 +207,9 @@ def _tokens(problem: Linear, schedule: Schedule) -> float:
 
 def _lines(problem: Linear, schedule: Schedule) -> float:
     """Of x, that a warp asks L1 for beside a run: every request of it names a line for each token."""
-    requests = 2 * gemv_mma_counts.part_columns(problem) // MMA_K if problem.group else 16 // FORMATS[problem.weights].bits
+    requests = (
+        2 * gemv_mma_counts.part_columns(problem) // MMA_K if problem.group else 16 // FORMATS[problem.weights].bits
+    )
     return requests * schedule.fold * _tokens(problem, schedule) / schedule.rows
 
 

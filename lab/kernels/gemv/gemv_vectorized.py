@@ -128,7 +128,11 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     steps = -(-p.k // STEP)
     rounds = -(-steps // (s.split_k * s.unroll))
     ctas = -(-p.n // (s.rows * s.teams)) * _blocks(p, s)
-    cta = rounds * (model.latency_us + model.x_us * (s.block_m - 1)) + model.cta_us + model.sum_us * (s.rows * s.block_m) ** 2
+    cta = (
+        rounds * (model.latency_us + model.x_us * (s.block_m - 1))
+        + model.cta_us
+        + model.sum_us * (s.rows * s.block_m) ** 2
+    )
     loss = model.round_loss * (rounds * s.split_k * s.unroll / steps - 1) / (s.rows * s.unroll)
     share = weights / min(machine.sms, ctas)  # of an SM
     between = 1 + model.token_loss * (s.block_m - 1) / s.rows  # loads of x, which those of w wait behind
