@@ -136,7 +136,7 @@ def test_the_newest_time_of_each_launch_counts_and_what_cannot_run_does_not() ->
 
 
 def test_a_searchs_last_race_stands_for_its_short_one() -> None:
-    """The short one keeps schedules as text and leaves open whether launches overlapped; the card is hot in the last."""
+    """The short one keeps schedules as text and leaves open whether launches overlapped; the card is hot at last."""
     problem = PROBLEMS[0]
     final = record(problem, 1.2, overlapping=True, metrics={"stage": "final"})
     name = candidate_name(KERNEL.name, final.schedule or {})

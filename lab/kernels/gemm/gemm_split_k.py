@@ -98,7 +98,7 @@ STAGES = 12  # more brings nothing: the bytes in flight already cover the latenc
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
-    """The schedules of least predicted time among all tiles and splits, each with the longest ring that fits and fills."""
+    """The schedules of least predicted time among all tiles and splits, each with the longest ring that fits."""
     steps = tiles_of(problem.k, step_of(problem))
     endless = replace(problem, m=1, n=BOX_COLUMNS, k=8 * STAGES * STEP_BYTES)
     found = [
