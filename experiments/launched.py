@@ -102,7 +102,7 @@ def launched(past: Archive) -> list[Launched]:
     """The newest sustained time on a card of each kernel, problem, schedule, machine and clock, searches' among them.
 
     What a search's last race timed stands, not its short one. Chains of layers are left out, and what is of another
-    schedule or theory than the kernel has today.
+    schedule or theory than the kernel has today. So is a time below the floor: a difference of steps, all of it noise.
     """
     newest: dict[str, Record] = {}
     for record in (one for each in past.where(on="gpu").records for one in (each, *tried(each))):
@@ -112,4 +112,5 @@ def launched(past: Archive) -> list[Launched]:
             schedule = {name: str(value) for name, value in record.schedule.items()}
             key = record.kernel, record.problem, schedule, record.machine, record.clock, _overlaps(record)
             newest[repr(key)] = record
-    return [Launched(record) for record in newest.values() if not stale(record)]
+    found = [Launched(record) for record in newest.values() if not stale(record)]
+    return [launch for launch in found if launch.us >= launch.floor_us]

@@ -120,30 +120,31 @@ def test_a_model_is_fitted_to_the_kernels_that_ask_for_it() -> None:
 
 def test_the_newest_time_of_each_launch_counts_and_what_cannot_run_does_not() -> None:
     problem = PROBLEMS[0]
-    old, new = record(problem, 2.0), record(problem, 1.0, time="2026-02-01T00:00:00+00:00")
+    old, new = record(problem, 20.0), record(problem, 10.0, time="2026-02-01T00:00:00+00:00")
     odd = [
-        record(problem, 9.0, metrics={"pace": "burst"}),
-        record(problem, 9.0, metrics={"layers": 4}),
-        record(problem, 9.0, kernel="peer:cublas"),
-        record(problem, 9.0, on="sim"),
-        record(problem, 9.0, schedule={"block_m": 8}),
-        record(replace(problem, m=2), 9.0, check={"passed": False, "error": 2.0}),
+        record(problem, 90.0, metrics={"pace": "burst"}),
+        record(problem, 90.0, metrics={"layers": 4}),
+        record(problem, 90.0, kernel="peer:cublas"),
+        record(problem, 90.0, on="sim"),
+        record(PROBLEMS[1], 6.0, clock="chain"),  # below the floor
+        record(problem, 90.0, schedule={"block_m": 8}),
+        record(replace(problem, m=2), 90.0, check={"passed": False, "error": 2.0}),
     ]
     odd[-1] = msgspec.convert(msgspec.to_builtins(odd[-1]), Record)
     found = launched(Archive((old, *odd, new)))
-    assert [(one.us, one.asked.problem, one.shape) for one in found] == [(1.0, problem, (4096, 4096))]
+    assert [(one.us, one.asked.problem, one.shape) for one in found] == [(10.0, problem, (4096, 4096))]
     assert found[0].floor_us == pytest.approx(1e6 * problem.bytes["total"] / H200.hbm_bandwidth)
 
 
 def test_a_searchs_last_race_stands_for_its_short_one() -> None:
     """The short one keeps schedules as text and leaves open whether launches overlapped; the card is hot at last."""
     problem = PROBLEMS[0]
-    final = record(problem, 1.2, overlapping=True, metrics={"stage": "final"})
+    final = record(problem, 12.0, overlapping=True, metrics={"stage": "final"})
     name = candidate_name(KERNEL.name, final.schedule or {})
-    short = record(problem, 1.0, kernel=None, schedule=None, us=None, tried={name: 1.0}, metrics={"stage": "search"})
-    other = record(problem, 1.1, overlapping=False, metrics={"stage": "final"})
-    assert [one.us for one in launched(Archive((short, final)))] == [1.2]
-    assert sorted(one.us for one in launched(Archive((short, other)))) == [1.0, 1.1]
+    short = record(problem, 10.0, kernel=None, schedule=None, us=None, tried={name: 10.0}, metrics={"stage": "search"})
+    other = record(problem, 11.0, overlapping=False, metrics={"stage": "final"})
+    assert [one.us for one in launched(Archive((short, final)))] == [12.0]
+    assert sorted(one.us for one in launched(Archive((short, other)))) == [10.0, 11.0]
 
 
 def test_what_nobody_would_choose_counts_little() -> None:

@@ -32,13 +32,13 @@ def test_an_even_grid_adds_little_and_gives_every_sm_as_many(ctas: int, sms: int
 def test_models_take_the_clusters_that_a_card_was_measured_to_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For one CTA an SM; what was not measured is as described, and two CTAs of a cluster may share an SM."""
+    """What was not measured is as described."""
     monkeypatch.setenv("LAB_CONFIG_DIR", str(tmp_path))
     run = Run(time="2026-01-01T00:00:00+00:00", commit="c", dirty=False, command="a test", card="a card", driver="1")
     write(Calibration(machine="h100", runs={"r": run}, clusters_at_once={"6": Measured(17.0, "r")}), user_path("h100"))
-    assert resident(6, 1, H100) == 17 < at_once(6, 1, H100)
-    assert resident(7, 1, H100) == at_once(7, 1, H100)
-    assert resident(7, 2, H100) == sum(2 * sms // 7 for sms in H100.gpcs) > at_once(7, 2, H100)
+    assert (resident(6, 1, H100), resident(6, 2, H100)) == (17, 34)
+    assert at_once(6, 1, H100) == 19
+    assert resident(7, 2, H100) == at_once(7, 2, H100)
 
 
 @pytest.mark.parametrize(

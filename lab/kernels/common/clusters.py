@@ -13,14 +13,9 @@ def at_once(cluster: int, ctas_per_sm: int, machine: Machine) -> int:
 
 
 def resident(cluster: int, ctas_per_sm: int, machine: Machine) -> int:
-    """What models of time take for it: CTAs of a cluster may share an SM that holds several.
-
-    What was measured on the card, for one CTA an SM, goes before the machine's description.
-    """
-    if ctas_per_sm > 1:
-        return max(1, sum(ctas_per_sm * sms // cluster for sms in machine.gpcs))
+    """What models of time take for it: as many as the card was measured to hold, rather than its description says."""
     measured = (calibration(machine).clusters_at_once or {}).get(str(cluster))
-    return int(measured.value) if measured else at_once(cluster, 1, machine)
+    return ctas_per_sm * int(measured.value) if measured else at_once(cluster, ctas_per_sm, machine)
 
 
 def even(ctas: int, machine: Machine) -> int:

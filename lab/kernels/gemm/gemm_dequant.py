@@ -37,6 +37,7 @@ SOLVES = Solves(
 HALF = 2  # bytes
 MATRIX = 8  # tokens of an 8 x 8 matrix of stmatrix, of which a CTA stores whole ones
 WARPGROUP, LANES = 128, 32  # threads of a warpgroup, of a warp
+LINE = 128  # bytes of L2
 RUN = 256  # elements: the longest edge of a box of TMA
 # Of a thread that does not multiply; where fewer are enough for it; where it has nothing to sum.
 HELPER_REGISTERS, FEW_HELPER_REGISTERS, LOADER_REGISTERS = 48, 40, 32
@@ -255,12 +256,14 @@ class Coefficients(fits.Coefficients, frozen=True):
 
     start_us: float  # of a launch
     hbm_share: float  # of the rate of a large read
+    crossing: float  # more time where rows of w do not begin at lines, two of which a box then asks for a part of
     l2_bytes_per_clock: float  # to each SM when all ask
     latency_clocks: float  # from asking for a stage to its bytes, HBM being busy
     reduce_bytes_per_clock: float  # of the inboxes, from the last mma to their sum
     widen_fp8: float  # a warp's instructions for 16 x 16 weights
     widen_int4: float
     promote: float  # a warp's instructions for each token of a tile and group, and as many more as in 32 tokens
+    offset: float  # times that for a group with an offset, which the sums of x come with
     warp_ipc: float  # instructions a clock of one warp that multiplies
     sm_ipc: float  # of all that an SM holds
     wave_clocks: float  # of a CTA that follows another on its SM
@@ -286,7 +289,7 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     depth = BLOCK_K + ROWS * s.groups * s.summed  # 8 along k of tf32 take as long as 16 of bf16
     mma = 2 * s.block_m * s.block_n * depth * machine.sms * machine.clock_hz / machine.peak(p.activations)
     widening = (model.widen_int4 if s.group else model.widen_fp8) * BLOCK_K // ROWS
-    promoting = model.promote * (s.block_m + 2 * ROWS) * s.groups
+    promoting = model.promote * (s.block_m + 2 * ROWS) * s.groups * (model.offset if s.summed else 1.0)
     warps = WARPGROUP // LANES * consumers
     issue = warps * (widening + promoting) / min(model.sm_ipc, model.warp_ipc * warps * resident)
     operands = (consumers * s.x_bytes + 2 * s.w_bytes) / machine.shared_bytes_per_clock
@@ -296,7 +299,8 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
 
     wgmma = wgmma_model.coefficients(machine, clock)
     epilogue = resident * (s.inbox_bytes / model.reduce_bytes_per_clock + wgmma.round_clocks * s.part / MMA_M)
-    hbm = (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)) * machine.clock_hz
+    apart = model.crossing if not s.group and p.k % LINE else 1.0
+    hbm = apart * (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)) * machine.clock_hz
     waiting = (waves - 1) * (model.wave_clocks + epilogue) / resident
     stream = waves * steps * (resident * joined(model.step_blend, *step.values())) + waiting
     cool = model.start_us + 1e6 * (joined(model.hbm_blend, stream, hbm) + epilogue) / machine.clock_hz

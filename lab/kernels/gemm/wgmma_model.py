@@ -35,7 +35,7 @@ class Coefficients(fits.Coefficients, frozen=True):
     hbm_share: float  # of the rate of a large read, read and written together
     hot_us: float  # tensor cores that work longer than this run at the power cap
     cool_share: float  # of a launch, in which they may work at the full clock
-    hot: float  # where they always work, their time beyond both takes longer
+    hot: float  # more time beyond both, for each further share
 
 
 def coefficients(machine: Machine, clock: str) -> Coefficients:
@@ -117,8 +117,7 @@ def power_cap(tensor_us: float, cool_us: float, model: Coefficients, hot: float)
 
     The clock falls with the share of a launch, `cool_us` at the full clock, in which they work.
     """
-    busy = max(0.0, tensor_us / cool_us - model.cool_share) / (1 - model.cool_share)
-    return (hot - 1) * busy * max(0.0, tensor_us - model.hot_us)
+    return hot * max(0.0, tensor_us / cool_us - model.cool_share) * max(0.0, tensor_us - model.hot_us)
 
 
 def epilogue_clocks(problem: Linear, block_m: int, block_n: int, model: Coefficients) -> float:

@@ -16,7 +16,7 @@ from lab.kernels.common.raster import tiles_of
 from lab.kernels.gemv import gemv_mma_counts
 from lab.kernels.gemv.mma_tiles import FLOAT, LANES, MMA_K, MMA_M, MMA_N
 from lab.problems import Linear
-from sim.counts import SECTOR, Counts
+from sim.counts import Counts
 from sim.errors import ScheduleError
 from sim.formats import FORMATS
 from sim.launch import Launch
@@ -145,7 +145,6 @@ class Coefficients(fits.Coefficients, frozen=True):
     start_us: float  # of a launch
     hbm_share: float  # of the rate of a large read
     short_share: float  # of that, where a request has 64 bytes of each row
-    unaligned: float  # more time where rows begin within a sector, of which two requests then have a part each
     l2_bytes_per_s: float  # to all SMs
     l1_bytes: float  # of x that an SM keeps, while weights pass by
     latency_us: float  # from asking for weights to having them, HBM being busy
@@ -155,6 +154,7 @@ class Coefficients(fits.Coefficients, frozen=True):
     warp_ipc: float  # instructions a clock of one warp
     sm_ipc: float  # of all that an SM holds
     line_clocks: float  # of L1, for a line of x
+    last_us: float  # of each further run of a last, not whole chunk, whose runs one warp takes one by one
     widen: float  # instructions of a warp for 16 x 16 weights of fp8
     blend: float  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
 
@@ -169,35 +169,31 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     model = fits.coefficients(Coefficients, "gemv_mma", machine, clock)
     ctas = tiles_of(p.n, s.block_n) * tiles_of(p.m, s.block_m)
     weights = p.bytes["weights"] * tiles_of(p.m, s.block_m)
-    apart = not p.group and p.k * FORMATS[p.weights].bits // 8 % SECTOR != 0  # rows begin within sectors
-    share = (
-        model.hbm_share / (model.unaligned if apart else 1.0) * (1.0 if p.group or s.fold > 1 else model.short_share)
-    )
+    share = model.hbm_share * (1.0 if p.group or s.fold > 1 else model.short_share)
 
     x = min(p.m, s.block_m) * p.k * 2
-    residents = min(s.ctas_per_sm, tiles_of(ctas, machine.sms))
-    first = min(ctas, machine.sms * residents)  # x, as far as it fits, stays in L1 for the CTAs that follow
-    again = first + (ctas - first) * max(0.0, 1 - model.l1_bytes / x)
+    first = min(ctas, machine.sms * min(s.ctas_per_sm, tiles_of(ctas, machine.sms)))
+    again = first + (ctas - first) * max(0.0, 1 - model.l1_bytes / x)  # what fits stays in L1 for the CTAs that follow
 
-    waves = max(1.0, ctas / (machine.sms * s.ctas_per_sm))
-    rounds = tiles_of(tiles_of(p.k, s.unroll * s.fold * gemv_mma_counts.part_columns(p)), s.split_k)
+    us = 1e6 / machine.clock_hz
     run = _instructions(p, s, model.widen)
-    own = (
-        s.rows * s.unroll * run / (model.warp_ipc * machine.clock_hz) * 1e6
-    )  # of a warp alone, once its loads are there
+    own = s.rows * s.unroll * run / model.warp_ipc * us  # of a warp alone, once its loads are there
     round_us = model.latency_us + model.x_us * max(0.0, _tokens(p, s) / MMA_N - 1) + own
-    cta = (rounds * round_us + model.cta_us) * 1e-6
+    columns = s.fold * gemv_mma_counts.part_columns(p)
+    rounds = tiles_of(tiles_of(p.k, s.unroll * columns), s.split_k)
+    waves = max(1.0, ctas / (machine.sms * s.ctas_per_sm))
+    last = max(0, tiles_of(p.k % (s.unroll * columns), columns) - 1) * model.last_us / waves
     full = tiles_of(ctas, machine.sms)  # CTAs of the fullest SM, one after another too
     runs = full * weights / ctas / (2 * LANES * 16)  # bytes, of a row tile; of that SM
     stream = {
-        "HBM": (p.read_bytes + p.write_bytes) / (share * fits.read_rate(machine)),
-        "L2": (weights + again * x) / model.l2_bytes_per_s,
-        "latency": (waves + model.tail * (ceil(waves) - waves)) * cta,
-        "L1": runs * _lines(p, s) * model.line_clocks / machine.clock_hz,
-        "instructions": runs * run / (model.sm_ipc * machine.clock_hz),
+        "HBM": 1e6 * (p.read_bytes + p.write_bytes) / (share * fits.read_rate(machine)),
+        "L2": 1e6 * (weights + again * x) / model.l2_bytes_per_s,
+        "latency": (waves + model.tail * (ceil(waves) - waves)) * (rounds * round_us + model.cta_us),
+        "L1": runs * _lines(p, s) * model.line_clocks * us,
+        "instructions": runs * run / model.sm_ipc * us,
     }
-    us = model.start_us + 1e6 * joined(model.blend, *stream.values())
-    return Bills(us, {"launch": model.start_us, **{what: 1e6 * each for what, each in stream.items()}})
+    parts = {"launch": model.start_us, **stream, "last runs": last}
+    return Bills(model.start_us + joined(model.blend, *stream.values()) + last, parts, apart=("launch", "last runs"))
 
 
 def _tokens(problem: Linear, schedule: Schedule) -> float:
