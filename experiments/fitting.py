@@ -20,7 +20,8 @@ from sim.machine import Machine
 FOLDS = 5  # each shape is held out of one of so many fits
 LEAST = 12  # launches, and
 LEAST_SHAPES = 3  # shapes, that a fit needs
-NEAR = 1.5  # times the fastest launch of its problem: beyond it a launch that was predicted there is not fitted to
+NEAR = 1.5  # times the fastest launch of its problem: beyond it a launch that was predicted there counts
+FAR = 0.1  # of a near one, as models rank what may be chosen
 ORDINARY = 0.05  # an error of this share counts by its square, a larger one ever less
 STAY = 0.02  # what a coefficient's e-fold is worth, in the error of every launch, so that what no time tells stays put
 MOST = log(16.0)  # a coefficient moves by at most this factor
@@ -36,8 +37,8 @@ def fitted(
 ) -> list[Fit]:
     """New lines of every model that has enough launches on some card, by some clock; of some kernels' or one card's.
 
-    Models rank what may be chosen: what took much longer than the fastest of its problem, and was predicted to, is only
-    judged. Of a model, the card and clock with the most launches go first; their line is that of other such cards too,
+    Models rank what may be chosen: what took much longer than the fastest of its problem, and was predicted to, counts
+    little. Of a model, the card and clock with the most launches go first; their line is that of other such cards too,
     but where one card is named.
     """
     lines: list[Fit] = []
@@ -92,7 +93,7 @@ def _near(launches: Sequence[Launched]) -> set[Launched]:
 
 
 def _line(model: str, launches: Sequence[Launched], before: Sequence[Fit], near: Collection[Launched]) -> Fit:
-    """The line fitted to the near ones of launches of one card and clock, with its errors on shapes held out.
+    """The line fitted to launches of one card and clock, the near ones above all, with its errors on shapes held out.
 
     It starts from the best of the line that stands and those fitted just before; what no time tells stays as there.
     Where that, not fitted to this card, predicts as well as the fit does held-out shapes, it is kept, with its errors
@@ -104,12 +105,12 @@ def _line(model: str, launches: Sequence[Launched], before: Sequence[Fit], near:
     start = min(known, key=lambda line: _cost(line, launches))
     seen = start.source.startswith(FITTED) and start.machine == machine.name  # these launches
     start = structs.replace(start, arch=machine.arch, machine=machine.name, errors={})
-    whole = _fitted(start, [launch for launch in launches if launch in near])
+    whole = _fitted(start, launches, near)
     folds = _folds(launches)
     held: list[Off] = []
     for fold in folds:
-        rest = [launch for other in folds if other is not fold for launch in other if launch in near]
-        held += _off(_fitted(whole, rest), fold)
+        rest = [launch for other in folds if other is not fold for launch in other]
+        held += _off(_fitted(whole, rest, near), fold)
     as_before = _off(start, launches)
     commits = ", ".join(sorted({launch.record.commit[:8] for launch in launches}))
     told = f"{len(launches)} launches on the {machine.title}, commits {commits}"
@@ -153,10 +154,11 @@ def _folds(launches: Sequence[Launched]) -> list[list[Launched]]:
     return list(parts.values())
 
 
-def _fitted(start: Fit, launches: Sequence[Launched]) -> Fit:
+def _fitted(start: Fit, launches: Sequence[Launched], near: Collection[Launched]) -> Fit:
     """The line with coefficients, each the start's times a factor, that make the logarithms of times err least."""
     moved = [name for name, value in start.coefficients.items() if value > 0]
-    weight = STAY * len(launches) ** 0.5
+    counts = np.array([1.0 if launch in near else FAR for launch in launches])
+    stay = STAY * counts.sum() ** 0.5
     measured = np.log([launch.us for launch in launches])
 
     def line(factors: NDArray) -> Fit:
@@ -166,7 +168,7 @@ def _fitted(start: Fit, launches: Sequence[Launched]) -> Fit:
     def residuals(factors: NDArray) -> NDArray:
         with fits.trial(line(factors)):
             predicted = np.log([launch.predicted_us() for launch in launches])
-        return np.concatenate([predicted - measured, weight * factors])
+        return np.concatenate([counts * (predicted - measured), stay * factors])
 
     found = least_squares(
         residuals, np.zeros(len(moved)), bounds=(-MOST, MOST), loss="soft_l1", f_scale=ORDINARY, diff_step=STEP,

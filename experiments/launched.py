@@ -14,6 +14,7 @@ from lab.choice import candidate_named
 from lab.kernel import Kernel, recorded_schedule
 from lab.problems import Problem
 from lab.record import Archive, Record, is_chain
+from lab.tuned import SEARCH
 from sim.machine import Machine
 from sim.machine import machine as machine_named
 from sim.roofline import roofline
@@ -72,6 +73,14 @@ def tried(record: Record) -> Iterator[Record]:
         yield structs.replace(record, kernel=kernel, schedule=schedule, us=us, tried=None, overlapping=overlapping)
 
 
+def _overlaps(record: Record) -> bool | None:
+    """Whether its launches overlapped; where a search does not say so, as the kernel's launches ask for."""
+    if record.overlapping is not None or record.metrics.get("stage") != SEARCH or stale(record):
+        return record.overlapping
+    kernel, _, schedule, machine, _ = (launch := Launched(record)).asked
+    return any(one.dependent for one in kernel.launches(launch.asked.problem, schedule, machine))
+
+
 class Off(NamedTuple):
     """How far a time that was foretold for a launch is from the measured one, as a share of this."""
 
@@ -92,13 +101,16 @@ def summary(found: Sequence[Off]) -> Error:
 def launched(past: Archive) -> list[Launched]:
     """The newest sustained time on a card of each kernel, problem, schedule, machine and clock, searches' among them.
 
-    Chains of layers are left out, and what is of another schedule or theory than the kernel has today.
+    What a search's last race timed stands, not its short one. Chains of layers are left out, and what is of another
+    schedule or theory than the kernel has today. So is a time below the floor: a difference of steps, all of it noise.
     """
     newest: dict[str, Record] = {}
     for record in (one for each in past.where(on="gpu").records for one in (each, *tried(each))):
         if not record.us or not record.clock or not record.schedule or is_peer(record) or is_chain(record):
             continue
         if pace(record) == "sustained" and (record.check is None or record.check.passed):
-            key = record.kernel, record.problem, record.schedule, record.machine, record.clock, record.overlapping
+            schedule = {name: str(value) for name, value in record.schedule.items()}
+            key = record.kernel, record.problem, schedule, record.machine, record.clock, _overlaps(record)
             newest[repr(key)] = record
-    return [Launched(record) for record in newest.values() if not stale(record)]
+    found = [Launched(record) for record in newest.values() if not stale(record)]
+    return [launch for launch in found if launch.us >= launch.floor_us]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from lab import catalog, tuned
 from lab.cards import fits
+from lab.cards.files import settled
 from lab.kernel import RANKING_CLOCK, Kernel, recorded_schedule
 from lab.problems import Problem
 from sim.errors import InputError, ScheduleError
@@ -83,6 +84,11 @@ def is_solvable(problem: Problem, machine: Machine) -> bool:
 
 def best_guesses(problem: Problem, machine: Machine) -> list[Guess]:
     """Every kernel's best guess; raises InputError, with each kernel's reason, where none takes the problem."""
+    with settled():
+        return _best_guesses(problem, machine)
+
+
+def _best_guesses(problem: Problem, machine: Machine) -> list[Guess]:
     found, reasons = [], []
     for kernel in catalog.kernels():
         if not isinstance(problem, kernel.solves.problem):

@@ -1,6 +1,9 @@
 """Files of calibrations: where they lie, read with care, written whole."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from sim.machine import Machine
 
 COMMITTED = Path(__file__).parent  # ships with the package
 MAX_FILE = 2**20  # bytes; a larger file is none of ours
+_settled: ContextVar[dict[str, Calibration] | None] = ContextVar("settled", default=None)
 _PLACES = ("LAB_CONFIG_DIR", "XDG_CONFIG_HOME", "HOME")  # what the user's folder depends on
 
 
@@ -31,10 +35,25 @@ def calibration(machine: Machine) -> Calibration:
 
     Raises InputError for a file that is no calibration of that machine.
     """
-    return _calibration(machine.name, *map(os.environ.get, _PLACES))
+    found = _settled.get()
+    if found is None:
+        return _calibration(machine.name, *map(os.environ.get, _PLACES))
+    if machine.name not in found:
+        found[machine.name] = _calibration(machine.name, *map(os.environ.get, _PLACES))
+    return found[machine.name]
 
 
-@cache  # a choice among schedules asks a thousand times
+@contextmanager
+def settled() -> Iterator[None]:
+    """Look up where files lie once while it lasts: a choice among schedules asks a thousand times."""
+    token = _settled.set({})
+    try:
+        yield
+    finally:
+        _settled.reset(token)
+
+
+@cache
 def _calibration(machine_name: str, *_places: str | None) -> Calibration:
     for path in (user_path(machine_name), committed_path(machine_name)):
         if path.exists():

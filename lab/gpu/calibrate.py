@@ -18,7 +18,7 @@ from sim.machine import Machine
 SIZES = tuple(2**20 * mib for mib in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048))  # bytes of a read of HBM
 CHAIN_MOST = 2**29  # bytes of one in a chain, which needs many copies
 L2_SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4)  # of L2: each half of it can keep a copy of what the other's SMs read
-CLUSTERS = (2, 4, 8, 16)  # CTAs
+CLUSTERS = (2, 3, 4, 5, 6, 7, 8, 16)  # CTAs
 ROUNDS = 9
 
 Prepare = Callable[[], Call | None]  # makes a call that enqueues a large GEMM on CuPy's current stream, if it can

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from lab.cards import CLOCKS, Calibration, Measured, Read, Run, calibration, committed_path, user_path, write
+from lab.cards.files import settled
 from lab.cards.from_records import from_records
 from lab.record import COMMITTED, read
 from sim.errors import EnvironmentFailure, InputError
@@ -120,6 +121,17 @@ def test_the_users_file_goes_before_the_committed_one(folder: Path) -> None:
 
 
 READ = Read(10, 1.0, "read4 1 x 1", "r")
+
+
+def test_files_are_looked_up_once_while_a_choice_lasts(folder: Path) -> None:
+    assert folder
+    committed = calibration(H100)
+    own = structs.replace(committed, card="my card")
+    with settled():
+        assert calibration(H100) == committed
+        write(own, user_path("h100"))
+        assert calibration(H100) == committed
+    assert calibration(H100) == own
 
 
 @pytest.mark.parametrize(

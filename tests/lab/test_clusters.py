@@ -1,6 +1,7 @@
 """How CTAs fill a chip: an even grid's idle CTAs change neither results nor counts."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab import catalog
+from lab.cards import Calibration, Measured, Run, user_path, write
 from lab.check_ptx import check_ptx
-from lab.kernels.common.clusters import even
+from lab.kernels.common.clusters import at_once, even, resident
 from lab.kernels.gemv import gemv_int4, gemv_split_k
 from lab.problems import Linear
 from sim.machine import H100
@@ -25,6 +27,18 @@ def test_an_even_grid_adds_little_and_gives_every_sm_as_many(ctas: int, sms: int
         assert found in (sms, 2 * sms)
     elif ctas in range(sms - sms // 8, sms + 1):
         assert found == sms
+
+
+def test_models_take_the_clusters_that_a_card_was_measured_to_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was not measured is as described."""
+    monkeypatch.setenv("LAB_CONFIG_DIR", str(tmp_path))
+    run = Run(time="2026-01-01T00:00:00+00:00", commit="c", dirty=False, command="a test", card="a card", driver="1")
+    write(Calibration(machine="h100", runs={"r": run}, clusters_at_once={"6": Measured(17.0, "r")}), user_path("h100"))
+    assert (resident(6, 1, H100), resident(6, 2, H100)) == (17, 34)
+    assert at_once(6, 1, H100) == 19
+    assert resident(7, 2, H100) == at_once(7, 2, H100)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """How CTAs and clusters fill a chip."""
 
+from lab.cards.files import calibration
 from sim.machine import Machine
 
 
@@ -9,6 +10,12 @@ def at_once(cluster: int, ctas_per_sm: int, machine: Machine) -> int:
     A cluster lies in one GPC, its CTAs on SMs of their own.
     """
     return max(1, ctas_per_sm * sum(sms // cluster for sms in machine.gpcs))
+
+
+def resident(cluster: int, ctas_per_sm: int, machine: Machine) -> int:
+    """What models of time take for it: as many as the card was measured to hold, rather than its description says."""
+    measured = (calibration(machine).clusters_at_once or {}).get(str(cluster))
+    return ctas_per_sm * int(measured.value) if measured else at_once(cluster, ctas_per_sm, machine)
 
 
 def even(ctas: int, machine: Machine) -> int:

@@ -1,8 +1,8 @@
 """Narrow weights, fp8 or int4 groups, widened in registers as operand A of wgmma: batched decode and prefill alike."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 from itertools import product
 from math import sqrt
 
@@ -37,6 +37,7 @@ SOLVES = Solves(
 HALF = 2  # bytes
 MATRIX = 8  # tokens of an 8 x 8 matrix of stmatrix, of which a CTA stores whole ones
 WARPGROUP, LANES = 128, 32  # threads of a warpgroup, of a warp
+LINE = 128  # bytes of L2
 RUN = 256  # elements: the longest edge of a box of TMA
 # Of a thread that does not multiply; where fewer are enough for it; where it has nothing to sum.
 HELPER_REGISTERS, FEW_HELPER_REGISTERS, LOADER_REGISTERS = 48, 40, 32
@@ -214,27 +215,35 @@ STAGES = 12  # more brings nothing: the bytes in flight already cover the latenc
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
-    """The schedules of least predicted time among all tiles and splits, each with as many stages as fit."""
-    heights = [block_m for below, block_m in zip((0, *HEIGHTS), HEIGHTS, strict=False) if below < problem.m]
-    found = [
-        schedule
-        for block_m, block_n, split_k, ctas in product(heights, (64, 128, 192, 256), (1, 2, 4, 8), (1, 2))
-        for schedule in _deepest(problem, block_m, block_n, split_k, ctas, machine)
-    ]
-    yield from sorted(found, key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us)[:TRIED]
-
-
-def _deepest(
-    problem: Linear, block_m: int, block_n: int, split_k: int, ctas: int, machine: Machine
-) -> Iterator[Schedule]:
-    """The schedule with the longest ring that fits and that its k-steps fill; none where none is legal.
+    """The schedules of least predicted time among all tiles and splits, each with as many stages as fit and are filled.
 
     Tiles that run together are a patch of y for which x and w together are least.
     """
-    row = 2 * BLOCK_K * problem.k * block_m / (_weight_bytes(problem) * block_n * BLOCK_K)  # bytes of x over those of w
-    group_m = max(1, min(round(sqrt(machine.sms * ctas / split_k / row)), tiles_of(problem.m, block_m)))
-    longest = min(STAGES, max(2, tiles_of(tiles_of(problem.k, BLOCK_K), split_k)))
-    return deepest(lambda stages: Schedule(block_m, block_n, stages, split_k, ctas, group_m), longest, problem, machine)
+    p, steps = problem, tiles_of(problem.k, BLOCK_K)
+    endless = replace(p, m=1, n=ROWS, k=8 * STAGES * BLOCK_K)
+    found = []
+    for block_m in [block_m for below, block_m in zip((0, *HEIGHTS), HEIGHTS, strict=False) if below < p.m]:
+        for s in _deepest(endless, block_m, machine):
+            if s.split_k <= steps:
+                row = 2 * p.k * block_m / (_weight_bytes(p) * s.block_n)  # bytes of x over those of w
+                patch = round(sqrt(machine.sms * s.ctas_per_sm / s.split_k / row))
+                stages, group_m = min(s.stages, max(2, tiles_of(steps, s.split_k))), min(patch, tiles_of(p.m, block_m))
+                found.append(replace(s, stages=stages, group_m=max(1, group_m)))
+    yield from sorted(found, key=lambda s: bills(p, s, machine, RANKING_CLOCK).us)[:TRIED]
+
+
+def _ring(block_m: int, block_n: int, split_k: int, ctas: int, stages: int) -> Schedule:
+    return Schedule(block_m, block_n, stages, split_k, ctas, 1)
+
+
+@cache  # it depends on a problem's formats alone, so that a choice for another shape has it
+def _deepest(problem: Linear, block_m: int, machine: Machine) -> tuple[Schedule, ...]:
+    """The schedules of a height with the longest rings that fit."""
+    return tuple(
+        schedule
+        for block_n, split_k, ctas in product((64, 128, 192, 256), (1, 2, 4, 8), (1, 2))
+        for schedule in deepest(partial(_ring, block_m, block_n, split_k, ctas), STAGES, problem, machine)
+    )
 
 
 def _weight_bytes(problem: Linear) -> float:
@@ -247,12 +256,14 @@ class Coefficients(fits.Coefficients, frozen=True):
 
     start_us: float  # of a launch
     hbm_share: float  # of the rate of a large read
+    crossing: float  # more time where rows of w do not begin at lines, two of which a box then asks for a part of
     l2_bytes_per_clock: float  # to each SM when all ask
     latency_clocks: float  # from asking for a stage to its bytes, HBM being busy
     reduce_bytes_per_clock: float  # of the inboxes, from the last mma to their sum
     widen_fp8: float  # a warp's instructions for 16 x 16 weights
     widen_int4: float
     promote: float  # a warp's instructions for each token of a tile and group, and as many more as in 32 tokens
+    offset: float  # times that for a group with an offset, which the sums of x come with
     warp_ipc: float  # instructions a clock of one warp that multiplies
     sm_ipc: float  # of all that an SM holds
     wave_clocks: float  # of a CTA that follows another on its SM
@@ -278,7 +289,7 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     depth = BLOCK_K + ROWS * s.groups * s.summed  # 8 along k of tf32 take as long as 16 of bf16
     mma = 2 * s.block_m * s.block_n * depth * machine.sms * machine.clock_hz / machine.peak(p.activations)
     widening = (model.widen_int4 if s.group else model.widen_fp8) * BLOCK_K // ROWS
-    promoting = model.promote * (s.block_m + 2 * ROWS) * s.groups
+    promoting = model.promote * (s.block_m + 2 * ROWS) * s.groups * (model.offset if s.summed else 1.0)
     warps = WARPGROUP // LANES * consumers
     issue = warps * (widening + promoting) / min(model.sm_ipc, model.warp_ipc * warps * resident)
     operands = (consumers * s.x_bytes + 2 * s.w_bytes) / machine.shared_bytes_per_clock
@@ -288,14 +299,15 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
 
     wgmma = wgmma_model.coefficients(machine, clock)
     epilogue = resident * (s.inbox_bytes / model.reduce_bytes_per_clock + wgmma.round_clocks * s.part / MMA_M)
-    hbm = (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)) * machine.clock_hz
+    apart = model.crossing if not s.group and p.k % LINE else 1.0
+    hbm = apart * (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)) * machine.clock_hz
     waiting = (waves - 1) * (model.wave_clocks + epilogue) / resident
     stream = waves * steps * (resident * joined(model.step_blend, *step.values())) + waiting
     cool = model.start_us + 1e6 * (joined(model.hbm_blend, stream, hbm) + epilogue) / machine.clock_hz
     clocks = {"HBM": hbm, **{what: waves * steps * resident * each for what, each in step.items()}}
     clocks |= {"waves": waiting, "epilogue": epilogue}
     parts = {"launch": model.start_us, **{w: 1e6 * c / machine.clock_hz for w, c in clocks.items()}}
-    parts["power cap"] = wgmma_model.power_cap(parts["tensor cores"], wgmma.hot_us, model.hot)
+    parts["power cap"] = wgmma_model.power_cap(parts["tensor cores"], cool, wgmma, model.hot)
     return Bills(cool + parts["power cap"], parts, apart=("launch", "epilogue", "power cap"))
 
 

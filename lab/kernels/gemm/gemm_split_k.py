@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import product
 
 import numpy as np
@@ -97,22 +98,31 @@ STAGES = 12  # more brings nothing: the bytes in flight already cover the latenc
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
-    """The schedules of least predicted time among all tiles and splits, each with as many stages as fit."""
-    heights = [block_m for block_m in (64, 128, 192, 256) if block_m < problem.m + MMA_M]
+    """The schedules of least predicted time among all tiles and splits, each with the longest ring that fits."""
+    steps = tiles_of(problem.k, step_of(problem))
+    endless = replace(problem, m=1, n=BOX_COLUMNS, k=8 * STAGES * STEP_BYTES)
     found = [
-        schedule
-        for block_m, block_n, split_k, ctas in product(heights, wgmma_mainloop.WIDTHS, (1, 2, 4, 8), (1, 2))
-        for schedule in _deepest(problem, block_m, block_n, split_k, ctas, machine)
+        replace(s, stages=min(s.stages, max(2, tiles_of(steps, s.split_k))))
+        for block_m in (64, 128, 192, 256)
+        if block_m < problem.m + MMA_M
+        for s in _deepest(endless, block_m, machine)
+        if s.split_k <= steps
     ]
     yield from sorted(found, key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us)[:TRIED]
 
 
-def _deepest(
-    problem: Linear, block_m: int, block_n: int, split_k: int, ctas: int, machine: Machine
-) -> Iterator[Schedule]:
-    """The schedule with the longest ring that fits and that its k-steps fill; none where none is legal."""
-    longest = min(STAGES, max(2, tiles_of(tiles_of(problem.k, step_of(problem)), split_k)))
-    return deepest(lambda stages: Schedule(block_m, block_n, stages, split_k, ctas), longest, problem, machine)
+@cache  # it depends on a problem's formats alone, so that a choice for another shape has it
+def _deepest(problem: Linear, block_m: int, machine: Machine) -> tuple[Schedule, ...]:
+    """The schedules of a height with the longest rings that fit."""
+    return tuple(
+        schedule
+        for block_n, split_k, ctas in product(wgmma_mainloop.WIDTHS, (1, 2, 4, 8), (1, 2))
+        for schedule in deepest(partial(_ring, block_m, block_n, split_k, ctas), STAGES, problem, machine)
+    )
+
+
+def _ring(block_m: int, block_n: int, split_k: int, ctas: int, stages: int) -> Schedule:
+    return Schedule(block_m, block_n, stages, split_k, ctas)
 
 
 class Coefficients(fits.Coefficients, frozen=True):
@@ -150,7 +160,7 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     rows = min(p.m, s.block_m)  # of a box of x
     beyond = -p.m % rows + -p.n % s.block_n
     row = STEP_BYTES / model.l2_bytes_per_clock * busy * (wgmma.crossing_rows if wgmma_model.crosses_lines(p) else 1)
-    loads = (rows + s.block_n - beyond) * row + beyond * model.beyond_clocks
+    loads = (rows + s.block_n - beyond) * row + beyond * model.beyond_clocks * busy
     turn = (model.latency_clocks / resident + loads) / (s.stages - 1)  # of a ring: one stage is read, the rest fill
     step = {"tensor cores": mma, "shared memory": operands, "L2": loads, "latency": turn}
 
@@ -164,7 +174,7 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     clocks = {"HBM": hbm, **{what: waves * steps * resident * each for what, each in step.items()}}
     clocks |= {"waves": waiting, "epilogue": epilogue}
     parts = {"launch": model.start_us, **{w: 1e6 * c / machine.clock_hz for w, c in clocks.items()}}
-    parts["power cap"] = wgmma_model.power_cap(parts["tensor cores"], wgmma.hot_us, model.hot)
+    parts["power cap"] = wgmma_model.power_cap(parts["tensor cores"], cool, wgmma, model.hot)
     return Bills(cool + parts["power cap"], parts, apart=("launch", "epilogue", "power cap"))
 
 

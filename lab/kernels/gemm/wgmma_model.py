@@ -23,7 +23,7 @@ class Coefficients(fits.Coefficients, frozen=True):
     start_us: float  # of a launch
     cluster_start_us: float  # more for a launch of clusters
     crossing_rows: float  # times the clocks of a row of 128 bytes that crosses a 128-byte line
-    beyond_clocks: float  # of a row that a box asks for beyond x
+    beyond_clocks: float  # of a row that a box asks for beyond x, all SMs being busy
     load_power: float  # more time for each further row loaded per column: at the power cap a byte moved costs clocks
     multicast: float  # the time of a step of clusters, whose CTAs wait for one another
     fill_clocks: float  # launch to first mma: barriers, tensor maps, one trip to HBM
@@ -34,7 +34,8 @@ class Coefficients(fits.Coefficients, frozen=True):
     contention: float  # of the smaller bill, that of the SMs or of HBM, is not hidden behind the larger
     hbm_share: float  # of the rate of a large read, read and written together
     hot_us: float  # tensor cores that work longer than this run at the power cap
-    hot: float  # and their further time takes longer
+    cool_share: float  # of a launch, in which they may work at the full clock
+    hot: float  # more time beyond both, for each further share
 
 
 def coefficients(machine: Machine, clock: str) -> Coefficients:
@@ -58,7 +59,8 @@ def step_clocks(
     """Clocks of one k-step of a tile by what binds: a wgmma reads its rows of x and all rows of w from shared memory.
 
     L2 gives an SM so many bytes a clock through TMA, rows of 128 aligned bytes. `crossing_w` says whether those of w
-    cross lines where it is not as those of x.
+    cross lines where it is not as those of x. Rows beyond x all wait for one line of L2, the longer the more SMs ask
+    for it.
     """
     flops_per_clock = machine.peak(problem.activations) / machine.sms / machine.clock_hz
     wgmma = 2 * MMA_M * block_n * step_of(problem) * MMA_K_BYTES / STEP_BYTES / flops_per_clock
@@ -71,7 +73,9 @@ def step_clocks(
         STEP_BYTES / port(machine) * (model.crossing_rows if crossing else 1)
         for crossing in (crossing_x, crossing_x if crossing_w is None else crossing_w)
     )
-    loads = (block_m - beyond) * row_clocks + block_n / cluster * w_row_clocks + beyond * model.beyond_clocks
+    tiles = tiles_of(problem.m, tall) * tiles_of(problem.columns, columns_of(problem, block_n))
+    busy = min(1.0, cluster * tiles / machine.sms)
+    loads = (block_m - beyond) * row_clocks + block_n / cluster * w_row_clocks + beyond * model.beyond_clocks * busy
     waits = model.multicast if cluster > 1 else 1
     return {
         "tensor cores": wgmma * (block_m / MMA_M) * (STEP_BYTES / MMA_K_BYTES) * power * waits,
@@ -106,7 +110,7 @@ def tiled_bills(
     start = model.start_us + (model.cluster_start_us if cluster > 1 else 0.0)
     cool = start + 1e6 * (max(bills) + model.contention * min(bills))
     us = 1e6 / machine.clock_hz
-    hot = power_cap(waves * steps * step["tensor cores"] * us, model.hot_us, model.hot)
+    hot = power_cap(waves * steps * step["tensor cores"] * us, cool, model, model.hot)
     return Bills(
         cool + hot,
         {
@@ -120,9 +124,12 @@ def tiled_bills(
     )
 
 
-def power_cap(tensor_us: float, hot_us: float, hot: float) -> float:
-    """Microseconds that tensor cores take longer for the cap on the chip's power, of so many at the full clock."""
-    return (hot - 1) * max(0.0, tensor_us - hot_us)
+def power_cap(tensor_us: float, cool_us: float, model: Coefficients, hot: float) -> float:
+    """Microseconds that tensor cores take longer for the cap on the chip's power, of so many at the full clock.
+
+    The clock falls with the share of a launch, `cool_us` at the full clock, in which they work.
+    """
+    return hot * max(0.0, tensor_us / cool_us - model.cool_share) * max(0.0, tensor_us - model.hot_us)
 
 
 def epilogue_clocks(problem: Linear, block_m: int, block_n: int, model: Coefficients) -> float:

@@ -95,16 +95,20 @@ class Coefficients(fits.Coefficients, frozen=True):
     start_us: float  # of a launch: barriers, and the first copies before the first product
     hbm_share: float  # of the rate of a large read, of CTAs alone
     cluster_share: float  # of those of clusters
+    l2_bytes_per_s: float  # to all SMs, where rows of x share w there
 
 
 def bills(problem: Linear, schedule: Streaming, split_k: int, machine: Machine, clock: str) -> Bills:
-    """A start, and HBM, which sends w again for each row of x."""
+    """A start, and the larger of HBM's time and L2's, which sends w again for each row of x."""
     p, model = problem, fits.coefficients(Coefficients, "gemv_ring", machine, clock)
-    moved = p.m * p.bytes["weights"] + p.bytes["activations"]
-    busy = min(1.0, -(-p.n // schedule.block_n) * split_k * p.m / machine.sms)
+    blocks = -(-p.n // schedule.block_n) * split_k
     share = model.hbm_share if split_k == 1 else model.cluster_share
-    hbm = 1e6 * moved / (share * fits.read_rate(machine) * busy)
-    return Bills(model.start_us + hbm, {"launch": model.start_us, "HBM": hbm})
+    rate, busy = share * fits.read_rate(machine), min(1.0, blocks * p.m / machine.sms)
+    beside = {
+        "HBM": 1e6 * p.bytes["total"] / (rate * busy),
+        "L2": 1e6 * p.m * p.bytes["weights"] / (model.l2_bytes_per_s * busy),
+    }
+    return Bills(model.start_us + max(beside.values()), {"launch": model.start_us, **beside})
 
 
 def simulate(

@@ -1,4 +1,4 @@
-"""What the GEMVs share: their launch, their counts, their operands as the tile simulator's dot product takes them."""
+"""What the GEMVs share: launch, counts, operands as the simulator's dot product takes them, the time of waiting."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.kernel import require_grid_y
+from lab.cards import fits
+from lab.kernel import Bills, require_grid_y
 from lab.kernels.common import linear
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, sectors
@@ -64,3 +65,25 @@ def operands(problem: Linear, arrays: Mapping[str, NDArray]) -> tuple[NDArray, N
     if problem.weights == "bf16":
         return arrays["x"], arrays["w"]
     return decode(arrays["x"], problem.activations), decode(arrays["w"], problem.weights)
+
+
+class Waiting(fits.Coefficients, frozen=True):
+    """What the estimate of a kernel is made of whose warps have one load of w in flight."""
+
+    start_us: float  # of a launch
+    load_us: float  # from one load of a warp to its next
+
+
+def waiting_bills(
+    kernel: str, problem: Linear, warps: int, loads: int, lines: int, machine: Machine, clock: str
+) -> Bills:
+    """A start, and the loads of each warp one after another, in as many waves as an SM has room for; HBM beside them.
+
+    An SM's L1 looks up one of the `lines` of a load each clock.
+    """
+    model = fits.coefficients(Waiting, kernel, machine, clock)
+    full = -(-warps // machine.sms)  # warps of the fullest SM
+    waves = -(-full // (machine.threads_per_sm // LANES))
+    turns = max(waves * model.load_us, 1e6 * full * lines / machine.clock_hz)
+    beside = {"latency": loads * turns, "HBM": 1e6 * problem.bytes["total"] / fits.read_rate(machine)}
+    return Bills(model.start_us + max(beside.values()), {"launch": model.start_us, **beside})

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.kernel import Solves, require_choice
+from lab.kernel import Bills, Solves, require_choice
 from lab.kernels.common.warp_per_output import load_row, request_sectors
 from lab.kernels.gemv import dot_product
 from lab.kernels.gemv.dot_product import ELEMENT, LANES
@@ -41,6 +41,12 @@ class Schedule:
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """As many warps as an SM holds, in CTAs small enough that all SMs get some."""
     yield from (Schedule(warps) for warps in (8, 4, 16, 2))
+
+
+def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
+    """A warp asks for 32 elements of its row at a time: its time is waiting."""
+    p = problem
+    return dot_product.waiting_bills("gemv_coalesced", p, p.m * p.n, -(-p.k // LANES), 1, machine, clock)
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:

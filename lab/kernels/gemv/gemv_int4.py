@@ -146,15 +146,13 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
         for schedule in _rings(problem, block_m, shape, cluster, machine)
     ]
     least = Schedule(blocks[-1], *WARP_SHAPES[0], CLUSTERS[-1], stages=2, ctas_per_sm=1)  # leaves most room for x
-    tried: dict[tuple[int, ...], Schedule] = {}  # the best of its kind
-    for schedule in sorted(found or [least], key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us):
-        kind = schedule.block_m, schedule.rows, schedule.teams, schedule.split_k, schedule.cluster, schedule.stages
-        tried.setdefault(kind, schedule)
-    of_cluster = list({s.cluster: s for s in reversed(tried.values())}.values())  # the best for each size
-    others = [schedule for schedule in tried.values() if schedule not in of_cluster]
-    yield from sorted(
-        [*of_cluster, *others[: TRIED - len(of_cluster)]], key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us
-    )
+    tried: dict[tuple[int, ...], Schedule] = {}  # the best of its kind, the best first
+    for s in sorted(found or [least], key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us):
+        tried.setdefault((s.block_m, s.rows, s.teams, s.split_k, s.cluster, s.stages), s)
+    of_cluster = {s.cluster: s for s in reversed(tried.values())}.values()  # the best for each size
+    others = [s for s in tried.values() if s not in of_cluster][: TRIED - len(of_cluster)]
+    kept = {*of_cluster, *others}
+    yield from (s for s in tried.values() if s in kept)
 
 
 def _rings(
@@ -212,8 +210,10 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     ctas = s.cluster * blocks * token_blocks
     shared = shared_bytes(p, s) + machine.reserved_shared_bytes
     resident = max(1, min(s.ctas_per_sm, machine.shared_bytes_per_sm // shared))
-    waves = tiles_of(blocks * token_blocks, clusters.at_once(s.cluster, resident, machine))
-    full = waves * min(resident, tiles_of(ctas, machine.sms))  # CTAs of the fullest SM, one after another too
+    at_once = clusters.resident(s.cluster, resident, machine)
+    waves = tiles_of(blocks * token_blocks, at_once)
+    last = ctas - (waves - 1) * at_once * s.cluster  # CTAs of the last wave
+    full = (waves - 1) * resident + min(resident, tiles_of(last, machine.sms))  # CTAs of the fullest SM, in all waves
     steps = tiles_of(tiles_of(p.k, BLOCK_K), s.cluster * s.split_k)  # of a warp
     row_tiles = steps * s.warps * s.rows  # of a CTA, in all its steps
     x = SIZE * min(p.m, s.block_m) * (p.k if p.ordered else tiles_of(p.k, s.cluster))

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
+from math import ceil
 
 from numpy.typing import NDArray
 
@@ -149,8 +150,11 @@ class Coefficients(fits.Coefficients, frozen=True):
     latency_us: float  # from asking for weights to having them, HBM being busy
     x_us: float  # more for each further eight tokens, whose x is waited for next
     cta_us: float  # of a CTA's start and end
+    tail: float  # of what the last wave lacks of a whole one, as part of one: its few CTAs are faster
     warp_ipc: float  # instructions a clock of one warp
     sm_ipc: float  # of all that an SM holds
+    line_clocks: float  # of L1, for a line of x
+    last_us: float  # of each further run of a last, not whole chunk, whose runs one warp takes one by one
     widen: float  # instructions of a warp for 16 x 16 weights of fp8
     blend: float  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
 
@@ -168,23 +172,41 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     share = model.hbm_share * (1.0 if p.group or s.fold > 1 else model.short_share)
 
     x = min(p.m, s.block_m) * p.k * 2
-    residents = min(s.ctas_per_sm, tiles_of(ctas, machine.sms))
-    again = ctas if x > model.l1_bytes else min(ctas, machine.sms * residents)  # x stays in L1 for the CTAs that follow
+    first = min(ctas, machine.sms * min(s.ctas_per_sm, tiles_of(ctas, machine.sms)))
+    again = first + (ctas - first) * max(0.0, 1 - model.l1_bytes / x)  # what fits stays in L1 for the CTAs that follow
 
-    rounds = tiles_of(tiles_of(p.k, s.unroll * s.fold * gemv_mma_counts.part_columns(p)), s.split_k)
-    round_us = model.latency_us + model.x_us * (s.block_m / MMA_N - 1)
-    cta = (rounds * round_us + model.cta_us) * 1e-6
+    us = 1e6 / machine.clock_hz
+    run = _instructions(p, s, model.widen)
+    own = s.rows * s.unroll * run / model.warp_ipc * us  # of a warp alone, once its loads are there
+    round_us = model.latency_us + model.x_us * max(0.0, _tokens(p, s) / MMA_N - 1) + own
+    columns = s.fold * gemv_mma_counts.part_columns(p)
+    rounds = tiles_of(tiles_of(p.k, s.unroll * columns), s.split_k)
+    waves = max(1.0, ctas / (machine.sms * s.ctas_per_sm))
+    last = max(0, tiles_of(p.k % (s.unroll * columns), columns) - 1) * model.last_us / waves
     full = tiles_of(ctas, machine.sms)  # CTAs of the fullest SM, one after another too
     runs = full * weights / ctas / (2 * LANES * 16)  # bytes, of a row tile; of that SM
-    ipc = min(model.sm_ipc, model.warp_ipc * min(s.ctas_per_sm, full) * s.warps)
     stream = {
-        "HBM": (p.read_bytes + p.write_bytes) / (share * fits.read_rate(machine)),
-        "L2": (weights + again * x) / model.l2_bytes_per_s,
-        "latency": max(1.0, ctas / (machine.sms * s.ctas_per_sm)) * cta,
-        "instructions": runs * _instructions(p, s, model.widen) / (ipc * machine.clock_hz),
+        "HBM": 1e6 * (p.read_bytes + p.write_bytes) / (share * fits.read_rate(machine)),
+        "L2": 1e6 * (weights + again * x) / model.l2_bytes_per_s,
+        "latency": (waves + model.tail * (ceil(waves) - waves)) * (rounds * round_us + model.cta_us),
+        "L1": runs * _lines(p, s) * model.line_clocks * us,
+        "instructions": runs * run / model.sm_ipc * us,
     }
-    us = model.start_us + 1e6 * joined(model.blend, *stream.values())
-    return Bills(us, {"launch": model.start_us, **{what: 1e6 * each for what, each in stream.items()}})
+    parts = {"launch": model.start_us, **stream, "last runs": last}
+    return Bills(model.start_us + joined(model.blend, *stream.values()) + last, parts, apart=("launch", "last runs"))
+
+
+def _tokens(problem: Linear, schedule: Schedule) -> float:
+    """Of a CTA, on average: the others that it computes are the last one again, which L1 then has."""
+    return problem.m / tiles_of(problem.m, schedule.block_m)
+
+
+def _lines(problem: Linear, schedule: Schedule) -> float:
+    """Of x, that a warp asks L1 for beside a run: every request of it names a line for each token."""
+    requests = (
+        2 * gemv_mma_counts.part_columns(problem) // MMA_K if problem.group else 16 // FORMATS[problem.weights].bits
+    )
+    return requests * schedule.fold * _tokens(problem, schedule) / schedule.rows
 
 
 def _instructions(problem: Linear, schedule: Schedule, widen: float) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.kernel import Solves, require_choice
+from lab.kernel import Bills, Solves, require_choice
 from lab.kernels.common import thread_per_output
 from lab.kernels.common.thread_per_output import LANES, warp
 from lab.kernels.gemv import dot_product
@@ -39,6 +39,12 @@ class Schedule:
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """Small CTAs first: rows are few, and every SM should have some."""
     yield from (Schedule(threads) for threads in (32, 64, 128, 256))
+
+
+def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
+    """A thread asks for the elements of its row one by one: its time is waiting."""
+    p = problem
+    return dot_product.waiting_bills("gemv_naive", p, p.m * -(-p.n // LANES), p.k, LANES, machine, clock)
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:

@@ -107,6 +107,9 @@ class Coefficients(fits.Coefficients, frozen=True):
     start_us: float  # of a launch
     hbm_share: float  # of the rate of a large read
     latency_us: float  # from asking for weights to having them, HBM being busy
+    cta_us: float  # of a CTA's start and end
+    sum_us: float  # more for each sum of a team, which all lanes share
+    x_us: float  # more for each token of a block after the first, whose x is waited for next
     round_loss: float  # of the time of the loads that a row's last round leaves out, were one load a round
     token_loss: float  # of HBM's rate, for each token of a block after the first, were it one row of w a team
     warp_us_per_kb: float  # at the end: what a warp streams, as not all end together
@@ -124,13 +127,18 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     weights = _blocks(p, s) * p.n * p.k * size
     steps = -(-p.k // STEP)
     rounds = -(-steps // (s.split_k * s.unroll))
+    ctas = -(-p.n // (s.rows * s.teams)) * _blocks(p, s)
+    cta = (
+        rounds * (model.latency_us + model.x_us * (s.block_m - 1))
+        + model.cta_us
+        + model.sum_us * (s.rows * s.block_m) ** 2
+    )
     loss = model.round_loss * (rounds * s.split_k * s.unroll / steps - 1) / (s.rows * s.unroll)
-    share = weights / min(machine.sms, -(-p.n // (s.rows * s.teams)) * _blocks(p, s))  # of an SM
-    flight = s.ctas_per_sm * s.threads // LANES * s.rows * s.unroll * STEP * size
+    share = weights / min(machine.sms, ctas)  # of an SM
     between = 1 + model.token_loss * (s.block_m - 1) / s.rows  # loads of x, which those of w wait behind
     stream = {
         "HBM": (weights + p.bytes["activations"]) / (model.hbm_share * fits.read_rate(machine)) * (1 + loss) * between,
-        "latency": share / flight * model.latency_us * 1e-6,
+        "latency": -(-ctas // (machine.sms * s.ctas_per_sm)) * cta * 1e-6,
         "instructions": share / (STEP * size) * _instructions(p, s) / (model.sm_ipc * machine.clock_hz),
         "L1": share * (1 + s.block_m / s.rows * ELEMENT / size) / (model.l1_bytes_per_clock * machine.clock_hz),
     }
