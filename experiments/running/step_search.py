@@ -36,7 +36,7 @@ SHALLOWEST = 2  # stages of a ring
 
 
 def search(argument: Any) -> Iterator[Record]:
-    """Records of the finalists for each large part of a step; each best stays for the search of the next.
+    """Records of the finalists for each part of a step that is worth it; each best stays for the search of the next.
 
     When all have been sought the finalists race once more, beside what by then is around them. Parts whose search has
     not begun when the seconds are over are passed over.
@@ -54,7 +54,7 @@ def search(argument: Any) -> Iterator[Record]:
         done.add(alike)
         arena = Arena.of(model, peers=False)
         solved, bound = [call.problem for call in arena.step.calls], list(arena.step.bound)
-        races = [_Race(arena, job, problem, bound) for problem in _large(solved) if problem not in done]
+        races = [_Race(arena, job, problem, bound) for problem in _parts(solved) if problem not in done]
         for first in (True, False):
             for race in races:
                 if time.monotonic() < end and (first or race.finalists):
@@ -62,17 +62,16 @@ def search(argument: Any) -> Iterator[Record]:
                     done.add(race.problem)
 
 
-def _large(solved: Sequence[Problem]) -> list[Problem]:
-    """Of a step: matrices with a part of all bytes of weights, the largest first, attention of a few tokens, the rest.
-
-    Of the rest what each layer has.
+def _parts(solved: Sequence[Problem]) -> list[Problem]:
+    """Of a step: small kernels that each layer has, whose search is short, then attention of a few tokens, then matrices
+    with a part of all bytes of weights, the largest first.
     """
     times = Counter(solved)
     sizes = {p: n * p.bytes["weights"] for p, n in times.items() if isinstance(p, Linear)}
     large = [problem for problem, size in sizes.items() if size >= LEAST * sum(sizes.values())]
     few = [problem for problem in times if isinstance(problem, Attention) and problem.q_len <= FEW_TOKENS]
-    rest = [problem for problem, n in times.items() if n > 1 and not isinstance(problem, Linear | Attention)]
-    return [*sorted(large, key=lambda problem: -sizes[problem]), *few, *rest]
+    small = [problem for problem, n in times.items() if n > 1 and not isinstance(problem, Linear | Attention)]
+    return [*small, *few, *sorted(large, key=lambda problem: -sizes[problem])]
 
 
 def _contenders(problem: Problem, machine: Machine) -> list[Plan]:
