@@ -63,8 +63,8 @@ def search(argument: Any) -> Iterator[Record]:
 
 
 def _parts(solved: Sequence[Problem]) -> list[Problem]:
-    """Of a step: small kernels that each layer has, whose search is short, then attention of a few tokens, then matrices
-    with a part of all bytes of weights, the largest first.
+    """Of a step: small kernels that each layer has, whose search is short, then attention of a few tokens, then
+    matrices with a part of all bytes of weights, the largest first.
     """
     times = Counter(solved)
     sizes = {p: n * p.bytes["weights"] for p, n in times.items() if isinstance(p, Linear)}
