@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from experiments.running.steps_on_device import PEER_CLOSE, Arena
 from lab import catalog, tuned
 from lab.choice import contenders
 from lab.execute import Plan, capture
-from lab.inference.step import FEW_TOKENS
+from lab.inference.step import FEW_TOKENS, planned
 from lab.kernel import Kernel, recorded_schedule, schedule_fields
 from lab.problems import Attention, Linear, Model, Problem
 from lab.record import Checked, Record
@@ -35,7 +36,7 @@ SHALLOWEST = 2  # stages of a ring
 
 
 def search(argument: Any) -> Iterator[Record]:
-    """Records of the finalists for each large part of a step; each best stays for the search of the next.
+    """Records of the finalists for each part of a step that is worth it; each best stays for the search of the next.
 
     When all have been sought the finalists race once more, beside what by then is around them. Parts whose search has
     not begun when the seconds are over are passed over.
@@ -53,7 +54,7 @@ def search(argument: Any) -> Iterator[Record]:
         done.add(alike)
         arena = Arena.of(model, peers=False)
         solved, bound = [call.problem for call in arena.step.calls], list(arena.step.bound)
-        races = [_Race(arena, job, problem, bound) for problem in _large(solved) if problem not in done]
+        races = [_Race(arena, job, problem, bound) for problem in _parts(solved) if problem not in done]
         for first in (True, False):
             for race in races:
                 if time.monotonic() < end and (first or race.finalists):
@@ -61,21 +62,26 @@ def search(argument: Any) -> Iterator[Record]:
                     done.add(race.problem)
 
 
-def _large(solved: Sequence[Problem]) -> list[Problem]:
-    """Of a step: matrices with a part of all bytes of weights, the largest first, then attention of a few tokens."""
+def _parts(solved: Sequence[Problem]) -> list[Problem]:
+    """Of a step: small kernels that each layer has, whose search is short, then attention of a few tokens, then
+    matrices with a part of all bytes of weights, the largest first.
+    """
     times = Counter(solved)
     sizes = {p: n * p.bytes["weights"] for p, n in times.items() if isinstance(p, Linear)}
     large = [problem for problem, size in sizes.items() if size >= LEAST * sum(sizes.values())]
     few = [problem for problem in times if isinstance(problem, Attention) and problem.q_len <= FEW_TOKENS]
-    return [*sorted(large, key=lambda problem: -sizes[problem]), *few]
+    small = [problem for problem, n in times.items() if n > 1 and not isinstance(problem, Linear | Attention)]
+    return [*small, *few, *sorted(large, key=lambda problem: -sizes[problem])]
 
 
 def _contenders(problem: Problem, machine: Machine) -> list[Plan]:
     """Of each kernel's best guesses those predicted best, and what the tuned table has, for other matrices too.
 
-    Attention is to overlap, and may have shallower rings: what they leave of an SM's memory is L1, where matrices keep
-    x.
+    Small kernels keep theirs: all others of them made up 2 us of a step at most. Attention is to overlap, and may have
+    shallower rings: what they leave of an SM's memory is L1, where matrices keep x.
     """
+    if not isinstance(problem, Linear | Attention):
+        return [planned(problem, machine)]
     pairs = _predicted_best(problem, machine)
     for name, fields in tuned.incumbents(problem, machine, chain=True):
         with suppress(InputError, ScheduleError):  # it may not fit this matrix, or an older lab found it
@@ -115,9 +121,9 @@ def _plan(problem: Problem, machine: Machine, kernel: Kernel, schedule: Any) -> 
 
 def _twins(plans: Iterable[Plan]) -> Iterator[Plan]:
     """The same schedules that let the launch behind begin at another time, where they can."""
-    for plan in plans:
-        if hasattr(plan.schedule, "late"):
-            schedule = replace(plan.schedule, late=1 - plan.schedule.late)
+    for plan, late in product(plans, (0, 1)):
+        if getattr(plan.schedule, "late", late) != late:
+            schedule = replace(plan.schedule, late=late)
             yield _plan(plan.problem, plan.machine, plan.kernel, schedule)
 
 

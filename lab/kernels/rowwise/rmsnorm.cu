@@ -10,8 +10,8 @@
 //
 // Launches overlap: the weight never changes, so its loads are issued before the launch before has ended.
 //
-// With one token, the launch behind may begin before the one before has ended. With more it may not: a step of 16
-// sequences, whose layers take whole SMs, was measured to be a third longer so.
+// The launch behind may begin before the one ahead has ended, or `late`, when it has; if nothing else is said, late where
+// there are several tokens: a step of 16 sequences, whose layers take whole SMs, was measured to be a third longer else.
 //
 // Bytes expected from HBM: x, residual, y and total once, the weight once; from L2 the weight once a row at most.
 #include "lab/kernels/common/warp_sum.cuh"
@@ -88,8 +88,8 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
     const bool there = token < m;
     const float share = 1.0f / n;
 
-    const bool one_token = m == 1;
-    if (one_token) ptx::griddepcontrol::launch_dependents();
+    const bool at_once = schedule::late < 0 ? m == 1 : !schedule::late;
+    if (at_once) ptx::griddepcontrol::launch_dependents();
     Vector16 weights[VECTORS], sums[VECTORS], addends[VECTORS];
 #pragma unroll
     for (int v = 0; v < VECTORS; ++v) {
@@ -97,7 +97,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
         weights[v] = ptx::load::cached_if(weight + at, there && at < n);
     }
     ptx::griddepcontrol::wait();  // until the launch before has written x and residual, and reads y and total no more
-    if (!one_token) ptx::griddepcontrol::launch_dependents();
+    if (!at_once) ptx::griddepcontrol::launch_dependents();
 #pragma unroll
     for (int v = 0; v < VECTORS; ++v) {
         const int at = first + v * STRIDE;

@@ -13,8 +13,8 @@
 // Launches overlap: bias and norms never change, so they are read before the launch before has ended; all else depends
 // on what that one writes.
 //
-// With one token, the launch behind may begin before the one before has ended. With more it may not: a step of 16
-// sequences, whose layers take whole SMs, was measured to be a third longer so.
+// The launch behind may begin before the one ahead has ended, or `late`, when it has; if nothing else is said, late where
+// there are several tokens: a step of 16 sequences, whose layers take whole SMs, was measured to be a third longer else.
 //
 // Bytes expected from HBM: qkv, q, what is appended, and a row of `turns` a token, once each; bias and norms once.
 #include "lab/kernels/common/warp_sum.cuh"
@@ -148,8 +148,8 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
     const int first_head = blockIdx.y * schedule::rounds * AT_ONCE + threadIdx.x / UNITS;
     const Cache cache{k, v, kv_heads};
 
-    const bool one_token = gridDim.x == 1;
-    if (one_token) ptx::griddepcontrol::launch_dependents();
+    const bool at_once = schedule::late < 0 ? gridDim.x == 1 : !schedule::late;
+    if (at_once) ptx::griddepcontrol::launch_dependents();
     Vector16 low_bias[schedule::rounds], high_bias[schedule::rounds];
     Vector16 low_norm[schedule::rounds], high_norm[schedule::rounds];
 #pragma unroll
@@ -166,7 +166,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
         }
     }
     ptx::griddepcontrol::wait();  // until the launch before has written qkv, and reads q and the cache no more
-    if (!one_token) ptx::griddepcontrol::launch_dependents();
+    if (!at_once) ptx::griddepcontrol::launch_dependents();
     if (first_head >= heads) return;
     const uint32_t position = min(ptx::load::cached_4(positions + token), uint32_t(turn_rows - 1));
     const int slot = ptx::load::cached_4(slots + token);

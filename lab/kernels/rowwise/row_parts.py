@@ -18,10 +18,12 @@ class Schedule:
 
     warps: int
     vectors: int  # 16-byte loads of a lane from each array
+    late: int = -1  # 1: the launch behind begins when the one ahead has ended; 0: at once; -1: at once for one token
 
     def __post_init__(self) -> None:
         require_choice(self, "warps", (1, 2, 4, 8))
         require_choice(self, "vectors", (1, 2, 4, 8))
+        require_choice(self, "late", (-1, 0, 1))
 
     @property
     def threads(self) -> int:

@@ -5,8 +5,8 @@
 //
 // Launches overlap; what is read, the launch before has written.
 //
-// With one token, the launch behind may begin before the one before has ended. With more it may not: a step of 16
-// sequences, whose layers take whole SMs, was measured to be a third longer so.
+// The launch behind may begin before the one ahead has ended, or `late`, when it has; if nothing else is said, late where
+// there are several tokens: a step of 16 sequences, whose layers take whole SMs, was measured to be a third longer else.
 //
 // Bytes expected from HBM: gate, up and y once.
 #include "lab/kernels/common/silu.cuh"
@@ -37,10 +37,10 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
     const int warp = blockIdx.y * schedule::warps + threadIdx.x / LANES;
     const int first = warp * schedule::vectors * REQUEST + threadIdx.x % LANES * VECTOR;
 
-    const bool one_token = gridDim.x == 1;
-    if (one_token) ptx::griddepcontrol::launch_dependents();
+    const bool at_once = schedule::late < 0 ? gridDim.x == 1 : !schedule::late;
+    if (at_once) ptx::griddepcontrol::launch_dependents();
     ptx::griddepcontrol::wait();  // until the launch before has written gate_up, and reads y no more
-    if (!one_token) ptx::griddepcontrol::launch_dependents();
+    if (!at_once) ptx::griddepcontrol::launch_dependents();
     Vector16 gate[schedule::vectors], up[schedule::vectors];
 #pragma unroll
     for (int v = 0; v < schedule::vectors; ++v) {

@@ -23,7 +23,7 @@ from lab.inference.layers import Forward
 from lab.inference.step import Step, StepCache
 from lab.inference.step_input import Chunk, Layout
 from lab.inference.step_weights import random
-from lab.problems import Attention, Linear, Model, Problem
+from lab.problems import Linear, Model, Problem
 from lab.record import Checked, Record
 from sim.machine import H200, Machine
 from tests.experiments.running.test_on_device import sent
@@ -73,19 +73,18 @@ def test_the_fastest_in_a_step_is_its_share_of_the_step_and_wins() -> None:
     longer = StepJob(problem=replace(MODEL, context=60).as_dict(), experiment="step_bars")
     found = list(step_search.search(sent([job, job, longer])))  # the later ones have nothing left to seek
     problems = {str(record.problem) for record in found}
-    assert len(problems) == len(step_search._large(solved())) > 1
+    assert len(problems) == len(step_search._parts(solved())) > 1
     sweeps = [found[: len(found) // 2], found[len(found) // 2 :]]  # in the second, finalists beside finalists
     assert [record.problem for record in sweeps[0]] == [record.problem for record in sweeps[1]]
     for sweep, problem in product(sweeps, problems):
         own = [record for record in sweep if str(record.problem) == problem]
         matrix = problem_of(own[0].problem or {})
-        assert len(own) == min(step_search.FINALISTS, len(list(step_search._contenders(matrix, H200))))
+        plans = step_search._contenders(matrix, H200)
+        assert len(own) == min(step_search.FINALISTS, len([*plans, *step_search._twins(plans)]))
         assert all(r.clock == "chain" and r.overlapping and r.check and r.check.passed for r in own)
         winner = tuned.winner(own, matrix)
         assert winner is not None
-        assert winner.us == pytest.approx(
-            (STEP_US - REST_US) / (1 if matrix == Linear(1, MODEL.vocab, MODEL.d) else MODEL.layers)
-        )
+        assert winner.us == pytest.approx((STEP_US - REST_US) / solved().count(matrix))
         assert winner.kernel == own[0].kernel
 
 
@@ -94,7 +93,7 @@ def test_what_a_step_hides_is_timed_alone(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(sys.modules[__name__], "REST_US", STEP_US)  # so long without any part, too
     job = StepJob(problem=MODEL.as_dict(), experiment="step_bars")
     found = list(step_search.search(sent([job])))
-    assert len(found) == 2 * len(step_search._large(solved()))  # of each part the fastest alone
+    assert len(found) == 2 * len(step_search._parts(solved()))  # of each part the fastest alone
     assert all(record.metrics["alone"] and record.us and record.us > 0 for record in found)
     head = next(record for record in found if problem_of(record.problem or {}) == Linear(1, MODEL.vocab, MODEL.d))
     assert head.us == STEP_US + 1  # the one launch's own time, not a difference
@@ -111,14 +110,16 @@ def test_no_search_begins_when_the_seconds_are_over(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.usefixtures("_given")
 def test_all_matrices_but_tiny_ones_are_sought_the_largest_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = step_search._large(solved())
+    found = step_search._parts(solved())
     output = Linear(1, MODEL.d, MODEL.q_heads * MODEL.head_dim)
-    assert found[0] == Linear(1, 2 * MODEL.ffn, MODEL.d)
-    assert isinstance(found[-1], Attention)
+    kinds = [problem.kind for problem in found]  # what each layer has; the first norm, without residual, is another
+    assert kinds[:4] == ["rope_append", "rmsnorm", "swiglu", "attention"]
+    assert set(kinds[4:]) == {"linear"}
+    assert found[4] == Linear(1, 2 * MODEL.ffn, MODEL.d)
+    output = Linear(1, MODEL.d, MODEL.q_heads * MODEL.head_dim)
     assert output in found
-    assert all(isinstance(problem, Attention | Linear) for problem in found)
     monkeypatch.setattr(step_search, "LEAST", 0.2)
-    assert output not in step_search._large(solved())
+    assert output not in step_search._parts(solved())
 
 
 def test_what_other_matrices_took_races_along(monkeypatch: pytest.MonkeyPatch) -> None:
