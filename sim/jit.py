@@ -50,10 +50,10 @@ class Late:
 
 
 def njit(*function: Callable, **options: Any) -> Any:
-    """numba.njit, with the cache of sim/cached_jit.py where `cache`."""
+    """numba.njit; where `cache`, with the cache of sim/cached_jit.py and linked as sim/linked_jit.py says."""
 
     def make(function: Callable) -> Any:
-        from sim.cached_jit import njit
+        from sim.linked_jit import njit
 
         return njit(**options)(function)
 
