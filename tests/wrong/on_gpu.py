@@ -21,7 +21,7 @@ from tests.wrong.kernels import WRONG, WrongKernel
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 RIGHT = "right: "
-DEADLINE = 12  # seconds; a kernel that waits for ever is stopped then
+DEADLINE = 30  # seconds; a kernel that waits for ever is stopped then
 AT_ONCE = 16  # sanitizers side by side: most of their time is the host's
 _SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)")
 _COMPLAINT = re.compile(r"========= (?:Error: |Warning: )?(?!COMPUTE)(\S.*)")
