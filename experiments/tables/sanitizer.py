@@ -1,7 +1,8 @@
 """Wrong kernels and right ones: what the emulator says of them, and what compute-sanitizer says on a GPU."""
 
 from experiments import markdown
-from lab.record import ROOT, Archive
+from lab.record import Archive
+from sim.folders import ROOT
 
 _CLEAN = "clean"
 
