@@ -149,7 +149,7 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], chip: SimulatedChip,
 @njit(cache=True, nogil=True)
 def _grid(core, cores, count, marks, data, shape, ctas, spans):
     for cta in range(core, ctas, cores):
-        _cta(count, marks, data, shape, np.int64(cta), ctas, spans)  # prange's index is unsigned: compiled once more
+        _cta(count, marks, data, shape, cta, ctas, spans)
 
 
 @njit(cache=True)
