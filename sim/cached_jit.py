@@ -12,8 +12,9 @@ kills such a process. These workers serve one thread at a time, which sim/turns.
 import hashlib
 import os
 import re
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from fcntl import LOCK_EX, flock
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,18 @@ def njit(*function: Callable, cache: bool = False, **options: Any) -> Any:
         return made
 
     return compiled(*function) if function else compiled
+
+
+@contextmanager
+def alone(function: Callable) -> Iterator[None]:
+    """Let one process at a time pass, for each function; without a cache they do not wait for one another."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            path = ContentLocator(function, function.__code__.co_filename).get_cache_path()
+            os.makedirs(path, exist_ok=True)
+            lock = stack.enter_context(open(f"{path}/{function.__qualname__}.lock", "wb"))
+            flock(lock, LOCK_EX)  # closing the file opens it
+        yield
 
 
 def _cache_of(function: Callable) -> Any:

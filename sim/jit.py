@@ -1,4 +1,4 @@
-"""`njit` and `prange` as simulations use them; Numba itself is loaded when the first of them is called.
+"""`njit` as simulations use it; Numba itself is loaded when the first of its functions is called.
 
 Loading it takes longer than explaining a problem, and what lists, explains and ranks kernels imports their simulations
 without running any.
@@ -10,9 +10,7 @@ from threading import RLock
 from types import ModuleType
 from typing import Any
 
-__all__ = ["linked_jit", "njit", "overload", "prange"]
-
-prange = range  # in compiled code numba.prange takes its place
+__all__ = ["linked_jit", "njit", "overload"]
 
 _settling = RLock()
 _overloads: list[tuple[Callable, dict[str, Any], Callable]] = []
@@ -44,16 +42,14 @@ class Late:
                 known = self._function.__globals__
                 for names in (known, *[vars(value) for value in known.values() if isinstance(value, ModuleType)]):
                     names.update({name: value.compiled for name, value in names.items() if isinstance(value, Late)})
-                if "prange" in known:
-                    known["prange"] = numba.prange
             return self._compiled
 
 
 def njit(*function: Callable, **options: Any) -> Any:
-    """numba.njit, with the cache of sim/cached_jit.py where `cache`."""
+    """numba.njit; where `cache`, with the cache of sim/cached_jit.py and linked as sim/linked_jit.py says."""
 
     def make(function: Callable) -> Any:
-        from sim.cached_jit import njit
+        from sim.linked_jit import njit
 
         return njit(**options)(function)
 

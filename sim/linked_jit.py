@@ -1,8 +1,8 @@
 """Numba compilation of many functions as one: one optimisation of the whole, where `njit` makes one of each part.
 
 Numba links into each function all that it calls, optimises the sum and makes machine code of it: what stands ten calls
-deep is compiled ten times. Here a function that only others call is lowered to LLVM code and no further; an entry links
-all that it reaches, and is optimised, compiled and cached once. Nothing in them allocates an array.
+deep is compiled ten times. Here what compiled code calls is lowered to LLVM code and no further; what Python calls
+links all that it reaches, and is optimised, compiled and cached once.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,29 @@ from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import register_pass
 from numba.core.typed_passes import NativeLowering
 
-from sim.cached_jit import njit
+from sim import cached_jit
 
 
 class _Part(JITCodeLibrary):  # type: ignore[misc]  # Numba's stubs are skipped
     """The code of one function, for an entry to link."""
 
+    _linking_libraries: list[JITCodeLibrary]
+    _joined: Any = None
+
     def finalize(self) -> None:
+        self._finalize_dynamic_globals()
         self._finalized = True
+
+    def own(self) -> Any:
+        """The LLVM module of the function alone."""
+        return super()._get_module_for_linking()
+
+    def _get_module_for_linking(self) -> Any:
+        """The module with all that it reaches, for code that Numba links by itself, such as that of a `prange`."""
+        if self._joined is None:
+            self._joined = self.own().clone()
+            _link(self._joined, self)
+        return self._joined
 
 
 class _Whole(JITCodeLibrary):  # type: ignore[misc]
@@ -31,14 +46,23 @@ class _Whole(JITCodeLibrary):  # type: ignore[misc]
     _linking_libraries: list[JITCodeLibrary]
 
     def finalize(self) -> None:
-        reached = dict.fromkeys(self._linking_libraries)
-        left = list(reached)
-        while left:
-            new = [library for library in left.pop()._linking_libraries if library not in reached]
-            reached |= dict.fromkeys(new)
-            left += new
-        self._linking_libraries = list(reached)
+        _link(self._final_module, self)
+        self._linking_libraries = []
         super().finalize()
+
+
+def _link(module: Any, library: JITCodeLibrary) -> None:
+    """Link into a module all that a library reaches."""
+    reached = dict.fromkeys(library._linking_libraries)
+    left = list(reached)
+    while left:
+        new = [found for found in left.pop()._linking_libraries if found not in reached]
+        reached |= dict.fromkeys(new)
+        left += new
+    for found in reached:
+        library._reload_init.update(found._reload_init)
+        part = found.own() if isinstance(found, _Part) else found._get_module_for_linking()
+        module.link_in(part, preserve=True)
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
@@ -86,20 +110,48 @@ class _WholeCompiler(_Compiler):
     lowering = _LowerWhole
 
 
-_COMMON: dict[str, Any] = {
+_PART: dict[str, Any] = {"pipeline_class": _PartCompiler, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_WHOLE: dict[str, Any] = {"pipeline_class": _WholeCompiler, "cache": True}
+_PLAIN: dict[str, Any] = {
     "_nrt": False,  # views belong to nobody: no code that counts references
     "error_model": "numpy",  # no branch of an exception in each division
 }
-_PART: dict[str, Any] = {"pipeline_class": _PartCompiler, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-_WHOLE: dict[str, Any] = {"pipeline_class": _WholeCompiler, "cache": True}
+
+
+def njit(function: Callable[..., Any] | None = None, /, *, cache: bool = False, **options: Any) -> Any:
+    """numba.njit of what Python and compiled code may call, linked as said above where `cache`."""
+    if function is None:
+        return lambda wrapped: njit(wrapped, cache=cache, **options)
+    if not cache or options.get("inline") == "always" or options.get("parallel"):
+        return cached_jit.njit(cache=cache, **options)(function)
+    whole, part = _whole(function, options), _part(function, options)
+    whole.get_call_template, whole.get_overload = part.get_call_template, part.get_overload
+    return whole
 
 
 def jit(function: Callable[..., Any] | None = None, /, *, entry: bool = False, **options: Any) -> Any:
-    """Compiles a function; only an `entry` can be called from Python."""
+    """Compiles a function that allocates no array; only an `entry` can be called from Python."""
     if function is None:
         return lambda wrapped: jit(wrapped, entry=entry, **options)
-    options = _COMMON | (_WHOLE if entry else _PART) | options
-    dispatcher = njit(**options)(function)
+    options = _PLAIN | options
+    return _whole(function, options) if entry else _part(function, options)
+
+
+def _whole(function: Callable[..., Any], options: dict[str, Any]) -> Any:
+    dispatcher = cached_jit.njit(**_WHOLE, **options)(function)
+    compile_alone = dispatcher.compile
+
+    def compile(signature: Any) -> Any:
+        """Of processes that want the same code at once one compiles it, and the others read what it left."""
+        with cached_jit.alone(function):
+            return compile_alone(signature)
+
+    dispatcher.compile = compile
+    return dispatcher
+
+
+def _part(function: Callable[..., Any], options: dict[str, Any]) -> Any:
+    dispatcher = cached_jit.njit(**_PART, **options)(function)
     compile_for = dispatcher.get_call_template
 
     def get_call_template(args: Any, kws: Any) -> Any:

@@ -30,6 +30,7 @@ from hypothesis import assume, settings
 from hypothesis import strategies as st
 
 from lab import catalog
+from lab.emulation.source import cuda_headers
 from lab.kernel import Kernel
 from lab.problems import Attention, Problem
 from lab.verify import Check, compare
@@ -55,6 +56,12 @@ def some(values: Iterable[Any], every: bool, drawn: int = 2) -> list[Any]:
     """The first value and so many drawn ones, the same in each run; or every value."""
     first, *others = values
     return [first, *(others if every else Random(0).sample(others, min(drawn, len(others))))]
+
+
+def require_header(name: str) -> None:
+    """Skip the test where CUDA's header of that name is not installed."""
+    if not any((folder / name).exists() for folder in cuda_headers()):
+        pytest.skip(f"needs {name}: the extra cuda-headers")
 
 
 def variants(kernel: Kernel) -> list[Any]:

@@ -11,8 +11,8 @@ from lab.compile import compile_text
 from sim.errors import InputError
 from sim.machine import Machine
 
-# Folders of CUDA's headers within the packages nvidia-cuda-runtime, -crt and -cccl, and within a toolkit.
-_HEADERS = ("include", "include/cccl")
+# Folders of CUDA's headers within the packages nvidia-cuda-runtime, -crt and -cccl, and within a toolkit; one of each.
+_HEADERS = {"include": "cuda_fp16.h", "include/cccl": "cuda/atomic"}
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,13 @@ def module_of(
 
 
 def cuda_headers() -> list[Path]:
-    """The folders of CUDA's headers: those of the extra `cuda-headers`, else those of a toolkit, else none."""
+    """The folders of CUDA's headers: those of the extra `cuda-headers`, else those of a toolkit."""
     spec = find_spec("nvidia")
     roots = [Path(p) / "cu13" for p in (spec.submodule_search_locations or [])] if spec else []
     roots += [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
-    for root in (*roots, Path("/usr/local/cuda")):
-        if (root / "include" / "cuda_fp16.h").exists():
-            return [root / folder for folder in _HEADERS if (root / folder).exists()]
-    return []
+    roots.append(Path("/usr/local/cuda"))
+    found = (next((r / f for r in roots if (r / f / header).exists()), None) for f, header in _HEADERS.items())
+    return [folder for folder in found if folder]
 
 
 def _in_ptx(name: str, known: Sequence[str], source: str) -> str:

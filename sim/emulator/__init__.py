@@ -9,7 +9,7 @@ from sim.emulator.decode import decode
 from sim.emulator.image import Buffer, Image, Map
 from sim.emulator.ptx import EmulatorError
 from sim.emulator.report import Access, Emulation, Event, Hazard, Line, Statistics, to_chrome_trace
-from sim.emulator.run import execute, run
+from sim.emulator.run import execute, interpreter, run
 
 __all__ = [
     "Access",
@@ -24,6 +24,7 @@ __all__ = [
     "Statistics",
     "decode",
     "execute",
+    "interpreter",
     "run",
     "to_chrome_trace",
 ]

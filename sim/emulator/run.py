@@ -1,7 +1,5 @@
 """Run a launch's PTX on the emulated chip: build its memory, interpret, collect counts and hazards."""
 
-import contextlib
-import fcntl
 from functools import cache, reduce
 from math import inf, prod
 from time import monotonic
@@ -20,8 +18,6 @@ from sim.emulator.image import Buffer, Image, address, image_of
 from sim.emulator.program import Program
 from sim.emulator.ptx import EmulatorError
 from sim.emulator.report import Emulation, Hazard, hazards_of, lines_of, stalled, statistics_of, trace_of
-from sim.errors import EnvironmentFailure
-from sim.folders import cache_dir
 from sim.launch import Launch
 from sim.machine import Machine
 
@@ -66,19 +62,16 @@ def execute(
     """
     program = decode(ptx, image.entry, len(image.buffers))
     chip = _Chip(program, image, machine, seed, check, trace, profiled)
+    interpreter()  # its compilation is none of the deadline's
     outcome = chip.run(max_steps, monotonic() + deadline_s)
     chip.copy_back()
     return chip.emulation(outcome)
 
 
 @cache
-def _interpreter() -> Any:
-    """The compiled interpreter; where several processes need it at once, one compiles it and the others wait."""
-    with contextlib.ExitStack() as held:
-        with contextlib.suppress(EnvironmentFailure, OSError):  # without a place for the lock each compiles it
-            lock = held.enter_context((cache_dir() / "emulator.lock").open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        interpret.run.compile((types.Array(types.int64, 2, "C"),))
+def interpreter() -> Any:
+    """The compiled interpreter: by the first call that needs it in a minute or two, later from the cache."""
+    interpret.run.compile((types.Array(types.int64, 2, "C"),))
     return interpret.run
 
 
@@ -102,11 +95,11 @@ class _Chip:
 
     def run(self, max_steps: int, deadline: float) -> int:
         """Interpret until the launch ends, stalls, has executed `max_steps` or the clock says `deadline`."""
-        cfg, stat, interpreter = self.cfg, self.tables[t.STAT], _interpreter()
+        cfg, stat, compiled = self.cfg, self.tables[t.STAT], interpreter()
         while True:
             cfg[t.MAX_STEPS] = min(int(cfg[t.STEPS]) + _SLICE, max_steps)
             spun, progress = int(stat[t.SPUN]), int(stat[t.PROGRESS])
-            outcome = int(interpreter(self.tables.handle))
+            outcome = int(compiled(self.tables.handle))
             if outcome != interpret.OUT_OF_STEPS:
                 return outcome
             if cfg[t.STEPS] > max_steps or (stat[t.SPUN] > spun and stat[t.PROGRESS] == progress):

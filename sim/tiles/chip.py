@@ -39,13 +39,24 @@ class SimulatedChip:
         """The sector marks of several array arguments; none of one that this launch is without."""
         return (self._marks.get(name, np.zeros(0, np.uint8)) for name in names)
 
+    def on_all_cores(self, simulate: Callable[..., None], *arguments: Any) -> None:
+        """`simulate(core, cores, *arguments)` on every core of the host; the SMs core, core + cores ... are its own.
+
+        It is compiled with `nogil`. A `prange` over the SMs would do as well, but Numba makes machine code of all that
+        it reaches three times more, and that takes longer than all the rest.
+        """
+        import numba  # loaded by now, as `simulate` is compiled code, or by its first call
+
+        cores = min(numba.get_num_threads(), len(self.count))
+        with ThreadPoolExecutor(cores) as pool:
+            list(pool.map(lambda core: simulate(core, cores, *arguments), range(cores)))
+
     def each_sm(self, simulate: Callable[..., None], *arguments: Any) -> None:
         """`simulate(counters, sm, sms, *arguments)` of every SM, which has counters of its own, on all cores.
 
-        It is compiled with `nogil`. A `prange` over the SMs would do as well, but Numba makes machine code of all that
-        it reaches once more, and for many arguments that takes longer than all the rest.
+        It is compiled with `nogil`.
         """
-        import numba  # loaded by now, as `simulate` is compiled code, or by its first call
+        import numba
 
         sms = len(self.count)
         with ThreadPoolExecutor(numba.get_num_threads()) as pool:

@@ -6,6 +6,7 @@ and every dimension is ragged, as far as the kernel's schedule has such things.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,7 @@ def cases(kernel: Kernel) -> list[Case]:
     return found
 
 
+@cache
 def hardest(kernel: Kernel) -> Case:
     """The case of a kernel's usual formats with clusters or splits, if it has them."""
     form = _forms(kernel)[0]
@@ -80,6 +82,7 @@ def _telling(kernel: Kernel, form: Problem) -> list[Any]:
     return list(dict.fromkeys((*schedules[:1], *clustered[:1], *split[:1])))
 
 
+@cache
 def _forms(kernel: Kernel) -> list[Problem]:
     """Some problem for each variant that the kernel takes."""
     if kernel.solves.problem is Linear:

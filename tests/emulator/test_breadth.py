@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import lab
 from tests.emulator.text import elementwise
+from tests.strategies import require_header
 
 WORDS = st.lists(st.integers(0, 2**64 - 1), min_size=32, max_size=32)
 
@@ -72,7 +73,7 @@ def test_an_integer_matrix_product() -> None:
 
 @pytest.mark.parametrize(("a_layout", "b_layout"), [("row", "col"), ("col", "row")])
 def test_matrices_through_wmma(a_layout: str, b_layout: str) -> None:
-    pytest.importorskip("nvidia", reason="needs the extra cuda-headers")
+    require_header("mma.h")
     source = f"""
         #include <mma.h>
         using namespace nvcuda::wmma;

@@ -3,7 +3,7 @@
 import multiprocessing
 import pickle
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import ml_dtypes
 import numba
@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import lab
-from sim.cached_jit import njit
+from sim import linked_jit
+from sim.cached_jit import alone, njit
 from sim.jit import Late
 from sim.tiles import groups
 
@@ -53,6 +54,37 @@ def test_a_cache_that_cannot_be_read_is_made_anew(left: bytes, tmp_path: Path, m
         compiled._cache = kept
         assert compiled(1) == 2
         assert sum(compiled.stats.cache_hits.values()) == hits
+
+
+@linked_jit.njit(cache=True)
+def doubled(x):  # type: ignore[no-untyped-def]
+    return 2 * x
+
+
+@linked_jit.njit(cache=True)
+def doubled_twice(x):  # type: ignore[no-untyped-def]
+    return doubled(doubled(x))
+
+
+def test_what_compiled_code_calls_is_not_compiled_by_itself() -> None:
+    assert doubled_twice(3) == 12
+    assert doubled.signatures == []
+    assert doubled(3) == 6
+
+
+def test_of_those_who_want_the_same_code_the_others_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAB_CACHE_DIR", str(tmp_path))
+
+    def enter() -> None:
+        with alone(product):
+            passed.set()
+
+    passed, other = Event(), Thread(target=enter)
+    with alone(product):
+        other.start()
+        assert not passed.wait(0.1)
+    other.join()
+    assert passed.is_set()
 
 
 def product(x: np.ndarray) -> None:

@@ -1,5 +1,6 @@
 """Over 20 interleavings no right kernel is said to be wrong, and no wrong one escapes under its hazard's name."""
 
+import re
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import lab
 from lab.emulation import Check
 from sim.folders import ROOT
 from tests.small import Small, barriers, calls, copies, grids, lanes
+from tests.strategies import require_header
 
 ALL = [k for module in (barriers, lanes, grids, copies, calls) for k in module.KERNELS]
 SEEDS = 20
@@ -23,6 +25,8 @@ WRONG = sampled([(f"{k.name}-{i}", (k, i)) for k in ALL for i in range(len(k.wro
 
 
 def emulated(kernel: Small, edit: int | None) -> Check:
+    for header in re.findall(r"#include <(.*?)>", kernel.before):
+        require_header(header)
     return lab.emulate(kernel.source(edit), "k", kernel.launch, [ROOT], seeds=SEEDS, deadline_s=120)
 
 

@@ -6,9 +6,7 @@
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import cupy
 
@@ -18,12 +16,13 @@ from lab.gpu.launch import Ready, executor
 from lab.record import Record, append, folder, provenance
 from lab.verify import verify
 from sim.machine import H100
-from tests.emulator.cases import Case, cases
+from tests.emulator.cases import Case, hardest
 from tests.wrong.kernels import WRONG, WrongKernel
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+RIGHT = "right: "
 DEADLINE = 30  # seconds; a kernel that waits for ever is stopped then
-AT_ONCE = 12  # sanitizers side by side: most of their time is the host's
+AT_ONCE = 16  # sanitizers side by side: most of their time is the host's
 _SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)")
 _COMPLAINT = re.compile(r"========= (?:Error: |Warning: )?(?!COMPUTE)(\S.*)")
 
@@ -43,11 +42,17 @@ def launch_right(case: Case) -> None:
         raise RuntimeError(f"{case.kernel.name} is wrong: {found.check}")
 
 
-# What can be launched, by name: the emulator's word on it, and how.
-SUBJECTS: dict[str, tuple[str, Callable[[], None]]] = {
-    **{k.name: (k.hazard, partial(launch_wrong, k)) for k in WRONG},
-    **{f"right: {c}": ("clean", partial(launch_right, c)) for kernel in catalog.kernels() for c in cases(kernel)},
-}
+def names() -> dict[str, str]:
+    """What can be launched, by name: the emulator's word on it."""
+    return {k.name: k.hazard for k in WRONG} | {f"{RIGHT}{name}": "clean" for name in catalog.names()}
+
+
+def launch(name: str) -> None:
+    """Launch a wrong kernel, or the hardest case of a right one, once."""
+    if name.startswith(RIGHT):
+        launch_right(hardest(catalog.get(name.removeprefix(RIGHT))))
+    else:
+        launch_wrong(next(kernel for kernel in WRONG if kernel.name == name))
 
 
 def verdict(tool: str, name: str) -> str:
@@ -66,25 +71,25 @@ def verdict(tool: str, name: str) -> str:
 
 def main() -> None:
     if len(sys.argv) == 2:
-        SUBJECTS[sys.argv[1]][1]()
+        launch(sys.argv[1])
         return
     device.require_device()
-    card, origin = device.card(), provenance()
+    card, machine, origin = device.card(), device.machine(), provenance()
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        asked = {name: {tool: pool.submit(verdict, tool, name) for tool in TOOLS} for name in SUBJECTS}
+        asked = {name: {tool: pool.submit(verdict, tool, name) for tool in TOOLS} for name in names()}
         for name, answers in asked.items():
             said = {tool: answer.result() for tool, answer in answers.items()}
             row = Record(
                 **origin,
                 on="gpu",
-                machine=H100.name,
+                machine=machine.name,
                 card=card.name,
                 driver=card.driver,
                 experiment="sanitizer",
-                metrics={"subject": name, "emulator": SUBJECTS[name][0], **said},
+                metrics={"subject": name, "emulator": names()[name], **said},
             )
             append(row, folder() / "sanitizer.jsonl")
-            print(name, "|", SUBJECTS[name][0], "|", said, flush=True)
+            print(name, "|", names()[name], "|", said, flush=True)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from lab.kernels.attention.prefill import (
     whole_spans,
 )
 from sim.formats import encode
-from sim.jit import njit, prange
+from sim.jit import njit
 from sim.launch import Launch
 from sim.tiles import (
     ELEMENT,
@@ -138,7 +138,7 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], chip: SimulatedChip,
     q_starts, kv_lens, flat = (np.ascontiguousarray(arrays[x]).reshape(-1) for x in ("q_starts", "kv_lens", places))
     data = Data(matrix("q", p.head_dim), matrix(k, width), matrix(v, width), y, lse, q_starts, kv_lens, flat)
     ctas = min(launch.ctas, len(chip.count))  # those beyond come after them on the same SMs
-    _grid(chip.count, marks, data, shape, ctas, span_count(p, s))
+    chip.on_all_cores(_grid, chip.count, marks, data, shape, ctas, span_count(p, s))
     if computed:
         written = slice(int(data.q_starts[0]), int(data.q_starts[-1]))
         arrays["y"][written] = encode(y, p.output).reshape(p.tokens, p.q_heads, p.head_dim)[written]
@@ -146,10 +146,10 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], chip: SimulatedChip,
             arrays["lse"][written] = lse.reshape(p.tokens, p.q_heads)[written]
 
 
-@njit(cache=True, parallel=True)
-def _grid(count, marks, data, shape, ctas, spans):
-    for cta in prange(ctas):
-        _cta(count, marks, data, shape, np.int64(cta), ctas, spans)  # prange's index is unsigned: compiled once more
+@njit(cache=True, nogil=True)
+def _grid(core, cores, count, marks, data, shape, ctas, spans):
+    for cta in range(core, ctas, cores):
+        _cta(count, marks, data, shape, cta, ctas, spans)
 
 
 @njit(cache=True)

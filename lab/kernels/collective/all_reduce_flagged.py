@@ -11,7 +11,7 @@ from lab.kernels.collective.two_ranks import FIRST_SLOT, LANES, UNIT, WORD, Sche
 from lab.problems.all_reduce import RANKS, AllReduce
 from sim.counts import SECTOR, Counts
 from sim.formats import decode, encode
-from sim.jit import njit, prange
+from sim.jit import njit
 from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import SimulatedChip, add_atomically, count_fma, load_vector, store_vector
@@ -75,7 +75,7 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     p, s = launch.problem, launch.schedule
     chip = SimulatedChip(launch, machine)
     marks = chip.marks_of("x", "y", "inbox0", "inbox1", "flags0", "flags1", "epochs")
-    _grid(chip.count, *marks, p.rank_bytes // UNIT, s.ctas, s.warps)
+    chip.on_all_cores(_grid, chip.count, *marks, p.rank_bytes // UNIT, s.ctas, s.warps)
     if "x" in arrays:
         x = decode(arrays["x"], p.activations).astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -83,10 +83,10 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     return chip.counts()
 
 
-@njit(cache=True, parallel=True)
-def _grid(count, x, y, inbox0, inbox1, flags0, flags1, epochs, units, ctas, warps):
+@njit(cache=True, nogil=True)
+def _grid(core, cores, count, x, y, inbox0, inbox1, flags0, flags1, epochs, units, ctas, warps):
     sms = count.shape[0]
-    for sm in prange(sms):
+    for sm in range(core, sms, cores):
         for cta in range(sm, RANKS * ctas, sms):
             rank, part = cta // ctas, cta % ctas
             mine, theirs = (inbox1, inbox0) if rank == 1 else (inbox0, inbox1)

@@ -13,7 +13,7 @@ from lab.kernels.gemm import simt_tile
 from lab.kernels.gemm.simt_tile import FLOAT, LANES, ROW, RowByRow
 from lab.problems import Linear
 from sim.counts import Counts
-from sim.jit import njit, prange
+from sim.jit import njit
 from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import SimulatedChip, count_fma, dot, store_vector
@@ -66,14 +66,14 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     nothing = np.zeros((0, 0), np.float32)
     operands = [arrays[name] if arrays else nothing for name in ("x", "w", "y")]
     marks = [chip.marks(name) for name in ("x", "w", "y")]
-    _grid(chip.count, *marks, *operands, p.m, p.n, p.k, launch.grid[0], s.block_m, s.block_n)
+    chip.on_all_cores(_grid, chip.count, *marks, *operands, p.m, p.n, p.k, launch.grid[0], s.block_m, s.block_n)
     return chip.counts()
 
 
-@njit(cache=True, parallel=True)
-def _grid(count, x_marks, w_marks, y_marks, x, w, y, m, n, k, tiles, block_m, block_n):
+@njit(cache=True, nogil=True)
+def _grid(core, cores, count, x_marks, w_marks, y_marks, x, w, y, m, n, k, tiles, block_m, block_n):
     sms = count.shape[0]
-    for sm in prange(sms):
+    for sm in range(core, sms, cores):
         for cta in range(sm, tiles, sms):
             top, left = tile_at(cta, m, n, block_m, block_n, 1)
             for row in range(top, min(top + block_m, m)):

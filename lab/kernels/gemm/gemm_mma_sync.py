@@ -16,7 +16,7 @@ from sim.cache.walk import Requests
 from sim.counts import SECTOR, Counts, box_sectors, sectors
 from sim.errors import ScheduleError
 from sim.formats import decode, encode
-from sim.jit import njit, prange
+from sim.jit import njit
 from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import SimulatedChip, load_patch, mma, store_patch
@@ -240,7 +240,7 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     sums = np.empty((p.m, p.n), np.float32) if arrays else nothing
     marks = [chip.marks(name) for name in ("x", "w", "y")]
     tile = (s.block_m, s.block_n, s.block_k, s.warp_m, s.warp_n, s.group_m)
-    _grid(chip.count, *marks, x, w, sums, p.m, p.n, p.k, launch.grid[0], *tile)
+    chip.on_all_cores(_grid, chip.count, *marks, x, w, sums, p.m, p.n, p.k, launch.grid[0], *tile)
     if arrays:
         arrays["y"][...] = encode(sums, p.output)
     return chip.counts(requested(launch, machine))
@@ -252,13 +252,31 @@ def requested(launch: Launch, machine: Machine) -> Requests:
     return requests(walk, SIZE, SIZE)
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, nogil=True)
 def _grid(
-    count, x_marks, w_marks, y_marks, x, w, y, m, n, k, tiles, block_m, block_n, block_k, warp_m, warp_n, group_m
+    core,
+    cores,
+    count,
+    x_marks,
+    w_marks,
+    y_marks,
+    x,
+    w,
+    y,
+    m,
+    n,
+    k,
+    tiles,
+    block_m,
+    block_n,
+    block_k,
+    warp_m,
+    warp_n,
+    group_m,
 ):
     sms = count.shape[0]
     fill_rows, store_rows = CHUNK * LANES // block_k, CHUNK * LANES // warp_n  # of a warp's request
-    for sm in prange(sms):
+    for sm in range(core, sms, cores):
         x_tile = np.empty((block_m, block_k), np.float32)
         w_tile = np.empty((block_k, block_n), np.float32)  # transposed on its way in, as the mma wants it
         total = np.empty((block_m, block_n), np.float32)

@@ -12,7 +12,7 @@ from lab.kernels.common.thread_per_output import LANES, warp
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.formats import encode
-from sim.jit import njit, prange
+from sim.jit import njit
 from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import SimulatedChip
@@ -74,16 +74,18 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     sums = np.zeros((p.m, p.n) if arrays else (0, 0), np.float32)
     marks = [chip.marks(name) for name in ("x", "w", "y")]
     size = y_array.storage.itemsize
-    _grid(chip.count, *marks, x, w, sums, p.m, p.n, p.k, launch.grid[0], launch.grid[1], s.block_m, s.block_n, size)
+    chip.on_all_cores(
+        _grid, chip.count, *marks, x, w, sums, p.m, p.n, p.k, launch.grid[0], launch.grid[1], s.block_m, s.block_n, size
+    )
     if arrays:
         arrays["y"][...] = encode(sums, p.output)
     return chip.counts()
 
 
-@njit(cache=True, parallel=True)
-def _grid(count, x_marks, w_marks, y_marks, x, w, sums, m, n, k, grid_x, grid_y, block_m, block_n, size):
+@njit(cache=True, nogil=True)
+def _grid(core, cores, count, x_marks, w_marks, y_marks, x, w, sums, m, n, k, grid_x, grid_y, block_m, block_n, size):
     sms = count.shape[0]
-    for sm in prange(sms):
+    for sm in range(core, sms, cores):
         for cta in range(sm, grid_x * grid_y, sms):
             top, left = cta // grid_x * block_m, cta % grid_x * block_n
             for row in range(top, min(top + block_m, m)):

@@ -19,7 +19,7 @@ from lab.kernels.gemm.wgmma_mainloop import FACTS, MMA_M, STEP_BYTES, Tiling, bo
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.errors import ScheduleError
-from sim.jit import njit, prange
+from sim.jit import njit
 from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import ELEMENT, SimulatedChip, load_tile, mma, store_tile
@@ -213,21 +213,22 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     chip = SimulatedChip(launch, machine)
     x, w, y = (arrays[a.name] if arrays else np.zeros((0, 0), a.storage) for a in launch.arrays)
     marks = [chip.marks(name) for name in ("x", "w", "y")]
-    _grid(
-        chip.count, *marks, x, w, y, p.m, p.n, p.k, launch.ctas // s.split_k, s.block_m, s.block_n, s.split_k,
+    chip.on_all_cores(
+        _grid, chip.count, *marks, x, w, y, p.m, p.n, p.k, launch.ctas // s.split_k, s.block_m, s.block_n, s.split_k,
         s.group_m, step_of(p), box_columns(p, s.part), ELEMENT[p.activations], ELEMENT[p.output],
     )  # fmt: skip
     return chip.counts()
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, nogil=True)
 def _grid(
+    core, cores,
     count, x_marks, w_marks, y_marks, x, w, y, m, n, k, tiles, block_m, block_n, split_k, group_m, step, box, element,
     output,
 ):  # fmt: skip
     workers = count.shape[0]
     steps, part = -(-k // step), block_n // split_k
-    for worker in prange(workers):
+    for worker in range(core, workers, cores):
         counter = count[worker]
         x_tile = np.zeros((block_m, step), np.float32)
         w_tile = np.empty((step, block_n), np.float32)  # transposed on its way in, as the mma wants it

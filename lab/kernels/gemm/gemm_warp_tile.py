@@ -92,17 +92,14 @@ class Schedule:
             )
 
 
-SHAPES = (  # block_m, block_n, block_k, thread_m, thread_n, stages, CTAs an SM
+# block_m, block_n, block_k, thread_m, thread_n, stages, CTAs an SM. With steps of 8 NVRTC 13.0 spills (13.5 does not).
+SHAPES = (
     (256, 128, 32, 16, 8, 3, 1),
     (256, 128, 16, 16, 8, 4, 1),
     (128, 256, 16, 16, 8, 4, 1),
     (128, 128, 32, 16, 8, 3, 2),
     (128, 128, 16, 16, 8, 3, 2),
     (128, 256, 32, 8, 16, 3, 1),
-    (256, 128, 8, 16, 8, 4, 1),
-    (128, 128, 8, 16, 8, 4, 2),
-    (128, 128, 8, 8, 8, 4, 2),
-    (64, 128, 8, 8, 8, 4, 4),
     (64, 64, 16, 4, 8, 3, 4),
     (32, 64, 16, 4, 4, 3, 4),
 )

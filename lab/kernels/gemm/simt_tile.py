@@ -16,7 +16,7 @@ from lab.problems import Linear
 from sim.bound import bills_us
 from sim.counts import SECTOR, Counts, sectors
 from sim.errors import ScheduleError
-from sim.jit import njit, prange
+from sim.jit import njit
 from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import SimulatedChip, assign, fma_tile, load_lanes, load_vector, store_lanes
@@ -241,7 +241,7 @@ def simulate_tiles(
     operands = [arrays[name] if arrays else nothing for name in ("x", "w", "y")]
     marks = [chip.marks(name) for name in ("x", "w", "y")]
     tile = (s.block_m, s.block_n, s.block_k, s.group_m)
-    _grid(chip.count, *marks, *operands, p.m, p.n, p.k, launch.grid[0], *tile, load, store)
+    chip.on_all_cores(_grid, chip.count, *marks, *operands, p.m, p.n, p.k, launch.grid[0], *tile, load, store)
     return chip.counts()
 
 
@@ -276,12 +276,13 @@ def store_patches(count, marks, target, rows, columns, row, column, tile, reques
         assign(target[row : row + height, column : column + width], tile[:height, :width])
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, nogil=True)
 def _grid(
+    core, cores,
     count, x_marks, w_marks, y_marks, x, w, y, m, n, k, tiles, block_m, block_n, block_k, group_m, load, store
 ):  # fmt: skip
     sms = count.shape[0]
-    for sm in prange(sms):
+    for sm in range(core, sms, cores):
         x_tile = np.zeros((block_m, block_k), np.float32)
         w_tile = np.zeros((block_k, block_n), np.float32)  # transposed on its way in, as the multiplication wants it
         sums = np.zeros((block_m, block_n), np.float32)

@@ -16,7 +16,7 @@ from sim.cache.walk import Requests
 from sim.counts import SECTOR, Counts, box_sectors, sectors
 from sim.errors import ScheduleError
 from sim.formats import FORMATS
-from sim.jit import njit, prange
+from sim.jit import njit
 from sim.launch import Argument, Array, Launch, Role, TensorMap
 from sim.machine import Machine
 from sim.tiles import ELEMENT, SimulatedChip, load_tile, mma, store_tile
@@ -192,9 +192,9 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     workers = min(launch.ctas // cluster, clusters.at_once(cluster, 1, machine))
     epilogue = wgmma_epilogue.operands(p, chip, arrays, getattr(s, "part_columns", 0))
     wgmma_epilogue.count_tensor_scales(p, chip, workers * cluster)
-    _grid(
-        chip.count, *marks, x, w, y, p.m, p.n, p.k, *columns, workers, s.block_m, columns_of(p, s.block_n), cluster,
-        s.group_m, step_of(p), box_columns(p, s.block_n), epilogue, ELEMENT[p.activations], ELEMENT[p.output],
+    chip.on_all_cores(
+        _grid, chip.count, *marks, x, w, y, p.m, p.n, p.k, *columns, workers, s.block_m, columns_of(p, s.block_n),
+        cluster, s.group_m, step_of(p), box_columns(p, s.block_n), epilogue, ELEMENT[p.activations], ELEMENT[p.output],
     )  # fmt: skip
     return chip.counts(requested(launch, machine))
 
@@ -209,8 +209,9 @@ def requested(launch: Launch, machine: Machine) -> Requests:
     return requests(walk, size, out)
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, nogil=True)
 def _grid(
+    core, cores,
     count, x_marks, w_marks, y_marks, x, w, y, m, n, k, x_columns, w_columns, workers, block_m, columns, cluster,
     group_m, step, box, epilogue, element, output,
 ):  # fmt: skip
@@ -219,7 +220,7 @@ def _grid(
     width = n // halves  # columns of y
     tiles = -(-m // tall) * -(-width // columns)
     part = columns // cluster
-    for cta in prange(workers * cluster):
+    for cta in range(core, workers * cluster, cores):
         rank, counter = cta % cluster, count[cta]
         x_tile = np.empty((block_m, step), np.float32)
         w_tile = np.empty((step, halves * columns), np.float32)  # transposed on its way in, as the mma wants it

@@ -15,7 +15,7 @@ from lab.problems import Linear
 from sim.counts import Counts, row_sectors
 from sim.errors import ScheduleError
 from sim.formats import encode
-from sim.jit import njit, prange
+from sim.jit import njit
 from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import ELEMENT as CODES
@@ -121,8 +121,8 @@ def simulate(
     sums = np.zeros((p.m, p.n) if arrays else (0, 0), np.float32)
     marks = [chip.marks(name) for name in ("x", "w", "y")]
     steps = np.array(segments(p.k, split_k, s.step_bytes), np.int64)
-    _grid(
-        chip.count, *marks, x, w, sums, p.m, p.n, p.k, launch.grid[0] // split_k, steps, s.block_n, s.warps,
+    chip.on_all_cores(
+        _grid, chip.count, *marks, x, w, sums, p.m, p.n, p.k, launch.grid[0] // split_k, steps, s.block_n, s.warps,
         s.step_bytes // ELEMENT, owned, stored, CODES[p.weights],
     )  # fmt: skip
     if arrays:
@@ -130,12 +130,31 @@ def simulate(
     return chip.counts()
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, nogil=True)
 def _grid(
-    count, x_marks, w_marks, y_marks, x, w, sums, m, n, k, blocks, steps, block_n, warps, step, owned, stored, element
+    core,
+    cores,
+    count,
+    x_marks,
+    w_marks,
+    y_marks,
+    x,
+    w,
+    sums,
+    m,
+    n,
+    k,
+    blocks,
+    steps,
+    block_n,
+    warps,
+    step,
+    owned,
+    stored,
+    element,
 ):
     sms = count.shape[0]
-    for sm in prange(sms):
+    for sm in range(core, sms, cores):
         w_stage = np.empty((warps, step), np.float32)
         x_stage = np.empty((1, step), np.float32)
         for block in range(sm, blocks * m, sms):

@@ -13,7 +13,7 @@ from lab.kernels.gemv.dot_product import ELEMENT, LANES
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.formats import encode
-from sim.jit import njit, prange
+from sim.jit import njit
 from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import SimulatedChip, count_fma, dot, store_vector
@@ -66,16 +66,16 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     x, w = dot_product.operands(p, arrays)
     sums = np.zeros((p.m, p.n) if arrays else (0, 0), np.float32)
     marks = [chip.marks(name) for name in ("x", "w", "y")]
-    _grid(chip.count, *marks, x, w, sums, p.n, p.k, launch.grid[0], p.m, s.warps)
+    chip.on_all_cores(_grid, chip.count, *marks, x, w, sums, p.n, p.k, launch.grid[0], p.m, s.warps)
     if arrays:
         arrays["y"][...] = encode(sums, p.output)
     return chip.counts()
 
 
-@njit(cache=True, parallel=True)
-def _grid(count, x_marks, w_marks, y_marks, x, w, sums, n, k, grid_x, tokens, warps):
+@njit(cache=True, nogil=True)
+def _grid(core, cores, count, x_marks, w_marks, y_marks, x, w, sums, n, k, grid_x, tokens, warps):
     sms = count.shape[0]
-    for sm in prange(sms):
+    for sm in range(core, sms, cores):
         for cta in range(sm, grid_x * tokens, sms):
             token, first = cta // grid_x, cta % grid_x * warps
             for row in range(first, min(first + warps, n)):

@@ -11,7 +11,7 @@ from lab.kernels.gemv.mma_tiles import FLOAT, LANES, MMA_M, PAIRS_BYTES, SIZE, p
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.formats import encode
-from sim.jit import njit, prange
+from sim.jit import njit
 from sim.launch import Array, Launch, Role
 from sim.machine import Machine
 from sim.tiles import (
@@ -128,8 +128,8 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     marks = [chip.marks(name) for name in ("x", "w", "w_scale", "y")]
     order_marks = chip.marks("order") if p.ordered else np.zeros(0, marks[0].dtype)
     tile = (s.block_m, s.rows, s.teams, s.split_k, s.cluster)
-    _grid(
-        chip.count, *marks, order_marks, x, w, pairs, order, sums, p.m, p.n, p.k, *tile, p.group, p.zero_points,
+    chip.on_all_cores(
+        _grid, chip.count, *marks, order_marks, x, w, pairs, order, sums, p.m, p.n, p.k, *tile, p.group, p.zero_points,
         *out_of(s),
     )  # fmt: skip
     if whole:
@@ -137,8 +137,9 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     return chip.counts()
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, nogil=True)
 def _grid(
+    core, cores,
     count, x_marks, w_marks, scale_marks, y_marks, order_marks, x, w, pairs, order, y, m, n, k, block_m, rows, teams,
     split_k, cluster, group, zero_points, part, width, at_once,
 ):  # fmt: skip
@@ -146,7 +147,7 @@ def _grid(
     block_n = MMA_M * rows * teams
     steps, blocks = -(-k // BLOCK_K), -(-n // block_n)
     ctas = blocks * -(-m // block_m)
-    for worker in prange(min(workers, ctas)):  # the others would only fill their tiles with zeros
+    for worker in range(core, min(workers, ctas), cores):  # the others would only fill their tiles with zeros
         counter = count[worker]
         x_slice = np.zeros((block_m, (-(-steps // cluster)) * BLOCK_K), np.float32)
         w_tile = np.empty((MMA_M * rows, BLOCK_K), np.float32)  # its shape alone is used

@@ -13,7 +13,7 @@ from lab.kernels.gemv import dot_product
 from lab.problems import Linear
 from sim.counts import Counts
 from sim.formats import encode
-from sim.jit import njit, prange
+from sim.jit import njit
 from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import SimulatedChip
@@ -62,16 +62,16 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     x, w = (arrays[name] if arrays else nothing for name in ("x", "w"))
     sums = np.zeros((p.m, p.n) if arrays else (0, 0), np.float32)
     marks = [chip.marks(name) for name in ("x", "w", "y")]
-    _grid(chip.count, *marks, x, w, sums, p.n, p.k, launch.grid[0], launch.grid[1], s.threads)
+    chip.on_all_cores(_grid, chip.count, *marks, x, w, sums, p.n, p.k, launch.grid[0], launch.grid[1], s.threads)
     if arrays:
         arrays["y"][...] = encode(sums, p.output)
     return chip.counts()
 
 
-@njit(cache=True, parallel=True)
-def _grid(count, x_marks, w_marks, y_marks, x, w, sums, n, k, grid_x, tokens, threads):
+@njit(cache=True, nogil=True)
+def _grid(core, cores, count, x_marks, w_marks, y_marks, x, w, sums, n, k, grid_x, tokens, threads):
     sms = count.shape[0]
-    for sm in prange(sms):
+    for sm in range(core, sms, cores):
         for cta in range(sm, grid_x * tokens, sms):
             token, first = cta // grid_x, cta % grid_x * threads
             for row in range(first, min(first + threads, n), LANES):

@@ -17,7 +17,7 @@ from lab.problems import Linear
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.errors import ScheduleError
 from sim.formats import FORMATS, encode
-from sim.jit import njit, prange
+from sim.jit import njit
 from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import SimulatedChip, count_fma, dot, load_vector, store_patch
@@ -211,8 +211,8 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     sums = np.zeros((p.m, p.n) if arrays else (0, 0), np.float32)
     marks = [chip.marks(name) for name in ("x", "w", "y")]
     scale_marks = chip.marks("w_scale") if p.scaled else np.zeros(0, np.uint8)
-    _grid(
-        chip.count, *marks, scale_marks, x, w, sums, p.m, p.n, p.k, FORMATS[p.weights].storage.itemsize,
+    chip.on_all_cores(
+        _grid, chip.count, *marks, scale_marks, x, w, sums, p.m, p.n, p.k, FORMATS[p.weights].storage.itemsize,
         launch.grid[0], launch.grid[1], s.rows, s.split_k, s.teams, s.block_m, p.row_scales,
     )  # fmt: skip
     if arrays:
@@ -220,13 +220,14 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     return chip.counts()
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, nogil=True)
 def _grid(
+    core, cores,
     count, x_marks, w_marks, y_marks, scale_marks, x, w, sums, m, n, k, size, grid_x, grid_y, rows, split_k, teams,
     block_m, row_scales,
 ):  # fmt: skip
     sms = count.shape[0]
-    for sm in prange(sms):
+    for sm in range(core, sms, cores):
         nothing = np.empty((block_m, rows), np.float32)
         for cta in range(sm, grid_x * grid_y, sms):
             token0 = cta // grid_x * block_m

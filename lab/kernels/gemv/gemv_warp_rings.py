@@ -16,7 +16,7 @@ from lab.problems import Linear
 from sim.counts import Counts, row_sectors, sectors
 from sim.errors import ScheduleError
 from sim.formats import FORMATS, encode
-from sim.jit import njit, prange
+from sim.jit import njit
 from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import ELEMENT as CODES
@@ -177,8 +177,8 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     marks = [chip.marks(name) for name in ("x", "w", "y")]
     scale_marks = chip.marks("w_scale") if p.scaled else np.zeros(0, np.uint8)
     steps = np.array(_steps(p, s), np.int64)
-    _grid(
-        chip.count, *marks, scale_marks, x, w, sums, p.m, p.n, p.k, steps, s.block_n, s.warps, s.rows,
+    chip.on_all_cores(
+        _grid, chip.count, *marks, scale_marks, x, w, sums, p.m, p.n, p.k, steps, s.block_n, s.warps, s.rows,
         s.step_bytes // _weight_bytes(p), p.row_scales, CODES[p.activations], CODES[p.weights],
     )  # fmt: skip
     if arrays:
@@ -186,13 +186,14 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     return chip.counts()
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, nogil=True)
 def _grid(
+    core, cores,
     count, x_marks, w_marks, y_marks, scale_marks, x, w, sums, m, n, k, steps, block_n, warps, group, step, row_scales,
     x_element, w_element,
 ):  # fmt: skip
     sms, blocks = count.shape[0], -(-n // block_n)
-    for sm in prange(sms):
+    for sm in range(core, sms, cores):
         x_row = np.empty((1, k), np.float32)
         stage = np.empty((group, step), np.float32)
         for block in range(sm, blocks * m, sms):

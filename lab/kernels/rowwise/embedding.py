@@ -9,7 +9,7 @@ from lab.kernel import Solves
 from lab.kernels.rowwise.row_parts import REQUEST, SIZE, Schedule, candidates, requests
 from lab.problems.embedding import Embedding
 from sim.counts import SECTOR, Counts, row_sectors, sectors
-from sim.jit import njit, prange
+from sim.jit import njit
 from sim.launch import Array, Launch, Role, Scalar
 from sim.machine import Machine
 from sim.tiles import SimulatedChip, load_vector, store_vector
@@ -75,16 +75,16 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     chip = SimulatedChip(launch, machine)
     ids = np.minimum(arrays["ids"].view(np.uint32), p.table_rows - 1).astype(np.int64)
     marks = (chip.marks(name) for name in ("ids", "table", "y"))
-    _grid(chip.count, *marks, ids, p.n, s.warps, s.vectors, launch.grid[1])
+    chip.on_all_cores(_grid, chip.count, *marks, ids, p.n, s.warps, s.vectors, launch.grid[1])
     if "table" in arrays:
         arrays["y"][...] = arrays["table"][ids]
     return chip.counts()
 
 
-@njit(cache=True, parallel=True)
-def _grid(count, ids_marks, table, y, ids, n, warps, vectors, parts):
+@njit(cache=True, nogil=True)
+def _grid(core, cores, count, ids_marks, table, y, ids, n, warps, vectors, parts):
     sms = count.shape[0]
-    for sm in prange(sms):
+    for sm in range(core, sms, cores):
         for cta in range(sm, ids.size * parts, sms):
             token, part = cta % ids.size, cta // ids.size
             for warp in range(part * warps, (part + 1) * warps):

@@ -12,7 +12,7 @@ from lab.problems.rmsnorm import RMSNorm
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.errors import ScheduleError
 from sim.formats import decode, encode
-from sim.jit import njit, prange
+from sim.jit import njit
 from sim.launch import Array, Launch, Role, Scalar
 from sim.machine import Machine
 from sim.tiles import SimulatedChip, count_fma, load_vector, store_vector
@@ -154,8 +154,8 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
         with np.errstate(invalid="ignore", over="ignore"):
             bits = encode(sum(added[1:], added[0]), p.activations)
         total[:], weight = decode(bits, p.activations), decode(arrays["weight"], p.activations)
-    _grid(
-        chip.count,
+    chip.on_all_cores(
+        _grid, chip.count,
         marks["x"], marks.get("residual", unused), marks["weight"], marks["y"], marks.get("total", unused),
         total, weight, y, p.m, p.n, np.float32(p.eps), s.warps, s.vectors, s.rows, launch.grid[0],
     )  # fmt: skip
@@ -166,11 +166,13 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     return chip.counts()
 
 
-@njit(cache=True, parallel=True)
-def _grid(count, x, residual, weight, y, out, total, weights, result, m, n, eps, warps, vectors, rows, ctas):
+@njit(cache=True, nogil=True)
+def _grid(
+    core, cores, count, x, residual, weight, y, out, total, weights, result, m, n, eps, warps, vectors, rows, ctas
+):
     """Marks of the arrays; the sums of a row and its results where `total` holds numbers."""
     sms = count.shape[0]
-    for sm in prange(sms):
+    for sm in range(core, sms, cores):
         for row in range(sm * rows, ctas * rows, sms * rows):
             for token in range(row, min(row + rows, m)):
                 _row(count[sm], x, residual, weight, y, out, n, token, warps, vectors)

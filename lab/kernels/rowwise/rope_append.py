@@ -10,7 +10,7 @@ from lab.kernel import Solves, require_choice, require_grid_y, require_threads
 from lab.problems.rope_append import RopeAppend
 from sim.counts import SECTOR, Counts, sectors
 from sim.formats import FORMATS, encode
-from sim.jit import njit, prange
+from sim.jit import njit
 from sim.launch import Array, Launch, Role, Scalar
 from sim.machine import Machine
 from sim.tiles import SimulatedChip, count_fma, load_lanes, load_vector, store_vector
@@ -154,8 +154,8 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     marks = {array.name: chip.marks(array.name) for array in launch.arrays}
     ordered = (marks.get(name, unused) for name in (*TAKEN, "q", k, v))
     positions = np.minimum(arrays["positions"].view(np.uint32), p.turn_rows - 1).astype(np.int64)
-    _grid(
-        chip.count, *ordered, positions, arrays["slots"], p.q_heads, p.kv_heads, p.head_dim, p.page,
+    chip.on_all_cores(
+        _grid, chip.count, *ordered, positions, arrays["slots"], p.q_heads, p.kv_heads, p.head_dim, p.page,
         FORMATS[p.kv].bits // 8, p.neighbours, s.warps, s.rounds, launch.grid[1],
     )  # fmt: skip
     if "qkv" in arrays:
@@ -181,8 +181,9 @@ def _numbers(p: RopeAppend, arrays: Mapping[str, NDArray]) -> None:
             arrays[name][slots] = bits
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, nogil=True)
 def _grid(
+    core, cores,
     count, qkv, positions_marks, slots_marks, turns, bias, norms, k_scale, v_scale, q, k, v, positions, slots, q_heads,
     kv_heads, dim, page, element, neighbours, warps, rounds, parts,
 ):  # fmt: skip
@@ -191,7 +192,7 @@ def _grid(
     units = dim // 2 // VECTOR
     per_warp, heads = LANES // units, q_heads + 2 * kv_heads
     half = dim // 2 * SIZE
-    for sm in prange(sms):
+    for sm in range(core, sms, cores):
         row = count[sm]
         for cta in range(sm, tokens * parts, sms):
             token, part = cta % tokens, cta // tokens

@@ -12,7 +12,7 @@ from lab.problems.sampling import FLOPS, Sampling, Settings, random_words
 from sim.counts import SECTOR, Counts, row_sectors
 from sim.errors import ScheduleError
 from sim.formats import decode
-from sim.jit import njit, prange
+from sim.jit import njit
 from sim.launch import Array, Launch, Role, Scalar
 from sim.machine import Machine
 from sim.tiles import SimulatedChip, count_exp, count_fma, load_vector, store_vector
@@ -129,7 +129,7 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
             away = logits - logits.max()
             arrays["log_probability"][row] = away[token] - np.log(np.exp(away).sum(dtype=np.float32))
     marks = (chip.marks(name) for name in (*p.inputs, *p.outputs))
-    _grid(chip.count, *marks, tokens, p.n, s.cluster * s.warps, s.vectors)
+    chip.on_all_cores(_grid, chip.count, *marks, tokens, p.n, s.cluster * s.warps, s.vectors)
     return chip.counts()
 
 
@@ -151,11 +151,11 @@ def _sampled(logits: NDArray[np.float32], s: Settings) -> int:
         floor = weight[winner]
 
 
-@njit(cache=True, parallel=True)
-def _grid(count, logits, settings, token, log_probability, tokens, n, warps, vectors):
+@njit(cache=True, nogil=True)
+def _grid(core, cores, count, logits, settings, token, log_probability, tokens, n, warps, vectors):
     """Rows are dealt to SMs; `warps` are all those of a row."""
     sms = count.shape[0]
-    for sm in prange(sms):
+    for sm in range(core, sms, cores):
         mine = count[sm]
         for row in range(sm, tokens.size, sms):
             for warp in range(warps):

@@ -10,7 +10,7 @@ from lab.kernels.rowwise.row_parts import REQUEST, SIZE, Schedule, candidates, r
 from lab.problems.swiglu import FLOPS, SwiGLU
 from sim.counts import SECTOR, Counts, row_sectors
 from sim.formats import decode, encode
-from sim.jit import njit, prange
+from sim.jit import njit
 from sim.launch import Array, Launch, Role, Scalar
 from sim.machine import Machine
 from sim.tiles import SimulatedChip, count_exp, count_fma, load_vector, store_vector
@@ -68,7 +68,9 @@ def theory(problem: SwiGLU, schedule: Schedule, machine: Machine) -> Counts:
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
     p, s = launch.problem, launch.schedule
     chip = SimulatedChip(launch, machine)
-    _grid(chip.count, chip.marks("gate_up"), chip.marks("y"), p.m, p.n, s.warps, s.vectors, launch.grid[1])
+    chip.on_all_cores(
+        _grid, chip.count, chip.marks("gate_up"), chip.marks("y"), p.m, p.n, s.warps, s.vectors, launch.grid[1]
+    )
     if arrays:
         both = decode(arrays["gate_up"], p.activations)
         gate, up = both[:, : p.n], both[:, p.n :]
@@ -77,10 +79,10 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     return chip.counts()
 
 
-@njit(cache=True, parallel=True)
-def _grid(count, gate_up, y, m, n, warps, vectors, parts):
+@njit(cache=True, nogil=True)
+def _grid(core, cores, count, gate_up, y, m, n, warps, vectors, parts):
     sms = count.shape[0]
-    for sm in prange(sms):
+    for sm in range(core, sms, cores):
         for cta in range(sm, m * parts, sms):
             token, part = cta % m, cta // m
             for request in range(part * warps * vectors, (part + 1) * warps * vectors):

@@ -12,7 +12,7 @@ from lab.kernel import Bills, Solves, require_choice, require_threads
 from lab.problems.transfer import INDEX, Transfer
 from sim.counts import SECTOR, Counts, sectors
 from sim.errors import ScheduleError
-from sim.jit import njit, prange
+from sim.jit import njit
 from sim.launch import Array, Launch, Role, Scalar
 from sim.machine import Machine
 from sim.tiles import SimulatedChip, add_atomically, load_vector, store_vector
@@ -136,19 +136,19 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     chip = SimulatedChip(launch, machine)
     marks = chip.marks_of("from_rows", "to_rows", "epoch", "source", "target", "flag", "arrived")
     tables = (arrays[name].astype(np.int64) for name in ("from_rows", "to_rows"))
-    _grid(chip.count, *marks, *tables, p.row_bytes, s.ctas, s.warps, s.vectors)
+    chip.on_all_cores(_grid, chip.count, *marks, *tables, p.row_bytes, s.ctas, s.warps, s.vectors)
     if "source" in arrays:
         arrays["target"][arrays["to_rows"]] = arrays["source"][arrays["from_rows"]]
         arrays["flag"][:] = arrays["epoch"]
     return chip.counts()
 
 
-@njit(cache=True, parallel=True)
-def _grid(count, from_marks, to_marks, epoch, source, target, flag, arrived, from_rows, to_rows, row_bytes, ctas,
-          warps, vectors):  # fmt: skip
+@njit(cache=True, nogil=True)
+def _grid(core, cores, count, from_marks, to_marks, epoch, source, target, flag, arrived, from_rows, to_rows, row_bytes,
+          ctas, warps, vectors):  # fmt: skip
     sms, piece = count.shape[0], warps * vectors * REQUEST
     pieces = -(-row_bytes // piece)
-    for sm in prange(sms):
+    for sm in range(core, sms, cores):
         for cta in range(sm, ctas, sms):
             for item in range(cta, from_rows.size * pieces, ctas):
                 row = item // pieces

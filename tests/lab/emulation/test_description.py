@@ -7,6 +7,7 @@ import pytest
 import lab
 from lab.emulation import Check
 from sim.errors import InputError, KernelError
+from tests.strategies import require_header
 
 
 def run(source: str, entry: str, *args: object, block: int = 32, **launch: object) -> Check:
@@ -92,7 +93,7 @@ def test_types_that_numpy_lacks() -> None:
             y[threadIdx.x] = __hadd(x[threadIdx.x], x[0]);
         }"""
     x = np.arange(32).astype(ml_dtypes.bfloat16)
-    pytest.importorskip("nvidia", reason="needs the extra cuda-headers")
+    require_header("cuda_bf16.h")
     check = run(source, "k", lab.In("x", x + x), lab.Out("y", 32, "bfloat16"))
     assert (check.outputs["y"] == x + x).all()
 

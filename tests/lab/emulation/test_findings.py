@@ -92,6 +92,13 @@ def test_the_deadline_truncates_and_fails() -> None:
     assert not check.passed
 
 
+def test_a_deadline_between_two_interleavings_truncates_and_fails() -> None:
+    check = emulate("call", 1, 1, lab.InOut("y", np.array([3], np.float32)), seeds=3, deadline_s=0.0)
+    assert check.seeds == 1
+    assert check.truncated
+    assert not check.passed
+
+
 def test_hazards_are_counted_beyond_the_first() -> None:
     check = emulate("many", 1, 256, lab.Out("y", 256, "int32"), seeds=1)
     (race,) = [h for h in check.hazards if h.kind == "race on shared memory"]
