@@ -12,7 +12,7 @@ from lab.serving.request import ABORT, LENGTH, STOP, Request, Sequence
 from lab.serving.step import CHUNKS, Buckets, Copy, Note, Slots, StepPlan, StepResult
 from sim.errors import InputError
 
-LEARNING = 0.25  # of how many times as long as predicted the next steps take, by one step
+LEARNING = 0.25  # of how many times as long as predicted the next steps take, by one step that takes less
 RECOMPUTE, SWAP, CHEAPER = "recompute", "swap", "cheaper"
 
 
@@ -94,7 +94,7 @@ class Scheduler:
         self.preemptions = self.hits = 0  # so far: sequences, and tokens found in the cache
         self._costs = costs
         self._forming = True  # the batch, where batches are static
-        self._slower = 1.0  # how many times as long as predicted steps took that filled an ITL budget
+        self._slower: dict[int, float] = {}  # how many times as long as predicted steps of so many tokens took
         self._steps = 0
 
     def add(self, request: Request) -> Sequence:
@@ -151,7 +151,9 @@ class Scheduler:
         if plan.step != result.step:
             raise ValueError(f"step {result.step} is committed; the oldest in flight is {plan.step}")
         if plan.predicted_us:
-            self._slower = max(1.0, self._slower + LEARNING * (result.us / plan.predicted_us - self._slower))
+            slower, known = result.us / plan.predicted_us, self._slower.get(plan.tokens, 1.0)
+            # A budget that was missed once is not to be missed again.
+            self._slower[plan.tokens] = max(1.0, slower, known + LEARNING * (slower - known))
         page_tokens, caching, now = self.policy.page_tokens, self.policy.prefix_caching, result.ended_us
         emitted = []
         scores = result.log_probabilities or repeat(nan)
@@ -313,7 +315,7 @@ class Scheduler:
         edges = [edge for edge in self.policy.buckets.edges() if edge > least]
         for edge in [*edges, least]:
             plan.predicted_us = self._costs.step_us(plan.rows, edge, attended, start)
-            if plan.predicted_us * self._slower <= self.policy.itl_us:
+            if plan.predicted_us * self._slower.get(edge, 1.0) <= self.policy.itl_us:
                 return edge
         return least
 
