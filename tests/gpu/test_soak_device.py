@@ -18,8 +18,9 @@ from lab.problems import Model
 from lab.serving.clock import WallClock
 from lab.serving.engine import Engine
 from lab.serving.on_chip import ChipExecutor, MarkStopwatch
+from lab.serving.policy import Policy
 from lab.serving.request import Request
-from lab.serving.scheduler import Policy, Scheduler
+from lab.serving.scheduler import Scheduler
 from sim.machine import Machine
 
 MODEL = Model(2, 256, q_heads=4, kv_heads=2, head_dim=64, ffn=512, vocab=512)
