@@ -86,7 +86,8 @@ def _stall() -> list[ServeJob]:
     for budget, tokens, how in ((BUDGET_MS, 1024, f"{BUDGET_MS} ms a step"), (0.0, LONG + 2 * DECODES, "at once")):
         policy = {**FEW, "max_tokens": tokens, "itl_us": 1e3 * budget}
         name, facts = f"{LONG:,} tokens into {DECODES} decodes, {how}", {"budget_ms": budget}
-        found.append(_job(name, LLAMA, between_decodes(450, 2), policy=policy, long=LONG, facts=facts))
+        requests = between_decodes(450, 2)
+        found.append(_job(name, LLAMA, requests, policy=policy, long=LONG, facts=facts, attribute=True))
     return found
 
 

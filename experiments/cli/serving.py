@@ -47,7 +47,7 @@ class LoopOptions:
 
         Where `context` is above 0 no sequence is longer. Raises InputError for what cannot be.
         """
-        from lab.serving.scheduler import Policy
+        from lab.serving.policy import Policy
         from lab.serving.simulated import pages_within
 
         return Policy(

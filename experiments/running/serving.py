@@ -11,9 +11,10 @@ from lab.serving.engine import StepFacts, serve
 from lab.serving.executor import Pace
 from lab.serving.journal import Journal
 from lab.serving.metrics import Steps, per_request, summarise
+from lab.serving.policy import Policy
 from lab.serving.request import Request
 from lab.serving.request import Sequence as Served
-from lab.serving.scheduler import Policy, Scheduler
+from lab.serving.scheduler import Scheduler
 from lab.serving.simulated import Overheads, simulated
 from lab.serving.times import StepTimes
 from sim.machine import Machine

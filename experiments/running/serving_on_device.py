@@ -28,8 +28,9 @@ from lab.serving.executor import Timeline
 from lab.serving.journal import Journal, decisions, decoded
 from lab.serving.metrics import Steps
 from lab.serving.on_chip import ChipExecutor, MarkStopwatch, PredictedStopwatch
+from lab.serving.policy import Policy
 from lab.serving.request import Request, Sequence
-from lab.serving.scheduler import Policy, Scheduler
+from lab.serving.scheduler import Scheduler
 from lab.serving.simulated import Overheads, ScaledTimes
 from lab.serving.times import StepTimes
 from sim.formats import decode

@@ -9,8 +9,9 @@ from typing import IO, Any
 import msgspec
 
 from lab.problems import Model
+from lab.serving.policy import Costs, Policy
 from lab.serving.request import Request
-from lab.serving.scheduler import Costs, Policy, Scheduler
+from lab.serving.scheduler import Scheduler
 from lab.serving.step import Decision, StepPlan, StepResult
 from lab.serving.times import StepTimes
 from sim.errors import InputError

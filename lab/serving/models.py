@@ -15,7 +15,8 @@ from lab.serving.engine import Engine, Observer
 from lab.serving.executor import Timeline
 from lab.serving.journal import Journal
 from lab.serving.on_chip import ChipExecutor, MarkStopwatch, PredictedStopwatch
-from lab.serving.scheduler import Policy, Scheduler
+from lab.serving.policy import Policy
+from lab.serving.scheduler import Scheduler
 from lab.serving.simulated import simulated
 from lab.serving.times import StepTimes
 from sim.machine import Machine

@@ -14,7 +14,7 @@ from lab.inference.step_weights import StepWeights
 from lab.serving.clock import Clock
 from lab.serving.executor import Timed, Timeline
 from lab.serving.scheduler import Scheduler
-from lab.serving.step import Copy, Packed, StepPlan, StepResult, pack
+from lab.serving.step import Copy, Packed, StepPlan, StepResult, Take, pack
 from sim.errors import InputError
 
 
@@ -108,6 +108,7 @@ class ChipExecutor:
         self._in_flight: deque[tuple[StepPlan, slice | list[int], Results | None]] = deque()
         self._before: Packed | None = None  # the newest step, where it has rows
         self._newest: Step | None = None
+        self._takes: dict[tuple[Layout, int] | None, Callable[[], None]] = {}
 
     def prepare(self, layouts: Iterable[Layout]) -> None:
         """Compile and capture buckets before they are needed."""
@@ -152,11 +153,22 @@ class ChipExecutor:
         packed, takes = pack(plan, self._slots, way.given, self._before, self._there[turn])
         self._there[turn] = packed
         way.send()
-        if takes and self._newest:
-            tokens, sampled = step.arrays["tokens"], self._newest.arrays["token"]
-            for at, row, number in takes:
-                self._chip.copy(tokens[at : at + number], sampled[row : row + number])
+        for take in takes:
+            self._taking(step, take)()
         return packed
+
+    def _taking(self, step: Step, take: Take) -> Callable[[], None]:
+        """The copy of what the newest step samples; that of most steps, the first rows of one bucket, is kept."""
+        assert self._newest
+        at, row, number = take
+        key = (step.layout, number) if step is self._newest and at == row == 0 else None
+        if key in self._takes:
+            return self._takes[key]
+        sampled = self._newest.arrays["token"][row : row + number]
+        found = self._chip.copying(step.arrays["tokens"][at : at + number], sampled)
+        if key:
+            self._takes[key] = found
+        return found
 
     def _step(self, layout: Layout) -> tuple[Step, list[_Way]]:
         if layout not in self._steps:

@@ -1,75 +1,16 @@
 """Who gets which tokens of the next step: continuous batching over pages, without a clock, chance or a device."""
 
 from collections import deque
-from dataclasses import dataclass
 from itertools import repeat
 from math import nan
-from typing import Protocol
 
-from lab.inference.step_input import PAGE
 from lab.serving.pages import PagePool
+from lab.serving.policy import RECOMPUTE, SWAP, Costs, Policy
 from lab.serving.request import ABORT, LENGTH, STOP, Request, Sequence
-from lab.serving.step import CHUNKS, Buckets, Copy, Note, Slots, StepPlan, StepResult
+from lab.serving.step import CHUNKS, Copy, Note, Slots, StepPlan, StepResult
 from sim.errors import InputError
 
-LEARNING = 0.25  # of how many times as long as predicted the next steps take, by one step
-RECOMPUTE, SWAP, CHEAPER = "recompute", "swap", "cheaper"
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What the scheduler may do.
-
-    A step has up to `max_rows` sequences and `max_tokens` tokens; where `itl_us` is above 0, only as many tokens as are
-    predicted to end by then, by predictions that measured steps correct, but a page of a prompt at least. `pages` and
-    `host_pages` hold `page_tokens` tokens each, page 0 of either none; a sequence has up to `max_length` tokens.
-    `prefix_caching` shares full pages of equal prefixes. Where `continuous` is false nobody joins a batch from which
-    one has ended. `preemption` gives a sequence's pages back by recomputing it later, by a swap to the host, or by the
-    cheaper of both. `bypass` is how often others may be admitted before a request that does not fit. Raises InputError
-    for what cannot be.
-    """
-
-    max_rows: int = 256
-    max_tokens: int = 2048
-    itl_us: float = 0.0
-    pages: int = 1024
-    host_pages: int = 1
-    page_tokens: int = PAGE
-    max_length: int = 8192
-    prefix_caching: bool = True
-    continuous: bool = True
-    preemption: str = RECOMPUTE
-    bypass: int = 16
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.max_rows < self.max_tokens:
-            raise InputError(
-                "a step has at least one row, and more tokens than rows; "
-                f"max_rows = {self.max_rows}, max_tokens = {self.max_tokens}"
-            )
-        if self.pages < 2 or min(self.page_tokens, self.max_length, self.host_pages) < 1 or self.bypass < 0:
-            raise InputError(f"pages, page_tokens, max_length, host_pages or bypass are too small in {self}")
-        if self.preemption not in (RECOMPUTE, SWAP, CHEAPER):
-            raise InputError(f"preemption is {RECOMPUTE}, {SWAP} or {CHEAPER}; got {self.preemption!r}")
-
-    @property
-    def needs_costs(self) -> bool:
-        """Whether its decisions ask for predicted times."""
-        return bool(self.itl_us) or self.preemption == CHEAPER
-
-    @property
-    def buckets(self) -> Buckets:
-        return Buckets(self.max_rows, self.max_tokens, -(-self.max_length // self.page_tokens))
-
-
-class Costs(Protocol):
-    """What the scheduler asks before it decides, in microseconds; `lab.serving.times.StepTimes` predicts it."""
-
-    def step_us(self, singles: int, tokens: int, single_kv: int, chunk_start: int) -> float: ...
-
-    def recompute_us(self, tokens: int) -> float: ...
-
-    def swap_us(self, pages: int) -> float: ...
+LEARNING = 0.25  # of how many times as long as predicted the next steps take, by one step that takes less
 
 
 class Scheduler:
@@ -94,7 +35,7 @@ class Scheduler:
         self.preemptions = self.hits = 0  # so far: sequences, and tokens found in the cache
         self._costs = costs
         self._forming = True  # the batch, where batches are static
-        self._slower = 1.0  # how many times as long as predicted steps took that filled an ITL budget
+        self._slower: dict[int, float] = {}  # how many times as long as predicted steps of so many tokens took
         self._steps = 0
 
     def add(self, request: Request) -> Sequence:
@@ -155,7 +96,9 @@ class Scheduler:
         if plan.step != result.step:
             raise ValueError(f"step {result.step} is committed; the oldest in flight is {plan.step}")
         if plan.predicted_us:
-            self._slower = max(1.0, self._slower + LEARNING * (result.us / plan.predicted_us - self._slower))
+            slower, known = result.us / plan.predicted_us, self._slower.get(plan.tokens, 1.0)
+            # A budget that was missed once is not to be missed again.
+            self._slower[plan.tokens] = max(1.0, slower, known + LEARNING * (slower - known))
         page_tokens, caching, now = self.policy.page_tokens, self.policy.prefix_caching, result.ended_us
         emitted = []
         scores = result.log_probabilities or repeat(nan)
@@ -317,7 +260,7 @@ class Scheduler:
         edges = [edge for edge in self.policy.buckets.edges() if edge > least]
         for edge in [*edges, least]:
             plan.predicted_us = self._costs.step_us(plan.rows, edge, attended, start)
-            if plan.predicted_us * self._slower <= self.policy.itl_us:
+            if plan.predicted_us * self._slower.get(edge, 1.0) <= self.policy.itl_us:
                 return edge
         return least
 

@@ -8,7 +8,8 @@ from lab.serving.clock import Clock, VirtualClock
 from lab.serving.engine import Engine, HostCost, Observer
 from lab.serving.executor import Pace, PredictedExecutor, scripted
 from lab.serving.journal import Journal
-from lab.serving.scheduler import Policy, Scheduler
+from lab.serving.policy import Policy
+from lab.serving.scheduler import Scheduler
 from lab.serving.step import StepPlan
 from lab.serving.times import StepTimes
 from sim.errors import InputError

@@ -12,8 +12,8 @@ from sim.machine import Machine
 
 CLOCK = "chain"  # what a launch costs among the others of a step
 HOST_LINK = 55e9  # bytes/s of PCIe 5.0 x16: 63 GB/s of 128b/130b symbols less packet headers (PCI-SIG, 5.0, 4.2)
-GRID = 1024  # tokens: lengths in the table are rounded up to a multiple
-SINGLES = 32  # rows of one token: a chunk in the table is what so many, or a multiple of them, leave of its bucket
+GRID, STARTS = 1024, 512  # tokens: lengths in the table, and those before a chunk, are rounded up to a multiple
+SINGLES = 32  # rows of one token: counts in the table are multiples, up for their own time, down for what they leave
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class StepTimes:
         """Microseconds, from a table, that a step needs at most.
 
         It has so many rows of one token, which attend to `single_kv` together, and one chunk after `chunk_start` tokens
-        at most. Lengths are rounded up to the table's, rows and tokens to the bucket's, all of the mean length.
+        at most. Lengths and rows are rounded up to the table's, tokens to the bucket's, all rows of the mean length.
         """
         layout = self.buckets.of(singles, tokens > singles, tokens)
-        length = _up(single_kv / singles, layout.capacity) if singles else 0
+        length = _up(single_kv / singles, GRID, layout.capacity) if singles else 0
         return self._at(layout).table_us(length, chunk_start, singles, tokens - singles)
 
     def recompute_us(self, tokens: int) -> float:
@@ -79,8 +79,8 @@ class StepTimes:
         return _bucket(self.model, self.machine, layout)
 
 
-def _up(length: float, most: int) -> int:
-    return min(most, -int(-length // GRID) * GRID)
+def _up(length: float, step: int, most: int) -> int:
+    return min(most, -int(-length // step) * step)
 
 
 @lru_cache(maxsize=1024)
@@ -107,40 +107,36 @@ class _Bucket:
 
         A bucket that has one launch of attention for both is told what two take.
         """
-        us = self._others_us
+        us, layout = self._others_us, self._layout
+        apart = bool(layout.chunks) or not chunk
         if singles:
-            us += self._rows_us(0, length, 0, 0)
+            rows = min(-(-singles // SINGLES) * SINGLES, layout.rows) if apart else layout.rows
+            us += self._rows_us(rows, length, 0, 0)
         if chunk:
-            layout = self._layout
-            chunk = min(layout.tokens - singles // SINGLES * SINGLES, layout.capacity)
-            us += self._rows_us(-1, 0, _up(start, layout.capacity - chunk), chunk)
+            chunk = min(layout.tokens - (singles // SINGLES * SINGLES if apart else 0), layout.capacity)
+            us += self._rows_us(0, 0, _up(start, STARTS, layout.capacity - chunk), chunk)
         return us
 
     def fill(self) -> None:
         """Work out all of the table that a step with chunks can ask for."""
         layout = self._layout
         rows = layout.rows - (layout.chunks or min(CHUNKS, layout.rows))
-        lengths = [*range(0, layout.capacity, GRID), layout.capacity]
-        for singles in range(0, rows + 1, SINGLES):
-            for start in lengths:
-                self.table_us(0, start, singles, layout.tokens - singles)
-        for length in lengths if rows else ():
-            self.table_us(length, 0, rows, layout.tokens - rows)
+        for singles in {*range(0, rows + 1, SINGLES), rows}:
+            for tokens in [*range(0, layout.capacity, STARTS), layout.capacity]:
+                length = _up(tokens, GRID, layout.capacity)
+                self.table_us(length, tokens, singles, layout.tokens - singles)
 
     @property
     def worked_out(self) -> int:
         """Entries of the table so far."""
         return self._rows_us.cache_info().misses
 
-    def _equal_rows_us(self, part: int, length: int, start: int, chunk: int) -> float:
-        """Microseconds of one launch of attention: all its rows of one token and a length, or only a chunk."""
-        layout = self._layout
-        others = layout.rows - layout.chunks if layout.chunks else layout.rows - bool(chunk)
-        new = [1 if length else 0] * min(others, layout.tokens - chunk)
-        rest = [0] * (others - len(new))
-        last = [chunk] if chunk else []
-        own = self._attentions[part:][:1]
-        return self._attention_us(own, [*new, *rest, *last], [*[length] * len(new), *rest, *(start + n for n in last)])
+    def _equal_rows_us(self, rows: int, length: int, start: int, chunk: int) -> float:
+        """Microseconds of one launch of attention: of so many rows of one token and a length, or of a chunk."""
+        first = self._layout.rows - self._layout.chunks if self._layout.chunks else self._layout.rows - bool(chunk)
+        if chunk:
+            return self._attention_us(self._attentions[-1:], [0] * first + [chunk], [0] * first + [start + chunk])
+        return self._attention_us(self._attentions[:1], [1] * rows, [length] * rows)
 
     def _attention_us(self, parts: Sequence[Part], q_lens: Sequence[int], kv_lens: Sequence[int]) -> float:
         us = 0.0

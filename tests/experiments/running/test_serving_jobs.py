@@ -9,7 +9,7 @@ from experiments.running.serving_on_device import Loop, widest
 from lab.inference import chip as chips
 from lab.inference.step_weights import random
 from lab.problems import Model
-from lab.serving.scheduler import Policy
+from lab.serving.policy import Policy
 from sim.machine import H100
 
 MODEL = Model(2, 256, q_heads=4, kv_heads=2, head_dim=64, ffn=512, vocab=512)

@@ -9,7 +9,8 @@ from collections.abc import Sequence as Sized
 import numpy as np
 
 from lab.inference.step_input import NULL_PAGE
-from lab.serving.scheduler import Policy, Scheduler
+from lab.serving.policy import Policy
+from lab.serving.scheduler import Scheduler
 from lab.serving.step import StepPlan, StepResult
 
 PRIME, BASE, VOCAB = 2_147_483_629, 1_000_003, 4

@@ -15,8 +15,9 @@ from lab.serving.clock import VirtualClock
 from lab.serving.engine import Engine, HostCost, StepFacts, serve
 from lab.serving.executor import PredictedExecutor, ReplayedExecutor, scripted
 from lab.serving.journal import Journal
+from lab.serving.policy import Policy
 from lab.serving.request import Request
-from lab.serving.scheduler import Policy, Scheduler
+from lab.serving.scheduler import Scheduler
 from lab.serving.step import StepPlan
 from sim.errors import InputError
 

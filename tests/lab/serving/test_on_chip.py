@@ -17,8 +17,9 @@ from lab.serving.clock import VirtualClock
 from lab.serving.engine import Engine, serve
 from lab.serving.executor import Timeline
 from lab.serving.on_chip import ChipExecutor, PredictedStopwatch
+from lab.serving.policy import Policy
 from lab.serving.request import Request, Sequence
-from lab.serving.scheduler import Policy, Scheduler
+from lab.serving.scheduler import Scheduler
 from lab.serving.times import StepTimes
 from sim.formats import decode
 from sim.machine import H100

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from lab.inference.step_input import NULL_PAGE, PAGE, Chunk, Layout, StepInput
 from lab.problems.sampling import Settings
 from lab.serving import step
+from lab.serving.policy import Policy
 from lab.serving.request import Request, Sequence
-from lab.serving.scheduler import Policy, Scheduler
+from lab.serving.scheduler import Scheduler
 from lab.serving.step import Slots, StepPlan, StepResult, pack
 
 

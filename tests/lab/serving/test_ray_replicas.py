@@ -12,9 +12,9 @@ serve = pytest.importorskip("ray.serve", reason="replicas need the extra `ray`")
 
 from lab.problems import MODELS  # noqa: E402
 from lab.serving.models import of_preset  # noqa: E402
+from lab.serving.policy import Policy  # noqa: E402
 from lab.serving.ray_replicas import application  # noqa: E402
 from lab.serving.request import Request  # noqa: E402
-from lab.serving.scheduler import Policy  # noqa: E402
 from sim.machine import H200  # noqa: E402
 
 POLICY = Policy(max_rows=4, max_tokens=256, pages=64, max_length=512)

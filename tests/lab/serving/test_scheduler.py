@@ -20,8 +20,9 @@ from invariants import require_invariants, require_plan
 from reference import ReferenceExecutor, expected
 
 from lab.serving import pages, scheduler
+from lab.serving.policy import Policy
 from lab.serving.request import ABORT, Request
-from lab.serving.scheduler import Policy, Scheduler
+from lab.serving.scheduler import Scheduler
 from sim.errors import InputError
 
 DEPTH = 2

@@ -10,8 +10,9 @@ import pytest
 from lab.serving.clock import VirtualClock
 from lab.serving.engine import Engine
 from lab.serving.executor import PredictedExecutor, scripted
+from lab.serving.policy import Policy
 from lab.serving.request import Request
-from lab.serving.scheduler import Policy, Scheduler
+from lab.serving.scheduler import Scheduler
 from lab.serving.step import StepPlan
 
 POLICY = Policy(

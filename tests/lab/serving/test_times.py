@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lab.inference import step_us
 from lab.problems import MODELS
-from lab.serving.scheduler import Policy
+from lab.serving.policy import Policy
 from lab.serving.step import CHUNKS, Buckets
 from lab.serving.times import StepTimes
 from sim.machine import H200
