@@ -254,19 +254,10 @@ class _Torch(_OnDevice):
     def key(self, x: Any, w: Any, out: Any, stream: int | None) -> tuple[Any, ...]:
         return (
             _raw_stream()(x.get_device()) if stream is None else stream,
-            x.data_ptr(),
-            x.shape,
-            x.dtype,
-            x.is_contiguous() or x.stride(),
-            w.data_ptr(),
-            w.shape,
-            w.dtype,
-            w.is_contiguous() or w.stride(),
-            out.data_ptr(),
-            out.shape,
-            out.dtype,
-            out.is_contiguous() or out.stride(),
-        )
+            x.data_ptr(), x.shape, x.dtype, x.is_contiguous() or x.stride(),
+            w.data_ptr(), w.shape, w.dtype, w.is_contiguous() or w.stride(),
+            out.data_ptr(), out.shape, out.dtype, out.is_contiguous() or out.stride(),
+        )  # fmt: skip
 
 
 class _Cuda(_OnDevice):
@@ -308,19 +299,10 @@ class _Cuda(_OnDevice):
         at = x.data
         return (
             _cupy().cuda.get_current_stream(at.device_id).ptr if stream is None else stream,
-            at.ptr,
-            x.shape,
-            x.dtype,
-            x.strides,
-            w.data.ptr,
-            w.shape,
-            w.dtype,
-            w.strides,
-            out.data.ptr,
-            out.shape,
-            out.dtype,
-            out.strides,
-        )
+            at.ptr, x.shape, x.dtype, x.strides,
+            w.data.ptr, w.shape, w.dtype, w.strides,
+            out.data.ptr, out.shape, out.dtype, out.strides,
+        )  # fmt: skip
 
 
 NUMPY, TORCH, CUDA = _NumPy(), _Torch(), _Cuda()

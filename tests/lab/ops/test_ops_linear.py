@@ -1,6 +1,7 @@
 """lab.linear on NumPy arrays runs the simulated chip; arrays that do not belong together are one sentence."""
 
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -13,7 +14,7 @@ import lab
 from lab import catalog
 from lab.execute import plan
 from lab.ops import arrays, linear
-from lab.ops.arrays import TORCH, View, format_of
+from lab.ops.arrays import CUDA, TORCH, View, format_of
 from lab.ops.calls import Calls, one_device, remember
 from lab.ops.linear import LinearRequest, problem_of
 from lab.problems import Linear
@@ -255,6 +256,19 @@ def test_a_repeated_call_runs_at_once_and_what_differs_goes_the_long_way(monkeyp
     )
     assert not any(linear._repeated(*other, None) for other in others)
     assert linear._repeated(x, w, y, 8) is None
+
+
+def test_a_key_of_cupy_arrays_tells_apart_what_a_call_depends_on() -> None:
+    def array(pointer: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str = "uint16") -> Any:
+        return SimpleNamespace(data=SimpleNamespace(ptr=pointer), shape=shape, strides=strides, dtype=np.dtype(dtype))
+
+    x = array(1 << 12, (4, 64), (128, 2))
+    others = [array(1 << 13, (4, 64), (128, 2)), array(1 << 12, (2, 64), (128, 2)), array(1 << 12, (4, 64), (256, 2))]
+    others += [array(1 << 12, (4, 64), (128, 2), "float16")]
+    calls = [tuple(other if at == place else x for at in range(3)) for other in [x, *others] for place in range(3)]
+    keys = {CUDA.key(*call, stream) for call in calls for stream in (7, 8)}
+    assert len(keys) == 2 * (1 + 3 * len(others))
+    assert CUDA.key(*calls[0], 7) == CUDA.key(x, x, x, 7)
 
 
 @given(st.integers(1, 9), st.integers(1, 50))
