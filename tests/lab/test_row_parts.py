@@ -26,4 +26,4 @@ def test_the_ptx_is_right_late_and_at_once(problem: Problem, late: int) -> None:
     assert found.hazards == ()
     assert all(v.check.passed and v.disagreements == {} for v in found.verifications)
     with pytest.raises(ScheduleError, match="late"):
-        replace(schedule, late=2)
+        replace(schedule, late=3)

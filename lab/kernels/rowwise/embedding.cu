@@ -26,7 +26,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
     const int warp = blockIdx.y * schedule::warps + threadIdx.x / LANES;
     const int first = warp * schedule::vectors * REQUEST + threadIdx.x % LANES * VECTOR;
 
-    const bool at_once = schedule::late < 0 ? gridDim.x == 1 : !schedule::late;
+    const bool at_once = schedule::late == 2 ? gridDim.x == 1 : !schedule::late;
     if (at_once) ptx::griddepcontrol::launch_dependents();
     ptx::griddepcontrol::wait();  // until the launch before has written ids, and reads y no more
     if (!at_once) ptx::griddepcontrol::launch_dependents();

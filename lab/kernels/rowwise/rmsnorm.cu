@@ -88,7 +88,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
     const bool there = token < m;
     const float share = 1.0f / n;
 
-    const bool at_once = schedule::late < 0 ? m == 1 : !schedule::late;
+    const bool at_once = schedule::late == 2 ? m == 1 : !schedule::late;
     if (at_once) ptx::griddepcontrol::launch_dependents();
     Vector16 weights[VECTORS], sums[VECTORS], addends[VECTORS];
 #pragma unroll

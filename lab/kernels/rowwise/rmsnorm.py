@@ -43,13 +43,13 @@ class Schedule:
     warps: int  # that share a row
     vectors: int  # 16-byte loads of a lane that cover its part of a row
     rows: int = 1  # of a CTA
-    late: int = -1  # 1: the launch behind begins when the one ahead has ended; 0: at once; -1: at once for one token
+    late: int = 2  # 0: the launch behind begins at once, 1: when that ahead has ended, 2: likewise, but for one token
 
     def __post_init__(self) -> None:
         require_choice(self, "warps", WARPS)
         require_choice(self, "vectors", VECTORS)
         require_choice(self, "rows", (1, 2, 4, 8))
-        require_choice(self, "late", (-1, 0, 1))
+        require_choice(self, "late", (0, 1, 2))
 
     @property
     def threads(self) -> int:

@@ -148,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
     const int first_head = blockIdx.y * schedule::rounds * AT_ONCE + threadIdx.x / UNITS;
     const Cache cache{k, v, kv_heads};
 
-    const bool at_once = schedule::late < 0 ? gridDim.x == 1 : !schedule::late;
+    const bool at_once = schedule::late == 2 ? gridDim.x == 1 : !schedule::late;
     if (at_once) ptx::griddepcontrol::launch_dependents();
     Vector16 low_bias[schedule::rounds], high_bias[schedule::rounds];
     Vector16 low_norm[schedule::rounds], high_norm[schedule::rounds];

@@ -44,12 +44,12 @@ class Schedule:
 
     warps: int
     rounds: int  # heads of a lane
-    late: int = -1  # 1: the launch behind begins when the one ahead has ended; 0: at once; -1: at once for one token
+    late: int = 2  # 0: the launch behind begins at once, 1: when that ahead has ended, 2: likewise, but for one token
 
     def __post_init__(self) -> None:
         require_choice(self, "warps", (1, 2, 4, 8))
         require_choice(self, "rounds", (1, 2, 3, 4))
-        require_choice(self, "late", (-1, 0, 1))
+        require_choice(self, "late", (0, 1, 2))
 
     @property
     def threads(self) -> int:
