@@ -51,6 +51,15 @@ def test_two_partial_sums_are_never_both_waited_for_before_the_last_step(schedul
     assert [pending for i in started[1:] for name, pending in order[i + 1 : i + 2]] == ["1"] * (len(started) - 1)
 
 
+def test_a_part_has_one_scale_of_w_and_room_for_those_of_two_steps() -> None:
+    blocks = replace(PROBLEM, scales="block")
+    gemm_fp8_promoted.Schedule(128, 128, 6, 2, 1, 1, 0).fits(blocks, H100)
+    with pytest.raises(ScheduleError, match="its columns divide 128; those of 128 x 192 tiles have 96"):
+        gemm_fp8_promoted.Schedule(128, 192, 4, 2, 1, 1, 0).fits(blocks, H100)
+    with pytest.raises(ScheduleError, match="256 x 128 outputs are 192 sums and 10 scales of blocks a thread"):
+        gemm_fp8_promoted.Schedule(256, 128, 4, 1, 1, 1, 2).fits(blocks, H100)
+
+
 def test_partial_sums_need_room() -> None:
     gemm_fp8_promoted.Schedule(256, 128, 4, 1, 2, 1, 2)
     with pytest.raises(

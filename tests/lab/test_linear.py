@@ -157,6 +157,23 @@ def test_fp8_outputs_saturate_and_tiny_ones_have_an_absolute_error() -> None:
     assert compare_y(problem, tiny, encode(y, "fp8")).passed
 
 
+def test_blocks_of_128_by_128_have_scales_of_their_own() -> None:
+    problem = Linear(3, 130, 200, "fp8", "fp8", scales="block", accumulate="float32")
+    arrays = problem.draw(np.random.default_rng(0))
+    assert arrays["x_scale"].shape == (3, 2)
+    assert arrays["w_scale"].shape == (2, 2)
+    x, w = decode(arrays["x"], "fp8").astype(np.float64), decode(arrays["w"], "fp8").astype(np.float64)
+    expected = np.zeros((3, 130))
+    for row, column, at in np.ndindex(3, 130, 200):
+        scale = float(arrays["x_scale"][row, at // 128]) * float(arrays["w_scale"][column // 128, at // 128])
+        expected[row, column] += scale * x[row, at] * w[column, at]
+    y, bound = problem.reference(arrays)["y"]
+    assert (np.abs(y - expected) <= 1e-12 * np.abs(expected).max()).all()
+    assert compare_y(problem, arrays, encode(expected, "bf16")).passed
+    arrays["w_scale"][1, 1] *= 2
+    assert (np.abs(problem.reference(arrays)["y"].value - y) > bound)[:, 128:].any()
+
+
 @given(problem=problems())
 def test_a_problem_survives_its_dictionary(problem: Linear) -> None:
     words: dict[str, Any] = problem.as_dict()
@@ -187,13 +204,18 @@ def test_compulsory_bytes_are_each_array_once(problem: Linear) -> None:
         ({"weights": "int3"}, "unknown format 'int3'"),
         ({"activations": "fp4"}, "unknown format 'fp4'"),
         ({"output": "half"}, "unknown format 'half'"),
-        ({"scales": "column", "weights": "fp8"}, "scales is none, tensor, row; got 'column'"),
+        ({"scales": "column", "weights": "fp8"}, "scales is none, tensor, row, block; got 'column'"),
         ({"accumulate": "fp16"}, "accumulate is float32, fast; got 'fp16'"),
         ({"epilogue": "gelu"}, "epilogue is none, residual, swiglu; got 'gelu'"),
         ({"activations": "int4_g32"}, "activations are in fp32, fp16, bf16 or fp8, not int4_g32"),
         ({"offset": "max", "weights": "int4_g32"}, "offset is min, zero; got 'max'"),
         ({"offset": "zero"}, "zero points are for int4 weights; weights = bf16"),
         ({"scales": "row"}, "scales are for fp8 weights; weights = bf16"),
+        ({"scales": "block", "weights": "fp8"}, "scales of blocks are for fp8 activations too; activations = bf16"),
+        (
+            {"scales": "block", "weights": "fp8", "activations": "fp8", "epilogue": "swiglu"},
+            "scales of blocks, which may be gate and up at once, do not go with swiglu",
+        ),
         ({"accumulate": "fast"}, "fast accumulation is for fp8 activations; activations = bf16"),
         ({"epilogue": "swiglu", "n": 7}, "swiglu halves the rows of w, so n is even; n = 7"),
     ],
