@@ -136,7 +136,7 @@ def test_bills_are_positive_and_their_largest_binds(kernel: Kernel) -> None:
 
 
 def test_a_kernel_without_a_model_pays_an_empty_launch_and_its_largest_bill() -> None:
-    kernel = catalog.get("gemv_naive")
+    kernel = catalog.get("gemm_naive")
     assert not isinstance(kernel.module, Predicts)
     problem = Linear(1, 4096, 4096)
     found = kernel.bills(problem, kernel.best_guess(problem, H100), H100, "cold")
