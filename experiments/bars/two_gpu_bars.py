@@ -151,8 +151,30 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG00
 
 
 def table(past: Archive) -> str:
-    """The newest run, on cards where there is one."""
-    found = past.newest_run(experiment="two_gpu_bars", on="gpu") or past.newest_run(experiment="two_gpu_bars", on="sim")
-    if not found:
-        return "No records yet: `lab run two_gpu_bars --record` makes them."
-    return three_columns(list(rows(found, past)), verdict(found, past).sentence)
+    """The newest run on two cards, else what is predicted; and what one card proved."""
+    every = past.where(experiment="two_gpu_bars").records
+    alone = [r for r in every if r.metrics.get("same_card")]
+    apart = [r for r in every if not r.metrics.get("same_card")]
+    measured = [r for r in apart if r.on == "gpu"]
+    newest = (measured or apart or alone)[-1].run if every else ""
+    found = [r for r in apart if r.run == newest]
+    said = [three_columns(list(rows(found, past)), verdict(found, past).sentence)] if found else []
+    return "\n\n".join([*said, *_within(alone)]) or "No records yet: `lab run two_gpu_bars --record` makes them."
+
+
+def _within(alone: Sequence[Record]) -> Iterator[str]:
+    """One sentence of what the code did between two pools of one card, of the newest run of each."""
+
+    def newest(what: str) -> list[Record]:
+        every = [r for r in alone if r.metrics["what"] == what]
+        return [r for r in every if r.run == every[-1].run]
+
+    whole = [r for r in newest("push") if r.metrics["layers"] != 1]
+    sums, epochs = newest("sum"), newest("epochs")
+    if whole and all(r.check and r.check.passed for r in (*whole, *sums, *epochs)):
+        rates = [(figure(r, "bytes_per_s") or 0.0) / 1e9 for r in whole]
+        us = [figure(r, "us") or 0.0 for r in sums]
+        said = f"pushes at {min(rates):.0f} to {max(rates):.0f} GB/s"
+        said += f", sums in {min(us):.2f} to {max(us):.2f} us" if us else ""
+        said += f", {epochs[-1].metrics['times']} hand-overs by a flag of epochs" if epochs else ""
+        yield f"Within one card, where no link is crossed ({whole[-1].source}): {said}; all right."

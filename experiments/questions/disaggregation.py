@@ -121,8 +121,8 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG00
                 best = max(found.values())
                 names = " and ".join(name for name, rate in found.items() if rate == best)
                 others = ", ".join(f"{name} {rate:g}" for name, rate in found.items() if rate != best)
-                least = "at least " if best == max(RATES[traffic]) else ""
-                said.append(f"{traffic}{what}: {names} at {least}{best:g} a second{f' ({others})' if others else ''}")
+                least = "at least" if best == max(RATES[traffic]) else "at"
+                said.append(f"{traffic}{what}: {names} {least} {best:g} a second{f' ({others})' if others else ''}")
     if not said:
         return Verdict(None, "No set-up keeps 90% of its requests within the limits at any rate.")
     shares = [share for r in records if (share := figure(r, "push_share")) is not None]

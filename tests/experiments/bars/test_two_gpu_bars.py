@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from experiments import runner
 from experiments.bars import two_gpu_bars
-from lab.record import Checked, Record, provenance
+from lab.record import Archive, Checked, Record, provenance
 from sim.errors import InputError
 from tests.experiments.examples import NOTHING
 
@@ -57,3 +58,15 @@ def test_every_part_is_predicted_beside_its_bar() -> None:
 def test_options_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         two_gpu_bars.Options(**options)
+
+
+def test_one_card_is_told_apart_from_two() -> None:
+    told = runner.run("two_gpu_bars", machine="h200", part="sum").records
+    both = (pushed(750.0, same_card=True), pushed(700.0, same_card=True, layers=1))
+    within = [msgspec.structs.replace(record, run="one") for record in both]
+    table = two_gpu_bars.table(Archive((*told, *within)))
+    assert "Nothing is measured: two GPUs that reach each other are needed." in table
+    assert "Within one card, where no link is crossed (two cards" in table
+    assert "pushes at 750 to 750 GB/s; all right." in table
+    assert "(two cards" not in two_gpu_bars.table(Archive(told))
+    assert "No records yet" in two_gpu_bars.table(NOTHING)
