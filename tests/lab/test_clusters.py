@@ -14,7 +14,7 @@ from lab.check_ptx import check_ptx
 from lab.kernels.common.clusters import at_once, even, resident
 from lab.kernels.gemv import gemv_int4, gemv_split_k
 from lab.problems import Linear
-from sim.machine import H100
+from sim.machine import H100, H200
 
 EIGHT = replace(H100, sms=8, gpcs=(8,))
 
@@ -32,13 +32,23 @@ def test_an_even_grid_adds_little_and_gives_every_sm_as_many(ctas: int, sms: int
 def test_models_take_the_clusters_that_a_card_was_measured_to_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was not measured is as described."""
+    """What was not measured is as described; CTAs of a cluster may share an SM that holds two."""
     monkeypatch.setenv("LAB_CONFIG_DIR", str(tmp_path))
     run = Run(time="2026-01-01T00:00:00+00:00", commit="c", dirty=False, command="a test", card="a card", driver="1")
     write(Calibration(machine="h100", runs={"r": run}, clusters_at_once={"6": Measured(17.0, "r")}), user_path("h100"))
-    assert (resident(6, 1, H100), resident(6, 2, H100)) == (17, 34)
+    assert (resident(6, 1, H100), resident(6, 2, H100)) == (17, 42 * 17 // 19)
     assert at_once(6, 1, H100) == 19
-    assert resident(7, 2, H100) == at_once(7, 2, H100)
+    assert resident(7, 1, H100) == at_once(7, 1, H100)
+    assert resident(7, 2, H100) == sum(2 * sms // 7 for sms in H100.gpcs) > at_once(7, 2, H100)
+
+
+@pytest.mark.parametrize(
+    ("ctas_per_sm", "held"), [(1, (66, 39, 30, 22, 17, 15, 15)), (2, (132, 79, 62, 47, 39, 32, 30))]
+)
+def test_an_h200_held_about_as_many(ctas_per_sm: int, held: tuple[int, ...]) -> None:
+    """As the driver reckoned there (cuOccupancyMaxActiveClusters), clusters of 2 to 8."""
+    for cluster, many in zip(range(2, 9), held, strict=True):
+        assert abs(resident(cluster, ctas_per_sm, H200) - many) <= 2
 
 
 @pytest.mark.parametrize(

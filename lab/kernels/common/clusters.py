@@ -13,9 +13,14 @@ def at_once(cluster: int, ctas_per_sm: int, machine: Machine) -> int:
 
 
 def resident(cluster: int, ctas_per_sm: int, machine: Machine) -> int:
-    """What models of time take for it: as many as the card was measured to hold, rather than its description says."""
+    """What models of time take for it: CTAs of a cluster may share an SM that holds several.
+
+    Fewer than the machine's description says in the proportion in which the card was measured to hold fewer, one CTA
+    an SM.
+    """
+    described = sum(ctas_per_sm * sms // cluster for sms in machine.gpcs)
     measured = (calibration(machine).clusters_at_once or {}).get(str(cluster))
-    return ctas_per_sm * int(measured.value) if measured else at_once(cluster, ctas_per_sm, machine)
+    return max(1, described * int(measured.value) // at_once(cluster, 1, machine) if measured else described)
 
 
 def even(ctas: int, machine: Machine) -> int:
