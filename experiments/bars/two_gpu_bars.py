@@ -12,7 +12,7 @@ from lab.problems.model import model_named
 from lab.record import Archive, Record
 from lab.serving.disaggregation.link import push_us
 from lab.serving.disaggregation.parallel import ParallelTimes, all_reduce_us
-from lab.serving.scheduler import Policy
+from lab.serving.policy import Policy
 from lab.serving.times import StepTimes
 from sim.errors import InputError
 

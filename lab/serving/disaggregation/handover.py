@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from msgspec import structs
 
+from lab.serving.policy import Costs, Policy
 from lab.serving.request import ABORT, LENGTH, STOP, Request, Sequence
-from lab.serving.scheduler import Costs, Policy, Scheduler
+from lab.serving.scheduler import Scheduler
 from lab.serving.step import StepPlan, StepResult
 
 

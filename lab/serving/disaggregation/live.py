@@ -12,8 +12,8 @@ from lab.serving.clock import Clock, VirtualClock, WallClock
 from lab.serving.disaggregation.fleet import Fleet
 from lab.serving.disaggregation.setups import Setup, fleet_of
 from lab.serving.engine import Observer, StepFacts
+from lab.serving.policy import Policy
 from lab.serving.request import Request, Sequence
-from lab.serving.scheduler import Policy
 from sim.machine import Machine
 
 PATIENCE_US = 5e4  # for which a step may sleep: new requests wait as long

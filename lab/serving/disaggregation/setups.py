@@ -11,7 +11,8 @@ from lab.serving.disaggregation.link import Link
 from lab.serving.disaggregation.parallel import ParallelTimes, share_of
 from lab.serving.engine import Engine, Observer
 from lab.serving.executor import PredictedExecutor, scripted
-from lab.serving.scheduler import Policy, Scheduler
+from lab.serving.policy import Policy
+from lab.serving.scheduler import Scheduler
 from lab.serving.simulated import Overheads, pages_within
 from lab.serving.times import StepTimes
 from sim.errors import InputError

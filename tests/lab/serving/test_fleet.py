@@ -21,8 +21,9 @@ from lab.serving.disaggregation.setups import Setup, fleet_of
 from lab.serving.engine import Engine, StepFacts
 from lab.serving.executor import PredictedExecutor, scripted
 from lab.serving.metrics import Steps
+from lab.serving.policy import Policy
 from lab.serving.request import Request, Sequence
-from lab.serving.scheduler import Policy, Scheduler
+from lab.serving.scheduler import Scheduler
 from lab.serving.times import StepTimes
 from sim.errors import InputError
 from sim.machine import H200

@@ -19,8 +19,8 @@ from reference import ReferenceExecutor, expected
 from lab.serving.disaggregation import front, handover
 from lab.serving.disaggregation.front import Front
 from lab.serving.disaggregation.handover import Receiver, Sender
+from lab.serving.policy import Policy
 from lab.serving.request import ABORT, Request
-from lab.serving.scheduler import Policy
 from sim.errors import InputError
 
 DEPTH = 2
