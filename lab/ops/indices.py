@@ -42,13 +42,26 @@ def _require_pages(problem: Attention, q_lens: NDArray, kv_lens: NDArray, table:
     first = np.maximum(kv_lens - q_lens + 1 - p.window, 0) // p.page if p.window else np.zeros_like(kv_lens)
     column = np.arange(table.shape[1])
     used = (column >= first[:, None]) & (column < -(-kv_lens // p.page)[:, None]) & (q_lens > 0)[:, None]
-    if (bad := _first(used & ((table <= NULL_PAGE) | (table >= p.pool_pages)))) is None:
-        return
-    b, i = divmod(bad, table.shape[1])
-    raise InputError(
-        f"pages are from {NULL_PAGE + 1} to {p.pool_pages - 1:,}; block_table[{b}, {i}] = {table[b, i]:,}, "
-        f"of a sequence of {kv_lens[b]:,} keys, {p.page:,} a page"
-    )
+    if (bad := _first(used & ((table <= NULL_PAGE) | (table >= p.pool_pages)))) is not None:
+        b, i = divmod(bad, table.shape[1])
+        raise InputError(
+            f"pages are from {NULL_PAGE + 1} to {p.pool_pages - 1:,}; block_table[{b}, {i}] = {table[b, i]:,}, "
+            f"of a sequence of {kv_lens[b]:,} keys, {p.page:,} a page"
+        )
+    if p.causal:
+        _require_own_pages(used & (column >= (kv_lens - q_lens)[:, None] // p.page), table)
+
+
+def _require_own_pages(written: NDArray, table: NDArray) -> None:
+    """Refuse a page that two sequences write to: causal queries are tokens whose keys are new in the cache."""
+    sequences, pages = np.nonzero(written)[0], table[written]
+    order = np.argsort(pages, kind="stable")
+    sequences, pages = sequences[order], pages[order]
+    if (at := _first((pages[1:] == pages[:-1]) & (sequences[1:] != sequences[:-1]))) is not None:
+        raise InputError(
+            f"sequences share only pages that are full before their queries' keys; page {pages[at]:,} has such keys of "
+            f"sequences {sequences[at]} and {sequences[at + 1]}"
+        )
 
 
 def _first(wrong: NDArray[np.bool_]) -> int | None:

@@ -1,5 +1,6 @@
 """lab.attention: what makes no sense is refused in one sentence, which says what would."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -79,3 +80,14 @@ def test_pages_that_no_query_sees_may_be_gone() -> None:
     indices["kv_lens"] = np.array([11], np.int32)  # now the query's window begins on the page before
     with pytest.raises(InputError, match=r"block_table\[0, 1\] = -7"):
         attention.require_legal(problem, indices)
+
+
+def test_only_pages_that_no_query_s_key_is_on_are_shared() -> None:
+    problem = Attention(3, 1, 1, 8, 2, 12, page=4, row_pages=3, pool=8)
+    table = np.array([[1, 2, 3], [1, 2, 4], [1, 5, 0]], np.int32)
+    indices = {**problem.indices(), "block_table": table, "kv_lens": np.array([10, 11, 8], np.int32)}
+    attention.require_legal(problem, indices)  # queries at 8 and 9, at 9 and 10, at 6 and 7
+    indices["kv_lens"] = np.array([9, 9, 8], np.int32)  # the first of the queries at 7 and 8 are on page 2
+    with pytest.raises(InputError, match="page 2 has such keys of sequences 0 and 1"):
+        attention.require_legal(problem, indices)
+    attention.require_legal(replace(problem, causal=False), indices)  # queries of other tokens than the keys
