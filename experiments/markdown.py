@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from experiments.rows import Row
 
+FEW, FULL = 3, 0.3  # quantities from which on a table has a line a case; share of its cells that have figures
+
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table; a bar within a cell is escaped."""
@@ -13,16 +15,41 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def three_columns(rows: Sequence[Row], sentence: str) -> str:
-    """Rows as a table of theory, simulation and measurement, a sentence, and where the measured figures come from."""
-    cells = ([r.case, r.shown, *map(share if r.percent else figure, (r.theory, r.simulated, r.measured))] for r in rows)
+    """Rows as a table of theory, simulation and measurement, a sentence, and where the measured figures come from.
+
+    Where the same quantities are told of many cases, none by theory, it has a line for each case instead.
+    """
     sources = sorted({r.source for r in rows if r.source})
     return "\n\n".join(
         [
-            table(["", "", "theory", "simulated", "measured"], cells),
+            _lines_of_cases(rows) or _lines_of_quantities(rows),
             sentence,
             *([measured_on(sources)] if sources else []),
         ]
     )
+
+
+def _lines_of_quantities(rows: Sequence[Row]) -> str:
+    cells = ([r.case, r.shown, *(_cell(r, value) for value in (r.theory, r.simulated, r.measured))] for r in rows)
+    return table(["", "", "theory", "simulated", "measured"], cells)
+
+
+def _lines_of_cases(rows: Sequence[Row]) -> str | None:
+    """Simulated figures by case and quantity, measured ones behind them; None where that would be mostly empty."""
+    cases, quantities = (list(dict.fromkeys(names)) for names in ((r.case for r in rows), (r.shown for r in rows)))
+    room = len(cases) * len(quantities)
+    if any(r.theory is not None for r in rows) or len(quantities) < FEW or len(cases) < 2 or len(rows) < FULL * room:
+        return None
+    found = {
+        (r.case, r.shown): " / ".join(_cell(r, v) for v in (r.simulated, r.measured) if v is not None) for r in rows
+    }
+    lines = ([case, *(found.get((case, quantity)) or "-" for quantity in quantities)] for case in cases)
+    both = any(r.simulated is not None and r.measured is not None for r in rows)
+    return table(["simulated / measured" if both else "", *quantities], lines)
+
+
+def _cell(row: Row, value: float | None) -> str:
+    return share(value) if row.percent else figure(value)
 
 
 def measured_on(sources: Iterable[str]) -> str:
