@@ -45,9 +45,7 @@ class SimulatedChip:
         It is compiled with `nogil`. A `prange` over the SMs would do as well, but Numba makes machine code of all that
         it reaches three times more, and that takes longer than all the rest.
         """
-        import numba  # loaded by now, as `simulate` is compiled code, or by its first call
-
-        cores = min(numba.get_num_threads(), len(self.count))
+        cores = min(_threads(), len(self.count))
         with ThreadPoolExecutor(cores) as pool:
             list(pool.map(lambda core: simulate(core, cores, *arguments), range(cores)))
 
@@ -56,10 +54,8 @@ class SimulatedChip:
 
         It is compiled with `nogil`.
         """
-        import numba
-
         sms = len(self.count)
-        with ThreadPoolExecutor(numba.get_num_threads()) as pool:
+        with ThreadPoolExecutor(_threads()) as pool:
             list(pool.map(lambda sm: simulate(self.count[sm], sm, sms, *arguments), range(sms)))
 
     def counts(self, requests: Requests | None = None) -> Counts:
@@ -74,3 +70,11 @@ class SimulatedChip:
             l2_dirty_bytes=traffic.dirty_bytes,
             **crossing([self._marks[name] for name in self._peers]),
         )
+
+
+def _threads() -> int:
+    """Of Numba, as its settings say; raises EnvironmentFailure where they cannot work."""
+    import sim.cached_jit  # noqa: F401 (which refuses them)
+    import numba
+
+    return int(numba.get_num_threads())

@@ -90,10 +90,13 @@ SHAPES = {  # by tokens: rows, unroll, and the warps for which an SM then has re
 
 
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
-    """The schedules of least predicted time, two CTAs an SM at least: while one ends, the other reads."""
-    found = []
+    """The schedules of least predicted time that read w as few times as can be.
+
+    Two CTAs an SM at least: while one ends, the other reads.
+    """
+    found, once = [], min(problem.m, max(SHAPES))
     for block_m, shapes in SHAPES.items():
-        if block_m == 1 or block_m < 2 * problem.m:
+        if once <= block_m < 2 * once:
             for (rows, unroll, *warps), (split_k, teams) in product(shapes, TEAMS):
                 ctas = min(warps[problem.weights == "fp8"] // (split_k * teams), machine.ctas_per_sm)
                 if ctas >= 2:

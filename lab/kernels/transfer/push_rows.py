@@ -163,5 +163,6 @@ def _grid(core, cores, count, from_marks, to_marks, epoch, source, target, flag,
                         load_vector(count[sm], source, from_rows[row] * row_bytes + at, nbytes)
                         store_vector(count[sm], target, to_rows[row] * row_bytes + at, nbytes)
             add_atomically(count[sm], arrived, 0, INDEX)
-    load_vector(count[(ctas - 1) % sms], epoch, 0, INDEX)
-    add_atomically(count[(ctas - 1) % sms], flag, 0, INDEX)
+    if core == 0:
+        load_vector(count[(ctas - 1) % sms], epoch, 0, INDEX)
+        add_atomically(count[(ctas - 1) % sms], flag, 0, INDEX)

@@ -98,7 +98,8 @@ def stored(values: Any, form: str) -> Any:
 
 
 def write(y: int, bits: Any) -> None:
-    ctypes.memmove(y, np.ascontiguousarray(bits).ctypes.data, bits.nbytes)
+    dense = np.ascontiguousarray(bits)  # maybe a copy, which must outlive the move
+    ctypes.memmove(y, dense.ctypes.data, dense.nbytes)
 
 
 def wrong(y: int, bits: Any) -> None:
