@@ -74,7 +74,8 @@ class SimulatedChip:
 
 def _threads() -> int:
     """Of Numba, as its settings say; raises EnvironmentFailure where they cannot work."""
-    import sim.cached_jit  # noqa: F401 (which refuses them)
     import numba
+
+    import sim.cached_jit  # noqa: F401 (which refuses them)
 
     return int(numba.get_num_threads())
