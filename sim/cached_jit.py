@@ -119,6 +119,11 @@ def njit(*function: Callable, cache: bool = False, **options: Any) -> Any:
     return compiled(*function) if function else compiled
 
 
+def threads() -> int:
+    """How many threads Numba is told to use."""
+    return int(numba.get_num_threads())
+
+
 @contextmanager
 def alone(function: Callable) -> Iterator[None]:
     """Let one process at a time pass, for each function; without a cache they do not wait for one another."""

@@ -45,7 +45,9 @@ class SimulatedChip:
         It is compiled with `nogil`. A `prange` over the SMs would do as well, but Numba makes machine code of all that
         it reaches three times more, and that takes longer than all the rest.
         """
-        cores = min(_threads(), len(self.count))
+        from sim.cached_jit import threads  # loaded with the first compiled code
+
+        cores = min(threads(), len(self.count))
         with ThreadPoolExecutor(cores) as pool:
             list(pool.map(lambda core: simulate(core, cores, *arguments), range(cores)))
 
@@ -54,8 +56,10 @@ class SimulatedChip:
 
         It is compiled with `nogil`.
         """
+        from sim.cached_jit import threads
+
         sms = len(self.count)
-        with ThreadPoolExecutor(_threads()) as pool:
+        with ThreadPoolExecutor(threads()) as pool:
             list(pool.map(lambda sm: simulate(self.count[sm], sm, sms, *arguments), range(sms)))
 
     def counts(self, requests: Requests | None = None) -> Counts:
@@ -70,12 +74,3 @@ class SimulatedChip:
             l2_dirty_bytes=traffic.dirty_bytes,
             **crossing([self._marks[name] for name in self._peers]),
         )
-
-
-def _threads() -> int:
-    """Of Numba, as its settings say; raises EnvironmentFailure where they cannot work."""
-    import numba
-
-    import sim.cached_jit  # noqa: F401 (which refuses them)
-
-    return int(numba.get_num_threads())
