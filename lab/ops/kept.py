@@ -14,10 +14,12 @@ from lab.ops.calls import remember
 
 Call = Callable[[], None]
 Kept = dict[Any, tuple[Any, Call]]
-Find = Callable[[Kept, Any, Any, Any, int | None], Call]
+
+_OF_TORCH: Kept = {}
+_OF_CUPY: Kept = {}  # apart: both may have arrays of one memory
 
 
-def find_torch(kept: Kept, x: Any, w: Any, out: Any, stream: int | None) -> Call:
+def find_torch(x: Any, w: Any, out: Any, stream: int | None, kept: Kept = _OF_TORCH) -> Call:
     """The call on three PyTorch tensors, on their current stream where none is given."""
     if stream is None:
         stream = raw_stream()(x.get_device())
@@ -32,13 +34,13 @@ def find_torch(kept: Kept, x: Any, w: Any, out: Any, stream: int | None) -> Call
     raise KeyError("another call on the same memory")
 
 
-def keep_torch(kept: Kept, x: Any, w: Any, out: Any, stream: int, call: Call) -> None:
+def keep_torch(x: Any, w: Any, out: Any, stream: int, call: Call, kept: Kept = _OF_TORCH) -> None:
     """Keep a call on three PyTorch tensors, in place of another on the same memory and stream."""
     key = stream, x.data_ptr(), w.data_ptr(), out.data_ptr(), x.shape
     remember(kept, key, ((w.shape, out.shape, x.dtype, w.dtype, out.dtype), call))
 
 
-def find_cupy(kept: Kept, x: Any, w: Any, out: Any, stream: int | None) -> Call:
+def find_cupy(x: Any, w: Any, out: Any, stream: int | None, kept: Kept = _OF_CUPY) -> Call:
     """The call on three CuPy arrays, on their current stream where none is given."""
     at = x.data
     if stream is None:
@@ -54,7 +56,7 @@ def find_cupy(kept: Kept, x: Any, w: Any, out: Any, stream: int | None) -> Call:
     raise KeyError("another call on the same memory")
 
 
-def keep_cupy(kept: Kept, x: Any, w: Any, out: Any, stream: int, call: Call) -> None:
+def keep_cupy(x: Any, w: Any, out: Any, stream: int, call: Call, kept: Kept = _OF_CUPY) -> None:
     """Keep a call on three CuPy arrays, in place of another on the same memory and stream."""
     key = stream, x.data.ptr, w.data.ptr, out.data.ptr, x.shape
     remember(kept, key, ((w.shape, out.shape, x.dtype, w.dtype, out.dtype), call))
@@ -68,5 +70,5 @@ def _current_stream() -> Callable[[int], Any]:
     return found
 
 
-FIND: dict[Library, Find] = {TORCH: find_torch, CUDA: find_cupy}
-KEEP: dict[Library, Callable[[Kept, Any, Any, Any, int, Call], None]] = {TORCH: keep_torch, CUDA: keep_cupy}
+FIND: dict[Library, Callable[..., Call]] = {TORCH: find_torch, CUDA: find_cupy}
+KEEP: dict[Library, Callable[..., None]] = {TORCH: keep_torch, CUDA: keep_cupy}

@@ -243,8 +243,7 @@ def cupy_like(pointer: int, shape: tuple[int, ...], dense: bool = True, dtype: s
 def test_a_repeated_call_runs_at_once_and_what_differs_goes_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     x, w, y = Tensor((4, 64), 1 << 12), Tensor((32, 64), 1 << 16), Tensor((4, 32), 1 << 20)
-    for name in ("_kept", "_finders"):
-        monkeypatch.setattr(linear, name, {})
+    monkeypatch.setattr(linear, "_finders", {})
     monkeypatch.setattr("lab.ops.kept.raw_stream", lambda: lambda device: 7 + device)
 
     def long_way(array: Any) -> Any:
@@ -280,8 +279,7 @@ def test_a_repeated_call_runs_at_once_and_what_differs_goes_the_long_way(monkeyp
 
 
 def test_one_buffer_serves_many_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_kept", "_finders"):
-        monkeypatch.setattr(linear, name, {})
+    monkeypatch.setattr(linear, "_finders", {})
     ran: list[int] = []
     w = Tensor((32, 64), 1 << 16)
     for rows in (4, 8):
@@ -304,13 +302,13 @@ def test_one_buffer_serves_many_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_kept_call_of_cupy_arrays_tells_apart_what_it_depends_on(place: int, other: Any) -> None:
     kept: Kept = {}
     arrays = [cupy_like(1 << 12, (64, 64)) for _ in range(3)]
-    KEEP[CUDA](kept, *arrays, 7, int)
-    assert FIND[CUDA](kept, *arrays, 7) is int
+    KEEP[CUDA](*arrays, 7, int, kept)
+    assert FIND[CUDA](*arrays, 7, kept) is int
     with pytest.raises(KeyError):
-        FIND[CUDA](kept, *arrays, 8)
+        FIND[CUDA](*arrays, 8, kept)
     arrays[place] = other
     with pytest.raises(KeyError):
-        FIND[CUDA](kept, *arrays, 7)
+        FIND[CUDA](*arrays, 7, kept)
 
 
 def test_a_kept_call_on_int4_weights_knows_their_scales_and_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,7 +337,7 @@ def test_a_kept_call_on_int4_weights_knows_their_scales_and_their_order(monkeypa
         weights(1 << 18, 1 << 19, True),
     ):
         with pytest.raises(KeyError):
-            linear._finders[lab.Int4Weights](linear._kept, x, other, y, 7)
+            linear._finders[lab.Int4Weights](x, other, y, 7)
 
 
 @given(st.integers(1, 9), st.integers(1, 50))
