@@ -193,10 +193,10 @@ class Ready:
     def on(self, stream: int) -> Callable[[], None]:
         """A call that enqueues it on this stream, for one that is never called itself: it looks nothing up."""
         self._config.hStream = stream
-        launch = partial(self._launch, self._config, self._function, self.parameters.address, 0)
+        launch, config, function, address = self._launch, self._config, self._function, self.parameters.address
 
         def enqueue() -> None:
-            (status,) = launch()
+            (status,) = launch(config, function, address, 0)
             if status:
                 self._retry(status)
 

@@ -14,61 +14,74 @@ from lab.ops.calls import remember
 
 Call = Callable[[], None]
 Kept = dict[Any, tuple[Any, Call]]
+Find = Callable[..., Call]  # of x, w, out, a stream or None, and where calls are kept
 
 _OF_TORCH: Kept = {}
 _OF_CUPY: Kept = {}  # apart: both may have arrays of one memory
 
 
-def find_torch(x: Any, w: Any, out: Any, stream: int | None, kept: Kept = _OF_TORCH) -> Call:
-    """The call on three PyTorch tensors, on their current stream where none is given."""
-    if stream is None:
-        stream = raw_stream()(x.get_device())
-    alike, call = kept[stream, x.data_ptr(), w.data_ptr(), out.data_ptr(), x.shape]
-    if (
-        alike == (w.shape, out.shape, x.dtype, w.dtype, out.dtype)
-        and x.is_contiguous()
-        and w.is_contiguous()
-        and out.is_contiguous()
-    ):
-        return call
-    raise KeyError("another call on the same memory")
+@cache
+def _find_torch() -> Find:
+    current = raw_stream()
+
+    def find(x: Any, w: Any, out: Any, stream: int | None, kept: Kept = _OF_TORCH) -> Call:
+        if stream is None:
+            stream = current(x.get_device())
+        alike, call = kept[stream, x.data_ptr(), w.data_ptr(), out.data_ptr(), x.shape]
+        if (
+            alike == (w.shape, out.shape, x.dtype, w.dtype, out.dtype)
+            and x.is_contiguous()
+            and w.is_contiguous()
+            and out.is_contiguous()
+        ):
+            return call
+        raise KeyError("another call on the same memory")
+
+    return find
 
 
-def keep_torch(x: Any, w: Any, out: Any, stream: int, call: Call, kept: Kept = _OF_TORCH) -> None:
-    """Keep a call on three PyTorch tensors, in place of another on the same memory and stream."""
+def _keep_torch(x: Any, w: Any, out: Any, stream: int, call: Call, kept: Kept = _OF_TORCH) -> None:
     key = stream, x.data_ptr(), w.data_ptr(), out.data_ptr(), x.shape
     remember(kept, key, ((w.shape, out.shape, x.dtype, w.dtype, out.dtype), call))
 
 
-def find_cupy(x: Any, w: Any, out: Any, stream: int | None, kept: Kept = _OF_CUPY) -> Call:
-    """The call on three CuPy arrays, on their current stream where none is given."""
-    at = x.data
-    if stream is None:
-        stream = _current_stream()(at.device_id).ptr
-    alike, call = kept[stream, at.ptr, w.data.ptr, out.data.ptr, x.shape]
-    if (
-        alike == (w.shape, out.shape, x.dtype, w.dtype, out.dtype)
-        and x._c_contiguous  # `flags` takes five times as long
-        and w._c_contiguous
-        and out._c_contiguous
-    ):
-        return call
-    raise KeyError("another call on the same memory")
+@cache
+def _find_cupy() -> Find:
+    import cupy  # loaded on first use: the simulated chip needs no GPU library
+
+    current = cupy.cuda.get_current_stream
+
+    def find(x: Any, w: Any, out: Any, stream: int | None, kept: Kept = _OF_CUPY) -> Call:
+        at = x.data
+        if stream is None:
+            stream = current(at.device_id).ptr
+        alike, call = kept[stream, at.ptr, w.data.ptr, out.data.ptr, x.shape]
+        if (
+            alike == (w.shape, out.shape, x.dtype, w.dtype, out.dtype)
+            and x._c_contiguous  # `flags` takes five times as long
+            and w._c_contiguous
+            and out._c_contiguous
+        ):
+            return call
+        raise KeyError("another call on the same memory")
+
+    return find
 
 
-def keep_cupy(x: Any, w: Any, out: Any, stream: int, call: Call, kept: Kept = _OF_CUPY) -> None:
-    """Keep a call on three CuPy arrays, in place of another on the same memory and stream."""
+def _keep_cupy(x: Any, w: Any, out: Any, stream: int, call: Call, kept: Kept = _OF_CUPY) -> None:
     key = stream, x.data.ptr, w.data.ptr, out.data.ptr, x.shape
     remember(kept, key, ((w.shape, out.shape, x.dtype, w.dtype, out.dtype), call))
 
 
-@cache
-def _current_stream() -> Callable[[int], Any]:
-    import cupy  # loaded on first use: the simulated chip needs no GPU library
-
-    found: Callable[[int], Any] = cupy.cuda.get_current_stream
-    return found
+def finder(library: Library) -> Find:
+    """What finds the call that is kept for three arrays of a library, on their current stream where none is given."""
+    return _FIND[library]()
 
 
-FIND: dict[Library, Callable[..., Call]] = {TORCH: find_torch, CUDA: find_cupy}
-KEEP: dict[Library, Callable[..., None]] = {TORCH: keep_torch, CUDA: keep_cupy}
+def keep(library: Library, x: Any, w: Any, out: Any, stream: int, call: Call, kept: Kept | None = None) -> None:
+    """Keep a call on three arrays, in place of another on the same memory and stream; `kept` is where it is sought."""
+    _KEEP[library](x, w, out, stream, call, *(() if kept is None else (kept,)))
+
+
+_FIND: dict[Library, Callable[[], Find]] = {TORCH: _find_torch, CUDA: _find_cupy}
+_KEEP: dict[Library, Callable[..., None]] = {TORCH: _keep_torch, CUDA: _keep_cupy}

@@ -4,7 +4,6 @@ CuPy and PyTorch arrays stay on their GPU, are not copied, and the work is enque
 NumPy arrays are computed on the simulated chip. The kernel and its schedule are chosen once for a shape: lab/choice.py.
 """
 
-from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from math import prod
@@ -14,7 +13,7 @@ from lab.choice import best_guesses
 from lab.gpu.device import machine
 from lab.ops.arrays import INDEX, Library, View, is_number, library_of
 from lab.ops.calls import on_gpu, one_device, remember, require_apart, simulated, spoken
-from lab.ops.kept import FIND, KEEP, Call, Kept
+from lab.ops.kept import Call, Find, Kept, finder, keep
 from lab.problems import Linear
 from lab.weights import Int4Weights
 from sim.errors import InputError
@@ -140,27 +139,27 @@ def _has_room(problem: Linear, target: Machine) -> bool:
 
 
 _kept_beside: dict[Any, Kept] = {}  # by what int4 weights have beside their packed matrix
-_finders: dict[type, Callable[[Any, Any, Any, int | None], Call]] = {}  # by the type of w
+_finders: dict[type, Find] = {}  # by the type of w
 _libraries: dict[type, Library] = {}  # by the type of int4 weights' arrays
 
 
 def _keep(library: Library, x: Any, w: Any, out: Any, stream: int, call: Call) -> None:
     """Keep a call without options; raises AttributeError for arrays that have no more than an interface."""
     if type(w) is not Int4Weights:
-        KEEP[library](x, w, out, stream, call)
-        _finders[type(w)] = FIND[library]
+        keep(library, x, w, out, stream, call)
+        _finders[type(w)] = finder(library)
         return
     beside = _beside(library, w)
     if beside not in _kept_beside:
         remember(_kept_beside, beside, {})
-    KEEP[library](x, w.w, out, stream, call, _kept_beside[beside])
+    keep(library, x, w.w, out, stream, call, _kept_beside[beside])
     _libraries[type(w.w)] = library
     _finders[Int4Weights] = _find_int4
 
 
 def _find_int4(x: Any, w: Int4Weights, out: Any, stream: int | None) -> Call:
     library = _libraries[type(w.w)]
-    return FIND[library](x, w.w, out, stream, _kept_beside[_beside(library, w)])
+    return finder(library)(x, w.w, out, stream, _kept_beside[_beside(library, w)])
 
 
 def _beside(library: Library, w: Int4Weights) -> Any:

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 import lab
 from lab import catalog
 from lab.execute import plan
-from lab.ops import linear
+from lab.ops import kept, linear
 from lab.ops.arrays import CUDA, TORCH, View, format_of
 from lab.ops.calls import Calls, one_device, remember
-from lab.ops.kept import FIND, KEEP, Kept
+from lab.ops.kept import Kept, finder, keep
 from lab.ops.linear import LinearRequest, problem_of
 from lab.problems import Linear
 from sim.errors import InputError
@@ -240,11 +240,20 @@ def cupy_like(pointer: int, shape: tuple[int, ...], dense: bool = True, dtype: s
     return SimpleNamespace(data=data, shape=shape, dtype=np.dtype(dtype), _c_contiguous=dense)
 
 
+@pytest.fixture
+def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No call is kept, and PyTorch's current stream on GPU d is 7 + d."""
+    monkeypatch.setattr(kept, "raw_stream", lambda: lambda device: 7 + device)
+    monkeypatch.setitem(kept._FIND, TORCH, kept._find_torch.__wrapped__)
+    for name in ("_kept_beside", "_finders", "_libraries"):
+        monkeypatch.setattr(linear, name, {})
+    kept._OF_TORCH.clear()
+
+
+@pytest.mark.usefixtures("nothing_kept")
 def test_a_repeated_call_runs_at_once_and_what_differs_goes_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     x, w, y = Tensor((4, 64), 1 << 12), Tensor((32, 64), 1 << 16), Tensor((4, 32), 1 << 20)
-    monkeypatch.setattr(linear, "_finders", {})
-    monkeypatch.setattr("lab.ops.kept.raw_stream", lambda: lambda device: 7 + device)
 
     def long_way(array: Any) -> Any:
         raise LookupError(array)
@@ -278,8 +287,8 @@ def test_a_repeated_call_runs_at_once_and_what_differs_goes_the_long_way(monkeyp
     assert ran == ["again"] * 2
 
 
-def test_one_buffer_serves_many_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "_finders", {})
+@pytest.mark.usefixtures("nothing_kept")
+def test_one_buffer_serves_many_sizes() -> None:
     ran: list[int] = []
     w = Tensor((32, 64), 1 << 16)
     for rows in (4, 8):
@@ -300,21 +309,19 @@ def test_one_buffer_serves_many_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_kept_call_of_cupy_arrays_tells_apart_what_it_depends_on(place: int, other: Any) -> None:
-    kept: Kept = {}
+    calls: Kept = {}
     arrays = [cupy_like(1 << 12, (64, 64)) for _ in range(3)]
-    KEEP[CUDA](*arrays, 7, int, kept)
-    assert FIND[CUDA](*arrays, 7, kept) is int
+    keep(CUDA, *arrays, 7, int, calls)
+    assert finder(CUDA)(*arrays, 7, calls) is int
     with pytest.raises(KeyError):
-        FIND[CUDA](*arrays, 8, kept)
+        finder(CUDA)(*arrays, 8, calls)
     arrays[place] = other
     with pytest.raises(KeyError):
-        FIND[CUDA](*arrays, 7, kept)
+        finder(CUDA)(*arrays, 7, calls)
 
 
-def test_a_kept_call_on_int4_weights_knows_their_scales_and_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_kept_beside", "_finders", "_libraries"):
-        monkeypatch.setattr(linear, name, {})
-
+@pytest.mark.usefixtures("nothing_kept")
+def test_a_kept_call_on_int4_weights_knows_their_scales_and_their_order() -> None:
     def weights(scale: int, order: int = 0, zero_points: bool = False) -> lab.Int4Weights:
         packed = lab.pack(np.zeros((32, 128), np.float32), 32)
         arrays = {"w": packed.w, "w_scale": packed.w_scale} | (
