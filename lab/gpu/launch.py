@@ -62,7 +62,7 @@ class Prepared:
         for step in steps:
             for name, pointer in {**self._pointers, **pointers}.items():
                 step.parameters.point(name, pointer)
-        calls = [partial(step, stream) for step in steps]
+        calls = [step.on(stream) for step in steps]
         return calls[0] if len(calls) == 1 else partial(_each, calls)
 
     def __call__(self, stream: int | None = None) -> None:
@@ -189,6 +189,18 @@ class Ready:
         (status,) = self._launch(self._config, self._function, self.parameters.address, 0)
         if status:
             self._retry(status)
+
+    def on(self, stream: int) -> Callable[[], None]:
+        """A call that enqueues it on this stream, for one that is never called itself: it looks nothing up."""
+        self._config.hStream = stream
+        launch, config, function, address = self._launch, self._config, self._function, self.parameters.address
+
+        def enqueue() -> None:
+            (status,) = launch(config, function, address, 0)
+            if status:
+                self._retry(status)
+
+        return enqueue
 
     def _retry(self, status: Any) -> None:
         if status in driver.OTHER_CONTEXT:

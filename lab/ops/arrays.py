@@ -74,9 +74,6 @@ class Library(Protocol):
     def identity(self, *arrays: Any) -> tuple[Any, ...]:
         """What a call depends on of each array: address, shape, type of elements, strides where it is not dense."""
 
-    def key(self, x: Any, w: Any, out: Any, stream: int | None) -> tuple[Any, ...]:
-        """The stream, by default the current one where x lies, and the three's identity, in the fewest instructions."""
-
 
 def library_of(array: Any) -> Library:
     """The library whose array this is."""
@@ -197,9 +194,6 @@ class _NumPy:
     def identity(self, *arrays: Any) -> tuple[Any, ...]:  # noqa: ARG002
         raise TypeError("nothing of a call on the host is kept")
 
-    def key(self, x: Any, w: Any, out: Any, stream: int | None) -> tuple[Any, ...]:
-        return self.identity(x, w, out, stream)
-
 
 class _OnDevice:
     """What the libraries of GPU arrays share: numbers become constants that stay on the GPU for good."""
@@ -246,18 +240,10 @@ class _Torch(_OnDevice):
 
     def place(self, array: Any) -> tuple[int, int]:
         device = array.get_device()
-        return device, _raw_stream()(device)
+        return device, raw_stream()(device)
 
     def identity(self, *arrays: Any) -> tuple[Any, ...]:
         return tuple([(a.data_ptr(), a.shape, a.dtype, a.is_contiguous() or a.stride()) for a in arrays])
-
-    def key(self, x: Any, w: Any, out: Any, stream: int | None) -> tuple[Any, ...]:
-        return (
-            _raw_stream()(x.get_device()) if stream is None else stream,
-            x.data_ptr(), x.shape, x.dtype, x.is_contiguous() or x.stride(),
-            w.data_ptr(), w.shape, w.dtype, w.is_contiguous() or w.stride(),
-            out.data_ptr(), out.shape, out.dtype, out.is_contiguous() or out.stride(),
-        )  # fmt: skip
 
 
 class _Cuda(_OnDevice):
@@ -295,15 +281,6 @@ class _Cuda(_OnDevice):
     def identity(self, *arrays: Any) -> tuple[Any, ...]:
         return tuple([(a.data.ptr, a.shape, a.dtype, a.strides) for a in arrays])
 
-    def key(self, x: Any, w: Any, out: Any, stream: int | None) -> tuple[Any, ...]:
-        at = x.data
-        return (
-            _cupy().cuda.get_current_stream(at.device_id).ptr if stream is None else stream,
-            at.ptr, x.shape, x.dtype, x.strides,
-            w.data.ptr, w.shape, w.dtype, w.strides,
-            out.data.ptr, out.shape, out.dtype, out.strides,
-        )  # fmt: skip
-
 
 NUMPY, TORCH, CUDA = _NumPy(), _Torch(), _Cuda()
 
@@ -316,8 +293,8 @@ def _cupy() -> Any:
 
 
 @cache
-def _raw_stream() -> Callable[[int], int]:
-    """The current CUstream of a GPU as PyTorch knows it; a Stream object would cost a microsecond."""
+def raw_stream() -> Callable[[int], int]:
+    """What gives the current CUstream of a GPU as PyTorch knows it; a Stream object would cost a microsecond."""
     found: Callable[[int], int] = sys.modules["torch"]._C._cuda_getCurrentRawStream
     return found
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from math import prod
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from lab.execute import Plan, plan
 from lab.gpu.device import machine
@@ -17,16 +17,17 @@ from sim.machine import H100
 if TYPE_CHECKING:
     from lab.execute.device import DeviceBound
 
+T = TypeVar("T")
 MOST_READY = 4096  # calls that are found at once when they are repeated
 
 Calls = dict[Any, Callable[[], None]]  # by all that decides them, addresses too
 
 
-def remember(ready: Calls, key: Any, call: Callable[[], None]) -> None:
-    """Keep a call for when its key comes again; all that are kept go where they are too many."""
+def remember(ready: dict[Any, T], key: Any, found: T) -> None:
+    """Keep what is found for when its key comes again; all that are kept go where they are too many."""
     if len(ready) >= MOST_READY:
         ready.clear()
-    ready[key] = call
+    ready[key] = found
 
 
 def spoken(name: str) -> str:

@@ -4,7 +4,6 @@ CuPy and PyTorch arrays stay on their GPU, are not copied, and the work is enque
 NumPy arrays are computed on the simulated chip. The kernel and its schedule are chosen once for a shape: lab/choice.py.
 """
 
-from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from math import prod
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lab.choice import best_guesses
 from lab.gpu.device import machine
 from lab.ops.arrays import INDEX, Library, View, is_number, library_of
-from lab.ops.calls import Calls, on_gpu, one_device, remember, require_apart, simulated, spoken
+from lab.ops.calls import on_gpu, one_device, remember, require_apart, simulated, spoken
+from lab.ops.kept import Call, Find, Kept, finder, keep
 from lab.problems import Linear
 from lab.weights import Int4Weights
 from sim.errors import InputError
@@ -46,8 +46,7 @@ def linear(
     w: Any,
     out: Any = None,
     stream: int | None = None,
-    *,
-    residual: Any = None,
+    residual: Any = None,  # not by name alone: that costs each call a tenth of a microsecond
     swiglu: bool = False,
     x_scale: Any = None,
     w_scale: Any = None,
@@ -74,9 +73,14 @@ def linear(
     """
     plain = residual is x_scale is w_scale is y_scale is None and not (swiglu or output or accumulate)
     may_repeat = plain and out is not None
-    if may_repeat and (again := _repeated(x, w, out, stream)):
-        again()
-        return out
+    if may_repeat:
+        try:
+            again = _finders[type(w)](x, w, out, stream)
+        except (AttributeError, KeyError, TypeError):
+            pass  # it is no repeated call, or not sure to be one
+        else:
+            again()
+            return out
     library = library_of(x)
     if isinstance(w, Int4Weights) and w.order is not None and not (plain and _takes_order(library, x, w)):
         x, w, may_repeat = _in_order(x, w, stream), w.in_order, False
@@ -100,8 +104,7 @@ def linear(
     bound, pointers = _bound(problem, device, stream), {name: operand.pointer for name, operand in described.items()}
     if may_repeat:
         with suppress(AttributeError):  # arrays that have no more than an interface
-            remember(_ready, _key(library, x, w, out, stream), bound.at(pointers, stream))
-            _libraries[type(x)] = library
+            _keep(library, x, w, out, stream, bound.at(pointers, stream))
     bound.run_at(pointers, stream)
     return out
 
@@ -135,30 +138,34 @@ def _has_room(problem: Linear, target: Machine) -> bool:
         return False
 
 
-_ready: Calls = {}  # by `_key`
-_libraries: dict[type, Library] = {}  # by the type of x, for calls that are repeated
+_kept_beside: dict[Any, Kept] = {}  # by what int4 weights have beside their packed matrix
+_finders: dict[type, Find] = {}  # by the type of w
+_libraries: dict[type, Library] = {}  # by the type of int4 weights' arrays
 
 
-def _key(library: Library, x: Any, w: Any, out: Any, stream: int | None) -> Any:
-    """All that decides a call without options."""
+def _keep(library: Library, x: Any, w: Any, out: Any, stream: int, call: Call) -> None:
+    """Keep a call without options; raises AttributeError for arrays that have no more than an interface."""
     if type(w) is not Int4Weights:
-        return library.key(x, w, out, stream)  # as `_repeated` has it, which spares itself this call
-    beside = (w.w_scale,) if w.order is None else (w.w_scale, w.order)
-    return library.key(x, w.w, out, stream), w.shape, w.dtype, library.identity(*beside)
+        keep(library, x, w, out, stream, call)
+        _finders[type(w)] = finder(library)
+        return
+    beside = _beside(library, w)
+    if beside not in _kept_beside:
+        remember(_kept_beside, beside, {})
+    keep(library, x, w.w, out, stream, call, _kept_beside[beside])
+    _libraries[type(w.w)] = library
+    _finders[Int4Weights] = _find_int4
 
 
-def _repeated(x: Any, w: Any, out: Any, stream: int | None) -> Callable[[], None] | None:
-    """The call that an earlier one was, on the same memory; None where that is not so, or not sure.
+def _find_int4(x: Any, w: Int4Weights, out: Any, stream: int | None) -> Call:
+    library = _libraries[type(w.w)]
+    return finder(library)(x, w.w, out, stream, _kept_beside[_beside(library, w)])
 
-    What was checked is not checked again: a small layer's call is to cost the host little.
-    """
-    try:
-        library = _libraries[type(x)]
-        return _ready.get(
-            _key(library, x, w, out, stream) if type(w) is Int4Weights else library.key(x, w, out, stream)
-        )
-    except (AttributeError, KeyError, TypeError):
-        return None
+
+def _beside(library: Library, w: Int4Weights) -> Any:
+    """All that decides a call on int4 weights beside their packed matrix."""
+    arrays = (w.w_scale,) if w.order is None else (w.w_scale, w.order)
+    return w.shape, w.dtype, library.identity(*arrays)
 
 
 def _operands(

@@ -18,6 +18,7 @@ from lab.gpu import device, worker
 from lab.kernel import Kernel
 from lab.problems import Linear
 from lab.verify import guarded_array, guards_intact, verify
+from sim import int4
 from sim.errors import EnvironmentFailure, InputError
 from sim.formats import decode, encode
 from sim.launch import Array, Role
@@ -188,6 +189,27 @@ def test_numbers_are_scales_on_the_gpu(cupy: Any) -> None:
         y = lab.linear(x, w, x_scale=0.5, w_scale=2)
         stream.synchronize()
     assert (decode(y.get(), "bf16") == 128).all()
+
+
+@pytest.mark.parametrize("m", [1, 3, 4, 16])
+def test_an_act_order_layer_on_the_gpu(m: int, cupy: Any) -> None:
+    """Up to a few rows of x are taken in the order of the packed columns as they are loaded, more are copied first."""
+    n, k, group = 256, 1024, 128
+    rng = np.random.default_rng(m)
+    q, order = rng.integers(0, 16, (n, k), np.uint8), rng.permutation(k)
+    scale = rng.uniform(0.01, 0.1, (n, k // group)).astype(np.float16)
+    zero = rng.integers(0, 16, scale.shape).astype(np.float16)
+    groups = int4.Groups(q, scale, zero, group, zero_points=True, order=order)
+    x = encode(rng.standard_normal((m, k)), "bf16")
+    problem = Linear(m, n, k, f"int4_g{group}", offset="zero", order="given")
+    w, w_scale = int4.pack(groups)
+    inputs = {"x": x, "w": w, "w_scale": w_scale, "order": order.astype(np.int32)}
+    weights = lab.Int4Weights.of(groups, like=cupy.zeros(1))
+    out = cupy.zeros((m, n), cupy.uint16)
+    for y in (None, out, out):  # made, filled, filled by a repeated call
+        y = lab.linear(cupy.asarray(x), weights, out=y)
+        cupy.cuda.get_current_stream().synchronize()
+        assert compare_y(problem, inputs, y.get()).passed
 
 
 def test_arrays_that_no_kernel_can_take_are_refused(cupy: Any, torch: Any) -> None:

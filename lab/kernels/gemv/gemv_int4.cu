@@ -175,7 +175,9 @@ __device__ __forceinline__ void load_x(Shared& shared, const bf16* x, const Work
     __syncwarp();
 }
 
-// The same where an order is given: all of x, then this CTA's columns of it, by all threads.
+// The same where an order is given: all of x, then this CTA's columns of it, by all threads. k is a multiple of eight.
+constexpr int PER_LOAD = VECTOR / sizeof(int);  // columns whose places a thread looks up with a load
+constexpr int PLACES = 4;                       // loads of them under way together
 __device__ __forceinline__ void gather_x(Shared& shared, const bf16* x, const int* order, const Work& work, int k) {
     const bf16* whole = reinterpret_cast<const bf16*>(x_rows(shared) + work.tokens * work.pitch);
     if (threadIdx.x % LANES == 0)
@@ -184,13 +186,31 @@ __device__ __forceinline__ void gather_x(Shared& shared, const bf16* x, const in
             ptx::bulk::load(const_cast<bf16*>(whole) + token * k, x + int64_t(work.token + token) * k,
                             k * sizeof(bf16), shared.full[0]);
     __syncwarp();
-    ptx::mbarrier::wait(shared.full[0], 0);
+    const int columns = min(work.end, k) - work.first;
 #pragma unroll 1
-    for (int column = threadIdx.x; column < min(work.end, k) - work.first; column += schedule::threads) {
-        const uint32_t from = min(ptx::load::cached_4(order + work.first + column), uint32_t(k - 1));
+    for (int first = 0; first < columns; first += PLACES * PER_LOAD * schedule::threads) {
+        Vector16 from[PLACES];  // looked up together, at first while x is on its way
+        int column[PLACES];
+#pragma unroll
+        for (int i = 0; i < PLACES; ++i) {
+            column[i] = first + (i * schedule::threads + int(threadIdx.x)) * PER_LOAD;
+            const bool inside = column[i] < columns;
+            from[i] = ptx::load::cached_if(inside ? order + work.first + column[i] : order, inside);
+        }
+        if (first == 0) ptx::mbarrier::wait(shared.full[0], 0);
+#pragma unroll
+        for (int i = 0; i < PLACES; ++i) {
+            if (column[i] >= columns) continue;
 #pragma unroll 1
-        for (int token = 0; token < work.tokens; ++token)
-            reinterpret_cast<bf16*>(x_rows(shared) + token * work.pitch)[column] = whole[token * k + from];
+            for (int token = 0; token < work.tokens; ++token) {
+                uint16_t four[PER_LOAD];
+#pragma unroll
+                for (int j = 0; j < PER_LOAD; ++j)
+                    four[j] = whole[token * k + min(from[i].words[j], uint32_t(k - 1))].bits;
+                uint8_t* to = x_rows(shared) + token * work.pitch + column[i] * sizeof(bf16);
+                *reinterpret_cast<Vector<8>*>(to) = {four[0] | uint32_t(four[1]) << 16, four[2] | uint32_t(four[3]) << 16};
+            }
+        }
     }
     __syncthreads();
 }

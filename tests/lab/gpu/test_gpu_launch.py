@@ -108,16 +108,20 @@ def test_a_refused_launch_is_one_sentence(fake: FakeDriver) -> None:
     fake.status = fake.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
     with pytest.raises(EnvironmentFailure, match=r"illegal address \(.* in cuLaunchKernelEx of gemv_vectorized\)"):
         Prepared(LAUNCHES, H100)(1)
+    with pytest.raises(EnvironmentFailure, match="illegal address"):
+        Prepared(LAUNCHES, H100).at({}, 1)()
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 101), (100, 100), (101, 101)])
 def test_launches_on_another_gpu_leave_the_callers_context(fake: FakeDriver, before: int, after: int) -> None:
     fake.devices, fake.context = 2, before
     prepared = Prepared(LAUNCHES, H100, device=1)
-    fake.context = before
-    prepared(1)
-    assert [config["context"] for config in fake.configs] == [101]
-    assert fake.context == after
+    kept = prepared.at({}, 3)
+    for call in (lambda: prepared(1), kept):
+        fake.context = before
+        call()
+        assert fake.context == after
+    assert [(config["context"], config["stream"]) for config in fake.configs] == [(101, 1), (101, 3)]
 
 
 @pytest.mark.usefixtures("fake")

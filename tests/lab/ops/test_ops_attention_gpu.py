@@ -54,7 +54,7 @@ def test_a_repeated_call_runs_at_once_and_what_differs_goes_the_long_way(monkeyp
     q, cache, out = Tensor(Q.shape, 1 << 12), Tensor(CACHE.shape, 1 << 16), Tensor(Q.shape, 1 << 20)
     lens, table = Tensor((2,), 1 << 21, "torch.int32"), Tensor((2, 2), 1 << 22, "torch.int32")
     call = {"q": q, "k": cache, "kv_lens": lens, "block_table": table}
-    monkeypatch.setattr(ops_arrays, "_raw_stream", lambda: lambda device: 7 + device)
+    monkeypatch.setattr(ops_arrays, "raw_stream", lambda: lambda device: 7 + device)
     key = attention._key(TORCH, {**call, "y": out}, (True, 0, 0.0, None, None, 0, False), None)
     monkeypatch.setattr(attention, "_ready", {key: partial(ran.append, "again")})
     monkeypatch.setattr(attention, "_libraries", {Tensor: TORCH})

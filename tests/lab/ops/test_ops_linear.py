@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 import lab
 from lab import catalog
 from lab.execute import plan
-from lab.ops import arrays, linear
+from lab.ops import kept, linear
 from lab.ops.arrays import CUDA, TORCH, View, format_of
 from lab.ops.calls import Calls, one_device, remember
+from lab.ops.kept import Kept, finder, keep
 from lab.ops.linear import LinearRequest, problem_of
 from lab.problems import Linear
 from sim.errors import InputError
@@ -233,12 +234,32 @@ class Tensor:
         return self.device
 
 
+def cupy_like(pointer: int, shape: tuple[int, ...], dense: bool = True, dtype: str = "uint16") -> Any:
+    """It looks like CuPy's, as far as a repeated call looks."""
+    data = SimpleNamespace(ptr=pointer, device_id=0)
+    return SimpleNamespace(data=data, shape=shape, dtype=np.dtype(dtype), _c_contiguous=dense)
+
+
+@pytest.fixture
+def nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No call is kept, and PyTorch's current stream on GPU d is 7 + d."""
+    monkeypatch.setattr(kept, "raw_stream", lambda: lambda device: 7 + device)
+    monkeypatch.setitem(kept._FIND, TORCH, kept._find_torch.__wrapped__)
+    for name in ("_kept_beside", "_finders", "_libraries"):
+        monkeypatch.setattr(linear, name, {})
+    kept._OF_TORCH.clear()
+
+
+@pytest.mark.usefixtures("nothing_kept")
 def test_a_repeated_call_runs_at_once_and_what_differs_goes_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     x, w, y = Tensor((4, 64), 1 << 12), Tensor((32, 64), 1 << 16), Tensor((4, 32), 1 << 20)
-    monkeypatch.setattr(linear, "_libraries", {Tensor: TORCH})
-    monkeypatch.setattr(arrays, "_raw_stream", lambda: lambda device: 7 + device)
-    monkeypatch.setattr(linear, "_ready", {linear._key(TORCH, x, w, y, None): partial(ran.append, "again")})
+
+    def long_way(array: Any) -> Any:
+        raise LookupError(array)
+
+    monkeypatch.setattr(linear, "library_of", long_way)
+    linear._keep(TORCH, x, w, y, 7, partial(ran.append, "again"))
     same = Tensor(x.shape, x.pointer), Tensor(w.shape, w.pointer), Tensor(y.shape, y.pointer)
     assert lab.linear(x, w, out=y) is y
     assert lab.linear(*same, stream=7) is same[2]
@@ -248,27 +269,82 @@ def test_a_repeated_call_runs_at_once_and_what_differs_goes_the_long_way(monkeyp
         (Tensor((4, 64), 1 << 12, dense=False), w, y),
         (Tensor((4, 64), (1 << 12) + 16), w, y),
         (Tensor((4, 64), 1 << 12, device=1), w, y),
+        (Tensor((4, 64), 1 << 12, dtype="torch.float16"), w, y),
         (x, Tensor((32, 64), 1 << 17), y),
+        (x, Tensor((64, 32), 1 << 16), y),
+        (x, Tensor((32, 64), 1 << 16, dense=False), y),
         (x, w, Tensor((4, 32), 1 << 21)),
         (x, w, Tensor((4, 32), 1 << 20, dtype="torch.float16")),
+        (x, w, Tensor((128,), 1 << 20)),
         (np.zeros((4, 64)), w, y),
         (x, lab.pack(np.zeros((32, 64), np.float32), 32), y),  # its arrays are NumPy's
     )
-    assert not any(linear._repeated(*other, None) for other in others)
-    assert linear._repeated(x, w, y, 8) is None
+    for other in others:
+        with pytest.raises(LookupError):
+            lab.linear(other[0], other[1], out=other[2])
+    with pytest.raises(LookupError):
+        lab.linear(x, w, out=y, stream=8)
+    assert ran == ["again"] * 2
 
 
-def test_a_key_of_cupy_arrays_tells_apart_what_a_call_depends_on() -> None:
-    def array(pointer: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str = "uint16") -> Any:
-        return SimpleNamespace(data=SimpleNamespace(ptr=pointer), shape=shape, strides=strides, dtype=np.dtype(dtype))
+@pytest.mark.usefixtures("nothing_kept")
+def test_one_buffer_serves_many_sizes() -> None:
+    ran: list[int] = []
+    w = Tensor((32, 64), 1 << 16)
+    for rows in (4, 8):
+        linear._keep(TORCH, Tensor((rows, 64), 16), w, Tensor((rows, 32), 32), 7, partial(ran.append, rows))
+    for rows in (4, 8, 4):
+        lab.linear(Tensor((rows, 64), 16), w, out=Tensor((rows, 32), 32), stream=7)
+    assert ran == [4, 8, 4]
 
-    x = array(1 << 12, (4, 64), (128, 2))
-    others = [array(1 << 13, (4, 64), (128, 2)), array(1 << 12, (2, 64), (128, 2)), array(1 << 12, (4, 64), (256, 2))]
-    others += [array(1 << 12, (4, 64), (128, 2), "float16")]
-    calls = [tuple(other if at == place else x for at in range(3)) for other in [x, *others] for place in range(3)]
-    keys = {CUDA.key(*call, stream) for call in calls for stream in (7, 8)}
-    assert len(keys) == 2 * (1 + 3 * len(others))
-    assert CUDA.key(*calls[0], 7) == CUDA.key(x, x, x, 7)
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize(
+    "other",
+    [
+        cupy_like(1 << 13, (64, 64)),
+        cupy_like(1 << 12, (32, 128)),
+        cupy_like(1 << 12, (64, 64), dense=False),
+        cupy_like(1 << 12, (64, 64), dtype="float16"),
+    ],
+)
+def test_a_kept_call_of_cupy_arrays_tells_apart_what_it_depends_on(place: int, other: Any) -> None:
+    calls: Kept = {}
+    arrays = [cupy_like(1 << 12, (64, 64)) for _ in range(3)]
+    keep(CUDA, *arrays, 7, int, calls)
+    assert finder(CUDA)(*arrays, 7, calls) is int
+    with pytest.raises(KeyError):
+        finder(CUDA)(*arrays, 8, calls)
+    arrays[place] = other
+    with pytest.raises(KeyError):
+        finder(CUDA)(*arrays, 7, calls)
+
+
+@pytest.mark.usefixtures("nothing_kept")
+def test_a_kept_call_on_int4_weights_knows_their_scales_and_their_order() -> None:
+    def weights(scale: int, order: int = 0, zero_points: bool = False) -> lab.Int4Weights:
+        packed = lab.pack(np.zeros((32, 128), np.float32), 32)
+        arrays = {"w": packed.w, "w_scale": packed.w_scale} | (
+            {"order": np.arange(128, dtype=np.int32)} if order else {}
+        )
+        fake = lab.Int4Weights(**arrays, shape=(32, 128), group=32, zero_points=zero_points)
+        for name, pointer in (("w", 1 << 16), ("w_scale", scale), ("order", order)):
+            if getattr(fake, name) is not None:
+                object.__setattr__(fake, name, Tensor(getattr(fake, name).shape, pointer))
+        return fake
+
+    x, y, ran = Tensor((4, 128), 16), Tensor((4, 32), 32), []
+    linear._keep(TORCH, x, weights(1 << 18, 1 << 19), y, 7, partial(ran.append, "again"))
+    lab.linear(x, weights(1 << 18, 1 << 19), out=y, stream=7)
+    assert ran == ["again"]
+    for other in (
+        weights(1 << 17, 1 << 19),
+        weights(1 << 18, 1 << 20),
+        weights(1 << 18),
+        weights(1 << 18, 1 << 19, True),
+    ):
+        with pytest.raises(KeyError):
+            linear._finders[lab.Int4Weights](x, other, y, 7)
 
 
 @given(st.integers(1, 9), st.integers(1, 50))
