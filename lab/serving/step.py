@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lab.inference.step_input import NULL_PAGE, PAGE, Layout, StepInput
 from lab.problems.sampling import SETTINGS
+from lab.serving.power import NO_WORK, Work
 from lab.serving.request import Sequence
 
 CHUNKS = 8  # sequences of a step that have more than one token: attention looks at the tiles that they may have
@@ -57,6 +58,7 @@ class StepPlan:
     tokens: int = 0
     singles: int = 0
     predicted_us: float = 0.0  # where an ITL budget was filled
+    work: Work = NO_WORK  # known where there is an ITL budget
 
     @property
     def rows(self) -> int:

@@ -15,7 +15,7 @@ from lab.inference.step_weights import random
 from lab.problems import Model
 from lab.serving.clock import VirtualClock
 from lab.serving.engine import Engine, serve
-from lab.serving.executor import Timeline
+from lab.serving.executor import Powered, Timeline
 from lab.serving.on_chip import ChipExecutor, PredictedStopwatch
 from lab.serving.policy import Policy
 from lab.serving.request import Request, Sequence
@@ -34,7 +34,7 @@ CLOSE = 2.0**-4
 def served(requests: Sized[Request], policy: Policy) -> tuple[list[Sequence], Scheduler]:
     scheduler = Scheduler(policy)
     times = StepTimes(MODEL, H100, policy.buckets)
-    executor = ChipExecutor(WEIGHTS, scheduler, CHIP, PredictedStopwatch(Timeline(times)))
+    executor = ChipExecutor(WEIGHTS, scheduler, CHIP, PredictedStopwatch(Timeline(Powered(times))))
     return serve(Engine(scheduler, executor, VirtualClock(), lambda *_: None), requests), scheduler
 
 
