@@ -209,7 +209,7 @@ def pack(
     ids, takes = _tokens(plan, before, same)
     if there and there.seats is seats and there.layout == layout:  # seats are handed on from step to step alone
         packed = Packed(plan, layout, there.rows, seats, starts + 1)
-        _follow(packed, slots, fields)
+        _follow(packed, there, slots, fields)
         if ids:
             fields["tokens"][:tokens] = ids
         return Written(packed, takes)
@@ -242,17 +242,18 @@ def pack(
     return Written(Packed(plan, layout, rows, seats, ends), takes)
 
 
-def _follow(packed: Packed, slots: Slots, fields: Mapping[str, Any]) -> None:
-    """Let a block of one token a row, of the same sequences, be that of a later step."""
-    ends, seats, rows = packed.ends, packed.seats, packed.rows
-    positions = ends - 1
-    page = positions // PAGE
-    pages = slots.tables[seats, page]
-    fields["positions"][rows] = positions
-    fields["slots"][rows] = pages * PAGE + positions % PAGE
-    fields["lengths"][rows] = ends
-    fields["block_table"][np.arange(len(page)), page] = pages  # no other was given since: steps are fewer than tokens
-    fields["settings"][rows, DRAW] = np.maximum(ends - slots.prompts[seats], 0)
+def _follow(packed: Packed, there: Packed, slots: Slots, fields: Mapping[str, Any]) -> None:
+    """Let a block of one token a row, of the same sequences, be that of a later step: all rows are as much longer."""
+    ends, rows = packed.ends, packed.rows
+    more = int(ends[0] - there.ends[0])
+    for name in ("positions", "slots", "lengths"):
+        fields[name][rows] += more
+    offsets = fields["positions"][rows] % PAGE
+    for row in np.flatnonzero(offsets < more).tolist():  # it has got a page since
+        seat, page, offset = packed.seats[row], (ends[row] - 1) // PAGE, offsets[row]
+        fields["slots"][row] = slots.tables[seat, page] * PAGE + offset
+        fields["block_table"][row, page] = slots.tables[seat, page]
+    fields["settings"][rows, DRAW] = np.maximum(ends - slots.prompts[packed.seats], 0)
 
 
 class Written(NamedTuple):
