@@ -248,11 +248,13 @@ def _follow(packed: Packed, there: Packed, slots: Slots, fields: Mapping[str, An
     more = int(ends[0] - there.ends[0])
     for name in ("positions", "slots", "lengths"):
         fields[name][rows] += more
-    offsets = fields["positions"][rows] % PAGE
-    for row in np.flatnonzero(offsets < more).tolist():  # it has got a page since
-        seat, page, offset = packed.seats[row], (ends[row] - 1) // PAGE, offsets[row]
-        fields["slots"][row] = slots.tables[seat, page] * PAGE + offset
-        fields["block_table"][row, page] = slots.tables[seat, page]
+    positions = ends - 1
+    (new,) = np.nonzero(positions % PAGE < more)  # rows that have got a page since
+    if len(new):
+        page, offset = np.divmod(positions[new], PAGE)
+        pages = slots.tables[packed.seats[new], page]
+        fields["slots"][new] = pages * PAGE + offset
+        fields["block_table"][new, page] = pages
     fields["settings"][rows, DRAW] = np.maximum(ends - slots.prompts[packed.seats], 0)
 
 
