@@ -24,7 +24,7 @@ from lab.problems import Model
 from lab.record import Checked, Record, Value
 from lab.serving.clock import WallClock
 from lab.serving.engine import Engine, HostCost, StepFacts, serve
-from lab.serving.executor import Timeline
+from lab.serving.executor import Powered, Timeline
 from lab.serving.journal import Journal, decisions, decoded
 from lab.serving.metrics import Steps
 from lab.serving.on_chip import ChipExecutor, MarkStopwatch, PredictedStopwatch
@@ -97,14 +97,17 @@ class Run:
         measured work of the host and the gaps between graphs too.
         """
         made = list(decisions(map(decoded, self.lines.splitlines())))
-        facts, keys = self.facts, ScaledTimes(self.times, {}, 1.0)
+        facts, heat = self.facts, self.times.heat()
         buckets: dict[Layout, list[float]] = defaultdict(list)
         kinds: dict[str, list[float]] = defaultdict(list)
         for decision, fact in zip(made, facts, strict=True):
+            heat.rest(fact.idle_us)
             if fact.rows:
-                ratio = fact.us / self.times.rows_us(decision.starts, decision.counts)
+                work = self.times.rows(decision.starts, decision.counts)
+                ratio = fact.us / heat.copy().run(work)
+                heat.ran(work, fact.us)
                 singles = sum(count == 1 for count in decision.counts)
-                buckets[keys.key(singles, fact.rows - singles, fact.tokens)].append(ratio)
+                buckets[self.times.buckets.of(singles, fact.rows - singles, fact.tokens)].append(ratio)
                 kinds["decode" if fact.rows == fact.tokens else "mixed"].append(ratio)
         told: dict[str, Value] = {f"measured_over_predicted_{kind}": median(found) for kind, found in kinds.items()}
         usual = median(ratio for found in buckets.values() for ratio in found)
@@ -127,7 +130,7 @@ class Loop:
         self.steps = Steps()
         self.scheduler = Scheduler(policy, self.times)
         real = chip.device is not None
-        stopwatch = MarkStopwatch(chip, clock) if real else PredictedStopwatch(Timeline(self.times))
+        stopwatch = MarkStopwatch(chip, clock) if real else PredictedStopwatch(Timeline(Powered(self.times)))
         self.executor = ChipExecutor(weights, self.scheduler, chip, stopwatch)
         if real:
             self.executor.prepare(policy.buckets.all())

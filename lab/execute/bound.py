@@ -1,6 +1,6 @@
 """Launches with the arrays they work on: what that means on any chip, and the simulated one."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from copy import copy
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -14,6 +14,8 @@ from sim.counts import Counts
 from sim.errors import InputError
 from sim.launch import Array, Launch, Role
 from sim.machine import Machine
+
+Copy = Callable[[int | None], None]  # on a stream; lab.inference.chip makes them
 
 
 class Bound(Protocol):

@@ -5,7 +5,7 @@ from functools import partial
 from threading import Lock
 from typing import Any
 
-from lab.execute.bound import Bound, described_arrays, require_all
+from lab.execute.bound import Bound, Copy, described_arrays, require_all
 from lab.gpu.graph import CapturedGraph
 from lab.gpu.launch import Prepared, current_stream, device_workspaces
 from lab.gpu.parameters import pointer_of, require_on
@@ -56,15 +56,17 @@ class DeviceBound:
 
 
 class DeviceGraph:
-    """Launches of one GPU in a CUDA graph."""
+    """Launches of one GPU in a CUDA graph, and copies before and after them."""
 
-    def __init__(self, bound: Sequence[Bound]) -> None:
+    def __init__(self, bound: Sequence[Bound], before: Sequence[Copy] = (), after: Sequence[Copy] = ()) -> None:
         self._bound = [one for one in bound if isinstance(one, DeviceBound)]
         devices = {one.device for one in self._bound}
         if len(self._bound) < len(bound) or len(devices) > 1:
             raise InputError("a graph is of launches on one chip; these are bound on several")
         (self._device,) = devices
-        self._graph = CapturedGraph(partial(_run_all, self._bound), self._device)
+        self._graph = CapturedGraph(
+            partial(_run_all, [*before, *(one.run for one in self._bound), *after]), self._device
+        )
         self._arrays = [dict(one.arrays) for one in self._bound]  # the graph has their addresses
 
     def replay(self, stream: int | None = None) -> Counts:
@@ -76,6 +78,6 @@ class DeviceGraph:
         self._arrays = [dict(one.arrays) for one in self._bound]
 
 
-def _run_all(bound: Sequence[DeviceBound], stream: int) -> None:
-    for one in bound:
-        one.run(stream)
+def _run_all(calls: Sequence[Callable[[int], object]], stream: int) -> None:
+    for call in calls:
+        call(stream)

@@ -1,10 +1,11 @@
 """Bound launches captured once, and replayed by one call."""
 
+from collections.abc import Sequence
 from functools import reduce
 from operator import add
 from typing import Protocol
 
-from lab.execute.bound import Bound, SimulatedBound
+from lab.execute.bound import Bound, Copy, SimulatedBound
 from sim.counts import Counts
 from sim.errors import InputError
 
@@ -19,8 +20,8 @@ class Graph(Protocol):
         """Take over the arrays that its launches are bound to now."""
 
 
-def capture(*bound: Bound) -> Graph:
-    """A graph of launches in this order, all on one chip; on a GPU a CUDA graph.
+def capture(*bound: Bound, before: Sequence[Copy] = (), after: Sequence[Copy] = ()) -> Graph:
+    """A graph of launches in this order, all on one chip, with copies before and after them; on a GPU a CUDA graph.
 
     Replays read what the bound arrays then hold; where a launch is bound anew, `update` lets the graph follow. Raises
     InputError where an array was never bound, and where launches of several chips are mixed.
@@ -29,21 +30,26 @@ def capture(*bound: Bound) -> Graph:
         raise InputError("there is nothing to capture: give at least one bound plan")
     simulated = [one for one in bound if isinstance(one, SimulatedBound)]
     if len(simulated) == len(bound):
-        return SimulatedGraph(simulated)
+        return SimulatedGraph(simulated, before, after)
     from lab.execute.device import DeviceGraph  # loaded on first use: the simulated chip needs no GPU library
 
-    return DeviceGraph(bound)
+    return DeviceGraph(bound, before, after)
 
 
 class SimulatedGraph:
     """The simulated chip has no launch to save: a replay runs what was bound."""
 
-    def __init__(self, bound: list[SimulatedBound]) -> None:
-        self._bound = bound
+    def __init__(self, bound: list[SimulatedBound], before: Sequence[Copy] = (), after: Sequence[Copy] = ()) -> None:
+        self._bound, self._before, self._after = bound, before, after
         self.update()
 
     def replay(self, stream: int | None = None) -> Counts:
-        return reduce(add, (one.run(stream) for one in self._captured))
+        for copy in self._before:
+            copy(stream)
+        counts = reduce(add, (one.run(stream) for one in self._captured))
+        for copy in self._after:
+            copy(stream)
+        return counts
 
     def update(self) -> None:
         self._captured = [one.copy() for one in self._bound]

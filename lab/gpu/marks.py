@@ -44,12 +44,16 @@ def pinned(shape: tuple[int, ...], dtype: np.dtype) -> NDArray:
     return found
 
 
-def copying(to: Any, source: Any, device: int) -> Callable[[], None]:
-    """What enqueues a copy between dense arrays of one size, on the GPU or in pinned memory, whenever it is called."""
+def copying(to: Any, source: Any, device: int) -> Callable[..., None]:
+    """What enqueues a copy between dense arrays of one size, on the GPU or in pinned memory, whenever it is called.
+
+    It is given a stream, or takes the current one.
+    """
     target, origin, size = _address(to), _address(source), to.nbytes
 
-    def copy() -> None:
-        driver.call_on(device, "cuMemcpyAsync", target, origin, size, current_stream(device))
+    def copy(stream: int | None = None) -> None:
+        where = current_stream(device) if stream is None else stream
+        driver.call_on(device, "cuMemcpyAsync", target, origin, size, where)
 
     return copy
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,10 +57,10 @@ class Chip:
         """Copy between dense arrays of one size, its own or `host`'s; on a GPU in the order of the current stream."""
         self.copying(to, source)()
 
-    def copying(self, to: Any, source: Any) -> Callable[[], None]:
-        """What makes that copy each time it is called."""
+    def copying(self, to: Any, source: Any) -> Callable[..., None]:
+        """What makes that copy each time it is called; on a GPU in the order of a stream that it is given, if any."""
         if self.device is None:
-            return partial(np.copyto, to, source)
+            return lambda stream=None: np.copyto(to, source)  # noqa: ARG005 (the host has no streams)
         from lab.gpu.marks import copying
 
         return copying(to, source, self.device)

@@ -11,7 +11,7 @@ import numpy as np
 
 from lab import catalog, tuned
 from lab.choice import best_guesses, choose, is_solvable
-from lab.execute import Plan, capture, compiling
+from lab.execute import Copy, Plan, capture, compiling
 from lab.inference.chip import Chip
 from lab.inference.layers import Call, Forward
 from lab.inference.step_input import PAGE, Layout, StepInput
@@ -101,6 +101,10 @@ class Step:
         """Enqueue the step once more, with the input that it had last."""
         return self._graph.replay()
 
+    def within(self, before: Sequence[Copy], after: Sequence[Copy]) -> Callable[[], Counts]:
+        """Replays of the step between copies, all of it one graph of its own."""
+        return capture(*self.bound, before=before, after=after).replay
+
     def _copy(self, whose: "Step | StepInput", to: Any, source: Any) -> None:
         """Copy what another step or an input has; each time the same, so that it is prepared once."""
         if whose not in self._copies:
@@ -133,18 +137,21 @@ class Step:
 
 
 class Results:
-    """Where the host finds what a run of a step draws: each row's token, and in `scores` its log-probability."""
+    """Where the host finds what a run of a step draws: each row's token, and in `scores` its log-probability.
+
+    `copy` brings them there.
+    """
 
     def __init__(self, step: Step) -> None:
         chip, rows = step.chip, step.layout.rows
         words = chip.host((len(step.results),), np.dtype(np.int32))
         self.tokens, self.scores = words[:rows], words[-rows:].view(np.float32)
-        self._copy = chip.copying(words, step.results)
+        self.copy = chip.copying(words, step.results)
         self._mark = None if chip.device is None else chip.mark()
 
     def fetch(self) -> None:
-        """Enqueue their copy."""
-        self._copy()
+        """Enqueue their copy, and a mark behind it."""
+        self.copy()
         if self._mark:
             self._mark.set()
 

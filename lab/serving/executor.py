@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
+from lab.serving.power import Heat, Work
 from lab.serving.request import Sequence
 from lab.serving.step import StepPlan, StepResult
 from sim.errors import InputError
@@ -24,7 +25,33 @@ class Executor(Protocol):
 class Pace(Protocol):
     """How long steps take."""
 
-    def plan_us(self, plan: StepPlan) -> float: ...
+    def plan_us(self, plan: StepPlan, idle_us: float) -> float:
+        """Microseconds of the next step, before which the chip had nothing to do for so long."""
+
+
+class Works(Protocol):
+    """What is known of a model's steps on a machine; `lab.serving.times.StepTimes` predicts it."""
+
+    def plan(self, plan: StepPlan) -> Work:
+        """A step, without its pages' copies to and from the host."""
+
+    def heat(self) -> Heat:
+        """The machine's power, at rest."""
+
+    def swap_us(self, pages: int) -> float:
+        """What it costs to copy so many pages to the host and back."""
+
+
+class Powered:
+    """Predicted steps one after another, on a card that gets warm."""
+
+    def __init__(self, works: Works) -> None:
+        self._works, self._heat = works, works.heat()
+
+    def plan_us(self, plan: StepPlan, idle_us: float) -> float:
+        """Microseconds of the next step, its pages' copies to and from the host among them."""
+        self._heat.rest(idle_us + self._works.swap_us(plan.moves) / 2)
+        return self._heat.run(self._works.plan(plan)) + self._works.swap_us(plan.moves) / 2
 
 
 def scripted(vocab: int) -> TokenOf:
@@ -52,8 +79,10 @@ class Timeline:
 
     def run(self, plan: StepPlan, now_us: float) -> Timed:
         """The times of a step that is submitted now."""
-        start, us = max(now_us, self._free_us) + self._gap_us, self._pace.plan_us(plan)
-        idle, self._free_us = start - self._free_us, start + us
+        start = max(now_us, self._free_us) + self._gap_us
+        idle = start - self._free_us
+        us = self._pace.plan_us(plan, idle)
+        self._free_us = start + us
         return Timed(start + us, us, idle)
 
 

@@ -12,7 +12,7 @@ from lab.inference.step_weights import StepWeights
 from lab.problems import Model
 from lab.serving.clock import Clock, VirtualClock, WallClock
 from lab.serving.engine import Engine, Observer
-from lab.serving.executor import Timeline
+from lab.serving.executor import Powered, Timeline
 from lab.serving.journal import Journal
 from lab.serving.on_chip import ChipExecutor, MarkStopwatch, PredictedStopwatch
 from lab.serving.policy import Policy
@@ -77,7 +77,7 @@ def of_checkpoint(
     scheduler = Scheduler(policy, times)
     real = chip.device is not None
     clock: Clock = WallClock() if pace_real or real else VirtualClock()
-    stopwatch = MarkStopwatch(chip, clock) if real else PredictedStopwatch(Timeline(times))
+    stopwatch = MarkStopwatch(chip, clock) if real else PredictedStopwatch(Timeline(Powered(times)))
     executor = ChipExecutor(weights, scheduler, chip, stopwatch)
     if real:
         executor.prepare(policy.buckets.all())

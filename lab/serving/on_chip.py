@@ -76,10 +76,16 @@ class MarkStopwatch:
 
 
 class _Way(NamedTuple):
-    """A bucket's way to the chip: a block of the host, and its copy, ready to go."""
+    """A bucket's way to the chip and back: a block of the host and its copy, ready to go, and where results come.
+
+    `on` is all of a step in one graph, the copies too, where each token is what the run before has sampled in its row;
+    none where steps have chunks.
+    """
 
     given: StepInput
     send: Callable[[], None]
+    results: Results
+    on: Callable[[], object] | None
 
 
 class ChipExecutor:
@@ -108,7 +114,6 @@ class ChipExecutor:
         self._in_flight: deque[tuple[StepPlan, slice | list[int], Results | None]] = deque()
         self._before: Packed | None = None  # the newest step, where it has rows
         self._newest: Step | None = None
-        self._takes: dict[tuple[Layout, int] | None, Callable[[], None]] = {}
 
     def prepare(self, layouts: Iterable[Layout]) -> None:
         """Compile and capture buckets before they are needed."""
@@ -127,55 +132,65 @@ class ChipExecutor:
         self._move(plan)
         self.late += layout not in self._steps
         step, ways = self._step(layout)
-        packed = self._write(plan, step, ways) if plan.rows else None
-        self._stopwatch.start(plan, now_us)
-        if packed:
-            step.replay()
-            self._newest = step
+        if plan.rows:
+            self._run(plan, step, ways[self._turn], now_us)
+        else:
+            self._before = None
+            self._stopwatch.start(plan, now_us)
+            self._in_flight.append((plan, [], None))
         self._stopwatch.stop()
-        self._before = packed
-        self._in_flight.append((plan, packed.rows if packed else [], step.send() if packed else None))
 
     def result(self) -> StepResult:
         plan, rows, results = self._in_flight.popleft()
+        timed = self._stopwatch.wait()  # the results were sent before its mark
         if results is None:
-            return StepResult(plan.step, [], *self._stopwatch.wait())
-        scores = results.wait().scores[rows]
-        timed = self._stopwatch.wait()
+            return StepResult(plan.step, [], *timed)
+        scores = results.scores[rows]
         if not np.isfinite(scores).all():
             raise InputError("the model gives scores that are not finite")
         return StepResult(plan.step, results.tokens[rows].tolist(), *timed, scores.tolist())
 
-    def _write(self, plan: StepPlan, step: Step, ways: list[_Way]) -> Packed:
-        """Bring a plan's block to the chip, and the tokens that the step before samples to their places in it."""
-        turn, way = self._turn, ways[self._turn]
+    def _run(self, plan: StepPlan, step: Step, way: _Way, now_us: float) -> None:
+        """Bring a plan's block to the chip, the tokens that the step before samples to their places in it, and run."""
+        turn = self._turn
         self._turn = (turn + 1) % AHEAD
         packed, takes = pack(plan, self._slots, way.given, self._before, self._there[turn])
-        self._there[turn] = packed
+        self._there[turn] = self._before = packed
+        self._in_flight.append((plan, packed.rows, way.results))
+        if way.on and step is self._newest and takes == [Take(0, 0, plan.rows)]:
+            self._stopwatch.start(plan, now_us)
+            way.on()
+            return
         way.send()
         for take in takes:
-            self._taking(step, take)()
-        return packed
+            self._take(step, take)
+        self._stopwatch.start(plan, now_us)
+        step.replay()
+        way.results.copy()
+        self._newest = step
 
-    def _taking(self, step: Step, take: Take) -> Callable[[], None]:
-        """The copy of what the newest step samples; that of most steps, the first rows of one bucket, is kept."""
+    def _take(self, step: Step, take: Take) -> None:
+        """Copy what the newest step samples."""
         assert self._newest
         at, row, number = take
-        key = (step.layout, number) if step is self._newest and at == row == 0 else None
-        if key in self._takes:
-            return self._takes[key]
         sampled = self._newest.arrays["token"][row : row + number]
-        found = self._chip.copying(step.arrays["tokens"][at : at + number], sampled)
-        if key:
-            self._takes[key] = found
-        return found
+        self._chip.copy(step.arrays["tokens"][at : at + number], sampled)
 
     def _step(self, layout: Layout) -> tuple[Step, list[_Way]]:
         if layout not in self._steps:
             step = Step(self._weights, self._cache, self._forward, layout, self._chip)
-            given = [StepInput(layout, block[: layout.words]) for block in self._blocks]
-            self._steps[layout] = step, [_Way(one, self._chip.copying(step.block, one.block)) for one in given]
+            self._steps[layout] = step, [self._way(step, block[: layout.words]) for block in self._blocks]
         return self._steps[layout]
+
+    def _way(self, step: Step, block: Any) -> _Way:
+        """That of a bucket through one block of the host."""
+        layout, copying = step.layout, self._chip.copying
+        given, results = StepInput(layout, block), Results(step)
+        send = copying(step.block, given.block)
+        if layout.tokens > layout.rows:
+            return _Way(given, send, results, None)
+        take = copying(step.arrays["tokens"], step.arrays["token"])
+        return _Way(given, send, results, step.within([send, take], [results.copy]))
 
     def _move(self, plan: StepPlan) -> None:
         """Copy pages: out to the host first, whose pages may be taken again."""

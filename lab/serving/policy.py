@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lab.inference.step_input import PAGE
+from lab.serving.power import Heat, Work
 from lab.serving.step import Buckets
 from sim.errors import InputError
 
@@ -57,9 +58,11 @@ class Policy:
 
 
 class Costs(Protocol):
-    """What the scheduler asks before it decides, in microseconds; `lab.serving.times.StepTimes` predicts it."""
+    """What the scheduler asks before it decides; `lab.serving.times.StepTimes` predicts it."""
 
-    def step_us(self, singles: int, tokens: int, single_kv: int, chunk_start: int) -> float: ...
+    def step(self, singles: int, tokens: int, single_kv: int, chunk_start: int) -> Work: ...
+
+    def heat(self) -> Heat: ...
 
     def recompute_us(self, tokens: int) -> float: ...
 

@@ -33,7 +33,7 @@ class Scheduler:
         self.in_flight: deque[StepPlan] = deque()
         self.table_pages = self.table_tokens = 0  # of all block tables together
         self.preemptions = self.hits = 0  # so far: sequences, and tokens found in the cache
-        self._costs = costs
+        self._costs, self._heat = costs, costs.heat() if costs else None  # of the chip, as of the newest result
         self._forming = True  # the batch, where batches are static
         self._slower: dict[int, float] = {}  # how many times as long as predicted steps of so many tokens took
         self._steps = 0
@@ -81,6 +81,11 @@ class Scheduler:
             self._admit(plan, budget)
         if plan.tokens < budget:
             plan.predicted_us = 0.0
+        if self.policy.itl_us and self._costs and plan.rows:
+            first = plan.starts[plan.singles] if plan.chunks else 0
+            plan.work = self._costs.step(
+                plan.singles, plan.tokens, sum(plan.starts[: plan.singles]) + plan.singles, first
+            )
         if not (plan.rows or plan.moves or self.preemptions > preempted):
             return None
         self._steps += 1
@@ -99,6 +104,9 @@ class Scheduler:
             slower, known = result.us / plan.predicted_us, self._slower.get(plan.tokens, 1.0)
             # A budget that was missed once is not to be missed again.
             self._slower[plan.tokens] = max(1.0, slower, known + LEARNING * (slower - known))
+        if self._heat:
+            self._heat.rest(result.idle_us)
+            self._heat.ran(plan.work, result.us)
         page_tokens, caching, now = self.policy.page_tokens, self.policy.prefix_caching, result.ended_us
         emitted = []
         scores = result.log_probabilities or repeat(nan)
@@ -250,7 +258,7 @@ class Scheduler:
 
     def _budget(self, plan: StepPlan) -> int:
         """Tokens that the step may have: all of the policy's, or the most whose step is predicted to be in time."""
-        if not self.policy.itl_us or not self._costs:
+        if not self.policy.itl_us or not self._costs or not self._heat:
             return self.policy.max_tokens
         owing = next((s for s in self.running if s.length - s.scheduled > 1), None)
         if owing is None and not self.waiting:
@@ -258,8 +266,11 @@ class Scheduler:
         start, attended = owing.scheduled if owing else 0, sum(plan.starts) + plan.rows
         least = min(self.policy.max_tokens, plan.tokens + self.policy.page_tokens)
         edges = [edge for edge in self.policy.buckets.edges() if edge > least]
+        heat = self._heat.copy()
+        for ahead in self.in_flight:
+            heat.run(ahead.work)
         for edge in [*edges, least]:
-            plan.predicted_us = self._costs.step_us(plan.rows, edge, attended, start)
+            plan.predicted_us = heat.copy().run(self._costs.step(plan.rows, edge, attended, start))
             if plan.predicted_us * self._slower.get(edge, 1.0) <= self.policy.itl_us:
                 return edge
         return least

@@ -6,7 +6,7 @@ from lab.inference.step_input import PAGE, Layout
 from lab.problems import Model
 from lab.serving.clock import Clock, VirtualClock
 from lab.serving.engine import Engine, HostCost, Observer
-from lab.serving.executor import Pace, PredictedExecutor, scripted
+from lab.serving.executor import Pace, Powered, PredictedExecutor, scripted
 from lab.serving.journal import Journal
 from lab.serving.policy import Policy
 from lab.serving.scheduler import Scheduler
@@ -27,17 +27,13 @@ class ScaledTimes:
     """Predicted times, each step's by a factor that its bucket was measured to need; `usual` where it was not."""
 
     def __init__(self, times: StepTimes, factors: dict[Layout, float], usual: float) -> None:
-        self._times, self._factors, self._usual = times, factors, usual
+        self._buckets, self._powered = times.buckets, Powered(times)
+        self._factors, self._usual = factors, usual
 
-    def plan_us(self, plan: StepPlan) -> float:
-        """Microseconds of a step."""
-        return self._times.plan_us(plan) * self._factors.get(
-            self.key(plan.singles, plan.chunks, plan.tokens), self._usual
-        )
-
-    def key(self, singles: int, chunks: int, tokens: int) -> Layout:
-        """A step's bucket."""
-        return self._times.buckets.of(singles, chunks, tokens)
+    def plan_us(self, plan: StepPlan, idle_us: float) -> float:
+        """Microseconds of the next step."""
+        bucket = self._buckets.of(plan.singles, plan.chunks, plan.tokens)
+        return self._powered.plan_us(plan, idle_us) * self._factors.get(bucket, self._usual)
 
 
 def simulated(
@@ -54,7 +50,7 @@ def simulated(
     """A loop whose steps take what is predicted, or what `pace` says; by the wall's clock it waits for them."""
     times = StepTimes(model, machine, policy.buckets)
     overheads = overheads or Overheads()
-    executor = PredictedExecutor(pace or times, scripted(model.vocab), overheads.gap_us)
+    executor = PredictedExecutor(pace or Powered(times), scripted(model.vocab), overheads.gap_us)
     scheduler = Scheduler(policy, times)
     return Engine(scheduler, executor, clock or VirtualClock(), observe, look_ahead, overheads.host, journal)
 

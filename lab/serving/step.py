@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lab.inference.step_input import NULL_PAGE, PAGE, Layout, StepInput
 from lab.problems.sampling import SETTINGS
+from lab.serving.power import NO_WORK, Work
 from lab.serving.request import Sequence
 
 CHUNKS = 8  # sequences of a step that have more than one token: attention looks at the tiles that they may have
@@ -57,6 +58,7 @@ class StepPlan:
     tokens: int = 0
     singles: int = 0
     predicted_us: float = 0.0  # where an ITL budget was filled
+    work: Work = NO_WORK  # known where there is an ITL budget
 
     @property
     def rows(self) -> int:
@@ -207,7 +209,7 @@ def pack(
     ids, takes = _tokens(plan, before, same)
     if there and there.seats is seats and there.layout == layout:  # seats are handed on from step to step alone
         packed = Packed(plan, layout, there.rows, seats, starts + 1)
-        _follow(packed, slots, fields)
+        _follow(packed, there, slots, fields)
         if ids:
             fields["tokens"][:tokens] = ids
         return Written(packed, takes)
@@ -240,17 +242,20 @@ def pack(
     return Written(Packed(plan, layout, rows, seats, ends), takes)
 
 
-def _follow(packed: Packed, slots: Slots, fields: Mapping[str, Any]) -> None:
-    """Let a block of one token a row, of the same sequences, be that of a later step."""
-    ends, seats, rows = packed.ends, packed.seats, packed.rows
+def _follow(packed: Packed, there: Packed, slots: Slots, fields: Mapping[str, Any]) -> None:
+    """Let a block of one token a row, of the same sequences, be that of a later step: all rows are as much longer."""
+    ends, rows = packed.ends, packed.rows
+    more = int(ends[0] - there.ends[0])
+    for name in ("positions", "slots", "lengths"):
+        fields[name][rows] += more
     positions = ends - 1
-    page = positions // PAGE
-    pages = slots.tables[seats, page]
-    fields["positions"][rows] = positions
-    fields["slots"][rows] = pages * PAGE + positions % PAGE
-    fields["lengths"][rows] = ends
-    fields["block_table"][np.arange(len(page)), page] = pages  # no other was given since: steps are fewer than tokens
-    fields["settings"][rows, DRAW] = np.maximum(ends - slots.prompts[seats], 0)
+    (new,) = np.nonzero(positions % PAGE < more)  # rows that have got a page since
+    if len(new):
+        page, offset = np.divmod(positions[new], PAGE)
+        pages = slots.tables[packed.seats[new], page]
+        fields["slots"][new] = pages * PAGE + offset
+        fields["block_table"][new, page] = pages
+    fields["settings"][rows, DRAW] = np.maximum(ends - slots.prompts[packed.seats], 0)
 
 
 class Written(NamedTuple):

@@ -13,6 +13,7 @@ from lab import catalog
 from lab.cards import CLOCKS, Calibration, Measured, calibration, fits
 from lab.kernel import Bills, Kernel, Predicts
 from lab.problems import Linear
+from lab.serving import power
 from sim.errors import InputError
 from sim.machine import A100, H100, H200, MACHINES, Machine
 from tests.strategies import fitted, problems, variants
@@ -28,6 +29,7 @@ def models(kind: type[fits.Coefficients] = fits.Coefficients) -> set[type[fits.C
 
 def test_every_number_of_the_file_is_some_models_and_every_model_has_its_numbers() -> None:
     assert KERNELS, "which make their models"
+    assert power.Coefficients in models()
     fields = {frozenset(kind.__struct_fields__) for kind in models() if kind.__module__.startswith("lab.")}
     assert {frozenset(fit.coefficients) for fit in LINES} == fields
 

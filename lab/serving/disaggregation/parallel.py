@@ -7,6 +7,7 @@ from functools import cached_property, lru_cache
 from lab import catalog
 from lab.problems import Model
 from lab.problems.all_reduce import AllReduce
+from lab.serving.power import Heat, Work
 from lab.serving.step import Buckets, StepPlan
 from lab.serving.times import CLOCK, StepTimes
 from sim.errors import InputError
@@ -53,20 +54,24 @@ class ParallelTimes:
         m = self.model
         return 2 * m.layers * all_reduce_us(self.machine, tokens, m.d, m.unit)
 
-    def plan_us(self, plan: StepPlan) -> float:
-        """Microseconds of a step."""
+    def heat(self) -> Heat:
+        """As `StepTimes.heat`, of each machine."""
+        return self.share.heat()
+
+    def plan(self, plan: StepPlan) -> Work:
+        """As `StepTimes.plan`, of each machine."""
         tokens = self.buckets.of(plan.singles or not plan.chunks, plan.chunks, plan.tokens).tokens if plan.rows else 0
-        return self.share.plan_us(plan) + (self.sums_us(tokens) if tokens else 0.0)
+        return self.share.plan(plan).and_(Work(self.sums_us(tokens) if tokens else 0.0))
 
     def rows_us(self, starts: Sequence[int], counts: Sequence[int]) -> float:
-        """Likewise of sequences with so many new tokens after so many that they had, one token first."""
+        """Microseconds of sequences with so many new tokens after so many that they had, one token first."""
         singles = sum(count == 1 for count in counts)
         tokens = self.buckets.of(singles, len(counts) - singles, sum(counts)).tokens
         return self.share.rows_us(starts, counts) + self.sums_us(tokens)
 
-    def step_us(self, singles: int, tokens: int, single_kv: int, chunk_start: int) -> float:
-        """As `StepTimes.step_us`."""
-        return self.share.step_us(singles, tokens, single_kv, chunk_start) + self.sums_us(tokens)
+    def step(self, singles: int, tokens: int, single_kv: int, chunk_start: int) -> Work:
+        """As `StepTimes.step`, of each machine."""
+        return self.share.step(singles, tokens, single_kv, chunk_start).and_(Work(self.sums_us(tokens)))
 
     def recompute_us(self, tokens: int) -> float:
         """As `StepTimes.recompute_us`."""

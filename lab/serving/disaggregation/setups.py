@@ -10,7 +10,7 @@ from lab.serving.disaggregation.handover import Receiver, Sender
 from lab.serving.disaggregation.link import Link
 from lab.serving.disaggregation.parallel import ParallelTimes, share_of
 from lab.serving.engine import Engine, Observer
-from lab.serving.executor import PredictedExecutor, scripted
+from lab.serving.executor import Powered, PredictedExecutor, scripted
 from lab.serving.policy import Policy
 from lab.serving.scheduler import Scheduler
 from lab.serving.simulated import Overheads, pages_within
@@ -81,7 +81,7 @@ def fleet_of(
     def engine(number: int, kind: type[Scheduler], rules: Policy) -> Engine:
         parallel = setup.way == TENSOR_PARALLEL
         times = (ParallelTimes if parallel else StepTimes)(model, machine, rules.buckets)
-        executor = PredictedExecutor(times, scripted(model.vocab), given.gap_us)
+        executor = PredictedExecutor(Powered(times), scripted(model.vocab), given.gap_us)
         return Engine(kind(rules, times), executor, VirtualClock(), observe(number), host=given.host)
 
     if setup.way == DISAGGREGATE:

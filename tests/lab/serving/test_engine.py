@@ -16,22 +16,27 @@ from lab.serving.engine import Engine, HostCost, StepFacts, serve
 from lab.serving.executor import PredictedExecutor, ReplayedExecutor, scripted
 from lab.serving.journal import Journal
 from lab.serving.policy import Policy
+from lab.serving.power import Coefficients, Heat, Work
 from lab.serving.request import Request
 from lab.serving.scheduler import Scheduler
 from lab.serving.step import StepPlan
 from sim.errors import InputError
 
 POLICY = Policy(max_rows=4, max_tokens=12, pages=14, host_pages=20, page_tokens=2, max_length=24, preemption="swap")
+EVER_COOL = Coefficients(rest=0.0, tensor=0.1, memory=0.0, average_us=100.0, slower=1.0, decode=0.0, cool=1.0)
 
 
 class Pace:
     """A microsecond a token, ten a step; rows of one token cost an eighth for each that they attend to."""
 
-    def plan_us(self, plan: StepPlan) -> float:
+    def plan_us(self, plan: StepPlan, idle_us: float) -> float:  # noqa: ARG002
         return 10.0 + plan.tokens + (sum(plan.starts[: plan.singles]) + plan.singles) / 8
 
-    def step_us(self, singles: int, tokens: int, single_kv: int, chunk_start: int) -> float:  # noqa: ARG002
-        return 10.0 + tokens + single_kv / 8
+    def step(self, singles: int, tokens: int, single_kv: int, chunk_start: int) -> Work:  # noqa: ARG002
+        return Work(10.0 + tokens + single_kv / 8, float(tokens), mixed=tokens > singles)
+
+    def heat(self) -> Heat:
+        return Heat(EVER_COOL, 1e6, 1e6)
 
     def recompute_us(self, tokens: int) -> float:
         return 10.0 + tokens
@@ -99,8 +104,8 @@ def test_steps_keep_an_itl_budget_where_a_page_of_a_prompt_allows_it(requests: l
 
 def test_an_itl_budget_is_kept_by_what_steps_were_measured_to_take() -> None:
     class Slow(Pace):
-        def plan_us(self, plan: StepPlan) -> float:
-            return 1.5 * super().plan_us(plan)
+        def plan_us(self, plan: StepPlan, idle_us: float) -> float:
+            return 1.5 * super().plan_us(plan, idle_us)
 
     policy = Policy(max_rows=4, max_tokens=640, pages=200, max_length=2000, itl_us=700.0, prefix_caching=False)
     executor = PredictedExecutor(Slow(), scripted(50))

@@ -15,7 +15,7 @@ from lab.inference.step_weights import random
 from lab.problems import Model
 from lab.serving.clock import VirtualClock
 from lab.serving.engine import Engine, serve
-from lab.serving.executor import Timeline
+from lab.serving.executor import Powered, Timeline
 from lab.serving.on_chip import ChipExecutor, PredictedStopwatch
 from lab.serving.policy import Policy
 from lab.serving.request import Request, Sequence
@@ -34,7 +34,7 @@ CLOSE = 2.0**-4
 def served(requests: Sized[Request], policy: Policy) -> tuple[list[Sequence], Scheduler]:
     scheduler = Scheduler(policy)
     times = StepTimes(MODEL, H100, policy.buckets)
-    executor = ChipExecutor(WEIGHTS, scheduler, CHIP, PredictedStopwatch(Timeline(times)))
+    executor = ChipExecutor(WEIGHTS, scheduler, CHIP, PredictedStopwatch(Timeline(Powered(times))))
     return serve(Engine(scheduler, executor, VirtualClock(), lambda *_: None), requests), scheduler
 
 
@@ -87,3 +87,14 @@ def test_sampled_tokens_follow_from_seed_and_place_alone() -> None:
     alone, _ = served(asked[1:2], Policy(max_rows=4, max_tokens=64, pages=16, max_length=128))
     assert first[1].sampled[0] == alone[0].sampled[0]
     assert len({tuple(s.sampled) for s in first}) == 3
+
+
+def test_steps_whose_tokens_are_all_of_the_step_before_are_one_graph_with_their_copies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    apart: list[int] = []
+    replay = Step.replay
+    monkeypatch.setattr(Step, "replay", lambda self: (apart.append(self.layout.tokens), replay(self))[1])
+    sequences, _ = served(requests(3, 20, 12), Policy(max_rows=4, max_tokens=64, pages=16, max_length=128))
+    assert apart == [64, 4], "the prompts, and a first step in the bucket of all that follow"
+    require_right(sequences)

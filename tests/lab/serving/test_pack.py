@@ -95,7 +95,8 @@ MUTANTS = {
     "the slots of other sequences": (" and plan.sequences == before.plan.sequences", ""),
     "the draw before": ("settings[:, DRAW] = np.maximum(ends", "settings[:, DRAW] = np.maximum(starts"),
     "what another step left": ("there.seats is seats and ", ""),
-    "a new page left out": ('    fields["block_table"][np.arange(len(page)), page] = pages', "    pages"),
+    "a new page left out": ('        fields["block_table"][new, page] = pages\n', ""),
+    "on behind the page before": ('        fields["slots"][new] = pages * PAGE + offset\n', ""),
     "the draw of two steps ago": ('    fields["settings"][rows, DRAW] = ', "    _ = "),
 }
 

@@ -25,7 +25,7 @@ GROWTH = 256 * 1024  # bytes: what numbers that are longer by a digit, and pools
 class Pace:
     """About an 8B model's: 30 ms a step, more for tokens of prompts."""
 
-    def plan_us(self, plan: StepPlan) -> float:
+    def plan_us(self, plan: StepPlan, idle_us: float) -> float:  # noqa: ARG002
         return 30e3 + 20.0 * plan.tokens
 
 
