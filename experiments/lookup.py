@@ -207,7 +207,7 @@ def _frozen(value: Any) -> bytes:
     return msgspec.json.encode(value)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 15)  # more than there are launches: a cache one too small, read in order, keeps none
 def _stale(name: str, problem: bytes, schedule: bytes, theory: bytes, machine_name: str) -> str:
     try:
         kernel, target = catalog.get(name), machine(machine_name)

@@ -182,16 +182,22 @@ class Archive:
 
     def where(self, **fields: Any) -> "Archive":
         """The records whose named fields have these values."""
-        among = self._by_kernel.get(fields["kernel"], ()) if "kernel" in fields else self.records
+        named = [self._by(name).get(fields[name], []) for name in ("kernel", "experiment") if name in fields]
+        among = min(named, key=len, default=self.records)
         found = (r for r in among if all(getattr(r, name) == v for name, v in fields.items()))
         return Archive(tuple(found), self.complaints)
 
+    def _by(self, name: str) -> dict[str | None, list[Record]]:
+        """The records by a field of words."""
+        if name not in self._groups:
+            groups = self._groups[name] = {}
+            for record in self.records:
+                groups.setdefault(getattr(record, name), []).append(record)
+        return self._groups[name]
+
     @cached_property
-    def _by_kernel(self) -> dict[str | None, list[Record]]:
-        found: dict[str | None, list[Record]] = {}
-        for record in self.records:
-            found.setdefault(record.kernel, []).append(record)
-        return found
+    def _groups(self) -> dict[str, dict[str | None, list[Record]]]:
+        return {}
 
     def newest(self, **fields: Any) -> Record | None:
         """The newest record whose named fields have these values."""

@@ -5,7 +5,9 @@ deep is compiled ten times. Here what compiled code calls is lowered to LLVM cod
 links all that it reaches, and is optimised, compiled and cached once.
 """
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from numba import types
@@ -143,11 +145,23 @@ def _whole(function: Callable[..., Any], options: dict[str, Any]) -> Any:
 
     def compile(signature: Any) -> Any:
         """Of processes that want the same code at once one compiles it, and the others read what it left."""
-        with cached_jit.alone(function):
+        with cached_jit.alone(function), _uncollected():
             return compile_alone(signature)
 
     dispatcher.compile = compile
     return dispatcher
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No search for garbage: among the millions of objects of a compilation, few of them any, it takes a fifth."""
+    if enabled := gc.isenabled():
+        gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _part(function: Callable[..., Any], options: dict[str, Any]) -> Any:

@@ -1,5 +1,7 @@
 """Settings that every test shares."""
 
+import gc
+import importlib
 import signal
 from collections.abc import Iterator
 
@@ -23,6 +25,19 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("deep" if "or deep" in config.getoption("-m") else "lab")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays: Python need not look through it for garbage again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The emulator looks at progress and at the clock after few instructions: a livelock is one in a moment."""
+    monkeypatch.setattr(importlib.import_module("sim.emulator.run"), "_SLICE", 1 << 16)
 
 
 @pytest.fixture(params=[pytest.param(False, id="some"), pytest.param(True, id="every", marks=pytest.mark.deep)])

@@ -10,9 +10,10 @@ from sim.emulator.alu import LANES, extend, low_mask
 from sim.linked_jit import jit
 
 _READ, _WRITTEN = READ, WRITTEN
+_ONE = np.uint32(1)
 _BANKS = 32
-# SCRATCH rows: what `locate` found for each lane.
-FLAT, OFFSET, WHERE, KIND = range(4)
+# SCRATCH rows: what `locate` found for each lane; then the words that a request moves in each bank.
+FLAT, OFFSET, WHERE, KIND, WORDS = range(5)
 NOWHERE, IN_GLOBAL, IN_SHARED, IN_LOCAL, IN_PARAM = range(5)
 
 
@@ -120,37 +121,40 @@ def _seen(found, arrays, good, lane, sector, width):
 def count_wavefronts(h, good, width):
     """Wavefronts of a shared-memory request: for each 128 bytes that its lanes move, the most words in one bank."""
     found, stat = t.i64_2(h, t.SCRATCH), t.i64_1(h, t.STAT)
+    distinct = found[WORDS]
     words = max(width // 4, 1)
     group = _BANKS // words
     total, ideal = 0, 0
     for start in range(0, LANES, group):
-        worst = 0
-        for bank in range(_BANKS):
-            distinct = 0
-            for lane in range(start, start + group):
-                if not (good >> np.uint32(lane)) & np.uint32(1) or found[KIND, lane] != IN_SHARED:
-                    continue
-                first = found[FLAT, lane] >> 2
-                step = (bank - first) % _BANKS
-                if step >= words:
-                    continue
-                word = first + step
-                fresh = True
-                for other in range(start, lane):
-                    if (good >> np.uint32(other)) & np.uint32(1) and found[KIND, other] == IN_SHARED:
-                        begin = found[FLAT, other] >> 2
-                        if begin <= word < begin + words:
-                            fresh = False
-                            break
-                if fresh:
-                    distinct += 1
-            worst = max(worst, distinct)
+        worst, taken = 0, np.uint32(0)  # taken: banks that some word lies in
+        for lane in range(start, start + group):
+            if not (good >> np.uint32(lane)) & _ONE or found[KIND, lane] != IN_SHARED:
+                continue
+            first = found[FLAT, lane] >> 2
+            bank = first % _BANKS
+            if (taken >> np.uint32(bank)) & _ONE and _moved(found, good, start, lane, first):
+                continue
+            for to in range(bank, bank + words):  # aligned: none is beyond the last bank
+                bit = _ONE << np.uint32(to)
+                distinct[to] = distinct[to] + 1 if taken & bit else 1
+                taken |= bit
+                worst = max(worst, distinct[to])
         total += worst
         ideal += min(worst, 1)
     if total:
         stat[t.SHARED_REQUESTS] += 1
         stat[t.SHARED_WAVEFRONTS] += total
         stat[t.SHARED_IDEAL] += ideal
+
+
+@jit
+def _moved(found, good, start, lane, first):
+    """Whether a lane of [start, lane) moves the word `first` of shared memory too; all lanes move equal widths."""
+    for other in range(lane - 1, start - 1, -1):
+        held = (good >> np.uint32(other)) & _ONE and found[KIND, other] == IN_SHARED
+        if held and found[FLAT, other] >> 2 == first:
+            return True
+    return False
 
 
 @jit

@@ -19,7 +19,7 @@ from tests.lab.gpu.fake_bench import install
 from tests.strategies import problems, schedules
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_check_and_a_benchs_records_say_what_the_kernel_predicts(
     data: st.DataObject, monkeypatch: pytest.MonkeyPatch

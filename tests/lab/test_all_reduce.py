@@ -36,9 +36,11 @@ def test_epochs_keep_one_sum_apart_from_the_next(seeds: int) -> None:
     assert found.passed, found.hazards
 
 
+@pytest.mark.usefixtures("impatient")
 def test_an_inbox_of_one_slot_is_overwritten_before_it_was_read() -> None:
-    found = lab.emulate(PAIR, "sums", sums, [ROOT], {"SLOTS": 1}, seeds=20, reference=total, machine=H100)
-    assert not found.passed
+    """A rank waits for ever for an epoch that the next one took the place of."""
+    found = lab.emulate(PAIR, "sums", sums, [ROOT], {"SLOTS": 1}, seeds=3, reference=total, machine=H100)
+    assert {hazard.kind for hazard in found.hazards} == {"livelock"}
 
 
 def test_both_ranks_find_the_same_bits() -> None:

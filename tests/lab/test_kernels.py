@@ -17,6 +17,7 @@ from sim.errors import InputError, ScheduleError
 from sim.formats import FORMATS
 from sim.launch import Array, Scalar, TensorMap
 from sim.machine import H100
+from tests.emulator.cases import hardest
 from tests.strategies import each_kernel, examples, large_problems, problems, schedules, small, some
 
 
@@ -28,7 +29,7 @@ def test_what_families_share_is_no_kernel() -> None:
 
 
 @each_kernel
-@examples(40)
+@examples(25)
 @given(data=st.data())
 def test_every_problem_of_a_models_size_has_a_schedule(kernel: Kernel, data: st.DataObject) -> None:
     problem = data.draw(large_problems(kernel))
@@ -36,7 +37,7 @@ def test_every_problem_of_a_models_size_has_a_schedule(kernel: Kernel, data: st.
 
 
 @each_kernel
-@examples(40)
+@examples(25)
 @given(data=st.data())
 def test_simulation_solves_the_problem_and_counts_what_theory_says(kernel: Kernel, data: st.DataObject) -> None:
     problem = data.draw(problems(kernel))
@@ -86,9 +87,9 @@ def test_the_best_guess_for_any_problem_compiles_without_spills(kernel: Kernel, 
 
 @each_kernel
 def test_parameters_of_the_entry_are_those_of_the_launch(kernel: Kernel) -> None:
-    problem = small(kernel)
-    for launch in kernel.launches(problem, kernel.best_guess(problem, H100), H100):
-        ptx = compile_launch(launch, H100, "ptx").path.read_text()
+    case = hardest(kernel)  # which the emulator's tests compile too
+    for launch in kernel.launches(case.problem, case.schedule, case.machine):
+        ptx = compile_launch(launch, case.machine, "ptx").path.read_text()
         entry = re.search(rf"\.entry {launch.entry}\((.*?)\)", ptx, re.DOTALL)
         assert entry is not None
         declared = re.findall(r"\.param (?:\.align (\d+) )?\.(\w+) \S+?(?:\[(\d+)\])?[,\s]", entry.group(1) + "\n")

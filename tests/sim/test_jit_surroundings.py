@@ -1,5 +1,6 @@
 """Compiled code: its cache is a convenience, and its workers survive a fork and several threads."""
 
+import gc
 import multiprocessing
 import pickle
 from pathlib import Path
@@ -103,3 +104,11 @@ def test_a_forked_process_and_threads_simulate_as_well() -> None:
         thread.join()
     child.join(60)
     assert child.exitcode == 0
+
+
+def test_garbage_is_sought_again_after_compilations_within_one_another() -> None:
+    with linked_jit._uncollected():
+        with linked_jit._uncollected():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    assert gc.isenabled()

@@ -18,7 +18,7 @@ from lab.problems import Attention, Linear
 from lab.record import append
 from sim.machine import H100, MACHINES
 from tests.experiments.cli.test_cli import document
-from tests.experiments.cli.test_output import ESCAPES, on_terminal
+from tests.experiments.cli.test_output import ESCAPES, be_terminal, on_terminal
 from tests.experiments.examples import timed
 from tests.lab.test_hugging_face import LLAMA_3_8B, written
 
@@ -217,10 +217,26 @@ def test_what_does_not_fit_is_said_and_not_predicted(capsys: pytest.CaptureFixtu
     ],
     ids=lambda value: " ".join(value)[:40],
 )
-def test_words_stay_whole_at_any_width(arguments: list[str], words: list[str], columns: int) -> None:
-    code, shown = on_terminal(arguments, columns, NO_COLOR="1")
-    lines = ESCAPES.sub("", shown.replace("\r", "\n")).splitlines()
+def test_words_stay_whole_at_any_width(
+    arguments: list[str],
+    words: list[str],
+    columns: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    be_terminal(monkeypatch, columns)
+    assert run_command(arguments) == 0
+    look(capsys.readouterr().out, words, columns)
+
+
+def test_words_stay_whole_on_a_terminal_beside_what_a_wait_says() -> None:
+    code, shown = on_terminal(["explain", *MLA], 60, NO_COLOR="1")
     assert code == 0
+    look(shown, ["attention_mla", "cluster", "latent=512"], 60)
+
+
+def look(shown: str, words: list[str], columns: int) -> None:
+    lines = ESCAPES.sub("", shown.replace("\r", "\n")).splitlines()
     assert max(map(len, lines)) <= columns
     assert "…" not in shown
     assert "Traceback" not in shown

@@ -82,11 +82,13 @@ def test_a_lock_within_one_warp_makes_progress() -> None:
     assert check.outputs["n"] == 64
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_flag_that_nobody_sets_ends_as_a_livelock() -> None:
     check = emulate("forever", 1, 32, zeros("f"), seeds=1, deadline_s=60)
     assert [h.kind for h in check.hazards] == ["livelock"]
 
 
+@pytest.mark.usefixtures("impatient")
 def test_the_deadline_truncates_and_fails() -> None:
     check = emulate("forever", 1, 32, zeros("f"), seeds=1, deadline_s=0.0)
     assert not check.passed
