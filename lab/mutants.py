@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import reduce
+from itertools import islice
 from math import prod
 from operator import add
 from typing import Any, Protocol
@@ -72,18 +73,19 @@ class Specimen(Protocol):
 
 
 def judge_mutants(
-    kernel: Kernel, problem: Problem, schedule: Any, machine: Machine, seeds: int = 3
+    kernel: Kernel, problem: Problem, schedule: Any, machine: Machine, seeds: int = 3, share: tuple[int, int] = (0, 1)
 ) -> Iterator[Judged]:
     """Every mutant of every launch of a kernel, one by one; what the first seed catches is run on no other.
 
-    Raises InputError or ScheduleError for what the kernel refuses, and ValueError where the kernel itself has hazards,
-    a wrong result or other counts than theory.
+    Of a share (i, n) every n-th mutant of each launch, from number i on. Raises InputError or ScheduleError for what
+    the kernel refuses, and ValueError where the kernel itself has hazards, a wrong result or other counts than theory.
     """
-    return judge(_KernelSpecimen(kernel, problem, schedule, machine), seeds)
+    return judge(_KernelSpecimen(kernel, problem, schedule, machine), seeds, share)
 
 
-def judge(specimen: Specimen, seeds: int) -> Iterator[Judged]:
+def judge(specimen: Specimen, seeds: int, share: tuple[int, int] = (0, 1)) -> Iterator[Judged]:
     """The same of any launches."""
+    first, step = share
     right = [specimen.run(specimen.ptx, seed) for seed in range(seeds)]
     for outcome in right:
         if wrong := specimen.complaint(outcome):
@@ -98,7 +100,7 @@ def judge(specimen: Specimen, seeds: int) -> Iterator[Judged]:
         def reaches(probe: str, swapped: Callable[[str], list[str]] = swapped) -> bool:
             return any(h.kind == "trap" for h in specimen.run(swapped(probe), 0, patience, check=False).hazards)
 
-        for mutant in mutants(specimen.ptx[at], entry, box_bytes, reaches):
+        for mutant in islice(mutants(specimen.ptx[at], entry, box_bytes, reaches), first, None, step):
             outcomes = (specimen.run(swapped(mutant.ptx), seed, patience) for seed in range(seeds))
             verdict, why = _judge(specimen, right, outcomes, exact)
             if verdict is not Verdict.CAUGHT and not reaches(mutant.probe):
