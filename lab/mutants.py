@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import reduce
-from itertools import islice
 from math import prod
 from operator import add
 from typing import Any, Protocol
@@ -77,7 +76,7 @@ def judge_mutants(
 ) -> Iterator[Judged]:
     """Every mutant of every launch of a kernel, one by one; what the first seed catches is run on no other.
 
-    Of a share (i, n) every n-th mutant of each launch, from number i on. Raises InputError or ScheduleError for what
+    Of a share (i, n) an n-th of them, as `sim.emulator.mutants` deals them. Raises InputError or ScheduleError for what
     the kernel refuses, and ValueError where the kernel itself has hazards, a wrong result or other counts than theory.
     """
     return judge(_KernelSpecimen(kernel, problem, schedule, machine), seeds, share)
@@ -85,7 +84,6 @@ def judge_mutants(
 
 def judge(specimen: Specimen, seeds: int, share: tuple[int, int] = (0, 1)) -> Iterator[Judged]:
     """The same of any launches."""
-    first, step = share
     right = [specimen.run(specimen.ptx, seed) for seed in range(seeds)]
     for outcome in right:
         if wrong := specimen.complaint(outcome):
@@ -100,7 +98,7 @@ def judge(specimen: Specimen, seeds: int, share: tuple[int, int] = (0, 1)) -> It
         def reaches(probe: str, swapped: Callable[[str], list[str]] = swapped) -> bool:
             return any(h.kind == "trap" for h in specimen.run(swapped(probe), 0, patience, check=False).hazards)
 
-        for mutant in islice(mutants(specimen.ptx[at], entry, box_bytes, reaches), first, None, step):
+        for mutant in mutants(specimen.ptx[at], entry, box_bytes, reaches, share):
             outcomes = (specimen.run(swapped(mutant.ptx), seed, patience) for seed in range(seeds))
             verdict, why = _judge(specimen, right, outcomes, exact)
             if verdict is not Verdict.CAUGHT and not reaches(mutant.probe):
