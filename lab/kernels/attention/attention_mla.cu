@@ -34,8 +34,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
     Shared& shared = *reinterpret_cast<Shared*>(dynamic);
     const Batch batch{q_starts, kv_lens, batch_size, max_q_len, max_kv_len};
     const int warpgroup = threadIdx.x / WARPGROUP, rank = schedule::cluster == 1 ? 0 : int(ptx::cluster::rank());
-    const Cache cache{kv_map, places, table_width, pages};
-    if (threadIdx.x == 2 * WARP) {  // beside the warp that plans
+    if (threadIdx.x == 0) {
         ptx::tma::prefetch(q_map);
         ptx::tma::prefetch(kv_map);
         init(shared);
@@ -55,7 +54,8 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
             Scorer(shared, results, scale * LOG2_E).run();
         } else {
             ptx::setmaxnreg::dec<VALUES_REGISTERS>();
-            Summer(shared, results, Loader{shared, q_map, cache, rank, query_rows(max_q_len)}, uniform(warpgroup) - 1).run(batch);
+            const Cache cache{kv_map, places, table_width, pages};
+            Summer(shared, results, Loader{shared, q_map, cache, rank}, uniform(warpgroup) - 1).run(batch);
         }
     }
     finish();

@@ -8,17 +8,7 @@ from numpy.typing import NDArray
 from lab.cards import fits
 from lab.kernel import Bills, Solves, require_choice, require_shared
 from lab.kernels.attention import mla_simulation, mla_theory
-from lab.kernels.attention.mla_plan import (
-    BLOCK_M,
-    BLOCK_N,
-    BOX_COLUMNS,
-    FLOAT,
-    SIZE,
-    WARP,
-    partition_of,
-    query_rows,
-    workers_of,
-)
+from lab.kernels.attention.mla_plan import BLOCK_M, BLOCK_N, BOX_COLUMNS, FLOAT, SIZE, WARP, partition_of, workers_of
 from lab.kernels.common.norm import joined
 from lab.problems import Attention
 from sim.counts import Counts
@@ -115,7 +105,7 @@ def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[La
             grid=(workers * s.cluster, 1, 1),
             block=(s.threads, 1, 1),
             arguments=(
-                TensorMap("q_map", "q", (rows, DIM), (DIM, 1), (query_rows(p), BOX_COLUMNS), SWIZZLE),
+                TensorMap("q_map", "q", (rows, DIM), (DIM, 1), (BLOCK_M, BOX_COLUMNS), SWIZZLE),
                 TensorMap("kv_map", cache, (kv_rows, DIM), (DIM, 1), (box_rows(p), BOX_COLUMNS), SWIZZLE),
                 inputs["q"],
                 inputs[cache],

@@ -214,23 +214,6 @@ __device__ __forceinline__ void receive(Merge& merge, const Sharers& sharers, in
     }
 }
 
-// A row that a warp makes of what the teams of its head left, of those held at once from `first` on.
-struct Job {
-    static constexpr int COUNT = HEADS * ROW_GROUPS * HELD;
-
-    int head, row_group, held, row;
-    bool is_one;
-
-    __device__ __forceinline__ Job(int number, int first)
-        : head(number % HEADS),
-          row_group(number / HEADS % ROW_GROUPS),
-          held(number / (HEADS * ROW_GROUPS)),
-          row(row_group * TILES * MMA_N + first + held),
-          is_one(number < COUNT) {}
-
-    __device__ __forceinline__ bool exists(int rows) const { return is_one && row < rows; }
-};
-
 // All warps of the CTA end a part of a stretch together; the first KV head of the CTA is `first_head`.
 __device__ __forceinline__ void finish(Merge& merge, Sums& sums, const OwnSoftmax& softmax, const Part& part,
                                        const Sharers& sharers, int stretch, int first_head, const Results& results) {
@@ -240,26 +223,17 @@ __device__ __forceinline__ void finish(Merge& merge, Sums& sums, const OwnSoftma
         __syncthreads();  // what was left there before has been read
         leave(sums, softmax, first);
         __syncthreads();
-        constexpr int TOGETHER = ALONE ? 4 : 1;
-        for (int job = warp; job < Job::COUNT; job += TOGETHER * schedule::warps) {
-            Row gathered[TOGETHER];  // none waits for the one before to be stored
-#pragma unroll
-            for (int i = 0; i < TOGETHER; ++i) {
-                const Job own(job + i * schedule::warps, first);
-                if (own.exists(rows)) gathered[i] = gather(sums, own.head, own.row_group, own.held);
-            }
-#pragma unroll
-            for (int i = 0; i < TOGETHER; ++i) {
-                const Job own(job + i * schedule::warps, first);
-                if (!own.exists(rows)) continue;
-                if (part.whole())
-                    store_result(results, gathered[i], part.sequence, first_head + own.head, own.row);
-                else if constexpr (CLUSTER)
-                    send(merge, gathered[i], sharers, stretch, own.row);
-                else
-                    store_partial(results, gathered[i],
-                                  results.row(stretch, part.index, first_head + own.head, own.row));
-            }
+        for (int job = warp; job < HEADS * ROW_GROUPS * HELD; job += schedule::warps) {
+            const int head = job % HEADS, row_group = job / HEADS % ROW_GROUPS, own = job / (HEADS * ROW_GROUPS);
+            const int row = row_group * TILES * MMA_N + first + own;
+            if (row >= rows) continue;
+            const Row r = gather(sums, head, row_group, own);
+            if (part.whole())
+                store_result(results, r, part.sequence, first_head + head, row);
+            else if constexpr (CLUSTER)
+                send(merge, r, sharers, stretch, row);
+            else
+                store_partial(results, r, results.row(stretch, part.index, first_head + head, row));
         }
     }
     if (part.whole()) return;

@@ -18,34 +18,19 @@ struct Partials {
     }
 };
 
-constexpr int VECTORS = problem::latent / 4 / WARP;  // of four columns, a lane's
-constexpr int AHEAD = 2;     // partial results, which every row has, that a warp asks for before it waits for any
-constexpr int TOGETHER = 2;  // rows for which it does so at once
-
-using Sums = float[GROUPS][problem::latent / VALUES_WARPGROUPS / 2 / GROUPS];  // of a thread of values
-
-// A lane's columns of a partial result.
-__device__ __forceinline__ const float4* columns(const Results& results, const Partials& partials, int partial) {
-    const float* from = results.partial + partials.at(partial) * problem::latent;
-    return reinterpret_cast<const float4*>(from) + threadIdx.x % WARP;
-}
-
-// A row's first partial results to a thread's registers, where its sums were.
-template <int n>
-__device__ __forceinline__ void ask(float (&to)[n], const Results& results, const Partials& partials) {
-    static_assert(n >= AHEAD * VECTORS * 4, "there is room");
-#pragma unroll
-    for (int i = 0; i < AHEAD * VECTORS; ++i) {
-        const float4 four = columns(results, partials, i / VECTORS)[i % VECTORS * WARP];
-        to[4 * i] = four.x, to[4 * i + 1] = four.y, to[4 * i + 2] = four.z, to[4 * i + 3] = four.w;
-    }
-}
-
 // Row `row` of y, by a warp.
-template <int n>
-__device__ __forceinline__ void join_row(const Results& results, const Partials& partials, const float (&ahead)[n],
-                                         int64_t row) {
+__device__ __forceinline__ void join_row(const Results& results, const Partials& partials, int64_t row) {
+    constexpr int VECTORS = problem::latent / 4 / WARP;  // of four columns, a lane's
+    constexpr int AHEAD = 2;  // partial results, which every row has, that are on their way while weights are found
     const int lane = threadIdx.x % WARP;
+    const auto from = [&](int partial) {
+        return reinterpret_cast<const float4*>(results.partial + partials.at(partial) * problem::latent) + lane;
+    };
+    float4 ahead[AHEAD][VECTORS];
+#pragma unroll
+    for (int i = 0; i < AHEAD; ++i)
+#pragma unroll
+        for (int v = 0; v < VECTORS; ++v) ahead[i][v] = from(i)[v * WARP];
     float largest = -infinity();
     for (int i = lane; i < partials.count; i += WARP) largest = fmaxf(largest, results.partial_lse[partials.at(i)]);
 #pragma unroll
@@ -65,15 +50,12 @@ __device__ __forceinline__ void join_row(const Results& results, const Partials&
 #pragma unroll
             for (int i = 0; i < AHEAD; ++i)
 #pragma unroll
-                for (int v = 0; v < VECTORS; ++v) {
-                    const float* four = &ahead[4 * (i * VECTORS + v)];
-                    add({four[0], four[1], four[2], four[3]}, v, __shfl_sync(FULL, own, i));
-                }
+                for (int v = 0; v < VECTORS; ++v) add(ahead[i][v], v, __shfl_sync(FULL, own, i));
 #pragma unroll 4
         for (int i = some == 0 ? AHEAD : 0; i < count; ++i) {
             const float weight = __shfl_sync(FULL, own, i);
 #pragma unroll
-            for (int v = 0; v < VECTORS; ++v) add(columns(results, partials, some + i)[v * WARP], v, weight);
+            for (int v = 0; v < VECTORS; ++v) add(from(some + i)[v * WARP], v, weight);
         }
     }
 #pragma unroll
@@ -87,9 +69,8 @@ __device__ __forceinline__ void join_row(const Results& results, const Partials&
     if (problem::lse && lane == 0) results.lse[row] = sum > 0 ? base + __logf(sum) : -infinity();
 }
 
-// This CTA's rows of a part that others share, once its partial result, of `sums`, is stored; all warps of values do this
-// together.
-__device__ __forceinline__ void join(Shared& shared, const Results& results, const Part& part, Sums& sums) {
+// This CTA's rows of a part that others share, once its partial result is stored; all warps of values do this together.
+__device__ __forceinline__ void join(Shared& shared, const Results& results, const Part& part) {
     const int warp = uniform(threadIdx.x / WARP) - WARPGROUP / WARP;
     const int live = min(part.rows() - results.rank * BLOCK_M, BLOCK_M), sharers = part.sharers;
     const int64_t row = part.row + results.rank * BLOCK_M, first = results.partial_row(part.first_slot, 0);
@@ -102,15 +83,6 @@ __device__ __forceinline__ void join(Shared& shared, const Results& results, con
     }
     ptx::barrier::sync<VALUES_WARPGROUPS * WARPGROUP>(VALUES_BARRIER);
     if (!shared.last) return;
-    for (int own = warp; own < live; own += TOGETHER * VALUES_WARPS) {
-        const auto partials = [&](int i) {
-            return Partials{first + own + i * VALUES_WARPS, second + own + i * VALUES_WARPS, sharers};
-        };
-#pragma unroll
-        for (int i = 0; i < TOGETHER; ++i)
-            if (own + i * VALUES_WARPS < live) ask(sums[i], results, partials(i));
-#pragma unroll
-        for (int i = 0; i < TOGETHER; ++i)
-            if (own + i * VALUES_WARPS < live) join_row(results, partials(i), sums[i], row + own + i * VALUES_WARPS);
-    }
+    for (int own = warp; own < live; own += VALUES_WARPS)
+        join_row(results, {first + own, second + own, sharers}, row + own);
 }

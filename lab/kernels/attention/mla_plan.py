@@ -14,7 +14,6 @@ BLOCK_N = 64  # tokens
 WARP = 32
 SIZE = 2  # bytes of an element
 FLOAT = INDEX = 4
-QUERIES = 16  # rows of a fragment of queries
 BOX_COLUMNS = 64  # elements of a box's row: 128 bytes, which the swizzle permutes
 
 Ints = NDArray[np.int64]
@@ -130,11 +129,6 @@ class ClusterPartition:
         token = (part.first + np.arange(self.rows)) // self.group
         limits: Ints = np.minimum(keys - queries + 1 + token, keys)
         return limits
-
-
-def query_rows(problem: Attention) -> int:
-    """Rows of a CTA's tile that are loaded: those that any sequence may have, in whole fragments."""
-    return min(-(-problem.q_len * problem.group // QUERIES) * QUERIES, BLOCK_M)
 
 
 def workers_of(schedule: Any, machine: Machine) -> int:

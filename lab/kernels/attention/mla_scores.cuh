@@ -36,15 +36,13 @@ struct Scorer {
         const Tile& tile = shared.ring[at.stage];
         const Lane own;
         const int row = own.warp * 16 + own.index % 16, right = own.index / 16, first = (right ^ row % 8) * 8;
-        const bool any = results.rank * BLOCK_M + own.warp * 16 < shared.parts[turn.of_three()].rows();
-        const int loaded = any ? row : row % 16;  // a row that was, where this warp's were not: then none is live
         ptx::mbarrier::wait(shared.full[at.stage][0], at.parity);
         ptx::mbarrier::wait(shared.full[at.stage][1], at.parity);
         const bool live[2] = {is_live(own, 0), is_live(own, 1)};
 #pragma unroll
         for (int step = 0; step < BOXES * BOX_STEPS; ++step) {
             const int column = first ^ step % BOX_STEPS * MMA_K;  // swizzled
-            const uint32_t from = ptx::address::shared(&tile[step / BOX_STEPS][loaded][column]);
+            const uint32_t from = ptx::address::shared(&tile[step / BOX_STEPS][row][column]);
             if (step < QUERY_STEPS) {
                 ptx::ldmatrix::x4(queries[step], from);
 #pragma unroll

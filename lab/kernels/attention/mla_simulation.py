@@ -23,7 +23,6 @@ from lab.kernels.attention.mla_plan import (
     Partials,
     Stretch,
     divide,
-    query_rows,
     workers_of,
 )
 from sim.counts import Counts
@@ -131,7 +130,7 @@ class _Run:
         """A CTA's rows of a part against its blocks."""
         p, s, numerics = self.problem, self.schedule, self.numerics
         q, y = np.zeros((BLOCK_M, p.head_dim), np.float32), np.zeros((BLOCK_M, p.value_dim), np.float32)
-        self._load(count, "q", p.tokens * p.q_heads, part.row + rank * BLOCK_M, q[: query_rows(p)])
+        self._load(count, "q", p.tokens * p.q_heads, part.row + rank * BLOCK_M, q)
         exponent, total = np.full(BLOCK_M, -np.inf, np.float32), np.zeros(BLOCK_M, np.float32)
         decay, start = np.empty(BLOCK_M, np.float32), np.zeros(BLOCK_M, np.int64)
         live, scale = part.live(rank), np.float32(p.score_scale) * LOG2_E

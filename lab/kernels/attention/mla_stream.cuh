@@ -130,11 +130,6 @@ struct Cache {
     }
 };
 
-// Of a tile's queries, those that any sequence may have, in whole fragments; there are no others to load.
-__device__ __forceinline__ int query_rows(int max_q_len) {
-    return min(blocks_of(max_q_len * problem::group, MMA_K) * MMA_K, BLOCK_M);
-}
-
 // All CTAs together bring the block table to L2; a warp does this.
 __device__ __forceinline__ void ask_for_table(const int32_t* table, int entries) {
     constexpr int LINE = 128 / sizeof(int32_t);
@@ -158,7 +153,7 @@ struct Loader {
     Shared& shared;
     const TensorMap& q_map;
     const Cache& cache;
-    const int rank, query_rows;
+    const int rank;
     int row = 0;  // of this lane's box in the block that comes next
 
     // The part after that of `turn`, if there is one: known to all who wait for anything that is loaded after this.
@@ -179,12 +174,10 @@ struct Loader {
         const Part& part = shared.parts[shared.loading.turn.of_three()];
         if (!part.exists()) return;
         const bool queries = shared.loading.block < 0;
-        if (group == 0 && queries) ask(part, part.lo);
         uint64_t& full = shared.full[stage][group];
         ptx::mbarrier::wait(shared.empty[stage][group], parity);
-        constexpr int ROW_BYTES = (group == 0 ? 2 * GROUP_BOXES : BOXES - 2 * GROUP_BOXES) * sizeof(Box) / BLOCK_N;
-        const int nbytes = (queries ? query_rows : BLOCK_N) * ROW_BYTES;
-        if (ptx::elect::one()) ptx::mbarrier::arrive_expect_tx(full, nbytes);
+        constexpr int BYTES = (group == 0 ? 2 * GROUP_BOXES : BOXES - 2 * GROUP_BOXES) * sizeof(Box);
+        if (ptx::elect::one()) ptx::mbarrier::arrive_expect_tx(full, BYTES);
         __syncwarp();
         const TensorMap& map = queries ? q_map : cache.map;
         const uint16_t ctas = queries ? 1 << rank : (1 << schedule::cluster) - 1;  // that get the box
@@ -210,12 +203,7 @@ struct Loader {
         if constexpr (group == 1) advance(part, queries ? part.lo : shared.loading.block + 1);
     }
 
-    // Where a block lies is asked for a stage before it is loaded, or before its part's queries are.
-    __device__ __forceinline__ void ask(const Part& part, int block) {
-        if (ptx::thread::index() % WARP < BOXES_HIGH) row = cache.row(part, block);
-    }
-
-    // On to the next block.
+    // On to the next block, whose places are read a stage before their use.
     __device__ __forceinline__ void advance(const Part& part, int block) {
         __syncwarp();
         if (ptx::elect::one()) {
@@ -224,6 +212,7 @@ struct Loader {
             if (block == part.hi) loading.turn.advance();
         }
         __syncwarp();
-        if (part.lo < block && block < part.hi) ask(part, block);
+        if (block == part.hi || ptx::thread::index() % WARP >= BOXES_HIGH) return;
+        row = cache.row(part, block);
     }
 };

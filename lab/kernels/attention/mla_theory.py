@@ -14,7 +14,6 @@ from lab.kernels.attention.mla_plan import (
     ClusterPartition,
     Part,
     partition_of,
-    query_rows,
 )
 from lab.problems import Attention
 from sim.counts import SECTOR, Counts, sectors
@@ -46,7 +45,7 @@ def theory(problem: Attention, schedule: Any, workers: int) -> Counts:
         shared = part.slot >= 0
         for rank in range(cluster):
             first, live = part.row + rank * BLOCK_M, part.live(rank)
-            delivered += min(max(p.tokens * p.q_heads - first, 0), query_rows(p))
+            delivered += min(max(p.tokens * p.q_heads - first, 0), BLOCK_M)
             stores += live * (2 * result if shared else result)
             if shared:
                 stores += -(-live // 8)
@@ -62,7 +61,7 @@ def theory(problem: Attention, schedule: Any, workers: int) -> Counts:
         exp_count=blocks * per_block + joined[2],
         global_load_sectors=loads,
         global_store_sectors=stores,
-        tma_load_bytes=cluster * (len(parts) * query_rows(p) + blocks * BLOCK_N) * SIZE * p.head_dim,
+        tma_load_bytes=cluster * (len(parts) + blocks) * BLOCK_N * SIZE * p.head_dim,
         l2_to_sm_bytes=SECTOR * (loads + delivered * row),
         sm_to_l2_bytes=SECTOR * (stores + arrivals),
         hbm_read_bytes=p.read_bytes,

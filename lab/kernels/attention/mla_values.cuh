@@ -18,7 +18,7 @@ struct Summer {
     const bool loads;  // this warp
     Position at;
     Turn turn;  // of its part
-    Sums y;
+    float y[GROUPS][HALF / 2 / GROUPS];
 
     __device__ __forceinline__ Summer(Shared& shared, const Results& results, const Loader& loader, int half)
         : shared(shared),
@@ -150,7 +150,7 @@ struct Summer {
             int blocks = part.hi - part.lo;
             do more = step(--blocks == 0);
             while (blocks > 0);
-            if (is_shared) join(shared, results, part, y);
+            if (is_shared) join(shared, results, part);
             turn.advance();
         }
     }
