@@ -72,17 +72,17 @@ class Specimen(Protocol):
 
 
 def judge_mutants(
-    kernel: Kernel, problem: Problem, schedule: Any, machine: Machine, seeds: int = 3
+    kernel: Kernel, problem: Problem, schedule: Any, machine: Machine, seeds: int = 3, share: tuple[int, int] = (0, 1)
 ) -> Iterator[Judged]:
     """Every mutant of every launch of a kernel, one by one; what the first seed catches is run on no other.
 
-    Raises InputError or ScheduleError for what the kernel refuses, and ValueError where the kernel itself has hazards,
-    a wrong result or other counts than theory.
+    Of a share (i, n) an n-th of them, as `sim.emulator.mutants` deals them. Raises InputError or ScheduleError for what
+    the kernel refuses, and ValueError where the kernel itself has hazards, a wrong result or other counts than theory.
     """
-    return judge(_KernelSpecimen(kernel, problem, schedule, machine), seeds)
+    return judge(_KernelSpecimen(kernel, problem, schedule, machine), seeds, share)
 
 
-def judge(specimen: Specimen, seeds: int) -> Iterator[Judged]:
+def judge(specimen: Specimen, seeds: int, share: tuple[int, int] = (0, 1)) -> Iterator[Judged]:
     """The same of any launches."""
     right = [specimen.run(specimen.ptx, seed) for seed in range(seeds)]
     for outcome in right:
@@ -98,7 +98,7 @@ def judge(specimen: Specimen, seeds: int) -> Iterator[Judged]:
         def reaches(probe: str, swapped: Callable[[str], list[str]] = swapped) -> bool:
             return any(h.kind == "trap" for h in specimen.run(swapped(probe), 0, patience, check=False).hazards)
 
-        for mutant in mutants(specimen.ptx[at], entry, box_bytes, reaches):
+        for mutant in mutants(specimen.ptx[at], entry, box_bytes, reaches, share):
             outcomes = (specimen.run(swapped(mutant.ptx), seed, patience) for seed in range(seeds))
             verdict, why = _judge(specimen, right, outcomes, exact)
             if verdict is not Verdict.CAUGHT and not reaches(mutant.probe):

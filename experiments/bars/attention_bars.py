@@ -29,10 +29,12 @@ _HEADINGS = ("part", "problem", "us", "plain read, us", "best peer, us", "x best
 class Options:
     """`part` names the problems, of several parts joined by +; `tune` searches them first.
 
-    What has not begun after `seconds` is skipped.
+    `only` keeps those whose words in the table have it, such as "16 / 1 heads". What has not begun after `seconds` is
+    skipped.
     """
 
     part: str = "decode"
+    only: str = ""
     rounds: int = 20
     seconds: int = 500
     tune: bool = False
@@ -42,15 +44,21 @@ class Options:
             raise InputError(f"part is {', '.join(PARTS)}, or some of them joined by +; got {unknown[0]!r}")
         if min(self.rounds, self.seconds) < 1:
             raise InputError(f"rounds and seconds are at least 1; got {self.rounds}, {self.seconds}")
+        if not self.problems:
+            raise InputError(f"no problem of part={self.part} has {self.only!r} in its words")
 
     @property
     def parts(self) -> list[str]:
         return self.part.split("+")
 
+    @property
+    def problems(self) -> list[tuple[str, Attention]]:
+        return [(part, p) for part in self.parts for p in PARTS[part] if self.only in _problem(p)]
+
 
 def measure(options: Options, backend: Backend) -> Iterator[Record]:
     """What the lab chooses for each problem of a part, small ones first, beside its peers and the plain read."""
-    problems = [(part, problem) for part in options.parts if part != PLANNING for problem in PARTS[part]]
+    problems = [(part, problem) for part, problem in options.problems if part != PLANNING]
     problems.sort(key=lambda each: each[1].kv_bytes)  # what is skipped is little
     how: dict[str, Any] = {"plain": True, "rounds": options.rounds, "experiment": "attention_bars"}
     if options.tune:
@@ -69,7 +77,8 @@ def measure(options: Options, backend: Backend) -> Iterator[Record]:
 
 def _planning(options: Options, backend: Backend) -> Iterator[Record]:
     """Layers of a step, lengths asked for or not; a GPU's job is both of a pair."""
-    pairs = [p for p in PARTS[PLANNING] if backend.on == "sim" or not p.uniform]
+    asked = [p for part, p in options.problems if part == PLANNING]
+    pairs = [p for p in asked if backend.on == "sim" or not p.uniform]
     facts = {"bar": PLANNING, "layers": attention_decode.LAYERS}
     how: dict[str, Any] = {"rounds": options.rounds, "experiment": "attention_bars", "kernel": "attention_split_kv"}
     yield from backend.layered([Job(problem=p.as_dict(), facts=facts, **how) for p in pairs], options.seconds)

@@ -8,6 +8,7 @@ bar.warp.sync, as it orders accesses of warps and not of the lanes of one warp.
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from sim.emulator.bounds import Bound, bounds
 from sim.emulator.dataflow import POLLS, PURE, Code, is_jump
@@ -47,15 +48,19 @@ class Mutant:
     probe: str
 
 
-def mutants(ptx: str, entry: str, box_bytes: int, reaches: Reaches) -> Iterator[Mutant]:
+def mutants(
+    ptx: str, entry: str, box_bytes: int, reaches: Reaches, share: tuple[int, int] = (0, 1)
+) -> Iterator[Mutant]:
     """Every mutant of one entry, family by family; of one statement that was unrolled, those of its first copy.
 
     Bounds are moved in each copy where that changes an outcome, or else in the first.
     `box_bytes` is the smallest box of the launch's tensor maps: what a byte count or a stage's address changes by.
+    Of a share (i, n) every n-th mutant from number i on, and those of every n-th comparison.
     Raises EmulatorError for PTX outside the grammar.
     """
     text = _Text(ptx, parse(ptx), entry)
     told: set[tuple[str, str, Location | int, int]] = set()
+    own, shares = share
     first = 0  # of the instructions on the line
     for at, instruction in enumerate(text.code.instructions):
         if instruction.line != text.code.instructions[first].line:
@@ -64,15 +69,16 @@ def mutants(ptx: str, entry: str, box_bytes: int, reaches: Reaches) -> Iterator[
         for mutant in _changed(text, at, box_bytes):
             which = (mutant.family, mutant.change, place, at - first)
             if which not in told:
+                if len(told) % shares == own:
+                    yield mutant
                 told.add(which)
-                yield mutant
     statements: dict[tuple[str, Location, int, int, bool], list[Bound]] = {}
     for bound in bounds(text.code):
         instruction = text.code.instructions[bound.at]
         varies = instruction.operands[bound.operand].startswith("%")
         alike = instruction.opcode, instruction.location, bound.operand, bound.step, varies
         statements.setdefault(alike, []).append(bound)
-    for copies in statements.values():
+    for copies in islice(statements.values(), own, None, shares):
         yield from _widened(text, copies, reaches)
 
 

@@ -30,7 +30,18 @@ CASES = list(parameters())
 HARDEST = [hardest(kernel) for kernel in catalog.kernels()]  # a kernel's other cases share all that a mutant can break
 # In `make test` one kernel, with a ring that TMA and mbarriers fill and drain.
 QUICK = "gemm_warp_specialized"
-MUTATED = [pytest.param(c, id=str(c), marks=() if c.kernel.name == QUICK else pytest.mark.deep) for c in HARDEST]
+SHARES = {"attention_mla": 6}  # of a kernel's mutants, where all of them together run for long
+MUTATED = [
+    pytest.param(
+        case,
+        (i, shares),
+        id=f"{case}-{i}" if shares > 1 else str(case),
+        marks=() if case.kernel.name == QUICK else pytest.mark.deep,
+    )
+    for case in HARDEST
+    for shares in [SHARES.get(case.kernel.name, 1)]
+    for i in range(shares)
+]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -45,9 +56,9 @@ def test_the_ptx_is_right_and_counts_what_theory_and_the_tile_simulator_count(ca
     assert disagreements(counted, found.counts) == {}
 
 
-@pytest.mark.parametrize("case", MUTATED)
-def test_no_mutant_is_missed_and_few_are_harmless(case: Case) -> None:
-    judged = list(judge_mutants(case.kernel, case.problem, case.schedule, case.machine, seeds=2))
+@pytest.mark.parametrize(("case", "share"), MUTATED)
+def test_no_mutant_is_missed_and_few_are_harmless(case: Case, share: tuple[int, int]) -> None:
+    judged = list(judge_mutants(case.kernel, case.problem, case.schedule, case.machine, seeds=2, share=share))
     assert [j for j in judged if j.verdict is Verdict.MISSED] == []
     harmless = [j for j in judged if j.verdict is Verdict.HARMLESS]
     assert 2 * len(harmless) <= len(judged), harmless  # a statement counts once, however often it was unrolled

@@ -41,6 +41,14 @@ def test_every_mutant_is_ptx_that_differs(name: str) -> None:
     assert len({m.ptx for m in found}) == len(found)
 
 
+@pytest.mark.parametrize("shares", [1, 2, 5])
+def test_shares_are_all_mutants_once(shares: int) -> None:
+    ptx, found = mutants_of("ring_slot_reused")
+    dealt = [list(mutants(ptx, "ring_slot_reused", BOX, never, (i, shares))) for i in range(shares)]
+    assert Counter(m for own in dealt for m in own) == Counter(found)
+    assert all(len(own) < len(found) for own in dealt if shares > 1)
+
+
 def test_the_ring_has_mutants_of_every_family_but_commits() -> None:
     _, found = mutants_of("ring_slot_reused")
     families = Counter(m.family for m in found)

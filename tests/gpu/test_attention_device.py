@@ -33,6 +33,7 @@ PROBLEMS = [
     Attention(1, 32, 8, 128, 1, 2048),
     Attention(1, 32, 8, 128, 16, 3000, kv_lens=(2777,)),
     Attention(2, 16, 1, 576, 1, 1000, latent=512, kv_lens=(1000, 523)),
+    Attention(2, 64, 1, 576, 1, 1000, latent=512, kv_lens=(1000, 523)),
     Attention(2, 128, 1, 576, 1, 1000, latent=512, kv_lens=(1000, 523)),
 ]
 PAGES = (0, 1, 16, 64, 128)

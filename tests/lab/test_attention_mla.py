@@ -118,6 +118,7 @@ SHARED = [
     (latent(3, 6, 2, 200, page=16, uniform=True, lse=True), {"least": 6}),
     (latent(2, 16, 1, 520, kv_lens=(520, 450)), {}),  # two workers for each sequence: equal pieces
     (latent(1, 128, 1, 600, lse=True), {}),  # a worker of a cluster, and its rows of two CTAs
+    (latent(2, 64, 1, 130, page=64, lse=True), {}),  # all rows of a CTA
     (latent(35, 3, 1, 130, page=16, kv_lens=tuple(37 * i % 131 for i in range(35))), {"early": 2}),
     (latent(5, 3, 3, 300, q_lens=(0, 3, 1, 2, 3), kv_lens=(300, 0, 99, 200, 0), causal=False, kv="fp16"), {"early": 1}),
 ]
@@ -131,6 +132,16 @@ def test_the_ptx_does_what_the_simulation_does(problem: Attention, changed: dict
     assert found.passed, found
     counted = verify(KERNEL, problem, schedule, CHIP, simulator(KERNEL, CHIP)).counted
     assert counted.as_dict() | {"flops": None} == found.counts.as_dict() | {"flops": None}
+
+
+@pytest.mark.parametrize("heads", [16, 64, 128])
+def test_all_heads_of_a_model_or_its_share_of_one_gpu_are_right(heads: int) -> None:
+    problem = latent(3, heads, 1, 200, page=64, lse=True)
+    schedule = KERNEL.best_guess(problem, H100)
+    assert schedule.cluster == (2 if heads > 64 else 1)  # CTAs of 64 rows each
+    found = verify(KERNEL, problem, schedule, H100, simulator(KERNEL, H100), 0)
+    assert found.check.passed, found.check
+    assert found.disagreements == {}
 
 
 def test_the_launch_is_the_same_for_all_lengths_within_the_envelope() -> None:

@@ -137,13 +137,11 @@ __device__ __forceinline__ void ask_for_table(const int32_t* table, int entries)
     if (problem::page > 0 && at < entries) ptx::prefetch::to_l2(table + at);
 }
 
-// What the cluster has to do: its first two parts, and where to go on from there.
+// What the cluster has to do first, and where to go on from there.
 __device__ __forceinline__ void plan(Shared& shared, const Batch& batch) {
     Walk walk(batch, Cuts(batch, gridDim.x / schedule::cluster), blockIdx.x / schedule::cluster);
     if (threadIdx.x == 0) {
         shared.parts[0] = walk.next(batch);
-        shared.parts[1] = walk.next(batch);
-        shared.parts[0].more = shared.parts[1].exists();
         shared.walk = walk;
         shared.loading.turn = {};
         shared.loading.block = -1;
@@ -158,15 +156,14 @@ struct Loader {
     const int rank;
     int row = 0;  // of this lane's box in the block that comes next
 
-    // A part that is begun to be added up: the one after the next is found.
-    __device__ __forceinline__ void find_ahead(Turn begun, const Batch& batch) {
-        begun.advance();
-        Part& next = shared.parts[begun.of_three()];
-        if (next.exists() && ptx::elect::one()) {
-            begun.advance();
-            Part& after = shared.parts[begun.of_three()];
+    // The part after that of `turn`, if there is one: known to all who wait for anything that is loaded after this.
+    __device__ __forceinline__ void find_after(Turn turn, const Batch& batch) {
+        Part& part = shared.parts[turn.of_three()];
+        if (part.exists() && ptx::elect::one()) {
+            turn.advance();
+            Part& after = shared.parts[turn.of_three()];
             after = shared.walk.next(batch);
-            next.more = after.exists();
+            part.more = after.exists();
         }
         __syncwarp();
     }

@@ -128,11 +128,16 @@ struct Summer {
         for (bool first = true, more = true; more; first = false) {
             const Part& part = shared.parts[turn.of_three()];
             if (loads) {
-                loader.find_ahead(turn, batch);
-                // On the first lap every stage is empty; the queries' place is once they are in registers.
+                // On the first lap every stage is empty; the queries' place is once they are in registers. What comes
+                // after the first part is found when its queries and a block, if that is not its last, are on their way.
                 Position to{first ? 0 : at.stage, first ? 1 : at.parity};
+                Turn next = turn;
+                next.advance();
+                const int find = !first ? schedule::stages : part.hi - part.lo > 1 ? 2 : 1;
 #pragma unroll 1
                 for (int i = first ? 0 : schedule::stages; i <= schedule::stages; ++i, to.advance()) {
+                    if (first && i == find) loader.find_after(turn, batch);
+                    if (i == find) loader.find_after(next, batch);
                     loader.load<0>(to.stage, to.parity);
                     loader.load<1>(to.stage, to.parity);
                 }

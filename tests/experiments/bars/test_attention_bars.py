@@ -91,6 +91,13 @@ def test_parts_are_measured_together() -> None:
         attention_bars.Options(part="skewed+all")
 
 
+def test_some_of_a_parts_problems_alone() -> None:
+    found = attention_bars.Options(part="mla+planning", only="16 / 1 heads").problems
+    assert found == [("mla", p) for p in attention_decode.PARTS["mla"] if p.q_heads == 16]
+    with pytest.raises(InputError, match="no problem of part=decode has '17 / 1 heads' in its words"):
+        attention_bars.Options(only="17 / 1 heads")
+
+
 def test_the_table_has_each_problems_newest_run_and_says_what_is_missed() -> None:
     old, new = cell("decode", decode(1, 2048), 20.0), cell("decode", decode(1, 2048), 9.5, read=5.0, peer=19.0)
     old = [msgspec.structs.replace(one, run="old") for one in old]
