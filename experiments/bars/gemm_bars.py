@@ -17,7 +17,7 @@ from experiments.running.jobs import Job, Search
 from lab.choice import predicted_best, schedule_words
 from lab.kernel import schedule_fields
 from lab.problems import Linear
-from lab.record import Archive, Record
+from lab.record import Archive, Record, Value
 from sim.errors import InputError
 
 QUESTION = "How close do the kernels that the lab chooses come to cuBLAS, shape by shape?"
@@ -143,7 +143,7 @@ def _job(case: Case, options: Options, backend: Backend) -> Job:
         "rounds": BURST_ROUNDS if case.pace == "burst" else options.rounds,
         "experiment": "gemm_bars",
     }
-    facts = {"part": options.part, "bar": case.bar}
+    facts: dict[str, Value] = {"part": options.part, "bar": case.bar}
     if case.tuned:
         return chosen_job(case.problem, backend.machine, facts, **how)
     picked = predicted_best(case.problem, backend.machine)

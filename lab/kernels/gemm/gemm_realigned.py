@@ -153,7 +153,7 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
         tiles_m = s.cluster * tiles_of(p.m, s.cluster * s.block_m)
         step = wgmma_mainloop.STEP_BYTES
         more = box_sectors(p.n, SIZE * p.k, step) - box_sectors(p.n, SIZE * product.k, step)
-        counts = replace(counts, l2_to_sm_bytes=counts.l2_to_sm_bytes + SECTOR * tiles_m * more)
+        counts += replace(_copied(0, 0, 0, 0), l2_to_sm_bytes=SECTOR * tiles_m * more)
     if _padded(p):
         row = SIZE * p.n
         stored = box_sectors(p.m, row, SIZE * WARP), sectors(0, p.m * row)

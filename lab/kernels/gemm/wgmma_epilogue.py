@@ -41,6 +41,7 @@ class Operands(NamedTuple):
     blocks: int  # along k
     block: int  # columns of a part, whose blocks of scales every step reads; 0 where blocks have none
     row_scales: bool
+    x_row_scales: bool
     swiglu: bool
     has_residual: bool
 
@@ -72,6 +73,7 @@ def operands(problem: Linear, chip: SimulatedChip, arrays: Mapping[str, NDArray]
         blocks=-(-p.k // BLOCK),
         block=part if p.block_scales else 0,
         row_scales=p.row_scales,
+        x_row_scales=p.x_row_scales,
         swiglu=p.swiglu,
         has_residual=p.residual,
     )
@@ -85,12 +87,11 @@ def theory(problem: Linear, mainloop: Counts, rows: int, columns: int, box: int,
     """
     p = problem
     loads = 0
+    if p.x_row_scales:
+        loads += columns // box * -(-p.m // GROUP)
     if p.row_scales:
-        loads += columns // box * -(-p.m // GROUP) + rows // 16 * (p.n // GROUP)
-    elif p.scaled and not p.block_scales:
-        loads += 2 * WARPS * ctas
-    if "y_scale" in p.inputs:
-        loads += WARPS * ctas
+        loads += rows // 16 * (p.n // GROUP)
+    loads += WARPS * ctas * len(_tensor_scales(p))
     if p.residual:
         if p.columns > GROUP:
             loads += p.m * p.columns // GROUP
@@ -112,11 +113,21 @@ def _residual_bytes(problem: Linear) -> int:
     return 4 if problem.output == "fp32" else 2
 
 
+def _tensor_scales(problem: Linear) -> list[str]:
+    """The scales that are one for a whole tensor."""
+    p = problem
+    one = p.scaled and not p.block_scales
+    every = {
+        "x_scale": one and not p.x_row_scales,
+        "w_scale": one and not p.row_scales,
+        "y_scale": "y_scale" in p.inputs,
+    }
+    return [name for name, found in every.items() if found]
+
+
 def count_tensor_scales(problem: Linear, chip: SimulatedChip, ctas: int) -> None:
     """Every warp reads the scales of whole tensors once."""
-    whole = problem.scaled and not problem.row_scales and not problem.block_scales
-    names = ["x_scale", "w_scale"] if whole else []
-    for name in [*names, *(["y_scale"] if "y_scale" in problem.inputs else [])]:
+    for name in _tensor_scales(problem):
         for cta in range(ctas):
             for _ in range(WARPS):
                 load_lanes(chip.count[cta], chip.marks(name), 0, 0, FLOAT, 32, 0, 1)
@@ -171,7 +182,7 @@ def finish(count, operands, total, r, c, box, row, column, numerics):
     halves = total.shape[1] // (2 if o.swiglu else 1)
     for g in range(r, r + MMA_M, GROUP):
         lanes = min(GROUP, o.m - row - g)
-        if o.row_scales and lanes > 0:
+        if o.x_row_scales and lanes > 0:
             load_lanes(count, o.x_scale_marks, FLOAT * (row + g), FLOAT, FLOAT, lanes, 0, 1)
         for at in range(column + c, min(column + c + box, o.columns), GROUP):
             if o.row_scales and g % (2 * GROUP) == 0:
