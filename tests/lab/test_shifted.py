@@ -54,7 +54,7 @@ def test_what_the_next_row_of_w_holds_is_not_multiplied() -> None:
     expected = decode(arrays["x"], "bf16").astype(np.float64) @ decode(arrays["w"], "bf16").astype(np.float64).T
     odd = np.arange(1, problem.n, 2)
     arrays["w"][odd] = encode(np.full((len(odd), problem.k), np.nan, np.float32), "bf16")
-    launches = KERNEL.launches(problem, Schedule(32, 128, 3, 32, 1), CHIP)
+    launches = KERNEL.launches(problem, Schedule(32, 128, 3, 32, 1, 2), CHIP)
     y = np.zeros((problem.m, problem.n), np.uint16)
     execute = Emulator(CHIP)
     execute(launches, {**arrays, **workspaces(launches), "y": y})

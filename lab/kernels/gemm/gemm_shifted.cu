@@ -12,9 +12,12 @@
 //   a stage    | w[8 i + 1]:  ..| step 0          | step 1          | ...
 //              | w[8 i + 2]:  ....| step 0          | step 1          | ...
 //
-// Registers hold y^T, which stmatrix transposes. One thread loads, two warpgroups multiply, from tile to tile.
+// Registers hold y^T, which stmatrix transposes. One thread loads, two warpgroups multiply, from tile to tile. The CTAs
+// of a cluster lie side by side and load their common tokens once, by multicast: L2 gives all SMs together so many
+// bytes a clock, and that is what binds.
 // Bytes expected through TMA: every row of tiles loads w, one line more of a row than it has where it ends in one more;
 // every column of tiles loads x; gemm_realigned's copy of x.
+#include "lab/kernels/common/cluster.cuh"
 #include "lab/kernels/gemm/wgmma_mainloop.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/bulk.cuh"
@@ -37,6 +40,7 @@ constexpr int AHEAD = MMA_TILES == 1 ? 2 : 1;  // mma whose fragments are loaded
 constexpr int TURNS = 2 * AHEAD;               // fragments: as many mma may be in flight, and read theirs
 constexpr int BOXES = schedule::block_m / schedule::y_rows;
 constexpr int Y_COLUMNS = 64;
+constexpr int X_PART = schedule::block_m / schedule::cluster;  // tokens that this CTA loads
 
 using Sums = float[MMA_TILES][schedule::block_m / 2];
 using Fragments = uint32_t[MMA_TILES][4];
@@ -46,17 +50,19 @@ struct alignas(ALIGNMENT) Shared {
     Stage ring[schedule::stages];
     Box y[CONSUMERS][schedule::buffers];
     uint64_t full[schedule::stages];   // one arrival, and the bytes of the stage
-    uint64_t empty[schedule::stages];  // one arrival from every consumer warp
+    uint64_t empty[schedule::stages];  // one arrival from every consumer warp of the cluster
 };
 
 static_assert(sizeof(Shared) + ALIGNMENT == schedule::shared_bytes, "what the launch asks for");
 static_assert(schedule::threads == (1 + CONSUMERS) * WARPGROUP, "a producer and two consumers");
 static_assert(MMA_STEPS % TURNS == 0, "every step starts with the first fragments");
 static_assert(GROUPS % 8 == 0, "rows of a group lie alike in the swizzle");
+static_assert(X_PART * schedule::step_bytes % ALIGNMENT == 0, "each CTA's part of x begins a swizzle");
 
-// One thread keeps the ring full: of w the lines of the first rows of all groups of eight, of the second, and so on.
-__device__ __forceinline__ void producer(Shared& shared, const TensorMap& x, const TensorMap& w, Walk walk, int k,
-                                         int lines) {
+// One thread keeps the ring full: of w the lines of the first rows of all groups of eight, of the second, and so on;
+// and its share of x in every CTA of the cluster.
+__device__ __forceinline__ void producer(Shared& shared, const TensorMap& x, const TensorMap& w, Walk walk, int rank,
+                                         int k, int lines) {
     Position at;
     for (Tile tile; walk.next(tile);) {
         for (int line = 0; line < lines; ++line, at.advance()) {
@@ -64,11 +70,17 @@ __device__ __forceinline__ void producer(Shared& shared, const TensorMap& x, con
             uint64_t& full = shared.full[at.stage];
             ptx::mbarrier::wait(shared.empty[at.stage], at.parity ^ 1);  // on the first lap every stage is empty
             ptx::mbarrier::arrive_expect_tx(full, schedule::stage_bytes);
-            ptx::tma::load_2d(stage.x, x, line * BLOCK_K, tile.row, full);
+            Element* part = stage.x[rank * X_PART];
+            const int token = tile.row + rank * X_PART;
+            if constexpr (schedule::cluster == 1)
+                ptx::tma::load_2d(part, x, line * BLOCK_K, token, full);
+            else
+                ptx::tma::load_2d_multicast(part, x, line * BLOCK_K, token, full, (1 << schedule::cluster) - 1);
 #pragma unroll
             for (int row = 0; row < EIGHT; ++row) {
                 const int first = row * k / BLOCK_K;  // line of the eight rows in which this one begins
-                ptx::tma::load_2d(stage.w[row * GROUPS], w, (first + line) * BLOCK_K, tile.column / EIGHT, full);
+                const int group = (tile.column + rank * schedule::block_n) / EIGHT;
+                ptx::tma::load_2d(stage.w[row * GROUPS], w, (first + line) * BLOCK_K, group, full);
             }
         }
     }
@@ -120,10 +132,6 @@ struct Lines {
     }
 };
 
-__device__ __forceinline__ void release(uint64_t& empty) {
-    if (threadIdx.x % WARP == 0) ptx::mbarrier::arrive(empty);
-}
-
 // Every k-step of a tile. Fragments are loaded while mma that were issued before are under way.
 __device__ __forceinline__ void accumulate(Sums& sum, Shared& shared, Lines& lines, int steps, Position& now) {
     Fragments a[TURNS];
@@ -145,7 +153,7 @@ __device__ __forceinline__ void accumulate(Sums& sum, Shared& shared, Lines& lin
             const bool same = mma + AHEAD < MMA_STEPS;  // step, of the fragments to be loaded
             if (mma + AHEAD == MMA_STEPS && more) lines.advance(shared, step + 1);
             ptx::wgmma::wait_group<AHEAD>();
-            if (mma == AHEAD - 1 && step > 0) release(shared.empty[before]);
+            if (mma == AHEAD - 1 && step > 0) release_cluster(shared.empty[before]);
             if (same || more) lines.load(a[(mma + AHEAD) % TURNS], (mma + AHEAD) % MMA_STEPS);
         }
         before = now.stage;
@@ -154,9 +162,9 @@ __device__ __forceinline__ void accumulate(Sums& sum, Shared& shared, Lines& lin
     ptx::wgmma::wait_group<0>();
 #pragma unroll
     for (int t = 0; t < MMA_TILES; ++t) ptx::wgmma::hold(sum[t]);
-    release(shared.empty[before]);
+    release_cluster(shared.empty[before]);
     if (lines.lines > steps) {
-        release(shared.empty[now.stage]);
+        release_cluster(shared.empty[now.stage]);
         now.advance();
     }
 }
@@ -189,7 +197,8 @@ __device__ __forceinline__ void store(const Sums& sum, Box (&buffers)[schedule::
     }
 }
 
-__device__ __forceinline__ void consumer(Shared& shared, const TensorMap& y, int consumer, Walk walk, int k, int lines) {
+__device__ __forceinline__ void consumer(Shared& shared, const TensorMap& y, int consumer, Walk walk, int rank, int k,
+                                         int lines) {
     Sums sum = {};
     Lines of_w(consumer, k, lines);
     Position now;
@@ -197,7 +206,8 @@ __device__ __forceinline__ void consumer(Shared& shared, const TensorMap& y, int
     for (Tile tile; walk.next(tile);) {
         of_w.ahead = now;
         accumulate(sum, shared, of_w, tiles_of(k, BLOCK_K), now);
-        store(sum, shared.y[consumer], next, y, 1 + consumer, tile.row, tile.column + consumer * MMA_TILES * MMA_M);
+        const int column = tile.column + rank * schedule::block_n + consumer * MMA_TILES * MMA_M;
+        store(sum, shared.y[consumer], next, y, 1 + consumer, tile.row, column);
     }
     if (threadIdx.x % WARPGROUP == 0) ptx::bulk::wait_group_read<0>();  // shared memory must outlive the reads
 }
@@ -209,17 +219,19 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
                  int lines) {
     extern __shared__ uint8_t dynamic[];
     Shared& shared = aligned<Shared>(dynamic);
-    const int warpgroup = threadIdx.x / WARPGROUP;
-    const Walk walk{tiles_of(m, schedule::block_m), tiles_of(n, schedule::block_n), schedule::block_m,
-                    schedule::block_n, int(blockIdx.x), int(gridDim.x)};
+    constexpr int CLUSTER = schedule::cluster, WIDE = CLUSTER * schedule::block_n;
+    const int warpgroup = threadIdx.x / WARPGROUP, rank = CLUSTER == 1 ? 0 : int(ptx::cluster::rank());
+    const Walk walk{tiles_of(m, schedule::block_m), tiles_of(n, WIDE), schedule::block_m, WIDE,
+                    int(blockIdx.x) / CLUSTER, int(gridDim.x) / CLUSTER};
 
-    if (threadIdx.x == 0) init_ring(shared, x_map, w_map, y_map, CONSUMERS * WARPGROUP / WARP);
-    __syncthreads();
+    if (threadIdx.x == 0) init_ring(shared, x_map, w_map, y_map, CLUSTER * CONSUMERS * WARPGROUP / WARP);
+    sync_cluster();
     if (warpgroup == 0) {
         ptx::setmaxnreg::dec<PRODUCER_REGISTERS>();
-        if (threadIdx.x == 0) producer(shared, x_map, w_map, walk, k, lines);
+        if (threadIdx.x == 0) producer(shared, x_map, w_map, walk, rank, k, lines);
     } else {
         ptx::setmaxnreg::inc<CONSUMER_REGISTERS>();
-        consumer(shared, y_map, warpgroup - 1, walk, k, lines);
+        consumer(shared, y_map, warpgroup - 1, walk, rank, k, lines);
     }
+    finish();
 }

@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import RANKING_CLOCK, Bills, Solves, require_choice, require_shared
-from lab.kernels.common import linear
+from lab.kernels.common import clusters, linear
 from lab.kernels.common.raster import require_group, tile_at, tiles_of
 from lab.kernels.common.rings import deepest
 from lab.kernels.gemm import gemm_realigned, wgmma_model
@@ -47,13 +48,19 @@ class Schedule:
     stages: int  # k-steps of 128 bytes that the ring holds
     y_rows: int  # tokens of a box of y
     group_m: int  # rows of tiles walked together, so that x and w are shared in L2
+    cluster: int = 1  # CTAs, side by side, that share the loads of x
 
     def __post_init__(self) -> None:
         require_choice(self, "block_m", HEIGHTS)
         require_choice(self, "block_n", (128, 256))
+        require_choice(self, "cluster", (1, 2))
         require_group(self.group_m)
         if self.stages < 3:
             raise ScheduleError(f"a k-step lies in two stages, so a ring has 3 or more; stages = {self.stages}")
+        if self.block_m // self.cluster % EIGHT:
+            raise ScheduleError(
+                f"a CTA loads whole matrices of {EIGHT} tokens; {self.block_m} of a cluster of {self.cluster} are none"
+            )
         if self.y_rows < EIGHT or self.y_rows % EIGHT or self.block_m % self.y_rows:
             raise ScheduleError(
                 f"boxes of y are whole matrices of {EIGHT} tokens and make up a tile; "
@@ -115,18 +122,22 @@ TRIED = 12  # schedules that are worth trying
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """Of all tiles those of least predicted time, each with the deepest ring that fits."""
     found: list[Schedule] = []
-    for block_m in [height for below, height in zip((0, *HEIGHTS), HEIGHTS, strict=False) if below < problem.m]:
-        for block_n in (128, 256):
-            if block_n // CONSUMERS * block_m // 128 <= ACCUMULATORS:
-                group_m = min(tiles_of(problem.m, block_m), wgmma_model.best_group(machine.sms, block_m, block_n))
-                rings = [
-                    ring
-                    for most in BOX_ROWS
-                    for ring in deepest(
-                        partial(_ring, block_m, block_n, _y_rows(block_m, most), group_m), LONGEST, problem, machine
-                    )
-                ]
-                found += [max(rings, key=lambda ring: ring.stages)] if rings else []
+    heights = [height for below, height in zip((0, *HEIGHTS), HEIGHTS, strict=False) if below < problem.m]
+    for block_m, block_n, cluster in product(heights, (128, 256), (1, 2)):
+        if block_n // CONSUMERS * block_m // 128 <= ACCUMULATORS:
+            best = wgmma_model.best_group(machine.sms // cluster, block_m, cluster * block_n)
+            group_m = min(tiles_of(problem.m, block_m), best)
+            rings = [
+                ring
+                for most in BOX_ROWS
+                for ring in deepest(
+                    partial(_ring, block_m, block_n, _y_rows(block_m, most), cluster, group_m),
+                    LONGEST,
+                    problem,
+                    machine,
+                )
+            ]
+            found += [max(rings, key=lambda ring: ring.stages)] if rings else []
     yield from sorted(found, key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us)[:TRIED]
 
 
@@ -135,8 +146,8 @@ def _y_rows(block_m: int, most: int) -> int:
     return max(rows for rows in range(EIGHT, most + 1, EIGHT) if block_m % rows == 0)
 
 
-def _ring(block_m: int, block_n: int, y_rows: int, group_m: int, stages: int) -> Schedule:
-    return Schedule(block_m, block_n, max(3, stages), y_rows, group_m)
+def _ring(block_m: int, block_n: int, y_rows: int, cluster: int, group_m: int, stages: int) -> Schedule:
+    return Schedule(block_m, block_n, max(3, stages), y_rows, group_m, cluster)
 
 
 def copies(problem: Linear) -> bool:
@@ -166,16 +177,18 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
     lines = Array("x_lines", Role.WORKSPACE, (p.m, pitch), p.activations)
     of_x = lines if copies(p) else x
     arguments = (
-        TensorMap("x_map", of_x.name, (p.m, pitch), (pitch, 1), (s.block_m, STEP), SWIZZLE),
+        TensorMap("x_map", of_x.name, (p.m, pitch), (pitch, 1), (s.block_m // s.cluster, STEP), SWIZZLE),
         TensorMap("w_map", "w", (p.n // EIGHT, EIGHT * p.k), (EIGHT * p.k, 1), (s.block_n // EIGHT, STEP), SWIZZLE),
         TensorMap("y_map", "y", (p.m, p.n), (p.n, 1), (s.y_rows, MMA_M), SWIZZLE),
         *(of_x, w, y, *extents),
         Scalar("lines", lines_of(p.k)),
     )
-    ctas = min(tiles_of(p.m, s.block_m) * tiles_of(p.n, s.block_n), machine.sms)
+    tiles = tiles_of(p.m, s.block_m) * tiles_of(p.n, s.cluster * s.block_n)
+    ctas = s.cluster * min(tiles, clusters.at_once(s.cluster, 1, machine))
     multiply = Launch(
-        "gemm_shifted", "gemm_shifted", p, s, (ctas, 1, 1), (s.threads, 1, 1), arguments, shared_bytes=s.shared_bytes
-    )
+        "gemm_shifted", "gemm_shifted", p, s, (ctas, 1, 1), (s.threads, 1, 1), arguments, (s.cluster, 1, 1),
+        s.shared_bytes,
+    )  # fmt: skip
     if not copies(p):
         return (multiply,)
     m, _, k = extents
@@ -186,7 +199,8 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     """Each column of tiles loads x, each row of tiles the lines of w, those that lie in two rows for both."""
     p, s, lines, pitch = problem, schedule, lines_of(problem.k), pitch_of(problem)
-    tiles_m, tiles_n, steps = tiles_of(p.m, s.block_m), tiles_of(p.n, s.block_n), pitch // STEP
+    tiles_m, steps = tiles_of(p.m, s.block_m), pitch // STEP
+    tiles_n = s.cluster * tiles_of(p.n, s.cluster * s.block_n)  # the last may lie outside y
     of_eight = sum(min(lines, p.k // EIGHT - first_line(row, p.k)) for row in range(EIGHT))
     w = p.n // EIGHT * of_eight * sectors(0, STEP_BYTES)
     counts = Counts(
@@ -207,9 +221,9 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
 def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
     """As wgmma GEMMs whose rows are whole lines, and the copy of x behind a launch of its own."""
     p, s, model = problem, schedule, wgmma_model.coefficients(machine, clock)
-    whole = replace(p, k=pitch_of(p))
-    between = model.tile_clocks + wgmma_model.epilogue_clocks(whole, s.block_m, s.block_n, model)
-    found = wgmma_model.tiled_bills(whole, s.block_m, s.block_n, 1, between, machine, model)
+    turned = replace(p, m=p.n, n=p.m, k=pitch_of(p))  # rows of w are those of the operand a
+    between = model.tile_clocks + model.round_clocks * (s.block_m / MMA_M) * (s.block_n / MMA_M)
+    found = wgmma_model.tiled_bills(turned, s.block_n, s.block_m, s.cluster, between, machine, model)
     if not copies(p):
         return found
     us = gemm_realigned.copy_us(SIZE * p.m * p.k, machine, clock)
@@ -227,15 +241,15 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     first = np.array([first_line(row, p.k) for row in range(EIGHT)])
     chip.each_sm(
         _tiles, *marks, x, w, y, p.m, p.n, p.k, pitch_of(p), first, lines_of(p.k), launch.ctas, s.block_m, s.block_n,
-        s.y_rows, s.group_m, ELEMENT[p.activations], x.size > 0,
+        s.cluster, s.y_rows, s.group_m, ELEMENT[p.activations], x.size > 0,
     )  # fmt: skip
     return chip.counts()
 
 
 @njit(cache=True, nogil=True)
 def _tiles(
-    counter, sm, sms, x_marks, w_marks, y_marks, x, w, y, m, n, k, pitch, first, lines, ctas, block_m, block_n, y_rows,
-    group_m, element, numerics,
+    counter, sm, sms, x_marks, w_marks, y_marks, x, w, y, m, n, k, pitch, first, lines, ctas, block_m, block_n, cluster,
+    y_rows, group_m, element, numerics,
 ):  # fmt: skip
     """Those of one SM. What of w is counted, whole lines, and what is multiplied are other boxes of it."""
     uncounted, nothing = np.zeros_like(counter), np.empty((0, 0), w.dtype)
@@ -243,9 +257,11 @@ def _tiles(
     w_tile = np.empty((STEP, block_n), np.float32)  # transposed on its way in, as the mma wants it
     box = np.empty((block_n // EIGHT, STEP), np.float32)
     total = np.empty((block_m, block_n), np.float32)
-    tiles = -(-m // block_m) * -(-n // block_n) if sm < ctas else 0
-    for index in range(sm, tiles, ctas):
-        row, column = tile_at(index, m, n, block_m, block_n, group_m)
+    wide = cluster * block_n
+    tiles = -(-m // block_m) * -(-n // wide) if sm < ctas else 0
+    for index in range(sm // cluster, tiles, ctas // cluster):
+        row, column = tile_at(index, m, n, block_m, wide, group_m)
+        column += sm % cluster * block_n
         total[:] = 0
         for line in range(lines):
             at = line * STEP

@@ -21,6 +21,7 @@ GROUP = 8  # rows and columns of a warp's request
 FLOAT = 4  # bytes of a scale
 WARPS = 8  # that multiply and store, in a CTA
 BLOCK = 128  # along k, and of rows of w, that share a scale
+LOADED = 4  # blocks along k whose scales a warp asks for at once
 
 
 class Operands(NamedTuple):
@@ -134,23 +135,25 @@ def count_tensor_scales(problem: Linear, chip: SimulatedChip, ctas: int) -> None
 
 
 def block_theory(problem: Linear, block_n: int, part: int, tiles_m: int) -> Counts:
-    """What scales of blocks add: in each step a warp asks for those of every eight rows of x, and of each part of w.
+    """What scales of blocks add: every four steps a warp asks for those of eight rows of x, and of each part of w.
 
-    Of eight rows that lie a sector apart or more, each has one of its own.
+    Eight rows of scales are whole sectors, so all groups of eight lie alike.
     """
     p = problem
     blocks, tiles_n = -(-p.k // BLOCK), -(-p.n // block_n)
     pitch = FLOAT * blocks
-    if pitch >= SECTOR:
-        of_x = p.m * blocks
-    else:
-        groups = ((first, min(first + GROUP, p.m) - 1) for first in range(0, p.m, GROUP))
-        of_x = sum(
-            (last * pitch + FLOAT * step) // SECTOR - (first * pitch + FLOAT * step) // SECTOR + 1
-            for first, last in groups
-            for step in range(blocks)
-        )
-    loads = tiles_n * of_x + tiles_m * WARPS * -(-p.n // part) * blocks
+    runs = [(FLOAT * at, FLOAT * min(LOADED, blocks - at)) for at in range(0, blocks, LOADED)]
+
+    def of_rows(rows: int) -> int:
+        asked = 0
+        for start, nbytes in runs:
+            ends = [(pitch * row + start, pitch * row + start + nbytes - 1) for row in range(rows)]
+            asked += len({sector for first, last in ends for sector in range(first // SECTOR, last // SECTOR + 1)})
+        return asked
+
+    of_x = p.m // GROUP * of_rows(GROUP) + of_rows(p.m % GROUP)
+    of_w = sum(sectors(pitch * (c // BLOCK) + start, nbytes) for c in range(0, p.n, part) for start, nbytes in runs)
+    loads = tiles_n * of_x + tiles_m * WARPS * of_w
     return Counts(0, 0, 0, loads, 0, 0, SECTOR * loads, 0, 0, 0)
 
 
@@ -159,15 +162,16 @@ def scale_step(count, operands, x_tile, w_tile, row, column, block, numerics):
     """Scale a step's tiles of x and of w, that transposed, by the scales of its blocks; counts what warps load."""
     o = operands
     pitch = FLOAT * o.blocks
+    nbytes = FLOAT * min(LOADED, o.blocks - block) if block % LOADED == 0 else 0
     for g in range(0, x_tile.shape[0], GROUP):
         lanes = min(GROUP, o.m - row - g)
-        if lanes > 0:
-            load_lanes(count, o.x_scale_marks, pitch * (row + g) + FLOAT * block, pitch, FLOAT, lanes, 0, 1)
+        if lanes > 0 and nbytes > 0:
+            load_lanes(count, o.x_scale_marks, pitch * (row + g) + FLOAT * block, pitch, nbytes, lanes, 0, 1)
     for c in range(0, w_tile.shape[1], o.block):
-        if column + c < o.columns:
+        if column + c < o.columns and nbytes > 0:
             for _ in range(WARPS):
                 start = pitch * ((column + c) // BLOCK) + FLOAT * block
-                load_lanes(count, o.w_scale_marks, start, 0, FLOAT, 32, 0, 1)
+                load_lanes(count, o.w_scale_marks, start, 0, nbytes, 1, 0, 1)
     if numerics:
         for r in range(min(x_tile.shape[0], o.m - row)):
             x_tile[r] *= o.x_block_scale[row + r, block]
