@@ -1,4 +1,4 @@
-"""Finds kernels by listing lab/kernels/<family>/<stem>.{cu,py}."""
+"""Finds kernels by listing `lab/kernels/<family>/<stem>.{cu,py}`."""
 
 from dataclasses import is_dataclass
 from functools import cache

@@ -18,7 +18,7 @@ LETTER, LINE = 0.56 * FONT, 1.25 * FONT  # points; about what a letter and a lin
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9")  # Okabe and Ito
 GREY = "#767676"
 SHADES = (*COLOURS, GREY)  # of the parts of bars
-BARS_LEFT, BAR_HEIGHT = 0.2, 0.6  # room for labels, of the picture; of the distance between bars
+BARS_LEFT, BAR_HEIGHT = 0.05, 0.6  # of the picture, beside the labels; of the distance between bars
 FEW_DECADES = 1000  # largest over smallest value up to which 2 and 5 are written too
 DOTS = "os^Dv"  # one for each round through the colours
 LOOKS: dict[str, dict[str, Any]] = {
@@ -93,7 +93,8 @@ def _lines(axes: Any, chart: Chart) -> list[Sequence[str]]:
 
 def _bars(axes: Any, picture: Bars) -> list[Sequence[str]]:
     """Draw the bars, first on top, with a legend of their parts; the title of each part."""
-    axes.get_figure().subplots_adjust(**(FRAME | {"left": BARS_LEFT}))
+    labels = max(len(bar.label) for bar in picture.bars) * LETTER / (72 * SIZE[0])
+    axes.get_figure().subplots_adjust(**(FRAME | {"left": BARS_LEFT + labels}))
     names = list(dict.fromkeys(name for bar in picture.bars for name, _ in bar.parts))
     titles: list[Sequence[str]] = []
     shown = set()
@@ -105,7 +106,7 @@ def _bars(axes: Any, picture: Bars) -> list[Sequence[str]]:
             titles.append([f"{bar.label}, {name}: {value:,.4g}"])
             shown.add(name)
             left += value
-        axes.text(left, y, f" {left:,.4g}", va="center", color=GREY)
+        axes.annotate(f"{left:,.4g}", (left, y), (3, 0), textcoords="offset points", va="center", color=GREY)
     axes.set_yticks(range(len(picture.bars)), [bar.label for bar in picture.bars])
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter("{x:,g}")

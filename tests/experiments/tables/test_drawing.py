@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.chart import Bar, Bars, Chart, Series
-from experiments.tables.drawing import digest, draw
+from experiments.tables.drawing import FONT, digest, draw
 
 HOSTILE = '<script>alert("&")</script>'
 MARKS = ("limit", "theory", "predicted", "measured")
@@ -82,6 +82,14 @@ def test_bars_are_stacked_to_their_sums_and_each_part_says_what_it_is() -> None:
     texts = ["".join(text.itertext()).strip() for text in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"first", HOSTILE, "3.5", "4", "a", "b"} <= set(texts)
     assert texts.count("b") == 1  # once in the legend
+
+
+@pytest.mark.parametrize("letters", [1, 20, 40])
+def test_the_labels_of_bars_begin_within_the_picture(letters: int) -> None:
+    label = "m" * letters
+    said = re.search(rf'x="([0-9.]+)"[^>]*>{label}</text>', draw(Bars("bars", "us", (Bar(label, (("a", 1.0),)),))))
+    assert said
+    assert float(said[1]) >= letters * 0.5 * FONT  # it ends there; a letter is about half as wide as high
 
 
 def test_a_changed_part_changes_the_digest_of_bars() -> None:
