@@ -81,6 +81,16 @@ def test_what_a_cta_cannot_hold_is_refused_with_both_sides(change: dict[str, Any
         Schedule(**fields).fits(Linear(777, 14344, 4104), H100)
 
 
+def test_rows_that_begin_alike_in_a_line_meet_in_banks() -> None:
+    schedule = Schedule(128, 128, 6, 64, 8)
+    odd, even, whole = (KERNEL.bills(Linear(1024, 14336, k), schedule, H100, "graph") for k in (4104, 4112, 4096))
+    assert odd.parts["bank conflicts"] == even.parts["bank conflicts"] == 0
+    clocks = 128 * 8 + 2 * 128 - 512  # eight rows of w one after the other, twice those of x, less the tensor cores'
+    steps = 7 * 64  # of 896 tiles on 132 SMs
+    assert whole.parts["bank conflicts"] == pytest.approx(1e6 * steps * clocks / H100.clock_hz, rel=0.2)
+    assert "copies" not in whole.parts
+
+
 def test_tiles_are_as_high_as_the_tokens_ask() -> None:
     problem = Linear(777, 14344, 4104)  # 7 x 113 tiles of 112 x 128 are 5.99 waves of 132 SMs
     assert (KERNEL.best_guess(problem, H100).block_m, KERNEL.best_guess(problem, H100).block_n) == (112, 128)

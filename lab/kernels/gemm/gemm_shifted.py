@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
+from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
@@ -219,15 +220,23 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
 
 
 def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
-    """As wgmma GEMMs whose rows are whole lines, and the copy of x behind a launch of its own."""
+    """As wgmma GEMMs whose rows are whole lines, with w as their x, and the copy of x behind a launch of its own.
+
+    Where several of eight rows begin at the same place in a line, ldmatrix asks the same banks for them.
+    """
     p, s, model = problem, schedule, wgmma_model.coefficients(machine, clock)
     turned = replace(p, m=p.n, n=p.m, k=pitch_of(p))  # rows of w are those of the operand a
     between = model.tile_clocks + model.round_clocks * (s.block_m / MMA_M) * (s.block_n / MMA_M)
     found = wgmma_model.tiled_bills(turned, s.block_n, s.block_m, s.cluster, between, machine, model)
-    if not copies(p):
-        return found
-    us = gemm_realigned.copy_us(SIZE * p.m * p.k, machine, clock)
-    return Bills(found.us + us, {**found.parts, "copies": us}, (*found.apart, "copies"))
+    step = wgmma_model.step_clocks(turned, s.block_n, s.block_m, s.cluster, machine, model)
+    operands = s.block_n // MMA_M * s.block_m + s.block_n * gcd(p.k // EIGHT, EIGHT)  # rows of 128 bytes
+    waits = max(0.0, operands * STEP_BYTES / machine.shared_bytes_per_clock - max(step.values()))
+    tiles = tiles_of(p.m, s.block_m) * tiles_of(p.n, s.cluster * s.block_n)
+    waves = tiles_of(tiles, clusters.at_once(s.cluster, 1, machine))
+    more = {"bank conflicts": 1e6 * waves * pitch_of(p) // STEP * waits / machine.clock_hz}
+    if copies(p):
+        more["copies"] = gemm_realigned.copy_us(SIZE * p.m * p.k, machine, clock)
+    return Bills(found.us + sum(more.values()), {**found.parts, **more}, (*found.apart, *more))
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
