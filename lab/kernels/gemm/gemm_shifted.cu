@@ -13,8 +13,7 @@
 //              | w[8 i + 2]:  ....| step 0          | step 1          | ...
 //
 // Registers hold y^T, which stmatrix transposes. One thread loads, two warpgroups multiply, from tile to tile. The CTAs
-// of a cluster lie side by side and load their common tokens once, by multicast: L2 gives all SMs together so many
-// bytes a clock, and that is what binds.
+// of a cluster lie side by side and load their common tokens once, by multicast.
 // Bytes expected through TMA: every row of tiles loads w, one line more of a row than it has where it ends in one more;
 // every column of tiles loads x; gemm_realigned's copy of x.
 #include "lab/kernels/common/cluster.cuh"
