@@ -7,15 +7,17 @@ from math import exp, log
 from typing import Any
 
 from experiments import markdown
+from experiments.bars import choice_regret
 from experiments.lookup import best_peer, is_peer, machines_of, note
 from experiments.markdown import figure
 from experiments.rows import Row, Verdict, time_row, timed_by, untimed
 from experiments.running.backends import Backend
 from experiments.running.formats import chosen_job
-from experiments.running.jobs import Search
-from lab.choice import schedule_words
+from experiments.running.jobs import Job, Search
+from lab.choice import predicted_best, schedule_words
+from lab.kernel import schedule_fields
 from lab.problems import Linear
-from lab.record import Archive, Record
+from lab.record import Archive, Record, Value
 from sim.errors import InputError
 
 QUESTION = "How close do the kernels that the lab chooses come to cuBLAS, shape by shape?"
@@ -37,6 +39,7 @@ RAGGED = (
     (2504, 2520, 2536),
     (777, 4095, 11001),
 )
+DRAWN = choice_regret.Options(formats="bf16", count=40, seed=20, most=128)
 BURST_ROUNDS = 8
 
 
@@ -48,6 +51,7 @@ class Case:
     problem: Linear
     clock: str = "cold"
     pace: str = "sustained"
+    tuned: bool = True  # or chosen by prediction alone
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ BARS = {
     "fp8 block": Bar(1.00),
     "short k": Bar(1.00, 1.00),
     "fp32": Bar(0.93),
+    "drawn": Bar(0.0, 1 / 1.10),
 }
 
 
@@ -84,6 +89,7 @@ def cases_of(part: str) -> list[Case]:
         "fp8_block": [Case("fp8 block", Linear(*s, "fp8", "fp8", scales="block", accumulate="float32")) for s in LARGE],
         "short_k": [Case("short k", Linear(8192, 8192, k)) for k in (128, 256, 512, 1024)],
         "fp32": [Case("fp32", Linear(4096, 4096, 4096, "fp32"))],
+        "drawn": [Case("drawn", p, "graph", tuned=False) for p in choice_regret.draw(DRAWN)],
     }
     if part not in parts:
         raise InputError(f"part is {', '.join(parts)}; got {part!r}")
@@ -96,7 +102,7 @@ def _fp8(m: int, n: int, k: int, accumulate: str) -> Linear:
 
 @dataclass(frozen=True)
 class Options:
-    """`part` is large, small, ragged, fp8, fp8_block, short_k or fp32; `tune` searches its shapes first.
+    """`part` is large, small, ragged, fp8, fp8_block, short_k, fp32 or drawn; `tune` searches its shapes first.
 
     The search tries `most` candidates of each kernel, those predicted to be the fastest, or with 0 all of them.
     What has not begun after `seconds` is skipped.
@@ -126,19 +132,23 @@ def measure(options: Options, backend: Backend) -> Iterator[Record]:
         how: dict[str, Any] = {"most": options.most or None, "rounds": options.rounds, "experiment": "gemm_bars"}
         searches = [Search(problem=p.as_dict(), clock=clock, **how) for p, clock in clocks.items()]
         yield from backend.tuned(searches, options.seconds)
-    jobs = [
-        chosen_job(
-            case.problem,
-            backend.machine,
-            {"part": options.part, "bar": case.bar},
-            clocks=(case.clock,),
-            paces=(case.pace,),
-            rounds=BURST_ROUNDS if case.pace == "burst" else options.rounds,
-            experiment="gemm_bars",
-        )
-        for case in cases
-    ]
+    jobs = [_job(case, options, backend) for case in cases]
     yield from backend.timed(jobs, max(0.0, end - time.monotonic()))
+
+
+def _job(case: Case, options: Options, backend: Backend) -> Job:
+    how: dict[str, Any] = {
+        "clocks": (case.clock,),
+        "paces": (case.pace,),
+        "rounds": BURST_ROUNDS if case.pace == "burst" else options.rounds,
+        "experiment": "gemm_bars",
+    }
+    facts: dict[str, Value] = {"part": options.part, "bar": case.bar}
+    if case.tuned:
+        return chosen_job(case.problem, backend.machine, facts, **how)
+    picked = predicted_best(case.problem, backend.machine)
+    words = schedule_words(schedule_fields(picked.schedule))
+    return Job(kernel=picked.kernel.name, problem=case.problem.as_dict(), schedules=(words,), facts=facts, **how)
 
 
 def rows(records: Sequence[Record], past: Archive) -> Iterator[Row]:  # noqa: ARG001 (all is of one run)
@@ -177,14 +187,14 @@ def judge(bar: str, group: Sequence[Record], records: Sequence[Record]) -> Verdi
     held = mean >= goal.mean and ratios[lowest] >= goal.least and not missing
     return Verdict(
         held,
-        f"{bar}: {mean:.3f} of cuBLAS (geometric mean of {len(ratios)}, bar {_short(goal.mean)}), least "
-        f"{ratios[lowest]:.3f} at {lowest}" + (f" (bar {_short(goal.least)})" if goal.least else "") + f"{lacking}.",
+        f"{bar}: {mean:.3f} of cuBLAS (geometric mean of {len(ratios)}{_said(goal.mean, ', bar {}')}), least "
+        f"{ratios[lowest]:.3f} at {lowest}{_said(goal.least, ' (bar {})')}{lacking}.",
     )
 
 
-def _short(bar: float) -> str:
-    """Two decimals, or three where the bar has them."""
-    return f"{bar:.3f}".removesuffix("0")
+def _said(bar: float, words: str) -> str:
+    """A bar in two decimals, or three where it has them; nothing where there is none."""
+    return words.format(f"{bar:.3f}".removesuffix("0")) if bar else ""
 
 
 def by_bar(records: Sequence[Record]) -> dict[str, list[Record]]:

@@ -70,6 +70,9 @@ def cublas_fp8(problem: Linear, arrays: Arrays) -> Call:
     else:
         x_scale = w_scale = torch.ones(1, device=x.device)
         torch.cuda.current_stream().synchronize()  # they are made on PyTorch's stream and used on ours
+    if problem.row_scales and not problem.x_row_scales:  # cuBLAS wants one for each row of both
+        x_scale = x_scale.expand(problem.m).contiguous()
+        torch.cuda.current_stream().synchronize()
     if problem.row_scales:
         x_scale, w_scale = x_scale.reshape(-1, 1), w_scale.reshape(1, -1)
     if problem.block_scales:  # cuBLAS wants x's by columns; they are turned once, outside of what is timed

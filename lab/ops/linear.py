@@ -15,6 +15,7 @@ from lab.ops.arrays import INDEX, Library, View, is_number, library_of
 from lab.ops.calls import on_gpu, one_device, remember, require_apart, simulated, spoken
 from lab.ops.kept import Call, Find, Kept, finder, keep
 from lab.problems import Linear
+from lab.problems.linear import BLOCK
 from lab.weights import Int4Weights
 from sim.errors import InputError
 from sim.machine import H100, Machine
@@ -61,10 +62,11 @@ def linear(
     of x and a launch where x has more than a few rows, or float8_e4m3fn (or uint8 bits), which may, with or without
     scales, also stand beside x of its own type. `residual`, in y's shape, is added; `swiglu` takes w in two halves of
     its rows, gate and up, and makes y[..., n / 2] = silu(gate) * up. `x_scale` and `w_scale` are float32, one element
-    each or one for each row; `y_scale`, one element, divides an fp8 y; a number does for one element. y has the type of
-    `out`, else the format `output` (such as "fp8"), else x's type, or bfloat16 where x is fp8. Products of fp8 are
-    summed in the few bits that the tensor cores keep, with `accumulate="float32"` in float32. Where x has no rows, nor
-    has y.
+    each, one for each row, one for x and one for each row of w, or, of blocks, x_scale [..., k / 128] for each 128 of
+    a row and w_scale [n / 128, k / 128] for each 128 x 128; `y_scale`, one element, divides an fp8 y; a number does for
+    one element. y has the type of `out`, else the format `output` (such as "fp8"), else x's type, or bfloat16 where x
+    is fp8. Products of fp8 are summed in the few bits that the tensor cores keep, with `accumulate="float32"` in
+    float32. Where x has no rows, nor has y.
 
     On the GPU arrays start at multiples of 16 bytes, nothing is copied, and the work runs on `stream` (a CUstream
     address) or on the current stream of PyTorch for its tensors, of CuPy otherwise, also while a graph is captured. No
@@ -218,7 +220,7 @@ def problem_of(request: LinearRequest) -> Linear:
         weights=w_format,
         activations="fp8" if x_format == w_format == "fp8" else "",
         output=output,
-        scales="none" if request.matrix else _scales({n: prod(shape) for n, (shape, _) in kinds.items()}, m, n),
+        scales="none" if request.matrix else _scales({name: shape for name, (shape, _) in kinds.items()}, m, n, k),
         accumulate=request.accumulate,
         epilogue="swiglu" if request.swiglu else "residual" if "residual" in kinds else "none",
         offset=request.offset,
@@ -236,7 +238,7 @@ def problem_of(request: LinearRequest) -> Linear:
         have, (shape, form) = kinds[name], wanted[name]
         if name == "residual":
             shape = y_shape
-        if name == "x_scale" and problem.row_scales:
+        if name == "x_scale" and problem.x_row_scales:
             shape = (m,)
         fits = prod(have[0]) == prod(shape) if name.endswith("scale") else have[0] == shape
         if not fits or have[1] != form:
@@ -244,17 +246,24 @@ def problem_of(request: LinearRequest) -> Linear:
     return problem
 
 
-def _scales(sizes: dict[str, int], m: int, n: int) -> str:
-    """Whether the scales are of whole tensors or of rows; raises InputError where they are neither."""
-    given = {name: (sizes[name], rows) for name, rows in (("x_scale", m), ("w_scale", n)) if name in sizes}
+def _scales(shapes: dict[str, tuple[int, ...]], m: int, n: int, k: int) -> str:
+    """Whose scales the given ones are; raises InputError where they are of no kind."""
+    rows, (blocks_n, blocks_k) = {"x_scale": m, "w_scale": n}, (-(-n // BLOCK), -(-k // BLOCK))
+    given = {name: shapes[name] for name in rows if name in shapes}
+    sizes = {name: prod(shape) for name, shape in given.items()}
     if not given:
         return "none"
-    if all(size == 1 for size, _ in given.values()):
+    if all(size == 1 for size in sizes.values()):
         return "tensor"
-    if all(size == rows for size, rows in given.values()):
+    if all(size == rows[name] for name, size in sizes.items()):
         return "row"
-    have = " and ".join(f"{name} has {size:,} for {rows:,} rows" for name, (size, rows) in given.items())
-    raise InputError(f"scales have one element each, or one for each row; {have}")
+    if sizes == {"x_scale": 1, "w_scale": n}:
+        return "channel"
+    blocks = len(given) == 2 and given["w_scale"] == (blocks_n, blocks_k) and given["x_scale"][-1:] == (blocks_k,)
+    if blocks and sizes["x_scale"] == m * blocks_k:
+        return "block"
+    have = " and ".join(f"{name} is {list(given[name])} for {rows[name]:,} rows" for name in given)
+    raise InputError(f"scales have one element each, or one for each row, or one for each block of {BLOCK}; {have}")
 
 
 @lru_cache(maxsize=1024)

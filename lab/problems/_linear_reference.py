@@ -61,7 +61,7 @@ def reference(problem: Linear, arrays: Mapping[str, NDArray], rows: slice) -> Es
         parts = list(pool.map(part, range(0, p.n, AT_ONCE)))
     y = Estimate(*(np.concatenate(each, axis=1) for each in zip(*parts, strict=True)))
     if p.scaled and not p.block_scales:
-        x_scale = arrays["x_scale"].astype(dtype)[rows if p.row_scales else slice(1)] if "x_scale" in arrays else 1
+        x_scale = arrays["x_scale"].astype(dtype)[rows if p.x_row_scales else slice(1)] if "x_scale" in arrays else 1
         scale = np.reshape(x_scale, (-1, 1)) * arrays["w_scale"].astype(dtype)
         y = y.scaled(scale).rounded(2)  # of the product of the scales, and with the sum
     if p.swiglu:

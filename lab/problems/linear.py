@@ -14,7 +14,7 @@ from sim import int4
 from sim.errors import InputError
 from sim.formats import FORMATS, format_named
 
-SCALES = ("none", "tensor", "row", "block")
+SCALES = ("none", "tensor", "row", "channel", "block")
 BLOCK = 128  # along k, and of rows of w, that share a scale
 ACCUMULATIONS = ("float32", "fast")
 EPILOGUES = ("none", "residual", "swiglu")
@@ -31,7 +31,8 @@ class Linear(Problem):
 
     `weights` is the format of w. `activations`, that of x, and `output`, that of y, are by default the weights' own for
     fp32 and fp16, else bf16. fp8 operands may have float32 scales, one for a whole tensor, one for each row of x and of
-    w, or one for each 128 of a row of x and 128 x 128 of w; an fp8 output is then divided by one scale of its own.
+    w, one for x and for each row of w, an output channel, or one for each 128 of a row of x and 128 x 128 of w; an fp8
+    output is then divided by one scale of its own.
     `accumulate` says whether products are summed in float32 or, usual for fp8 activations, `fast` in the few bits that
     the tensor cores keep. `epilogue`: residual adds r[m, n]; swiglu takes the rows of w in two halves, gate and up, and
     makes y[m, n / 2] = silu(gate) * up. `offset`: a group of int4 weights is scale * q + min, or scale * (q - zero).
@@ -53,7 +54,7 @@ class Linear(Problem):
     weights: str = "bf16"
     activations: str = ""
     output: str = ""
-    scales: str = "none"  # none, tensor, row, block
+    scales: str = "none"  # none, tensor, row, channel, block
     accumulate: str = ""  # float32, fast
     epilogue: str = "none"  # none, residual, swiglu
     offset: str = "min"  # min, zero
@@ -78,8 +79,9 @@ class Linear(Problem):
                 raise InputError(f"{name} is {', '.join(legal)}; got {getattr(self, name)!r}")
         if self.scales != "none" and self.weights != "fp8":
             raise InputError(f"scales are for fp8 weights; weights = {self.weights}")
-        if self.block_scales and self.activations != "fp8":
-            raise InputError(f"scales of blocks are for fp8 activations too; activations = {self.activations}")
+        for of, name in (("blocks", "block"), ("channels, beside one of x,", "channel")):
+            if self.scales == name and self.activations != "fp8":
+                raise InputError(f"scales of {of} are for fp8 activations too; activations = {self.activations}")
         if self.block_scales and self.swiglu:
             raise InputError("scales of blocks, which may be gate and up at once, do not go with swiglu")
         if self.zero_points and not self.group:
@@ -109,6 +111,11 @@ class Linear(Problem):
 
     @property
     def row_scales(self) -> bool:
+        """Whether each row of w has one."""
+        return self.scales in ("row", "channel")
+
+    @property
+    def x_row_scales(self) -> bool:
         return self.scales == "row"
 
     @property
@@ -160,7 +167,7 @@ class Linear(Problem):
             of_w = (-(-self.n // BLOCK), blocks) if self.block_scales else (self.n if self.row_scales else 1,)
             found["w_scale"] = Operand(of_w, "fp32")
             if self.activations == "fp8":
-                of_x = (self.m, blocks) if self.block_scales else (self.m if self.row_scales else 1,)
+                of_x = (self.m, blocks) if self.block_scales else (self.m if self.x_row_scales else 1,)
                 found["x_scale"] = Operand(of_x, "fp32")
             if self.output == "fp8":
                 found["y_scale"] = Operand((1,), "fp32")

@@ -18,7 +18,7 @@ from sim.formats import FORMATS, decode, encode
 from tests.strategies import compare_y
 
 FORMS = ("fp32", "bf16", "fp16", "fp8")
-SCALED = {"fp8": ("none", "tensor", "row")}
+SCALED = {"fp8": ("none", "tensor", "row")}  # and scales of channels, where x is fp8 too
 
 
 @st.composite
@@ -34,7 +34,7 @@ def problems(draw: st.DrawFn) -> Linear:
         weights,
         activations,
         draw(st.sampled_from(["", *FORMS])),
-        draw(st.sampled_from(SCALED.get(weights, ("none",)))),
+        draw(st.sampled_from(SCALED.get(weights, ("none",)) + ("channel",) * (weights == activations == "fp8"))),
         draw(st.sampled_from(["float32", "fast"])) if activations == "fp8" else "float32",
         epilogue,
         draw(st.sampled_from(["min", "zero"])) if weights.startswith("int4") else "min",
@@ -51,7 +51,7 @@ def by_loops(p: Linear, arrays: Mapping[str, NDArray]) -> NDArray[np.float64]:
         values["w"] = int4.unpack(arrays["w"], arrays["w_scale"], p.n, p.k, p.group, p.zero_points).values
 
     def scale(name: str, i: int) -> float:
-        return float(values[name][i if p.row_scales else 0]) if name in values else 1.0
+        return float(values[name][i if len(values[name]) > 1 else 0]) if name in values else 1.0
 
     def sum_of(i: int, j: int) -> float:
         total = sum(float(a) * float(b) for a, b in zip(values["x"][i], values["w"][j], strict=True))
@@ -204,7 +204,7 @@ def test_compulsory_bytes_are_each_array_once(problem: Linear) -> None:
         ({"weights": "int3"}, "unknown format 'int3'"),
         ({"activations": "fp4"}, "unknown format 'fp4'"),
         ({"output": "half"}, "unknown format 'half'"),
-        ({"scales": "column", "weights": "fp8"}, "scales is none, tensor, row, block; got 'column'"),
+        ({"scales": "column", "weights": "fp8"}, "scales is none, tensor, row, channel, block; got 'column'"),
         ({"accumulate": "fp16"}, "accumulate is float32, fast; got 'fp16'"),
         ({"epilogue": "gelu"}, "epilogue is none, residual, swiglu; got 'gelu'"),
         ({"activations": "int4_g32"}, "activations are in fp32, fp16, bf16 or fp8, not int4_g32"),
@@ -212,6 +212,10 @@ def test_compulsory_bytes_are_each_array_once(problem: Linear) -> None:
         ({"offset": "zero"}, "zero points are for int4 weights; weights = bf16"),
         ({"scales": "row"}, "scales are for fp8 weights; weights = bf16"),
         ({"scales": "block", "weights": "fp8"}, "scales of blocks are for fp8 activations too; activations = bf16"),
+        (
+            {"scales": "channel", "weights": "fp8"},
+            "scales of channels.* are for fp8 activations too",
+        ),
         (
             {"scales": "block", "weights": "fp8", "activations": "fp8", "epilogue": "swiglu"},
             "scales of blocks, which may be gate and up at once, do not go with swiglu",

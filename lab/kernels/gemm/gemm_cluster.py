@@ -24,7 +24,7 @@ SOLVES = Solves(
     alike=True,
     options={
         "output": ("fp8",),
-        "scales": ("tensor", "row"),
+        "scales": ("tensor", "row", "channel"),
         "epilogue": ("residual", "swiglu"),
     },
     facts=FACTS,

@@ -29,16 +29,19 @@ static_assert(!problem::block_scales || BLOCK % schedule::part_columns == 0 && s
 
 using Sums = float[PARTS][REGISTERS];
 
-// The scales of a thread's rows and of a tile's parts in this k-step and the next one, which is on its way.
+// The scales of a thread's rows and of a tile's parts in this k-step. The four lanes that have the same rows load those of
+// four steps at once, four steps ahead, and hand them to each other.
 struct BlockScales {
-    struct Step {
+    static constexpr int LOADED = 4;  // steps, and lanes
+    struct Steps {
         float x[MMA_TILES][2], w[ACROSS];  // of the upper and the lower row of each 64, of each part's columns
     };
     const float *x_scale, *w_scale;  // of this thread's first row, of the tile's first block
     int blocks, rows, columns;       // along k, and from this thread's first row and the tile's first column on
     int column;                      // the tile's first in its block
-    int at = 0;                      // the step to be fetched
-    Step now, next;
+    int at;                          // this lane's step among those to be loaded
+    int step = 0;
+    Steps now, next;  // one step's of the four in each lane
 
     // Of this thread's consumer's part of a tile, which begins at `tile`; zeros beyond y.
     __device__ __forceinline__ BlockScales(const Epilogue& epilogue, int steps, Tile tile) : blocks(steps) {
@@ -49,8 +52,10 @@ struct BlockScales {
             x_scale = epilogue.x_scale + int64_t(row) * blocks;
             w_scale = epilogue.w_scale + int64_t(tile.column / BLOCK) * blocks;
             column = tile.column % BLOCK;
+            at = threadIdx.x % LOADED;
             fetch();
-            advance();
+            now = next;
+            fetch();
         }
     }
 
@@ -66,15 +71,21 @@ struct BlockScales {
             const int first = part * schedule::part_columns;
             next.w[part] = read(w_scale + int64_t((column + first) / BLOCK) * blocks + at, more && first < columns);
         }
-        ++at;
+        at += LOADED;
     }
 
     // On to the next step.
     __device__ __forceinline__ void advance() {
-        if constexpr (problem::block_scales) {
-            now = next;
-            fetch();
-        }
+        if constexpr (problem::block_scales)
+            if (++step % LOADED == 0) {
+                now = next;
+                fetch();
+            }
+    }
+
+    // This step's of what each of four lanes has one step's.
+    __device__ __forceinline__ float of(float loaded) const {
+        return __shfl_sync(0xffffffffu, loaded, step % LOADED, LOADED);
     }
 
     static __device__ __forceinline__ float read(const float* scale, bool inside) {
@@ -108,8 +119,9 @@ struct Partial {
     // Adds it to those of part `part`, times the scales of its blocks.
     __device__ __forceinline__ void add_to(float (&total)[REGISTERS], const BlockScales& scales, int part) const {
         if constexpr (problem::block_scales) {
-            const float w = scales.now.w[part % ACROSS];
-            const float rows[2] = {w * scales.now.x[part / ACROSS][0], w * scales.now.x[part / ACROSS][1]};
+            const auto& x = scales.now.x[part / ACROSS];
+            const float w = scales.of(scales.now.w[part % ACROSS]);
+            const float rows[2] = {w * scales.of(x[0]), w * scales.of(x[1])};
 #pragma unroll
             for (int i = 0; i < REGISTERS; ++i) total[i] = fmaf(sum[i], rows[i / 2 % 2], total[i]);
         } else {

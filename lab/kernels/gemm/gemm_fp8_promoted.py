@@ -31,7 +31,7 @@ SOLVES = Solves(
     alike=True,
     options={
         "output": ("fp8",),
-        "scales": ("tensor", "row", "block"),
+        "scales": ("tensor", "row", "channel", "block"),
         "accumulate": ("float32",),
         "epilogue": ("residual", "swiglu"),
     },

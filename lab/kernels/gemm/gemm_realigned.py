@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from typing import Protocol
 
 from numpy.typing import NDArray
 
@@ -12,7 +13,7 @@ from lab.kernels.common import linear
 from lab.kernels.common.raster import tiles_of
 from lab.kernels.gemm import cluster_ring, gemm_cluster, wgmma_mainloop, wgmma_model
 from lab.problems import Linear
-from sim.counts import SECTOR, Counts, box_sectors, sectors
+from sim.counts import EXACT, SECTOR, Counts, box_sectors, sectors
 from sim.errors import ScheduleError
 from sim.jit import njit
 from sim.launch import Argument, Array, Launch, Role, Scalar, TensorMap
@@ -87,11 +88,11 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
     }
     w_lines = lines.get("w_lines", Scalar("w_lines", 0, "int64"))
     to_lines = (x, w, lines["x_lines"], w_lines, m, Scalar("w_rows", _w_rows(p, s)), k, Scalar("pitch", product.k))
-    launches = [_copy("gemm_realigned", p, s, p.m + _w_rows(p, s), p.k, to_lines, machine)]
+    launches = [copy("gemm_realigned", p, s, p.m + _w_rows(p, s), p.k, to_lines, machine)]
     launches.append(replace(multiply, arguments=tuple(_from_lines(a, names, lines, w) for a in multiply.arguments)))
     if _padded(p):
         from_lines = (lines["y_lines"], y, m, n, Scalar("pitch", product.n))
-        launches.append(_copy("gemm_realigned_store", p, s, p.m, p.n, from_lines, machine))
+        launches.append(copy("gemm_realigned_store", p, s, p.m, p.n, from_lines, machine))
     return tuple(launches)
 
 
@@ -105,10 +106,23 @@ def _w_rows(problem: Linear, schedule: Schedule) -> int:
     return problem.n if schedule.copied == 2 else 0
 
 
-def _copy(
-    entry: str, problem: Linear, schedule: Schedule, rows: int, columns: int, arguments: tuple[Argument, ...],
+class Copying(Protocol):
+    """A schedule of launches one of which copies."""
+
+    @property
+    def copy_threads(self) -> int:
+        """Of a CTA."""
+
+    @property
+    def unroll(self) -> int:
+        """Elements that a lane copies at once."""
+
+
+def copy(
+    entry: str, problem: Linear, schedule: Copying, rows: int, columns: int, arguments: tuple[Argument, ...],
     machine: Machine,
 ) -> Launch:  # fmt: skip
+    """A launch of one of gemm_realigned.cu's copies, of so many rows and columns."""
     s = schedule
     stretches = rows * tiles_of(columns, WARP * s.unroll)
     ctas = min(tiles_of(stretches, s.copy_threads // WARP), CTAS_PER_SM * machine.sms)
@@ -132,34 +146,42 @@ def _from_lines(argument: Argument, names: Mapping[str, str], lines: Mapping[str
 def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     """What gemm_cluster moves, and the copies: a warp asks for 64 bytes at a time, which begin anywhere in a row."""
     p, s, product = problem, schedule, product_of(problem)
-    row = SIZE * p.k
-    copied = [p.m, *([p.n] if s.copied == 2 else [])]  # rows
-    read, written = sum(box_sectors(rows, row, SIZE * WARP) for rows in copied), sum(copied) * sectors(0, row)
-    from_hbm, to_hbm = sum(sectors(0, rows * row) for rows in copied), written
-    if _padded(p):
-        row = SIZE * p.n
-        read += p.m * sectors(0, row)
-        written += box_sectors(p.m, row, SIZE * WARP)
-        from_hbm += p.m * sectors(0, row)
-        to_hbm += sectors(0, p.m * row)
-    l2_to_sm = read
-    if s.copied == 1:  # rows of w are as they were, and lie in more sectors
+    counts = gemm_cluster.theory(product, s, machine) + copied_to_lines(p.m, p.k)
+    if s.copied == 2:
+        counts += copied_to_lines(p.n, p.k)
+    else:  # rows of w are as they were, and lie in more sectors
         tiles_m = s.cluster * tiles_of(p.m, s.cluster * s.block_m)
         step = wgmma_mainloop.STEP_BYTES
-        l2_to_sm += tiles_m * (box_sectors(p.n, SIZE * p.k, step) - box_sectors(p.n, SIZE * product.k, step))
-    counts = gemm_cluster.theory(product, s, machine)
-    copies = Counts(
-        **{name: 0 for name, value in counts.as_dict().items() if value is not None}
+        more = box_sectors(p.n, SIZE * p.k, step) - box_sectors(p.n, SIZE * product.k, step)
+        counts += replace(_copied(0, 0, 0, 0), l2_to_sm_bytes=SECTOR * tiles_m * more)
+    if _padded(p):
+        row = SIZE * p.n
+        stored = box_sectors(p.m, row, SIZE * WARP), sectors(0, p.m * row)
+        counts += _copied(p.m * sectors(0, row), p.m * sectors(0, row), *stored)
+    return replace(counts, flops=p.flops)
+
+
+def copied_to_lines(rows: int, columns: int) -> Counts:
+    """Of a copy of dense rows to rows of whole lines."""
+    row = SIZE * columns
+    written = rows * sectors(0, row)
+    return _copied(box_sectors(rows, row, SIZE * WARP), sectors(0, rows * row), written, written)
+
+
+def _copied(read: int, from_hbm: int, written: int, to_hbm: int) -> Counts:
+    """Of a copy, in sectors."""
+    zero = dict.fromkeys((*EXACT, "hbm_read_bytes", "hbm_write_bytes"), 0)
+    return Counts(
+        **zero
         | {
             "global_load_sectors": read,
             "global_store_sectors": written,
-            "l2_to_sm_bytes": SECTOR * l2_to_sm,
+            "l2_to_sm_bytes": SECTOR * read,
             "sm_to_l2_bytes": SECTOR * written,
             "hbm_read_bytes": SECTOR * from_hbm,
             "hbm_write_bytes": SECTOR * to_hbm,
         }
     )
-    return replace(counts + copies, flops=p.flops)
 
 
 def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
@@ -167,15 +189,26 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     p, s = problem, schedule
     crossing_w = s.copied == 1 and wgmma_model.crosses_lines(p)
     multiplied = cluster_ring.bills(product_of(p), s, machine, clock, crossing_w)
-    copied = [SIZE * (p.m + _w_rows(p, s)) * p.k, *([SIZE * p.m * p.n] if _padded(p) else [])]
-    us = sum(fits.launch_us(machine, clock) + 1e6 * 2 * nbytes / fits.copy_rate(machine) for nbytes in copied)
+    us = copy_us(SIZE * (p.m + _w_rows(p, s)) * p.k, machine, clock)
+    if _padded(p):
+        us += copy_us(SIZE * p.m * p.n, machine, clock)
     return Bills(multiplied.us + us, {**multiplied.parts, "copies": us}, (*multiplied.apart, "copies"))
 
 
+def copy_us(nbytes: int, machine: Machine, clock: str) -> float:
+    """What a launch that copies takes at the rate of a large copy."""
+    return fits.launch_us(machine, clock) + 1e6 * 2 * nbytes / fits.copy_rate(machine)
+
+
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
-    p = launch.problem
     if launch.kernel == "gemm_cluster":
         return replace(gemm_cluster.simulate(launch, arrays, machine), flops=0)
+    useful = launch.problem.flops if launch.entry == "gemm_realigned" else 0  # once, without what is added to k and n
+    return replace(simulate_copy(launch, arrays, machine), flops=useful)
+
+
+def simulate_copy(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
+    """A launch that `copy` made."""
     chip = SimulatedChip(launch, machine)
     described = {array.name: array for array in launch.arrays}
     for target in ("x_lines", "w_lines", "y"):
@@ -187,8 +220,7 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
         _count_copy(chip.count[0], chip.marks(source), chip.marks(target), rows, SIZE * columns, *pitches)
         if arrays:
             arrays[target][:rows, :columns] = arrays[source][:rows, :columns]
-    useful = p.flops if launch.entry == "gemm_realigned" else 0  # once, without what is added to k and n
-    return replace(chip.counts(), flops=useful)
+    return chip.counts()
 
 
 @njit(cache=True)

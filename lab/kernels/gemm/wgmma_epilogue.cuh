@@ -55,15 +55,15 @@ struct Epilogue {
     const Residual* residual;
     const float *x_scale, *w_scale;
     int m, columns;            // of y
-    float scale = 1;           // of the whole of x and w
+    float scale = 1;           // of the whole of x and of w, or of x alone
     float inverse_y_scale = 1;
 
     // Reads the scales of whole tensors.
     __device__ __forceinline__ Epilogue(const Residual* residual, const float* x_scale, const float* w_scale,
                                         const float* y_scale, int m, int columns)
         : residual(residual), x_scale(x_scale), w_scale(w_scale), m(m), columns(columns) {
-        if constexpr (problem::scaled && !problem::row_scales && !problem::block_scales)
-            scale = x_scale[0] * w_scale[0];
+        if constexpr (problem::scaled && !problem::x_row_scales && !problem::block_scales)
+            scale = problem::row_scales ? x_scale[0] : x_scale[0] * w_scale[0];
         if constexpr (problem::scaled && sizeof(Output) == 1) inverse_y_scale = 1 / y_scale[0];
     }
 
@@ -79,7 +79,7 @@ struct Epilogue {
     }
 
     __device__ __forceinline__ float scale_of_row(int row) const {
-        if constexpr (problem::row_scales) return row < m ? x_scale[row] : 0;
+        if constexpr (problem::x_row_scales) return row < m ? x_scale[row] : 0;
         return scale;
     }
 

@@ -21,6 +21,7 @@ GROUP = 8  # rows and columns of a warp's request
 FLOAT = 4  # bytes of a scale
 WARPS = 8  # that multiply and store, in a CTA
 BLOCK = 128  # along k, and of rows of w, that share a scale
+LOADED = 4  # blocks along k whose scales a warp asks for at once
 
 
 class Operands(NamedTuple):
@@ -41,6 +42,7 @@ class Operands(NamedTuple):
     blocks: int  # along k
     block: int  # columns of a part, whose blocks of scales every step reads; 0 where blocks have none
     row_scales: bool
+    x_row_scales: bool
     swiglu: bool
     has_residual: bool
 
@@ -72,6 +74,7 @@ def operands(problem: Linear, chip: SimulatedChip, arrays: Mapping[str, NDArray]
         blocks=-(-p.k // BLOCK),
         block=part if p.block_scales else 0,
         row_scales=p.row_scales,
+        x_row_scales=p.x_row_scales,
         swiglu=p.swiglu,
         has_residual=p.residual,
     )
@@ -85,12 +88,11 @@ def theory(problem: Linear, mainloop: Counts, rows: int, columns: int, box: int,
     """
     p = problem
     loads = 0
+    if p.x_row_scales:
+        loads += columns // box * -(-p.m // GROUP)
     if p.row_scales:
-        loads += columns // box * -(-p.m // GROUP) + rows // 16 * (p.n // GROUP)
-    elif p.scaled and not p.block_scales:
-        loads += 2 * WARPS * ctas
-    if "y_scale" in p.inputs:
-        loads += WARPS * ctas
+        loads += rows // 16 * (p.n // GROUP)
+    loads += WARPS * ctas * len(_tensor_scales(p))
     if p.residual:
         if p.columns > GROUP:
             loads += p.m * p.columns // GROUP
@@ -112,34 +114,46 @@ def _residual_bytes(problem: Linear) -> int:
     return 4 if problem.output == "fp32" else 2
 
 
+def _tensor_scales(problem: Linear) -> list[str]:
+    """The scales that are one for a whole tensor."""
+    p = problem
+    one = p.scaled and not p.block_scales
+    every = {
+        "x_scale": one and not p.x_row_scales,
+        "w_scale": one and not p.row_scales,
+        "y_scale": "y_scale" in p.inputs,
+    }
+    return [name for name, found in every.items() if found]
+
+
 def count_tensor_scales(problem: Linear, chip: SimulatedChip, ctas: int) -> None:
     """Every warp reads the scales of whole tensors once."""
-    whole = problem.scaled and not problem.row_scales and not problem.block_scales
-    names = ["x_scale", "w_scale"] if whole else []
-    for name in [*names, *(["y_scale"] if "y_scale" in problem.inputs else [])]:
+    for name in _tensor_scales(problem):
         for cta in range(ctas):
             for _ in range(WARPS):
                 load_lanes(chip.count[cta], chip.marks(name), 0, 0, FLOAT, 32, 0, 1)
 
 
 def block_theory(problem: Linear, block_n: int, part: int, tiles_m: int) -> Counts:
-    """What scales of blocks add: in each step a warp asks for those of every eight rows of x, and of each part of w.
+    """What scales of blocks add: every four steps a warp asks for those of eight rows of x, and of each part of w.
 
-    Of eight rows that lie a sector apart or more, each has one of its own.
+    Eight rows of scales are whole sectors, so all groups of eight lie alike.
     """
     p = problem
     blocks, tiles_n = -(-p.k // BLOCK), -(-p.n // block_n)
     pitch = FLOAT * blocks
-    if pitch >= SECTOR:
-        of_x = p.m * blocks
-    else:
-        groups = ((first, min(first + GROUP, p.m) - 1) for first in range(0, p.m, GROUP))
-        of_x = sum(
-            (last * pitch + FLOAT * step) // SECTOR - (first * pitch + FLOAT * step) // SECTOR + 1
-            for first, last in groups
-            for step in range(blocks)
-        )
-    loads = tiles_n * of_x + tiles_m * WARPS * -(-p.n // part) * blocks
+    runs = [(FLOAT * at, FLOAT * min(LOADED, blocks - at)) for at in range(0, blocks, LOADED)]
+
+    def of_rows(rows: int) -> int:
+        asked = 0
+        for start, nbytes in runs:
+            ends = [(pitch * row + start, pitch * row + start + nbytes - 1) for row in range(rows)]
+            asked += len({sector for first, last in ends for sector in range(first // SECTOR, last // SECTOR + 1)})
+        return asked
+
+    of_x = p.m // GROUP * of_rows(GROUP) + of_rows(p.m % GROUP)
+    of_w = sum(sectors(pitch * (c // BLOCK) + start, nbytes) for c in range(0, p.n, part) for start, nbytes in runs)
+    loads = tiles_n * of_x + tiles_m * WARPS * of_w
     return Counts(0, 0, 0, loads, 0, 0, SECTOR * loads, 0, 0, 0)
 
 
@@ -148,15 +162,16 @@ def scale_step(count, operands, x_tile, w_tile, row, column, block, numerics):
     """Scale a step's tiles of x and of w, that transposed, by the scales of its blocks; counts what warps load."""
     o = operands
     pitch = FLOAT * o.blocks
+    nbytes = FLOAT * min(LOADED, o.blocks - block) if block % LOADED == 0 else 0
     for g in range(0, x_tile.shape[0], GROUP):
         lanes = min(GROUP, o.m - row - g)
-        if lanes > 0:
-            load_lanes(count, o.x_scale_marks, pitch * (row + g) + FLOAT * block, pitch, FLOAT, lanes, 0, 1)
+        if lanes > 0 and nbytes > 0:
+            load_lanes(count, o.x_scale_marks, pitch * (row + g) + FLOAT * block, pitch, nbytes, lanes, 0, 1)
     for c in range(0, w_tile.shape[1], o.block):
-        if column + c < o.columns:
+        if column + c < o.columns and nbytes > 0:
             for _ in range(WARPS):
                 start = pitch * ((column + c) // BLOCK) + FLOAT * block
-                load_lanes(count, o.w_scale_marks, start, 0, FLOAT, 32, 0, 1)
+                load_lanes(count, o.w_scale_marks, start, 0, nbytes, 1, 0, 1)
     if numerics:
         for r in range(min(x_tile.shape[0], o.m - row)):
             x_tile[r] *= o.x_block_scale[row + r, block]
@@ -171,7 +186,7 @@ def finish(count, operands, total, r, c, box, row, column, numerics):
     halves = total.shape[1] // (2 if o.swiglu else 1)
     for g in range(r, r + MMA_M, GROUP):
         lanes = min(GROUP, o.m - row - g)
-        if o.row_scales and lanes > 0:
+        if o.x_row_scales and lanes > 0:
             load_lanes(count, o.x_scale_marks, FLOAT * (row + g), FLOAT, FLOAT, lanes, 0, 1)
         for at in range(column + c, min(column + c + box, o.columns), GROUP):
             if o.row_scales and g % (2 * GROUP) == 0:

@@ -21,7 +21,8 @@ from sim.launch import Argument, Array, Launch, Role, TensorMap
 from sim.machine import Machine
 from sim.tiles import ELEMENT, SimulatedChip, load_tile, mma, store_tile
 
-FACTS = ("weights", "activations", "output", "residual", "swiglu", "scaled", "row_scales", "block_scales")
+SCALES = ("scaled", "row_scales", "x_row_scales", "block_scales")
+FACTS = ("weights", "activations", "output", "residual", "swiglu", *SCALES)
 STEP_BYTES = 128  # bytes along k of a step: one swizzled row
 MMA_M = 64  # rows of a wgmma
 SWIZZLE = 128  # bytes

@@ -112,6 +112,10 @@ def test_operands_say_what_the_problem_is() -> None:
     assert request(x=x, w=w, x_scale=ROWS, w_scale=COLUMNS).scales == "row"
     assert request(x=x, w=w, x_scale=ROWS.reshape(4, 1), w_scale=COLUMNS.reshape(1, 32)).scales == "row"
     assert request(x=x[:1], w=w, x_scale=ONE, w_scale=COLUMNS).scales == "row"
+    assert request(x=x, w=w, x_scale=ONE, w_scale=COLUMNS).scales == "channel"
+    wide, tall = np.zeros((2, 2, 200), FP8), np.zeros((300, 200), FP8)
+    blocks = {"x_scale": np.ones((2, 2, 2), np.float32), "w_scale": np.ones((3, 2), np.float32)}
+    assert request(x=wide, w=tall, **blocks) == Linear(4, 300, 200, "fp8", "fp8", scales="block")
     assert request(x=X, w=w, w_scale=COLUMNS) == Linear(4, 32, 64, "fp8", scales="row")
     small = request(x=x, w=w, x_scale=ONE, w_scale=ONE, y_scale=ONE, output="fp8")
     assert small == Linear(4, 32, 64, "fp8", "fp8", "fp8", scales="tensor")
@@ -128,7 +132,10 @@ def test_operands_say_what_the_problem_is() -> None:
         ({"w": W.astype(FP8), "x_scale": ONE}, "x_scale has no place here: x is in bf16"),
         ({"x_scale": ONE}, "scales are for fp8 weights"),
         ({"x": X.astype(FP8), "w": W.astype(FP8), "x_scale": ONE}, "w_scale must be given where other scales are"),
-        ({"x": X.astype(FP8), "w": W.astype(FP8), "x_scale": ROWS, "w_scale": ONE}, "one for each row; x_scale has 4"),
+        (
+            {"x": X.astype(FP8), "w": W.astype(FP8), "x_scale": ROWS, "w_scale": ONE},
+            "x_scale is .4. for 4 rows",
+        ),
         ({"x": X.astype(FP8), "w": W.astype(FP8), "y_scale": ONE}, "y_scale has no place here"),
         (
             {"x": X.astype(FP8), "w": W.astype(FP8), "x_scale": ONE.astype(BF16), "w_scale": ONE},
@@ -178,10 +185,23 @@ def test_numbers_are_scales_of_whole_tensors(x_scale: Any, w_scale: Any) -> None
     assert np.array_equal(lab.linear(x, w, x_scale=x_scale, w_scale=w_scale), expected)
 
 
-def test_a_number_stands_for_no_row_scales() -> None:
+def test_a_number_stands_for_no_scales_of_the_rows_of_w() -> None:
     x, w = (array.astype(FP8) for array in (X, W))
-    with pytest.raises(InputError, match="one for each row; x_scale has 1 for 4 rows and w_scale has 32 for 32 rows"):
-        lab.linear(x, w, x_scale=1.0, w_scale=COLUMNS)
+    with pytest.raises(InputError, match=r"x_scale is \[4\] for 4 rows and w_scale is \[1\] for 32 rows"):
+        lab.linear(x, w, x_scale=ROWS, w_scale=1.0)
+
+
+def test_scales_of_blocks_on_the_simulated_chip() -> None:
+    rng = np.random.default_rng(2)
+    x, w = rng.standard_normal((2, 3, 256)).astype(FP8), rng.standard_normal((160, 256)).astype(FP8)
+    x_scale = rng.uniform(0.5, 2, (2, 3, 2)).astype(np.float32)
+    w_scale = rng.uniform(0.5, 2, (2, 2)).astype(np.float32)
+    y = lab.linear(x, w, x_scale=x_scale, w_scale=w_scale, accumulate="float32")
+    scaled = x.astype(np.float64) * np.repeat(x_scale, 128, axis=2)
+    expected = scaled @ (w.astype(np.float64) * np.repeat(np.repeat(w_scale, 128, axis=0), 128, axis=1)[:160]).T
+    assert close(y, expected)
+    with pytest.raises(InputError, match="one for each block of 128; x_scale is"):
+        lab.linear(x, w, x_scale=np.ones((6, 1), np.float32), w_scale=w_scale)
 
 
 @pytest.mark.parametrize("lead", [(0,), (2, 0), (0, 3)])
