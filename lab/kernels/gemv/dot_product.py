@@ -46,14 +46,14 @@ def counts(problem: Linear, loads: int, stores: int, copied: int = 0, copied_sec
     return Counts(
         flops=p.flops,
         mma_flops=0,
-        exp_count=0,
+        exp_count=p.m * p.columns if p.swiglu else 0,
         global_load_sectors=loads,
         global_store_sectors=stores,
         tma_load_bytes=copied,
         l2_to_sm_bytes=SECTOR * (loads + copied_sectors),
         sm_to_l2_bytes=SECTOR * stores,
         hbm_read_bytes=SECTOR * sum(sectors(0, operand.nbytes) for operand in inputs),
-        hbm_write_bytes=SECTOR * sectors(0, ELEMENT * p.m * p.n),
+        hbm_write_bytes=SECTOR * sum(sectors(0, operand.nbytes) for operand in p.outputs.values()),
     )
 
 
