@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,8 @@ def _parts(solved: Sequence[Problem]) -> list[Problem]:
 
 
 def _contenders(problem: Problem, machine: Machine) -> list[Plan]:
-    """Of each kernel's best guesses those predicted best, and what the tuned table has, for other matrices too.
+    """Of each kernel's best guesses those predicted best, and what the tuned table has, for other matrices and plain
+    ones too.
 
     Small kernels keep theirs: all others of them made up 2 us of a step at most. Attention is to overlap, and may have
     shallower rings: what they leave of an SM's memory is L1, where matrices keep x.
@@ -83,7 +84,9 @@ def _contenders(problem: Problem, machine: Machine) -> list[Plan]:
     if not isinstance(problem, Linear | Attention):
         return [planned(problem, machine)]
     pairs = _predicted_best(problem, machine)
-    for name, fields in tuned.incumbents(problem, machine, chain=True):
+    plain = replace(problem, epilogue="none", prologue="none") if isinstance(problem, Linear) else problem
+    known = [tuned.incumbents(one, machine, chain=True) for one in dict.fromkeys((problem, plain))]
+    for name, fields in chain.from_iterable(known):
         with suppress(InputError, ScheduleError):  # it may not fit this matrix, or an older lab found it
             kernel = catalog.get(name)
             pairs.append((kernel, recorded_schedule(kernel, fields)))

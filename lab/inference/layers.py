@@ -93,8 +93,8 @@ class Forward:
         return Call(problem, {"ids": ids, "table": table, "y": y})
 
     def joined(self, layout: Layout) -> tuple[bool, bool]:
-        """Whether the launches of matrices make gates too, and norms."""
-        one = self.joins and layout.tokens == layout.rows == 1
+        """Whether the launches of matrices make gates too, and norms: for one token, where their kernels do."""
+        one = self.joins and layout.tokens == layout.rows == 1 and not any(p.group for p in self.matrices.values())
         return one, one
 
     def _to_stream(
