@@ -127,7 +127,8 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     for block_m, shapes in SHAPES.items():
         if once <= block_m < 2 * once:
             for (rows, unroll, *warps), (split_k, teams) in product(shapes, TEAMS):
-                ctas = min(warps[problem.weights == "fp8"] // (split_k * teams), machine.ctas_per_sm)
+                room = warps[problem.weights == "fp8"] * (3 if problem.rooted and split_k == 1 else 4) // 4
+                ctas = min(room // (split_k * teams), machine.ctas_per_sm)
                 if ctas >= 2:
                     schedule = Schedule(rows, split_k, teams, unroll, block_m, ctas)
                     with suppress(ScheduleError):  # it may have too few rows for an epilogue
