@@ -256,7 +256,8 @@ class Linear(Problem):
 
         if not self.group:
             return {name: one(name, operand) for name, operand in self.inputs.items()}
-        own = {name: one(name, operand) for name, operand in self.inputs.items() if name not in self.weight_names}
+        drawn_so = {name: of for name, of in self.inputs.items() if name not in ("w", "w_scale", "order")}
+        own = {name: one(name, operand) for name, operand in drawn_so.items()}
         w, w_scale = int4.pack(self._draw_groups(rng))
         return {**own, "w": w, "w_scale": w_scale, **self.indices()}
 
