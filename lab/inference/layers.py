@@ -30,6 +30,8 @@ class Forward:
     Matrices are `layers.<i>.qkv`, `output`, `gate_up` and `down`, and `head`; q, k and v are one, and gate and up. The
     cache has `pool` pages a layer in the format `kv`. Beside them a layer has `layers.<i>.bias` and `layers.<i>.norms`
     where the model adds a bias to queries, keys and values or normalises their heads.
+    Where it `joins`, a step of one token has its gates and norms in its matrices' launches; the ranks of a model do not
+    join, as what a matrix makes is summed over them before it is added.
     """
 
     config: LlamaConfig

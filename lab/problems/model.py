@@ -89,9 +89,10 @@ class Model:
 
         In a layer two norms, q with k and v, their rotation and append, attention, its output, gate with up, their
         product, down; besides them the embedding, the last norm, the head, the sampling, and of a prefill the rows
-        whose logits are asked for.
+        whose logits are asked for. Of one token the matrices' launches do what norms and products do but for the first.
         """
-        return 9 * self.layers + 4 + (self.batch < self.tokens)
+        joined = self.tokens == 1 and not FORMATS[self.weights].group
+        return (6 if joined else 9) * self.layers + 4 + (self.batch < self.tokens)
 
     @property
     def tokens(self) -> int:

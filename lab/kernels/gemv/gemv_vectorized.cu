@@ -28,7 +28,9 @@
 // x once for every `rows` rows, so that many tokens want many rows.
 #include "lab/kernels/common/silu.cuh"
 #include "lab/kernels/common/warp_sum.cuh"
+#include "ptx/address.cuh"
 #include "ptx/convert.cuh"
+#include "ptx/cp_async.cuh"
 #include "ptx/griddepcontrol.cuh"
 #include "ptx/load.cuh"
 #include "schedule.cuh"
@@ -71,34 +73,30 @@ struct Part {
 
 // What a thread needs beside: its share of the sums of squares of x, and what its lane adds to y.
 struct Beside {
-    static constexpr int AT_ONCE = 4;
     const float* squares;
+    float* copies;  // of the squares, in shared memory: in flight they take no registers
     const Output* residual;
     int parts;  // of the squares
     bool adds;
-    float own[AT_ONCE];
     uint16_t added;  // as it came: nothing waits for it before the end
 
-    // When the launch before has ended: the first squares, and what is added.
+    // When the launch before has ended.
     __device__ __forceinline__ void ask() {
-        if constexpr (problem::rooted) {
-#pragma unroll
-            for (int i = 0; i < AT_ONCE; ++i) {
-                const int at = threadIdx.x + i * schedule::threads;
-                own[i] = __uint_as_float(ptx::load::cached_4_if(squares + at, at < parts));
-            }
-        }
         if constexpr (problem::summed) added = ptx::load::cached_2_if(residual, adds);
+        if constexpr (problem::rooted) {
+#pragma unroll 1
+            for (int at = threadIdx.x; at < parts; at += schedule::threads)
+                ptx::cp_async::copy_4(ptx::address::shared(copies + at), squares + at, sizeof(float));
+            ptx::cp_async::commit_group();
+        }
     }
 
     // The sum of this thread's squares.
     __device__ __forceinline__ float sum() const {
-        float total = own[0];
-#pragma unroll
-        for (int i = 1; i < AT_ONCE; ++i) total += own[i];
+        ptx::cp_async::wait_group<0>();
+        float total = 0;
 #pragma unroll 1
-        for (int at = threadIdx.x + AT_ONCE * schedule::threads; at < parts; at += schedule::threads)
-            total += __uint_as_float(ptx::load::cached_4(squares + at));
+        for (int at = threadIdx.x; at < parts; at += schedule::threads) total += copies[at];
         return total;
     }
 };
@@ -145,10 +143,7 @@ __device__ __forceinline__ void step(float (&sum)[SUMS], const Part& part, Besid
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) w_part[u][r] = load_w<whole>(part, r, at);
     }
-    if (first) {
-        ptx::griddepcontrol::wait();  // until the launch before has written x, and reads y no more
-        beside.ask();
-    }
+    if (first) ptx::griddepcontrol::wait();  // until the launch before has written x, and reads y no more
     if constexpr (TOKENS == 1) {
 #pragma unroll
         for (int u = 0; u < schedule::unroll; ++u) {
@@ -156,6 +151,7 @@ __device__ __forceinline__ void step(float (&sum)[SUMS], const Part& part, Besid
             x_part[u] = load_x<whole>(part, part.x + at, at);
         }
     }
+    if (first) beside.ask();
     __syncwarp();  // ptxas would sink each load to its first use; it moves none across a warp barrier
 #pragma unroll
     for (int u = 0; u < schedule::unroll; ++u) {
@@ -218,9 +214,9 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
                     int(min(int64_t(TOKENS), m - token0)), columns - column0, k};
     const int token = lane / COLUMNS, column = lane % COLUMNS;  // whose sum this lane of a team's first warp stores
     const bool stores = warp == 0 && token < part.tokens && column < part.rows;
-    const int64_t at = (token0 + token) * columns + column0 + column;
     const int parts = (k + SQUARES - 1) / SQUARES;
-    Beside beside{squares + token0 * parts, residual + at, parts, stores, {}, 0};
+    extern __shared__ float copies[];
+    Beside beside{squares + token0 * parts, copies, residual + token0 * n + column0 + column, parts, stores, 0};
 
     if constexpr (!schedule::late) ptx::griddepcontrol::launch_dependents();
     float scale = 1, up_scale = 1, by = 1;
@@ -258,6 +254,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
         scale *= root;
         up_scale *= root;
     }
+    const int64_t at = (token0 + token) * columns + column0 + column;
     if constexpr (problem::swiglu) {
         const float up = __shfl_down_sync(~0u, mine, COLUMNS);
         if (stores) mine = silu(mine * scale) * (up * up_scale);

@@ -206,6 +206,7 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
                 *(linear.result(p, name) for name in ("total", "total_squares")),
                 Scalar("eps", p.eps, "float32"),
             ),
+            shared_bytes=FLOAT * -(-p.k // SQUARES) if p.rooted else 0,
             dependent=linear.overlaps(machine),
         ),
     )
