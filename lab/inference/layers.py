@@ -14,6 +14,7 @@ from lab.problems.rmsnorm import RMSNorm
 from lab.problems.rope_append import RopeAppend
 from lab.problems.sampling import Sampling
 from lab.problems.swiglu import SwiGLU
+from sim.int4 import TILE_ROWS
 
 
 class Call(NamedTuple):
@@ -95,9 +96,10 @@ class Forward:
         return Call(problem, {"ids": ids, "table": table, "y": y})
 
     def joined(self, layout: Layout) -> tuple[bool, bool]:
-        """Whether the launches of matrices make gates too, and norms: for one token, where their kernels do."""
-        one = self.joins and layout.tokens == layout.rows == 1 and not any(p.group for p in self.matrices.values())
-        return one, one
+        """Whether the launches of matrices make gates too, and norms: for one token, where gates end with a tile."""
+        norms = self.joins and layout.tokens == layout.rows == 1
+        groups = any(problem.group for name, problem in self.matrices.items() if name.endswith("gate_up"))
+        return norms and not (groups and self.config.ffn % TILE_ROWS), norms
 
     def _to_stream(
         self, name: str, tokens: int, x: str, streams: tuple[str, str], norm: str, joined: bool

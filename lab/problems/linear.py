@@ -232,6 +232,8 @@ class Linear(Problem):
         per_row = {name: 8 * row_bytes // FORMATS[name].bits for name in FORMATS}
         rows_of_w = 1 if self.group else per_row[self.weights]  # groups are packed in tiles
         wide = per_row[self.output] * (2 if self.swiglu else 1)
+        if self.group and self.swiglu:  # of each half whole packed tiles
+            wide = lcm(wide, 2 * int4.TILE_ROWS)
         return {"k": lcm(per_row[self.activations], rows_of_w), "n": wide}
 
     def as_dict(self) -> dict[str, Any]:

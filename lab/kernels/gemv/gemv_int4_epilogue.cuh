@@ -1,5 +1,7 @@
 // The epilogue of gemv_int4: sums meet in shared memory, then in that of the cluster's CTAs, and become y.
 #pragma once
+#include "lab/kernels/common/silu.cuh"
+#include "lab/kernels/common/warp_sum.cuh"
 #include "lab/kernels/gemv/gemv_int4_stream.cuh"
 #include "ptx/cluster.cuh"
 #include "ptx/convert.cuh"
@@ -7,6 +9,80 @@
 #include "ptx/store.cuh"
 
 using Sum = float[schedule::rows][TOKEN_TILES][4];
+
+constexpr int SQUARES = schedule::squares;  // elements of a row whose squares are one sum
+static_assert(!problem::summed || PART % SQUARES == 0, "a CTA has all rows of a sum");
+
+// What the parts of a norm need beside, behind x in shared memory: of each token the sums of x's squares, and what each
+// warp makes of them; what is added to this CTA's rows of y; their norm's weights.
+struct Beside {
+    float *squares, *of_warps;
+    bf16 *residual, *norm;
+    int parts;  // of a token's squares
+
+    __device__ __forceinline__ Beside(uint8_t* at, const Work& work, int k) : parts((k + SQUARES - 1) / SQUARES) {
+        squares = reinterpret_cast<float*>(at);
+        of_warps = squares + work.tokens * (problem::rooted ? parts : 0);
+        residual = reinterpret_cast<bf16*>(of_warps + work.tokens * (problem::rooted ? WARPS : 0));
+        norm = residual + work.tokens * PART;
+    }
+
+    // Ask for them, in the group of copies that is closed next.
+    __device__ __forceinline__ void ask(const float* of_x, const bf16* stream, const bf16* weights, const Work& work,
+                                        int n) const {
+        if constexpr (problem::rooted)
+#pragma unroll 1
+            for (int token = 0; token < work.tokens; ++token)
+                copy<float>(squares + token * parts, of_x + int64_t(work.token + token) * parts, parts);
+        if constexpr (problem::summed) {
+            const int row = work.row + work.rank * PART, rows = max(min(work.part, n - row), 0);
+#pragma unroll 1
+            for (int token = 0; token < work.tokens; ++token)
+                copy<bf16>(residual + token * PART, stream + int64_t(work.token + token) * n + row, rows);
+            copy<bf16>(norm, weights + row, rows);
+        }
+    }
+
+    // When they are there: the sums of this thread's squares, and of its warp's.
+    __device__ __forceinline__ void sum(const Work& work) const {
+        ptx::cp_async::commit_group();  // of a warp without a step none was closed
+        ptx::cp_async::wait_group<0>();
+        if constexpr (problem::rooted)
+#pragma unroll 1
+            for (int token = 0; token < work.tokens; ++token) {
+                float total = 0;
+#pragma unroll 1
+                for (int at = threadIdx.x; at < parts; at += schedule::threads) total += squares[token * parts + at];
+                total = warp_sum(total);
+                if (threadIdx.x % LANES == 0) of_warps[token * WARPS + threadIdx.x / LANES] = total;
+            }
+    }
+
+    // The inverse root of a token's mean square.
+    __device__ __forceinline__ float root(int token, int k, float eps) const {
+        float total = 0;
+#pragma unroll
+        for (int warp = 0; warp < WARPS; ++warp) total += of_warps[token * WARPS + warp];
+        return rsqrtf(total * (1.0f / k) + eps);
+    }
+
+   private:
+    template <typename T>
+    __device__ __forceinline__ static void copy(T* to, const T* from, int count) {
+        constexpr int EACH = sizeof(float) / sizeof(T);  // of a copy
+#pragma unroll 1
+        for (int at = threadIdx.x * EACH; at < count; at += schedule::threads * EACH)
+            ptx::cp_async::copy_4(ptx::address::shared(to + at), from + at);
+    }
+};
+
+// Where y goes, and what a norm makes of it beside.
+struct Results {
+    bf16 *y, *total;
+    float* total_squares;
+    int n, k;
+    float eps;
+};
 
 // A warp's sums to shared memory, in the place of its ring.
 __device__ __forceinline__ void stage_sums(const Sum& sum, Warp& own) {
@@ -55,17 +131,34 @@ __device__ __forceinline__ void exchange(Shared& shared, const Work& work) {
 }
 
 // y of this CTA's part of the rows.
-__device__ __forceinline__ void store(Shared& shared, bf16* y, const Work& work, int n) {
-    visit_sums<PART>(work.part, work.tokens, [&](int token, int part_row) {
-        const int row = work.row + work.rank * PART + part_row;
-        if (row >= n) return;
-        float total = 0;
+__device__ __forceinline__ void store(Shared& shared, const Beside& beside, const Work& work, const Results& to) {
+    const int columns = to.n / HALVES;
+    visit_sums<PART / HALVES>(work.part, work.tokens, [&](int token, int own) {
+        const int column = work.row + work.rank * PART + own;
+        if (column >= columns) return;
+        const int64_t at = int64_t(work.token + token) * columns + column;
+        const float root = problem::rooted ? beside.root(token, to.k, to.eps) : 1;
+        float value = 0;
         if constexpr (CLUSTER == 1) {
-            total = team_sum(shared, token, part_row);
+            const int row = own / TEAM_COLUMNS * TEAM_ROWS + own % TEAM_COLUMNS;
+            value = root * team_sum(shared, token, row);
+            if constexpr (problem::swiglu) value = silu(value) * (root * team_sum(shared, token, row + TEAM_COLUMNS));
         } else {
 #pragma unroll
-            for (int sender = 0; sender < CLUSTER; ++sender) total += inboxes(shared)[sender][token][part_row];
+            for (int sender = 0; sender < CLUSTER; ++sender) value += inboxes(shared)[sender][token][own];
+            value *= root;
         }
-        ptx::convert::from_float(y[int64_t(work.token + token) * n + row], total);
+        if constexpr (problem::summed) {
+            bf16 rounded;
+            ptx::convert::from_float(rounded, value + ptx::convert::to_float(beside.residual[token * PART + own]));
+            to.total[at] = rounded;
+            value = ptx::convert::to_float(rounded);
+            const float squares = sum_of_lanes<SQUARES>(value * value);
+            if (own % SQUARES == 0)
+                to.total_squares[int64_t(work.token + token) * ((columns + SQUARES - 1) / SQUARES) + column / SQUARES] =
+                    squares;
+            value *= ptx::convert::to_float(beside.norm[own]);
+        }
+        ptx::convert::from_float(to.y[at], value);
     });
 }

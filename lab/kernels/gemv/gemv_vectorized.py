@@ -19,9 +19,9 @@ from lab.problems import Linear
 from lab.problems.linear import SQUARES
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.errors import ScheduleError
-from sim.formats import FORMATS, decode, encode
+from sim.formats import FORMATS
 from sim.jit import njit
-from sim.launch import Launch, Scalar
+from sim.launch import Launch
 from sim.machine import Machine
 from sim.tiles import SimulatedChip, count_exp, count_fma, dot, load_vector, store_patch, store_vector
 
@@ -77,7 +77,7 @@ class Schedule:
         return SQUARES
 
     def fits(self, problem: Linear, machine: Machine) -> None:
-        if self.block_m > 1 and _joined(problem):
+        if self.block_m > 1 and dot_product.is_joined(problem):
             raise ScheduleError(f"swiglu and norms take one token of a CTA; block_m = {self.block_m}")
         if self.rows == 1 and problem.swiglu:
             raise ScheduleError("swiglu takes two rows of a team, of the gate and of what it gates; rows = 1")
@@ -86,11 +86,6 @@ class Schedule:
         require_threads(self.ctas_per_sm, self.threads, machine)
         blocks = _blocks(problem, self)
         require_grid_y(blocks, f"{blocks:,} blocks of {self.block_m} tokens", machine)
-
-
-def _joined(problem: Linear) -> bool:
-    """Whether the launch is of more than a matrix."""
-    return problem.swiglu or problem.rooted or problem.summed
 
 
 def _columns(problem: Linear, schedule: Schedule) -> int:
@@ -123,7 +118,7 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
 
     Two CTAs an SM at least: while one ends, the other reads.
     """
-    found, once = [], 1 if _joined(problem) else min(problem.m, max(SHAPES))
+    found, once = [], 1 if dot_product.is_joined(problem) else min(problem.m, max(SHAPES))
     for block_m, shapes in SHAPES.items():
         if once <= block_m < 2 * once:
             for (rows, unroll, *warps), (split_k, teams) in product(shapes, TEAMS):
@@ -200,12 +195,7 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
             schedule=s,
             grid=(_ctas(p, s), _blocks(p, s), 1),
             block=(s.threads, 1, 1),
-            arguments=(
-                *linear.scaled_arguments(p),
-                *(linear.pointer(p, name) for name in ("squares", "residual", "norm")),
-                *(linear.result(p, name) for name in ("total", "total_squares")),
-                Scalar("eps", p.eps, "float32"),
-            ),
+            arguments=(*linear.scaled_arguments(p), *dot_product.joined_arguments(p)),
             shared_bytes=FLOAT * -(-p.k // SQUARES) if p.rooted else 0,
             dependent=linear.overlaps(machine),
         ),
@@ -274,7 +264,7 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
         launch.grid[1], s.rows, s.split_k, s.teams, s.block_m, p.row_scales, p.swiglu, SQUARES,
     )  # fmt: skip
     if arrays:
-        _finish(p, sums, arrays)
+        dot_product.finish(p, sums, arrays)
     return chip.counts()
 
 
@@ -290,28 +280,6 @@ class Marks(NamedTuple):
     norm: NDArray
     total: NDArray
     total_squares: NDArray
-
-
-def _finish(problem: Linear, sums: NDArray, arrays: Mapping[str, NDArray]) -> None:
-    """What the sums of products become."""
-    p = problem
-    with np.errstate(over="ignore", invalid="ignore"):
-        if p.scaled:
-            sums = sums * arrays["w_scale"]
-        if p.rooted:
-            mean = arrays["squares"].sum(axis=1, keepdims=True) / np.float32(p.k)
-            sums = sums / np.sqrt(mean + np.float32(p.eps))
-        if p.swiglu:
-            gate, up = sums[:, : p.columns], sums[:, p.columns :]
-            sums = gate / (1 + np.exp(-gate)) * up
-        if p.summed:
-            arrays["total"][...] = encode(sums + decode(arrays["residual"], p.output), p.output)
-            total = decode(arrays["total"], p.output)
-            parts = arrays["total_squares"]
-            beyond = ((0, 0), (0, parts.shape[1] * SQUARES - p.n))
-            parts[...] = np.pad(total * total, beyond).reshape(*parts.shape, SQUARES).sum(axis=2)
-            sums = total * decode(arrays["norm"], p.output)
-    arrays["y"][...] = encode(sums, p.output)
 
 
 @njit(cache=True, nogil=True)

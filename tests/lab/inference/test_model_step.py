@@ -10,7 +10,6 @@ import lab
 from lab.inference.step import step_us
 from lab.problems import MODELS, Attention, Linear, Model
 from sim.errors import InputError
-from sim.formats import FORMATS
 from sim.machine import H100, H200, Machine
 
 MACHINES = st.sampled_from([H100, H200])
