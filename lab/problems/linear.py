@@ -92,6 +92,8 @@ class Linear(Problem):
             raise InputError(f"zero points are for int4 weights; weights = {self.weights}")
         if self.ordered and not self.group:
             raise InputError(f"an order is given for int4 weights; weights = {self.weights}")
+        if self.ordered and (self.swiglu or self.summed or self.rooted):
+            raise InputError("an order goes with neither swiglu nor the parts of a norm")
         if self.accumulate == "fast" and self.activations != "fp8":
             raise InputError(f"fast accumulation is for fp8 activations; activations = {self.activations}")
         if self.output == "fp8" and self.summed:

@@ -235,6 +235,10 @@ def test_compulsory_bytes_are_each_array_once(problem: Linear) -> None:
         ({"scales": "column", "weights": "fp8"}, "scales is none, tensor, row, block; got 'column'"),
         ({"accumulate": "fp16"}, "accumulate is float32, fast; got 'fp16'"),
         ({"epilogue": "gelu"}, "epilogue is none, residual, swiglu, norm; got 'gelu'"),
+        (
+            {"order": "given", "weights": "int4_g32", "prologue": "norm"},
+            "an order goes with neither swiglu nor the parts of a norm",
+        ),
         ({"prologue": "gelu"}, "prologue is none, norm; got 'gelu'"),
         ({"prologue": "norm", "eps": 0.0}, r"eps must be between 0 and 1; eps = 0\.0"),
         (

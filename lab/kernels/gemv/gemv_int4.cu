@@ -224,7 +224,7 @@ __device__ __forceinline__ void start(Shared& shared, const Work& work, int k) {
                 ptx::mbarrier::arrive_expect_tx(full, columns * work.tokens * int(sizeof(bf16)));
             });
         if constexpr (CLUSTER > 1)
-            ptx::mbarrier::arrive_expect_tx(shared.arrived, work.tokens * work.part * int(CLUSTER * sizeof(float)));
+            ptx::mbarrier::arrive_expect_tx(shared.arrived, work.tokens * work.part * int(HALVES * CLUSTER * sizeof(float)));
         if constexpr (!schedule::late) ptx::griddepcontrol::launch_dependents();
     }
     __syncthreads();
@@ -255,12 +255,11 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
         gather_x(shared, x, order, work, k);
     else
         load_x(shared, x, work, k);
-    const Beside beside(x_rows(shared) + work.tokens * (work.pitch + (problem::ordered ? k : 0) * int(sizeof(bf16))),
-                        work, k);
+    const Beside beside(x_rows(shared) + work.tokens * work.pitch, work, k);
     beside.ask(squares, residual, norm, work, n);
     Sum sum = {};
     accumulate(sum, shared, stream, work, warp % SPLIT, own.ring);
-    if constexpr (problem::rooted || problem::summed) beside.sum(work);
+    if constexpr (problem::rooted || problem::summed) beside.sum(squares, work);
     stage_sums(sum, own);
     __syncthreads();
     if constexpr (CLUSTER > 1) exchange(shared, work);

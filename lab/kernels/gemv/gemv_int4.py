@@ -103,12 +103,12 @@ class Schedule:
         steps = tiles_of(p.k, BLOCK_K)
         if steps < self.cluster:
             raise ScheduleError(f"each of {self.cluster} CTAs takes a step along k or more; k = {p.k} has {steps}")
-        if p.swiglu and (self.cluster > 1 or self.rows % 2 or self.rows * BLOCK_K > SCALED_AT_ONCE * p.group):
+        if p.swiglu and (self.rows % 2 or self.rows * BLOCK_K > SCALED_AT_ONCE * p.group):
             raise ScheduleError(
-                f"swiglu takes no cluster and even numbers of row tiles, of {SCALED_AT_ONCE} groups in a step at most; "
-                f"there are {self.cluster} CTAs of {self.rows} tiles in groups of {p.group}"
+                f"swiglu takes even numbers of row tiles, of {SCALED_AT_ONCE} groups in a step at most; "
+                f"there are {self.rows} tiles in groups of {p.group}"
             )
-        part = gemv_int4_counts.out_of(self).part
+        part = gemv_int4_counts.out_of(p, self).part
         if p.summed and part % SQUARES:
             raise ScheduleError(f"a CTA sums squares of {SQUARES} rows at once; it has {part} rows")
         shared = shared_bytes(p, self)
@@ -138,14 +138,15 @@ def shared_bytes(problem: Linear, schedule: Schedule) -> int:
     For an order all of x too.
     """
     p, s = problem, schedule
-    part = gemv_int4_counts.out_of(s).part
-    inboxes = s.cluster * s.block_m * part * FLOAT if s.cluster > 1 else 0
+    part = gemv_int4_counts.out_of(p, s).part
+    inboxes = s.cluster * s.block_m * part * p.n // p.columns * FLOAT if s.cluster > 1 else 0
     pitch = SIZE * BLOCK_K * tiles_of(tiles_of(p.k, BLOCK_K), s.cluster) + X_PAD
     whole = SIZE * p.k if p.ordered else 0  # a row of x as it lies
-    squares = FLOAT * (tiles_of(p.k, SQUARES) + s.warps) if p.rooted else 0
+    squares = FLOAT * tiles_of(p.k, SQUARES) if p.rooted else 0
+    roots = FLOAT * s.warps if p.rooted else 0
     added = SIZE * part if p.summed else 0
-    of_tokens = min(p.m, s.block_m) * (pitch + whole + squares + added)
-    return s.warps * warp_bytes(p, s) + BARRIERS_BYTES + inboxes + of_tokens + added
+    of_tokens = min(p.m, s.block_m) * (pitch + whole + roots + added)
+    return s.warps * warp_bytes(p, s) + BARRIERS_BYTES + inboxes + of_tokens + squares + added
 
 
 IN_FLIGHT = 96 * 1024  # bytes of weights that an SM's rings ask for, at most: more than its share of HBM's latency
@@ -168,7 +169,8 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
         for block_m, shape, cluster in product(blocks, WARP_SHAPES, CLUSTERS)
         for schedule in _rings(problem, block_m, shape, cluster, machine)
     ]
-    least = Schedule(blocks[-1], *WARP_SHAPES[0], CLUSTERS[-1], stages=2, ctas_per_sm=1)  # leaves most room for x
+    shape = next(shape for shape in WARP_SHAPES if _joins(problem, shape))
+    least = Schedule(blocks[-1], *shape, CLUSTERS[-1], stages=2, ctas_per_sm=1)  # leaves most room for x
     tried: dict[tuple[int, ...], Schedule] = {}  # the best of its kind, the best first
     for s in sorted(found or [least], key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us):
         tried.setdefault((s.block_m, s.rows, s.teams, s.split_k, s.cluster, s.stages), s)
@@ -176,6 +178,14 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     others = [s for s in tried.values() if s not in of_cluster][: TRIED - len(of_cluster)]
     kept = {*of_cluster, *others}
     yield from (s for s in tried.values() if s in kept)
+
+
+def _joins(problem: Linear, shape: tuple[int, int, int]) -> bool:
+    """Whether each CTA of the largest cluster has two halves, or rows for a sum of squares."""
+    rows, teams, _ = shape
+    return not (problem.swiglu and rows % 2) and not (
+        problem.summed and rows * teams * MMA_M % (CLUSTERS[-1] * SQUARES)
+    )
 
 
 def _rings(

@@ -44,9 +44,9 @@ class Out(NamedTuple):
     at_once: int
 
 
-def out_of(schedule: Any) -> Out:
+def out_of(problem: Linear, schedule: Any) -> Out:
     """The requests of a schedule."""
-    part = tiles_of(schedule.block_n, schedule.cluster)
+    part = tiles_of(schedule.block_n * problem.columns // problem.n, schedule.cluster)
     width = min(part, LANES)
     return Out(part, width, LANES // width)
 
@@ -76,7 +76,7 @@ def theory(problem: Linear, schedule: Any) -> Counts:
         parts = tiles_of(p.k, SQUARES)
         loads += s.cluster * blocks * _rows_sectors(p.m, FLOAT * parts, 0, FLOAT * parts)
     if p.summed:
-        for first, rows in _parts(p.n, s):
+        for first, rows in _parts(p, s):
             loads += _rows_sectors(p.m, SIZE * p.n, SIZE * first, SIZE * rows)
             loads += token_blocks * _rows_sectors(1, SIZE * p.n, SIZE * first, SIZE * rows)
         stores += y + _out_sectors(p, s, FLOAT, SQUARES)
@@ -111,7 +111,7 @@ def _rows_sectors(rows: int, pitch: int, start: int, nbytes: int) -> int:
 
 def _out_sectors(problem: Linear, schedule: Any, size: int, each: int) -> int:
     """Of y, stored by requests of some columns of some tokens; of what has `size` bytes for `each` so many columns."""
-    p, out = problem, _out(problem, schedule)
+    p, out = problem, out_of(problem, schedule)
     tops = range(0, min(schedule.block_m, p.m), out.at_once)
     whole, rest = divmod(p.m, schedule.block_m)
     blocks = [(schedule.block_m, whole), (rest, 1)]  # a block's bytes are whole sectors, so all alike
@@ -132,9 +132,9 @@ def _out_sectors(problem: Linear, schedule: Any, size: int, each: int) -> int:
     )
 
 
-def _parts(n: int, schedule: Any) -> Iterator[tuple[int, int]]:
+def _parts(problem: Linear, schedule: Any) -> Iterator[tuple[int, int]]:
     """(first, rows) of what each CTA stores."""
-    part = out_of(schedule).part
+    n, part = problem.n, out_of(problem, schedule).part
     for block in range(0, n, schedule.block_n):
         for first in range(block, block + schedule.block_n, part):
             rows = min(part, block + schedule.block_n - first, n - first)
@@ -145,20 +145,13 @@ def _parts(n: int, schedule: Any) -> Iterator[tuple[int, int]]:
 def _widths(problem: Linear, schedule: Any) -> Iterator[tuple[int, int]]:
     """(first, columns of y) of every request."""
     columns, halves = problem.columns, problem.n // problem.columns
-    part, width, _ = _out(problem, schedule)
+    part, width, _ = out_of(problem, schedule)
     block_columns = schedule.block_n // halves
     for block in range(0, columns, block_columns):
         for first in range(block, block + block_columns, part):
             end = min(first + part, block + block_columns, columns)
             for column in range(first, end, width):
                 yield column, min(width, end - column)
-
-
-def _out(problem: Linear, schedule: Any) -> Out:
-    """The requests of y."""
-    part = out_of(schedule).part // (problem.n // problem.columns)
-    width = min(part, LANES)
-    return Out(part, width, LANES // width)
 
 
 def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> Counts:
@@ -174,7 +167,7 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     tile = (s.block_m, s.rows, s.teams, s.split_k, s.cluster)
     chip.on_all_cores(
         _grid, chip.count, marks, x, w, pairs, order, sums, p.m, p.n, p.k, *tile, p.group, p.zero_points, p.swiglu,
-        SQUARES, *_out(p, s),
+        SQUARES, *out_of(p, s),
     )  # fmt: skip
     if whole:
         dot_product.finish(p, sums, arrays)

@@ -48,16 +48,17 @@ struct alignas(128) Shared {
     uint64_t arrived;                // one arrival, and the sums that all CTAs of the cluster send
 };
 
-static_assert(HALVES == 1 || (CLUSTER == 1 && schedule::rows % 2 == 0 && SCALES <= LANES * SCALES_VECTOR),
-              "both halves in one CTA, their scales in one request");
+static_assert(HALVES == 1 || (schedule::rows % 2 == 0 && SCALES <= LANES * SCALES_VECTOR),
+              "both halves in a team, their scales in one request");
 
-// The rows of w whose sums a CTA of a cluster adds and stores, and what each CTA sends it.
-constexpr int PART = (schedule::block_n + CLUSTER - 1) / CLUSTER;
-using Inbox = float[schedule::block_m][PART];
+// The columns of y that a CTA of a cluster adds up and stores, and what each CTA sends it, of both halves.
+constexpr int BLOCK_COLUMNS = schedule::block_n / HALVES;
+constexpr int PART = (BLOCK_COLUMNS + CLUSTER - 1) / CLUSTER;
+using Inbox = float[schedule::block_m][HALVES * PART];
 constexpr int INBOXES = CLUSTER > 1 ? CLUSTER : 0;
 
 // What this CTA computes: tokens, rows of w, columns; `part` of the rows it adds and stores, the last ranks fewer. With
-// swiglu rows are those of the gate.
+// swiglu rows are those of the gate, which are columns of y.
 struct Work {
     int token, tokens, row, rank, part, first, end, pitch;
 
@@ -65,9 +66,9 @@ struct Work {
         const int steps = (k + STEP - 1) / STEP;
         token = blockIdx.y * schedule::block_m;
         tokens = min(schedule::block_m, m - token);
-        row = blockIdx.x / CLUSTER * (schedule::block_n / HALVES);
+        row = blockIdx.x / CLUSTER * BLOCK_COLUMNS;
         rank = blockIdx.x % CLUSTER;
-        part = max(min(PART, schedule::block_n - rank * PART), 0) / HALVES;
+        part = max(min(PART, BLOCK_COLUMNS - rank * PART), 0);
         first = rank * steps / CLUSTER * STEP;
         end = (rank + 1) * steps / CLUSTER * STEP;
         pitch = (steps + CLUSTER - 1) / CLUSTER * STEP * int(sizeof(bf16)) + X_PAD;
