@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.problems.protocol import RSQRT_ROUNDINGS, UNIT, Estimate
+from lab.problems.protocol import RSQRT_ROUNDINGS, SQUARES, UNIT, Estimate
 from sim import int4
 from sim.formats import FP8_MAX, decode
 
@@ -30,7 +30,6 @@ FP8_STEP = 32  # products along k in one fp8 wgmma
 PROMOTION = 128  # along k: the longest partial sum of fp8 products that may stay in the tensor cores
 AT_ONCE = 512  # rows of w that a thread multiplies: whole blocks of them
 BLOCK = 128  # along k, and of rows of w, that share a scale
-SQUARES = 8  # elements of a row whose squares are one sum
 CACHED_ROWS = 64  # of y that are walked along k together, so that they stay in the host's cache
 GROUP_ROUNDINGS = 4  # of a term, beside one for each product: scaled, added, a zero point's product
 TAIL = 8.0  # Hoeffding's deviation: exceeded with probability 2 exp(-TAIL^2 / 2) = 2.5e-14

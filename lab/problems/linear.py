@@ -8,8 +8,18 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.problems._linear_reference import SQUARES, reference
-from lab.problems.protocol import EVERY_ROW, Arrays, Estimate, Operand, Problem, drawn, power_of_two, require_extents
+from lab.problems._linear_reference import reference
+from lab.problems.protocol import (
+    EVERY_ROW,
+    SQUARES,
+    Arrays,
+    Estimate,
+    Operand,
+    Problem,
+    drawn,
+    power_of_two,
+    require_extents,
+)
 from sim import int4
 from sim.errors import InputError
 from sim.formats import FORMATS, format_named

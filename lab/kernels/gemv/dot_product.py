@@ -10,7 +10,7 @@ from lab.cards import fits
 from lab.kernel import Bills, require_grid_y
 from lab.kernels.common import linear
 from lab.problems import Linear
-from lab.problems.linear import SQUARES
+from lab.problems.protocol import SQUARES
 from sim.counts import SECTOR, Counts, sectors
 from sim.formats import decode, encode
 from sim.launch import Argument, Launch, Scalar

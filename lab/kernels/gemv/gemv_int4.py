@@ -17,7 +17,7 @@ from lab.kernels.gemv.dot_product import is_joined, joined_arguments
 from lab.kernels.gemv.gemv_int4_counts import BLOCK_K, scale_bytes
 from lab.kernels.gemv.mma_tiles import FLOAT, LANES, MMA_K, MMA_M, MMA_N, SIZE
 from lab.problems import Linear
-from lab.problems.linear import SQUARES
+from lab.problems.protocol import SQUARES
 from sim.counts import Counts
 from sim.errors import ScheduleError
 from sim.launch import Launch

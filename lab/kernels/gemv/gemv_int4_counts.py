@@ -10,7 +10,7 @@ from lab.kernels.common.raster import tiles_of
 from lab.kernels.gemv import dot_product
 from lab.kernels.gemv.mma_tiles import FLOAT, LANES, MMA_M, PAIRS_BYTES, SIZE, packed_sectors, request_sectors
 from lab.problems import Linear
-from lab.problems.linear import SQUARES
+from lab.problems.protocol import SQUARES
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.jit import njit
 from sim.launch import Array, Launch, Role

@@ -16,7 +16,7 @@ from lab.kernels.common.norm import joined
 from lab.kernels.gemv import dot_product
 from lab.kernels.gemv.dot_product import ELEMENT, LANES
 from lab.problems import Linear
-from lab.problems.linear import SQUARES
+from lab.problems.protocol import SQUARES
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.errors import ScheduleError
 from sim.formats import FORMATS
