@@ -18,7 +18,7 @@ from lab.choice import contenders
 from lab.execute import Plan, capture
 from lab.inference.step import FEW_TOKENS, planned
 from lab.kernel import Kernel, recorded_schedule, schedule_fields
-from lab.problems import Attention, Linear, Model, Problem
+from lab.problems import Attention, Linear, Problem
 from lab.record import Checked, Record
 from lab.tuned import FINAL
 from lab.verify import scratch
@@ -41,18 +41,13 @@ def search(argument: Any) -> Iterator[Record]:
     When all have been sought the finalists race once more, beside what by then is around them. Parts whose search has
     not begun when the seconds are over are passed over.
     """
-    done: set[Model | Problem] = set()
+    done: set[Problem] = set()
     end = time.monotonic() + argument["seconds"]
     for job in in_time(argument, StepJob):
         if isinstance(job, Record):
             yield job
             continue
-        model = problem_of(job.problem)
-        alike = replace(model, context=1)
-        if alike in done:  # the schedules of the first context serve the others
-            continue
-        done.add(alike)
-        arena = Arena.of(model, peers=False)
+        arena = Arena.of(problem_of(job.problem), peers=False)
         solved, bound = [call.problem for call in arena.step.calls], list(arena.step.bound)
         races = [_Race(arena, job, problem, bound) for problem in _parts(solved) if problem not in done]
         for first in (True, False):

@@ -28,9 +28,7 @@
 // x once for every `rows` rows, so that many tokens want many rows.
 #include "lab/kernels/common/silu.cuh"
 #include "lab/kernels/common/warp_sum.cuh"
-#include "ptx/address.cuh"
 #include "ptx/convert.cuh"
-#include "ptx/cp_async.cuh"
 #include "ptx/griddepcontrol.cuh"
 #include "ptx/load.cuh"
 #include "schedule.cuh"
@@ -73,30 +71,38 @@ struct Part {
 
 // What a thread needs beside: its share of the sums of squares of x, and what its lane adds to y.
 struct Beside {
+    static constexpr int AT_ONCE = 4;  // squares that a thread asks for with its first x
     const float* squares;
-    float* copies;  // of the squares, in shared memory: in flight they take no registers
     const Output* residual;
     int parts;  // of the squares
     bool adds;
+    float own[AT_ONCE];
+    float sum;
     uint16_t added;  // as it came: nothing waits for it before the end
 
     // When the launch before has ended.
     __device__ __forceinline__ void ask() {
         if constexpr (problem::summed) added = ptx::load::cached_2_if(residual, adds);
         if constexpr (problem::rooted) {
-#pragma unroll 1
-            for (int at = threadIdx.x; at < parts; at += schedule::threads)
-                ptx::cp_async::copy_4(ptx::address::shared(copies + at), squares + at, sizeof(float));
-            ptx::cp_async::commit_group();
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; ++i) {
+                const int at = threadIdx.x + i * schedule::threads;
+                own[i] = __uint_as_float(ptx::load::cached_4_if(squares + at, at < parts));
+            }
         }
     }
 
+    // When the first of x are there, and so are these.
+    __device__ __forceinline__ void add() {
+        if constexpr (problem::rooted) sum = (own[0] + own[1]) + (own[2] + own[3]);
+    }
+
     // The sum of this thread's squares.
-    __device__ __forceinline__ float sum() const {
-        ptx::cp_async::wait_group<0>();
-        float total = 0;
+    __device__ __forceinline__ float all() const {
+        float total = sum;
 #pragma unroll 1
-        for (int at = threadIdx.x; at < parts; at += schedule::threads) total += copies[at];
+        for (int at = threadIdx.x + AT_ONCE * schedule::threads; at < parts; at += schedule::threads)
+            total += __uint_as_float(ptx::load::cached_4(squares + at));
         return total;
     }
 };
@@ -173,6 +179,7 @@ __device__ __forceinline__ void step(float (&sum)[SUMS], const Part& part, Besid
                 for (int i = 0; i < VECTOR; ++i) sum[t * ROWS + r] = fmaf(w[r][i], x[i], sum[t * ROWS + r]);
         }
     }
+    if (first) beside.add();
 }
 
 // This warp's share of the dot products.
@@ -215,8 +222,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     const int token = lane / COLUMNS, column = lane % COLUMNS;  // whose sum this lane of a team's first warp stores
     const bool stores = warp == 0 && token < part.tokens && column < part.rows;
     const int parts = (k + SQUARES - 1) / SQUARES;
-    extern __shared__ float copies[];
-    Beside beside{squares + token0 * parts, copies, residual + token0 * n + column0 + column, parts, stores, 0};
+    Beside beside{squares + token0 * parts, residual + token0 * n + column0 + column, parts, stores, {}, 0, 0};
 
     if constexpr (!schedule::late) ptx::griddepcontrol::launch_dependents();
     float scale = 1, up_scale = 1, by = 1;
@@ -231,12 +237,13 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     } else if constexpr (problem::rooted) {
         ptx::griddepcontrol::wait();
         beside.ask();
+        beside.add();
     }
     if constexpr (schedule::late) ptx::griddepcontrol::launch_dependents();
 
     float mine = warp_sums(sum);
     if constexpr (problem::rooted) {
-        const float own = warp_sum(beside.sum());
+        const float own = warp_sum(beside.all());
         if (lane == 0) shared.squares[threadIdx.x / LANES] = own;
     }
     if (schedule::split_k > 1 && lane < SUMS) shared.partial[team][warp][lane] = mine;
