@@ -89,7 +89,13 @@ __device__ __forceinline__ Vector16 stream_if(const void* address, bool inside) 
     return v;
 }
 
-// 4 or 8 bytes, kept in L1; zeros where not `inside`.
+// 2, 4 or 8 bytes, kept in L1; zeros where not `inside`.
+__device__ __forceinline__ uint16_t cached_2_if(const void* address, bool inside) {
+    uint16_t half = 0;
+    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %2, 0;\n\t@p ld.global.u16 %0, [%1];\n\t}"
+                 : "+h"(half) : "l"(address), "r"(uint32_t(inside)) : "memory");
+    return half;
+}
 __device__ __forceinline__ uint32_t cached_4(const void* address) {
     uint32_t word;
     asm volatile("ld.global.u32 %0, [%1];" : "=r"(word) : "l"(address) : "memory");

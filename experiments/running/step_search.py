@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from lab.choice import contenders
 from lab.execute import Plan, capture
 from lab.inference.step import FEW_TOKENS, planned
 from lab.kernel import Kernel, recorded_schedule, schedule_fields
-from lab.problems import Attention, Linear, Model, Problem
+from lab.problems import Attention, Linear, Problem
 from lab.record import Checked, Record
 from lab.tuned import FINAL
 from lab.verify import scratch
@@ -41,18 +41,13 @@ def search(argument: Any) -> Iterator[Record]:
     When all have been sought the finalists race once more, beside what by then is around them. Parts whose search has
     not begun when the seconds are over are passed over.
     """
-    done: set[Model | Problem] = set()
+    done: set[Problem] = set()
     end = time.monotonic() + argument["seconds"]
     for job in in_time(argument, StepJob):
         if isinstance(job, Record):
             yield job
             continue
-        model = problem_of(job.problem)
-        alike = replace(model, context=1)
-        if alike in done:  # the schedules of the first context serve the others
-            continue
-        done.add(alike)
-        arena = Arena.of(model, peers=False)
+        arena = Arena.of(problem_of(job.problem), peers=False)
         solved, bound = [call.problem for call in arena.step.calls], list(arena.step.bound)
         races = [_Race(arena, job, problem, bound) for problem in _parts(solved) if problem not in done]
         for first in (True, False):
@@ -75,7 +70,8 @@ def _parts(solved: Sequence[Problem]) -> list[Problem]:
 
 
 def _contenders(problem: Problem, machine: Machine) -> list[Plan]:
-    """Of each kernel's best guesses those predicted best, and what the tuned table has, for other matrices too.
+    """Of each kernel's best guesses those predicted best, and what the tuned table has, for other matrices and plain
+    ones too.
 
     Small kernels keep theirs: all others of them made up 2 us of a step at most. Attention is to overlap, and may have
     shallower rings: what they leave of an SM's memory is L1, where matrices keep x.
@@ -83,7 +79,9 @@ def _contenders(problem: Problem, machine: Machine) -> list[Plan]:
     if not isinstance(problem, Linear | Attention):
         return [planned(problem, machine)]
     pairs = _predicted_best(problem, machine)
-    for name, fields in tuned.incumbents(problem, machine, chain=True):
+    plain = replace(problem, epilogue="none", prologue="none") if isinstance(problem, Linear) else problem
+    known = [tuned.incumbents(one, machine, chain=True) for one in dict.fromkeys((problem, plain))]
+    for name, fields in chain.from_iterable(known):
         with suppress(InputError, ScheduleError):  # it may not fit this matrix, or an older lab found it
             kernel = catalog.get(name)
             pairs.append((kernel, recorded_schedule(kernel, fields)))

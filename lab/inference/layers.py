@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import cycle, pairwise
+from types import MappingProxyType
 from typing import NamedTuple
 
 from lab.inference.config import LlamaConfig
@@ -12,6 +14,7 @@ from lab.problems.rmsnorm import RMSNorm
 from lab.problems.rope_append import RopeAppend
 from lab.problems.sampling import Sampling
 from lab.problems.swiglu import SwiGLU
+from sim.int4 import TILE_ROWS
 
 
 class Call(NamedTuple):
@@ -28,8 +31,8 @@ class Forward:
     Matrices are `layers.<i>.qkv`, `output`, `gate_up` and `down`, and `head`; q, k and v are one, and gate and up. The
     cache has `pool` pages a layer in the format `kv`. Beside them a layer has `layers.<i>.bias` and `layers.<i>.norms`
     where the model adds a bias to queries, keys and values or normalises their heads.
-    Norms, gates and residuals have launches of their own: as parts of the matrices' launches, where each CTA repeats
-    what one small launch does once, they made the steps of an 8B model slower on an H200.
+    Where it `joins`, a step of one token has its gates and norms in its matrices' launches; the ranks of a model do not
+    join, as what a matrix makes is summed over them before it is added.
     """
 
     config: LlamaConfig
@@ -37,25 +40,22 @@ class Forward:
     pool: int
     kv: str = "bf16"
     activations: str = "bf16"
+    joins: bool = True
 
     def calls(self, layout: Layout) -> Iterator[Call]:
         """Of one step, in order."""
         c, tokens = self.config, layout.tokens
-        norm = RMSNorm(tokens, c.d, self.activations, eps=c.eps)
+        norm = RMSNorm(tokens, c.d, self.activations, residual=False, eps=c.eps)
         rope = self._rope(layout)
         attentions = [(row, self._attention(layout, *part)) for row, *part in layout.parts]
         yield self._embedding(tokens, c.vocab, "tokens", "embedding", "stream0")
-        stream, other = "stream0", "stream1"
+        yield Call(norm, {"x": "stream0", "weight": "layers.0.attention_norm", "y": "normed"})
+        gates, norms = self.joined(layout)
+        streams = cycle(pairwise(("stream0", "stream1", "stream0")))
         for i in range(c.layers):
-            layer = f"layers.{i}"
-            if i == 0:
-                first = {"x": stream, "weight": f"{layer}.attention_norm", "y": "normed"}
-                yield Call(replace(norm, residual=False), first)
-            else:
-                yield self._norm(norm, stream, other, f"{layer}.attention_norm")
-                stream, other = other, stream
+            layer, behind = f"layers.{i}", f"layers.{i + 1}.attention_norm" if i + 1 < c.layers else "norm"
             cache = f"{layer}.cache"
-            yield self._linear(f"{layer}.qkv", tokens, "normed", "qkv")
+            yield self._linear(f"{layer}.qkv", tokens, "normed", "qkv", rooted=norms and i > 0)
             own = {name: f"{layer}.{name}" for name in rope.weight_names}
             yield Call(rope, {name: name for name in rope.inputs} | own | {"q": "q", "cache": cache})
             for row, attention in attentions:
@@ -63,18 +63,18 @@ class Forward:
                 names = {"q_starts": "query_starts", "kv_lens": "lengths", "block_table": "block_table"}
                 where = {operand: f"{name}.{row}" for operand, name in names.items()}
                 yield Call(attention, {"q": "q", "cache": cache, **scales, **where, "y": "attended"})
-            yield self._linear(f"{layer}.output", tokens, "attended", "branch")
-            yield self._norm(norm, stream, other, f"{layer}.ffn_norm")
-            stream, other = other, stream
-            yield self._linear(f"{layer}.gate_up", tokens, "normed", "gate_up")
-            yield Call(SwiGLU(tokens, c.ffn, self.activations), {"gate_up": "gate_up", "y": "gated"})
-            yield self._linear(f"{layer}.down", tokens, "gated", "branch")
-        yield self._norm(norm, stream, other, "norm")
+            yield from self._to_stream(f"{layer}.output", tokens, "attended", next(streams), f"{layer}.ffn_norm", norms)
+            if gates:
+                yield self._linear(f"{layer}.gate_up", tokens, "normed", "gated", rooted=norms, epilogue="swiglu")
+            else:
+                yield self._linear(f"{layer}.gate_up", tokens, "normed", "gate_up", rooted=norms)
+                yield Call(SwiGLU(tokens, c.ffn, self.activations), {"gate_up": "gate_up", "y": "gated"})
+            yield from self._to_stream(f"{layer}.down", tokens, "gated", next(streams), behind, norms)
         last = "normed"
         if layout.rows < tokens:
             yield self._embedding(layout.rows, tokens, "sample_rows", "normed", "last")
             last = "last"
-        yield self._linear("head", layout.rows, last, "logits")
+        yield self._linear("head", layout.rows, last, "logits", rooted=norms)
         sampling = Sampling(layout.rows, c.vocab, self.activations)
         yield Call(sampling, {name: name for name in (*sampling.inputs, *sampling.outputs)})
 
@@ -95,13 +95,41 @@ class Forward:
         problem = Embedding(rows, self.config.d, self.activations, of)
         return Call(problem, {"ids": ids, "table": table, "y": y})
 
-    def _norm(self, problem: RMSNorm, residual: str, total: str, weight: str) -> Call:
-        return Call(problem, {"x": "branch", "residual": residual, "weight": weight, "y": "normed", "total": total})
+    def joined(self, layout: Layout) -> tuple[bool, bool]:
+        """Whether the launches of matrices make gates too, and norms: for one token, where gates end with a tile."""
+        norms = self.joins and layout.tokens == layout.rows == 1
+        groups = any(problem.group for name, problem in self.matrices.items() if name.endswith("gate_up"))
+        return norms and not (groups and self.config.ffn % TILE_ROWS), norms
 
-    def _linear(self, name: str, tokens: int, x: str, y: str) -> Call:
-        problem = replace(self.matrices[name], m=tokens)
-        own = {operand: f"{name}.{operand}" for operand in problem.inputs if operand != "x"}
-        return Call(problem, {"x": x, **own, "y": y})
+    def _to_stream(
+        self, name: str, tokens: int, x: str, streams: tuple[str, str], norm: str, joined: bool
+    ) -> Iterator[Call]:
+        """A matrix whose result is added to the first of two arrays, which makes the other, and the norm of that."""
+        before, after = streams
+        if joined:
+            given = {"residual": before, "norm": norm, "total": after, "total_squares": "squares"}
+            yield self._linear(name, tokens, x, "normed", epilogue="norm", given=given)
+            return
+        yield self._linear(name, tokens, x, "branch")
+        problem = RMSNorm(tokens, self.config.d, self.activations, eps=self.config.eps)
+        yield Call(problem, {"x": "branch", "residual": before, "weight": norm, "y": "normed", "total": after})
+
+    def _linear(
+        self,
+        name: str,
+        tokens: int,
+        x: str,
+        y: str,
+        rooted: bool = False,
+        epilogue: str = "none",
+        given: Mapping[str, str] = MappingProxyType({}),
+    ) -> Call:
+        own = {operand: f"{name}.{operand}" for operand in self.matrices[name].inputs if operand != "x"}
+        problem = replace(self.matrices[name], m=tokens, epilogue=epilogue)
+        if rooted:
+            problem = replace(problem, prologue="norm", eps=self.config.eps)
+            own["squares"] = "squares"
+        return Call(problem, {"x": x, **own, **given, "y": y})
 
     def _rope(self, layout: Layout) -> RopeAppend:
         c = self.config

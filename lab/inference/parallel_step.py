@@ -14,7 +14,7 @@ BRANCH = "branch"  # what `output` and `down` write, and the norm behind them ad
 class ParallelStep:
     """Two ranks of one chip, in step: after `StepWeights.load(..., rank, ranks)` neither has more than its part.
 
-    Raises InputError for another number of them, and for steps of different layouts.
+    Raises InputError for another number of them, for steps of different layouts, and for such as join launches.
     """
 
     def __init__(self, ranks: Sequence[Step]) -> None:
@@ -22,6 +22,8 @@ class ParallelStep:
             raise InputError(f"a step is of {RANKS} ranks with one layout; there are {len(ranks)}")
         self.ranks = list(ranks)
         first, xp = ranks[0], ranks[0].chip.xp
+        if BRANCH not in first.arrays:
+            raise InputError("a rank's step joins no launches: make it of a Forward with joins=False")
         branch = first.arrays[BRANCH]
         form = next(c.problem.outputs["y"].format for c in first.calls if c.arrays.get("y") == BRANCH)
         self._x, self._y = (xp.zeros((RANKS, *branch.shape), branch.dtype) for _ in range(2))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.problems.protocol import UNIT, Estimate
+from lab.problems.protocol import RSQRT_ROUNDINGS, SQUARES, UNIT, Estimate
 from sim import int4
 from sim.formats import FP8_MAX, decode
 
@@ -35,8 +35,8 @@ GROUP_ROUNDINGS = 4  # of a term, beside one for each product: scaled, added, a 
 TAIL = 8.0  # Hoeffding's deviation: exceeded with probability 2 exp(-TAIL^2 / 2) = 2.5e-14
 
 
-def reference(problem: Linear, arrays: Mapping[str, NDArray], rows: slice) -> Estimate:
-    """y and its bound for the chosen rows of x; y is clamped to 448 where it leaves in fp8."""
+def reference(problem: Linear, arrays: Mapping[str, NDArray], rows: slice) -> dict[str, Estimate]:
+    """Each output and its bound for the chosen rows of x; y is clamped to 448 where it leaves in fp8."""
     p = problem
     dtype: Any = np.float64 if p.flops <= FLOAT64_FLOPS else np.float32
     x = decode(arrays["x"][rows], p.activations).astype(dtype)
@@ -64,16 +64,39 @@ def reference(problem: Linear, arrays: Mapping[str, NDArray], rows: slice) -> Es
         x_scale = arrays["x_scale"].astype(dtype)[rows if p.x_row_scales else slice(1)] if "x_scale" in arrays else 1
         scale = np.reshape(x_scale, (-1, 1)) * arrays["w_scale"].astype(dtype)
         y = y.scaled(scale).rounded(2)  # of the product of the scales, and with the sum
+    if p.rooted:
+        y = _rooted(p, y, arrays["squares"][rows].astype(dtype))
     if p.swiglu:
         y = swiglu(Estimate(*(part[:, : p.columns] for part in y)), Estimate(*(part[:, p.columns :] for part in y)))
-    if p.residual:
+    if p.residual or p.summed:
         residual = decode(arrays["residual"][rows], p.inputs["residual"].format).astype(dtype)
         y = Estimate(y.value + residual, y.error).rounded(1)
     if "y_scale" in p.inputs:
         y = y.scaled(1 / arrays["y_scale"].astype(dtype)).rounded(3)  # a reciprocal to an ulp, and a product
     if p.output == "fp8":
         y = Estimate(np.clip(y.value, -FP8_MAX, FP8_MAX), y.error)
-    return y.stored(p.output)
+    stored = y.stored(p.output)
+    return _summed(p, stored, decode(arrays["norm"], p.output).astype(dtype)) if p.summed else {"y": stored}
+
+
+def _rooted(problem: Linear, y: Estimate, squares: NDArray) -> Estimate:
+    """y times the inverse root of the mean that these squares make.
+
+    Their sum, of nothing negative, is off by a rounding for each, the mean and eps bring four; the root halves these.
+    It is approximate, and multiplied twice: by a scale, and with y.
+    """
+    root = 1 / np.sqrt(squares.sum(axis=1, keepdims=True) / problem.k + problem.eps)
+    return y.scaled(root).rounded((squares.shape[1] + 4) / 2 + RSQRT_ROUNDINGS + 2)
+
+
+def _summed(problem: Linear, total: Estimate, norm: NDArray) -> dict[str, Estimate]:
+    """total, what a norm's weights make of it, and sums of its squares: of total as it is stored, whatever that is."""
+    parts = -(-problem.n // SQUARES)
+    beyond = ((0, 0), (0, parts * SQUARES - problem.n))
+    error = total.error * (2 * np.abs(total.value) + total.error)
+    value, error = (np.pad(of, beyond).reshape(-1, parts, SQUARES).sum(axis=2) for of in (total.value**2, error))
+    y = total.scaled(norm).rounded(1).stored(problem.output)
+    return {"y": y, "total": total, "total_squares": Estimate(value, error).rounded(SQUARES + 1)}
 
 
 def _sums(problem: Linear, x: NDArray, w: NDArray) -> Estimate:

@@ -9,7 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.problems._linear_reference import reference
-from lab.problems.protocol import EVERY_ROW, Arrays, Estimate, Operand, Problem, drawn, power_of_two, require_extents
+from lab.problems.protocol import (
+    EVERY_ROW,
+    SQUARES,
+    Arrays,
+    Estimate,
+    Operand,
+    Problem,
+    drawn,
+    power_of_two,
+    require_extents,
+)
 from sim import int4
 from sim.errors import InputError
 from sim.formats import FORMATS, format_named
@@ -17,7 +27,8 @@ from sim.formats import FORMATS, format_named
 SCALES = ("none", "tensor", "row", "channel", "block")
 BLOCK = 128  # along k, and of rows of w, that share a scale
 ACCUMULATIONS = ("float32", "fast")
-EPILOGUES = ("none", "residual", "swiglu")
+EPILOGUES = ("none", "residual", "swiglu", "norm")
+PROLOGUES = ("none", "norm")
 OFFSETS = ("min", "zero")
 ORDERS = ("same", "given")
 PART_ELEMENTS = 2**26  # of each array of a part: it is drawn, decoded and multiplied in float64
@@ -38,6 +49,9 @@ class Linear(Problem):
     makes y[m, n / 2] = silu(gate) * up. `offset`: a group of int4 weights is scale * q + min, or scale * (q - zero).
     `order`: column j of int4 weights is that of x's column j, or of order[j], given as int32, as an act-order layer has
     it; a kernel takes one beyond x for the last.
+    RMSNorm between two layers is in two parts: the `epilogue` norm of the first makes total = x @ w.T + residual,
+    y = total * norm, and the sums of each eight of total's squares; with these the `prologue` norm of the second
+    multiplies by 1 / sqrt(mean(total^2) + eps) what it makes of y.
     Raises InputError for extents outside 1 to 2^31 - 1, for unknown words and for combinations that mean nothing.
     """
 
@@ -45,7 +59,7 @@ class Linear(Problem):
     FORMAT: ClassVar[str] = "weights"
     EXTENTS: ClassVar[tuple[str, ...]] = ("m", "n", "k")
     OPTIONS: ClassVar[tuple[str, ...]] = (
-        "activations", "output", "scales", "accumulate", "epilogue", "offset", "order"
+        "activations", "output", "scales", "accumulate", "epilogue", "offset", "order", "prologue"
     )  # fmt: skip
 
     m: int
@@ -56,9 +70,11 @@ class Linear(Problem):
     output: str = ""
     scales: str = "none"  # none, tensor, row, channel, block
     accumulate: str = ""  # float32, fast
-    epilogue: str = "none"  # none, residual, swiglu
+    epilogue: str = "none"  # none, residual, swiglu, norm
     offset: str = "min"  # min, zero
     order: str = "same"  # same, given
+    prologue: str = "none"  # none, norm
+    eps: float = 1e-5
 
     def __post_init__(self) -> None:
         require_extents(self, ("m", "n", "k"))
@@ -73,7 +89,7 @@ class Linear(Problem):
                 raise InputError(f"{name} are in fp32, fp16, bf16 or fp8, not {getattr(self, name)}")
         for name, legal in (
             ("scales", SCALES), ("accumulate", ACCUMULATIONS), ("epilogue", EPILOGUES), ("offset", OFFSETS),
-            ("order", ORDERS),
+            ("order", ORDERS), ("prologue", PROLOGUES),
         ):  # fmt: skip
             if getattr(self, name) not in legal:
                 raise InputError(f"{name} is {', '.join(legal)}; got {getattr(self, name)!r}")
@@ -88,8 +104,14 @@ class Linear(Problem):
             raise InputError(f"zero points are for int4 weights; weights = {self.weights}")
         if self.ordered and not self.group:
             raise InputError(f"an order is given for int4 weights; weights = {self.weights}")
+        if self.ordered and (self.swiglu or self.summed or self.rooted):
+            raise InputError("an order goes with neither swiglu nor the parts of a norm")
         if self.accumulate == "fast" and self.activations != "fp8":
             raise InputError(f"fast accumulation is for fp8 activations; activations = {self.activations}")
+        if self.output == "fp8" and self.summed:
+            raise InputError("a norm's sum and product are not in fp8: one scale does not serve both")
+        if not 0 < self.eps < 1:
+            raise InputError(f"eps must be between 0 and 1; eps = {self.eps}")
         if self.swiglu and self.n % 2:
             raise InputError(f"swiglu halves the rows of w, so n is even; n = {self.n:,}")
 
@@ -100,6 +122,16 @@ class Linear(Problem):
     @property
     def swiglu(self) -> bool:
         return self.epilogue == "swiglu"
+
+    @property
+    def summed(self) -> bool:
+        """Whether the stream that a norm is of, and its squares, are made beside y."""
+        return self.epilogue == "norm"
+
+    @property
+    def rooted(self) -> bool:
+        """Whether y is multiplied by the inverse root of a mean square."""
+        return self.prologue == "norm"
 
     @property
     def fast(self) -> bool:
@@ -160,8 +192,12 @@ class Linear(Problem):
             found |= {"w": Operand(packed, self.weights), "w_scale": Operand(pairs, "fp16")}
         if self.ordered:
             found["order"] = Operand((self.k,), "int32", indexes=True)
-        if self.residual:
+        if self.residual or self.summed:
             found["residual"] = Operand((self.m, self.columns), "bf16" if self.output == "fp8" else self.output)
+        if self.summed:
+            found["norm"] = Operand((self.n,), self.output)
+        if self.rooted:
+            found["squares"] = Operand((self.m, -(-self.k // SQUARES)), "fp32")
         if self.scaled:
             blocks = -(-self.k // BLOCK)
             of_w = (-(-self.n // BLOCK), blocks) if self.block_scales else (self.n if self.row_scales else 1,)
@@ -175,7 +211,9 @@ class Linear(Problem):
 
     @property
     def outputs(self) -> dict[str, Operand]:
-        return {"y": Operand((self.m, self.columns), self.output)}
+        y = Operand((self.m, self.columns), self.output)
+        own = Operand((self.m, -(-self.n // SQUARES)), "fp32")
+        return {"y": y, "total": y, "total_squares": own} if self.summed else {"y": y}
 
     @property
     def flops(self) -> int:
@@ -184,7 +222,8 @@ class Linear(Problem):
 
     @property
     def weight_names(self) -> tuple[str, ...]:
-        return tuple(name for name in ("w", "w_scale", "order") if name in self.inputs) if self.group else ("w",)
+        matrix = ("w", "w_scale", "order") if self.group else ("w",)
+        return tuple(name for name in (*matrix, "norm") if name in self.inputs)
 
     def indices(self) -> dict[str, NDArray[np.int32]]:
         """An order without order."""
@@ -198,8 +237,8 @@ class Linear(Problem):
         return replace(self, m=m, n=n)
 
     def tuned_class(self) -> dict[str, Any]:
-        """Extents, weights and unusual fields, m rounded up to a power of two."""
-        fields = {name: value for name, value in self.as_dict().items() if name != "kind"}
+        """Extents, weights and unusual fields but for eps, m rounded up to a power of two."""
+        fields = {name: value for name, value in self.as_dict().items() if name not in ("kind", "eps")}
         return {**fields, "m": power_of_two(self.m)}
 
     def wider_classes(self) -> Iterator[dict[str, Any]]:
@@ -212,6 +251,8 @@ class Linear(Problem):
         per_row = {name: 8 * row_bytes // FORMATS[name].bits for name in FORMATS}
         rows_of_w = 1 if self.group else per_row[self.weights]  # groups are packed in tiles
         wide = per_row[self.output] * (2 if self.swiglu else 1)
+        if self.group and self.swiglu:  # of each half whole packed tiles
+            wide = lcm(wide, 2 * int4.TILE_ROWS)
         return {"k": lcm(per_row[self.activations], rows_of_w), "n": wide}
 
     def as_dict(self) -> dict[str, Any]:
@@ -224,19 +265,20 @@ class Linear(Problem):
         return {"kind": self.kind, **{name: getattr(self, name) for name in names}}
 
     def draw(self, rng: np.random.Generator, special: str = "") -> dict[str, NDArray]:
-        """Scales from 1/2 to 2, everything else from N(0, 1); int4 weights are uniform, their groups centred near zero.
+        """Scales and squares from 1/2 to 2, else N(0, 1); int4 weights are uniform, their groups centred near zero.
 
         Special values are among those of x and of the residual.
         """
 
         def one(name: str, operand: Operand) -> NDArray:
-            if name.endswith("scale"):
+            if name.endswith(("scale", "squares")):
                 return np.exp2(rng.uniform(-1, 1, operand.shape)).astype(np.float32)
-            return drawn(rng, operand.shape, operand.format, "" if name == "w" else special)
+            return drawn(rng, operand.shape, operand.format, "" if name in self.weight_names else special)
 
         if not self.group:
             return {name: one(name, operand) for name, operand in self.inputs.items()}
-        own = {name: one(name, operand) for name, operand in self.inputs.items() if name not in self.weight_names}
+        drawn_so = {name: of for name, of in self.inputs.items() if name not in ("w", "w_scale", "order")}
+        own = {name: one(name, operand) for name, operand in drawn_so.items()}
         w, w_scale = int4.pack(self._draw_groups(rng))
         return {**own, "w": w, "w_scale": w_scale, **self.indices()}
 
@@ -259,7 +301,7 @@ class Linear(Problem):
         some products that overflows float32, which depends on their order, and beside int4 groups a token with an
         infinite activation: kernels sum q with a bias that the offset takes away, so its y is NaN or infinite.
         """
-        return {"y": reference(self, arrays, rows)}
+        return reference(self, arrays, rows)
 
 
 def _shrink(extent: int, most: int) -> int:

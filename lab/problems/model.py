@@ -10,6 +10,7 @@ from lab.problems.attention import Attention
 from lab.problems.protocol import MAX_DIMENSION, require_extents
 from sim.errors import InputError
 from sim.formats import FORMATS, format_named
+from sim.int4 import TILE_ROWS
 
 DECODE, PREFILL = "decode", "prefill"
 
@@ -89,9 +90,11 @@ class Model:
 
         In a layer two norms, q with k and v, their rotation and append, attention, its output, gate with up, their
         product, down; besides them the embedding, the last norm, the head, the sampling, and of a prefill the rows
-        whose logits are asked for.
+        whose logits are asked for. Of one token the matrices' launches do what norms and products do but for the first.
         """
-        return 9 * self.layers + 4 + (self.batch < self.tokens)
+        norms = self.tokens == 1
+        gates = norms and not (FORMATS[self.weights].group and self.ffn % TILE_ROWS)
+        return (9 - 2 * norms - gates) * self.layers + 4 + (self.batch < self.tokens)
 
     @property
     def tokens(self) -> int:

@@ -16,6 +16,8 @@ from sim.formats import FORMATS, encode, storage_of
 
 MAX_DIMENSION = 2**31 - 1  # extents are int32 parameters of every kernel
 UNIT = 2.0**-24  # rounding unit of float32
+SQUARES = 8  # elements of a row whose squares are one sum, where a norm is in two parts
+RSQRT_ROUNDINGS = 4  # of a root: rsqrt.approx has 2 ulp (PTX ISA, rsqrt), an ulp being up to two rounding units
 EVERY_ROW = slice(None)
 DRAWN_AT_ONCE = 2**22  # elements
 SPECIALS = ("inf", "nan", "huge", "subnormal")  # values that `draw` can mix in

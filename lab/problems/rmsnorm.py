@@ -7,12 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.problems._rowwise import RowWise
-from lab.problems.protocol import EVERY_ROW, UNIT, Arrays, Estimate, Operand, sprinkle
+from lab.problems.protocol import EVERY_ROW, RSQRT_ROUNDINGS, UNIT, Arrays, Estimate, Operand, sprinkle
 from sim.errors import InputError
 from sim.formats import decode, encode
 
 FLOPS = 4  # an element: a square added to the sum, two products
-RSQRT_ROUNDINGS = 4  # of a root: rsqrt.approx has 2 ulp (PTX ISA, rsqrt), an ulp being up to two rounding units
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,18 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from lab.problems.protocol import EVERY_ROW, UNIT, Arrays, Estimate, Operand, Problem, require_extents, sprinkle
+from lab.problems.protocol import (
+    EVERY_ROW,
+    RSQRT_ROUNDINGS,
+    UNIT,
+    Arrays,
+    Estimate,
+    Operand,
+    Problem,
+    require_extents,
+    sprinkle,
+)
 from lab.problems.rmsnorm import FLOPS as NORM_FLOPS
-from lab.problems.rmsnorm import RSQRT_ROUNDINGS
 from sim.errors import InputError
 from sim.formats import FORMATS, decode, encode
 

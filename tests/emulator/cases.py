@@ -146,4 +146,4 @@ def _problem(kernel: Kernel, form: Problem, schedule: Any) -> Problem:
     tall = getattr(schedule, "block_m", 1) * getattr(schedule, "cluster", 1)
     deep = LAPS * getattr(schedule, "stages", 1) * step_of(schedule, form) * _splits(schedule)
     m, n, k = 2 * tall + min((tall + 1) // 2, 37), getattr(schedule, "block_n", 1) + 36, deep + 51
-    return fitted(kernel, replace(form, m=m, n=n, k=k))
+    return fitted(kernel, replace(form, m=m, n=n + (form.swiglu and n % 2), k=k))

@@ -60,6 +60,23 @@ HARD = (
     (VECTORIZED, Linear(9, 3, 520, "fp16"), gemv_vectorized.Schedule(2, 1, 1, 2, 8, 1)),  # tokens share sectors of y
     (VECTORIZED, Linear(2, 7, 776, "fp8", scales="row"), gemv_vectorized.Schedule(2, 2, 4, 4, 2, 1, 1)),  # late
     (VECTORIZED, Linear(8, 6, 264, "fp8", scales="tensor"), gemv_vectorized.Schedule(4, 1, 2, 1, 8, 1)),
+    (VECTORIZED, Linear(2, 14, 520, epilogue="swiglu"), gemv_vectorized.Schedule(4, 2, 2, 2)),  # half a team is left
+    (
+        VECTORIZED,
+        Linear(1, 6, 264, "fp8", scales="row", epilogue="swiglu", prologue="norm"),
+        gemv_vectorized.Schedule(2, 2, 4, 4),
+    ),
+    (VECTORIZED, Linear(2, 11, 520, "fp8", scales="row", epilogue="norm"), gemv_vectorized.Schedule(4, 2, 4, 2)),
+    (
+        VECTORIZED,
+        Linear(1, 26, 264, "fp16", epilogue="norm", prologue="norm"),
+        gemv_vectorized.Schedule(8, 4, 1, 1, late=1),
+    ),
+    (
+        VECTORIZED,
+        Linear(2, 3, 2056, "fp8", scales="tensor", prologue="norm"),
+        gemv_vectorized.Schedule(1, 1, 1, 8),
+    ),  # squares asked for late
 )
 
 

@@ -25,6 +25,12 @@ HARD = (
     (Linear(19, 200, 808, "int4_g64", offset="zero"), Schedule(16, 4, 2, 2, 3, 2, 1)),  # a part that divides nothing
     (Linear(40, 72, 1160, "int4_g32"), Schedule(32, 2, 2, 2, 4, 2, 1, 1)),  # a group of eight columns; late
     (Linear(3, 72, 840, "int4_g64", order="given"), Schedule(8, 2, 2, 2, 3, 2, 1)),  # columns from all over x
+    (Linear(3, 96, 520, "int4_g128", epilogue="swiglu", prologue="norm"), Schedule(8, 4, 2, 2, 1, 2, 1)),
+    (Linear(1, 64, 200, "int4_g32", epilogue="swiglu"), Schedule(8, 2, 1, 4, 1, 3, 1, 1)),  # warps without a step
+    (Linear(2, 160, 520, "int4_g64", epilogue="swiglu", prologue="norm"), Schedule(8, 2, 2, 2, 3, 2, 1)),  # halves sent
+    (Linear(9, 72, 840, "int4_g64", epilogue="norm"), Schedule(8, 1, 1, 4, 2, 2, 1)),  # sums of two CTAs, two tokens
+    (Linear(1, 104, 1160, "int4_g128", epilogue="norm", prologue="norm"), Schedule(8, 2, 2, 1, 1, 2, 1)),
+    (Linear(2, 24, 264, "int4_g32", prologue="norm"), Schedule(8, 1, 2, 2, 2, 2, 1)),
 )
 
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lab.problems import Linear
+from lab.verify import Check, compare_output
 from sim import int4
 from sim.errors import InputError
 from sim.formats import FORMATS, decode, encode
-from tests.strategies import compare_y
 
 FORMS = ("fp32", "bf16", "fp16", "fp8")
 SCALED = {"fp8": ("none", "tensor", "row")}  # and scales of channels, where x is fp8 too
@@ -26,19 +26,26 @@ def problems(draw: st.DrawFn) -> Linear:
     """Any combination of formats, scales and epilogue that means something."""
     weights = draw(st.sampled_from((*FORMS, "int4_g32", "int4_g64", "int4_g128")))
     activations = draw(st.sampled_from(["", *FORMS]))
-    epilogue = draw(st.sampled_from(["none", "residual", "swiglu"]))
+    epilogue = draw(st.sampled_from(["none", "residual", "swiglu", "norm"]))
     return Linear(
         draw(st.integers(1, 6)),
         draw(st.integers(1, 6)) * (2 if epilogue == "swiglu" else 1),
         draw(st.integers(1, 200)),
         weights,
         activations,
-        draw(st.sampled_from(["", *FORMS])),
+        draw(st.sampled_from(["", *(form for form in FORMS if (form, epilogue) != ("fp8", "norm"))])),
         draw(st.sampled_from(SCALED.get(weights, ("none",)) + ("channel",) * (weights == activations == "fp8"))),
         draw(st.sampled_from(["float32", "fast"])) if activations == "fp8" else "float32",
         epilogue,
         draw(st.sampled_from(["min", "zero"])) if weights.startswith("int4") else "min",
+        prologue=draw(st.sampled_from(["none", "norm"])),
+        eps=draw(st.sampled_from([1e-5, 0.5])),
     )
+
+
+def compare_y(problem: Linear, arrays: Mapping[str, NDArray], y: NDArray) -> Check:
+    """One output beside its reference."""
+    return compare_output(problem.reference(arrays)["y"], y, problem.output)
 
 
 def by_loops(p: Linear, arrays: Mapping[str, NDArray]) -> NDArray[np.float64]:
@@ -55,7 +62,8 @@ def by_loops(p: Linear, arrays: Mapping[str, NDArray]) -> NDArray[np.float64]:
 
     def sum_of(i: int, j: int) -> float:
         total = sum(float(a) * float(b) for a, b in zip(values["x"][i], values["w"][j], strict=True))
-        return total * scale("x_scale", i) * scale("w_scale", j)
+        root = (sum(map(float, values["squares"][i])) / p.k + p.eps) ** 0.5 if p.rooted else 1.0
+        return total * scale("x_scale", i) * scale("w_scale", j) / root
 
     y = np.empty((p.m, p.columns))
     for i in range(p.m):
@@ -63,8 +71,10 @@ def by_loops(p: Linear, arrays: Mapping[str, NDArray]) -> NDArray[np.float64]:
             y[i, j] = sum_of(i, j)
             if p.swiglu:
                 y[i, j] *= sum_of(i, p.columns + j) / (1 + exp(-y[i, j]))
-            if p.residual:
+            if p.residual or p.summed:
                 y[i, j] += values["residual"][i, j]
+            if p.summed:
+                y[i, j] *= values["norm"][j]
     if "y_scale" in values:
         y /= values["y_scale"]
     return np.clip(y, -448, 448) if p.output == "fp8" else y
@@ -78,6 +88,23 @@ def test_the_reference_is_the_definition_and_its_rounding_passes(problem: Linear
     assert np.allclose(reference, y, rtol=1e-9, atol=1e-12)
     assert (bound > 0).all()
     assert compare_y(problem, arrays, encode(y, problem.output)).passed
+
+
+@given(n=st.integers(1, 40), seed=st.integers(0, 99))
+def test_two_layers_with_parts_of_a_norm_are_two_layers_and_a_norm(n: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    first, second = Linear(2, n, 24, epilogue="norm"), Linear(2, 3, n, prologue="norm")
+    given_first, given_second = first.draw(rng), second.draw(rng)
+    made = first.reference(given_first)
+    alone = Linear(2, n, 24, epilogue="residual").reference(given_first)["y"].value
+    assert np.allclose(made["total"].value, alone, rtol=1e-12)
+    normed = alone / np.sqrt((alone**2).mean(axis=1, keepdims=True) + second.eps) * decode(given_first["norm"], "bf16")
+    expected = normed @ decode(given_second["w"], "bf16").astype(float).T
+    found = second.reference(
+        {**given_second, "x": encode(made["y"].value, "bf16"), "squares": made["total_squares"].value}
+    )["y"].value
+    size = np.abs(normed) @ np.abs(decode(given_second["w"], "bf16")).T
+    assert (np.abs(found - expected) <= 2.0**-8 * size).all(), "x alone is rounded, to bf16"
 
 
 @given(problem=problems(), seed=st.integers(0, 99), data=st.data())
@@ -192,7 +219,8 @@ def test_what_the_weights_imply_is_not_written_down() -> None:
 def test_compulsory_bytes_are_each_array_once(problem: Linear) -> None:
     arrays = problem.draw(np.random.default_rng(0))
     assert problem.read_bytes == sum(a.nbytes for a in arrays.values())
-    assert problem.write_bytes == problem.m * problem.columns * FORMATS[problem.output].storage.itemsize
+    y = problem.m * problem.columns * FORMATS[problem.output].storage.itemsize
+    assert problem.write_bytes == (2 * y + problem.m * -(-problem.n // 8) * 4 if problem.summed else y)
     assert problem.bytes["total"] == problem.read_bytes + problem.write_bytes
 
 
@@ -206,7 +234,17 @@ def test_compulsory_bytes_are_each_array_once(problem: Linear) -> None:
         ({"output": "half"}, "unknown format 'half'"),
         ({"scales": "column", "weights": "fp8"}, "scales is none, tensor, row, channel, block; got 'column'"),
         ({"accumulate": "fp16"}, "accumulate is float32, fast; got 'fp16'"),
-        ({"epilogue": "gelu"}, "epilogue is none, residual, swiglu; got 'gelu'"),
+        ({"epilogue": "gelu"}, "epilogue is none, residual, swiglu, norm; got 'gelu'"),
+        (
+            {"order": "given", "weights": "int4_g32", "prologue": "norm"},
+            "an order goes with neither swiglu nor the parts of a norm",
+        ),
+        ({"prologue": "gelu"}, "prologue is none, norm; got 'gelu'"),
+        ({"prologue": "norm", "eps": 0.0}, r"eps must be between 0 and 1; eps = 0\.0"),
+        (
+            {"epilogue": "norm", "output": "fp8", "weights": "fp8", "scales": "row"},
+            "a norm's sum and product are not in fp8: one scale does not serve both",
+        ),
         ({"activations": "int4_g32"}, "activations are in fp32, fp16, bf16 or fp8, not int4_g32"),
         ({"offset": "max", "weights": "int4_g32"}, "offset is min, zero; got 'max'"),
         ({"offset": "zero"}, "zero points are for int4 weights; weights = bf16"),

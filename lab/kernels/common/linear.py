@@ -33,6 +33,11 @@ def pointer(problem: Linear, name: str) -> Argument:
     return Array(name, Role.IN, *problem.inputs[name]) if name in problem.inputs else Scalar(name, 0, "int64")
 
 
+def result(problem: Linear, name: str) -> Argument:
+    """An output, or a null pointer where the problem has none of that name."""
+    return Array(name, Role.OUT, *problem.outputs[name]) if name in problem.outputs else Scalar(name, 0, "int64")
+
+
 def overlaps(machine: Machine) -> bool:
     """Whether launches on a machine can overlap (PTX ISA 9.0, griddepcontrol: sm_90 and newer)."""
     return int(machine.arch.strip("sm_a")) >= 90

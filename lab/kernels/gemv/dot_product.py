@@ -10,9 +10,10 @@ from lab.cards import fits
 from lab.kernel import Bills, require_grid_y
 from lab.kernels.common import linear
 from lab.problems import Linear
+from lab.problems.protocol import SQUARES
 from sim.counts import SECTOR, Counts, sectors
-from sim.formats import decode
-from sim.launch import Launch
+from sim.formats import decode, encode
+from sim.launch import Argument, Launch, Scalar
 from sim.machine import Machine
 
 LANES = 32
@@ -46,14 +47,14 @@ def counts(problem: Linear, loads: int, stores: int, copied: int = 0, copied_sec
     return Counts(
         flops=p.flops,
         mma_flops=0,
-        exp_count=0,
+        exp_count=p.m * p.columns if p.swiglu else 0,
         global_load_sectors=loads,
         global_store_sectors=stores,
         tma_load_bytes=copied,
         l2_to_sm_bytes=SECTOR * (loads + copied_sectors),
         sm_to_l2_bytes=SECTOR * stores,
         hbm_read_bytes=SECTOR * sum(sectors(0, operand.nbytes) for operand in inputs),
-        hbm_write_bytes=SECTOR * sectors(0, ELEMENT * p.m * p.n),
+        hbm_write_bytes=SECTOR * sum(sectors(0, operand.nbytes) for operand in p.outputs.values()),
     )
 
 
@@ -65,6 +66,42 @@ def operands(problem: Linear, arrays: Mapping[str, NDArray]) -> tuple[NDArray, N
     if problem.weights == "bf16":
         return arrays["x"], arrays["w"]
     return decode(arrays["x"], problem.activations), decode(arrays["w"], problem.weights)
+
+
+def is_joined(problem: Linear) -> bool:
+    """Whether the launch is of more than a matrix."""
+    return problem.swiglu or problem.rooted or problem.summed
+
+
+def joined_arguments(problem: Linear) -> tuple[Argument, ...]:
+    """The operands of swiglu and of the parts of a norm: squares, residual, norm, total, total_squares, eps."""
+    return (
+        *(linear.pointer(problem, name) for name in ("squares", "residual", "norm")),
+        *(linear.result(problem, name) for name in ("total", "total_squares")),
+        Scalar("eps", problem.eps, "float32"),
+    )
+
+
+def finish(problem: Linear, sums: NDArray, arrays: Mapping[str, NDArray]) -> None:
+    """What the sums of products become."""
+    p = problem
+    with np.errstate(over="ignore", invalid="ignore"):
+        if p.scaled:
+            sums = sums * arrays["w_scale"]
+        if p.rooted:
+            mean = arrays["squares"].sum(axis=1, keepdims=True) / np.float32(p.k)
+            sums = sums / np.sqrt(mean + np.float32(p.eps))
+        if p.swiglu:
+            gate, up = sums[:, : p.columns], sums[:, p.columns :]
+            sums = gate / (1 + np.exp(-gate)) * up
+        if p.summed:
+            arrays["total"][...] = encode(sums + decode(arrays["residual"], p.output), p.output)
+            total = decode(arrays["total"], p.output)
+            parts = arrays["total_squares"]
+            beyond = ((0, 0), (0, parts.shape[1] * SQUARES - p.n))
+            parts[...] = np.pad(total * total, beyond).reshape(*parts.shape, SQUARES).sum(axis=2)
+            sums = total * decode(arrays["norm"], p.output)
+    arrays["y"][...] = encode(sums, p.output)
 
 
 class Waiting(fits.Coefficients, frozen=True):

@@ -16,6 +16,9 @@
 //   bulk, x    |- part 0 -|------ part 1 ------|
 //   mma.sync                       | 0 |     | 1 |     | 2 | ...  | sum over warps | sum over CTAs | y
 //
+// swiglu and both parts of RMSNorm may be part of the launch, as gemv_vectorized says; what they need beside comes with
+// the first copies after the launch before has ended.
+//
 // Of an act-order layer x comes whole to each CTA, which then takes each of its columns from where `order` says.
 //
 // Launches overlap: w never changes, so its first steps are asked for before the launch before has ended; x is not.
@@ -241,7 +244,7 @@ __device__ __forceinline__ void start(Shared& shared, const Work& work, int k) {
                 ptx::mbarrier::arrive_expect_tx(full, columns * work.tokens * int(sizeof(bf16)));
             });
         if constexpr (CLUSTER > 1)
-            ptx::mbarrier::arrive_expect_tx(shared.arrived, work.tokens * work.part * int(CLUSTER * sizeof(float)));
+            ptx::mbarrier::arrive_expect_tx(shared.arrived, work.tokens * work.part * int(HALVES * CLUSTER * sizeof(float)));
         if constexpr (!schedule::late) ptx::griddepcontrol::launch_dependents();
     }
     __syncthreads();
@@ -250,11 +253,13 @@ __device__ __forceinline__ void start(Shared& shared, const Work& work, int k) {
 
 extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_per_sm)
     gemv_int4(const bf16* __restrict__ x, const uint8_t* __restrict__ w, const uint8_t* __restrict__ w_scale,
-              bf16* __restrict__ y, int m, int n, int k, const int* __restrict__ order) {
+              bf16* __restrict__ y, int m, int n, int k, const int* __restrict__ order, const float* squares,
+              const bf16* residual, const bf16* norm, bf16* __restrict__ total, float* __restrict__ total_squares,
+              float eps) {
     extern __shared__ __align__(128) uint8_t dynamic[];
     Shared& shared = *reinterpret_cast<Shared*>(dynamic);
     const Work work(m, k);
-    if (CLUSTER == 1 && work.row >= n) {  // one that only holds a place on its SM, as long as the others of its launch
+    if (CLUSTER == 1 && work.row >= n / HALVES) {  // one that only holds a place on its SM, as long as the others of its launch
         ptx::griddepcontrol::launch_dependents();
         ptx::griddepcontrol::wait();
         return;
@@ -270,10 +275,13 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
         gather_x(shared, x, order, work, k);
     else
         load_x(shared, x, work, k);
+    const Beside beside(x_rows(shared) + work.tokens * work.pitch, work, k);
+    beside.ask(squares, residual, norm, work, n);
     Sum sum = {};
     accumulate(sum, shared, stream, work, warp % SPLIT, own.ring);
+    if constexpr (problem::rooted || problem::summed) beside.sum(squares, work);
     stage_sums(sum, own);
     __syncthreads();
     if constexpr (CLUSTER > 1) exchange(shared, work);
-    store(shared, y, work, n);
+    store(shared, beside, work, {y, total, total_squares, n, k, eps});
 }

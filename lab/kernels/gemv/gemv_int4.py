@@ -13,9 +13,11 @@ from lab.kernels.common import clusters, linear
 from lab.kernels.common.norm import joined
 from lab.kernels.common.raster import tiles_of
 from lab.kernels.gemv import gemv_int4_counts
+from lab.kernels.gemv.dot_product import is_joined, joined_arguments
 from lab.kernels.gemv.gemv_int4_counts import BLOCK_K, scale_bytes
 from lab.kernels.gemv.mma_tiles import FLOAT, LANES, MMA_K, MMA_M, MMA_N, SIZE
 from lab.problems import Linear
+from lab.problems.protocol import SQUARES
 from sim.counts import Counts
 from sim.errors import ScheduleError
 from sim.launch import Launch
@@ -28,8 +30,8 @@ SOLVES = Solves(
     row_bytes=16,
     why_multiple="rows are copied in 16-byte vectors",
     after="gemv_mma",
-    options={"offset": ("zero",), "order": ("given",)},
-    facts=("group", "zero_points", "ordered"),
+    options={"offset": ("zero",), "order": ("given",), "epilogue": ("swiglu", "norm"), "prologue": ("norm",)},
+    facts=("group", "zero_points", "ordered", "swiglu", "rooted", "summed"),
 )
 
 WEIGHTS_BYTES = MMA_M * BLOCK_K // 2  # of a row tile in a step: what a warp copies of it in two requests
@@ -37,6 +39,7 @@ PARTS = 15  # in which x comes, at most: each is twice the one before
 BARRIERS_BYTES = 128  # of them, and of one for the cluster
 ALIGNED = 128  # bytes: where a ring begins
 X_PAD = 16  # bytes between rows of x, modulo 128, for the banks of fragments
+SCALED_AT_ONCE = 8  # row tiles and groups whose scales a warp copies in one request
 SUMS_PAD = 4  # floats between the sums of two tokens, for their banks
 
 
@@ -88,6 +91,11 @@ class Schedule:
     def parts(self) -> int:
         return PARTS
 
+    @property
+    def squares(self) -> int:
+        """Elements of a row whose squares are one sum."""
+        return SQUARES
+
     def fits(self, problem: Linear, machine: Machine) -> None:
         p = problem
         blocks = tiles_of(p.m, self.block_m)
@@ -95,6 +103,14 @@ class Schedule:
         steps = tiles_of(p.k, BLOCK_K)
         if steps < self.cluster:
             raise ScheduleError(f"each of {self.cluster} CTAs takes a step along k or more; k = {p.k} has {steps}")
+        if p.swiglu and (self.rows % 2 or self.rows * BLOCK_K > SCALED_AT_ONCE * p.group):
+            raise ScheduleError(
+                f"swiglu takes even numbers of row tiles, of {SCALED_AT_ONCE} groups in a step at most; "
+                f"there are {self.rows} tiles in groups of {p.group}"
+            )
+        part = gemv_int4_counts.out_of(p, self).part
+        if p.summed and part % SQUARES:
+            raise ScheduleError(f"a CTA sums squares of {SQUARES} rows at once; it has {part} rows")
         shared = shared_bytes(p, self)
         require_shared(shared, f"{self.stages} stages of {self.warps} warps, and x", machine)
         require_resident(self.ctas_per_sm, 0, self.threads, registers(p, self), machine)
@@ -103,9 +119,10 @@ class Schedule:
 def registers(problem: Linear, schedule: Schedule) -> int:
     """Of a thread: sums, a group's too, fragments, and the rest; fitted to what compiles without spilling."""
     tokens, rows = schedule.block_m // MMA_N, schedule.rows
+    more = 6 if is_joined(problem) else 0
     if problem.group < BLOCK_K:  # two groups at once
-        return max(44, 18 * rows * tokens + 12 * tokens + 12)
-    return 8 * rows * tokens + 14 * tokens + 6 * rows + 16
+        return max(44, 18 * rows * tokens + 12 * tokens + 12) + more
+    return 8 * rows * tokens + 14 * tokens + 6 * rows + 16 + more
 
 
 def warp_bytes(problem: Linear, schedule: Schedule) -> int:
@@ -116,13 +133,20 @@ def warp_bytes(problem: Linear, schedule: Schedule) -> int:
 
 
 def shared_bytes(problem: Linear, schedule: Schedule) -> int:
-    """The warps' rings, barriers, a cluster's inboxes, every token's columns of x; for an order, all of x too."""
+    """The warps' rings, barriers, a cluster's inboxes, every token's columns of x and what joined norms need of it.
+
+    For an order all of x too.
+    """
     p, s = problem, schedule
-    part = tiles_of(s.block_n, s.cluster)
-    inboxes = s.cluster * s.block_m * part * FLOAT if s.cluster > 1 else 0
+    part = gemv_int4_counts.out_of(p, s).part
+    inboxes = s.cluster * s.block_m * part * p.n // p.columns * FLOAT if s.cluster > 1 else 0
     pitch = SIZE * BLOCK_K * tiles_of(tiles_of(p.k, BLOCK_K), s.cluster) + X_PAD
     whole = SIZE * p.k if p.ordered else 0  # a row of x as it lies
-    return s.warps * warp_bytes(p, s) + BARRIERS_BYTES + inboxes + min(p.m, s.block_m) * (pitch + whole)
+    squares = FLOAT * tiles_of(p.k, SQUARES) if p.rooted else 0
+    roots = FLOAT * s.warps if p.rooted else 0
+    added = SIZE * part if p.summed else 0
+    of_tokens = min(p.m, s.block_m) * (pitch + whole + roots + added)
+    return s.warps * warp_bytes(p, s) + BARRIERS_BYTES + inboxes + of_tokens + squares + added
 
 
 IN_FLIGHT = 96 * 1024  # bytes of weights that an SM's rings ask for, at most: more than its share of HBM's latency
@@ -145,7 +169,8 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
         for block_m, shape, cluster in product(blocks, WARP_SHAPES, CLUSTERS)
         for schedule in _rings(problem, block_m, shape, cluster, machine)
     ]
-    least = Schedule(blocks[-1], *WARP_SHAPES[0], CLUSTERS[-1], stages=2, ctas_per_sm=1)  # leaves most room for x
+    shape = next(shape for shape in WARP_SHAPES if _joins(problem, shape))
+    least = Schedule(blocks[-1], *shape, CLUSTERS[-1], stages=2, ctas_per_sm=1)  # leaves most room for x
     tried: dict[tuple[int, ...], Schedule] = {}  # the best of its kind, the best first
     for s in sorted(found or [least], key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us):
         tried.setdefault((s.block_m, s.rows, s.teams, s.split_k, s.cluster, s.stages), s)
@@ -153,6 +178,14 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     others = [s for s in tried.values() if s not in of_cluster][: TRIED - len(of_cluster)]
     kept = {*of_cluster, *others}
     yield from (s for s in tried.values() if s in kept)
+
+
+def _joins(problem: Linear, shape: tuple[int, int, int]) -> bool:
+    """Whether each CTA of the largest cluster has two halves, or rows for a sum of squares."""
+    rows, teams, _ = shape
+    return not (problem.swiglu and rows % 2) and not (
+        problem.summed and rows * teams * MMA_M % (CLUSTERS[-1] * SQUARES)
+    )
 
 
 def _rings(
@@ -252,7 +285,7 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
             schedule=s,
             grid=(clusters.even(ctas, machine) if s.cluster == 1 else ctas, tiles_of(p.m, s.block_m), 1),
             block=(s.threads, 1, 1),
-            arguments=(*linear.scaled_arguments(p), linear.pointer(p, "order")),
+            arguments=(*linear.scaled_arguments(p), linear.pointer(p, "order"), *joined_arguments(p)),
             cluster=(s.cluster, 1, 1),
             shared_bytes=shared_bytes(p, s),
             dependent=True,

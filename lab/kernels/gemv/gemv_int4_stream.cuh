@@ -27,8 +27,13 @@ constexpr int SCALES_VECTOR = SCALES / LANES < 4 ? 4 : SCALES / LANES < VECTOR ?
 constexpr int STAGE_BYTES = WEIGHTS + SCALES;  // the scales lie behind the weights
 constexpr int X_PAD = 16;                      // bytes between rows of x, modulo 128, for its banks
 
+// With swiglu half of a team's row tiles are of the gate, half of what it gates.
+constexpr int HALVES = problem::swiglu ? 2 : 1;
+constexpr int HALF_TILES = schedule::rows / HALVES;
+
 // A row of sums starts at another bank, so that a warp writes its fragments without conflicts.
 constexpr int TEAM_ROWS = schedule::rows * MMA_M;
+constexpr int TEAM_COLUMNS = TEAM_ROWS / HALVES;  // of y
 constexpr int SUMS = TEAM_ROWS + 4;
 
 // What a warp streams, and then its sums.
@@ -43,12 +48,17 @@ struct alignas(128) Shared {
     uint64_t arrived;                // one arrival, and the sums that all CTAs of the cluster send
 };
 
-// The rows of w whose sums a CTA of a cluster adds and stores, and what each CTA sends it.
-constexpr int PART = (schedule::block_n + CLUSTER - 1) / CLUSTER;
-using Inbox = float[schedule::block_m][PART];
+static_assert(HALVES == 1 || (schedule::rows % 2 == 0 && SCALES <= LANES * SCALES_VECTOR),
+              "both halves in a team, their scales in one request");
+
+// The columns of y that a CTA of a cluster adds up and stores, and what each CTA sends it, of both halves.
+constexpr int BLOCK_COLUMNS = schedule::block_n / HALVES;
+constexpr int PART = (BLOCK_COLUMNS + CLUSTER - 1) / CLUSTER;
+using Inbox = float[schedule::block_m][HALVES * PART];
 constexpr int INBOXES = CLUSTER > 1 ? CLUSTER : 0;
 
-// What this CTA computes: tokens, rows of w, columns; `part` of the rows it adds and stores, the last ranks fewer.
+// What this CTA computes: tokens, rows of w, columns; `part` of the rows it adds and stores, the last ranks fewer. With
+// swiglu rows are those of the gate, which are columns of y.
 struct Work {
     int token, tokens, row, rank, part, first, end, pitch;
 
@@ -56,9 +66,9 @@ struct Work {
         const int steps = (k + STEP - 1) / STEP;
         token = blockIdx.y * schedule::block_m;
         tokens = min(schedule::block_m, m - token);
-        row = blockIdx.x / CLUSTER * schedule::block_n;
+        row = blockIdx.x / CLUSTER * BLOCK_COLUMNS;
         rank = blockIdx.x % CLUSTER;
-        part = max(min(PART, schedule::block_n - rank * PART), 0);
+        part = max(min(PART, BLOCK_COLUMNS - rank * PART), 0);
         first = rank * steps / CLUSTER * STEP;
         end = (rank + 1) * steps / CLUSTER * STEP;
         pitch = (steps + CLUSTER - 1) / CLUSTER * STEP * int(sizeof(bf16)) + X_PAD;
@@ -75,6 +85,7 @@ struct Stream {
     const uint8_t* from;      // this lane's first 16 bytes of the next step
     const uint8_t* scales;    // and of its scales
     int pitch, scales_pitch;  // bytes from a row tile to the next
+    int64_t half;             // and from the gate's to those that it gates
     uint32_t to;              // this lane's 16 bytes of the ring's first stage
     int column, end;          // the next step's first, and the end of this CTA's
     int whole;                // steps before this column lie in w with all their columns and rows
@@ -83,16 +94,18 @@ struct Stream {
     __device__ __forceinline__ Stream(const uint8_t* w, const uint8_t* w_scale, const Work& work, int n, int k,
                                       int team, int warp, const uint8_t* ring)
         : column(work.first + warp * STEP), end(work.end), k(k) {
-        const int lane = threadIdx.x % LANES, row = work.row + team * TEAM_ROWS;
-        row_left = n - row;
-        whole = row_left < TEAM_ROWS ? 0 : min(end, k / STEP * STEP);
+        const int lane = threadIdx.x % LANES, row = work.row + team * TEAM_COLUMNS, columns = n / HALVES;
+        row_left = columns - row;
+        whole = row_left < TEAM_COLUMNS ? 0 : min(end, k / STEP * STEP);
         to = ptx::address::shared(ring) + lane * VECTOR;
         pitch = (k + PACKED_COLUMNS - 1) / PACKED_COLUMNS * PACKED_BYTES;
         from = w + int64_t(row / MMA_M) * pitch + column * (MMA_M / 2) + lane * VECTOR;
         scales_pitch = (k + problem::group - 1) / problem::group * PAIRS_BYTES;
-        const int own = lane * SCALES_VECTOR;
-        scales = w_scale + int64_t(row / MMA_M + own / TILE_SCALES) * scales_pitch +
-                 column / problem::group * PAIRS_BYTES + own % TILE_SCALES;
+        half = int64_t(columns / MMA_M) * pitch;
+        const int own = lane * SCALES_VECTOR, tile = own / TILE_SCALES;
+        const int tiles = HALVES == 1 ? tile : tile % HALF_TILES + tile / HALF_TILES * (columns / MMA_M);
+        scales = w_scale + int64_t(row / MMA_M + tiles) * scales_pitch + column / problem::group * PAIRS_BYTES +
+                 own % TILE_SCALES;
     }
 
     // Ask for the next step, if there is one; what lies beyond w becomes zero.
@@ -113,9 +126,10 @@ struct Stream {
         for (int r = 0; r < schedule::rows; ++r)
 #pragma unroll
             for (int tile = 0; tile < PACKED_TILES; ++tile) {
-                const bool inside = whole || (column + tile * PACKED_COLUMNS < k && r * MMA_M < row_left);
-                ptx::cp_async::stream_16(stage + (r * PACKED_TILES + tile) * PACKED_BYTES,
-                                         from + int64_t(r) * pitch + tile * PACKED_BYTES, inside ? VECTOR : 0);
+                const bool inside = whole || (column + tile * PACKED_COLUMNS < k && r % HALF_TILES * MMA_M < row_left);
+                const uint8_t* at = from + int64_t(r % HALF_TILES) * pitch + r / HALF_TILES * half;
+                ptx::cp_async::stream_16(stage + (r * PACKED_TILES + tile) * PACKED_BYTES, at + tile * PACKED_BYTES,
+                                         inside ? VECTOR : 0);
             }
         copy_scales<whole>(stage + WEIGHTS);
     }
@@ -126,7 +140,8 @@ struct Stream {
         stage -= threadIdx.x % LANES * (VECTOR - SCALES_VECTOR);
 #pragma unroll
         for (int first = 0; first < SCALES; first += LANES * SCALES_VECTOR) {
-            const int row = (first / TILE_SCALES + own / TILE_SCALES) * MMA_M;
+            const int tile = first / TILE_SCALES + own / TILE_SCALES;
+            const int row = (HALVES == 1 ? tile : tile % HALF_TILES) * MMA_M;
             const int group = (first % TILE_SCALES + own % TILE_SCALES) / PAIRS_BYTES;
             const bool inside = whole || (column + group * problem::group < k && row < row_left);
             const uint8_t* at = scales + int64_t(first / TILE_SCALES) * scales_pitch + first % TILE_SCALES;

@@ -1,8 +1,10 @@
 """16-byte coalesced loads, several in flight, weights read once past L1: decode at the speed of HBM."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +16,14 @@ from lab.kernels.common.norm import joined
 from lab.kernels.gemv import dot_product
 from lab.kernels.gemv.dot_product import ELEMENT, LANES
 from lab.problems import Linear
+from lab.problems.protocol import SQUARES
 from sim.counts import SECTOR, Counts, row_sectors, sectors
 from sim.errors import ScheduleError
-from sim.formats import FORMATS, encode
+from sim.formats import FORMATS
 from sim.jit import njit
 from sim.launch import Launch
 from sim.machine import Machine
-from sim.tiles import SimulatedChip, count_fma, dot, load_vector, store_patch
+from sim.tiles import SimulatedChip, count_exp, count_fma, dot, load_vector, store_patch, store_vector
 
 SOLVES = Solves(
     Linear,
@@ -30,8 +33,8 @@ SOLVES = Solves(
     multiple_of={"k": 8},
     why_multiple="rows are read in vectors of eight elements",
     after="gemv_coalesced",
-    options={"scales": ("tensor", "row")},
-    facts=("weights", "activations", "output", "scaled", "row_scales"),
+    options={"scales": ("tensor", "row"), "epilogue": ("swiglu", "norm"), "prologue": ("norm",)},
+    facts=("weights", "activations", "output", "scaled", "row_scales", "swiglu", "rooted", "summed"),
 )
 
 FLOAT = 4  # bytes of a scale
@@ -68,10 +71,31 @@ class Schedule:
     def threads(self) -> int:
         return LANES * self.split_k * self.teams
 
+    @property
+    def squares(self) -> int:
+        """Elements of a row whose squares are one sum."""
+        return SQUARES
+
     def fits(self, problem: Linear, machine: Machine) -> None:
+        if self.block_m > 1 and dot_product.is_joined(problem):
+            raise ScheduleError(f"swiglu and norms take one token of a CTA; block_m = {self.block_m}")
+        if self.rows == 1 and problem.swiglu:
+            raise ScheduleError("swiglu takes two rows of a team, of the gate and of what it gates; rows = 1")
+        if self.rows * self.teams % SQUARES and problem.summed:
+            raise ScheduleError(f"a CTA sums squares of {SQUARES} rows at once; it has {self.teams} x {self.rows} rows")
         require_threads(self.ctas_per_sm, self.threads, machine)
         blocks = _blocks(problem, self)
         require_grid_y(blocks, f"{blocks:,} blocks of {self.block_m} tokens", machine)
+
+
+def _columns(problem: Linear, schedule: Schedule) -> int:
+    """Of y, that a team makes of a token."""
+    return schedule.rows // 2 if problem.swiglu else schedule.rows
+
+
+def _ctas(problem: Linear, schedule: Schedule) -> int:
+    """For each block of tokens."""
+    return -(-problem.columns // (_columns(problem, schedule) * schedule.teams))
 
 
 def _blocks(problem: Linear, schedule: Schedule) -> int:
@@ -80,9 +104,9 @@ def _blocks(problem: Linear, schedule: Schedule) -> int:
 
 
 TRIED = 24  # schedules that are worth trying
-TEAMS = ((8, 2), (8, 1), (4, 2), (4, 1), (2, 2), (2, 1), (1, 4), (1, 1))  # split_k and teams
+TEAMS = ((8, 2), (8, 1), (4, 2), (4, 1), (2, 4), (2, 2), (2, 1), (1, 4), (1, 1))  # split_k and teams
 SHAPES = {  # by tokens: rows, unroll, and the warps for which an SM then has registers, of 16-bit weights and of fp8
-    1: ((1, 4, 32, 32), (1, 2, 32, 48), (2, 4, 16, 24), (4, 2, 20, 32), (4, 1, 24, 24), (1, 8, 0, 28)),
+    1: ((1, 4, 32, 32), (1, 2, 32, 48), (2, 4, 16, 32), (4, 2, 20, 32), (4, 1, 24, 24), (1, 8, 0, 28)),
     2: ((2, 2, 32, 36), (2, 4, 20, 28), (4, 1, 24, 28)),
     4: ((4, 1, 24, 24), (2, 2, 24, 28), (4, 2, 16, 20)),
     8: ((4, 1, 16, 16), (2, 2, 16, 16)),
@@ -94,13 +118,16 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
 
     Two CTAs an SM at least: while one ends, the other reads.
     """
-    found, once = [], min(problem.m, max(SHAPES))
+    found, once = [], 1 if dot_product.is_joined(problem) else min(problem.m, max(SHAPES))
     for block_m, shapes in SHAPES.items():
         if once <= block_m < 2 * once:
             for (rows, unroll, *warps), (split_k, teams) in product(shapes, TEAMS):
                 ctas = min(warps[problem.weights == "fp8"] // (split_k * teams), machine.ctas_per_sm)
                 if ctas >= 2:
-                    found.append(Schedule(rows, split_k, teams, unroll, block_m, ctas))
+                    schedule = Schedule(rows, split_k, teams, unroll, block_m, ctas)
+                    with suppress(ScheduleError):  # it may have too few rows for an epilogue
+                        schedule.fits(problem, machine)
+                        found.append(schedule)
     yield from sorted(found, key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us)[:TRIED]
 
 
@@ -130,7 +157,7 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     weights = _blocks(p, s) * p.n * p.k * size
     steps = -(-p.k // STEP)
     rounds = -(-steps // (s.split_k * s.unroll))
-    ctas = -(-p.n // (s.rows * s.teams)) * _blocks(p, s)
+    ctas = _ctas(p, s) * _blocks(p, s)
     cta = (
         rounds * (model.latency_us + model.x_us * (s.block_m - 1))
         + model.cta_us
@@ -165,9 +192,9 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
             entry="gemv_vectorized",
             problem=p,
             schedule=s,
-            grid=(-(-p.n // (s.rows * s.teams)), _blocks(p, s), 1),
+            grid=(_ctas(p, s), _blocks(p, s), 1),
             block=(s.threads, 1, 1),
-            arguments=linear.scaled_arguments(p),
+            arguments=(*linear.scaled_arguments(p), *dot_product.joined_arguments(p)),
             dependent=linear.overlaps(machine),
         ),
     )
@@ -178,7 +205,8 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     p, s = problem, schedule
     size, blocks = FORMATS[p.weights].storage.itemsize, _blocks(p, s)
     steps = [(k0, min(STEP, p.k - k0)) for k0 in range(0, p.k, STEP)]
-    chunks = [(row, min(s.rows, p.n - row)) for row in range(0, p.n, s.rows)]  # of a team
+    columns = _columns(p, s)
+    chunks = [(column, min(columns, p.columns - column)) for column in range(0, p.columns, columns)]  # of a team
     w = blocks * sum(row_sectors(p.n, size * p.k, size * k0, size * width) for k0, width in steps)
     again = blocks * s.block_m - p.m  # the last token, in place of those beyond
     x = sum(
@@ -188,9 +216,24 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
     )
     scales = 0
     if p.scaled:
-        scales = blocks * sum(sectors(FLOAT * row, FLOAT * rows) if p.row_scales else 1 for row, rows in chunks)
-    y = sum(row_sectors(p.m, ELEMENT * p.n, ELEMENT * row, ELEMENT * rows) for row, rows in chunks)
-    return dot_product.counts(p, loads=w + len(chunks) * x + scales, stores=y - _shared_sectors(p, s, chunks))
+        halves = (0, p.columns) if p.swiglu else (0,)
+        of_rows = [sectors(FLOAT * (half + at), FLOAT * width) for half in halves for at, width in chunks]
+        scales = blocks * (sum(of_rows) if p.row_scales else len(chunks))
+    y = sum(row_sectors(p.m, ELEMENT * p.columns, ELEMENT * at, ELEMENT * width) for at, width in chunks)
+    loads, stores = w + len(chunks) * x + scales, y - _shared_sectors(p, s, chunks)
+    if p.rooted:
+        loads += _ctas(p, s) * _squares_sectors(p.m, p.k, LANES)
+    if p.summed:
+        loads += y + p.m * sum(sectors(ELEMENT * at, ELEMENT * width) for at, width in chunks)
+        stores += y + _squares_sectors(p.m, p.n, s.rows * s.teams // SQUARES)
+    return dot_product.counts(p, loads=loads, stores=stores)
+
+
+def _squares_sectors(m: int, extent: int, request: int) -> int:
+    """Of the sums of squares of m rows of so many elements, so many in a request."""
+    parts = -(-extent // SQUARES)
+    widths = [(at, min(request, parts - at)) for at in range(0, parts, request)]
+    return sum(row_sectors(m, FLOAT * parts, FLOAT * at, FLOAT * width) for at, width in widths)
 
 
 def _shared_sectors(problem: Linear, schedule: Schedule, chunks: list[tuple[int, int]]) -> int:
@@ -212,50 +255,83 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) ->
     chip = SimulatedChip(launch, machine)
     x, w = dot_product.operands(p, arrays)
     sums = np.zeros((p.m, p.n) if arrays else (0, 0), np.float32)
-    marks = [chip.marks(name) for name in ("x", "w", "y")]
-    scale_marks = chip.marks("w_scale") if p.scaled else np.zeros(0, np.uint8)
+    there = {**p.inputs, **p.outputs}
+    marks = Marks(*(chip.marks(name) if name in there else np.zeros(0, np.uint8) for name in Marks._fields))
     chip.on_all_cores(
-        _grid, chip.count, *marks, scale_marks, x, w, sums, p.m, p.n, p.k, FORMATS[p.weights].storage.itemsize,
-        launch.grid[0], launch.grid[1], s.rows, s.split_k, s.teams, s.block_m, p.row_scales,
+        _grid, chip.count, marks, x, w, sums, p.m, p.n, p.k, FORMATS[p.weights].storage.itemsize, launch.grid[0],
+        launch.grid[1], s.rows, s.split_k, s.teams, s.block_m, p.row_scales, p.swiglu, SQUARES,
     )  # fmt: skip
     if arrays:
-        arrays["y"][...] = encode(sums * arrays["w_scale"] if p.scaled else sums, p.output)
+        dot_product.finish(p, sums, arrays)
     return chip.counts()
+
+
+class Marks(NamedTuple):
+    """Of every array that a launch may have, empty where it has none."""
+
+    x: NDArray
+    w: NDArray
+    w_scale: NDArray
+    y: NDArray
+    squares: NDArray
+    residual: NDArray
+    norm: NDArray
+    total: NDArray
+    total_squares: NDArray
 
 
 @njit(cache=True, nogil=True)
 def _grid(
     core, cores,
-    count, x_marks, w_marks, y_marks, scale_marks, x, w, sums, m, n, k, size, grid_x, grid_y, rows, split_k, teams,
-    block_m, row_scales,
+    count, marks, x, w, sums, m, n, k, size, grid_x, grid_y, rows, split_k, teams, block_m, row_scales, swiglu, squares,
 ):  # fmt: skip
     sms = count.shape[0]
+    halves = 2 if swiglu else 1
+    columns, width_y = n // halves, rows // halves
     for sm in range(core, sms, cores):
-        nothing = np.empty((block_m, rows), np.float32)
+        nothing = np.empty((block_m, width_y), np.float32)
         for cta in range(sm, grid_x * grid_y, sms):
-            token0 = cta // grid_x * block_m
+            token0, block = cta // grid_x * block_m, cta % grid_x
             tokens = min(block_m, m - token0)
             for team in range(teams):
-                row0 = (cta % grid_x * teams + team) * rows
-                if row0 >= n:
+                column0 = (block * teams + team) * width_y
+                if column0 >= columns:
                     break
-                last = min(row0 + rows, n)
-                if scale_marks.size > 0:
-                    first, scales = (row0, last - row0) if row_scales else (0, 1)
-                    load_vector(count[sm], scale_marks, FLOAT * first, FLOAT * scales)
+                last = min(column0 + width_y, columns)
+                if marks.w_scale.size > 0:
+                    for half in range(halves if row_scales else 1):
+                        first, scales = (half * columns + column0, last - column0) if row_scales else (0, 1)
+                        load_vector(count[sm], marks.w_scale, FLOAT * first, FLOAT * scales)
                 for warp in range(split_k):
                     for k0 in range(warp * STEP, k, split_k * STEP):
                         width = min(STEP, k - k0)
-                        for row in range(row0, last):
-                            load_vector(count[sm], w_marks, size * (row * k + k0), size * width)
                         for t in range(block_m):
                             token = token0 + min(t, tokens - 1)
-                            load_vector(count[sm], x_marks, ELEMENT * (token * k + k0), ELEMENT * width)
-                        for token in range(token0, token0 + tokens):
-                            for row in range(row0, last):
-                                if sums.size > 0:
-                                    sums[token, row] += dot(x, w, token, row, k0, width)
-                                count_fma(count[sm], width)
+                            load_vector(count[sm], marks.x, ELEMENT * (token * k + k0), ELEMENT * width)
+                        for half in range(halves):
+                            for row in range(half * columns + column0, half * columns + last):
+                                load_vector(count[sm], marks.w, size * (row * k + k0), size * width)
+                                for token in range(token0, token0 + tokens):
+                                    if sums.size > 0:
+                                        sums[token, row] += dot(x, w, token, row, k0, width)
+                                    count_fma(count[sm], width)
                 store_patch(
-                    count[sm], y_marks, ELEMENT, sums[:0, :0], m, n, token0, row0, nothing[:, : last - row0], block_m
-                )
+                    count[sm], marks.y, ELEMENT, sums[:0, :0], m, columns, token0, column0,
+                    nothing[:, : last - column0], block_m,
+                )  # fmt: skip
+                if swiglu:
+                    count_exp(count[sm], tokens * (last - column0))
+                if marks.total.size > 0:
+                    at, nbytes = ELEMENT * (token0 * n + column0), ELEMENT * (last - column0)
+                    load_vector(count[sm], marks.residual, at, nbytes)
+                    load_vector(count[sm], marks.norm, ELEMENT * column0, nbytes)
+                    store_vector(count[sm], marks.total, at, nbytes)
+            if marks.squares.size > 0:
+                parts = -(-k // squares)
+                for at in range(0, parts, LANES):
+                    nbytes = FLOAT * min(LANES, parts - at)
+                    load_vector(count[sm], marks.squares, FLOAT * (token0 * parts + at), nbytes)
+            if marks.total.size > 0:
+                own, parts = teams * rows // squares, -(-n // squares)
+                nbytes = FLOAT * min(own, parts - block * own)
+                store_vector(count[sm], marks.total_squares, FLOAT * (token0 * parts + block * own), nbytes)

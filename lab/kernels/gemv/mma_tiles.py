@@ -24,15 +24,15 @@ def packed_sectors(problem: Linear) -> int:
     return tiles_of(p.n, MMA_M) * row_tile // SECTOR
 
 
-def request_sectors(columns: int, top: int, rows: int, column: int, width: int) -> int:
-    """Unique sectors of some columns of neighbouring rows of x or y, rows of `columns` 2-byte elements."""
-    return _unique_sectors(SIZE * (top * columns + column) % SECTOR, SIZE * columns, rows, width)
+def request_sectors(columns: int, top: int, rows: int, column: int, width: int, size: int = SIZE) -> int:
+    """Unique sectors of some columns of neighbouring rows, such as of y, of `columns` elements of so many bytes."""
+    return _unique_sectors(size * (top * columns + column) % SECTOR, size * columns, rows, size * width)
 
 
 @lru_cache(maxsize=4096)
-def _unique_sectors(first: int, pitch: int, rows: int, width: int) -> int:
+def _unique_sectors(first: int, pitch: int, rows: int, nbytes: int) -> int:
     starts = [first + r * pitch for r in range(rows)]
-    spans = [(start // SECTOR, (start + SIZE * width - 1) // SECTOR) for start in starts]
+    spans = [(start // SECTOR, (start + nbytes - 1) // SECTOR) for start in starts]
     return sum(b - a + 1 for a, b in spans) - sum(a[1] == b[0] for a, b in pairwise(spans))
 
 

@@ -30,6 +30,7 @@ from tests.experiments.running.test_on_device import sent
 from tests.lab.inference import tiny
 
 MODEL = Model(4, 128, q_heads=2, kv_heads=1, head_dim=64, ffn=256, vocab=320, batch=1, context=64)
+HEAD = Linear(1, MODEL.vocab, MODEL.d, prologue="norm")
 REST_US, STEP_US = 40.0, 100.0  # of a step without a kind of matrix; of the fastest with it
 BEST = 1  # of the contenders
 
@@ -95,7 +96,7 @@ def test_what_a_step_hides_is_timed_alone(monkeypatch: pytest.MonkeyPatch) -> No
     found = list(step_search.search(sent([job])))
     assert len(found) == 2 * len(step_search._parts(solved()))  # of each part the fastest alone
     assert all(record.metrics["alone"] and record.us and record.us > 0 for record in found)
-    head = next(record for record in found if problem_of(record.problem or {}) == Linear(1, MODEL.vocab, MODEL.d))
+    head = next(record for record in found if problem_of(record.problem or {}) == HEAD)
     assert head.us == STEP_US + 1  # the one launch's own time, not a difference
 
 
@@ -111,12 +112,11 @@ def test_no_search_begins_when_the_seconds_are_over(monkeypatch: pytest.MonkeyPa
 @pytest.mark.usefixtures("_given")
 def test_all_matrices_but_tiny_ones_are_sought_the_largest_first(monkeypatch: pytest.MonkeyPatch) -> None:
     found = step_search._parts(solved())
-    output = Linear(1, MODEL.d, MODEL.q_heads * MODEL.head_dim)
-    kinds = [problem.kind for problem in found]  # what each layer has; the first norm, without residual, is another
-    assert kinds[:4] == ["rope_append", "rmsnorm", "swiglu", "attention"]
-    assert set(kinds[4:]) == {"linear"}
-    assert found[4] == Linear(1, 2 * MODEL.ffn, MODEL.d)
-    output = Linear(1, MODEL.d, MODEL.q_heads * MODEL.head_dim)
+    kinds = [problem.kind for problem in found]  # what each layer has
+    assert kinds[:2] == ["rope_append", "attention"]
+    assert set(kinds[2:]) == {"linear"}
+    assert found[2] == Linear(1, 2 * MODEL.ffn, MODEL.d, epilogue="swiglu", prologue="norm")
+    output = Linear(1, MODEL.d, MODEL.q_heads * MODEL.head_dim, epilogue="norm")
     assert output in found
     monkeypatch.setattr(step_search, "LEAST", 0.2)
     assert output not in step_search._parts(solved())

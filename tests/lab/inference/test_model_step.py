@@ -10,7 +10,6 @@ import lab
 from lab.inference.step import step_us
 from lab.problems import MODELS, Attention, Linear, Model
 from sim.errors import InputError
-from sim.formats import FORMATS
 from sim.machine import H100, H200, Machine
 
 MACHINES = st.sampled_from([H100, H200])
@@ -45,9 +44,8 @@ def test_a_step_is_its_parts(model: Model) -> None:
     assert model.launches == sum(part.times for part in step.parts)
     assert model.flops == sum(times * problem.flops for times, problem in large)
     assert model.bytes["kv"] == sum(times * problem.bytes["kv"] for times, problem in large)
-    norms = FORMATS[model.unit].nbytes(1, (2 * model.layers + 1) * model.d)
-    matrices = sum(times * problem.bytes["weights"] for times, problem in large)
-    assert model.bytes["weights"] == matrices + norms + model.lookup_bytes
+    weights = sum(part.times * part.problem.bytes["weights"] for part in step.parts if part.name != "embedding")
+    assert model.bytes["weights"] == weights + model.lookup_bytes
     assert model.streamed_bytes == model.bytes["total"] - model.lookup_bytes
 
 

@@ -53,9 +53,11 @@ def part(whole: StepWeights, rank: int, ranks: int = 2) -> StepWeights:
     return StepWeights(c, matrices, arrays)
 
 
-def step(weights: StepWeights) -> Step:
+def step(weights: StepWeights, layout: Layout = LAYOUT) -> Step:
     forward = Forward(weights.config, weights.matrices, 9)
-    found = Step(weights, StepCache(forward, CHIP), forward, LAYOUT, CHIP)
+    found = Step(weights, StepCache(forward, CHIP), forward, layout, CHIP)
+    if layout != LAYOUT:
+        return found
     found.input.fill(CHUNKS)
     return found
 
@@ -78,3 +80,9 @@ def test_two_ranks_find_what_the_whole_model_finds() -> None:
 def test_ranks_have_one_layout() -> None:
     with pytest.raises(InputError, match="a step is of 2 ranks"):
         ParallelStep([step(random(MODEL, 256, CHIP))])
+
+
+def test_ranks_do_not_join_what_is_summed_between() -> None:
+    joined = step(random(MODEL, 256, CHIP), Layout(1, 1, 1))
+    with pytest.raises(InputError, match="joins no launches: make it of a Forward with joins=False"):
+        ParallelStep([joined, joined])

@@ -114,7 +114,7 @@ def test_decode_reads_the_file_s_own_groups(simulated: LanguageModel) -> None:
     run = simulated.generate(PROMPT, max_tokens=3)
     assert "".join(run).startswith(" Paris.")
     prefill, decoding = run.phases
-    assert sum(decoding.launches.values()) == 2 * (9 * 30 + 4)
+    assert sum(decoding.launches.values()) == 2 * (6 * 30 + 4)
     assert {catalog.get(name).family for name in decoding.launches} == {"gemv", "attention", "rowwise"}
     model = MODELS["smollm2-135m"]
     norms = (2 * model.layers + 1) * model.d
