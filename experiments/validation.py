@@ -34,9 +34,10 @@ class Scored(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """As `lab validate --json` has it."""
         launch = self.launch
-        names = ("kernel", "problem", "schedule", "machine", "clock", "us", "run")
+        names = ("kernel", "problem", "schedule", "machine", "us", "run")
         told = {name: getattr(launch.record, name) for name in names}
-        return {**told, "today": self.today, "before": self.before, "roofline": self.roofline}
+        errors = {"today": self.today, "before": self.before, "roofline": self.roofline}
+        return {**told, "clock": launch.asked.clock, **errors}
 
 
 class Choice(NamedTuple):
@@ -138,5 +139,5 @@ def cell_rows(found: Sequence[Scored]) -> list[list[str]]:
         known = {name: value for name, value in (record.problem or {}).items() if name != "kind"}
         errors = [f"{share:+.1%}" if share is not None else "-" for share in (one.today, one.before, one.roofline)]
         what = [kernel.name, spell(known), spell(record.schedule or {})]
-        rows.append([*what, record.machine, record.clock or "", f"{one.launch.us:.1f}", *errors])
+        rows.append([*what, record.machine, one.launch.asked.clock, f"{one.launch.us:.1f}", *errors])
     return rows

@@ -119,6 +119,12 @@ def read_rate(machine: Machine) -> float:
     return measured or coefficients(Reading, "read", machine, "graph").read_share * machine.hbm_bandwidth
 
 
+def sm_clock_hz(machine: Machine) -> float:
+    """The SMs' clock while the cap on power does not bind: calibrated, as it was beside reads, else the boost clock."""
+    measured = calibration(machine).sm_clock_mhz["read"]
+    return measured.value * 1e6 if measured else machine.clock_hz
+
+
 def copy_rate(machine: Machine) -> float:
     """Bytes per second, read and written together, of a large copy: calibrated, else as a read's."""
     measured = calibration(machine).copy_bytes_per_s
