@@ -13,6 +13,7 @@ from lab.cards.fits import Error
 from lab.choice import candidate_named
 from lab.kernel import Kernel, recorded_schedule
 from lab.problems import Problem
+from lab.problems.transfer import Transfer
 from lab.record import Archive, Record, is_chain
 from lab.tuned import SEARCH
 from sim.machine import Machine
@@ -106,7 +107,8 @@ def launched(past: Archive) -> list[Launched]:
     """The newest sustained time on a card of each kernel, problem, schedule, machine and clock, searches' among them.
 
     What a search's last race timed stands, not its short one. Chains of layers are left out, and what is of another
-    schedule or theory than the kernel has today. So is a time below the floor: a difference of steps, all of it noise.
+    schedule or theory than the kernel has today. So are a time below the floor, a difference of steps and all of it
+    noise, and what was pushed within one card: it is about a link.
     """
     newest: dict[str, tuple[Record, bool | None]] = {}
     for record in (one for each in past.where(on="gpu").records for one in (each, *tried(each))):
@@ -118,4 +120,4 @@ def launched(past: Archive) -> list[Launched]:
             key = record.kernel, record.problem, schedule, record.machine, record.clock, overlapping
             newest[repr(key)] = record, overlapping
     found = [Launched(record, overlapping) for record, overlapping in newest.values() if not stale(record)]
-    return [launch for launch in found if launch.us >= launch.floor_us]
+    return [one for one in found if one.us >= one.floor_us and not isinstance(one.asked.problem, Transfer)]

@@ -6,15 +6,21 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from experiments.launched import Launched, Off, summary
+from experiments.lookup import question_of
 from experiments.words import spell
 from lab.cards.fits import Error
 from lab.choice import outgrown
-from lab.problems import Problem
+from lab.inference import step_us
+from lab.problems import Model, Problem
+from lab.problems.model import PREFILL
+from lab.record import Archive, Record
+from sim.machine import machine as machine_named
 
 _ERRORS = ("error: mean", "worst", "before: mean", "worst", "roofline: mean", "worst")
 FAMILY_HEADINGS = ("family", "card", "clock", "launches", *_ERRORS)
 CELL_HEADINGS = ("kernel", "problem", "schedule", "card", "clock", "us", "error", "before", "roofline")
-CHOICE_HEADINGS = ("card", "clock", "problems", "within 5%", "within 15%", "worst")
+CHOICE_HEADINGS = ("card", "clock", "problems", "within 5%", "within 10%", "within 15%", "worst")
+STEP_HEADINGS = ("whole step of a model", "card", "us", "error", "before")
 LEAST_TRIED = 6
 LEAST_US = 10.0  # shorter launches are the launch's own time more than the kernel's
 
@@ -64,6 +70,50 @@ class Family(NamedTuple):
     roofline: Error
 
 
+class Step(NamedTuple):
+    """A whole step of a model whose launches overlapped, and how far off its time a prediction by the chain's clock is.
+
+    `before` is the record's own, as of a launch.
+    """
+
+    record: Record
+    today: float
+    before: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As `lab validate --json` has it."""
+        told = {name: getattr(self.record, name) for name in ("problem", "machine", "us", "run")}
+        return {**told, "today": self.today, "before": self.before}
+
+
+def steps(past: Archive) -> list[Step]:
+    """The newest time of each model's step on each card, today's worst prediction first."""
+    newest = {
+        f"{record.machine} {record.problem}": record
+        for record in past.where(on="gpu", overlapping=True).records
+        if record.us and "stage" not in record.metrics and (record.problem or {}).get("kind") == Model.kind
+    }
+    found = []
+    for record in newest.values():
+        model, us = question_of(record), record.us or 0.0
+        assert isinstance(model, Model)
+        new = model.context if model.phase == PREFILL else 1
+        today = step_us(model, [(new, model.context)] * model.batch, machine_named(record.machine)) / us - 1
+        found.append(Step(record, today, record.predicted_us / us - 1 if record.predicted_us else None))
+    return sorted(found, key=lambda one: -abs(one.today))
+
+
+def step_rows(found: Sequence[Step]) -> list[list[str]]:
+    """A row of cells for each step, under STEP_HEADINGS."""
+    rows = []
+    for one in found:
+        asked = one.record.problem or {}
+        told = {name: asked[name] for name in ("layers", "d", "weights", "phase", "batch", "context")}
+        errors = [f"{share:+.1%}" if share is not None else "-" for share in (one.today, one.before)]
+        rows.append([spell(told), one.record.machine, f"{one.record.us:,.0f}", *errors])
+    return rows
+
+
 def choices(launches: Sequence[Launched]) -> list[Choice]:
     """Every problem of which LEAST_TRIED launches or more were timed, by kernels that `lab.choice` considers."""
     groups: dict[tuple[str, str, Problem], list[Launched]] = defaultdict(list)
@@ -86,7 +136,7 @@ def choice_rows(found: Sequence[Choice]) -> list[list[str]]:
         regrets[one.machine, one.clock].append(one.regret)
     rows = []
     for (machine, clock), those in sorted(regrets.items()):
-        within = [f"{fmean(regret <= most for regret in those):.0%}" for most in (0.05, 0.15)]
+        within = [f"{fmean(regret <= most for regret in those):.0%}" for most in (0.05, 0.1, 0.15)]
         rows.append([machine, clock, f"{len(those)}", *within, f"{max(those):.1%}"])
     return rows
 

@@ -10,7 +10,7 @@ WORST = 20  # launches shown
 
 
 def table(past: Archive) -> str:
-    """Four tables: families, kernels on held-out shapes, choices, the worst launches."""
+    """Five tables: families, kernels on held-out shapes, choices, whole steps, the worst launches."""
     launches = launched(past)
     found = v.scored(launches)
     held = [
@@ -26,6 +26,8 @@ def table(past: Archive) -> str:
             f"What predictions pick among the launches timed of a problem, {v.LEAST_TRIED} or more, takes so much "
             "longer than the fastest of them:",
             markdown(v.CHOICE_HEADINGS, v.choice_rows(v.choices(launches))),
+            "Whole steps of models, launches overlapping, by the clock of a chain:",
+            markdown(v.STEP_HEADINGS, v.step_rows(v.steps(past))),
             f"The {min(WORST, len(found))} launches that are predicted worst:",
             markdown(v.CELL_HEADINGS, v.cell_rows(found[:WORST])),
         ]

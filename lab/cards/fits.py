@@ -94,6 +94,17 @@ def trial(*lines: Fit) -> Iterator[set[str]]:
         _trial.reset(token)
 
 
+def of_machine(name: str) -> tuple[Fit, ...]:
+    """The lines fitted on one machine, as general ones: a trial of them predicts on every card as that machine's would.
+
+    Raises InputError where there is none.
+    """
+    found = tuple(structs.replace(fit, machine=None) for fit in load(TABLE) if fit.machine == name)
+    if not found:
+        raise InputError(f"{TABLE.name} has no line of the machine {name}")
+    return found
+
+
 def coefficients(kind: type[Kind], model: str, machine: Machine, clock: str) -> Kind:
     """The numbers of a model for a machine and a clock; raises InputError where its line does not name just those."""
     found: Kind

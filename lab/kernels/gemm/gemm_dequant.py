@@ -256,7 +256,8 @@ class Coefficients(fits.Coefficients, frozen=True):
 
     start_us: float  # of a launch
     hbm_share: float  # of the rate of a large read
-    crossing: float  # more time where rows of w do not begin at lines, two of which a box then asks for a part of
+    crossing: float  # more time of HBM where rows of w do not begin at lines, two of which a box then asks a part of
+    crossing_rows: float  # and of L2
     l2_bytes_per_clock: float  # to each SM when all ask
     latency_clocks: float  # from asking for a stage to its bytes, HBM being busy
     reduce_bytes_per_clock: float  # of the inboxes, from the last mma to their sum
@@ -298,7 +299,8 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     warps = WARPGROUP // LANES * consumers
     issue = warps * (widening + promoting) / min(model.sm_ipc, model.warp_ipc * warps * resident)
     operands = (consumers * s.x_bytes + 2 * s.w_bytes) / machine.shared_bytes_per_clock
-    loads = s.stage_bytes / model.l2_bytes_per_clock
+    apart = not s.group and p.k % LINE != 0
+    loads = s.stage_bytes / model.l2_bytes_per_clock * (model.crossing_rows if apart else 1.0)
     work = mma + model.turns * issue  # a warpgroup widens, then multiplies
     turn = (model.latency_clocks / resident + loads) / (s.stages - 1)  # of a ring: one stage is read, the rest fill
     step = {"tensor cores": mma, "instructions": issue, "shared memory": operands, "L2": loads, "latency": turn}
@@ -306,8 +308,8 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     wgmma = wgmma_model.coefficients(machine, clock)
     epilogue = resident * (s.inbox_bytes / model.reduce_bytes_per_clock + wgmma.round_clocks * s.part / MMA_M)
     clock_hz = fits.sm_clock_hz(machine)
-    apart = model.crossing if not s.group and p.k % LINE else 1.0
-    hbm = apart * (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)) * clock_hz
+    hbm = (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)) * clock_hz
+    hbm *= model.crossing if apart else 1.0
     waiting = (waves - 1) * (model.wave_clocks + epilogue) / resident
     stream = full * steps * joined(model.step_blend, work, issue, operands, loads, turn) + waiting
     cool = model.start_us + 1e6 * (joined(model.hbm_blend, stream, hbm) + epilogue) / clock_hz
