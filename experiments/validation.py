@@ -11,17 +11,19 @@ from experiments.words import spell
 from lab.cards.fits import Error
 from lab.choice import outgrown
 from lab.inference import step_us
+from lab.kernel import Predicts
 from lab.problems import Model, Problem
 from lab.problems.model import PREFILL
 from lab.record import Archive, Record
 from sim.machine import machine as machine_named
 
-_ERRORS = ("error: mean", "worst", "before: mean", "worst", "roofline: mean", "worst")
+_ERRORS = ("error: mean", "worst", "near: mean", "worst", "before: mean", "worst", "roofline: mean", "worst")
 FAMILY_HEADINGS = ("family", "card", "clock", "launches", *_ERRORS)
 CELL_HEADINGS = ("kernel", "problem", "schedule", "card", "clock", "us", "error", "before", "roofline")
 CHOICE_HEADINGS = ("card", "clock", "problems", "within 5%", "within 10%", "within 15%", "worst")
 STEP_HEADINGS = ("whole step of a model", "card", "us", "error", "before")
 LEAST_TRIED = 6
+NEAR = 1.5  # times the fastest launch of a problem: what took no longer may be worth choosing
 LEAST_US = 10.0  # shorter launches are the launch's own time more than the kernel's
 
 
@@ -30,12 +32,14 @@ class Scored(NamedTuple):
 
     Today's is of models that may have been fitted to this very launch. The one of before stands in the record: the
     commit that timed the launch made it, not knowing the time; None where there is none. The floor is the roofline's.
+    `near` says that no launch of the problem took less than 1 / NEAR of the time.
     """
 
     launch: Launched
     today: float
     before: float | None
     roofline: float
+    near: bool
 
     def as_dict(self) -> dict[str, Any]:
         """As `lab validate --json` has it."""
@@ -60,12 +64,13 @@ class Choice(NamedTuple):
 
 
 class Family(NamedTuple):
-    """The errors of a family's launches on one card by one clock; `before` is of those that have one."""
+    """The errors of a family's launches on one card by one clock; `near` and `before` of those that are or have one."""
 
     family: str
     machine: str
     clock: str
     today: Error
+    near: Error | None
     before: Error | None
     roofline: Error
 
@@ -142,13 +147,17 @@ def choice_rows(found: Sequence[Choice]) -> list[list[str]]:
 
 
 def scored(launches: Sequence[Launched]) -> list[Scored]:
-    """Every launch that took longer than LEAST_US, today's worst prediction first."""
+    """Every launch that took longer than LEAST_US, of a kernel that has a model, today's worst prediction first."""
     found = []
+    fastest: dict[Any, float] = {}
     for launch in launches:
-        if launch.us > LEAST_US:
+        fastest[launch.race] = min(launch.us, fastest.get(launch.race, launch.us))
+    for launch in launches:
+        if launch.us > LEAST_US and isinstance(launch.asked.kernel.module, Predicts):
             before = launch.record.predicted_us
             today, floor = launch.predicted_us() / launch.us - 1, launch.floor_us / launch.us - 1
-            found.append(Scored(launch, today, before / launch.us - 1 if before else None, floor))
+            near = launch.us <= NEAR * fastest[launch.race]
+            found.append(Scored(launch, today, before / launch.us - 1 if before else None, floor, near))
     return sorted(found, key=lambda one: -abs(one.today))
 
 
@@ -162,20 +171,23 @@ def families(found: Sequence[Scored]) -> list[Family]:
         Family(
             *key,
             today=summary([Off(one.today, one.launch) for one in those]),
-            before=summary(known)
-            if (known := [Off(o.before, o.launch) for o in those if o.before is not None])
-            else None,
+            near=_summary([Off(one.today, one.launch) for one in those if one.near]),
+            before=_summary([Off(one.before, one.launch) for one in those if one.before is not None]),
             roofline=summary([Off(one.roofline, one.launch) for one in those]),
         )
         for key, those in sorted(groups.items())
     ]
 
 
+def _summary(found: Sequence[Off]) -> Error | None:
+    return summary(found) if found else None
+
+
 def family_rows(found: Sequence[Family]) -> list[list[str]]:
     """A row of cells for each, under FAMILY_HEADINGS."""
     rows = []
     for each in found:
-        errors = [each.today, each.before, each.roofline]
+        errors = [each.today, each.near, each.before, each.roofline]
         cells = [cell for error in errors for cell in ((f"{error.mean:.1%}", f"{error.worst:.1%}") if error else "--")]
         rows.append([each.family, each.machine, each.clock, f"{each.today.launches:,}", *cells])
     return rows

@@ -11,6 +11,7 @@ from experiments.launched import Launched, launched
 from experiments.validation import (
     LEAST_TRIED,
     LEAST_US,
+    NEAR,
     cell_rows,
     choice_rows,
     choices,
@@ -50,10 +51,24 @@ def test_errors_are_shares_of_the_measured_time() -> None:
     (family,) = families(found)
     assert (family.family, family.machine, family.clock) == ("gemv", "h200", "graph")
     assert (family.today.launches, family.today.mean, family.today.worst) == (3, 0.1333, 0.3)
+    assert family.near == family.today, "each is the fastest of its problem"
     assert family.before is not None
     assert (family.before.launches, family.before.mean, family.before.worst) == (2, 0.75, 1.0)
     assert len(family_rows([family])[0]) == len(family_rows([family._replace(before=None)])[0])
     assert cell_rows(found)[0][-3:-1] == ["-30.0%", "-"]
+
+
+def test_what_took_far_longer_than_the_fastest_is_not_near() -> None:
+    """And a kernel without a model, whose largest bill is a bound, is not scored."""
+    other = {name: str(value) for name, value in (RECORDS[0].schedule or {}).items()} | {"rows": "2", "split_k": "4"}
+    far = msgspec.structs.replace(RECORDS[0], schedule=other, us=(RECORDS[0].us or 0.0) * (NEAR + 0.01))
+    naive = catalog.get("gemm_naive")
+    bound = msgspec.structs.replace(
+        RECORDS[0], kernel=naive.name, schedule=schedule_fields(naive.best_guess(PROBLEMS[LARGE[0]], H200)), us=1e6
+    )
+    (family,) = families(scored([Launched(one) for one in (RECORDS[0], far, bound)]))
+    assert family.near is not None
+    assert (family.today.launches, family.near.launches) == (2, 1)
 
 
 def test_cards_and_clocks_are_not_mixed_and_short_launches_are_left_out() -> None:

@@ -14,7 +14,7 @@ from lab.problems import Linear
 from lab.ptx_executor import Emulator
 from sim.errors import ScheduleError
 from sim.formats import encode
-from sim.machine import H100
+from sim.machine import H100, H200
 from tests.emulator.cases import CHIP, results
 
 KERNEL = catalog.get("gemv_mma")
@@ -127,3 +127,18 @@ def test_an_sm_holds_as_many_as_the_registers_that_ptxas_took_leave_room_for(
     room = H100.registers_per_sm // (taken * schedule.threads)
     assert room > schedule.ctas_per_sm
     assert abs(held(problem, schedule, H100) - min(room, H100.threads_per_sm // schedule.threads)) <= 1
+
+
+def test_rows_that_begin_amid_a_sector_take_more_of_hbm_the_less_where_parts_are_neighbours() -> None:
+    """k of fp8 is a multiple of 16 bytes, a sector has 32; scales of rows are no part of a row."""
+
+    def per_byte(k: int, schedule: Schedule) -> float:
+        problem = Linear(4, 8192, k, "fp8", scales="row")
+        return bills(problem, schedule, H200, "graph").parts["HBM"] / problem.read_bytes
+
+    one, two = Schedule(8, 2, 1, 8, 1, 1, 3), Schedule(8, 1, 1, 8, 2, 1, 3)
+    for schedule in (one, two):
+        assert per_byte(8192, schedule) == pytest.approx(per_byte(8192 + 32, schedule), rel=0.001)
+    extra = [per_byte(8192 + 16, schedule) / per_byte(8192, schedule) - 1 for schedule in (one, two)]
+    assert extra[0] == pytest.approx(2 * extra[1], rel=0.05)
+    assert 0 < extra[0] <= 0.5, "a sector for every two at most"

@@ -132,6 +132,7 @@ class Coefficients(fits.Coefficients, frozen=True):
     hbm_share: float  # of the rate of a large read
     read_again: float  # of w that each further row of tiles brings from HBM again
     l2_bytes_per_clock: float  # to each SM when all ask, if nothing else took time
+    crossing_rows: float  # times the clocks of a row of 128 bytes that crosses a 128-byte line
     beyond_clocks: float  # of a row that a box asks for beyond x or w: 1 to 15 were seen
     latency_clocks: float  # from asking for a stage to its bytes, HBM being busy
     reduce_bytes_per_clock: float  # of the inboxes, from the last mma to their sum
@@ -162,7 +163,7 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     operands = s.block_m // MMA_M * (MMA_M + s.block_n) * STEP_BYTES / machine.shared_bytes_per_clock
     rows = min(p.m, s.block_m)  # of a box of x
     beyond = -p.m % rows + -p.n % s.block_n
-    row = STEP_BYTES / model.l2_bytes_per_clock * busy * (wgmma.crossing_rows if wgmma_model.crosses_lines(p) else 1)
+    row = STEP_BYTES / model.l2_bytes_per_clock * busy * (model.crossing_rows if wgmma_model.crosses_lines(p) else 1)
     loads = (rows + s.block_n - beyond) * row + beyond * model.beyond_clocks * busy
     turn = (model.latency_clocks / resident + loads) / (s.stages - 1)  # of a ring: one stage is read, the rest fill
     step = {"tensor cores": mma, "shared memory": operands, "L2": loads, "latency": turn}

@@ -158,7 +158,7 @@ class Coefficients(fits.Coefficients, frozen=True):
     start_us: float  # of a launch
     hbm_share: float  # of the rate of a large read
     short_share: float  # of that, where a request has 64 bytes of each row
-    crossing: float  # more time of HBM and L2 where rows of w begin amid a sector, as those of fp8 may
+    crossing: float  # more of HBM's and L2's time for a part of 64 bytes that begins amid a sector, as of fp8 it may
     l2_bytes_per_s: float  # to all SMs
     l1_bytes: float  # of x that an SM keeps, while weights pass by
     latency_us: float  # from asking for weights to having them, HBM being busy
@@ -183,7 +183,8 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     p, s = problem, schedule
     model = fits.coefficients(Coefficients, "gemv_mma", machine, clock)
     ctas = tiles_of(p.n, s.block_n) * tiles_of(p.m, s.block_m)
-    crossing = model.crossing if p.bytes["weights"] // p.n % SECTOR and not p.group else 1.0
+    amid = not p.group and p.k * FORMATS[p.weights].bits // 8 % SECTOR != 0
+    crossing = 1 + model.crossing / (s.unroll * s.fold) * amid  # neighbouring parts have the sector between them once
     weights = crossing * p.bytes["weights"] * tiles_of(p.m, s.block_m)
     share = model.hbm_share * (1.0 if p.group or s.fold > 1 else model.short_share)
 
