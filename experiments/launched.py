@@ -13,6 +13,7 @@ from lab.cards.fits import Error
 from lab.choice import candidate_named
 from lab.kernel import Kernel, recorded_schedule
 from lab.problems import Problem
+from lab.problems.transfer import Transfer
 from lab.record import Archive, Record, is_chain
 from lab.tuned import SEARCH
 from sim.machine import Machine
@@ -31,13 +32,17 @@ class Asked(NamedTuple):
 
 
 class Launched:
-    """One timed launch: its record, what a prediction of it needs, and both times in microseconds."""
+    """One timed launch: its record, what a prediction of it needs, and both times in microseconds.
 
-    def __init__(self, record: Record) -> None:
+    Launches of a graph that begin before the one ahead has ended (`overlapping`) pay the chain's clock.
+    """
+
+    def __init__(self, record: Record, overlapping: bool | None = None) -> None:
         kernel = catalog.get(record.kernel or "")
         schedule = recorded_schedule(kernel, record.schedule or {})
         self.record = record
-        self.asked = Asked(kernel, question_of(record), schedule, machine_named(record.machine), record.clock or "")  # type: ignore[arg-type]
+        clock = "chain" if overlapping and record.clock == "graph" else record.clock or ""
+        self.asked = Asked(kernel, question_of(record), schedule, machine_named(record.machine), clock)  # type: ignore[arg-type]
         self.us = record.us or 0.0
 
     def predicted_us(self) -> float:
@@ -102,15 +107,17 @@ def launched(past: Archive) -> list[Launched]:
     """The newest sustained time on a card of each kernel, problem, schedule, machine and clock, searches' among them.
 
     What a search's last race timed stands, not its short one. Chains of layers are left out, and what is of another
-    schedule or theory than the kernel has today. So is a time below the floor: a difference of steps, all of it noise.
+    schedule or theory than the kernel has today. So are a time below the floor, a difference of steps and all of it
+    noise, and what was pushed within one card: it is about a link.
     """
-    newest: dict[str, Record] = {}
+    newest: dict[str, tuple[Record, bool | None]] = {}
     for record in (one for each in past.where(on="gpu").records for one in (each, *tried(each))):
         if not record.us or not record.clock or not record.schedule or is_peer(record) or is_chain(record):
             continue
         if pace(record) == "sustained" and (record.check is None or record.check.passed):
             schedule = {name: str(value) for name, value in record.schedule.items()}
-            key = record.kernel, record.problem, schedule, record.machine, record.clock, _overlaps(record)
-            newest[repr(key)] = record
-    found = [Launched(record) for record in newest.values() if not stale(record)]
-    return [launch for launch in found if launch.us >= launch.floor_us]
+            overlapping = _overlaps(record)
+            key = record.kernel, record.problem, schedule, record.machine, record.clock, overlapping
+            newest[repr(key)] = record, overlapping
+    found = [Launched(record, overlapping) for record, overlapping in newest.values() if not stale(record)]
+    return [one for one in found if one.us >= one.floor_us and not isinstance(one.asked.problem, Transfer)]

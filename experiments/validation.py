@@ -6,16 +6,24 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from experiments.launched import Launched, Off, summary
+from experiments.lookup import question_of
 from experiments.words import spell
 from lab.cards.fits import Error
 from lab.choice import outgrown
-from lab.problems import Problem
+from lab.inference import step_us
+from lab.kernel import Predicts
+from lab.problems import Model, Problem
+from lab.problems.model import PREFILL
+from lab.record import Archive, Record
+from sim.machine import machine as machine_named
 
-_ERRORS = ("error: mean", "worst", "before: mean", "worst", "roofline: mean", "worst")
+_ERRORS = ("error: mean", "worst", "near: mean", "worst", "before: mean", "worst", "roofline: mean", "worst")
 FAMILY_HEADINGS = ("family", "card", "clock", "launches", *_ERRORS)
 CELL_HEADINGS = ("kernel", "problem", "schedule", "card", "clock", "us", "error", "before", "roofline")
-CHOICE_HEADINGS = ("card", "clock", "problems", "within 5%", "within 15%", "worst")
+CHOICE_HEADINGS = ("card", "clock", "problems", "within 5%", "within 10%", "within 15%", "worst")
+STEP_HEADINGS = ("whole step of a model", "card", "us", "error", "before")
 LEAST_TRIED = 6
+NEAR = 1.5  # times the fastest launch of a problem: what took no longer may be worth choosing
 LEAST_US = 10.0  # shorter launches are the launch's own time more than the kernel's
 
 
@@ -24,19 +32,22 @@ class Scored(NamedTuple):
 
     Today's is of models that may have been fitted to this very launch. The one of before stands in the record: the
     commit that timed the launch made it, not knowing the time; None where there is none. The floor is the roofline's.
+    `near` says that no launch of the problem took less than 1 / NEAR of the time.
     """
 
     launch: Launched
     today: float
     before: float | None
     roofline: float
+    near: bool
 
     def as_dict(self) -> dict[str, Any]:
         """As `lab validate --json` has it."""
         launch = self.launch
-        names = ("kernel", "problem", "schedule", "machine", "clock", "us", "run")
+        names = ("kernel", "problem", "schedule", "machine", "us", "run")
         told = {name: getattr(launch.record, name) for name in names}
-        return {**told, "today": self.today, "before": self.before, "roofline": self.roofline}
+        errors = {"today": self.today, "before": self.before, "roofline": self.roofline}
+        return {**told, "clock": launch.asked.clock, **errors}
 
 
 class Choice(NamedTuple):
@@ -53,14 +64,59 @@ class Choice(NamedTuple):
 
 
 class Family(NamedTuple):
-    """The errors of a family's launches on one card by one clock; `before` is of those that have one."""
+    """The errors of a family's launches on one card by one clock; `near` and `before` of those that are or have one."""
 
     family: str
     machine: str
     clock: str
     today: Error
+    near: Error | None
     before: Error | None
     roofline: Error
+
+
+class Step(NamedTuple):
+    """A whole step of a model whose launches overlapped, and how far off its time a prediction by the chain's clock is.
+
+    `before` is the record's own, as of a launch.
+    """
+
+    record: Record
+    today: float
+    before: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As `lab validate --json` has it."""
+        told = {name: getattr(self.record, name) for name in ("problem", "machine", "us", "run")}
+        return {**told, "today": self.today, "before": self.before}
+
+
+def steps(past: Archive) -> list[Step]:
+    """The newest time of each model's step on each card, today's worst prediction first."""
+    newest = {
+        f"{record.machine} {record.problem}": record
+        for record in past.where(on="gpu", overlapping=True).records
+        if record.us and "stage" not in record.metrics and (record.problem or {}).get("kind") == Model.kind
+    }
+    found = []
+    for record in newest.values():
+        model, us = question_of(record), record.us or 0.0
+        assert isinstance(model, Model)
+        new = model.context if model.phase == PREFILL else 1
+        today = step_us(model, [(new, model.context)] * model.batch, machine_named(record.machine)) / us - 1
+        found.append(Step(record, today, record.predicted_us / us - 1 if record.predicted_us else None))
+    return sorted(found, key=lambda one: -abs(one.today))
+
+
+def step_rows(found: Sequence[Step]) -> list[list[str]]:
+    """A row of cells for each step, under STEP_HEADINGS."""
+    rows = []
+    for one in found:
+        asked = one.record.problem or {}
+        told = {name: asked[name] for name in ("layers", "d", "weights", "phase", "batch", "context")}
+        errors = [f"{share:+.1%}" if share is not None else "-" for share in (one.today, one.before)]
+        rows.append([spell(told), one.record.machine, f"{one.record.us:,.0f}", *errors])
+    return rows
 
 
 def choices(launches: Sequence[Launched]) -> list[Choice]:
@@ -85,19 +141,23 @@ def choice_rows(found: Sequence[Choice]) -> list[list[str]]:
         regrets[one.machine, one.clock].append(one.regret)
     rows = []
     for (machine, clock), those in sorted(regrets.items()):
-        within = [f"{fmean(regret <= most for regret in those):.0%}" for most in (0.05, 0.15)]
+        within = [f"{fmean(regret <= most for regret in those):.0%}" for most in (0.05, 0.1, 0.15)]
         rows.append([machine, clock, f"{len(those)}", *within, f"{max(those):.1%}"])
     return rows
 
 
 def scored(launches: Sequence[Launched]) -> list[Scored]:
-    """Every launch that took longer than LEAST_US, today's worst prediction first."""
+    """Every launch that took longer than LEAST_US, of a kernel that has a model, today's worst prediction first."""
     found = []
+    fastest: dict[Any, float] = {}
     for launch in launches:
-        if launch.us > LEAST_US:
+        fastest[launch.race] = min(launch.us, fastest.get(launch.race, launch.us))
+    for launch in launches:
+        if launch.us > LEAST_US and isinstance(launch.asked.kernel.module, Predicts):
             before = launch.record.predicted_us
             today, floor = launch.predicted_us() / launch.us - 1, launch.floor_us / launch.us - 1
-            found.append(Scored(launch, today, before / launch.us - 1 if before else None, floor))
+            near = launch.us <= NEAR * fastest[launch.race]
+            found.append(Scored(launch, today, before / launch.us - 1 if before else None, floor, near))
     return sorted(found, key=lambda one: -abs(one.today))
 
 
@@ -111,20 +171,23 @@ def families(found: Sequence[Scored]) -> list[Family]:
         Family(
             *key,
             today=summary([Off(one.today, one.launch) for one in those]),
-            before=summary(known)
-            if (known := [Off(o.before, o.launch) for o in those if o.before is not None])
-            else None,
+            near=_summary([Off(one.today, one.launch) for one in those if one.near]),
+            before=_summary([Off(one.before, one.launch) for one in those if one.before is not None]),
             roofline=summary([Off(one.roofline, one.launch) for one in those]),
         )
         for key, those in sorted(groups.items())
     ]
 
 
+def _summary(found: Sequence[Off]) -> Error | None:
+    return summary(found) if found else None
+
+
 def family_rows(found: Sequence[Family]) -> list[list[str]]:
     """A row of cells for each, under FAMILY_HEADINGS."""
     rows = []
     for each in found:
-        errors = [each.today, each.before, each.roofline]
+        errors = [each.today, each.near, each.before, each.roofline]
         cells = [cell for error in errors for cell in ((f"{error.mean:.1%}", f"{error.worst:.1%}") if error else "--")]
         rows.append([each.family, each.machine, each.clock, f"{each.today.launches:,}", *cells])
     return rows
@@ -138,5 +201,5 @@ def cell_rows(found: Sequence[Scored]) -> list[list[str]]:
         known = {name: value for name, value in (record.problem or {}).items() if name != "kind"}
         errors = [f"{share:+.1%}" if share is not None else "-" for share in (one.today, one.before, one.roofline)]
         what = [kernel.name, spell(known), spell(record.schedule or {})]
-        rows.append([*what, record.machine, record.clock or "", f"{one.launch.us:.1f}", *errors])
+        rows.append([*what, record.machine, one.launch.asked.clock, f"{one.launch.us:.1f}", *errors])
     return rows

@@ -32,7 +32,8 @@ _HEADINGS = ["m x n x k", "weights", "picked", "us", "the best", "us", "regret",
 
 @dataclass(frozen=True)
 class Options:
-    """Draws `count` shapes by `seed`: m up to `most` tokens, by its logarithm; formats in turn.
+    """Draws `count` shapes by `seed`: m up to `most` tokens, by its logarithm; formats in turn. A run begins at
+    number `first`.
 
     The search tries so many `candidates` of each kernel, by prediction the best, and times its finalists `rounds`
     times. What has not begun after `seconds` is skipped.
@@ -41,6 +42,7 @@ class Options:
     formats: str = "bf16+fp8+int4_g128"
     count: int = 40
     seed: int = 17
+    first: int = 0
     most: int = 8192
     candidates: int = 12
     rounds: int = 15
@@ -48,6 +50,8 @@ class Options:
 
     def __post_init__(self) -> None:
         formats_of(self.formats)
+        if not 0 <= self.first < self.count:
+            raise InputError(f"of {self.count} shapes the first is 0 to {self.count - 1}; first={self.first}")
         if min(self.count, self.most, self.candidates, self.rounds, self.seconds) < 1:
             given = f"{self.count}, {self.most}, {self.candidates}, {self.rounds}, {self.seconds}"
             raise InputError(f"count, most, candidates, rounds and seconds are at least 1; got {given}")
@@ -67,7 +71,7 @@ def draw(options: Options) -> list[Linear]:
 def measure(options: Options, backend: Backend) -> Iterator[Record]:
     """Each layer's pick, tuned entries left aside, among what a search tries, and peers: plain launches in a graph."""
     searches = []
-    for number, problem in enumerate(draw(options)):
+    for number, problem in [*enumerate(draw(options))][options.first :]:
         picked = predicted_best(problem, backend.machine)
         name, fields = picked.kernel.name, schedule_fields(picked.schedule)
         searches.append(

@@ -94,6 +94,17 @@ def trial(*lines: Fit) -> Iterator[set[str]]:
         _trial.reset(token)
 
 
+def of_machine(name: str) -> tuple[Fit, ...]:
+    """The lines fitted on one machine, as general ones: a trial of them predicts on every card as that machine's would.
+
+    Raises InputError where there is none.
+    """
+    found = tuple(structs.replace(fit, machine=None) for fit in load(TABLE) if fit.machine == name)
+    if not found:
+        raise InputError(f"{TABLE.name} has no line of the machine {name}")
+    return found
+
+
 def coefficients(kind: type[Kind], model: str, machine: Machine, clock: str) -> Kind:
     """The numbers of a model for a machine and a clock; raises InputError where its line does not name just those."""
     found: Kind
@@ -117,6 +128,12 @@ def read_rate(machine: Machine) -> float:
     """Bytes per second that a large read gets from HBM: calibrated, else the usual share of the data sheet's."""
     measured = calibration(machine).read_rate(LARGE_READ, "graph")
     return measured or coefficients(Reading, "read", machine, "graph").read_share * machine.hbm_bandwidth
+
+
+def sm_clock_hz(machine: Machine) -> float:
+    """The SMs' clock while the cap on power does not bind: calibrated, as it was beside reads, else the boost clock."""
+    measured = calibration(machine).sm_clock_mhz["read"]
+    return measured.value * 1e6 if measured else machine.clock_hz
 
 
 def copy_rate(machine: Machine) -> float:

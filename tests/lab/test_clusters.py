@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lab import catalog
 from lab.cards import Calibration, Measured, Run, user_path, write
 from lab.check_ptx import check_ptx
-from lab.kernels.common.clusters import at_once, even, resident
+from lab.kernels.common.clusters import at_once, even, fullest, resident
 from lab.kernels.gemv import gemv_int4, gemv_split_k
 from lab.problems import Linear
 from sim.machine import H100, H200
@@ -40,6 +40,13 @@ def test_models_take_the_clusters_that_a_card_was_measured_to_hold(
     assert at_once(6, 1, H100) == 19
     assert resident(7, 1, H100) == at_once(7, 1, H100)
     assert resident(7, 2, H100) == sum(2 * sms // 7 for sms in H100.gpcs) > at_once(7, 2, H100)
+
+
+@pytest.mark.parametrize(("cluster", "many", "full"), [(1, 132, 1), (1, 133, 2), (4, 30, 1), (4, 32, 2), (8, 15, 1)])
+def test_the_fullest_sm_is_that_of_the_cluster_that_finds_no_empty_ones(cluster: int, many: int, full: int) -> None:
+    """On an H200, whose GPCs have room for 30 clusters of four on SMs of their own: 12 SMs then stay empty."""
+    assert fullest(cluster, many, 2, H200) == full
+    assert fullest(cluster, many, 1, H200) == 1
 
 
 @pytest.mark.parametrize(

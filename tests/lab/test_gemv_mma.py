@@ -7,13 +7,14 @@ import pytest
 
 from lab import catalog
 from lab.check_ptx import check_ptx
+from lab.compile import compile_launch
 from lab.kernels.gemv import gemv_mma_counts
-from lab.kernels.gemv.gemv_mma import Schedule, bills
+from lab.kernels.gemv.gemv_mma import Schedule, bills, held
 from lab.problems import Linear
 from lab.ptx_executor import Emulator
 from sim.errors import ScheduleError
 from sim.formats import encode
-from sim.machine import H100
+from sim.machine import H100, H200
 from tests.emulator.cases import CHIP, results
 
 KERNEL = catalog.get("gemv_mma")
@@ -105,3 +106,39 @@ def test_illegal_schedules_are_refused_with_both_sides() -> None:
         Schedule(8, 4, 1, 16, 4, 1, 2).fits(Linear(1, 64, 4096), H100)
     with pytest.raises(ScheduleError, match=r"131,072 blocks of 8 tokens are grid.y; a grid .* has at most 65,535"):
         Schedule(8, 1, 4, 2, 1, 1, 1).fits(Linear(2**20, 64, 64), H100)
+
+
+@pytest.mark.parametrize(
+    ("problem", "schedule"),
+    [
+        (Linear(8, 4096, 4096, "fp8"), Schedule(8, 1, 1, 16, 2, 1, 1)),
+        (Linear(8, 4096, 4096), Schedule(8, 1, 1, 8, 2, 2, 3)),
+        (Linear(8, 4096, 4096, "int4_g128"), Schedule(8, 2, 1, 4, 1, 1, 4)),
+        (Linear(32, 4096, 4096), Schedule(32, 1, 1, 2, 2, 1, 8)),
+    ],
+    ids=str,
+)
+def test_an_sm_holds_as_many_as_the_registers_that_ptxas_took_leave_room_for(
+    problem: Linear, schedule: Schedule
+) -> None:
+    """`ctas_per_sm` is a least that ptxas leaves registers for; it often takes fewer. One more or less is not told."""
+    (launch,) = KERNEL.launches(problem, schedule, H100)
+    taken = 8 * -(-compile_launch(launch, H100).resources["gemv_mma"].registers // 8)
+    room = H100.registers_per_sm // (taken * schedule.threads)
+    assert room > schedule.ctas_per_sm
+    assert abs(held(problem, schedule, H100) - min(room, H100.threads_per_sm // schedule.threads)) <= 1
+
+
+def test_rows_that_begin_amid_a_sector_take_more_of_hbm_the_less_where_parts_are_neighbours() -> None:
+    """k of fp8 is a multiple of 16 bytes, a sector has 32; scales of rows are no part of a row."""
+
+    def per_byte(k: int, schedule: Schedule) -> float:
+        problem = Linear(4, 8192, k, "fp8", scales="row")
+        return bills(problem, schedule, H200, "graph").parts["HBM"] / problem.read_bytes
+
+    one, two = Schedule(8, 2, 1, 8, 1, 1, 3), Schedule(8, 1, 1, 8, 2, 1, 3)
+    for schedule in (one, two):
+        assert per_byte(8192, schedule) == pytest.approx(per_byte(8192 + 32, schedule), rel=0.001)
+    extra = [per_byte(8192 + 16, schedule) / per_byte(8192, schedule) - 1 for schedule in (one, two)]
+    assert extra[0] == pytest.approx(2 * extra[1], rel=0.05)
+    assert 0 < extra[0] <= 0.5, "a sector for every two at most"

@@ -23,6 +23,14 @@ def resident(cluster: int, ctas_per_sm: int, machine: Machine) -> int:
     return max(1, described * int(measured.value) // at_once(cluster, 1, machine) if measured else described)
 
 
+def fullest(cluster: int, many: int, ctas_per_sm: int, machine: Machine) -> int:
+    """CTAs of the fullest SM where so many clusters run, as many as are resident at most.
+
+    Clusters of four leave SMs without one that count for no other: the 33rd doubles up though a third of all are idle.
+    """
+    return min(ctas_per_sm, -(-many // resident(cluster, 1, machine)))
+
+
 def even(ctas: int, machine: Machine) -> int:
     """CTAs of a grid that has so many with work, filled up where few more give every SM as many, or two, or one.
 

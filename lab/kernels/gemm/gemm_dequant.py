@@ -256,20 +256,24 @@ class Coefficients(fits.Coefficients, frozen=True):
 
     start_us: float  # of a launch
     hbm_share: float  # of the rate of a large read
-    crossing: float  # more time where rows of w do not begin at lines, two of which a box then asks for a part of
+    crossing: float  # more time of HBM where rows of w do not begin at lines, two of which a box then asks a part of
+    crossing_rows: float  # and of L2
     l2_bytes_per_clock: float  # to each SM when all ask
     latency_clocks: float  # from asking for a stage to its bytes, HBM being busy
     reduce_bytes_per_clock: float  # of the inboxes, from the last mma to their sum
     widen_fp8: float  # a warp's instructions for 16 x 16 weights
     widen_int4: float
-    promote: float  # a warp's instructions for each token of a tile and group, and as many more as in 32 tokens
+    promote: float  # a warp's instructions for each token of a tile and group
+    group: float  # and for each group
     offset: float  # times that for a group with an offset, which the sums of x come with
     warp_ipc: float  # instructions a clock of one warp that multiplies
     sm_ipc: float  # of all that an SM holds
+    turns: float  # of the instructions, what no other warpgroup's wgmma hide
     wave_clocks: float  # of a CTA that follows another on its SM
     step_blend: float  # exponent of the norm that joins what a k-step waits for
     hbm_blend: float  # the same of all k-steps with HBM
-    hot: float  # as all wgmma GEMMs'
+    cool_share: float  # as all wgmma GEMMs', of theirs
+    hot: float
 
 
 def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
@@ -281,33 +285,38 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     p, s = problem, layout(problem, schedule, machine)
     model = fits.coefficients(Coefficients, "gemm_dequant", machine, clock)
     tiles_m, tiles_n = tiles_of(p.m, s.block_m), tiles_of(p.n, s.block_n)
-    tiles, at_once = tiles_m * tiles_n, clusters.at_once(s.split_k, s.ctas_per_sm, machine)
+    tiles, at_once = tiles_m * tiles_n, clusters.resident(s.split_k, s.ctas_per_sm, machine)
     waves, steps = tiles_of(tiles, at_once), tiles_of(tiles_of(p.k, BLOCK_K), s.split_k)
-    resident = min(s.ctas_per_sm, tiles_of(s.split_k * tiles, machine.sms))  # CTAs that share an SM
+    resident = clusters.fullest(s.split_k, tiles, s.ctas_per_sm, machine)  # CTAs that share an SM
+    last = tiles - (waves - 1) * at_once  # clusters of the last wave
+    full = (waves - 1) * resident + clusters.fullest(s.split_k, last, s.ctas_per_sm, machine)  # CTAs, in all waves
     consumers = s.block_n // MMA_M
 
     depth = BLOCK_K + ROWS * s.groups * s.summed  # 8 along k of tf32 take as long as 16 of bf16
     mma = 2 * s.block_m * s.block_n * depth * machine.sms * machine.clock_hz / machine.peak(p.activations)
     widening = (model.widen_int4 if s.group else model.widen_fp8) * BLOCK_K // ROWS
-    promoting = model.promote * (s.block_m + 2 * ROWS) * s.groups * (model.offset if s.summed else 1.0)
+    promoting = (model.promote * s.block_m + model.group) * s.groups * (model.offset if s.summed else 1.0)
     warps = WARPGROUP // LANES * consumers
     issue = warps * (widening + promoting) / min(model.sm_ipc, model.warp_ipc * warps * resident)
     operands = (consumers * s.x_bytes + 2 * s.w_bytes) / machine.shared_bytes_per_clock
-    loads = s.stage_bytes / model.l2_bytes_per_clock
+    apart = not s.group and p.k % LINE != 0
+    loads = s.stage_bytes / model.l2_bytes_per_clock * (model.crossing_rows if apart else 1.0)
+    work = mma + model.turns * issue  # a warpgroup widens, then multiplies
     turn = (model.latency_clocks / resident + loads) / (s.stages - 1)  # of a ring: one stage is read, the rest fill
     step = {"tensor cores": mma, "instructions": issue, "shared memory": operands, "L2": loads, "latency": turn}
 
     wgmma = wgmma_model.coefficients(machine, clock)
     epilogue = resident * (s.inbox_bytes / model.reduce_bytes_per_clock + wgmma.round_clocks * s.part / MMA_M)
-    apart = model.crossing if not s.group and p.k % LINE else 1.0
-    hbm = apart * (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)) * machine.clock_hz
+    clock_hz = fits.sm_clock_hz(machine)
+    hbm = (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)) * clock_hz
+    hbm *= model.crossing if apart else 1.0
     waiting = (waves - 1) * (model.wave_clocks + epilogue) / resident
-    stream = waves * steps * (resident * joined(model.step_blend, *step.values())) + waiting
-    cool = model.start_us + 1e6 * (joined(model.hbm_blend, stream, hbm) + epilogue) / machine.clock_hz
-    clocks = {"HBM": hbm, **{what: waves * steps * resident * each for what, each in step.items()}}
+    stream = full * steps * joined(model.step_blend, work, issue, operands, loads, turn) + waiting
+    cool = model.start_us + 1e6 * (joined(model.hbm_blend, stream, hbm) + epilogue) / clock_hz
+    clocks = {"HBM": hbm, **{what: full * steps * each for what, each in step.items()}}
     clocks |= {"waves": waiting, "epilogue": epilogue}
-    parts = {"launch": model.start_us, **{w: 1e6 * c / machine.clock_hz for w, c in clocks.items()}}
-    parts["power cap"] = wgmma_model.power_cap(parts["tensor cores"], cool, wgmma, model.hot)
+    parts = {"launch": model.start_us, **{w: 1e6 * c / clock_hz for w, c in clocks.items()}}
+    parts["power cap"] = wgmma_model.power_cap(parts["tensor cores"], cool, wgmma.hot_us, model.cool_share, model.hot)
     return Bills(cool + parts["power cap"], parts, apart=("launch", "epilogue", "power cap"))
 
 

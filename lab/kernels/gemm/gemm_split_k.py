@@ -132,13 +132,15 @@ class Coefficients(fits.Coefficients, frozen=True):
     hbm_share: float  # of the rate of a large read
     read_again: float  # of w that each further row of tiles brings from HBM again
     l2_bytes_per_clock: float  # to each SM when all ask, if nothing else took time
+    crossing_rows: float  # times the clocks of a row of 128 bytes that crosses a 128-byte line
     beyond_clocks: float  # of a row that a box asks for beyond x or w: 1 to 15 were seen
     latency_clocks: float  # from asking for a stage to its bytes, HBM being busy
     reduce_bytes_per_clock: float  # of the inboxes, from the last mma to their sum
     wave_clocks: float  # of a CTA that follows another on its SM: it starts late, and alone
     step_blend: float  # exponent of the norm that joins what a k-step waits for: near a tie, each delays the other
     hbm_blend: float  # the same of all k-steps with HBM
-    hot: float  # as all wgmma GEMMs'
+    cool_share: float  # as all wgmma GEMMs', of theirs
+    hot: float
 
 
 def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
@@ -150,16 +152,18 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     model = fits.coefficients(Coefficients, "gemm_split_k", machine, clock)
     wgmma = wgmma_model.coefficients(machine, clock)
     tiles_m, tiles_n = tiles_of(p.m, s.block_m), tiles_of(p.n, s.block_n)
-    tiles, at_once = tiles_m * tiles_n, clusters.at_once(s.split_k, s.ctas_per_sm, machine)
+    tiles, at_once = tiles_m * tiles_n, clusters.resident(s.split_k, s.ctas_per_sm, machine)
     waves, steps = tiles_of(tiles, at_once), tiles_of(tiles_of(p.k, step_of(p)), s.split_k)
-    resident = min(s.ctas_per_sm, tiles_of(s.split_k * tiles, machine.sms))  # CTAs that share an SM
+    resident = clusters.fullest(s.split_k, tiles, s.ctas_per_sm, machine)  # CTAs that share an SM
+    last = tiles - (waves - 1) * at_once  # clusters of the last wave
+    full = (waves - 1) * resident + clusters.fullest(s.split_k, last, s.ctas_per_sm, machine)  # CTAs, in all waves
     busy = min(1.0, s.split_k * min(tiles, at_once) / machine.sms)
 
     mma = 2 * s.block_m * s.block_n * step_of(p) * machine.sms * machine.clock_hz / machine.peak(p.activations)
     operands = s.block_m // MMA_M * (MMA_M + s.block_n) * STEP_BYTES / machine.shared_bytes_per_clock
     rows = min(p.m, s.block_m)  # of a box of x
     beyond = -p.m % rows + -p.n % s.block_n
-    row = STEP_BYTES / model.l2_bytes_per_clock * busy * (wgmma.crossing_rows if wgmma_model.crosses_lines(p) else 1)
+    row = STEP_BYTES / model.l2_bytes_per_clock * busy * (model.crossing_rows if wgmma_model.crosses_lines(p) else 1)
     loads = (rows + s.block_n - beyond) * row + beyond * model.beyond_clocks * busy
     turn = (model.latency_clocks / resident + loads) / (s.stages - 1)  # of a ring: one stage is read, the rest fill
     step = {"tensor cores": mma, "shared memory": operands, "L2": loads, "latency": turn}
@@ -167,14 +171,15 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     inboxes = s.inbox_bytes / model.reduce_bytes_per_clock
     epilogue = resident * (inboxes + wgmma.round_clocks * s.part / MMA_M)
     again = model.read_again * (tiles_m - 1) * p.bytes["weights"]
-    hbm = (p.read_bytes + p.write_bytes + again) / (model.hbm_share * fits.read_rate(machine)) * machine.clock_hz
+    clock_hz = fits.sm_clock_hz(machine)
+    hbm = (p.read_bytes + p.write_bytes + again) / (model.hbm_share * fits.read_rate(machine)) * clock_hz
     waiting = (waves - 1) * (model.wave_clocks + epilogue) / resident
-    stream = waves * steps * (resident * joined(model.step_blend, *step.values())) + waiting
-    cool = model.start_us + 1e6 * (joined(model.hbm_blend, stream, hbm) + epilogue) / machine.clock_hz
-    clocks = {"HBM": hbm, **{what: waves * steps * resident * each for what, each in step.items()}}
+    stream = full * steps * joined(model.step_blend, *step.values()) + waiting
+    cool = model.start_us + 1e6 * (joined(model.hbm_blend, stream, hbm) + epilogue) / clock_hz
+    clocks = {"HBM": hbm, **{what: full * steps * each for what, each in step.items()}}
     clocks |= {"waves": waiting, "epilogue": epilogue}
-    parts = {"launch": model.start_us, **{w: 1e6 * c / machine.clock_hz for w, c in clocks.items()}}
-    parts["power cap"] = wgmma_model.power_cap(parts["tensor cores"], cool, wgmma, model.hot)
+    parts = {"launch": model.start_us, **{w: 1e6 * c / clock_hz for w, c in clocks.items()}}
+    parts["power cap"] = wgmma_model.power_cap(parts["tensor cores"], cool, wgmma.hot_us, model.cool_share, model.hot)
     return Bills(cool + parts["power cap"], parts, apart=("launch", "epilogue", "power cap"))
 
 

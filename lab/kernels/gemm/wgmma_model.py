@@ -65,7 +65,6 @@ def step_clocks(
     flops_per_clock = machine.peak(problem.activations) / machine.sms / machine.clock_hz
     wgmma = 2 * MMA_M * block_n * step_of(problem) * MMA_K_BYTES / STEP_BYTES / flops_per_clock
     operands = (MMA_M + block_n) * MMA_K_BYTES / machine.shared_bytes_per_clock
-    power = max(1.0, 1 + model.load_power * (128 / block_m + 128 / block_n - 1.5))
     tall = cluster * block_m
     beyond = min(block_m, -problem.m % tall) / tiles_of(problem.m, tall)  # rows of a tile's x, on average
     crossing_x = crosses_lines(problem)
@@ -75,6 +74,7 @@ def step_clocks(
     )
     tiles = tiles_of(problem.m, tall) * tiles_of(problem.columns, columns_of(problem, block_n))
     busy = min(1.0, cluster * tiles / machine.sms)
+    power = max(1.0, 1 + model.load_power * busy * (128 / block_m + 128 / block_n - 1.5))
     loads = (block_m - beyond) * row_clocks + block_n / cluster * w_row_clocks + beyond * model.beyond_clocks * busy
     waits = model.multicast if cluster > 1 else 1
     return {
@@ -102,15 +102,16 @@ def tiled_bills(
     """Of as many workers as the machine runs at once, `between` clocks apart from tile to tile."""
     tall = cluster * block_m
     tiles = tiles_of(problem.m, tall) * tiles_of(problem.columns, columns_of(problem, block_n))
-    waves = tiles_of(tiles, clusters.at_once(cluster, 1, machine))
+    waves = _waves(tiles, cluster, machine)
     steps = tiles_of(problem.k, step_of(problem))
     step = step_clocks(problem, block_m, block_n, cluster, machine, model, crossing_w)
     clocks = model.fill_clocks + waves * (steps * max(step.values()) + between)
-    bills = clocks / machine.clock_hz, problem.bytes["total"] / (model.hbm_share * fits.read_rate(machine))
+    clock_hz = fits.sm_clock_hz(machine)
+    bills = clocks / clock_hz, problem.bytes["total"] / (model.hbm_share * fits.read_rate(machine))
     start = model.start_us + (model.cluster_start_us if cluster > 1 else 0.0)
     cool = start + 1e6 * (max(bills) + model.contention * min(bills))
-    us = 1e6 / machine.clock_hz
-    hot = power_cap(waves * steps * step["tensor cores"] * us, cool, model, model.hot)
+    us = 1e6 / clock_hz
+    hot = power_cap(waves * steps * step["tensor cores"] * us, cool, model.hot_us, model.cool_share, model.hot)
     return Bills(
         cool + hot,
         {
@@ -124,12 +125,21 @@ def tiled_bills(
     )
 
 
-def power_cap(tensor_us: float, cool_us: float, model: Coefficients, hot: float) -> float:
+def _waves(tiles: int, cluster: int, machine: Machine) -> int:
+    """Tiles, one after another, until all are done; clusters that the card has no room for begin when others end."""
+    workers = min(tiles, clusters.at_once(cluster, 1, machine))
+    late = max(0, workers - clusters.resident(cluster, 1, machine))
+    behind = tiles // workers + tiles_of(tiles - (workers - late), workers) if late else 0
+    return max(tiles_of(tiles, workers), behind)
+
+
+def power_cap(tensor_us: float, cool_us: float, hot_us: float, cool_share: float, hot: float) -> float:
     """Microseconds that tensor cores take longer for the cap on the chip's power, of so many at the full clock.
 
-    The clock falls with the share of a launch, `cool_us` at the full clock, in which they work.
+    The clock falls with the share of a launch, `cool_us` at the full clock, in which they work. The other three are as
+    `Coefficients` has them.
     """
-    return hot * max(0.0, tensor_us / cool_us - model.cool_share) * max(0.0, tensor_us - model.hot_us)
+    return hot * max(0.0, tensor_us / cool_us - cool_share) * max(0.0, tensor_us - hot_us)
 
 
 def epilogue_clocks(problem: Linear, block_m: int, block_n: int, model: Coefficients) -> float:

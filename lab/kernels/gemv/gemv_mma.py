@@ -16,7 +16,7 @@ from lab.kernels.common.raster import tiles_of
 from lab.kernels.gemv import gemv_mma_counts
 from lab.kernels.gemv.mma_tiles import FLOAT, LANES, MMA_K, MMA_M, MMA_N
 from lab.problems import Linear
-from sim.counts import Counts
+from sim.counts import SECTOR, Counts
 from sim.errors import ScheduleError
 from sim.formats import FORMATS
 from sim.launch import Launch
@@ -113,6 +113,19 @@ def registers(problem: Linear, schedule: Schedule) -> int:
     return loads + 2 * s.unroll * s.rows * groups + 2 * sums + 4 * tokens + 8 + more
 
 
+def held(problem: Linear, schedule: Schedule, machine: Machine) -> int:
+    """CTAs that an SM holds: `ctas_per_sm` is the least that ptxas is to leave registers for, and it takes fewer.
+
+    What it takes without that bound was read from what it said of 40 schedules.
+    """
+    s = schedule
+    taken = registers(problem, s) + (20 if problem.group else 2) + 3 * min(8, s.rows * s.block_m // MMA_N)
+    warp_registers = LANES * (-(-taken // 8) * 8)
+    by_shared = machine.shared_bytes_per_sm // (s.sums_bytes + machine.reserved_shared_bytes)
+    by_registers = machine.registers_per_sm // (warp_registers * s.warps)
+    return max(s.ctas_per_sm, min(by_shared, by_registers, machine.threads_per_sm // s.threads, machine.ctas_per_sm))
+
+
 TRIED = 48  # schedules that are worth trying
 TEAMS = ((16, 1), (8, 1), (8, 2), (4, 1), (4, 2), (4, 4), (2, 1), (2, 2))  # split_k and teams
 SHAPES = {  # by bits of a weight and tokens: rows, unroll, fold, and the warps for which an SM then has registers
@@ -145,6 +158,7 @@ class Coefficients(fits.Coefficients, frozen=True):
     start_us: float  # of a launch
     hbm_share: float  # of the rate of a large read
     short_share: float  # of that, where a request has 64 bytes of each row
+    crossing: float  # more of HBM's and L2's time for a part of 64 bytes that begins amid a sector, as of fp8 it may
     l2_bytes_per_s: float  # to all SMs
     l1_bytes: float  # of x that an SM keeps, while weights pass by
     latency_us: float  # from asking for weights to having them, HBM being busy
@@ -156,6 +170,7 @@ class Coefficients(fits.Coefficients, frozen=True):
     line_clocks: float  # of L1, for a line of x
     last_us: float  # of each further run of a last, not whole chunk, whose runs one warp takes one by one
     widen: float  # instructions of a warp for 16 x 16 weights of fp8
+    fill: float  # of L1's and the instructions' time of a first round, which nothing hides yet
     blend: float  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
 
 
@@ -168,11 +183,14 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     p, s = problem, schedule
     model = fits.coefficients(Coefficients, "gemv_mma", machine, clock)
     ctas = tiles_of(p.n, s.block_n) * tiles_of(p.m, s.block_m)
-    weights = p.bytes["weights"] * tiles_of(p.m, s.block_m)
+    amid = not p.group and p.k * FORMATS[p.weights].bits // 8 % SECTOR != 0
+    crossing = 1 + model.crossing / (s.unroll * s.fold) * amid  # neighbouring parts have the sector between them once
+    weights = crossing * p.bytes["weights"] * tiles_of(p.m, s.block_m)
     share = model.hbm_share * (1.0 if p.group or s.fold > 1 else model.short_share)
 
     x = min(p.m, s.block_m) * p.k * 2
-    first = min(ctas, machine.sms * min(s.ctas_per_sm, tiles_of(ctas, machine.sms)))
+    resident = held(p, s, machine)
+    first = min(ctas, machine.sms * min(resident, tiles_of(ctas, machine.sms)))
     again = first + (ctas - first) * max(0.0, 1 - model.l1_bytes / x)  # what fits stays in L1 for the CTAs that follow
 
     us = 1e6 / machine.clock_hz
@@ -181,19 +199,21 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     round_us = model.latency_us + model.x_us * max(0.0, _tokens(p, s) / MMA_N - 1) + own
     columns = s.fold * gemv_mma_counts.part_columns(p)
     rounds = tiles_of(tiles_of(p.k, s.unroll * columns), s.split_k)
-    waves = max(1.0, ctas / (machine.sms * s.ctas_per_sm))
+    waves = max(1.0, ctas / (machine.sms * resident))
     last = max(0, tiles_of(p.k % (s.unroll * columns), columns) - 1) * model.last_us / waves
     full = tiles_of(ctas, machine.sms)  # CTAs of the fullest SM, one after another too
     runs = full * weights / ctas / (2 * LANES * 16)  # bytes, of a row tile; of that SM
     stream = {
-        "HBM": 1e6 * (p.read_bytes + p.write_bytes) / (share * fits.read_rate(machine)),
+        "HBM": 1e6 * crossing * (p.read_bytes + p.write_bytes) / (share * fits.read_rate(machine)),
         "L2": 1e6 * (weights + again * x) / model.l2_bytes_per_s,
         "latency": (waves + model.tail * (ceil(waves) - waves)) * (rounds * round_us + model.cta_us),
         "L1": runs * _lines(p, s) * model.line_clocks * us,
         "instructions": runs * run / model.sm_ipc * us,
     }
-    parts = {"launch": model.start_us, **stream, "last runs": last}
-    return Bills(model.start_us + joined(model.blend, *stream.values()) + last, parts, apart=("launch", "last runs"))
+    fill = model.fill * (stream["L1"] + stream["instructions"]) / (rounds * ceil(waves))
+    us = model.start_us + joined(model.blend, *stream.values()) + last + fill
+    parts = {"launch": model.start_us, **stream, "last runs": last, "fill": fill}
+    return Bills(us, parts, apart=("launch", "last runs", "fill"))
 
 
 def _tokens(problem: Linear, schedule: Schedule) -> float:

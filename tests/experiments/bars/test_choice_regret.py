@@ -1,8 +1,11 @@
 """Regret: the pick against the best of its own race, tuned entries left aside."""
 
+import pytest
+
 from experiments.bars import choice_regret
 from experiments.bars.choice_regret import Options
 from lab.record import Archive, Record
+from sim.errors import InputError
 from tests.experiments.examples import linear, timed
 
 SCHEDULE = {"rows": 1, "split_k": 1, "teams": 4, "unroll": 1}
@@ -54,3 +57,9 @@ def test_the_table_shows_the_newest_draw_alone_the_largest_regret_first() -> Non
     assert [row.split(" | ")[0] for row in rows] == ["| 2 x 4,096 x 4,096", "| 1 x 4,096 x 4,096"]
     assert "4.0%" in rows[0]
     assert "No records yet" in choice_regret.table(Archive(()))
+
+
+def test_a_run_may_begin_amid_the_draw() -> None:
+    """So that two turns on a card have each shape of one draw once."""
+    with pytest.raises(InputError, match="of 4 shapes the first is 0 to 3; first=4"):
+        Options(count=4, first=4)
