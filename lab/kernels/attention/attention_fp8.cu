@@ -27,8 +27,9 @@ __device__ __forceinline__ void release(uint64_t& empty) {
     if (threadIdx.x % WARP == 0) ptx::mbarrier::arrive(empty);
 }
 
-// Product of 64 rows and the rows of a tile, in terms.
-__device__ __forceinline__ void multiply(float (&sum)[64], const Fragments (&a)[TERMS], const Row (&tile)[128]) {
+// Product of 64 rows and 2 n rows of a tile, in terms.
+template <int n>
+__device__ __forceinline__ void multiply(float (&sum)[n], const Fragments (&a)[TERMS], const Row* tile) {
     const uint64_t b = ptx::wgmma::descriptor_k_major_128b(tile);
 #pragma unroll
     for (int i = 0; i < TERMS * STEPS; ++i)
@@ -43,42 +44,100 @@ struct Consumer {
     Position k_at, v_at;
     uint32_t q_parity = 0;
     Queries queries;
+    Fragments weights[TERMS];
     Values y;
 
     __device__ __forceinline__ Consumer(Shared& shared, const Results& results, int row)
         : shared(shared), results(results), row(row) {}
 
-    // A block's scores, weights, weighted sum.
+    __device__ __forceinline__ void hold_weights() {
+#pragma unroll
+        for (int term = 0; term < TERMS; ++term) ptx::wgmma::hold(weights[term]);
+        ptx::wgmma::fence();
+    }
+
+    // Scores that have been waited for.
     template <bool masked>
-    __device__ __forceinline__ void take(const Work& work, int block, Softmax& softmax) {
+    __device__ __forceinline__ void receive(const Work& work, int block, Scores& scores, Softmax& softmax) {
+        ptx::wgmma::hold(scores);
+        release(shared.k_empty[k_at.stage]);
+        k_at.advance();
+        if constexpr (masked) visible(work, row + threadIdx.x % WARP / 4, block * schedule::block_n).mask(scores);
+        softmax.begin(scores);
+        softmax.base[0] -= schedule::headroom, softmax.base[1] -= schedule::headroom;
+    }
+
+    // Part of the columns of a weighted sum that has been waited for.
+    template <int n>
+    __device__ __forceinline__ void add(int first, float (&partial)[n], const float (&decay)[2]) {
+        ptx::wgmma::hold(partial);
+#pragma unroll
+        for (int i = 0; i < n; ++i) y[first + i] = fmaf(y[first + i], decay[row_of(i)], partial[i]);
+    }
+
+    // Weights of a block.
+    template <bool masked>
+    __device__ __forceinline__ void weigh(const Work& work, int block, Softmax& softmax) {
         Scores scores;
         ptx::mbarrier::wait(shared.k_full[k_at.stage], k_at.parity);
         ptx::wgmma::fence();
         multiply(scores, queries.a, shared.k[k_at.stage]);
         ptx::wgmma::wait_group<0>();
-        ptx::wgmma::hold(scores);
-        release(shared.k_empty[k_at.stage]);
-        k_at.advance();
-
-        if constexpr (masked) visible(work, row + threadIdx.x % WARP / 4, block * schedule::block_n).mask(scores);
-        softmax.begin(scores);
-        softmax.base[0] -= schedule::headroom, softmax.base[1] -= schedule::headroom;
+        receive<masked>(work, block, scores, softmax);
         softmax.weigh<0, schedule::block_n / 2>(scores);
-        Fragments weights[TERMS];
         pack(weights, scores);
+    }
 
+    // Weighted sum of the block that was weighed last.
+    __device__ __forceinline__ void sum(const Softmax& softmax) {
         Values partial;
         ptx::mbarrier::wait(shared.v_full[v_at.stage], v_at.parity);
-#pragma unroll
-        for (int term = 0; term < TERMS; ++term) ptx::wgmma::hold(weights[term]);
-        ptx::wgmma::fence();
+        hold_weights();
         multiply(partial, weights, shared.v[v_at.stage]);
         ptx::wgmma::wait_group<0>();
-        ptx::wgmma::hold(partial);
+        add(0, partial, softmax.decay);
         release(shared.v_empty[v_at.stage]);
         v_at.advance();
-#pragma unroll
-        for (int i = 0; i < problem::head_dim / 2; ++i) y[i] = fmaf(y[i], softmax.decay[row_of(i)], partial[i]);
+    }
+
+    // Weights of a block beside the weighted sum of the one before, for half of its columns after the other.
+    template <bool masked>
+    __device__ __forceinline__ void step(const Work& work, int block, Softmax& softmax) {
+        constexpr int HALF = problem::head_dim / 2;  // rows of turned values
+        constexpr int FIRST = schedule::block_n / 2 * schedule::settle / 8;  // weights made before the first half is there
+        Scores scores;
+        float partial[HALF / 2];
+        const Row* values = shared.v[v_at.stage];
+        ptx::mbarrier::wait(shared.k_full[k_at.stage], k_at.parity);
+        hold_weights();
+        multiply(scores, queries.a, shared.k[k_at.stage]);
+        ptx::mbarrier::wait(shared.v_full[v_at.stage], v_at.parity);
+        multiply(partial, weights, values);
+        ptx::wgmma::wait_group<1>();
+        const float before[2] = {softmax.decay[0], softmax.decay[1]};
+        receive<masked>(work, block, scores, softmax);
+        softmax.weigh<0, FIRST>(scores);
+        ptx::wgmma::wait_group<0>();
+        add(0, partial, before);
+        hold_weights();
+        multiply(partial, weights, values + HALF);
+        softmax.weigh<FIRST, schedule::block_n / 2>(scores);
+        ptx::wgmma::wait_group<0>();
+        add(HALF / 2, partial, before);
+        release(shared.v_empty[v_at.stage]);
+        v_at.advance();
+        pack(weights, scores);
+    }
+
+    // A block after the first: one product after another, or beside one another.
+    template <bool masked>
+    __device__ __forceinline__ void take(const Work& work, int block, Softmax& softmax) {
+        if constexpr (schedule::overlap) {
+            step<masked>(work, block, softmax);
+        } else {
+            sum(softmax);
+            weigh<masked>(work, block, softmax);
+        }
     }
 
     // Rows of y: of 16 elements a thread has four side by side, as turned values come.
@@ -121,10 +180,12 @@ struct Consumer {
             for (int i = 0; i < problem::head_dim / 2; ++i) y[i] = 0;
             const int first = work.first, ragged_end = work.ragged_end(), ragged_start = work.ragged_start();
             int block = work.last - 1;
+            weigh<true>(work, block--, softmax);
             for (; block >= max(ragged_end, first); --block) take<true>(work, block, softmax);
             for (; block >= max(ragged_start, first); --block) take<false>(work, block, softmax);
             if constexpr (problem::window > 0)
                 for (; block >= first; --block) take<true>(work, block, softmax);
+            sum(softmax);
             store(softmax, work, scales.value);
             __syncwarp();
         }

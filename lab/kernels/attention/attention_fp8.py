@@ -42,9 +42,13 @@ class Schedule:
     section: int  # KV heads whose tiles are walked together, so that their keys and values stay in L2
     slack: int  # powers of two by which weights may exceed those of the largest score before the running maximum moves
     turners: int  # warps that turn values
+    overlap: int  # 1: scores of a block are multiplied beside the weighted sum of the one before; 0: after it
+    settle: int = 2  # eighths of a block's weights that are made before half of that sum is waited for
 
     def __post_init__(self) -> None:
         require_choice(self, "turners", (1, 2, 3))
+        require_choice(self, "overlap", (0, 1))
+        require_choice(self, "settle", tuple(range(1, 8)))
         if self.stages < 2:
             raise ScheduleError(f"a ring has 2 stages or more; stages = {self.stages}")
         if not 1 <= self.section <= prefill.MOST_SECTION:
@@ -97,16 +101,19 @@ class Schedule:
 
     def fits(self, problem: Attention, machine: Machine) -> None:
         prefill.require_boxes(problem, self)
+        if self.overlap and prefill.terms(problem) > 1:
+            raise ScheduleError("two terms of queries and weights leave no registers for an overlap; overlap = 1")
         what = f"{self.stages} stages of {self.block_n} keys and values"
         require_shared(_shared_bytes(problem, self), what, machine)
 
 
-USUAL = Schedule(stages=4, section=16, slack=4, turners=3)
+USUAL = Schedule(stages=4, section=16, slack=4, turners=3, overlap=1)
 
 
 def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
-    section = prefill.cached_heads(problem, machine)
-    yield from prefill.fitting((replace(USUAL, section=section), USUAL, replace(USUAL, stages=3)), problem, machine)
+    cached = replace(USUAL, section=prefill.cached_heads(problem, machine))
+    apart = [replace(s, overlap=0) for s in (cached, USUAL)]
+    yield from prefill.fitting((cached, USUAL, *apart, replace(USUAL, stages=3)), problem, machine)
 
 
 def _shared_bytes(problem: Attention, schedule: Schedule) -> int:
