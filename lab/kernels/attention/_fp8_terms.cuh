@@ -3,8 +3,10 @@
 #pragma once
 #include "lab/kernels/attention/_fp8_stream.cuh"
 #include "lab/kernels/attention/_softmax.cuh"
+#include "ptx/barrier.cuh"
 #include "ptx/convert.cuh"
 #include "ptx/sub.cuh"
+#include "ptx/wgmma.cuh"
 
 constexpr int MMA_K = 32;
 constexpr int STEPS = problem::head_dim / MMA_K;  // along a row of queries, and along a block's keys
@@ -34,34 +36,71 @@ __device__ __forceinline__ void pack(Fragments (&a)[TERMS], const Scores& weight
     }
 }
 
-// 16 rows of queries, by a warp; `rows` become what scores of either of a thread's rows are to be multiplied by.
+// 64 rows of queries as a of the scores' product, from row `first` of the tile on. Fragments where they are fp8; others are
+// split to terms in place: the first in place of the first box of bf16, the second of the second one.
 struct Queries {
-    Fragments a[TERMS];
+    Shared& shared;
+    const int first;
+    Fragments a;
 
-    __device__ __forceinline__ void load(const Shared& shared, int first, float (&rows)[2]) {
-        const int lane = threadIdx.x % WARP;
+    __device__ __forceinline__ Queries(Shared& shared, int first) : shared(shared), first(first) {}
+
+    // Queries that have landed; `rows` become what scores of either of a thread's rows are to be multiplied by.
+    __device__ __forceinline__ void receive(float (&rows)[2]) {
+        const int lane = threadIdx.x % WARP, warp_row = first + threadIdx.x % WARPGROUP / WARP * 16;
         if constexpr (TERMS == 1) {
             rows[0] = rows[1] = 1;
-            const int row = first + lane % 16;
+            const int row = warp_row + lane % 16;
 #pragma unroll
             for (int step = 0; step < STEPS; ++step)
-                ptx::ldmatrix::x4(a[0][step],
+                ptx::ldmatrix::x4(a[step],
                                   ptx::address::shared(&shared.q[0][row][((2 * step + lane / 16) ^ row % 8) * 16]));
+            ptx::wgmma::hold(a);
+            release();
         } else {
 #pragma unroll
-            for (int r = 0; r < 2; ++r) split(shared, first + lane / 4 + 8 * r, r, rows[r]);
+            for (int r = 0; r < 2; ++r) rows[r] = split(warp_row + lane / 4 + 8 * r);
+            ptx::fence::proxy_async_shared();
+            ptx::barrier::sync<WARPGROUP>(1 + first / MMA_M);  // a wgmma reads the rows of all four warps
         }
     }
 
-    // Row r of this thread: four columns of every 16. They are scaled by a power of two that makes the row's largest 128 to
-    // 256, so that the second term is not too small for fp8; rows that are not finite become NaN.
-    __device__ __forceinline__ void split(const Shared& shared, int row, int r, float& scale) {
+    // There are no further blocks.
+    __device__ __forceinline__ void end() const {
+        if constexpr (TERMS == 2) release();
+    }
+
+    __device__ __forceinline__ void release() const {
+        __syncwarp();
+        if (threadIdx.x % WARP == 0) ptx::mbarrier::arrive(shared.q_empty);
+    }
+
+    // scores = q k^T, queued.
+    __device__ __forceinline__ void multiply(Scores& scores, const Row* keys) const {
+        const uint64_t b = ptx::wgmma::descriptor_k_major_128b(keys);
+#pragma unroll
+        for (int i = 0; i < TERMS * STEPS; ++i) {
+            const uint64_t part = ptx::wgmma::advance(b, i % STEPS * MMA_K);
+            if constexpr (TERMS == 1) {
+                ptx::wgmma::mma<fp8>(scores, a[i], part, i > 0);
+            } else {
+                const uint64_t q = ptx::wgmma::descriptor_k_major_128b(shared.q[i / STEPS][first]);
+                ptx::wgmma::mma<fp8>(scores, ptx::wgmma::advance(q, i % STEPS * MMA_K), part, i > 0);
+            }
+        }
+        ptx::wgmma::commit_group();
+    }
+
+    // A row, of which this thread has four columns of every 16. It is scaled by a power of two that makes its largest 128
+    // to 256, so that the second term is not too small for fp8; a row that is not finite becomes NaN. Returns the inverse.
+    __device__ __forceinline__ float split(int row) const {
         constexpr int RUNS = problem::head_dim / GROUP;
+        const int column = threadIdx.x % 4 * 4;  // of each run
         float values[RUNS][4];
         uint32_t largest = 0;
 #pragma unroll
         for (int run = 0; run < RUNS; ++run) {
-            const int byte = (run * GROUP + threadIdx.x % 4 * 4) * int(sizeof(Element));
+            const int byte = (run * GROUP + column) * int(sizeof(Element));
             const int at = ((byte % BOX_BYTES / 16) ^ row % 8) * 16 + byte % 16;
             const uint2 pairs = *reinterpret_cast<const uint2*>(&shared.q[byte / BOX_BYTES][row][at]);
             const uint32_t words[2] = {pairs.x, pairs.y};
@@ -73,10 +112,10 @@ struct Queries {
             }
         }
         largest = row_max(largest);
+        __syncwarp();
         constexpr uint32_t LEAST = 8, SPECIAL = 255, SIZE = 134;  // exponents of floats; 2^7 has 134
         const uint32_t exponent = max(largest >> 23, LEAST);
-        const float factor = __uint_as_float(exponent == SPECIAL ? 0x7fffffffu : (2 * 127 + 7 - exponent) << 23);
-        scale = __uint_as_float((exponent + 127 - SIZE) << 23);
+        const float factor = __uint_as_float(exponent == SPECIAL ? 0x7fffffffu : (127 + SIZE - exponent) << 23);
 #pragma unroll
         for (int run = 0; run < RUNS; ++run) {
             uint16_t terms[2][2];
@@ -88,8 +127,10 @@ struct Queries {
                 terms[1][i] = ptx::convert::pair_fp8(x - ptx::convert::low<fp16>(wide), y - ptx::convert::high<fp16>(wide));
             }
 #pragma unroll
-            for (int term = 0; term < TERMS; ++term)
-                a[term][run / 2][run % 2 * 2 + r] = four(terms[term][0], terms[term][1]);
+            for (int term = 0; term < 2; ++term)
+                *reinterpret_cast<uint32_t*>(&shared.q[term][row][(run ^ row % 8) * 16 + column]) =
+                    four(terms[term][0], terms[term][1]);
         }
+        return __uint_as_float((exponent + 127 - SIZE) << 23);
     }
 };

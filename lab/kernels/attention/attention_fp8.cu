@@ -27,13 +27,13 @@ __device__ __forceinline__ void release(uint64_t& empty) {
     if (threadIdx.x % WARP == 0) ptx::mbarrier::arrive(empty);
 }
 
-// Product of 64 rows and 2 n rows of a tile, in terms.
+// sum = weights v of the 2 n elements whose values' rows start at `values`, queued.
 template <int n>
-__device__ __forceinline__ void multiply(float (&sum)[n], const Fragments (&a)[TERMS], const Row* tile) {
-    const uint64_t b = ptx::wgmma::descriptor_k_major_128b(tile);
+__device__ __forceinline__ void multiply(float (&sum)[n], const Fragments (&weights)[TERMS], const Row* values) {
+    const uint64_t b = ptx::wgmma::descriptor_k_major_128b(values);
 #pragma unroll
     for (int i = 0; i < TERMS * STEPS; ++i)
-        ptx::wgmma::mma<fp8>(sum, a[i / STEPS][i % STEPS], ptx::wgmma::advance(b, i % STEPS * MMA_K), i > 0);
+        ptx::wgmma::mma<fp8>(sum, weights[i / STEPS][i % STEPS], ptx::wgmma::advance(b, i % STEPS * MMA_K), i > 0);
     ptx::wgmma::commit_group();
 }
 
@@ -47,8 +47,8 @@ struct Consumer {
     Fragments weights[TERMS];
     Values y;
 
-    __device__ __forceinline__ Consumer(Shared& shared, const Results& results, int row)
-        : shared(shared), results(results), row(row) {}
+    __device__ __forceinline__ Consumer(Shared& shared, const Results& results, int first)
+        : shared(shared), results(results), row(first + threadIdx.x % WARPGROUP / WARP * 16), queries(shared, first) {}
 
     __device__ __forceinline__ void hold_weights() {
 #pragma unroll
@@ -81,7 +81,7 @@ struct Consumer {
         Scores scores;
         ptx::mbarrier::wait(shared.k_full[k_at.stage], k_at.parity);
         ptx::wgmma::fence();
-        multiply(scores, queries.a, shared.k[k_at.stage]);
+        queries.multiply(scores, shared.k[k_at.stage]);
         ptx::wgmma::wait_group<0>();
         receive<masked>(work, block, scores, softmax);
         softmax.weigh<0, schedule::block_n / 2>(scores);
@@ -110,7 +110,7 @@ struct Consumer {
         const Row* values = shared.v[v_at.stage];
         ptx::mbarrier::wait(shared.k_full[k_at.stage], k_at.parity);
         hold_weights();
-        multiply(scores, queries.a, shared.k[k_at.stage]);
+        queries.multiply(scores, shared.k[k_at.stage]);
         ptx::mbarrier::wait(shared.v_full[v_at.stage], v_at.parity);
         multiply(partial, weights, values);
         ptx::wgmma::wait_group<1>();
@@ -170,11 +170,7 @@ struct Consumer {
                 continue;
             }
             float rows[2];
-            queries.load(shared, row, rows);
-#pragma unroll
-            for (int term = 0; term < TERMS; ++term) ptx::wgmma::hold(queries.a[term]);
-            __syncwarp();
-            release(shared.q_empty);
+            queries.receive(rows);
             Softmax softmax(scales.score * rows[0], scales.score * rows[1]);
 #pragma unroll
             for (int i = 0; i < problem::head_dim / 2; ++i) y[i] = 0;
@@ -185,6 +181,7 @@ struct Consumer {
             for (; block >= max(ragged_start, first); --block) take<false>(work, block, softmax);
             if constexpr (problem::window > 0)
                 for (; block >= first; --block) take<true>(work, block, softmax);
+            queries.end();
             sum(softmax);
             store(softmax, work, scales.value);
             __syncwarp();
@@ -238,8 +235,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
         }
     } else {
         ptx::setmaxnreg::inc<CONSUMER_REGISTERS>();
-        const int first = (__shfl_sync(0xffffffffu, warpgroup, 0) - 1) * MMA_M + warp % 4 * 16;
         const Results results{y, lse, kv_heads, {}};
-        Consumer(shared, results, first).run();
+        Consumer(shared, results, (__shfl_sync(0xffffffffu, warpgroup, 0) - 1) * MMA_M).run();
     }
 }

@@ -102,7 +102,7 @@ class Schedule:
     def fits(self, problem: Attention, machine: Machine) -> None:
         prefill.require_boxes(problem, self)
         if self.overlap and prefill.terms(problem) > 1:
-            raise ScheduleError("two terms of queries and weights leave no registers for an overlap; overlap = 1")
+            raise ScheduleError("two terms of weights leave no registers for an overlap; overlap = 1")
         what = f"{self.stages} stages of {self.block_n} keys and values"
         require_shared(_shared_bytes(problem, self), what, machine)
 
