@@ -165,5 +165,5 @@ def _rows(
 
 def _cut_scores(q: NDArray, k: NDArray, terms: int) -> NDArray:
     """What tensor cores may cut of q k^T, one term of q after another, each 2^4 times smaller than the one before."""
-    parts = np.hstack([q * FORMATS["fp8"].unit_roundoff**term for term in range(terms)])
+    parts = np.hstack([q * FORMATS["fp8"].unit_roundoff ** term for term in range(terms)])
     return truncation(parts, np.hstack([k] * terms), parts.shape[1])

@@ -52,15 +52,15 @@ class Attention(Problem):
     its absorbed form (DeepSeek-V2, arXiv 2405.04434, 2.1): one KV head, k alone is cached, [pages, page, head_dim]
     where paged, and its first `latent` elements are also the value.
     `kv` is the format of the cache, `activations` that of q and y: kv's own, or bf16 or fp16 beside an fp8 cache,
-    which has a float32 scale for each KV head and for each of k and v; so have queries in fp8, whose y is bf16. Causal masks are aligned to the bottom
-    right: the last query sees every key; `window` above 0 leaves a query only so many of the keys it would see. A
-    query that sees no key yields zeros. `q_lens` and `kv_lens` are each sequence's own lengths, from 0, where they
-    are not all the maxima. `lse` asks for the natural logarithm of each query's sum of exponentials too. `scale`
-    takes the place of 1 / sqrt(head_dim). `packed` arrays are parts of the rows of one projection, which have q_heads +
-    2 kv_heads heads: those of q, and of k and v of a contiguous cache, are the first. Arrays may be larger or smaller
-    than the greatest lengths ask for: `q_rows` are the rows of q, `pool` those of k and v, which sequences then have
-    one after another, or the pages of the cache, which sequences share where they are too few; `row_pages` are the
-    columns of the block table.
+    which has a float32 scale for each KV head and for each of k and v; so have queries in fp8, whose y is bf16.
+    Causal masks are aligned to the bottom right: the last query sees every key; `window` above 0 leaves a query
+    only so many of the keys it would see. A query that sees no key yields zeros. `q_lens` and `kv_lens` are each
+    sequence's own lengths, from 0, where they are not all the maxima. `lse` asks for the natural logarithm of each
+    query's sum of exponentials too. `scale` takes the place of 1 / sqrt(head_dim). `packed` arrays are parts of the
+    rows of one projection, which have q_heads + 2 kv_heads heads: those of q, and of k and v of a contiguous cache,
+    are the first. Arrays may be larger or smaller than the greatest lengths ask for: `q_rows` are the rows of q,
+    `pool` those of k and v, which sequences then have one after another, or the pages of the cache, which sequences
+    share where they are too few; `row_pages` are the columns of the block table.
     `settled` promises that lengths, tables and the keys of tokens before a sequence's own queries are written by no
     launch that may still run when this one starts, as in a step, where what precedes it appends those queries' keys;
     `uniform` that every sequence has exactly q_len queries and kv_len keys, so that no array need be asked.
