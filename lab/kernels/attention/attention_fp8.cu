@@ -160,9 +160,9 @@ struct Consumer {
         for (;;) {
             ptx::mbarrier::wait(shared.q_full, q_parity);
             const Work& work = shared.work[q_parity];
+            if (work.sequence < 0) return;
             const Scales scales = shared.scales[q_parity];
             q_parity ^= 1;
-            if (work.sequence < 0) return;
             if (work.first >= work.last) {
                 results.store_nothing(work, row);
                 __syncwarp();
