@@ -85,13 +85,8 @@ def attention(
     """
     makes_lse = lse is True
     given = {"q": q, "k": k, "v": v, "q_starts": q_starts, "kv_lens": kv_lens, "block_table": block_table}
-    given |= {
-        "q_scale": q_scale,
-        "k_scale": k_scale,
-        "v_scale": v_scale,
-        "y": out,
-        "lse": None if isinstance(lse, bool) else lse,
-    }
+    given |= {"q_scale": q_scale, "k_scale": k_scale, "v_scale": v_scale}
+    given |= {"y": out, "lse": None if isinstance(lse, bool) else lse}
     given = {name: array for name, array in given.items() if array is not None or name == "k"}
     options = (causal, window, scale_of(scale), max_q_len, max_kv_len, latent, makes_lse)
     may_repeat = out is not None and not makes_lse and not check

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lab import catalog
-from lab.choice import choose
 from lab.check_ptx import check_ptx
+from lab.choice import choose
 from lab.problems import Attention
 from lab.ptx_executor import Emulator
 from lab.verify import compare, guarded_outputs, simulator, verify, workspaces
