@@ -198,7 +198,6 @@ struct Producer {
 struct Turner {
     static constexpr int PAIRS = GROUPS * (GROUPS - 1) / 2;
     static constexpr int EXCHANGES = PAIRS + GROUPS / 2;  // those on the diagonal by twos
-    static constexpr int AT_ONCE = 4;  // on their way together, which hides the latency of shared memory
 
     Shared& shared;
     const int number;  // of this warp among its kind
@@ -209,9 +208,9 @@ struct Turner {
             const int rows = shared.v_rows[at.stage];
             if (rows < 0) return;
             if (rows < schedule::block_n)
-                turn<true>(ptx::address::shared(shared.v[at.stage]), rows);
+                turn<true>(shared.v[at.stage], rows);
             else
-                turn<false>(ptx::address::shared(shared.v[at.stage]), rows);
+                turn<false>(shared.v[at.stage], rows);
             ptx::fence::proxy_async_shared();
             __syncwarp();
             if (threadIdx.x % WARP == 0) ptx::mbarrier::arrive(shared.v_full[at.stage]);
@@ -220,50 +219,34 @@ struct Turner {
 
     // A block of which `rows` keys are the sequence's; others may be NaN, which no weight of 0 would make 0.
     template <bool ragged>
-    __device__ __forceinline__ void turn(uint32_t tile, int rows) const {
-        const int upper = threadIdx.x % WARP / 16;
-#pragma unroll 1
-        for (int first = number; first < EXCHANGES; first += AT_ONCE * schedule::turners) {
-            uint32_t m[AT_ONCE][4], to[AT_ONCE];
+    __device__ __forceinline__ void turn(Row (&tile)[schedule::block_n], int rows) const {
+        const int lane = threadIdx.x % WARP, upper = lane / 16;
+#pragma unroll 2
+        for (int i = number; i < EXCHANGES; i += schedule::turners) {
+            const bool diagonal = i >= PAIRS;
+            const int one = diagonal ? 2 * (i - PAIRS) : i % GROUPS;
+            const int other = diagonal ? one + 1 : (one + i / GROUPS + 1) % GROUPS;
+            const int row = upper ? other : one, column = diagonal ? row : upper ? one : other;
+            uint32_t m[4];
+            ptx::ldmatrix::x4_transposed(m, ptx::address::shared(chunk(tile, row, column)));
+            if constexpr (ragged) {
 #pragma unroll
-            for (int at = 0; at < AT_ONCE; ++at) {
-                const int i = first + at * schedule::turners;
-                if (i >= EXCHANGES) break;
-                const int2 groups = groups_of(i);
-                const int row = upper ? groups.y : groups.x, column = i >= PAIRS ? row : groups.x + groups.y - row;
-                ptx::ldmatrix::x4_transposed(m[at], tile + chunk(row, column));
-                to[at] = tile + chunk(column, row);
-                if constexpr (ragged) hide(m[at], groups, rows);
+                for (int at = 0; at < 4; ++at)
+                    m[at] &= seen(rows - (at / 2 ? other : one) * GROUP - at % 2 * 8 - lane % 4 * 2);
             }
             __syncwarp();
-#pragma unroll
-            for (int at = 0; at < AT_ONCE; ++at) {
-                if (first + at * schedule::turners >= EXCHANGES) break;
-                const auto& from = m[at];
-                ptx::stmatrix::x4(to[at], __byte_perm(from[0], from[1], 0x6420), __byte_perm(from[0], from[1], 0x7531),
-                                  __byte_perm(from[2], from[3], 0x6420), __byte_perm(from[2], from[3], 0x7531));
-            }
+            ptx::stmatrix::x4(chunk(tile, column, row), __byte_perm(m[0], m[1], 0x6420),
+                              __byte_perm(m[0], m[1], 0x7531), __byte_perm(m[2], m[3], 0x6420),
+                              __byte_perm(m[2], m[3], 0x7531));
         }
     }
 
-    // The groups of 16 of an exchange: a pair's rows and columns, or two on the diagonal.
-    static __device__ __forceinline__ int2 groups_of(int i) {
-        if (i >= PAIRS) return {2 * (i - PAIRS), 2 * (i - PAIRS) + 1};
-        return {i % GROUPS, (i + i / GROUPS + 1) % GROUPS};
-    }
-
-    // Where this lane's 16 bytes of a group of rows lie.
-    static __device__ __forceinline__ uint32_t chunk(int group, int column) {
+    // This lane's 16 bytes of a group of rows.
+    static __device__ __forceinline__ uint8_t* chunk(Row (&tile)[schedule::block_n], int group, int column) {
         const int row = group * GROUP + threadIdx.x % 16;
-        return row * BOX_BYTES + (column ^ row % 8) * 16;
+        return &tile[row][(column ^ row % 8) * 16];
     }
 
-    // Zeros in place of keys from `rows` on.
-    static __device__ __forceinline__ void hide(uint32_t (&m)[4], int2 groups, int rows) {
-#pragma unroll
-        for (int at = 0; at < 4; ++at) {
-            const int keys = rows - (at / 2 ? groups.y : groups.x) * GROUP - at % 2 * 8 - threadIdx.x % 4 * 2;
-            m[at] &= keys > 1 ? ~0u : keys == 1 ? 0xffffu : 0;
-        }
-    }
+    // Which bytes of two keys are there.
+    static __device__ __forceinline__ uint32_t seen(int keys) { return keys > 1 ? ~0u : keys == 1 ? 0xffffu : 0; }
 };
