@@ -39,8 +39,8 @@ __device__ void mma_tf32(float (&d)[{registers}], const float (&a)[4], uint64_t 
 """
 
 _REGISTER_HEAD = """
-// The same with a in registers, each warp's 16 rows as the fragments of mma.m16n8k16, or for tf32, of which floats keep
-// 11 digits, of mma.m16n8k8; they stay untouched until the mma has been waited for.
+// The same with a in registers, each warp's 16 rows as the fragments of mma.m16n8k16, for fp8 of mma.m16n8k32, or for
+// tf32, of which floats keep 11 digits, of mma.m16n8k8; they stay untouched until the mma has been waited for.
 """
 
 _N_MAJOR_TEMPLATE = """\
@@ -102,6 +102,13 @@ _REGISTER_FORMATS = {  # PTX type: start of the C++ function, K, binding of a, t
         )
         for name, kind in (("bf16", "bf16"), ("fp16", "f16"))
     },
+    "e4m3": (
+        "template <>\n"
+        "__device__ __forceinline__ void mma<fp8>(float (&d)[{registers}], const uint32_t (&a)[4], uint64_t b,",
+        32,
+        '"r"(a[{i}])',
+        "",
+    ),
     "tf32": (
         "__device__ __forceinline__ void mma_tf32(float (&d)[{registers}], const float (&a)[4], uint64_t b,",
         8,

@@ -170,5 +170,6 @@ def _problem(p: Attention) -> str:
     words += ["" if p.causal else "full"] if p.q_len == p.kv_len else []
     words += [f"page {p.page}"] if p.page else []
     words += [p.kv] if p.kv != "bf16" else []
+    words += ["queries too"] if p.activations == "fp8" else []
     words += ["planned by arithmetic"] if p.settled and p.uniform else []
     return ", ".join(filter(None, words))

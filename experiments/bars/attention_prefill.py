@@ -1,6 +1,7 @@
 """Prefill attention's bars: whole prompts, and chunks of queries on long contexts, against other libraries."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from experiments.bars import attention_decode
 from experiments.lookup import best_peer, is_peer
@@ -18,6 +19,11 @@ def chunk(context: int, q_heads: int = HEADS, kv_heads: int = 8) -> Attention:
     return Attention(1, q_heads, kv_heads, HEAD_DIM, CHUNK, context)
 
 
+def fp8(problem: Attention) -> tuple[Attention, ...]:
+    """The same on a cache in fp8, with queries in bf16 and in fp8."""
+    return tuple(replace(problem, kv="fp8", activations=activations) for activations in ("bf16", "fp8"))
+
+
 FEW_HEADS = 8, 1  # query heads, KV heads
 PARTS: Mapping[str, tuple[Attention, ...]] = {
     "prefill": tuple(
@@ -25,6 +31,13 @@ PARTS: Mapping[str, tuple[Attention, ...]] = {
         for causal in (True, False)
         for batch, length in PROMPTS
     ),
+    "prefill_fp8": tuple(
+        problem
+        for causal in (True, False)
+        for batch, length in ((4, 2048), (1, 8192), (1, 16384))
+        for problem in fp8(Attention(batch, HEADS, HEADS, HEAD_DIM, length, length, causal=causal))
+    ),
+    "chunk_fp8": fp8(chunk(CONTEXTS[-1])),
     "chunk": (*map(chunk, CONTEXTS), *(chunk(context, *FEW_HEADS) for context in CONTEXTS)),
 }
 OWN_RATE = {chunk(CONTEXTS[-1], *FEW_HEADS): 550e12}  # FLOP/s

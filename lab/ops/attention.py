@@ -45,6 +45,7 @@ def attention(
     max_kv_len: int | None = None,
     k_scale: Any = None,
     v_scale: Any = None,
+    q_scale: Any = None,
     latent: int = 0,
     deterministic: bool = False,  # noqa: ARG001 (see below: every kernel is)
     check: bool = False,
@@ -64,7 +65,8 @@ def attention(
     first `latent` elements are the value (multi-head latent attention, absorbed).
 
     q is float16, bfloat16 (or uint16 bits) or float32, k and v the same, or beside bfloat16 float8_e4m3fn (or uint8
-    bits), which `k_scale` and `v_scale`, float32 [kv_heads] or numbers, multiply. Lengths and tables are int32.
+    bits), which `k_scale` and `v_scale`, float32 [kv_heads] or numbers, multiply. Beside such k and v, q may be
+    float8_e4m3fn too, which `q_scale` multiplies, for each KV head; y is bfloat16 then. Lengths and tables are int32.
     A causal query sees the keys up to its own, the last one of a sequence all of them; `window` above 0 leaves it the
     last so many. One that sees no key yields zeros. `scale` is 1 / sqrt(dim) where it is None. `lse` is an array
     [.., heads] for the natural logarithm of the sum of exponentials, float32, or True to have one made.
@@ -83,7 +85,8 @@ def attention(
     """
     makes_lse = lse is True
     given = {"q": q, "k": k, "v": v, "q_starts": q_starts, "kv_lens": kv_lens, "block_table": block_table}
-    given |= {"k_scale": k_scale, "v_scale": v_scale, "y": out, "lse": None if isinstance(lse, bool) else lse}
+    given |= {"q_scale": q_scale, "k_scale": k_scale, "v_scale": v_scale}
+    given |= {"y": out, "lse": None if isinstance(lse, bool) else lse}
     given = {name: array for name, array in given.items() if array is not None or name == "k"}
     options = (causal, window, scale_of(scale), max_q_len, max_kv_len, latent, makes_lse)
     may_repeat = out is not None and not makes_lse and not check

@@ -10,7 +10,7 @@ from lab.ops.calls import spoken
 from lab.problems import Attention
 from sim.errors import InputError
 
-SCALES = ("k_scale", "v_scale")
+SCALES = ("k_scale", "v_scale", "q_scale")
 NUMBER = "number"  # the kind of a scale that is no array
 
 Shapes = Mapping[str, tuple[int, ...]]  # as callers name the arrays
@@ -101,8 +101,7 @@ def posed(request: AttentionRequest) -> Posed:
     wanted |= {"block_table": ((q.batch, k.row_pages), INDEX)} if k.page else {}
     for name, (shape, form) in kinds.items():
         if name not in wanted:
-            why = "scales are for a cache in fp8" if name in SCALES and kv != "fp8" else "k holds the values too"
-            raise InputError(f"{name} has no place here: {why}")
+            raise InputError(f"{name} has no place here: {_why_not(name, kv)}")
         if form != NUMBER and wanted[name] != (shape, form):
             legal, legal_form = wanted[name]
             raise InputError(f"{spoken(name)} must be {list(legal)} in {legal_form}; it is {list(shape)} in {form}")
@@ -114,6 +113,13 @@ def posed(request: AttentionRequest) -> Posed:
     else:
         operands["kv_starts"] = k.starts
     return Posed(problem, operands)
+
+
+def _why_not(name: str, kv: str) -> str:
+    """Why an array has no place in a call whose keys are in a format."""
+    if name in SCALES and kv != "fp8":
+        return "scales are for a cache in fp8"
+    return "it is for queries in fp8" if name == "q_scale" else "k holds the values too"
 
 
 def may_lie_apart(name: str, paged: bool) -> bool:

@@ -70,11 +70,11 @@ def _kind(
 
 
 # Tensors come first, in this order: PyTorch takes none by keyword alone.
-_TENSORS = ("q", "k", "v", "q_starts", "kv_lens", "block_table", "k_scale", "v_scale")
+_TENSORS = ("q", "k", "v", "q_starts", "kv_lens", "block_table", "k_scale", "v_scale", "q_scale")
 _ATTENTION = (
     "(Tensor q, Tensor k, Tensor? v=None, Tensor? q_starts=None, Tensor? kv_lens=None, Tensor? block_table=None, "
-    "Tensor? k_scale=None, Tensor? v_scale=None, *, bool causal=True, int window=0, float? scale=None, "
-    "SymInt? max_q_len=None, SymInt? max_kv_len=None, int latent=0) -> "
+    "Tensor? k_scale=None, Tensor? v_scale=None, Tensor? q_scale=None, *, bool causal=True, int window=0, "
+    "float? scale=None, SymInt? max_q_len=None, SymInt? max_kv_len=None, int latent=0) -> "
 )
 _Pair = tuple[torch.Tensor, torch.Tensor]
 

@@ -107,7 +107,7 @@ def _sums(problem: Linear, x: NDArray, w: NDArray) -> Estimate:
     roundings = problem.k + (GROUP_ROUNDINGS if problem.block_scales else 0)
     error = roundings * UNIT * (np.abs(x) @ np.abs(w).T)
     if problem.activations == problem.weights == "fp8":
-        error += _truncation(x, w, problem.k if problem.fast else PROMOTION)
+        error += truncation(x, w, problem.k if problem.fast else PROMOTION)
     return Estimate(x @ w.T, error)
 
 
@@ -128,7 +128,7 @@ def _group_sums(problem: Linear, x: NDArray, w: int4.Groups) -> Estimate:
     return Estimate(x @ values.T, UNIT * (np.abs(x) @ roundings.astype(x.dtype).T))
 
 
-def _truncation(x: NDArray, w: NDArray, promotion: int) -> NDArray:
+def truncation(x: NDArray, w: NDArray, promotion: int) -> NDArray:
     """Error of fp8 sums whose partial sums of `promotion` products along k stay in the tensor cores.
 
     An fp8 wgmma shifts its 32 products and the sum so far to the largest exponent among them and keeps 13 bits of

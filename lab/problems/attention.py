@@ -52,15 +52,15 @@ class Attention(Problem):
     its absorbed form (DeepSeek-V2, arXiv 2405.04434, 2.1): one KV head, k alone is cached, [pages, page, head_dim]
     where paged, and its first `latent` elements are also the value.
     `kv` is the format of the cache, `activations` that of q and y: kv's own, or bf16 or fp16 beside an fp8 cache,
-    which has a float32 scale for each KV head and for each of k and v. Causal masks are aligned to the bottom
-    right: the last query sees every key; `window` above 0 leaves a query only so many of the keys it would see. A
-    query that sees no key yields zeros. `q_lens` and `kv_lens` are each sequence's own lengths, from 0, where they
-    are not all the maxima. `lse` asks for the natural logarithm of each query's sum of exponentials too. `scale`
-    takes the place of 1 / sqrt(head_dim). `packed` arrays are parts of the rows of one projection, which have q_heads +
-    2 kv_heads heads: those of q, and of k and v of a contiguous cache, are the first. Arrays may be larger or smaller
-    than the greatest lengths ask for: `q_rows` are the rows of q, `pool` those of k and v, which sequences then have
-    one after another, or the pages of the cache, which sequences share where they are too few; `row_pages` are the
-    columns of the block table.
+    which has a float32 scale for each KV head and for each of k and v; so have queries in fp8, whose y is bf16.
+    Causal masks are aligned to the bottom right: the last query sees every key; `window` above 0 leaves a query
+    only so many of the keys it would see. A query that sees no key yields zeros. `q_lens` and `kv_lens` are each
+    sequence's own lengths, from 0, where they are not all the maxima. `lse` asks for the natural logarithm of each
+    query's sum of exponentials too. `scale` takes the place of 1 / sqrt(head_dim). `packed` arrays are parts of the
+    rows of one projection, which have q_heads + 2 kv_heads heads: those of q, and of k and v of a contiguous cache,
+    are the first. Arrays may be larger or smaller than the greatest lengths ask for: `q_rows` are the rows of q,
+    `pool` those of k and v, which sequences then have one after another, or the pages of the cache, which sequences
+    share where they are too few; `row_pages` are the columns of the block table.
     `settled` promises that lengths, tables and the keys of tokens before a sequence's own queries are written by no
     launch that may still run when this one starts, as in a step, where what precedes it appends those queries' keys;
     `uniform` that every sequence has exactly q_len queries and kv_len keys, so that no array need be asked.
@@ -103,7 +103,8 @@ class Attention(Problem):
         format_named(self.kv)
         if not self.activations:
             object.__setattr__(self, "activations", self.kv if self.kv in ("fp32", "fp16") else "bf16")
-        require_activations(self)
+        if not self.activations == self.kv == "fp8":
+            require_activations(self)
         if self.kv in ("fp32", "fp16", "bf16") and self.activations != self.kv:
             raise InputError(f"a cache in {self.kv} takes activations in {self.kv}, not {self.activations}")
         for name, most in (("q_lens", self.q_len), ("kv_lens", self.kv_len)):
@@ -172,7 +173,7 @@ class Attention(Problem):
     @property
     def output(self) -> str:
         """The format of y."""
-        return self.activations
+        return "bf16" if self.activations == "fp8" else self.activations
 
     @property
     def value_dim(self) -> int:
@@ -225,6 +226,7 @@ class Attention(Problem):
         if self.kv == "fp8":
             scale = Operand((self.kv_heads,), "fp32")
             found |= {"k_scale": scale} if self.latent else {"k_scale": scale, "v_scale": scale}
+            found |= {"q_scale": scale} if self.activations == "fp8" else {}
         found["q_starts"] = Operand((self.batch + 1,), "int32", indexes=True)
         found["kv_lens"] = Operand((self.batch,), "int32", indexes=True)
         if self.page:

@@ -8,7 +8,16 @@ import numpy as np
 
 from sim.jit import njit
 from sim.tiles.arithmetic import count_exp
-from sim.tiles.elements import BF16, FP16, bf16_of_float, float_of_bf16, float_of_fp16, fp16_of_float
+from sim.tiles.elements import (
+    BF16,
+    FP16,
+    bf16_of_float,
+    float_of_bf16,
+    float_of_fp8,
+    float_of_fp16,
+    fp8_of_float,
+    fp16_of_float,
+)
 
 _LN_2 = np.float32(0.6931471805599453)
 
@@ -115,6 +124,19 @@ def normalise(y, total):
         inverse = np.float32(1) / total[row] if total[row] > 0 else np.float32(0)
         for column in range(y.shape[1]):
             y[row, column] *= inverse
+
+
+@njit(cache=True)
+def round_to_fp8(weights, scale, terms):
+    """Each of [rows, columns] times `scale` becomes a sum of so many e4m3 terms, each the nearest to what is left."""
+    for row in range(weights.shape[0]):
+        for column in range(weights.shape[1]):
+            left, rounded = weights[row, column] * scale, np.float32(0)
+            for _ in range(terms):
+                term = float_of_fp8(fp8_of_float(left))
+                left -= term
+                rounded += term
+            weights[row, column] = rounded / scale
 
 
 @njit(cache=True, inline="always")

@@ -4,6 +4,8 @@
 #include "lab/kernels/attention/_softmax.cuh"
 #include "lab/kernels/attention/_work.cuh"
 
+using Output = problem::output;  // element of y
+
 // What a thread sees of the block that starts at `key`; `row` is its first.
 __device__ __forceinline__ Visible visible(const Work& work, int row, int key) {
     Visible seen;
@@ -44,7 +46,7 @@ struct Parts {
 };
 
 struct Results {
-    Element* y;
+    Output* y;
     float* lse;
     int kv_heads;
     Parts parts;
@@ -60,7 +62,7 @@ struct Results {
     __device__ __forceinline__ void store_four(int64_t to, int column, const float4& four, float log_sum) const {
         constexpr float LN_2 = 0.6931471805599453f;
         if (to < 0) return;
-        const uint2 pairs = {ptx::convert::pair<Element>(four.x, four.y), ptx::convert::pair<Element>(four.z, four.w)};
+        const uint2 pairs = {ptx::convert::pair<Output>(four.x, four.y), ptx::convert::pair<Output>(four.z, four.w)};
         *reinterpret_cast<uint2*>(&y[to * problem::head_dim + column]) = pairs;
         if constexpr (problem::lse)
             if (column == 0) lse[to] = log_sum * LN_2;

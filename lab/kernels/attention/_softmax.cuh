@@ -63,14 +63,15 @@ struct Visible {
 
 // A thread's two rows so far. Weights are 2^(scale score - scale maximum); `scale` carries log2(e).
 struct Softmax {
-    float scale;
+    float scale[2];
     float maximum[2] = {-infinity(), -infinity()};  // of the scores; or, with slack, at most 2^slack below it
     float sum[2] = {0, 0};                      // of the weights in this thread's columns
     float base[2];                              // what is subtracted from scaled scores
     float decay[2];                             // what the last block made of earlier weights
     bool decayed;                               // whether any row of this warp's did
 
-    __device__ __forceinline__ explicit Softmax(float scale) : scale(scale) {}
+    __device__ __forceinline__ explicit Softmax(float scale) : Softmax(scale, scale) {}
+    __device__ __forceinline__ Softmax(float first, float second) : scale{first, second} {}
 
     // What weights of a block are relative to. Weights up to 2^slack are as good as up to 1: the maximum stays where it is
     // until one is that far off, which each thread sees of its own scores.
@@ -80,11 +81,11 @@ struct Softmax {
         const float before[2] = {maximum[0], maximum[1]};
         positive_max(scores, top);
         decayed = false;
-        if (__any_sync(0xffffffffu, is_above(top[0], maximum[0]) | is_above(top[1], maximum[1]))) raise(scores);
+        if (__any_sync(0xffffffffu, is_above(0, top[0]) | is_above(1, top[1]))) raise(scores);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            base[r] = maximum[r] == -infinity() ? 0 : maximum[r] * scale;  // a row that saw nothing yet
-            decay[r] = ptx::ex2::approx(before[r] * scale - base[r]);
+            base[r] = maximum[r] == -infinity() ? 0 : maximum[r] * scale[r];  // a row that saw nothing yet
+            decay[r] = ptx::ex2::approx(before[r] * scale[r] - base[r]);
             sum[r] *= decay[r];
         }
     }
@@ -94,7 +95,7 @@ struct Softmax {
     __device__ __forceinline__ void weigh(float (&scores)[n]) {
 #pragma unroll
         for (int i = first; i < last; ++i) {
-            scores[i] = ptx::ex2::approx(fmaf(scores[i], scale, -base[row_of(i)]));
+            scores[i] = ptx::ex2::approx(fmaf(scores[i], scale[row_of(i)], -base[row_of(i)]));
             sum[row_of(i)] += scores[i];
         }
     }
@@ -106,8 +107,8 @@ struct Softmax {
         weigh<0, n>(scores);
     }
 
-    __device__ __forceinline__ bool is_above(float score, float maximum) const {
-        return score * scale > maximum * scale + schedule::slack;
+    __device__ __forceinline__ bool is_above(int r, float score) const {
+        return score * scale[r] > maximum[r] * scale[r] + schedule::slack;
     }
 
     // New maxima of the rows that need them.
@@ -117,7 +118,7 @@ struct Softmax {
         row_maxima(scores, largest);
 #pragma unroll
         for (int r = 0; r < 2; ++r)
-            if (is_above(largest[r], maximum[r])) {
+            if (is_above(r, largest[r])) {
                 maximum[r] = largest[r];
                 decayed = true;
             }
@@ -143,7 +144,7 @@ struct Softmax {
 
     // log2 of the sum of 2^(scale scores); -inf for a row that saw nothing.
     __device__ __forceinline__ float log_sum(int r, float total) const {
-        return total > 0 ? maximum[r] * scale + __log2f(total) : -infinity();
+        return total > 0 ? maximum[r] * scale[r] + __log2f(total) : -infinity();
     }
 };
 

@@ -42,7 +42,6 @@ WIDE_REGISTERS = 6  # for rows of more than 128 elements
 FROM_REGISTERS = (64, 96, 128, 192)  # block_n of a wgmma with queries in registers
 PARTS = ("part_y", "part_log_sums", "arrived")  # of splits: null where there is one
 MOST_SPLITS = 64
-MOST_SECTION = 1024
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,8 @@ class Schedule(prefill.RingTiling):
         require_choice(self, "cluster", (1, 2, 4))
         if not 1 <= self.splits <= MOST_SPLITS:
             raise ScheduleError(f"splits are from 1 to {MOST_SPLITS}; splits = {self.splits}")
-        if not 1 <= self.section <= MOST_SECTION:
-            raise ScheduleError(f"section is from 1 to {MOST_SECTION:,} KV heads; section = {self.section}")
+        if not 1 <= self.section <= prefill.MOST_SECTION:
+            raise ScheduleError(f"section is from 1 to {prefill.MOST_SECTION:,} KV heads; section = {self.section}")
         if not 0 <= self.slack <= 8:
             raise ScheduleError(f"slack is from 0 to 8 powers of two; slack = {self.slack}")
         if not 1 <= self.settle <= 8:
@@ -116,7 +115,7 @@ LONGEST_KEYS = 16384  # from so many on what three consumers hide outweighs what
 def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
     """Measured schedules that fit, the best for problems of this kind first."""
     p = problem
-    full = replace(FULL, section=_cached_heads(p, machine))
+    full = replace(FULL, section=prefill.cached_heads(p, machine))
     if not p.causal:
         best = full
     elif p.q_len <= FEW_TOKENS:
@@ -146,12 +145,6 @@ def _splits(problem: Attention, schedule: Schedule, machine: Machine) -> int:
         return -(-left * splits // at_once) * (-(-blocks // splits) + PART_BLOCKS) + merge
 
     return min(range(1, min(blocks // SPLIT_BLOCKS, MOST_SPLITS) + 1), key=rounds, default=1)
-
-
-def _cached_heads(problem: Attention, machine: Machine) -> int:
-    """KV heads, a power of two of them, whose keys and values fill half of L2; one at least."""
-    heads = machine.l2_bytes // 2 // (2 * problem.kv_len * problem.head_dim * prefill.SIZE)
-    return min(1 << max(heads, 1).bit_length() - 1, MOST_SECTION)
 
 
 def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:

@@ -16,10 +16,11 @@ from lab.kernel import require_choice, require_shared
 from lab.problems import Attention
 from lab.problems.attention import Sequence
 from sim.errors import ScheduleError
+from sim.formats import FORMATS
 from sim.launch import Argument, Array, Launch, Role, Scalar, TensorMap
 from sim.machine import Machine
 
-FACTS = ("activations", "head_dim", "group", "causal", "page", "window", "lse")
+FACTS = ("activations", "output", "head_dim", "group", "causal", "page", "window", "lse")
 TILE_OPTIONS = {
     "head_dim": (64,),
     "causal": (False,),
@@ -47,6 +48,8 @@ REGISTERS = {2: 232, 3: 160}  # of a consumer's thread, by how many consumers th
 OTHER_REGISTERS = 36  # beside scores, weights, sums and queries
 WARP_ROWS = 16  # of a tile, which a warp stores
 LSE_ROWS = 8  # of a warp's request for lse
+MOST_SECTION = 1024
+SCALES = ("q_scale", "k_scale", "v_scale")  # of fp8, for each KV head
 
 
 class Tiles(NamedTuple):
@@ -219,19 +222,36 @@ def shared_bytes(problem: Attention, schedule: Any) -> int:
     return int(schedule.shared_rows * problem.head_dim * SIZE + schedule.further_shared_bytes)
 
 
+def cached_heads(problem: Attention, machine: Machine) -> int:
+    """KV heads, a power of two of them, whose keys and values fill half of L2; one at least."""
+    heads = machine.l2_bytes // 2 // FORMATS[problem.kv].nbytes(2 * problem.kv_len, problem.head_dim)
+    return min(1 << max(heads, 1).bit_length() - 1, MOST_SECTION)
+
+
+def terms(problem: Attention) -> int:
+    """Products of fp8 that a product of other elements takes: each is the sum of so many in fp8."""
+    return 2 if problem.kv == "fp8" != problem.activations else 1
+
+
 def arguments(problem: Attention, schedule: Any) -> tuple[Argument, ...]:
     """Tensor maps of q, k and v, then what `pointers` gives."""
+    return *tensor_maps(problem, schedule), *pointers(problem)
+
+
+def tensor_maps(problem: Attention, schedule: Any) -> tuple[TensorMap, ...]:
+    """Those of q, k and v, with boxes of 128 bytes a row."""
     p, dim = problem, problem.head_dim
+    q_columns, kv_columns = (SWIZZLE * 8 // FORMATS[form].bits for form in (p.activations, p.kv))
     box, box_shape = box_rows(p, schedule), (tokens_of(p, schedule.block_m), p.group)
     shape, strides = (p.tokens, p.q_heads, dim), (p.row_heads(p.q_heads) * dim, dim, 1)
-    maps = [TensorMap("q_map", "q", shape, strides, (*box_shape, BOX_COLUMNS), SWIZZLE)]
+    maps = [TensorMap("q_map", "q", shape, strides, (*box_shape, q_columns), SWIZZLE)]
     if p.page:
         shape, strides, box_shape = (2 * p.pool_pages * p.kv_heads, p.page, dim), (p.page * dim, dim, 1), (1, box)
     else:
         shape, strides, box_shape = (p.kv_rows, p.kv_heads, dim), (p.row_heads(p.kv_heads) * dim, dim, 1), (box, 1)
     for x in ("k", "v"):
-        maps.append(TensorMap(f"{x}_map", "cache" if p.page else x, shape, strides, (*box_shape, BOX_COLUMNS), SWIZZLE))
-    return *maps, *pointers(p)
+        maps.append(TensorMap(f"{x}_map", "cache" if p.page else x, shape, strides, (*box_shape, kv_columns), SWIZZLE))
+    return tuple(maps)
 
 
 def pointers(problem: Attention) -> tuple[Argument, ...]:

@@ -15,10 +15,12 @@ from lab.kernels.attention.prefill import (
     LANE_ELEMENTS,
     LANES,
     LSE_ROWS,
+    SCALES,
     SIZE,
     WARP_ROWS,
     box_rows,
     span_count,
+    terms,
     tokens_of,
     whole_spans,
 )
@@ -27,6 +29,7 @@ from sim.jit import njit
 from sim.launch import Launch
 from sim.tiles import (
     ELEMENT,
+    FP8,
     SimulatedChip,
     add_atomically,
     copy_tile,
@@ -37,6 +40,7 @@ from sim.tiles import (
     mma_useful,
     normalise,
     rescale,
+    round_to_fp8,
     seen_pairs,
     store_scattered,
     store_vector,
@@ -71,8 +75,11 @@ class Shape(NamedTuple):
     box_rows: int
     section: int
     slack: int
-    scale: np.float32  # with log2(e)
-    element: int
+    of_q: int  # elements
+    of_kv: int
+    of_weights: int  # as they are rounded; where they become terms of fp8 they are not before that
+    terms: int  # of fp8; 0: none
+    headroom: int  # powers of two by which such weights are larger
     splits: int
     whole: int  # spans that are not split
     cluster: int
@@ -80,21 +87,23 @@ class Shape(NamedTuple):
 
 
 Marks = namedtuple(  # the sectors of each array
-    "Marks", "q k v y lse q_starts kv_lens places part_y part_log_sums arrived"
+    "Marks", "q k v y lse q_starts kv_lens places part_y part_log_sums arrived q_scale k_scale v_scale"
 )
 
 
 class Data(NamedTuple):
     """The arrays as matrices, those of k and v as their boxes lie in them; only indices where the rest is counted."""
 
-    q: NDArray[np.uint16]
-    k: NDArray[np.uint16]
-    v: NDArray[np.uint16]
+    q: NDArray
+    k: NDArray
+    v: NDArray
     y: NDArray[np.float32]
     lse: NDArray[np.float32]
     q_starts: NDArray[np.int32]
     kv_lens: NDArray[np.int32]
     places: NDArray[np.int32]
+    score_scale: NDArray[np.float32]  # of each KV head, with log2(e)
+    value_scale: NDArray[np.float32]
 
 
 class Work(NamedTuple):
@@ -116,27 +125,36 @@ def simulate(launch: Launch, arrays: Mapping[str, NDArray], chip: SimulatedChip,
     `copiers` are the warps that copy rows to shared memory and read the lengths; 0: a producer does, by TMA.
     """
     p, s = launch.problem, launch.schedule
+    fp8 = p.kv == "fp8"
     shape = Shape(
         p.batch, p.q_len, p.kv_heads, p.group, p.head_dim, p.causal, p.window, p.page, p.pages_per_sequence,
         p.pool_pages, p.lse, p.row_heads(p.q_heads), p.row_heads(p.kv_heads),
         p.tokens, p.kv_rows, tokens_of(p, s.block_m), s.block_m, s.block_n,
-        box_rows(p, s), s.section, s.slack, np.float32(p.score_scale) * LOG2_E, ELEMENT[p.activations],
+        box_rows(p, s), s.section, s.slack, ELEMENT[p.activations], ELEMENT[p.kv],
+        ELEMENT["fp32" if fp8 else p.activations], terms(p) if fp8 else 0, s.headroom if fp8 else 0,
         s.splits, whole_spans(p, s, launch.ctas // s.cluster), s.cluster, copiers,
     )  # fmt: skip
     places = "block_table" if p.page else "kv_starts"
     k, v = ("cache", "cache") if p.page else ("k", "v")
     names = ("q", k, v, "y", "lse", "q_starts", "kv_lens", places, "part_y", "part_log_sums", "arrived")
-    marks = Marks(*chip.marks_of(*names))
+    marks = Marks(*chip.marks_of(*names, *SCALES))
     computed = "q" in arrays
     width = p.head_dim if p.page else shape.kv_row * p.head_dim  # of a row of the matrix that k and v are
 
-    def matrix(name: str, columns: int) -> NDArray[np.uint16]:
-        return arrays[name].reshape(-1, columns) if computed else np.zeros((0, columns), np.uint16)
+    def matrix(name: str, columns: int) -> NDArray:
+        return arrays[name].reshape(-1, columns) if computed else np.zeros((0, columns), p.inputs[name].storage)
+
+    def scale(name: str) -> NDArray[np.float32]:
+        return arrays[name] if computed and name in p.inputs else np.ones(p.kv_heads, np.float32)
 
     rows = p.tokens * p.q_heads if computed else 0
     y, lse = np.zeros((rows, p.head_dim), np.float32), np.zeros(rows if p.lse else 0, np.float32)
     q_starts, kv_lens, flat = (np.ascontiguousarray(arrays[x]).reshape(-1) for x in ("q_starts", "kv_lens", places))
-    data = Data(matrix("q", p.head_dim), matrix(k, width), matrix(v, width), y, lse, q_starts, kv_lens, flat)
+    score_scale = np.float32(p.score_scale) * LOG2_E * scale("q_scale") * scale("k_scale")
+    data = Data(
+        matrix("q", p.head_dim), matrix(k, width), matrix(v, width), y, lse, q_starts, kv_lens, flat,
+        score_scale, scale("v_scale"),
+    )  # fmt: skip
     ctas = min(launch.ctas, len(chip.count))  # those beyond come after them on the same SMs
     chip.on_all_cores(_grid, chip.count, marks, data, shape, ctas, span_count(p, s))
     if computed:
@@ -214,6 +232,7 @@ def _work(count, marks, data, shape, index, split, splits, rank):
 def _tile(count, marks, data, shape, work, q, k, v, scores, y, log_sums):
     """A tile of queries against its blocks, from the last to the first."""
     numerics = data.q.size > 0
+    scale = data.score_scale[work.head]
     _load_queries(count, marks, data, shape, work, q)
     y[:] = 0
     maximum, total = np.full(shape.block_m, -np.inf, np.float32), np.zeros(shape.block_m, np.float32)
@@ -236,16 +255,23 @@ def _tile(count, marks, data, shape, work, q, k, v, scores, y, log_sums):
         useful = shape.dim * seen_pairs(start[:live], end[:live], shape.block_n)
         scores[:] = 0
         mma_useful(count, scores, q, k, useful, numerics)
+        for _ in range(1, shape.terms):
+            mma_useful(count, scores, q, k, 0, False)
         take_scores(
-            count, scores, start, end, shape.scale, shape.slack, maximum, total, decay, THREADS, shape.element, numerics
+            count, scores, start, end, scale, shape.slack, maximum, total, decay, THREADS, shape.of_weights, numerics
         )
+        if numerics and shape.terms > 0:
+            round_to_fp8(scores, np.float32(2.0**shape.headroom), shape.terms)
         if numerics:
             rescale(y, decay)
         mma_useful(count, y, scores, v, useful, numerics)
+        for _ in range(1, shape.terms):
+            mma_useful(count, y, scores, v, 0, False)
     if numerics:
         normalise(y, total)
+        y *= data.value_scale[work.head]
         for row in range(shape.block_m):
-            log_sums[row] = log_sum_exp(maximum[row], total[row], shape.scale)
+            log_sums[row] = log_sum_exp(maximum[row], total[row], scale)
 
 
 @njit(cache=True)
@@ -259,15 +285,24 @@ def _load_queries(count, marks, data, shape, work, q):
         at = (work.query + token) * heads + work.head * shape.group
         for column in range(0, shape.dim, BOX_COLUMNS):
             part = q[row : row + shape.group, column : column + BOX_COLUMNS]
-            _load(count, marks.q, data.q, rows * heads, shape.dim, at, column, part, shape)
+            _load(count, marks.q, data.q, rows * heads, shape.dim, at, column, part, shape.of_q, shape)
+    if shape.of_q == FP8:
+        load_vector(count, marks.q_scale, FLOAT * work.head, FLOAT)
+    if shape.terms > 0:
+        load_vector(count, marks.k_scale, FLOAT * work.head, FLOAT)
+        load_vector(count, marks.v_scale, FLOAT * work.head, FLOAT)
+    if shape.terms > 1:
+        for row in range(shape.block_m):
+            if not np.isfinite(q[row]).all():
+                q[row] = np.nan
 
 
 @njit(cache=True)
-def _load(count, marks, source, rows, columns, row, column, tile, shape):
+def _load(count, marks, source, rows, columns, row, column, tile, element, shape):
     if shape.copiers == 0:
-        load_tile(count, marks, source, rows, columns, row, column, tile, shape.element)
+        load_tile(count, marks, source, rows, columns, row, column, tile, element)
     else:
-        copy_tile(count, marks, source, rows, columns, row, column, tile, shape.element)
+        copy_tile(count, marks, source, rows, columns, row, column, tile, element)
 
 
 @njit(cache=True)
@@ -312,7 +347,7 @@ def _load_block(count, marks, source, places, shape, work, block, value, tile):
         for column in range(0, shape.dim, BOX_COLUMNS):
             to = lane * shape.box_rows
             part = tile[to : to + shape.box_rows, column : column + BOX_COLUMNS]
-            _load(count, marks, source, rows, width, row, first + column, part, shape)
+            _load(count, marks, source, rows, width, row, first + column, part, shape.of_kv, shape)
 
 
 @njit(cache=True)

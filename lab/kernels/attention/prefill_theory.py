@@ -14,6 +14,7 @@ from lab.kernels.attention.prefill import (
     LANE_ELEMENTS,
     LANES,
     LSE_ROWS,
+    SCALES,
     SIZE,
     WARP_ROWS,
     Tiles,
@@ -21,6 +22,7 @@ from lab.kernels.attention.prefill import (
     part_of,
     span_count,
     split_tiles,
+    terms,
     tiles,
     tokens_of,
     work_count,
@@ -28,6 +30,7 @@ from lab.kernels.attention.prefill import (
 from lab.problems import Attention
 from lab.problems.attention import Sequence
 from sim.counts import SECTOR, Counts, sectors
+from sim.formats import FORMATS
 from sim.machine import Machine
 
 
@@ -67,16 +70,18 @@ def theory(problem: Attention, schedule: Any, whole: int | None = None) -> Count
         lse += sum(_lse_sectors(p, s, sequence, of, split)) if p.lse else 0
     # Where a sequence starts and ends, how many keys it has and where, for every tile that there is room for.
     loads = lengths_read(p) * s.cluster * work_count(p, s, whole) + index + merges.loads
+    loads += works * sum(name in p.inputs for name in SCALES)
     stores = p.rows * p.q_heads * dim * SIZE // SECTOR + lse + merges.stores
     per_block = s.block_m * s.block_n
+    of_q, of_kv = FORMATS[p.activations].nbytes(1, dim), FORMATS[p.kv].nbytes(2, dim)  # a query; a key and a value
     return Counts(
         flops=p.flops,
-        mma_flops=4 * blocks * per_block * dim,
+        mma_flops=terms(p) * 4 * blocks * per_block * dim,
         exp_count=blocks * (per_block + 4 * s.block_m) + merges.exps,
         global_load_sectors=loads,
         global_store_sectors=stores,
-        tma_load_bytes=SIZE * dim * (works * tokens_of(p, s.block_m) * p.group + 2 * blocks * s.block_n),
-        l2_to_sm_bytes=SIZE * dim * (rows_of_q * p.group + 2 * loaded) + SECTOR * loads,
+        tma_load_bytes=of_q * works * tokens_of(p, s.block_m) * p.group + of_kv * blocks * s.block_n,
+        l2_to_sm_bytes=of_q * rows_of_q * p.group + of_kv * loaded + SECTOR * loads,
         sm_to_l2_bytes=SECTOR * (stores + merges.arrivals),
         hbm_read_bytes=p.read_bytes,
         hbm_write_bytes=p.write_bytes,
@@ -182,8 +187,8 @@ def bills(
     parts = s.splits if whole == 0 else 1  # of the longest tile
     found = [part_of(tiles(p, sequence, s), part, parts) for sequence in p.sequences for part in range(parts)]
     most = max((int((of.last - of.first).max(initial=0)) for of in found), default=0)
-    of_block = 2 * s.block_m * s.block_n * (p.head_dim + p.value_dim)
-    rate = model.tensor_share * machine.peak(p.unit)
+    of_block = terms(p) * 2 * s.block_m * s.block_n * (p.head_dim + p.value_dim)
+    rate = model.tensor_share * machine.peak(p.kv)
     stream = {
         "HBM": 1e6 * (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)),
         "tensor cores": 1e6 * (theory(p, s).mma_flops or 0) / rate,

@@ -51,7 +51,8 @@ def compute(problem: Attention, arrays: Mapping[str, NDArray]) -> None:
         if p.kv == "fp8":
             k = k * bits["k_scale"][:, None]
             v = v * bits["k_scale" if p.latent else "v_scale"][:, None]
-        y, lse = attend(q[rows], k, v, p.score_scale, p.causal, p.window)
+        scale = np.repeat(bits["q_scale"], p.group)[:, None] if "q_scale" in bits else 1
+        y, lse = attend(q[rows] * scale, k, v, p.score_scale, p.causal, p.window)
         bits["y"][rows] = encode(y.astype(np.float32), p.output)
         if p.lse:
             bits["lse"][rows] = lse

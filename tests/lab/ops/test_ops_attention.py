@@ -170,11 +170,14 @@ def test_no_queries_make_no_results() -> None:
 
 
 @pytest.mark.usefixtures("by_hand")
-def test_numbers_are_scales_of_every_head() -> None:
+def test_numbers_are_scales_of_every_head_and_queries_in_fp8_have_one_too() -> None:
     k, v = K.astype(FP8), V.astype(FP8)
     arrayed = lab.attention(Q, k, v, k_scale=np.full(2, 0.5, np.float32), v_scale=np.full(2, 2, np.float32))
     assert np.array_equal(lab.attention(Q, k, v, k_scale=0.5, v_scale=2), arrayed)
     assert np.array_equal(lab.attention(Q, k, v, k_scale=1, v_scale=1.0), lab.attention(Q, k, v))
+    q = Q.astype(FP8)
+    assert np.array_equal(lab.attention(q, k, v, q_scale=0.5), lab.attention(q, k, v, k_scale=0.5))
+    assert lab.attention(q, k, v).dtype == BF16
 
 
 def test_lengths_and_tables_are_no_part_of_a_plan() -> None:

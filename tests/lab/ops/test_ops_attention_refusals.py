@@ -10,9 +10,11 @@ import lab
 from lab.ops import attention
 from lab.problems import Attention
 from sim.errors import InputError
-from tests.lab.ops.attention_calls import BF16, CACHE, LATENT, PACKED, PAGED, QKV, TABLE, VIEWS, K, Q, V, arrays
+from tests.lab.ops.attention_calls import BF16, CACHE, FP8, LATENT, PACKED, PAGED, QKV, TABLE, VIEWS, K, Q, V, arrays
 
 APART = "q, k and v must be dense, or parts of rows of 64 elements, as one projection to heads . 2 kv_heads has them; "
+
+CACHED_FP8 = {"k": K.astype(FP8), "v": V.astype(FP8)}
 
 
 @pytest.mark.parametrize(
@@ -38,6 +40,8 @@ APART = "q, k and v must be dense, or parts of rows of 64 elements, as one proje
         ({}, {"scale": float("nan")}, "scale must be a number above 0; it is nan"),
         ({}, {"window": 2, "causal": False}, "window must be 0"),
         ({}, {"k_scale": 2.0}, "k_scale has no place here: scales are for a cache in fp8"),
+        ({}, {**CACHED_FP8, "q_scale": 2.0}, "q_scale has no place here: it is for queries in fp8"),
+        ({}, {"q": Q.astype(FP8)}, "k must be in fp8 as q is, or in fp8; it is in bf16"),
         (PACKED, {"kv_lens": None}, "kv_lens must be given beside a block_table, and beside packed keys"),
         (PACKED, {"q": Q}, r"q must be \[tokens, heads, dim\] beside q_starts; it is \[2, 3, 4, 8\]"),
         (PACKED, {"q_starts": None}, "q must be .* or packed beside q_starts"),

@@ -123,6 +123,13 @@ LATENT = {"q": meta(3, 1, 4, 64), "k": meta(3, 9, 64), "latent": 48}
         (PAGED, (3, 1, 4, 64)),
         ({**PAGED, "q": meta(7, 4, 64), "q_starts": meta(4, dtype=INT), "max_q_len": 4}, (7, 4, 64)),
         ({**PAGED, "k": meta(99, 2, 2, 16, 64, dtype=FP8), "k_scale": meta(2, dtype=torch.float32)}, (3, 1, 4, 64)),
+        (
+            {
+                **{name: meta(3, 9, heads, 64, dtype=FP8) for name, heads in (("q", 4), ("k", 2), ("v", 2))},
+                "q_scale": meta(2, dtype=torch.float32),
+            },
+            (3, 9, 4, 64),
+        ),
         (LATENT, (3, 1, 4, 48)),
         (
             {**LATENT, "k": meta(99, 16, 64), "kv_lens": PAGED["kv_lens"], "block_table": PAGED["block_table"]},
