@@ -208,7 +208,7 @@ def test_tables_for_people(
     [
         (["chekc"], "unknown verb 'chekc'; verbs: list, explain, check"),
         (["check"], "Missing argument 'KERNEL'"),
-        (["check", "gemm_v7", "m=1"], "unknown kernel 'gemm_v7'; known kernels: attention_mla, "),
+        (["check", "gemm_v7", "m=1"], "unknown kernel 'gemm_v7'; known kernels: attention_fp8, "),
         (["check", "gemv_vectorized", "m=0", "n=8", "k=8"], "m must be from 1 to 2,147,483,647; m = 0"),
         (["check", "gemv_vectorized", "m=-3", "n=8", "k=8"], "m must be from 1 to 2,147,483,647; m = -3"),
         (["check", "gemv_vectorized", "m=1", "n=2147483648", "k=8"], "n must be from 1 to 2,147,483,647"),
