@@ -7,11 +7,12 @@ from numpy.typing import NDArray
 
 from lab.kernel import Bills, Solves, require_choice, require_shared
 from lab.kernels.attention import prefill, prefill_simulation, prefill_theory
+from lab.kernels.common.pointers import pointer
 from lab.problems import Attention
 from sim.counts import SECTOR, Counts
 from sim.errors import ScheduleError
 from sim.formats import FORMATS
-from sim.launch import Argument, Array, Launch, Role, Scalar
+from sim.launch import Array, Launch, Role
 from sim.machine import Machine
 from sim.tiles import SimulatedChip, add_atomically
 
@@ -35,7 +36,7 @@ LARGEST = 8  # powers of two: weights are at most 256, which fp8 has room for
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(prefill.WholeTiles):
     """The ring of a CTA, and in which order tiles come."""
 
     stages: int  # blocks of keys, and of values, that the ring holds
@@ -51,10 +52,7 @@ class Schedule:
         require_choice(self, "settle", tuple(range(1, 8)))
         if self.stages < 2:
             raise ScheduleError(f"a ring has 2 stages or more; stages = {self.stages}")
-        if not 1 <= self.section <= prefill.MOST_SECTION:
-            raise ScheduleError(f"section is from 1 to {prefill.MOST_SECTION:,} KV heads; section = {self.section}")
-        if not 0 <= self.slack <= LARGEST // 2:
-            raise ScheduleError(f"slack is from 0 to {LARGEST // 2} powers of two; slack = {self.slack}")
+        prefill.require_order(self.section, self.slack, LARGEST // 2)
 
     @property
     def block_m(self) -> int:
@@ -70,16 +68,6 @@ class Schedule:
     def headroom(self) -> int:
         """Powers of two by which weights are larger than those relative to the running maximum."""
         return LARGEST - self.slack
-
-    @property
-    def splits(self) -> int:
-        """Parts of the blocks that a tile sees."""
-        return 1
-
-    @property
-    def cluster(self) -> int:
-        """CTAs that share loads."""
-        return 1
 
     @property
     def threads(self) -> int:
@@ -135,20 +123,13 @@ def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[La
             arguments=(
                 *prefill.tensor_maps(p, s),
                 *prefill.pointers(p),
-                *_scales(p),
+                *(pointer(p, name) for name in prefill.SCALES),
                 Array("counter", Role.WORKSPACE, (1,), "int32"),
                 *prefill.capacities(p),
             ),
             shared_bytes=_shared_bytes(p, s),
         ),
     )
-
-
-def _scales(problem: Attention) -> Iterator[Argument]:
-    """Those of queries, keys and values; null where there are none."""
-    for name in prefill.SCALES:
-        found = problem.inputs.get(name)
-        yield Array(name, Role.IN, *found) if found else Scalar(name, 0, "int64")
 
 
 def bills(problem: Attention, schedule: Schedule, machine: Machine, clock: str) -> Bills:

@@ -10,6 +10,7 @@ from lab.kernel import Bills, Solves, require_choice, require_shared
 from lab.kernels.attention import mla_simulation, mla_theory
 from lab.kernels.attention.mla_plan import BLOCK_M, BLOCK_N, BOX_COLUMNS, FLOAT, SIZE, WARP, partition_of, workers_of
 from lab.kernels.common.norm import joined
+from lab.kernels.common.pointers import null, result
 from lab.problems import Attention
 from sim.counts import Counts
 from sim.errors import ScheduleError
@@ -109,10 +110,10 @@ def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[La
                 TensorMap("kv_map", cache, (kv_rows, DIM), (DIM, 1), (box_rows(p), BOX_COLUMNS), SWIZZLE),
                 inputs["q"],
                 inputs[cache],
-                *(Scalar(name, 0, "int64") if p.uniform else inputs[name] for name in ("q_starts", "kv_lens")),
+                *(null(name) if p.uniform else inputs[name] for name in ("q_starts", "kv_lens")),
                 inputs[places],
                 Array("y", Role.OUT, *p.outputs["y"]),
-                Array("lse", Role.OUT, *p.outputs["lse"]) if p.lse else Scalar("lse", 0, "int64"),
+                result(p, "lse"),
                 Array("partial", Role.WORKSPACE, (partial_rows, LATENT), "fp32"),
                 Array("partial_lse", Role.WORKSPACE, (partial_rows,), "fp32"),
                 Array("arrivals", Role.WORKSPACE, (p.batch, tiles, s.cluster), "int32"),

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from lab.kernel import Bills, Solves, require_choice
 from lab.kernels.attention import prefill, prefill_simulation, prefill_theory
 from lab.kernels.common import clusters
+from lab.kernels.common.pointers import null
 from lab.problems import Attention
 from sim.counts import SECTOR, Counts
 from sim.errors import ScheduleError
-from sim.launch import Argument, Array, Launch, Role, Scalar
+from sim.launch import Argument, Array, Launch, Role
 from sim.machine import Machine
 from sim.tiles import SimulatedChip, add_atomically
 
@@ -42,6 +43,7 @@ WIDE_REGISTERS = 6  # for rows of more than 128 elements
 FROM_REGISTERS = (64, 96, 128, 192)  # block_n of a wgmma with queries in registers
 PARTS = ("part_y", "part_log_sums", "arrived")  # of splits: null where there is one
 MOST_SPLITS = 64
+MOST_SLACK = 8  # powers of two
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,7 @@ class Schedule(prefill.RingTiling):
         require_choice(self, "cluster", (1, 2, 4))
         if not 1 <= self.splits <= MOST_SPLITS:
             raise ScheduleError(f"splits are from 1 to {MOST_SPLITS}; splits = {self.splits}")
-        if not 1 <= self.section <= prefill.MOST_SECTION:
-            raise ScheduleError(f"section is from 1 to {prefill.MOST_SECTION:,} KV heads; section = {self.section}")
-        if not 0 <= self.slack <= 8:
-            raise ScheduleError(f"slack is from 0 to 8 powers of two; slack = {self.slack}")
+        prefill.require_order(self.section, self.slack, MOST_SLACK)
         if not 1 <= self.settle <= 8:
             raise ScheduleError(f"settle is from 1 to 8 eighths of a block's weights; settle = {self.settle}")
         if self.q_registers:
@@ -174,7 +173,7 @@ def _parts(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[Ar
     s = schedule
     tiles = prefill.tile_count(problem, s) - s.cluster * _whole(problem, s, machine)
     if not tiles:
-        return tuple(Scalar(name, 0, "int64") for name in PARTS)
+        return tuple(null(name) for name in PARTS)
     rows = tiles * s.splits * s.block_m
     return (
         Array(PARTS[0], Role.OUT, (rows, problem.head_dim), "fp32"),

@@ -21,6 +21,7 @@ from lab.kernels.attention.decode_schedule import (
 )
 from lab.kernels.common import clusters
 from lab.kernels.common.norm import joined
+from lab.kernels.common.pointers import null, pointer, result
 from lab.problems import Attention
 from sim.counts import Counts
 from sim.errors import ScheduleError
@@ -158,7 +159,7 @@ def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[La
             arguments=(
                 *_inputs(p),
                 Array("y", Role.OUT, *p.outputs["y"]),
-                Array("lse", Role.OUT, *p.outputs["lse"]) if p.lse else Scalar("lse", 0, "int64"),
+                result(p, "lse"),
                 *_workspaces(p, s, parts),
                 *_extents(p),
             ),
@@ -174,7 +175,7 @@ def _workspaces(problem: Attention, schedule: Schedule, parts: int) -> tuple[Arg
     """Partial results and how many there are of each sequence; none where they stay in a cluster."""
     p, s = problem, schedule
     if s.cluster > 1:
-        return tuple(Scalar(name, 0, "int64") for name in ("partial", "partial_sums", "arrivals"))
+        return tuple(null(name) for name in ("partial", "partial_sums", "arrivals"))
     rows = (parts + p.batch) * p.kv_heads * s.rows
     return (
         Array("partial", Role.WORKSPACE, (rows, p.head_dim), "fp32"),
@@ -186,8 +187,7 @@ def _workspaces(problem: Attention, schedule: Schedule, parts: int) -> tuple[Arg
 def _inputs(problem: Attention) -> tuple[Argument, ...]:
     """The cache, where it is one array, stands for k; scales only where there are some."""
     names = ("q", "cache" if problem.page else "k", "v", "q_starts", "kv_lens", _where(problem), "k_scale", "v_scale")
-    found = {name: operand for name, operand in problem.inputs.items() if not (problem.uniform and name in LENGTHS)}
-    return tuple(Array(name, Role.IN, *found[name]) if name in found else Scalar(name, 0, "int64") for name in names)
+    return tuple(null(name) if problem.uniform and name in LENGTHS else pointer(problem, name) for name in names)
 
 
 def _where(problem: Attention) -> str:

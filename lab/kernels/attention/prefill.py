@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab.kernel import require_choice, require_shared
+from lab.kernels.common.pointers import pointer, result
 from lab.problems import Attention
 from lab.problems.attention import Sequence
 from sim.errors import ScheduleError
 from sim.formats import FORMATS
-from sim.launch import Argument, Array, Launch, Role, Scalar, TensorMap
+from sim.launch import Argument, Launch, Scalar, TensorMap
 from sim.machine import Machine
 
 FACTS = ("activations", "output", "head_dim", "group", "causal", "page", "window", "lse")
@@ -109,7 +110,21 @@ class RingTiling:
         return self.block_n // 2 + self.block_n // 4 + problem.head_dim // 2 + OTHER_REGISTERS
 
 
-class TilePerCta:
+class WholeTiles:
+    """No tile is split, and no CTAs share loads."""
+
+    @property
+    def splits(self) -> int:
+        """Parts of the blocks that a tile sees."""
+        return 1
+
+    @property
+    def cluster(self) -> int:
+        """CTAs that share loads."""
+        return 1
+
+
+class TilePerCta(WholeTiles):
     """A tile for every CTA, the last tokens first; the largest score so far is always what weights refer to."""
 
     @property
@@ -122,15 +137,13 @@ class TilePerCta:
         """Powers of two by which weights may exceed 1."""
         return 0
 
-    @property
-    def splits(self) -> int:
-        """Parts of the blocks that a tile sees."""
-        return 1
 
-    @property
-    def cluster(self) -> int:
-        """CTAs that share loads."""
-        return 1
+def require_order(section: int, slack: int, most_slack: int) -> None:
+    """Raise ScheduleError where so many KV heads cannot be walked together, or weights not exceed 1 by so much."""
+    if not 1 <= section <= MOST_SECTION:
+        raise ScheduleError(f"section is from 1 to {MOST_SECTION:,} KV heads; section = {section}")
+    if not 0 <= slack <= most_slack:
+        raise ScheduleError(f"slack is from 0 to {most_slack} powers of two; slack = {slack}")
 
 
 def tokens_of(problem: Attention, block_m: int) -> int:
@@ -257,17 +270,14 @@ def tensor_maps(problem: Attention, schedule: Any) -> tuple[TensorMap, ...]:
 def pointers(problem: Attention) -> tuple[Argument, ...]:
     """Pointers to the operands; null where there is none of that name."""
     p = problem
-    inputs = {name: Array(name, Role.IN, *operand) for name, operand in p.inputs.items()}
-    outputs = {name: Array(name, Role.OUT, *operand) for name, operand in p.outputs.items()}
+    operands, indices = (
+        ("q", "cache" if p.page else "k", "v"),
+        ("q_starts", "kv_lens", "block_table" if p.page else "kv_starts"),
+    )
     return (
-        inputs["q"],
-        inputs["cache" if p.page else "k"],
-        inputs.get("v", Scalar("v", 0, "int64")),
-        outputs["y"],
-        outputs.get("lse", Scalar("lse", 0, "int64")),
-        inputs["q_starts"],
-        inputs["kv_lens"],
-        inputs["block_table" if p.page else "kv_starts"],
+        *(pointer(p, name) for name in operands),
+        *(result(p, name) for name in ("y", "lse")),
+        *(pointer(p, name) for name in indices),
     )
 
 

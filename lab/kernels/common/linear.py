@@ -1,5 +1,6 @@
 """What the kernels for linear layers share: their parameters, in that order."""
 
+from lab.kernels.common.pointers import pointer
 from lab.problems import Linear
 from sim.launch import Argument, Array, Role, Scalar
 from sim.machine import Machine
@@ -26,16 +27,6 @@ def scaled_arguments(problem: Linear) -> tuple[Argument, ...]:
     """x, w, w_scale (null where there is none), y, m, n, k."""
     x, w, *rest = arguments(problem)
     return (x, w, pointer(problem, "w_scale"), *rest)
-
-
-def pointer(problem: Linear, name: str) -> Argument:
-    """An input, or a null pointer where the problem has none of that name."""
-    return Array(name, Role.IN, *problem.inputs[name]) if name in problem.inputs else Scalar(name, 0, "int64")
-
-
-def result(problem: Linear, name: str) -> Argument:
-    """An output, or a null pointer where the problem has none of that name."""
-    return Array(name, Role.OUT, *problem.outputs[name]) if name in problem.outputs else Scalar(name, 0, "int64")
 
 
 def overlaps(machine: Machine) -> bool:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Protocol
 
 from numpy.typing import NDArray
 
@@ -28,8 +27,22 @@ WARP = 32
 CTAS_PER_SM = 8  # of a copy
 
 
+class Copies:
+    """What schedules of launches one of which copies have in common."""
+
+    @property
+    def copy_threads(self) -> int:
+        """Of a CTA."""
+        return 256
+
+    @property
+    def unroll(self) -> int:
+        """Elements that a lane copies at once."""
+        return 8
+
+
 @dataclass(frozen=True)
-class Schedule(gemm_cluster.Schedule):
+class Schedule(Copies, gemm_cluster.Schedule):
     """What is copied, and how the copies are multiplied: as gemm_cluster does."""
 
     copied: int = 2  # operands: 1 is x alone, 2 is w too
@@ -37,15 +50,6 @@ class Schedule(gemm_cluster.Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice(self, "copied", (1, 2))
-
-    @property
-    def copy_threads(self) -> int:
-        return 256
-
-    @property
-    def unroll(self) -> int:
-        """Elements that a lane copies at once."""
-        return 8
 
     def fits(self, problem: Linear, machine: Machine) -> None:
         if self.copied == 1 and (problem.k % CHUNK or problem.n % CHUNK):
@@ -106,20 +110,8 @@ def _w_rows(problem: Linear, schedule: Schedule) -> int:
     return problem.n if schedule.copied == 2 else 0
 
 
-class Copying(Protocol):
-    """A schedule of launches one of which copies."""
-
-    @property
-    def copy_threads(self) -> int:
-        """Of a CTA."""
-
-    @property
-    def unroll(self) -> int:
-        """Elements that a lane copies at once."""
-
-
 def copy(
-    entry: str, problem: Linear, schedule: Copying, rows: int, columns: int, arguments: tuple[Argument, ...],
+    entry: str, problem: Linear, schedule: Copies, rows: int, columns: int, arguments: tuple[Argument, ...],
     machine: Machine,
 ) -> Launch:  # fmt: skip
     """A launch of one of gemm_realigned.cu's copies, of so many rows and columns."""

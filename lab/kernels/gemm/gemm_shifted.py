@@ -15,7 +15,15 @@ from lab.kernels.common.raster import require_group, tile_at, tiles_of
 from lab.kernels.common.rings import deepest
 from lab.kernels.gemm import gemm_realigned, wgmma_model
 from lab.kernels.gemm.warp_roles import CONSUMERS
-from lab.kernels.gemm.wgmma_mainloop import ACCUMULATORS, ALIGNMENT, MBARRIER, MMA_M, STEP_BYTES, SWIZZLE
+from lab.kernels.gemm.wgmma_mainloop import (
+    ACCUMULATORS,
+    ALIGNMENT,
+    MBARRIER,
+    MMA_M,
+    STEP_BYTES,
+    SWIZZLE,
+    require_accumulators,
+)
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, box_sectors, sectors
 from sim.errors import ScheduleError
@@ -41,7 +49,7 @@ BUFFERS = 2  # of a consumer's, for boxes of y
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(gemm_realigned.Copies):
     """The tile of a CTA, half of its rows of w in each consumer, its ring, its boxes of y."""
 
     block_m: int  # tokens in a tile
@@ -67,11 +75,7 @@ class Schedule:
                 f"boxes of y are whole matrices of {EIGHT} tokens and make up a tile; "
                 f"{self.block_m} tokens are not boxes of {self.y_rows}"
             )
-        if self.accumulators > ACCUMULATORS:
-            raise ScheduleError(
-                f"{self.block_m} x {self.block_n} tiles are {self.accumulators} accumulators a thread; "
-                f"a consumer has room for {ACCUMULATORS}"
-            )
+        require_accumulators(self.accumulators)
 
     @property
     def accumulators(self) -> int:
@@ -101,15 +105,6 @@ class Schedule:
         barriers = tiles_of(2 * MBARRIER * self.stages, ALIGNMENT) * ALIGNMENT
         boxes = CONSUMERS * self.buffers * self.y_rows * MMA_M * SIZE
         return self.stages * self.stage_bytes + boxes + barriers + ALIGNMENT
-
-    @property
-    def copy_threads(self) -> int:
-        return 256
-
-    @property
-    def unroll(self) -> int:
-        """Elements of x that a lane copies at once."""
-        return 8
 
     def fits(self, problem: Linear, machine: Machine) -> None:
         require_shared(self.shared_bytes, f"{self.stages} stages and {self.buffers} boxes", machine)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from lab.cards import fits
 from lab.kernel import Bills, require_grid_y
 from lab.kernels.common import linear
+from lab.kernels.common.pointers import pointer, result
 from lab.problems import Linear
 from lab.problems.protocol import SQUARES
 from sim.counts import SECTOR, Counts, sectors
@@ -76,8 +77,8 @@ def is_joined(problem: Linear) -> bool:
 def joined_arguments(problem: Linear) -> tuple[Argument, ...]:
     """The operands of swiglu and of the parts of a norm: squares, residual, norm, total, total_squares, eps."""
     return (
-        *(linear.pointer(problem, name) for name in ("squares", "residual", "norm")),
-        *(linear.result(problem, name) for name in ("total", "total_squares")),
+        *(pointer(problem, name) for name in ("squares", "residual", "norm")),
+        *(result(problem, name) for name in ("total", "total_squares")),
         Scalar("eps", problem.eps, "float32"),
     )
 

@@ -11,6 +11,7 @@ from lab.cards import fits
 from lab.kernel import RANKING_CLOCK, Bills, Solves, require_choice, require_grid_y, require_resident, require_shared
 from lab.kernels.common import clusters, linear
 from lab.kernels.common.norm import joined
+from lab.kernels.common.pointers import pointer
 from lab.kernels.common.raster import tiles_of
 from lab.kernels.gemv import gemv_int4_counts
 from lab.kernels.gemv.dot_product import is_joined, joined_arguments
@@ -286,7 +287,7 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
             schedule=s,
             grid=(clusters.even(ctas, machine) if s.cluster == 1 else ctas, tiles_of(p.m, s.block_m), 1),
             block=(s.threads, 1, 1),
-            arguments=(*linear.scaled_arguments(p), linear.pointer(p, "order"), *joined_arguments(p)),
+            arguments=(*linear.scaled_arguments(p), pointer(p, "order"), *joined_arguments(p)),
             cluster=(s.cluster, 1, 1),
             shared_bytes=shared_bytes(p, s),
             dependent=True,
