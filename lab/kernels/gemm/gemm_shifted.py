@@ -180,7 +180,7 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
         Scalar("lines", lines_of(p.k)),
     )
     tiles = tiles_of(p.m, s.block_m) * tiles_of(p.n, s.cluster * s.block_n)
-    ctas = s.cluster * min(tiles, clusters.at_once(s.cluster, 1, machine))
+    ctas = s.cluster * min(tiles, clusters.resident(s.cluster, 1, machine))
     multiply = Launch(
         "gemm_shifted", "gemm_shifted", p, s, (ctas, 1, 1), (s.threads, 1, 1), arguments, (s.cluster, 1, 1),
         s.shared_bytes,
@@ -227,7 +227,7 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     operands = s.block_n // MMA_M * s.block_m + s.block_n * gcd(p.k // EIGHT, EIGHT)  # rows of 128 bytes
     waits = max(0.0, operands * STEP_BYTES / machine.shared_bytes_per_clock - max(step.values()))
     tiles = tiles_of(p.m, s.block_m) * tiles_of(p.n, s.cluster * s.block_n)
-    waves = tiles_of(tiles, clusters.at_once(s.cluster, 1, machine))
+    waves = tiles_of(tiles, clusters.resident(s.cluster, 1, machine))
     more = {"bank conflicts": 1e6 * waves * pitch_of(p) // STEP * waits / machine.clock_hz}
     if copies(p):
         more["copies"] = gemm_realigned.copy_us(SIZE * p.m * p.k, machine, clock)
