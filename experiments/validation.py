@@ -21,7 +21,7 @@ _ERRORS = ("error: mean", "worst", "near: mean", "worst", "before: mean", "worst
 FAMILY_HEADINGS = ("family", "card", "clock", "launches", "older / unknown code", "at the power cap", *_ERRORS)
 CELL_HEADINGS = ("kernel", "problem", "schedule", "card", "clock", "us", "error", "before", "roofline")
 CHOICE_HEADINGS = ("card", "clock", "problems", "within 5%", "within 10%", "within 15%", "worst")
-STEP_HEADINGS = ("whole step of a model", "card", "us", "error", "before")
+STEP_HEADINGS = ("whole step of a model", "card", "measured at", "us", "error", "before")
 LEAST_TRIED = 6
 NEAR = 1.5  # times the fastest launch of a problem: what took no longer may be worth choosing
 LEAST_US = 10.0  # shorter launches are the launch's own time more than the kernel's
@@ -100,7 +100,7 @@ class Step(NamedTuple):
 
     def as_dict(self) -> dict[str, Any]:
         """As `lab validate --json` has it."""
-        told = {name: getattr(self.record, name) for name in ("problem", "machine", "us", "run")}
+        told = {name: getattr(self.record, name) for name in ("problem", "machine", "us", "run", "commit", "throttle")}
         return {**told, "today": self.today, "before": self.before}
 
 
@@ -128,7 +128,8 @@ def step_rows(found: Sequence[Step]) -> list[list[str]]:
         asked = one.record.problem or {}
         told = {name: asked[name] for name in ("layers", "d", "weights", "phase", "batch", "context")}
         errors = [f"{share:+.1%}" if share is not None else "-" for share in (one.today, one.before)]
-        rows.append([spell(told), one.record.machine, f"{one.record.us:,.0f}", *errors])
+        at = ", ".join([one.record.commit[:8], *(one.record.throttle or ())])
+        rows.append([spell(told), one.record.machine, at, f"{one.record.us:,.0f}", *errors])
     return rows
 
 
