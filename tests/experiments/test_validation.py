@@ -126,6 +126,17 @@ def test_a_whole_step_is_scored_by_the_clock_of_a_chain() -> None:
     assert step_rows([found])[0][1:] == ["h200", step.commit[:8], f"{us / 1.25:,.0f}", "+25.0%", "-50.0%"]
 
 
+def test_a_launch_of_which_an_older_record_lacks_a_field_is_one_launch() -> None:
+    """Fields that schedules have since are as usual; the newest time stands, wherever its record lies."""
+    whole = RECORDS[0].schedule or {}
+    older = {name: value for name, value in whole.items() if name != "late"}
+    assert older != whole
+    newest = msgspec.structs.replace(RECORDS[0], us=80.0, time="2026-01-02T00:00:00+00:00")
+    past = (newest, msgspec.structs.replace(RECORDS[0], schedule=older))
+    assert [one.us for one in launched(Archive(past))] == [80.0]
+    assert [one.us for one in launched(Archive(past[::-1]))] == [80.0]
+
+
 def test_launches_that_overlap_in_a_graph_are_scored_by_the_clock_of_a_chain() -> None:
     found = launched(Archive(tuple(msgspec.structs.replace(RECORDS[0], overlapping=one) for one in (True, False))))
     assert sorted(one.asked.clock for one in found) == ["chain", "graph"]
