@@ -39,12 +39,13 @@ except (ValueError, RuntimeError) as error:
 
 
 @cache
-def _defaults(kind: type[TargetConfig]) -> dict[str, Any]:
+def _defaults(kind: Any) -> dict[str, Any]:
     return {name: option.default for name, option in kind.options.items()}
 
 
-def _values(options: TargetConfig) -> dict[str, Any]:
-    return {**_defaults(type(options)), **options._values}
+def _values(options: Any) -> dict[str, Any]:
+    kind: Any = type(options)
+    return {**_defaults(kind), **options._values}
 
 
 # Numba compares the options of a compilation wherever a call is typed: a property for each of them takes a third of it.
