@@ -67,9 +67,8 @@ def test_counting_alone_counts_the_same(kernel: Kernel, data: st.DataObject) -> 
 @each_kernel
 def test_candidates_compile_without_spills_and_take_the_launch_arguments(kernel: Kernel, every: bool) -> None:
     problem = small(kernel)
-    for schedule in some(
-        kernel.module.candidates(problem, H100), every, drawn=1
-    ):  # the emulator's tests compile two more
+    schedules = some(kernel.module.candidates(problem, H100), every, drawn=1)  # the emulator's tests compile two more
+    for schedule in schedules:
         for launch in kernel.launches(problem, schedule, H100):
             used = compile_launch(launch, H100).resources[launch.entry]
             assert used.spill_bytes == 0
