@@ -118,7 +118,11 @@ def test_a_knee_is_the_highest_rate_within_the_limits_and_smooth_answers_have_on
     assert f"azure-conv with gaps below 12 ms: {split} at 16 a second" in said
 
 
-def test_prefill_on_a_gpu_of_its_own_keeps_gaps_small_and_computes_all_prompts_on_one() -> None:
+def test_prefill_on_a_gpu_of_its_own_keeps_gaps_small_and_computes_all_prompts_on_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared = {name: disaggregation.SETUPS[name] for name in ("1 prefill + 1 decode", "2 replicas")}
+    monkeypatch.setattr(disaggregation, "SETUPS", compared)
     found = runner.run("disaggregation", machine="h200", requests=6, only=disaggregation.STALLS)
     by = {str(r.metrics["setup"]): r for r in found.records}
     split, whole = by["1 prefill + 1 decode"], by["2 replicas"]
