@@ -60,6 +60,17 @@ def test_pictures_show_both_distributions(load: tuple[Record, ...]) -> None:
         assert (load[0].metrics[f"p50_{name}_ms"], 50.0) in told.points
 
 
+def test_each_rate_is_told_by_its_newest_run(load: tuple[Record, ...]) -> None:
+    def run(name: str, rate: float, ms: float) -> Record:
+        metrics = {**load[0].metrics, "case": f"{rate:g} a second", "requests_per_s": rate, "mean_itl_ms": ms}
+        return structs.replace(load[0], on="gpu", card="a card", run=name, metrics=metrics)
+
+    told = runner.get("serving_loop").table(Archive((run("a", 8, 3.25), run("b", 16, 4.25), run("c", 16, 5.25))))
+    assert "3.25" in told
+    assert "5.25" in told
+    assert "4.25" not in told
+
+
 @pytest.mark.parametrize(
     ("part", "metrics", "passed"),
     [
