@@ -51,6 +51,8 @@ def cases(records: Sequence[Record]) -> dict[str, Case]:
     """Each loop's newest records, by its name."""
     found: dict[str, Case] = {}
     for record in records:
+        if "case" not in record.metrics:  # a search's
+            continue
         case = found.setdefault(str(record.metrics.get("case")), Case())
         if record.on == "gpu":
             case.measured = record

@@ -10,6 +10,7 @@ from experiments.bars import serving_bars
 from experiments.questions import disaggregation
 from experiments.served import figure
 from lab.record import Archive, Record, provenance
+from sim.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,23 @@ def test_a_job_of_every_part_can_be_made() -> None:
         for job in serving_bars.jobs(part):
             assert job.facts["part"] == part
             assert replace(serving_bars.Options(), part=part).part == part
+
+
+def test_schedules_are_looked_for_in_the_steps_of_each_power_of_two_up_to_the_most_rows() -> None:
+    rows = [job.problem["batch"] for job in serving_bars.steps("host,small")]
+    assert rows == [256, 128, 64, 32, 16, 8, 4, 2, 1]
+    both = serving_bars.steps("load,small")  # 64 rows of another model too
+    assert sorted(job.problem["batch"] for job in both) == sorted([*rows, 64, 32, 16, 8, 4, 2, 1])
+    assert {job.problem["layers"] for job in both if job.problem["batch"] == 64} == {30, 32}
+    with pytest.raises(InputError, match="tune at least 0"):
+        serving_bars.Options(tune=-1)
+
+
+def test_what_a_search_found_is_no_loop(load: tuple[Record, ...]) -> None:
+    found = structs.replace(load[0], on="gpu", card="a card", metrics={"stage": "final", "tuned": True})
+    rows, alone = (list(serving_bars.rows(records, runner.archive())) for records in ([found, *load], load))
+    assert rows == alone
+    assert "none was measured" in serving_bars.verdict([found, *load], runner.archive()).sentence
 
 
 def on_two(setup: str, rate: float, share: float, gap: float = 8.0) -> Record:
