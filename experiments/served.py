@@ -55,7 +55,8 @@ def cases(records: Sequence[Record]) -> dict[str, Case]:
             continue
         case = found.setdefault(str(record.metrics.get("case")), Case())
         if record.on == "gpu":
-            case.measured = record
+            if case.measured is None or "failure" not in record.metrics:  # a run that was skipped hides none
+                case.measured = record
         else:
             case.predicted = record
     return found

@@ -8,7 +8,7 @@ from msgspec import structs
 from experiments import runner
 from experiments.bars import serving_bars
 from experiments.questions import disaggregation
-from experiments.served import figure
+from experiments.served import cases, figure
 from lab.record import Archive, Record, provenance
 from sim.errors import InputError
 
@@ -126,6 +126,13 @@ def test_what_a_search_found_is_no_loop(load: tuple[Record, ...]) -> None:
     rows, alone = (list(serving_bars.rows(records, runner.archive())) for records in ([found, *load], load))
     assert rows == alone
     assert "none was measured" in serving_bars.verdict([found, *load], runner.archive()).sentence
+
+
+def test_a_run_that_was_skipped_hides_none_that_was_measured(load: tuple[Record, ...]) -> None:
+    ran = structs.replace(load[0], on="gpu", card="a card")
+    late = structs.replace(ran, metrics={"case": ran.metrics["case"], "failure": "skipped: the time box was over"})
+    assert cases([ran, late])[str(ran.metrics["case"])].measured == ran
+    assert cases([late])[str(ran.metrics["case"])].measured == late
 
 
 def on_two(setup: str, rate: float, share: float, gap: float = 8.0) -> Record:
