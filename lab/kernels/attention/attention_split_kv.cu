@@ -72,11 +72,10 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     if constexpr (problem::settled) {
 #pragma unroll 1
         for (; missing > 0 && source.is_settled(); --missing) source.copy_next(ring[STAGES - 1 - missing]);
-        follow();
     }
-    while (true) {
-        const Part part = walk.next();
-        if (!part.exists()) break;
+    Part part = walk.next();
+    if constexpr (problem::settled) follow();
+    for (; part.exists(); part = walk.next()) {
         OwnQueries queries;
         const Sharers sharers(part, walk.length);
         load_queries(queries, q, part.sequence, head, kv_heads * problem::group, first_row);  // or it waits for copies

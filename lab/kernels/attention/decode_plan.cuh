@@ -106,17 +106,16 @@ struct Walk {
             begin = index * cost;
             return;
         }
-        int cost[AT_FIRST], beyond = 0;
+        int cost[AT_FIRST], upto[AT_FIRST], total = 0, before = 0;
 #pragma unroll
-        for (int i = 0; i < AT_FIRST; ++i) cost[i] = lane_cost(batch, i * LANES);
-        for (int first = AT_FIRST * LANES; first < batch.size; first += LANES) beyond += lane_cost(batch, first);
-        int upto[AT_FIRST], total = 0;
+        for (int i = 0; i < AT_FIRST; ++i) total += cost[i] = lane_cost(batch, i * LANES);
+        for (int first = AT_FIRST * LANES; first < batch.size; first += LANES) total += lane_cost(batch, first);
+        cut(__reduce_add_sync(FULL, total), stretch, stretches);
 #pragma unroll
         for (int i = 0; i < AT_FIRST; ++i) {
-            upto[i] = total + prefix_sum(cost[i]);
-            total = __shfl_sync(FULL, upto[i], LANES - 1);
+            upto[i] = before + prefix_sum(cost[i]);
+            before = __shfl_sync(FULL, upto[i], LANES - 1);
         }
-        cut(total + __reduce_add_sync(FULL, beyond), stretch, stretches);
 #pragma unroll
         for (int i = 0; i < AT_FIRST; ++i) pass(upto[i]);
         for (int first = AT_FIRST * LANES; first == index && first < batch.size; first += LANES)
