@@ -106,18 +106,24 @@ struct Walk {
             begin = index * cost;
             return;
         }
-        int cost[AT_FIRST], upto[AT_FIRST], total = 0, before = 0;
+        int cost[AT_FIRST], group[AT_FIRST], total = 0;
 #pragma unroll
-        for (int i = 0; i < AT_FIRST; ++i) total += cost[i] = lane_cost(batch, i * LANES);
+        for (int i = 0; i < AT_FIRST; ++i) cost[i] = lane_cost(batch, i * LANES);
         for (int first = AT_FIRST * LANES; first < batch.size; first += LANES) total += lane_cost(batch, first);
-        cut(__reduce_add_sync(FULL, total), stretch, stretches);
+        if (batch.size > AT_FIRST * LANES) total = __reduce_add_sync(FULL, total);
+#pragma unroll
+        for (int i = 0; i < AT_FIRST; ++i) total += group[i] = __reduce_add_sync(FULL, cost[i]);
+        cut(total, stretch, stretches);
+        int own = 0;  // of the 32 among which the stretch begins
 #pragma unroll
         for (int i = 0; i < AT_FIRST; ++i) {
-            upto[i] = before + prefix_sum(cost[i]);
-            before = __shfl_sync(FULL, upto[i], LANES - 1);
+            if (index < i * LANES) continue;
+            own = cost[i];
+            if (begin + group[i] > from) continue;
+            begin += group[i];
+            index += LANES;
         }
-#pragma unroll
-        for (int i = 0; i < AT_FIRST; ++i) pass(upto[i]);
+        if (index < AT_FIRST * LANES) pass(begin + prefix_sum(own));
         for (int first = AT_FIRST * LANES; first == index && first < batch.size; first += LANES)
             pass(begin + prefix_sum(lane_cost(batch, first)));
     }
