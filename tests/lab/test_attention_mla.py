@@ -41,15 +41,14 @@ def split(problem: Attention, **changed: int) -> Any:
     workers=st.sampled_from([1, 2, 5, 66, 132]),
     overhead=st.sampled_from([1, 5, 50]),
     least=st.sampled_from([1, 4]),
-    dealt=st.sampled_from([0, 1, 4]),
     seed=st.integers(0, 999),
 )
 def test_every_block_lies_in_one_part_and_partial_results_in_slots_of_their_own(
-    batch: int, heads: int, most: int, cluster: int, workers: int, overhead: int, least: int, dealt: int, seed: int
+    batch: int, heads: int, most: int, cluster: int, workers: int, overhead: int, least: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     problem = latent(batch, heads, MOST_TOKENS, most)
-    schedule = split(problem, cluster=cluster, overhead=overhead, least=least, dealt=dealt * (cluster == 1))
+    schedule = split(problem, cluster=cluster, overhead=overhead, least=least)
     q_lens = rng.integers(0, MOST_TOKENS, batch, endpoint=True)
     kv_lens = rng.integers(0, most, batch, endpoint=True)
     plan = divide(problem, schedule, np.concatenate(([0], np.cumsum(q_lens))), kv_lens, workers)
@@ -63,11 +62,11 @@ def test_every_block_lies_in_one_part_and_partial_results_in_slots_of_their_own(
     expected = {(b, tile) for b in range(batch) for tile in range(-(-q_lens[b] * heads // plan.rows))}
     assert set(found) == expected
     for (b, tile), own in found.items():
-        own.sort(key=lambda part: part.lo)
         blocks = [block for part in own for block in range(part.lo, part.hi)]
         assert blocks == list(range(max(1, -(-kv_lens[b] // BLOCK_N))))
         partials = plan.partials(b, tile)
-        assert sorted(part.slot for part in own) == (partials.slots if partials else [-1])
+        shared = [partials.slot(i) for i in range(partials.workers)] if partials else [-1]
+        assert [part.slot for part in own] == shared
 
 
 @pytest.mark.parametrize(
@@ -113,14 +112,11 @@ def test_segments_that_workers_share_are_right(problem: Attention, cluster: int,
     assert found.disagreements == {}
 
 
-DEALT = {"least": 4, "dealt": 2, "overhead": 5}
 SHARED = [
     # Two workers share the second sequence, the other two have nothing.
     (latent(3, 6, 4, 290, q_lens=(4, 2, 4), kv_lens=(130, 290, 17), page=8, lse=True), {"least": 6}),
     (latent(3, 6, 2, 200, page=16, uniform=True, lse=True), {"least": 6}),
     (latent(2, 16, 1, 520, kv_lens=(520, 450)), {}),  # two workers for each sequence: equal pieces
-    (latent(2, 16, 1, 520, page=64, uniform=True), DEALT),  # four pieces, and four small ones that are dealt
-    (latent(3, 16, 1, 520, kv_lens=(520, 470, 400), lse=True), DEALT),  # three, of which one is dealt at the start
     (latent(1, 128, 1, 600, lse=True), {}),  # a worker of a cluster, and its rows of two CTAs
     (latent(2, 64, 1, 130, page=64, lse=True), {}),  # all rows of a CTA
     (latent(35, 3, 1, 130, page=16, kv_lens=tuple(37 * i % 131 for i in range(35))), {"early": 2}),

@@ -28,8 +28,8 @@ static_assert(SCORES_REGISTERS + VALUES_WARPGROUPS * VALUES_REGISTERS <= (1 + VA
 extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
     attention_mla(const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap kv_map, const Element*,
                   const Element*, const int32_t* q_starts, const int32_t* kv_lens, const int32_t* places, Element* y,
-                  float* lse, float* partial, float* partial_lse, uint32_t* arrivals, uint32_t* counter, int batch_size,
-                  int max_q_len, int max_kv_len, int max_tiles, int table_width, int pages, float scale) {
+                  float* lse, float* partial, float* partial_lse, uint32_t* arrivals, int batch_size, int max_q_len,
+                  int max_kv_len, int max_tiles, int table_width, int pages, float scale) {
     extern __shared__ __align__(ALIGNMENT) uint8_t dynamic[];
     Shared& shared = *reinterpret_cast<Shared*>(dynamic);
     const Batch batch{q_starts, kv_lens, batch_size, max_q_len, max_kv_len};
@@ -55,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
         } else {
             ptx::setmaxnreg::dec<VALUES_REGISTERS>();
             const Cache cache{kv_map, places, table_width, pages};
-            Summer(shared, results, Loader{shared, q_map, cache, rank, batch, counter}, uniform(warpgroup) - 1).run();
+            Summer(shared, results, Loader{shared, q_map, cache, rank}, uniform(warpgroup) - 1).run(batch);
         }
     }
     finish();

@@ -47,17 +47,14 @@ class Schedule:
     slack: int  # powers of two by which weights may exceed 1 before the running maximum moves
     overhead: int  # blocks that a segment costs beside its own
     least: int  # blocks of a worker before another one is given work
-    dealt: int = 0  # of eight, the last blocks of segments that go to whoever is through first
 
     def __post_init__(self) -> None:
         require_choice(self, "cluster", (1, 2, 4))
         require_choice(self, "stages", (3,))
         require_choice(self, "early", (0, 1, 2))
-        for name, least, most in (("slack", 0, 8), ("overhead", 1, 1024), ("least", 1, 1024), ("dealt", 0, 4)):
+        for name, least, most in (("slack", 0, 8), ("overhead", 1, 1024), ("least", 1, 1024)):
             if not least <= getattr(self, name) <= most:
                 raise ScheduleError(f"{name} is from {least} to {most:,}; {name} = {getattr(self, name)}")
-        if self.dealt and self.cluster > 1:
-            raise ScheduleError(f"pieces are dealt to single CTAs; dealt = {self.dealt}, cluster = {self.cluster}")
 
     @property
     def threads(self) -> int:
@@ -120,7 +117,6 @@ def launch(problem: Attention, schedule: Schedule, machine: Machine) -> tuple[La
                 Array("partial", Role.WORKSPACE, (partial_rows, LATENT), "fp32"),
                 Array("partial_lse", Role.WORKSPACE, (partial_rows,), "fp32"),
                 Array("arrivals", Role.WORKSPACE, (p.batch, tiles, s.cluster), "int32"),
-                Array("counter", Role.WORKSPACE, (1,), "int32"),
                 Scalar("batch", p.batch),
                 Scalar("q_len", p.q_len),
                 Scalar("kv_len", p.kv_len),

@@ -8,13 +8,13 @@
 constexpr int VALUES_BARRIER = 2;  // named barrier of the warpgroups that add up values
 constexpr int VALUES_WARPS = VALUES_WARPGROUPS * WARPGROUP / WARP;
 
-// A row's partial results: `count` of them, the first in row `first`, the others `step` rows apart from `second` on.
+// A row's partial results: `count` of them, the first in row `first`, the others two slots apart from `second` on.
 struct Partials {
     int64_t first, second;
-    int count, step;
+    int count;
 
     __device__ __forceinline__ int64_t at(int partial) const {
-        return partial == 0 ? first : second + int64_t(partial - 1) * step;
+        return partial == 0 ? first : second + int64_t(partial - 1) * 2 * ROWS;
     }
 };
 
@@ -74,8 +74,7 @@ __device__ __forceinline__ void join(Shared& shared, const Results& results, con
     const int warp = uniform(threadIdx.x / WARP) - WARPGROUP / WARP;
     const int live = min(part.rows() - results.rank * BLOCK_M, BLOCK_M), sharers = part.sharers;
     const int64_t row = part.row + results.rank * BLOCK_M, first = results.partial_row(part.first_slot, 0);
-    const int step = shared.walk.cuts.step();
-    const int64_t second = results.partial_row(part.first_slot / step * step + step, 0);
+    const int64_t second = results.partial_row(part.first_slot / 2 * 2 + 2, 0);
     ptx::barrier::sync<VALUES_WARPGROUPS * WARPGROUP>(VALUES_BARRIER);
     if (threadIdx.x == WARPGROUP) {
         const int tile = part.index * results.max_tiles + part.first / ROWS;
@@ -85,5 +84,5 @@ __device__ __forceinline__ void join(Shared& shared, const Results& results, con
     ptx::barrier::sync<VALUES_WARPGROUPS * WARPGROUP>(VALUES_BARRIER);
     if (!shared.last) return;
     for (int own = warp; own < live; own += VALUES_WARPS)
-        join_row(results, {first + own, second + own, sharers, step * ROWS}, row + own);
+        join_row(results, {first + own, second + own, sharers}, row + own);
 }

@@ -10,16 +10,9 @@
 //
 //   segments   |.-------------|.-------------|.---|.---|.--------------------|     . overhead, - blocks
 //   workers    |     0     |     1     |     2     |     3     |     4       |
-//
-// SMs do not read at one speed. So the last blocks of every segment, schedule::dealt of eight, may be set apart, cut into
-// as many small pieces as the others: who is through with a piece takes the next one, by a counter. What a piece is, and
-// where its partial result lies, does not depend on who takes it.
-//
-//   segments   |-----0-----|-----1-----|-0-|-1-|-----2-----|-----3-----|-2-|-3-|    large pieces, then small ones
 #pragma once
 #include "ptx/load.cuh"
 #include "ptx/prefetch.cuh"
-#include "ptx/thread.cuh"
 #include "ptx/types.cuh"
 #include "schedule.cuh"
 
@@ -80,7 +73,6 @@ __device__ __forceinline__ int prefix_sum(int value) {
 // How the row is cut: all arguments and results are positions in it.
 struct Cuts {
     int pieces;                 // of every segment, which count as one each; 0: segments are cut anywhere
-    int small;                  // pieces of all segments that are dealt, as many as others; 0: none are
     int workers, each, longer;  // the first `longer` workers take one more than `each`
 
     // A warp does this together.
@@ -111,8 +103,6 @@ struct Cuts {
         const int most = schedule::overhead + blocks_of(longest, pieces);  // of a piece
         if (blocks_of(segments * pieces, max_workers) * most > cost / max_workers + 2 * schedule::overhead) pieces = 0;
         const int total = pieces > 0 ? segments * pieces : cost;
-        const bool deals = pieces > 0 && total <= max_workers && shortest * schedule::dealt / 8 >= pieces;
-        small = deals ? total : 0;
         workers = pieces > 0 ? max_workers : min(max(total / schedule::least, 1), max_workers);
         each = total / workers;
         longer = total % workers;
@@ -123,9 +113,6 @@ struct Cuts {
         const int own = min(worker, workers);
         return own * each + min(own, longer);
     }
-
-    // From the second partial result of a segment on, how many slots to the next.
-    __device__ __forceinline__ int step() const { return small > 0 ? 1 : 2; }
 
     __device__ __forceinline__ int owner(int at) const {
         const int in_longer = longer * (each + 1);
@@ -189,53 +176,25 @@ struct Part {
 // Walks over the parts of one worker; a warp starts it together, one thread goes on.
 struct Walk {
     Cuts cuts;
+    int worker;
     int index, tile, at;  // the segment that comes next, and where it begins
 
-    static __device__ __forceinline__ int worker() { return blockIdx.x / schedule::cluster; }
-
-    __device__ __forceinline__ Walk(const Batch& batch, const Cuts& cuts) : cuts(cuts) {
-        index = tile = at = 0;
-        if (cuts.small > 0) return;
-        const int begin = cuts.begin(worker());
+    __device__ __forceinline__ Walk(const Batch& batch, const Cuts& cuts, int worker) : cuts(cuts), worker(worker) {
+        const int begin = cuts.begin(worker);
         const Place place = find(batch, cuts.pieces, begin);
         index = place.index;
         at = place.at;
-        if (begin < cuts.begin(worker() + 1)) {
+        tile = 0;
+        if (begin < cuts.begin(worker + 1)) {
             const int cost = sequence(batch, index).cost(cuts.pieces);
             tile = (begin - at) / cost;
             at += tile * cost;
         }
     }
 
-    // A piece by its number, large ones first; a warp does this together, its first lane writes.
-    __device__ __forceinline__ void piece(const Batch& batch, int number, Part& to) const {
-        const bool is_small = number >= cuts.small, writes = ptx::thread::index() % WARP == 0;
-        if (number >= 2 * cuts.small) {
-            if (writes) to.index = -1;
-            return;
-        }
-        const int own = number - is_small * cuts.small;
-        const Place place = find(batch, cuts.pieces, own);
-        const Sequence s = sequence(batch, place.index);
-        const int tile = (own - place.at) / cuts.pieces, i = own - place.at - tile * cuts.pieces;
-        if (!writes) return;
-        to.index = place.index;
-        to.row = s.q_start * problem::group + tile * ROWS;
-        to.first = tile * ROWS;
-        to.q_len = s.q_len;
-        to.kv_len = s.kv_len;
-        to.slot = 2 * own + is_small;
-        to.first_slot = 2 * (own - i);
-        to.sharers = 2 * cuts.pieces;
-        const int last = s.blocks * schedule::dealt / 8, begin = is_small ? s.blocks - last : 0;
-        const int length = is_small ? last : s.blocks - last;
-        to.lo = begin + length * i / cuts.pieces;
-        to.hi = begin + length * (i + 1) / cuts.pieces;
-    }
-
     // The next part of this worker, if there is one.
     __device__ __forceinline__ Part next(const Batch& batch) {
-        const int begin = cuts.begin(worker()), end = cuts.begin(worker() + 1);
+        const int begin = cuts.begin(worker), end = cuts.begin(worker + 1);
         while (at < end) {
             const Sequence s = sequence(batch, index);
             if (tile == s.tiles) {
@@ -247,7 +206,7 @@ struct Walk {
             const int blocks = at + s.cost(cuts.pieces) - pieces;         // begin there
             const int from = max(begin - blocks, 0) * s.blocks / pieces;
             const int to = max(min(end - blocks, pieces), 0) * s.blocks / pieces;
-            const int row = tile * ROWS, slot = 2 * worker() + (at >= begin);
+            const int row = tile * ROWS, slot = 2 * worker + (at >= begin);
             const int first = cuts.owner(blocks), last = cuts.owner(blocks + pieces - 1);
             const int first_slot = 2 * first + (cuts.begin(first) <= at);
             at += s.cost(cuts.pieces);

@@ -36,18 +36,22 @@ class Part(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """What a worker has: the sequences that it searches for, those that it asks about in turn, its parts."""
+    """What a worker has: the sequence where it begins, those that its walk asks about in turn, its parts."""
 
-    found: list[int]  # the size of the batch where it has nothing
+    found: int  # the size of the batch where it has nothing
     visited: list[int]
     parts: list[Part]
 
 
 class Partials(NamedTuple):
-    """Of a segment that several workers share: the slots of its partial results, and who adds them up."""
+    """Of a segment that several workers share: the first one, how many, in whose slots its partial results are."""
 
-    slots: list[int]
-    last: int  # a worker; where pieces are dealt it may be another one
+    first: int
+    workers: int
+    begins: bool  # in the stretch of the first worker, which has it in its second slot
+
+    def slot(self, partial: int) -> int:
+        return 2 * (self.first + partial) + (partial == 0 and self.begins)
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,7 @@ class ClusterPartition:
     cost: Ints
     at: Ints  # where the segments of each sequence begin, and where the last one's end
     pieces: int  # of every segment, which count as one each; 0: segments are cut anywhere
-    small: int  # pieces of all segments that are dealt, as many as others; 0: none are
-    dealt: int  # of eight, blocks of a segment in these
-    most: int  # workers
-    workers: int  # that have something
+    workers: int
     each: int
     longer: int  # the first workers take one more than `each`
 
@@ -83,32 +84,14 @@ class ClusterPartition:
         inside = self.longer * (self.each + 1)
         return at // (self.each + 1) if at < inside else self.longer + (at - inside) // self.each
 
-    def piece(self, number: int) -> Part:
-        """A piece where they are dealt, large ones first."""
-        is_small, own = divmod(number, self.small)
-        index = int(np.searchsorted(self.at[1:], own, side="right"))
-        tile, i = divmod(own - int(self.at[index]), self.pieces)
-        last = int(self.blocks[index]) * self.dealt // 8
-        large = int(self.blocks[index]) - last
-        begin, length = (large, last) if is_small else (0, large)
-        lo, hi = (begin + length * (i + end) // self.pieces for end in (0, 1))
-        row, stop = (int(self.q_starts[at]) * self.group for at in (index, index + 1))
-        first = tile * self.rows
-        return Part(index, row + first, stop - row - first, first, lo, hi, 2 * own + is_small)
-
     def stretch(self, worker: int) -> Stretch:
-        """The parts of one worker, as its walk finds them; where pieces are dealt, as if all were through in turn."""
-        if self.small:
-            numbers = range(worker, 2 * self.small, self.most)
-            dealt = [self.piece(number) for number in numbers]
-            sequences = [part.sequence for part in dealt]
-            return Stretch(sequences, sequences, dealt)
+        """The parts of one worker, as its walk finds them."""
         begin, end = self.begin(worker), self.begin(worker + 1)
         found = int(np.searchsorted(self.at[1:], begin, side="right"))
         visited: list[int] = []
         parts: list[Part] = []
         if begin == end:
-            return Stretch([found], visited, parts)
+            return Stretch(found, visited, parts)
         index, tile = found, (begin - int(self.at[found])) // int(self.cost[found])
         at = int(self.at[found]) + tile * int(self.cost[found])
         while at < end:
@@ -127,18 +110,15 @@ class ClusterPartition:
                 parts.append(Part(index, row + first, stop - row - first, first, lo, hi, slot))
             at += int(self.cost[index])
             tile += 1
-        return Stretch([found], visited[:1] + visited, parts)  # once more for where its first segment begins
+        return Stretch(found, visited, parts)
 
     def partials(self, sequence: int, tile: int) -> Partials | None:
         """The partial results of a segment; None where it is not shared."""
         cost = int(self.cost[sequence])
         begin, end = (int(self.at[sequence]) + i * cost for i in (tile, tile + 1))
-        if self.small:
-            return Partials(list(range(2 * begin, 2 * end)), 0)
         first = self.owner(end - (self.pieces or int(self.blocks[sequence])))
         last = self.owner(end - 1)
-        slots = [2 * first + (self.begin(first) <= begin), *range(2 * first + 2, 2 * last + 1, 2)]
-        return Partials(slots, last) if first < last else None
+        return Partials(first, last - first + 1, self.begin(first) <= begin) if first < last else None
 
     def limits(self, part: Part, causal: bool) -> Ints:
         """Where the keys end that each row of a cluster's tile sees."""
@@ -169,28 +149,12 @@ def divide(problem: Attention, schedule: Any, q_starts: NDArray, kv_lens: NDArra
     if -(-segments * pieces // most) * of_piece > cost // most + 2 * s.overhead:
         pieces = 0
     total = segments * pieces or cost
-    small = total if pieces and total <= most and shortest * s.dealt // 8 >= pieces else 0
     workers = most if pieces else min(max(total // s.least, 1), most)
     of_segment = np.full_like(blocks, pieces) if pieces else s.overhead + blocks
     at = np.concatenate(([0], np.cumsum(tiles * of_segment)))
     each, longer = divmod(total, workers)
     return ClusterPartition(
-        group=problem.group,
-        rows=rows,
-        overhead=s.overhead,
-        q_starts=starts,
-        kv_lens=keys,
-        tiles=tiles,
-        blocks=blocks,
-        cost=of_segment,
-        at=at,
-        pieces=pieces,
-        small=small,
-        dealt=s.dealt,
-        most=most,
-        workers=workers,
-        each=each,
-        longer=longer,
+        problem.group, rows, s.overhead, starts, keys, tiles, blocks, of_segment, at, pieces, workers, each, longer
     )
 
 

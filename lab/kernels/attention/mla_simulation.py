@@ -83,8 +83,6 @@ class _Run:
                         tile = part.sequence * self.tiles + part.first // self.plan.rows
                         at = INDEX * (tile * self.schedule.cluster + rank)
                         add_atomically(count, self.chip.marks("arrivals"), at, INDEX)
-                    if self.plan.small:
-                        add_atomically(count, self.chip.marks("counter"), 0, INDEX)
         self._join_shared()
 
     def _join_shared(self) -> None:
@@ -97,9 +95,10 @@ class _Run:
                     continue
                 first = int(plan.q_starts[sequence]) * p.group + tile * plan.rows
                 end = min(first + plan.rows, int(plan.q_starts[sequence + 1]) * p.group)
+                last = partials.first + partials.workers - 1
                 for row in range(first, end):
                     own = row - first
-                    self._join(self.chip.count[partials.last * cluster + own // BLOCK_M], row, own, partials)
+                    self._join(self.chip.count[last * cluster + own // BLOCK_M], row, own, partials)
 
     def _scan(self, count: Count, upto: int) -> None:
         """The lengths of the first `upto` sequences, 32 after another."""
@@ -118,9 +117,8 @@ class _Run:
         if self.problem.uniform:
             return
         self._scan(count, self.problem.batch)
-        for found in stretch.found:
-            self._scan(count, (found // at_once + 1) * at_once)
-        for index in stretch.visited:
+        self._scan(count, (stretch.found // at_once + 1) * at_once)
+        for index in stretch.visited[:1] + stretch.visited:  # the first one says where its segment begins, too
             self._load_lengths(count, index, 1)
 
     def _matrix(self, name: str) -> NDArray[np.uint16]:
@@ -205,12 +203,12 @@ class _Run:
     def _join(self, count: Count, row: int, own: int, partials: Partials) -> None:
         """A row of y from its partial results, whose log-sum-exps are read twice: for the largest, and as weights."""
         p, marks = self.problem, self.chip.marks
-        at = [slot * self.plan.rows + own for slot in partials.slots]
+        at = [partials.slot(partial) * self.plan.rows + own for partial in range(partials.workers)]
         for one in (*at, *at):
             load_vector(count, marks("partial_lse"), FLOAT * one, FLOAT)
         for one in at:
             load_vector(count, marks("partial"), FLOAT * p.value_dim * one, FLOAT * p.value_dim)
-        count_exp(count, len(partials.slots))
+        count_exp(count, partials.workers)
         store_vector(count, marks("y"), SIZE * p.value_dim * row, SIZE * p.value_dim)
         if p.lse:
             store_vector(count, marks("lse"), FLOAT * row, FLOAT)

@@ -4,7 +4,6 @@
 #include "lab/kernels/common/cluster.cuh"
 #include "lab/kernels/common/ring_position.cuh"
 #include "ptx/address.cuh"
-#include "ptx/atom.cuh"
 #include "ptx/cluster.cuh"
 #include "ptx/elect.cuh"
 #include "ptx/fence.cuh"
@@ -140,10 +139,9 @@ __device__ __forceinline__ void ask_for_table(const int32_t* table, int entries)
 
 // What the cluster has to do first, and where to go on from there.
 __device__ __forceinline__ void plan(Shared& shared, const Batch& batch) {
-    Walk walk(batch, Cuts(batch, gridDim.x / schedule::cluster));
-    if (walk.cuts.small > 0) walk.piece(batch, Walk::worker(), shared.parts[0]);
+    Walk walk(batch, Cuts(batch, gridDim.x / schedule::cluster), blockIdx.x / schedule::cluster);
     if (threadIdx.x == 0) {
-        if (walk.cuts.small == 0) shared.parts[0] = walk.next(batch);
+        shared.parts[0] = walk.next(batch);
         shared.walk = walk;
         shared.loading.turn = {};
         shared.loading.block = -1;
@@ -156,14 +154,10 @@ struct Loader {
     const TensorMap& q_map;
     const Cache& cache;
     const int rank;
-    const Batch& batch;
-    uint32_t* const counter;  // of pieces that are dealt
-    int row = 0;              // of this lane's box in the block that comes next
-    int ticket = 0;           // of the first lane: which piece comes after the part that is loaded
+    int row = 0;  // of this lane's box in the block that comes next
 
     // The part after that of `turn`, if there is one: known to all who wait for anything that is loaded after this.
-    __device__ __forceinline__ void find_after(Turn turn) {
-        if (shared.walk.cuts.small > 0) return;
+    __device__ __forceinline__ void find_after(Turn turn, const Batch& batch) {
         Part& part = shared.parts[turn.of_three()];
         if (part.exists() && ptx::elect::one()) {
             turn.advance();
@@ -171,23 +165,6 @@ struct Loader {
             after = shared.walk.next(batch);
             part.more = after.exists();
         }
-        __syncwarp();
-    }
-
-    // The same where pieces are dealt: asked for as late as there is time for the answer, so that who is ahead has more.
-    __device__ __forceinline__ void deal(const Part& part, int block) {
-        if (schedule::dealt == 0 || shared.walk.cuts.small == 0) return;
-        // It is 0 again when every piece has asked.
-        if (block == max(part.hi - 2, part.lo) && ptx::thread::index() % WARP == 0)
-            ticket = ptx::atom::counted_relaxed(counter, 2 * shared.walk.cuts.small - 1);
-        if (block != part.hi - 1) return;
-        const int number = uniform(ticket) + int(gridDim.x);
-        Turn turn = shared.loading.turn;
-        turn.advance();
-        Part& after = shared.parts[turn.of_three()];
-        shared.walk.piece(batch, number, after);
-        __syncwarp();
-        if (ptx::thread::index() % WARP == 0) shared.parts[shared.loading.turn.of_three()].more = after.exists();
         __syncwarp();
     }
 
@@ -235,7 +212,6 @@ struct Loader {
             if (block == part.hi) loading.turn.advance();
         }
         __syncwarp();
-        deal(part, block);
         if (block == part.hi || ptx::thread::index() % WARP >= BOXES_HIGH) return;
         row = cache.row(part, block);
     }

@@ -35,9 +35,9 @@ def theory(problem: Attention, schedule: Any, workers: int) -> Counts:
 
     scan, at_once = scanned(p.batch, p.batch), schedule.planned_at_once
     loads = 0
-    for stretch in [] if p.uniform else stretches:
-        loads += scan + LENGTHS * len(stretch.visited)
-        loads += sum(scanned(p.batch, (found // at_once + 1) * at_once) for found in stretch.found)
+    for stretch in [] if p.uniform else stretches:  # where a worker begins a segment is asked for once more
+        upto = (stretch.found // at_once + 1) * at_once
+        loads += scan + scanned(p.batch, upto) + LENGTHS * (len(stretch.visited) + (stretch.visited != []))
     loads = cluster * (loads + sum(_places(p, plan, part) for part in parts))
     stores = 0
     delivered = cluster * sum(_tokens(p, part) for part in parts)
@@ -53,7 +53,7 @@ def theory(problem: Attention, schedule: Any, workers: int) -> Counts:
                 stores += lse_sectors(first, live)
     joined = _joined(p, plan)
     loads, stores = loads + joined[0], stores + joined[1]
-    arrivals = cluster * sum(part.slot >= 0 for part in parts) + (len(parts) if plan.small else 0)
+    arrivals = cluster * sum(part.slot >= 0 for part in parts)
     per_block = BLOCK_M * BLOCK_N * cluster
     return Counts(
         flops=p.flops,
@@ -113,7 +113,7 @@ def _joined(problem: Attention, plan: ClusterPartition) -> tuple[int, int, int]:
             partials = plan.partials(sequence, tile)
             if partials:
                 own = min(plan.rows, rows - tile * plan.rows)
-                loads += own * len(partials.slots) * (2 + FLOAT * p.value_dim // SECTOR)
+                loads += own * partials.workers * (2 + FLOAT * p.value_dim // SECTOR)
                 stores += own * (SIZE * p.value_dim // SECTOR + p.lse)
-                exponentials += own * len(partials.slots)
+                exponentials += own * partials.workers
     return loads, stores, exponentials

@@ -124,7 +124,7 @@ struct Summer {
         }
     }
 
-    __device__ __forceinline__ void run() {
+    __device__ __forceinline__ void run(const Batch& batch) {
         for (bool first = true, more = true; more; first = false) {
             const Part& part = shared.parts[turn.of_three()];
             if (loads) {
@@ -136,8 +136,8 @@ struct Summer {
                 const int find = !first ? schedule::stages : part.hi - part.lo > 1 ? 2 : 1;
 #pragma unroll 1
                 for (int i = first ? 0 : schedule::stages; i <= schedule::stages; ++i, to.advance()) {
-                    if (first && i == find) loader.find_after(turn);
-                    if (i == find) loader.find_after(next);
+                    if (first && i == find) loader.find_after(turn, batch);
+                    if (i == find) loader.find_after(next, batch);
                     loader.load<0>(to.stage, to.parity);
                     loader.load<1>(to.stage, to.parity);
                 }
