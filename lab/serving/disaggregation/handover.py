@@ -58,6 +58,10 @@ class Sender(Scheduler):
         """Queue the prompt of a request."""
         return super().add(self.prompt_of(request))
 
+    def compute(self, offer: Offer, receiver: int) -> None:  # noqa: ARG002 (whoever pushes asks the front)
+        """Begin the prompt of an offer of the receiver with that number."""
+        self.add(offer.request)
+
     def require(self, request: Request) -> None:
         super().require(self.prompt_of(request))
 

@@ -48,6 +48,15 @@ def test_several_gpus_answer_as_one_does(words: list[str]) -> None:
         assert found.now()["tokens"] == 7
 
 
+def test_a_files_prompts_are_computed_in_a_process_of_their_own(real: Server, tmp_path: Path) -> None:
+    path = tiny.write(tmp_path / "tiny.gguf")
+    words = ["--max-num-seqs", "4", "--max-num-batched-tokens", "64", "--max-model-len", "256", "--pace", "fast"]
+    with serving(str(path), "--disaggregate", "1:1", "--served-model-name", "tiny", *words) as found:
+        asked = {"model": "tiny", "prompt": "the in or the", "max_tokens": 6}
+        texts = [one.client.completions.create(**asked).choices[0].text for one in (real, found)]
+        assert texts[0] == texts[1]
+
+
 def test_several_gpus_serve_presets_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["serve", "--replicas", "2"]) != 0
     assert "several GPUs are served as predicted alone" in capsys.readouterr().err

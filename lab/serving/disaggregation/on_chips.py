@@ -1,0 +1,156 @@
+"""Prefill and decode on chips of their own, behind one front door: what a service runs where GPUs are given."""
+
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Sized
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from multiprocessing.connection import wait
+from types import MappingProxyType
+from typing import NamedTuple, Self
+
+from lab.inference.chip import Chip
+from lab.inference.lending import lend
+from lab.inference.step_weights import StepWeights
+from lab.serving.clock import Clock
+from lab.serving.disaggregation.front import Front
+from lab.serving.disaggregation.handover import Receiver
+from lab.serving.disaggregation.live import Together
+from lab.serving.disaggregation.prefill import Site
+from lab.serving.disaggregation.pushing import Flags, Pool, forward_of
+from lab.serving.disaggregation.remote import Remote, Worker
+from lab.serving.engine import Engine, Observer, StepFacts
+from lab.serving.models import engine_of
+from lab.serving.policy import Policy
+from lab.serving.request import Request
+
+PATIENCE_S = 1e-4  # for news, where nothing is decoded
+FEW_ROWS = 8  # of a step of prompts: it has no more chunks
+
+NOTHING: Mapping[int | None, StepWeights] = MappingProxyType({})
+Gone = Callable[[int, str], object]  # the number of a request that nobody can answer any more, and why
+Weights = Callable[[Chip], StepWeights]  # importable, where it is sent to a process
+
+
+class Placed(NamedTuple):
+    """An engine, and what its steps are within."""
+
+    engine: Engine
+    place: AbstractContextManager[object]
+
+
+class ChipFleet:
+    """Engines of answers in this thread, and engines of prompts elsewhere, as the one engine that a service runs.
+
+    When an engine of prompts is gone its requests are begun again by another; where there is none they end, of which
+    `gone` hears. Not for two threads at once.
+    """
+
+    def __init__(
+        self, receivers: Sized[Placed], workers: Sized[Worker], senders: Sized[Remote], observe: Observer, gone: Gone
+    ) -> None:
+        engines = [engine for engine, _ in receivers]
+        self.clock: Clock = engines[0].clock
+        self.scheduler = Together(engines)
+        self.workers = list(workers)
+        self.front = Front(senders, [e.scheduler for e in engines if isinstance(e.scheduler, Receiver)])
+        self._receivers, self._observe, self._gone = list(receivers), observe, gone
+
+    @classmethod
+    def of(
+        cls,
+        weights: Weights,
+        prefill: Sized[Chip],
+        decode: Sized[Chip],
+        policy: Policy,
+        observe: Observer,
+        gone: Gone,
+        clock: Clock,
+        apart: bool = True,
+        known: Mapping[int | None, StepWeights] = NOTHING,
+    ) -> Self:
+        """An engine of prompts on each of some chips, in processes of their own or in threads, of answers on others.
+
+        Weights are those `known` of a device, else they are loaded. Raises InputError where the model is none that
+        steps can run, EnvironmentFailure where an engine of prompts cannot begin.
+        """
+        receivers, lent, flags = [], [], []
+        loaded = dict(known)
+
+        def once(chip: Chip) -> StepWeights:
+            if chip.device not in loaded:
+                loaded[chip.device] = weights(chip)
+            return loaded[chip.device]
+
+        for chip in decode:
+            place = chip.apart()
+            with place:
+                forward = forward_of(once(chip), policy)
+                lent.append(lend(chip, Pool.nbytes(forward)))
+                pool = Pool(forward, lent[-1].array)
+                flags.append(Flags(pool, chip))
+                engine = engine_of(once(chip), Receiver(policy), chip, observe, clock, cache=pool.cache(chip))
+                receivers.append(Placed(engine, place))
+        rules = replace(policy, itl_us=0.0, max_rows=min(FEW_ROWS, policy.max_rows))
+        targets = tuple(one.name if apart else one.array for one in lent)
+        sites = [Site(chip.machine.name, chip.device, weights if apart else once, rules, targets) for chip in prefill]
+        if not apart:
+            for chip in prefill:
+                for other in decode:
+                    chip.reach(other)
+        workers = [Worker(site, apart) for site in sites]
+        for worker in workers:
+            worker.wait()
+        senders = [Remote(rules, worker.connection, flags, worker.over) for worker in workers]
+        return cls(receivers, workers, senders, observe, gone)
+
+    def add(self, request: Request) -> None:
+        """Take a request; raises InputError where it can never be served."""
+        self.front.add(request)
+        self.front.offer()
+
+    def abort(self, id: int) -> None:
+        """Give a request up, in whatever state; nothing where it has ended."""
+        self.front.abort(id)
+
+    def step(self) -> bool:
+        """Take what has been computed elsewhere, and let each engine of answers do a step; False where all is done."""
+        for number, sender in list(self.front.senders.items()):
+            assert isinstance(sender, Remote)
+            gone = sender.over()  # what it said before is heard first
+            sender.look()
+            self._take(number)
+            if gone:
+                self._lose(number, sender.why)
+        self.front.offer()
+        worked = [self._step(*receiver) for receiver in self._receivers]
+        if any(worked):
+            return True
+        if not self.front.flights:
+            return bool(self.front.waiting)
+        wait([s.connection for s in self.front.senders.values() if isinstance(s, Remote)], PATIENCE_S)
+        return True
+
+    def stop(self) -> None:
+        """End the engines of prompts."""
+        for worker in self.workers:
+            worker.stop()
+
+    @staticmethod
+    def _step(engine: Engine, place: AbstractContextManager[object]) -> bool:
+        with place:
+            return engine.step()
+
+    def _take(self, sender: int) -> None:
+        for flight in self.front.computed(sender):
+            flight.ready = flight.ready and flight.ready._replace(at_us=self.clock.now_us)
+            if sequence := self.front.pushed(flight.offer.request.id):
+                self._observe(StepFacts(self.clock.now_us, 0, 0, 0, 0, 0, 0, 0, 0), [sequence])
+
+    def _lose(self, sender: int, why: str) -> None:
+        lost = [id for id, flight in self.front.flights.items() if flight.sender == sender and flight.wanted]
+        lost += [request.id for request in self.front.waiting]
+        self.front.sender_died(sender)
+        waiting = {request.id for request in self.front.waiting}
+        for id in lost:
+            if id not in waiting:
+                self._gone(id, why)

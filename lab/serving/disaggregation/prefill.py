@@ -1,0 +1,145 @@
+"""An engine of prompts by itself, in a thread or a process: it hears of offers, computes, pushes, and says so."""
+
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+from lab.inference.chip import Chip, chip_of
+from lab.inference.lending import Name, borrow
+from lab.inference.step_weights import StepWeights
+from lab.serving.clock import WallClock
+from lab.serving.disaggregation.handover import Offer, Ready, Sender, ended
+from lab.serving.disaggregation.pushing import Pool, Pusher, forward_of
+from lab.serving.engine import Engine
+from lab.serving.models import engine_of
+from lab.serving.policy import Policy
+from lab.serving.request import Sequence
+
+IDLE_S = 0.05  # how long an engine that has nothing to do waits for news
+SOON_S = 1e-4  # likewise, where a push is under way
+
+
+class Up(NamedTuple):
+    """It is ready for offers."""
+
+
+class Failed(NamedTuple):
+    """It never will be, or is no more: why."""
+
+    why: str
+
+
+class Take(NamedTuple):
+    """Compute an offer's prompt for the receiver of that number."""
+
+    offer: Offer
+    receiver: int
+
+
+class GiveUp(NamedTuple):
+    """Nobody wants that request any more."""
+
+    id: int
+
+
+class Computed(NamedTuple):
+    """A prompt's first token; its pages are under way where it goes on."""
+
+    ready: Ready
+    pushed: bool
+
+
+class GivenUp(NamedTuple):
+    """Of that request nothing was written, and nothing will be."""
+
+    id: int
+
+
+class Site(NamedTuple):
+    """All that an engine of prompts is made of, elsewhere: its chip, its weights, where it pushes to.
+
+    `targets` are the memories of receivers' pools: by name for a process, as they are for a thread.
+    """
+
+    machine: str
+    device: int | None
+    weights: Callable[[Chip], StepWeights]
+    policy: Policy
+    targets: tuple[Any, ...]
+
+
+class Prefill:
+    """Runs an engine whose scheduler is a `Sender`, until the other end of its connection is gone."""
+
+    def __init__(self, engine: Engine, pusher: Pusher, connection: Connection) -> None:
+        assert isinstance(engine.scheduler, Sender)
+        self._engine, self._sender = engine, engine.scheduler
+        self._pusher, self._connection = pusher, connection
+        self._taken: dict[int, Take] = {}
+        self._pushes: deque[tuple[int, Any]] = deque()  # under way: a request, and the mark behind its pages
+
+    def run(self) -> None:
+        """Serve; returns when nobody is left to serve."""
+        self._connection.send(Up())
+        busy = False
+        try:
+            while True:
+                while self._connection.poll(0.0 if busy else SOON_S if self._pushes else IDLE_S):
+                    self._hear(self._connection.recv())
+                    busy = True
+                busy = self._engine.step()
+                while self._sender.ready:
+                    self._computed(self._sender.ready.popleft())
+                while self._pushes and (self._pushes[0][1] is None or self._pushes[0][1].passed):
+                    self._sender.sent(self._pushes.popleft()[0])
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return
+
+    def _hear(self, message: Any) -> None:
+        if isinstance(message, Take):
+            self._taken[message.offer.request.id] = message
+            self._sender.add(message.offer.request)
+        elif self._sender.abort(message.id):
+            del self._taken[message.id]
+            self._connection.send(GivenUp(message.id))
+
+    def _computed(self, ready: Ready) -> None:
+        """Push a prompt that goes on, and tell its first token; the flag will say when its pages are there."""
+        offer, receiver = self._taken.pop(ready.id)
+        goes_on = not ended(Sequence(offer.request), ready.token)
+        mark = self._pusher.push(ready.pages, receiver, offer.pages, offer.epoch) if goes_on else None
+        self._pushes.append((ready.id, mark))
+        self._connection.send(Computed(ready._replace(pages=()), goes_on))
+
+
+def run_thread(connection: Connection, site: Site) -> None:
+    """What a thread beside its receivers runs."""
+    _run(connection, site, lambda _: site.targets)
+
+
+def run_process(connection: Connection, site: Site) -> None:
+    """What a process of its own runs."""
+    _run(connection, site, lambda chip: tuple(borrow(chip, Name(*name)) for name in site.targets))
+
+
+def _run(connection: Connection, site: Site, targets: Callable[[Chip], tuple[Any, ...]]) -> None:
+    with connection:
+        try:
+            _serve(connection, site, targets)
+        except Exception as error:  # whatever it was, those who wait must hear of it
+            with suppress(OSError):
+                connection.send(Failed(f"{type(error).__name__}: {error}"))
+
+
+def _serve(connection: Connection, site: Site, targets: Callable[[Chip], tuple[Any, ...]]) -> None:
+    chip = chip_of(site.machine, site.device)
+    with chip.apart():
+        weights, policy = site.weights(chip), site.policy
+        forward = forward_of(weights, policy)
+        pool = Pool(forward, chip.xp.zeros(Pool.nbytes(forward), "uint8"))
+        sender = Sender(policy)
+        engine = engine_of(weights, sender, chip, lambda *_: None, WallClock(), cache=pool.cache(chip))
+        pusher = Pusher(chip, pool, [Pool(forward, memory) for memory in targets(chip)], policy.buckets.pages)
+        Prefill(engine, pusher, connection).run()

@@ -1,0 +1,54 @@
+"""Prefill and decode on one GPU as if on two: threads, then processes over IPC; one is killed, and no page is lost."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lab.inference import chip as chips
+from lab.inference.chip import Chip
+from lab.serving.clock import WallClock
+from lab.serving.engine import serve
+from lab.serving.models import engine_of
+from lab.serving.request import Request
+from lab.serving.scheduler import Scheduler
+from sim.formats import decode
+from sim.machine import Machine
+from tests.lab.serving.sites import POLICY, Heard, fleet, kill_prompts, requests, weights
+
+CLOSE = 2.0**-4  # of the largest logit: steps of other sizes, rounded to bf16 in each layer
+
+
+def require_likeliest(heard: Heard, chip: Chip) -> None:
+    """Each token is the likeliest, within the bound, where the sequence is computed by one engine at once."""
+    engine = engine_of(weights(chip), Scheduler(POLICY), chip, lambda *_: None, WallClock())
+    number = 1000
+    for sequence in heard.sequences.values():
+        for place, token in enumerate(sequence.sampled):
+            prompt, number = (*sequence.request.prompt, *sequence.sampled[:place]), number + 1
+            serve(engine, [Request(number, prompt, 1, salt=str(number))])
+            executor: Any = engine.executor
+            logits = decode(chip.read(executor.logits)[0], "bf16")
+            assert logits[token] >= logits.max() - 2 * CLOSE * np.abs(logits).max(), (sequence.request.id, place)
+
+
+@pytest.mark.parametrize(("prefills", "decodes", "apart"), [(1, 1, False), (1, 1, True), (2, 2, True)])
+@pytest.mark.usefixtures("cupy")
+def test_tokens_are_those_of_one_engine(chip: Machine, prefills: int, decodes: int, apart: bool) -> None:
+    gpu, heard, asked = chips.gpu(chip), Heard(), [*requests(6), Request(6, (1, 2, 3), 1)]
+    with fleet(heard, gpu, WallClock(), prefills, decodes, apart) as found:
+        for request in asked:
+            found.add(request)
+        while found.step():
+            pass
+    assert heard.reasons == {request.id: "length" for request in asked}
+    require_likeliest(heard, gpu)
+
+
+@pytest.mark.parametrize("prefills", [1, 2])
+@pytest.mark.usefixtures("cupy")
+def test_a_killed_process_of_prompts_takes_nothing_along(chip: Machine, prefills: int) -> None:
+    gpu, heard = chips.gpu(chip), Heard()
+    with fleet(heard, gpu, WallClock(), prefills, apart=True) as found:
+        kill_prompts(found, heard, requests(8))
+    require_likeliest(heard, gpu)
