@@ -52,7 +52,7 @@ def test_a_files_prompts_are_computed_in_a_process_of_their_own(real: Server, tm
     path = tiny.write(tmp_path / "tiny.gguf")
     words = ["--max-num-seqs", "4", "--max-num-batched-tokens", "64", "--max-model-len", "256", "--pace", "fast"]
     with serving(str(path), "--disaggregate", "1:1", "--served-model-name", "tiny", *words) as found:
-        asked = {"model": "tiny", "prompt": "the in or the", "max_tokens": 6}
+        asked = {"model": "tiny", "prompt": "the in or the", "max_tokens": 6, "temperature": 0}
         texts = [one.client.completions.create(**asked).choices[0].text for one in (real, found)]
         assert texts[0] == texts[1]
 
