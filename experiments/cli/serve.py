@@ -149,7 +149,7 @@ def serve(
             known = {loaded.chip.device: loaded.weights}
             fleet = ChipFleet.of(
                 partial(weights_of, path), prompts, answers, rules, hear, lambda *lost: service.gone(*lost), clock,
-                not one_process, known,
+                not one_process, known=known,
             )  # fmt: skip
             served = Served(fleet, loaded.checkpoint.tokenizer, sizes.vocab)
         elif loaded:

@@ -89,7 +89,7 @@ def _step(weights: StepWeights, chip: Chip) -> Step:
     pages = -(-CONTEXT // PAGE)
     forward = Forward(weights.config, weights.matrices, 1 + pages, joins=False)
     step = Step(weights, StepCache(forward, chip), forward, Layout(1, 1, pages), chip)
-    step.input.fill([Chunk(np.array([1]), CONTEXT - 1, range(1, 1 + pages))])
+    step.input.fill([Chunk([1], CONTEXT - 1, range(1, 1 + pages))])
     chip.write(step.block, step.input.block)
     return step
 

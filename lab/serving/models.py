@@ -84,6 +84,7 @@ def engine_of(
     clock: Clock,
     journal: Journal | None = None,
     cache: StepCache | None = None,
+    kind: type[ChipExecutor] = ChipExecutor,
 ) -> Engine:
     """A scheduler's loop on a chip, in a cache of its own where none is given; on a GPU all steps are captured.
 
@@ -93,7 +94,7 @@ def engine_of(
     times = StepTimes(model_of(weights), chip.machine, policy.buckets)
     real = chip.device is not None
     stopwatch = MarkStopwatch(chip, clock) if real else PredictedStopwatch(Timeline(Powered(times)))
-    executor = ChipExecutor(weights, scheduler, chip, stopwatch, cache)
+    executor = kind(weights, scheduler, chip, stopwatch, cache)
     if real:
         executor.prepare(policy.buckets.all())
     return Engine(scheduler, executor, clock, observe, journal=journal)

@@ -32,11 +32,14 @@ def require_likeliest(heard: Heard, chip: Chip) -> None:
             assert logits[token] >= logits.max() - 2 * CLOSE * np.abs(logits).max(), (sequence.request.id, place)
 
 
-@pytest.mark.parametrize(("prefills", "decodes", "apart"), [(1, 1, False), (1, 1, True), (2, 2, True)])
+@pytest.mark.parametrize(
+    ("prefills", "decodes", "apart", "layered"),
+    [(1, 1, False, False), (1, 1, False, True), (1, 1, True, False), (2, 2, True, True)],
+)
 @pytest.mark.usefixtures("cupy")
-def test_tokens_are_those_of_one_engine(chip: Machine, prefills: int, decodes: int, apart: bool) -> None:
+def test_tokens_are_those_of_one_engine(chip: Machine, prefills: int, decodes: int, apart: bool, layered: bool) -> None:
     gpu, heard, asked = chips.gpu(chip), Heard(), [*requests(6), Request(6, (1, 2, 3), 1)]
-    with fleet(heard, gpu, WallClock(), prefills, decodes, apart) as found:
+    with fleet(heard, gpu, WallClock(), prefills, decodes, apart, layered) as found:
         for request in asked:
             found.add(request)
         while found.step():

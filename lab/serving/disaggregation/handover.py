@@ -25,6 +25,13 @@ class Offer(NamedTuple):
     pages: tuple[int, ...]
 
 
+class Take(NamedTuple):
+    """Compute an offer's prompt for the receiver of that number."""
+
+    offer: Offer
+    receiver: int
+
+
 class Ready(NamedTuple):
     """A prompt that is computed: its pages in the order of its tokens, its first token, and when that came.
 

@@ -66,10 +66,12 @@ class ChipFleet:
         gone: Gone,
         clock: Clock,
         apart: bool = True,
+        layered: bool = True,
         known: Mapping[int | None, StepWeights] = NOTHING,
     ) -> Self:
         """An engine of prompts on each of some chips, in processes of their own or in threads, of answers on others.
 
+        Pages are pushed layer by layer behind their computation, or whole behind it.
         Weights are those `known` of a device, else they are loaded. Raises InputError where the model is none that
         steps can run, EnvironmentFailure where an engine of prompts cannot begin.
         """
@@ -92,7 +94,8 @@ class ChipFleet:
                 receivers.append(Placed(engine, place))
         rules = replace(policy, itl_us=0.0, max_rows=min(FEW_ROWS, policy.max_rows))
         targets = tuple(one.name if apart else one.array for one in lent)
-        sites = [Site(chip.machine.name, chip.device, weights if apart else once, rules, targets) for chip in prefill]
+        given = weights if apart else once
+        sites = [Site(chip.machine.name, chip.device, given, rules, targets, layered) for chip in prefill]
         if not apart:
             for chip in prefill:
                 for other in decode:

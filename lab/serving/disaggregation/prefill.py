@@ -10,10 +10,12 @@ from lab.inference.chip import Chip, chip_of
 from lab.inference.lending import Name, borrow
 from lab.inference.step_weights import StepWeights
 from lab.serving.clock import WallClock
-from lab.serving.disaggregation.handover import Offer, Ready, Sender, ended
+from lab.serving.disaggregation.handover import Ready, Sender, Take, ended
+from lab.serving.disaggregation.layered import LayeredExecutor
 from lab.serving.disaggregation.pushing import Pool, Pusher, forward_of
 from lab.serving.engine import Engine
 from lab.serving.models import engine_of
+from lab.serving.on_chip import ChipExecutor
 from lab.serving.policy import Policy
 from lab.serving.request import Sequence
 
@@ -29,13 +31,6 @@ class Failed(NamedTuple):
     """It never will be, or is no more: why."""
 
     why: str
-
-
-class Take(NamedTuple):
-    """Compute an offer's prompt for the receiver of that number."""
-
-    offer: Offer
-    receiver: int
 
 
 class GiveUp(NamedTuple):
@@ -60,7 +55,8 @@ class GivenUp(NamedTuple):
 class Site(NamedTuple):
     """All that an engine of prompts is made of, elsewhere: its chip, its weights, where it pushes to.
 
-    `targets` are the memories of receivers' pools: by name for a process, as they are for a thread.
+    `targets` are the memories of receivers' pools: by name for a process, as they are for a thread. `layered` pushes
+    each layer behind its own computation.
     """
 
     machine: str
@@ -68,17 +64,36 @@ class Site(NamedTuple):
     weights: Callable[[Chip], StepWeights]
     policy: Policy
     targets: tuple[Any, ...]
+    layered: bool = True
+
+
+class Under(NamedTuple):
+    """A push that is under way for a request, or what was pushed of one that is given up."""
+
+    id: int
+    mark: Any
+    given_up: bool
+
+    @property
+    def over(self) -> bool:
+        return self.mark is None or bool(self.mark.passed)
 
 
 class Prefill:
-    """Runs an engine whose scheduler is a `Sender`, until the other end of its connection is gone."""
+    """Runs an engine whose scheduler is a `Sender`, until the other end of its connection is gone.
+
+    Pages are pushed layer by layer where its executor is one that does that, else when a prompt is computed.
+    """
 
     def __init__(self, engine: Engine, pusher: Pusher, connection: Connection) -> None:
         assert isinstance(engine.scheduler, Sender)
         self._engine, self._sender = engine, engine.scheduler
         self._pusher, self._connection = pusher, connection
         self._taken: dict[int, Take] = {}
-        self._pushes: deque[tuple[int, Any]] = deque()  # under way: a request, and the mark behind its pages
+        self._pushes: deque[Under] = deque()
+        self._layered = engine.executor if isinstance(engine.executor, LayeredExecutor) else None
+        if self._layered:
+            self._layered.push_for(pusher, self._taken)
 
     def run(self) -> None:
         """Serve; returns when nobody is left to serve."""
@@ -92,8 +107,8 @@ class Prefill:
                 busy = self._engine.step()
                 while self._sender.ready:
                     self._computed(self._sender.ready.popleft())
-                while self._pushes and (self._pushes[0][1] is None or self._pushes[0][1].passed):
-                    self._sender.sent(self._pushes.popleft()[0])
+                while self._pushes and self._pushes[0].over:
+                    self._over(self._pushes.popleft())
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
 
@@ -103,15 +118,26 @@ class Prefill:
             self._sender.add(message.offer.request)
         elif self._sender.abort(message.id):
             del self._taken[message.id]
-            self._connection.send(GivenUp(message.id))
+            _, mark = self._pushed(message.id)
+            self._pushes.append(Under(message.id, mark, given_up=True))
 
     def _computed(self, ready: Ready) -> None:
         """Push a prompt that goes on, and tell its first token; the flag will say when its pages are there."""
         offer, receiver = self._taken.pop(ready.id)
-        goes_on = not ended(Sequence(offer.request), ready.token)
-        mark = self._pusher.push(ready.pages, receiver, offer.pages, offer.epoch) if goes_on else None
-        self._pushes.append((ready.id, mark))
-        self._connection.send(Computed(ready._replace(pages=()), goes_on))
+        pushed, mark = self._pushed(ready.id)
+        if not pushed and not ended(Sequence(offer.request), ready.token):
+            pushed, mark = True, self._pusher.push(ready.pages, receiver, offer.pages, offer.epoch)
+        self._pushes.append(Under(ready.id, mark, given_up=False))
+        self._connection.send(Computed(ready._replace(pages=()), pushed))
+
+    def _pushed(self, id: int) -> tuple[bool, Any]:
+        return self._layered.pushed(id) if self._layered else (False, None)
+
+    def _over(self, push: Under) -> None:
+        if push.given_up:
+            self._connection.send(GivenUp(push.id))
+        else:
+            self._sender.sent(push.id)
 
 
 def run_thread(connection: Connection, site: Site) -> None:
@@ -140,6 +166,7 @@ def _serve(connection: Connection, site: Site, targets: Callable[[Chip], tuple[A
         forward = forward_of(weights, policy)
         pool = Pool(forward, chip.xp.zeros(Pool.nbytes(forward), "uint8"))
         sender = Sender(policy)
-        engine = engine_of(weights, sender, chip, lambda *_: None, WallClock(), cache=pool.cache(chip))
+        kind = LayeredExecutor if site.layered else ChipExecutor
+        engine = engine_of(weights, sender, chip, lambda *_: None, WallClock(), cache=pool.cache(chip), kind=kind)
         pusher = Pusher(chip, pool, [Pool(forward, memory) for memory in targets(chip)], policy.buckets.pages)
         Prefill(engine, pusher, connection).run()

@@ -8,14 +8,13 @@ from multiprocessing.connection import Connection
 from threading import Thread
 from typing import Any
 
-from lab.serving.disaggregation.handover import Offer, Ready, Sender
+from lab.serving.disaggregation.handover import Offer, Ready, Sender, Take
 from lab.serving.disaggregation.prefill import (
     Computed,
     Failed,
     GivenUp,
     GiveUp,
     Site,
-    Take,
     run_process,
     run_thread,
 )

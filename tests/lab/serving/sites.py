@@ -46,11 +46,17 @@ class Heard:
 
 @contextmanager
 def fleet(
-    heard: Heard, chip: Chip, clock: Clock, prefills: int = 1, decodes: int = 1, apart: bool = False
+    heard: Heard,
+    chip: Chip,
+    clock: Clock,
+    prefills: int = 1,
+    decodes: int = 1,
+    apart: bool = False,
+    layered: bool = True,
 ) -> Iterator[ChipFleet]:
     """So many engines of each kind, all on one chip; when it ends every page of those alive was free."""
     sites = [chip] * prefills, [chip] * decodes
-    found = ChipFleet.of(weights, *sites, POLICY, heard, heard.gone, clock, apart)
+    found = ChipFleet.of(weights, *sites, POLICY, heard, heard.gone, clock, apart, layered)
     try:
         yield found
         for scheduler in found.front.receivers.values():

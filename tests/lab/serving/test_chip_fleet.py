@@ -1,12 +1,15 @@
 """Prefill and decode on chips of their own: tokens are one engine's, and whoever dies takes no page along."""
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Sized
+from typing import Any
 
 import pytest
 
 from lab.inference import chip as chips
 from lab.serving.clock import VirtualClock
 from lab.serving.disaggregation.prefill import Site
+from lab.serving.disaggregation.pushing import Pusher
 from lab.serving.disaggregation.remote import Worker
 from lab.serving.engine import serve
 from lab.serving.models import engine_of
@@ -25,10 +28,12 @@ def alone(asked: Sized[Request]) -> dict[int, list[int]]:
     return {s.request.id: s.sampled for request in asked for s in serve(engine, [request])}
 
 
-@pytest.mark.parametrize(("prefills", "decodes", "apart"), [(1, 1, False), (2, 1, False), (1, 2, True)])
-def test_tokens_are_those_of_one_engine(prefills: int, decodes: int, apart: bool) -> None:
+@pytest.mark.parametrize(
+    ("prefills", "decodes", "apart", "layered"), [(1, 1, False, True), (2, 1, False, False), (1, 2, True, True)]
+)
+def test_tokens_are_those_of_one_engine(prefills: int, decodes: int, apart: bool, layered: bool) -> None:
     heard, asked = Heard(), [*requests(5), Request(5, (1, 2, 3), 1)]
-    with fleet(heard, CHIP, VirtualClock(), prefills, decodes, apart) as found:
+    with fleet(heard, CHIP, VirtualClock(), prefills, decodes, apart, layered) as found:
         for request in asked:
             found.add(request)
         while found.step():
@@ -37,9 +42,31 @@ def test_tokens_are_those_of_one_engine(prefills: int, decodes: int, apart: bool
     assert heard.reasons == {request.id: "length" for request in asked}
 
 
-def test_a_request_is_given_up_wherever_it_is() -> None:
-    heard, asked = Heard(), requests(4)
+def test_layers_are_pushed_one_by_one_and_the_flag_comes_with_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed: list[tuple[int, int]] = []
+    by_layers = Pusher.by_layers
+
+    def noted(self: Pusher, pages: Sized[int], *to: Any) -> Iterator[Any]:
+        for layer, mark in enumerate(by_layers(self, pages, *to)):
+            pushed.append((len(pages), layer))
+            yield mark
+
+    monkeypatch.setattr(Pusher, "by_layers", noted)
+    monkeypatch.setattr(Pusher, "push", lambda *_: pytest.fail("pages were pushed whole"))
+    heard, asked = Heard(), requests(1, length=150)
     with fleet(heard, CHIP, VirtualClock()) as found:
+        found.add(asked[0])
+        while found.step():
+            pass
+    # 150 tokens are steps of 48, 48, 48 and 6, on pages of 64 each
+    assert pushed == [(pages, layer) for pages in (1, 2, 2, 1) for layer in (0, 1)]
+    assert heard.tokens == alone(asked)
+
+
+@pytest.mark.parametrize("layered", [True, False])
+def test_a_request_is_given_up_wherever_it_is(layered: bool) -> None:
+    heard, asked = Heard(), requests(4)
+    with fleet(heard, CHIP, VirtualClock(), layered=layered) as found:
         for request in asked:
             found.add(request)
         found.abort(0)
