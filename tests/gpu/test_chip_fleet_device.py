@@ -48,10 +48,10 @@ def test_tokens_are_those_of_one_engine(chip: Machine, prefills: int, decodes: i
     require_likeliest(heard, gpu)
 
 
-@pytest.mark.parametrize("prefills", [1, 2])
+@pytest.mark.parametrize(("prefills", "after"), [(1, 0), (1, 3), (2, 1), (2, 3)])
 @pytest.mark.usefixtures("cupy")
-def test_a_killed_process_of_prompts_takes_nothing_along(chip: Machine, prefills: int) -> None:
+def test_a_killed_process_of_prompts_takes_nothing_along(chip: Machine, prefills: int, after: int) -> None:
     gpu, heard = chips.gpu(chip), Heard()
     with fleet(heard, gpu, WallClock(), prefills, apart=True) as found:
-        kill_prompts(found, heard, requests(8))
+        kill_prompts(found, heard, requests(8), after)
     require_likeliest(heard, gpu)

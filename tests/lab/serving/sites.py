@@ -72,11 +72,11 @@ def requests(count: int, length: int = 100, tokens: int = 6, **more: Any) -> lis
     return [Request(i, prompt, tokens - i % 3, **more) for i, prompt in enumerate(asked)]
 
 
-def kill_prompts(found: ChipFleet, heard: Heard, asked: Sized[Request]) -> None:
-    """Serve requests, and kill the first process of prompts when two have a token."""
+def kill_prompts(found: ChipFleet, heard: Heard, asked: Sized[Request], after: int) -> None:
+    """Serve requests, and kill the first process of prompts when so many have a token."""
     for request in asked:
         found.add(request)
-    while found.step() and len(heard.tokens) < 2:
+    while found.step() and len(heard.tokens) < after:
         pass
     victim = found.workers[0].process
     assert victim

@@ -78,12 +78,12 @@ def test_a_request_is_given_up_wherever_it_is(layered: bool) -> None:
     assert len(heard.tokens[1]) < asked[1].max_tokens
 
 
-@pytest.mark.parametrize("prefills", [1, 2])
-def test_a_killed_process_of_prompts_takes_nothing_along(prefills: int) -> None:
+@pytest.mark.parametrize(("prefills", "after"), [(1, 0), (1, 3), (2, 1), (2, 3)])
+def test_a_killed_process_of_prompts_takes_nothing_along(prefills: int, after: int) -> None:
     """Those that decode go on, those that were with it are begun again elsewhere or end, every page comes back."""
     heard, asked = Heard(), requests(6)
     with fleet(heard, CHIP, VirtualClock(), prefills, apart=True) as found:
-        kill_prompts(found, heard, asked)
+        kill_prompts(found, heard, asked, after)
         if prefills == 1:
             with pytest.raises(InputError, match="no engine is left"):
                 found.add(requests(7)[6])
