@@ -22,9 +22,9 @@ from lab.serving.engine import Engine, Observer, StepFacts
 from lab.serving.models import engine_of
 from lab.serving.policy import Policy
 from lab.serving.request import Request
+from lab.serving.step import CHUNKS
 
 PATIENCE_S = 1e-4  # for news, where nothing is decoded
-FEW_ROWS = 8  # of a step of prompts: it has no more chunks
 
 NOTHING: Mapping[int | None, StepWeights] = MappingProxyType({})
 Gone = Callable[[int, str], object]  # the number of a request that nobody can answer any more, and why
@@ -54,6 +54,7 @@ class ChipFleet:
         self.workers = list(workers)
         self.front = Front(senders, [e.scheduler for e in engines if isinstance(e.scheduler, Receiver)])
         self._receivers, self._observe, self._gone = list(receivers), observe, gone
+        self._why = ""  # the engine of prompts that ended last did so
 
     @classmethod
     def of(
@@ -92,7 +93,7 @@ class ChipFleet:
                 flags.append(Flags(pool, chip))
                 engine = engine_of(once(chip), Receiver(policy), chip, observe, clock, cache=pool.cache(chip))
                 receivers.append(Placed(engine, place))
-        rules = replace(policy, itl_us=0.0, max_rows=min(FEW_ROWS, policy.max_rows))
+        rules = replace(policy, itl_us=0.0, max_rows=min(CHUNKS, policy.max_rows))  # a step has no more prompts
         targets = tuple(one.name if apart else one.array for one in lent)
         given = weights if apart else once
         sites = [Site(chip.machine.name, chip.device, given, rules, targets, layered) for chip in prefill]
@@ -107,7 +108,13 @@ class ChipFleet:
         return cls(receivers, workers, senders, observe, gone)
 
     def add(self, request: Request) -> None:
-        """Take a request; raises InputError where it can never be served."""
+        """Take a request; raises InputError where it can never be served.
+
+        Where no engine of prompts is left, `gone` hears of it at once.
+        """
+        if not self.front.senders:
+            self._gone(request.id, self._why)
+            return
         self.front.add(request)
         self.front.offer()
 
@@ -152,6 +159,7 @@ class ChipFleet:
     def _lose(self, sender: int, why: str) -> None:
         lost = [id for id, flight in self.front.flights.items() if flight.sender == sender and flight.wanted]
         lost += [request.id for request in self.front.waiting]
+        self._why = why
         self.front.sender_died(sender)
         waiting = {request.id for request in self.front.waiting}
         for id in lost:

@@ -1,5 +1,6 @@
 """An engine of prompts by itself, in a thread or a process: it hears of offers, computes, pushes, and says so."""
 
+import signal
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -146,7 +147,8 @@ def run_thread(connection: Connection, site: Site) -> None:
 
 
 def run_process(connection: Connection, site: Site) -> None:
-    """What a process of its own runs."""
+    """What a process of its own runs; it ends with its parent, not by Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _run(connection, site, lambda chip: tuple(borrow(chip, Name(*name)) for name in site.targets))
 
 
@@ -169,4 +171,7 @@ def _serve(connection: Connection, site: Site, targets: Callable[[Chip], tuple[A
         kind = LayeredExecutor if site.layered else ChipExecutor
         engine = engine_of(weights, sender, chip, lambda *_: None, WallClock(), cache=pool.cache(chip), kind=kind)
         pusher = Pusher(chip, pool, [Pool(forward, memory) for memory in targets(chip)], policy.buckets.pages)
-        Prefill(engine, pusher, connection).run()
+        try:
+            Prefill(engine, pusher, connection).run()
+        finally:
+            pusher.finish()  # who waits for the end of this may then use its pages

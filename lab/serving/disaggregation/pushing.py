@@ -100,10 +100,14 @@ class _Tables:
         self.mark = None if chip.device is None else chip.mark()
         self.used = False
 
-    def fill(self, epoch: int, rows: NDArray, to_rows: NDArray, stream: int | None) -> dict[str, Any]:
-        """Send them; returns where the kernel finds them."""
+    def wait(self) -> None:
+        """Return when the newest push of these is over."""
         if self.used and self.mark:
             self.mark.wait()
+
+    def fill(self, epoch: int, rows: NDArray, to_rows: NDArray, stream: int | None) -> dict[str, Any]:
+        """Send them; returns where the kernel finds them."""
+        self.wait()
         m, second = len(rows), 4 + self._most
         self._host[0] = epoch
         self._host[4 : 4 + m], self._host[second : second + m] = rows, to_rows
@@ -154,6 +158,11 @@ class Pusher:
             arrays["flag"] = into.flag(flag if layer == pool.layers - 1 else NULL_PAGE)
             bound.bind(arrays).run(self._stream)
             yield self._marked(tables)
+
+    def finish(self) -> None:
+        """Return when nothing is under way."""
+        for tables in self._tables:
+            tables.wait()
 
     def _filled(self, epoch: int, rows: NDArray, to_rows: NDArray) -> tuple[_Tables, dict[str, Any]]:
         tables = self._tables[0]
