@@ -40,13 +40,16 @@ RUNG = "GB/s by "  # and a rung's name: the link's rate stands for theory, and n
 
 @dataclass(frozen=True)
 class Options:
-    """One part, or all where it is empty, on two devices; "0,0" proves the code on one card, which no bar is for."""
+    """One part, or all where it is empty, on two devices; "0,0" proves the code on one card, which no bar is for.
+
+    A part may take so many `seconds`; it needs most of a minute where nothing is compiled yet.
+    """
 
     part: str = ""
     devices: str = "0,1"
     model: str = "llama-3-8b"
     rounds: int = 10
-    seconds: int = 60
+    seconds: int = 120
 
     def __post_init__(self) -> None:
         model_named(self.model)

@@ -44,7 +44,9 @@ class Watched:
         prompts, answers = (chip_of(machine, device) for device in devices)
         weights = partial(weights_of, model)
         self._clock = WallClock()
-        self.fleet = ChipFleet.of(weights, [prompts], [answers], policy, self._hear, self._gone, self._clock)
+        self.fleet = ChipFleet.of(
+            weights, [prompts], [answers], policy, self._hear, self._gone, self._clock, prepared=False
+        )
         for i in range(DECODES):
             self._add(i, SHORT, CONTEXT // 2 - SHORT)
         self._until(set(range(DECODES)))
@@ -96,14 +98,17 @@ def watch(model: Model, devices: tuple[int, int], machine: str) -> Iterator[dict
     """Figures of the pair; raises EnvironmentFailure where an engine cannot begin."""
     watched = Watched(model, devices, machine)
     try:
-        alone, kept, pushed = watched.alone(), watched.prompts(1), watched.prompts(2)
+        alone, kept = watched.alone(), watched.prompts(1)
+        (sender,) = watched.fleet.senders
+        sender.exposed_us.clear()
+        pushed = watched.prompts(2)
         found = {"alone": alone.gaps, "kept": kept.gaps, "pushed": pushed.gaps}
         figures: dict[str, Value] = {}
         for name, gaps in found.items():
             if gaps:
                 figures |= {f"p{p}_itl_{name}_us": float(np.percentile(gaps, p)) for p in (50, 99)}
         figures |= {"prompts_us": pushed.us / PROMPTS, "prompts_kept_us": kept.us / PROMPTS}
-        figures["tokens"] = LONG
+        figures |= {"tokens": LONG, "exposed_us": float(np.median(sender.exposed_us))}
         yield figures
     finally:
         watched.fleet.stop()

@@ -61,10 +61,17 @@ class TwoRanks:
 
     def timed(self, timed: Callable[..., float]) -> float:
         """Microseconds of a step by the first GPU's events: what `timed` makes of a call and its stream."""
+        return self._on_first(timed, self.replay)
+
+    def share(self, timed: Callable[..., float]) -> float:
+        """Likewise of the first rank's launches by themselves, without sums."""
+        return self._on_first(timed, self.steps[0].replay)
+
+    def _on_first(self, timed: Callable[..., float], run: Callable[[], object]) -> float:
         import cupy
 
         with self._places[0]:
-            return timed(self.replay, cupy.cuda.get_current_stream())
+            return timed(run, cupy.cuda.get_current_stream())
 
     def logits(self) -> Iterator[Any]:
         """What each rank found."""

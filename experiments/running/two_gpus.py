@@ -79,9 +79,10 @@ def pushes(argument: Any) -> Iterator[Record]:
             yield _record(origin, asked, name, total, us, right, facts)
     if asked.step:
         ranks = TwoRanks(model, (gpu(machine, asked.devices[0]), gpu(machine, asked.devices[1])))
-        us = ranks.timed(partial(_timed, rounds=asked.rounds))
+        timed = partial(_timed, rounds=asked.rounds)
+        us, share_us = ranks.timed(timed), ranks.share(timed)
         one, other = (decode(found, model.unit) for found in ranks.logits())
-        facts = {"what": "step", "context": CONTEXT, "same_card": same, "cards": cards}
+        facts = {"what": "step", "context": CONTEXT, "share_us": share_us, "same_card": same, "cards": cards}
         yield _record(origin, asked, None, model, us, bool(np.isfinite(one).all() and (one == other).all()), facts)
     if asked.engines:
         for figures in watch(model, asked.devices, machine.name):

@@ -85,8 +85,9 @@ def engine_of(
     journal: Journal | None = None,
     cache: StepCache | None = None,
     kind: type[ChipExecutor] = ChipExecutor,
+    prepared: bool = True,
 ) -> Engine:
-    """A scheduler's loop on a chip, in a cache of its own where none is given; on a GPU all steps are captured.
+    """A scheduler's loop on a chip, in a cache of its own where none is given; on a GPU all its steps are `prepared`.
 
     Raises InputError where the model is none that steps can run.
     """
@@ -95,7 +96,7 @@ def engine_of(
     real = chip.device is not None
     stopwatch = MarkStopwatch(chip, clock) if real else PredictedStopwatch(Timeline(Powered(times)))
     executor = kind(weights, scheduler, chip, stopwatch, cache)
-    if real:
+    if real and prepared:
         executor.prepare(policy.buckets.all())
     return Engine(scheduler, executor, clock, observe, journal=journal)
 

@@ -68,11 +68,13 @@ class ChipFleet:
         clock: Clock,
         apart: bool = True,
         layered: bool = True,
+        prepared: bool = True,
         known: Mapping[int | None, StepWeights] = NOTHING,
     ) -> Self:
         """An engine of prompts on each of some chips, in processes of their own or in threads, of answers on others.
 
-        Pages are pushed layer by layer behind their computation, or whole behind it.
+        Pages are pushed layer by layer behind their computation, or whole behind it. Where it is not `prepared`, steps
+        are captured when they are first needed.
         Weights are those `known` of a device, else they are loaded. Raises InputError where the model is none that
         steps can run, EnvironmentFailure where an engine of prompts cannot begin.
         """
@@ -91,12 +93,14 @@ class ChipFleet:
                 lent.append(lend(chip, Pool.nbytes(forward)))
                 pool = Pool(forward, lent[-1].array)
                 flags.append(Flags(pool, chip))
-                engine = engine_of(once(chip), Receiver(policy), chip, observe, clock, cache=pool.cache(chip))
+                engine = engine_of(
+                    once(chip), Receiver(policy), chip, observe, clock, cache=pool.cache(chip), prepared=prepared
+                )
                 receivers.append(Placed(engine, place))
         rules = replace(policy, itl_us=0.0, max_rows=min(CHUNKS, policy.max_rows))  # a step has no more prompts
         targets = tuple(one.name if apart else one.array for one in lent)
         given = weights if apart else once
-        sites = [Site(chip.machine.name, chip.device, given, rules, targets, layered) for chip in prefill]
+        sites = [Site(chip.machine.name, chip.device, given, rules, targets, layered, prepared) for chip in prefill]
         if not apart:
             for chip in prefill:
                 for other in decode:
@@ -104,8 +108,13 @@ class ChipFleet:
         workers = [Worker(site, apart) for site in sites]
         for worker in workers:
             worker.wait()
-        senders = [Remote(rules, worker.connection, flags, worker.over) for worker in workers]
+        senders = [Remote(rules, worker.connection, flags, worker.over, clock) for worker in workers]
         return cls(receivers, workers, senders, observe, gone)
+
+    @property
+    def senders(self) -> list[Remote]:
+        """The engines of prompts that are left."""
+        return [sender for sender in self.front.senders.values() if isinstance(sender, Remote)]
 
     def add(self, request: Request) -> None:
         """Take a request; raises InputError where it can never be served.
@@ -137,7 +146,7 @@ class ChipFleet:
             return True
         if not self.front.flights:
             return bool(self.front.waiting)
-        wait([s.connection for s in self.front.senders.values() if isinstance(s, Remote)], PATIENCE_S)
+        wait([sender.connection for sender in self.senders], PATIENCE_S)
         return True
 
     def stop(self) -> None:
@@ -152,7 +161,6 @@ class ChipFleet:
 
     def _take(self, sender: int) -> None:
         for flight in self.front.computed(sender):
-            flight.ready = flight.ready and flight.ready._replace(at_us=self.clock.now_us)
             if sequence := self.front.pushed(flight.offer.request.id):
                 self._observe(StepFacts(self.clock.now_us, 0, 0, 0, 0, 0, 0, 0, 0), [sequence])
 

@@ -57,7 +57,7 @@ class Site(NamedTuple):
     """All that an engine of prompts is made of, elsewhere: its chip, its weights, where it pushes to.
 
     `targets` are the memories of receivers' pools: by name for a process, as they are for a thread. `layered` pushes
-    each layer behind its own computation.
+    each layer behind its own computation, `prepared` captures all steps before the first.
     """
 
     machine: str
@@ -66,6 +66,7 @@ class Site(NamedTuple):
     policy: Policy
     targets: tuple[Any, ...]
     layered: bool = True
+    prepared: bool = True
 
 
 class Under(NamedTuple):
@@ -169,7 +170,10 @@ def _serve(connection: Connection, site: Site, targets: Callable[[Chip], tuple[A
         pool = Pool(forward, chip.xp.zeros(Pool.nbytes(forward), "uint8"))
         sender = Sender(policy)
         kind = LayeredExecutor if site.layered else ChipExecutor
-        engine = engine_of(weights, sender, chip, lambda *_: None, WallClock(), cache=pool.cache(chip), kind=kind)
+        cache, clock = pool.cache(chip), WallClock()
+        engine = engine_of(
+            weights, sender, chip, lambda *_: None, clock, cache=cache, kind=kind, prepared=site.prepared
+        )
         pusher = Pusher(chip, pool, [Pool(forward, memory) for memory in targets(chip)], policy.buckets.pages)
         try:
             Prefill(engine, pusher, connection).run()

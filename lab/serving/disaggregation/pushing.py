@@ -68,25 +68,20 @@ def forward_of(weights: StepWeights, policy: Policy) -> Forward:
 
 
 class Flags:
-    """The flags of a pool as they were a little while ago; asking brings them nearer, and waits for nothing."""
+    """The flags of a pool as the host sees them, whatever its chip computes meanwhile."""
 
     def __init__(self, pool: Pool, chip: Chip) -> None:
-        self._coming = chip.host((pool.pages, FLAG_WORDS), np.dtype(np.int32))
-        self._copy, self._stream = chip.copying(self._coming, pool.flags), chip.urgent()
+        self._found = chip.host((pool.pages, FLAG_WORDS), np.dtype(np.int32))
+        self._copy, self._stream = chip.copying(self._found, pool.flags), chip.urgent()
         self._mark = None if chip.device is None else chip.mark()
-        self._asked = False
-        self._known = np.zeros(pool.pages, np.int32)
 
     def look(self) -> NDArray[np.int32]:
-        """Each page's flag."""
-        if self._asked and (self._mark is None or self._mark.passed):
-            self._known, self._asked = self._coming[:, 0].copy(), False
-        if not self._asked:
-            self._copy(self._stream)
-            if self._mark:
-                self._mark.set(self._stream)
-            self._asked = True
-        return self._known
+        """Each page's flag now; waits as long as a copy of them takes, beside the steps."""
+        self._copy(self._stream)
+        if self._mark:
+            self._mark.set(self._stream)
+            self._mark.wait()
+        return self._found[:, 0]
 
 
 class _Tables:

@@ -1,6 +1,7 @@
 """A sender that runs elsewhere, as the front knows it: by messages, by flags in receivers' memory, and by its end."""
 
 import multiprocessing
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import nan
@@ -8,6 +9,7 @@ from multiprocessing.connection import Connection
 from threading import Thread
 from typing import Any
 
+from lab.serving.clock import Clock
 from lab.serving.disaggregation.handover import Offer, Ready, Sender, Take
 from lab.serving.disaggregation.prefill import (
     Computed,
@@ -23,6 +25,7 @@ from lab.serving.policy import Policy
 from lab.serving.request import Sequence as Asked
 from sim.errors import EnvironmentFailure
 
+RECENT = 256  # prompts
 KILLED = "it was killed"
 REAP_S = 10.0  # how long one that was killed may take to leave its GPU
 
@@ -34,12 +37,18 @@ class Remote(Sender):
     """
 
     def __init__(
-        self, policy: Policy, connection: Connection, flags: Sequence[Flags], over: Callable[[], bool]
+        self,
+        policy: Policy,
+        connection: Connection,
+        flags: Sequence[Flags],
+        over: Callable[[], bool],
+        clock: Clock,
     ) -> None:
         super().__init__(policy)
         self.connection, self.over = connection, over
         self.why = KILLED  # where it is over
-        self._flags = flags
+        self.exposed_us: deque[float] = deque(maxlen=RECENT)  # from a first token until its pages were seen to be there
+        self._flags, self._clock = flags, clock
         self._taken: dict[int, Take] = {}
         self._under_way: dict[int, Ready] = {}
 
@@ -66,11 +75,13 @@ class Remote(Sender):
         for id in list(self._under_way):
             offer, receiver = self._taken[id]
             if seen[receiver][offer.pages[0]] == offer.epoch:
-                self._ready(self._under_way.pop(id))
+                ready = self._under_way.pop(id)
+                self.exposed_us.append(self._clock.now_us - ready.at_us)
+                self._ready(ready)
 
     def _hear(self, message: Any) -> None:
         if isinstance(message, Computed) and message.pushed:
-            self._under_way[message.ready.id] = message.ready
+            self._under_way[message.ready.id] = message.ready._replace(at_us=self._clock.now_us)
         elif isinstance(message, Computed):
             self._ready(message.ready)
         elif isinstance(message, Failed):
@@ -80,7 +91,7 @@ class Remote(Sender):
 
     def _ready(self, ready: Ready) -> None:
         del self._taken[ready.id]
-        self.ready.append(ready)
+        self.ready.append(ready._replace(at_us=self._clock.now_us))
 
     def _tell(self, message: Any) -> None:
         with suppress(OSError):  # it is gone
