@@ -78,11 +78,15 @@ def climb(
         BATCH: partial(copies.batch, stream.ptr),
         PUSH: partial(bound.run, stream.ptr),
     }
+    without = ONE_CARD
     if here != there:
-        ways[NCCL] = _nccl(near, far, devices, stream)
+        try:
+            ways[NCCL] = _nccl(near, far, devices, stream)
+        except (ImportError, RuntimeError) as error:  # RuntimeError: NCCL's own
+            without = f"NCCL cannot be used: {error}"
     for rung in RUNGS:
         if rung not in ways:
-            yield Climbed(rung, None, True, ONE_CARD)
+            yield Climbed(rung, None, True, without)
             continue
         with cupy.cuda.Device(there):
             far["target"].fill(0)

@@ -16,6 +16,8 @@ from experiments.running.pair_on_device import watch
 from experiments.running.tensor_parallel import CONTEXT, TwoRanks
 from experiments.running.transfer_rungs import climb
 from lab import catalog
+from lab.cards import fits
+from lab.cards.links import link_rate
 from lab.inference.step_input import PAGE
 from lab.problems import Model, Problem
 from lab.problems.all_reduce import AllReduce
@@ -93,9 +95,12 @@ def pushes(argument: Any) -> Iterator[Record]:
 def _rungs(
     origin: dict[str, Any], asked: Pushing, problem: Transfer, machine: Any, tokens: int, same: bool, cards: str
 ) -> Iterator[Record]:
-    """A prompt handed over by each way there is."""
+    """A prompt handed over by each way there is, beside the time that a link, or one card's memory, needs at least."""
+    rate = fits.read_rate(machine) / 2 if same else link_rate(machine)
+    least = {"bytes": problem.moved_bytes, "least_us": 1e6 * problem.moved_bytes / rate}
     for found in climb(problem, machine, asked.devices, partial(_timed, rounds=asked.rounds)):
         facts = {"what": "rung", "rung": found.rung, "tokens": tokens, "same_card": same, "cards": cards}
+        facts |= least
         if found.us is None:
             facts["why"] = found.why
         else:

@@ -9,7 +9,7 @@ from lab.inference.chip import Chip
 from lab.inference.step_weights import StepWeights, random
 from lab.problems import Model
 from lab.serving.clock import Clock
-from lab.serving.disaggregation.on_chips import ChipFleet
+from lab.serving.disaggregation.on_chips import ChipFleet, Weights
 from lab.serving.engine import StepFacts
 from lab.serving.policy import Policy
 from lab.serving.request import Request, Sequence
@@ -53,10 +53,11 @@ def fleet(
     decodes: int = 1,
     apart: bool = False,
     layered: bool = True,
+    of: Weights = weights,
 ) -> Iterator[ChipFleet]:
     """So many engines of each kind, all on one chip; when it ends every page of those alive was free."""
     sites = [chip] * prefills, [chip] * decodes
-    found = ChipFleet.of(weights, *sites, POLICY, heard, heard.gone, clock, apart, layered)
+    found = ChipFleet.of(of, *sites, POLICY, heard, heard.gone, clock, apart, layered)
     try:
         yield found
         for scheduler in found.front.receivers.values():
