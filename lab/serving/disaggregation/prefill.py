@@ -93,6 +93,7 @@ class Prefill:
         self._pusher, self._connection = pusher, connection
         self._taken: dict[int, Take] = {}
         self._pushes: deque[Under] = deque()
+        self._busy = False
         self._layered = engine.executor if isinstance(engine.executor, LayeredExecutor) else None
         if self._layered:
             self._layered.push_for(pusher, self._taken)
@@ -100,19 +101,22 @@ class Prefill:
     def run(self) -> None:
         """Serve; returns when nobody is left to serve."""
         self._connection.send(Up())
-        busy = False
         try:
             while True:
-                while self._connection.poll(0.0 if busy else SOON_S if self._pushes else IDLE_S):
-                    self._hear(self._connection.recv())
-                    busy = True
-                busy = self._engine.step()
-                while self._sender.ready:
-                    self._computed(self._sender.ready.popleft())
-                while self._pushes and self._pushes[0].over:
-                    self._over(self._pushes.popleft())
+                self.turn(0.0 if self._busy else SOON_S if self._pushes else IDLE_S)
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
+
+    def turn(self, patience_s: float = 0.0) -> None:
+        """Hear what was said, which may be waited for, then do a step, and say what has come of those before."""
+        while self._connection.poll(patience_s):
+            self._hear(self._connection.recv())
+            patience_s = 0.0
+        self._busy = self._engine.step()
+        while self._sender.ready:
+            self._computed(self._sender.ready.popleft())
+        while self._pushes and self._pushes[0].over:
+            self._over(self._pushes.popleft())
 
     def _hear(self, message: Any) -> None:
         if isinstance(message, Take):
