@@ -3,18 +3,23 @@
 from collections.abc import Iterator
 from collections.abc import Sequence as Sized
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
+from msgspec import structs
 
+from experiments.running.jobs import ServeJob, Work
+from experiments.running.serving import asked, model_of, policy_of
 from lab.inference.chip import Chip, chip_of
 from lab.inference.step_input import PAGE
 from lab.inference.step_weights import StepWeights, random
 from lab.problems import Model
-from lab.record import Value
+from lab.record import Record, Value, provenance
 from lab.serving.clock import WallClock
-from lab.serving.disaggregation.on_chips import ChipFleet
+from lab.serving.disaggregation.on_chips import ChipFleet, serve
 from lab.serving.engine import StepFacts
+from lab.serving.metrics import Steps, summarise
 from lab.serving.policy import Policy
 from lab.serving.request import Request, Sequence
 from sim.errors import EnvironmentFailure
@@ -24,6 +29,14 @@ SHORT, LONG = 64, 8128  # tokens of their prompts, and of those that are compute
 PROMPTS = 4  # back to back
 FIRST = 10_000  # the number of the first of these
 CONTEXT = 8192
+
+
+class FleetWork(Work, frozen=True, kw_only=True):
+    """A workload for engines of prompts and of answers, on GPUs of these numbers, or on as many simulated chips."""
+
+    job: ServeJob
+    prompts: tuple[int | None, ...]
+    answers: tuple[int | None, ...]
 
 
 class Window(NamedTuple):
@@ -44,9 +57,7 @@ class Watched:
         prompts, answers = (chip_of(machine, device) for device in devices)
         weights = partial(weights_of, model)
         self._clock = WallClock()
-        self.fleet = ChipFleet.of(
-            weights, [prompts], [answers], policy, self._hear, self._gone, self._clock, prepared=False
-        )
+        self.fleet = ChipFleet.of(weights, [prompts], [answers], policy, self._hear, _gone, self._clock, prepared=False)
         for i in range(DECODES):
             self._add(i, SHORT, CONTEXT // 2 - SHORT)
         self._until(set(range(DECODES)))
@@ -84,9 +95,9 @@ class Watched:
             if s.request.id < FIRST and len(s.token_us) > 1:
                 self._gaps.append(s.token_us[-1] - s.token_us[-2])
 
-    @staticmethod
-    def _gone(_: int, why: str) -> None:
-        raise EnvironmentFailure(f"the engine of prompts is gone: {why}")
+
+def _gone(_: int, why: str) -> None:
+    raise EnvironmentFailure(f"the engine of prompts is gone: {why}")
 
 
 def weights_of(model: Model, chip: Chip) -> StepWeights:
@@ -112,3 +123,34 @@ def watch(model: Model, devices: tuple[int, int], machine: str) -> Iterator[dict
         yield figures
     finally:
         watched.fleet.stop()
+
+
+def serve_fleet(argument: Any) -> Iterator[Record]:
+    """The figures of a `FleetWork`, by the wall's clock, engines of prompts in processes of their own."""
+    asked_for = msgspec.convert(argument, FleetWork)
+    job, name = asked_for.job, asked_for.machine
+    if asked_for.on == "gpu":
+        from lab.gpu import device
+
+        name = device.machine().name
+    model, policy, steps, clock = model_of(job), policy_of(job), Steps(), WallClock()
+    prompts, answers = ([chip_of(name, n) for n in some] for some in (asked_for.prompts, asked_for.answers))
+    fleet = ChipFleet.of(partial(weights_of, model), prompts, answers, policy, steps, _gone, clock)
+    try:
+        serve(fleet, [structs.replace(r, id=-1 - r.id, arrival_us=0.0, max_tokens=2) for r in asked(job, "warm", 4)])
+        steps.facts.clear()
+        for sender in fleet.senders:
+            sender.exposed_us.clear()
+        start = clock.now_us
+        requests = [structs.replace(r, arrival_us=r.arrival_us + start) for r in asked(job)]
+        sequences = serve(fleet, requests, job.max_concurrency)
+    finally:
+        fleet.stop()
+    facts = [fact for fact in steps.facts if fact.rows]
+    figures = summarise(sequences, facts, policy.page_tokens, model.kv_bytes_per_token, job.goodput, job.percentiles)
+    exposed = [us for sender in fleet.senders for us in sender.exposed_us]
+    figures |= {"gpus": job.gpus, "push_exposed_us": float(np.median(exposed)) if exposed else None}
+    yield Record(
+        **provenance(), on=asked_for.on, machine=name, experiment=job.experiment, problem=model.as_dict(),
+        metrics={**job.facts, **figures},
+    )  # fmt: skip

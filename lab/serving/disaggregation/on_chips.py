@@ -8,6 +8,8 @@ from multiprocessing.connection import wait
 from types import MappingProxyType
 from typing import NamedTuple, Self
 
+from msgspec import structs
+
 from lab.inference.chip import Chip
 from lab.inference.lending import lend
 from lab.inference.step_weights import StepWeights
@@ -21,7 +23,7 @@ from lab.serving.disaggregation.remote import Remote, Worker
 from lab.serving.engine import Engine, Observer, StepFacts
 from lab.serving.models import engine_of
 from lab.serving.policy import Policy
-from lab.serving.request import Request
+from lab.serving.request import Request, Sequence
 from lab.serving.step import CHUNKS
 
 PATIENCE_S = 1e-4  # for news, where nothing is decoded
@@ -159,6 +161,11 @@ class ChipFleet:
         with place:
             return engine.step()
 
+    def ended(self, ids: set[int]) -> set[int]:
+        """Those of some requests that have ended."""
+        waiting, known = {request.id for request in self.front.waiting}, self.front.sequences
+        return {id for id in ids - waiting if id in known and known[id].reason}
+
     def _take(self, sender: int) -> None:
         for flight in self.front.computed(sender):
             if sequence := self.front.pushed(flight.offer.request.id):
@@ -173,3 +180,25 @@ class ChipFleet:
         for id in lost:
             if id not in waiting:
                 self._gone(id, why)
+
+
+def serve(fleet: ChipFleet, requests: Sized[Request], max_concurrency: int = 0) -> list[Sequence]:
+    """Serve requests as they arrive, until all have ended; as `lab.serving.engine.serve` does by one engine.
+
+    Where `max_concurrency` is above 0, no more than so many are sent at once: others arrive when one has ended.
+    """
+    clock, most, sent = fleet.clock, max_concurrency or len(requests), 0
+    under_way: set[int] = set()
+    while True:
+        now = clock.now_us
+        while sent < len(requests) and requests[sent].arrival_us <= now and len(under_way) < most:
+            fleet.add(structs.replace(requests[sent], arrival_us=now) if max_concurrency else requests[sent])
+            under_way.add(requests[sent].id)
+            sent += 1
+        busy = fleet.step()
+        under_way -= fleet.ended(under_way)
+        if busy or under_way:
+            continue
+        if sent == len(requests):
+            return [fleet.front.sequences[request.id] for request in requests]
+        clock.wait_until(requests[sent].arrival_us)
