@@ -27,13 +27,12 @@ AHEAD = 2  # runs of a step whose results the host has not seen yet, at most
 
 
 class StepCache:
-    """Keys and values of all layers in `pool` pages each, the null page among them."""
+    """Keys and values of all layers in `pool` pages each, the null page among them; `layers` are arrays for them."""
 
-    def __init__(self, forward: Forward, chip: Chip) -> None:
+    def __init__(self, forward: Forward, chip: Chip, layers: Sequence[Any] = ()) -> None:
         operand, c = forward.cache(), forward.config
-        self.arrays: dict[str, Any] = {
-            f"layers.{i}.cache": chip.xp.zeros(operand.shape, operand.storage) for i in range(c.layers)
-        }
+        found = layers or [chip.xp.zeros(operand.shape, operand.storage) for _ in range(c.layers)]
+        self.arrays: dict[str, Any] = {f"layers.{i}.cache": array for i, array in enumerate(found)}
         if forward.kv == "fp8":
             self.arrays |= {name: chip.xp.ones(c.kv_heads, np.float32) for name in ("k_scale", "v_scale")}
 
