@@ -116,7 +116,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
     extern __shared__ uint8_t dynamic[];
     Shared& shared = aligned<Shared>(dynamic);
     constexpr int CLUSTER = schedule::cluster, WIDE = CLUSTER * schedule::block_n;
-    const int warpgroup = threadIdx.x / WARPGROUP, rank = CLUSTER == 1 ? 0 : int(ptx::cluster::rank());
+    const int warpgroup = warpgroup_index(), rank = CLUSTER == 1 ? 0 : int(ptx::cluster::rank());
     const int steps = tiles_of(k, BLOCK_K);
     const Walk walk{tiles_of(m, schedule::block_m), tiles_of(n, WIDE), schedule::block_m, WIDE,
                     int(blockIdx.x) / CLUSTER, int(gridDim.x) / CLUSTER};
