@@ -21,12 +21,14 @@ KERNEL = catalog.get("gemm_transposed")
 LINE = 128  # bytes
 
 
-@pytest.mark.parametrize(("block_n", "cluster"), [(192, 2), (128, 4)], ids=["three consumers", "four CTAs"])
-def test_clusters_take_turns_to_load_the_tokens_they_share(block_n: int, cluster: int) -> None:
+@pytest.mark.parametrize(
+    ("block_n", "cluster", "y_boxes"), [(192, 2, 2), (128, 4, 3)], ids=["three consumers", "four CTAs"]
+)
+def test_clusters_take_turns_to_load_the_tokens_they_share(block_n: int, cluster: int, y_boxes: int) -> None:
     problem = Linear(60, 264, 136)  # tokens, rows of w and k left over; a CTA or two of the last cluster lie outside y
     arrays, y = problem.draw(np.random.default_rng(0)), np.zeros((60, 264), np.uint16)
     execute = Emulator(CHIP)
-    execute(KERNEL.launches(problem, Schedule(48, block_n, 3, 16, cluster, 1), CHIP), {**arrays, "y": y})
+    execute(KERNEL.launches(problem, Schedule(48, block_n, 3, 16, cluster, 1, y_boxes), CHIP), {**arrays, "y": y})
     assert execute.hazards == ()
     assert compare_y(problem, arrays, y).passed
 
@@ -48,7 +50,8 @@ def test_every_cta_gets_all_tokens_of_its_row_of_tiles_and_its_own_rows_of_w(m: 
         ({"block_n": 320}, "block_n must be one of 128, 192, 256; block_n = 320"),
         ({"y_rows": 48}, "160 tokens are not boxes of 48"),
         ({"block_m": 208}, "104 accumulators a thread; each of 3 consumers has room for 96"),
-        ({"block_m": 208, "block_n": 256}, "208 accumulators a thread; each of 2 consumers has room for 192"),
+        ({"block_m": 208, "block_n": 256}, "208 accumulators a thread; each of 2 consumers has room for 200"),
+        ({"y_boxes": 11}, "a consumer's tile is 10 boxes of y, .* all at most; y_boxes = 11"),
         ({"stages": 5}, r"5 stages and 2 boxes need [\d,]+ B of shared memory; a block .* has 232,448 B"),
     ],
 )

@@ -25,6 +25,7 @@ constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = CONSUMERS == 3 ? 152
 constexpr int EIGHT = 8;  // tokens of a matrix of stmatrix
 constexpr int MMA_TILES = schedule::block_n / CONSUMERS / MMA_M;  // of 64 rows of w, in each consumer
 constexpr int BOXES = schedule::block_m / schedule::y_rows;
+constexpr int EIGHTHS = schedule::y_rows / EIGHT;  // of a box
 constexpr int Y_COLUMNS = 64;
 
 using Sums = float[MMA_TILES][schedule::block_m / 2];
@@ -32,7 +33,7 @@ using Box = Output[schedule::y_rows][Y_COLUMNS];
 
 struct alignas(ALIGNMENT) Shared {
     Stage ring[schedule::stages];
-    Box y[CONSUMERS][schedule::buffers];
+    Box y[CONSUMERS][schedule::y_boxes];
     uint64_t full[schedule::stages];   // one arrival, and the bytes of the stage
     uint64_t empty[schedule::stages];  // one arrival from every consumer warp of the cluster
 };
@@ -62,11 +63,13 @@ __device__ __forceinline__ void producer(Shared& shared, const TensorMap& x, con
 }
 
 // Round y^T of 64 rows of w after the other, transposed, in rounds of boxes, from where one thread stores them, clipped to
-// y. A round is all boxes where there are buffers for them, as a fence and two barriers end it.
-__device__ __forceinline__ void store(const Sums& sum, Box (&buffers)[schedule::buffers], int& next, const TensorMap& y,
+// y. A fence and two barriers end a round: it has half of the boxes that a consumer holds, or all where these are odd or
+// the whole tile.
+__device__ __forceinline__ void store(const Sums& sum, Box (&buffers)[schedule::y_boxes], int& next, const TensorMap& y,
                                       int barrier, int row, int column) {
-    constexpr int ALL = MMA_TILES * BOXES, ROUND = schedule::buffers == ALL ? ALL : 1;
-    constexpr int ROUNDS = schedule::buffers / ROUND;  // that have buffers
+    constexpr int ALL = MMA_TILES * BOXES, HELD = schedule::y_boxes;
+    constexpr int ROUND = HELD < ALL && HELD % 2 == 0 ? HELD / 2 : HELD;
+    constexpr int ROUNDS = HELD / ROUND;  // that have buffers
     const int lane = threadIdx.x % WARP;
     const int chunk = threadIdx.x % WARPGROUP / WARP * 2 + lane / EIGHT % 2;  // eight rows of w
     const bool storing = threadIdx.x % WARPGROUP == 0;
@@ -77,9 +80,9 @@ __device__ __forceinline__ void store(const Sums& sum, Box (&buffers)[schedule::
         if (storing) ptx::bulk::wait_group_read<ROUNDS - 1>();  // the last stores of these buffers have read them
         ptx::barrier::sync<WARPGROUP>(barrier);
 #pragma unroll
-        for (int j = 0; j < ROUND * schedule::y_rows / EIGHT; ++j) {
-            const int i = first + j / (schedule::y_rows / EIGHT), eighth = j % (schedule::y_rows / EIGHT);
-            const float* four = &sum[i / BOXES][(i % BOXES * schedule::y_rows / EIGHT + eighth) * 4];
+        for (int j = 0; j < min(ROUND, ALL - first) * EIGHTHS; ++j) {
+            const int i = first + j / EIGHTHS, eighth = j % EIGHTHS;
+            const float* four = &sum[i / BOXES][(i % BOXES * EIGHTHS + eighth) * 4];
             ptx::stmatrix::x2_transposed(&boxes[i - first][EIGHT * eighth + lane % EIGHT][(chunk ^ lane % EIGHT) * EIGHT],
                                          ptx::convert::pair<Output>(four[0], four[1]),
                                          ptx::convert::pair<Output>(four[2], four[3]));
@@ -88,7 +91,7 @@ __device__ __forceinline__ void store(const Sums& sum, Box (&buffers)[schedule::
         ptx::barrier::sync<WARPGROUP>(barrier);
         if (storing) {
 #pragma unroll
-            for (int i = first; i < first + ROUND; ++i)
+            for (int i = first; i < min(first + ROUND, ALL); ++i)
                 ptx::tma::store_2d(y, boxes[i - first], column + i / BOXES * MMA_M, row + i % BOXES * schedule::y_rows);
             ptx::bulk::commit_group();
         }

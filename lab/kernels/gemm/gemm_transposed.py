@@ -34,9 +34,9 @@ SOLVES = Solves(
 SIZE = 2  # bytes of an element
 STEP = STEP_BYTES // SIZE  # elements of a k-step
 EIGHT = 8  # tokens of a matrix of stmatrix
-BUFFERS = 2  # of a consumer's, for boxes of y
+HEIGHTS = (*range(32, 193, 16), 200, *range(208, 257, 16))  # n of a wgmma; 200 as four times 194.25 are 777
 CONSUMERS = {128: 2, 192: 3, 256: 2}  # warpgroups that multiply, by a tile's rows of w
-ROOM = {2: wgmma_mainloop.ACCUMULATORS, 3: 96}  # accumulators of a thread, by consumers
+ROOM = {2: 200, 3: 96}  # accumulators of a thread, by consumers
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,10 @@ class Schedule(Tiling):
     y_rows: int  # tokens of a box of y
     cluster: int  # CTAs, side by side, that share the loads of x
     group_m: int  # rows of tiles walked together, so that x and w are shared in L2
+    y_boxes: int = 2  # that a consumer holds; the more, the fewer rounds in which a tile is stored
 
     def __post_init__(self) -> None:
-        require_choice(self, "block_m", wgmma_mainloop.WIDTHS)
+        require_choice(self, "block_m", HEIGHTS)
         require_choice(self, "block_n", tuple(CONSUMERS))
         require_choice(self, "cluster", (1, 2, 4))
         require_group(self.group_m)
@@ -58,6 +59,11 @@ class Schedule(Tiling):
             raise ScheduleError(
                 f"boxes of y are whole matrices of {EIGHT} tokens and make up a tile; "
                 f"{self.block_m} tokens are not boxes of {self.y_rows}"
+            )
+        if not 1 <= self.y_boxes <= self.boxes:
+            raise ScheduleError(
+                f"a consumer's tile is {self.boxes} boxes of y, of which it holds one at least and all "
+                f"at most; y_boxes = {self.y_boxes}"
             )
         if self.accumulators > ROOM[self.consumers]:
             raise ScheduleError(
@@ -80,16 +86,21 @@ class Schedule(Tiling):
         return (1 + self.consumers) * 128
 
     @property
-    def buffers(self) -> int:
-        """Boxes of y that a consumer holds."""
-        return min(BUFFERS, self.block_n // self.consumers // MMA_M * self.block_m // self.y_rows)
+    def boxes(self) -> int:
+        """Of y in a consumer's part of a tile."""
+        return self.block_n // self.consumers // MMA_M * self.block_m // self.y_rows
+
+    @property
+    def box_bytes(self) -> int:
+        """One box of y of each consumer."""
+        return self.consumers * self.y_rows * MMA_M * SIZE
 
     @property
     def shared_bytes(self) -> int:
-        return self.ring_bytes + self.consumers * self.buffers * self.y_rows * MMA_M * SIZE
+        return self.ring_bytes + self.y_boxes * self.box_bytes
 
     def fits(self, problem: Linear, machine: Machine) -> None:
-        require_shared(self.shared_bytes, f"{self.stages} stages and {self.buffers} boxes", machine)
+        require_shared(self.shared_bytes, f"{self.stages} stages and {self.y_boxes} boxes", machine)
 
 
 LONGEST = 8  # stages: more bring nothing
@@ -100,8 +111,7 @@ TRIED = 12  # schedules that are worth trying
 def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
     """Of all tiles those of least predicted time, each with the deepest ring that fits."""
     found: list[Schedule] = []
-    widths = wgmma_mainloop.WIDTHS
-    heights = [height for below, height in zip((0, *widths), widths, strict=False) if below < problem.m]
+    heights = [height for below, height in zip((0, *HEIGHTS), HEIGHTS, strict=False) if below < problem.m]
     for (block_n, consumers), height, cluster in product(CONSUMERS.items(), heights, (1, 2, 4)):
         if block_n // consumers * height // 128 > ROOM[consumers]:
             continue
@@ -112,12 +122,18 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
             y_rows = max(rows for rows in range(EIGHT, most + 1, EIGHT) if height % rows == 0)
             ring = partial(_ring, height, block_n, y_rows, cluster, group_m)
             rings += deepest(ring, LONGEST, problem, machine)
-        found += [max(rings, key=lambda ring: ring.stages)] if rings else []
+        found += [_filled(max(rings, key=lambda ring: ring.stages), machine)] if rings else []
     yield from sorted(found, key=lambda s: bills(problem, s, machine, RANKING_CLOCK).us)[:TRIED]
 
 
 def _ring(block_m: int, block_n: int, y_rows: int, cluster: int, group_m: int, stages: int) -> Schedule:
-    return Schedule(block_m, block_n, stages, y_rows, cluster, group_m)
+    return Schedule(block_m, block_n, stages, y_rows, cluster, group_m, y_boxes=1)
+
+
+def _filled(schedule: Schedule, machine: Machine) -> Schedule:
+    """With as many boxes of y as the ring leaves room for: all, or an even number, which takes fewer registers."""
+    room = (machine.shared_bytes_per_block - schedule.ring_bytes) // schedule.box_bytes
+    return replace(schedule, y_boxes=schedule.boxes if room >= schedule.boxes else max(1, room - room % 2))
 
 
 def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launch, ...]:
