@@ -12,7 +12,7 @@ from lab.kernel import RANKING_CLOCK, Bills, Solves, require_choice, require_sha
 from lab.kernels.common import clusters, linear
 from lab.kernels.common.raster import require_group, tile_at, tiles_of
 from lab.kernels.common.rings import deepest
-from lab.kernels.gemm import wgmma_mainloop, wgmma_model
+from lab.kernels.gemm import wgmma_model
 from lab.kernels.gemm.wgmma_mainloop import MMA_M, STEP_BYTES, SWIZZLE, Tiling
 from lab.problems import Linear
 from sim.counts import SECTOR, Counts, box_sectors, sectors
