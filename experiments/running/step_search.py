@@ -27,7 +27,7 @@ from sim.errors import InputError, KernelError, ScheduleError
 from sim.machine import Machine
 
 MOST = 24  # schedules of each kernel, before those of the least predicted time are taken
-TRIED = 16  # of each kernel
+TRIED = 10  # of each kernel
 PROMISING = 1.4  # times the least predicted time: what won in a step has been predicted to take up to 1.34 times that
 ROUNDS = 3
 FINAL_ROUNDS = 6
@@ -78,7 +78,8 @@ def _contenders(problem: Problem, machine: Machine) -> list[Plan]:
 
     Small kernels keep theirs: all others of them made up 2 us of a step at most. Attention is to overlap, and may have
     shallower rings: what they leave of an SM's memory is L1, where matrices keep x. Rings of matrices may be deeper,
-    too, and an SM may be held to its share of a grid, which would pile up where launches around it leave room.
+    too, warps may have more loads under way, and an SM may be held to its share of a grid, which would pile up where
+    launches around it leave room.
     """
     if not isinstance(problem, Linear | Attention):
         return [planned(problem, machine)]
@@ -96,6 +97,8 @@ def _contenders(problem: Problem, machine: Machine) -> list[Plan]:
     else:
         rings = [(kernel, schedule) for kernel, schedule in pairs if hasattr(schedule, "stages")]
         pairs += [(k, replace(s, stages=s.stages + more)) for k, s in rings for more in (-1, 1) if s.stages + more > 1]
+        streams = [(kernel, schedule) for kernel, schedule in pairs if kernel.name == "gemv_vectorized"]
+        pairs += [_longer(kernel, s) for kernel, s in streams if s.unroll <= 4 and s.rows * s.unroll <= 8]
     found = []
     for kernel, schedule in dict.fromkeys(pairs):
         with suppress(InputError, ScheduleError):
@@ -103,6 +106,11 @@ def _contenders(problem: Problem, machine: Machine) -> list[Plan]:
             if plan.launches[0].dependent or not isinstance(problem, Attention):
                 found += [plan, *_held(plan)]
     return found
+
+
+def _longer(kernel: Kernel, schedule: Any) -> tuple[Kernel, Any]:
+    """Twice the loads of a warp under way, for which fewer CTAs of an SM have registers."""
+    return kernel, replace(schedule, unroll=2 * schedule.unroll, ctas_per_sm=max(1, 3 * schedule.ctas_per_sm // 4))
 
 
 def _held(plan: Plan) -> Iterator[Plan]:
