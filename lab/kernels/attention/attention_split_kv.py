@@ -69,7 +69,7 @@ CLUSTER = 8  # of larger ones an H200 does not hold eight at once
 # idle: then all CTAs add up rows between them.
 CLUSTERED = {8: ((4, 1, 1), (8, 1, 1)), 16: ((8, 1, 2), (8, 2, 1)), 32: ((8, 2, 2),)}
 COOPERATIVE = {32: ((8, 2, 2), (12, 4, 1)), 64: ((8, 4, 2),)}
-BY_WGMMA = (32, 64)  # queries of which wgmma, whose rows are 64, is faster
+BY_WGMMA = (32, 64)  # queries of which wgmma, whose rows are 64, is faster; of the only sequence, the larger number
 INBOX = 2**15  # bytes of the rings that a cluster's sums take
 
 
@@ -92,8 +92,10 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
     by_wgmma = needed in BY_WGMMA
     few = p.kv_heads <= clusters.at_once(CLUSTER, 1, machine) and 3 * CLUSTER * p.kv_heads >= machine.sms
     if few:  # clusters are all resident at once and take up a good part of the SMs
-        yield from _by_wgmma(p, (0, CLUSTER) if by_wgmma else (), machine)
+        many = needed == max(BY_WGMMA)
+        yield from _by_wgmma(p, (0, CLUSTER) if many else (), machine)
         yield from _alone(p, COOPERATIVE.get(needed, ()), 0, machine)
+        yield from _by_wgmma(p, (0, CLUSTER) if by_wgmma and not many else (), machine)
         yield from _alone(p, CLUSTERED.get(needed, ()), CLUSTER, machine)
     yield from _by_wgmma(p, (1,) if by_wgmma else (), machine)
     yield from found or [
