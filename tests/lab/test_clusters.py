@@ -65,6 +65,15 @@ def test_models_take_the_clusters_that_a_card_was_measured_to_hold(
     assert resident(7, 2, H100) == sum(2 * sms // 7 for sms in H100.gpcs) > at_once(7, 2, H100)
 
 
+@pytest.mark.parametrize("name", ["gemm_cluster", "gemm_pingpong"])
+def test_a_persistent_grid_has_no_cluster_that_would_wait_for_the_others(name: str) -> None:
+    """31 of four have room in an H200's GPCs as described; the card was measured to hold 30."""
+    kernel, problem = catalog.get(name), Linear(447, 17552, 4464)
+    schedule = next(s for s in kernel.module.candidates(problem, H200) if s.cluster == 4)
+    assert at_once(4, 1, H200) == 31
+    assert [launch.ctas for launch in kernel.launches(problem, schedule, H200)] == [4 * 30]
+
+
 @pytest.mark.parametrize(("cluster", "many", "full"), [(1, 132, 1), (1, 133, 2), (4, 30, 1), (4, 32, 2), (8, 15, 1)])
 def test_the_fullest_sm_is_that_of_the_cluster_that_finds_no_empty_ones(cluster: int, many: int, full: int) -> None:
     """On an H200, whose GPCs have room for 30 clusters of four on SMs of their own: 12 SMs then stay empty."""
