@@ -98,9 +98,9 @@ def theory(problem: Linear, schedule: ClusterTiling, machine: Machine) -> Counts
 
 
 def bills(
-    problem: Linear, schedule: ClusterTiling, machine: Machine, clock: str, crossing_w: bool | None = None
+    problem: Linear, schedule: ClusterTiling, machine: Machine, clock: str, times_w: float | None = None
 ) -> Bills:
-    """Where the tensor cores wait for a tile's epilogue; `crossing_w` as `wgmma_model.step_clocks` has it."""
+    """Where the tensor cores wait for a tile's epilogue; `times_w` as `wgmma_model.step_clocks` has it."""
     s, model = schedule, wgmma_model.coefficients(machine, clock)
     between = model.tile_clocks + wgmma_model.epilogue_clocks(problem, s.block_m, s.block_n, model)
-    return wgmma_model.tiled_bills(problem, s.block_m, s.block_n, s.cluster, between, machine, model, crossing_w)
+    return wgmma_model.tiled_bills(problem, s.block_m, s.block_n, s.cluster, between, machine, model, times_w)

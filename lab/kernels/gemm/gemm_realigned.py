@@ -175,8 +175,8 @@ def _copied(read: int, from_hbm: int, written: int, to_hbm: int) -> Counts:
 def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
     """gemm_cluster's, and the copies at the rate of a large one, each behind a launch of its own."""
     p, s = problem, schedule
-    crossing_w = s.copied == 1 and wgmma_model.crosses_lines(p)
-    multiplied = cluster_ring.bills(product_of(p), s, machine, clock, crossing_w)
+    times_w = wgmma_model.row_times(p, wgmma_model.coefficients(machine, clock)) if s.copied == 1 else 1.0
+    multiplied = cluster_ring.bills(product_of(p), s, machine, clock, times_w)
     us = copy_us(SIZE * (p.m + _w_rows(p, s)) * p.k, machine, clock)
     if _padded(p):
         us += copy_us(SIZE * p.m * p.n, machine, clock)

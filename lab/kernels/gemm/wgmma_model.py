@@ -5,14 +5,13 @@ It ranks schedules and kernels.
 
 from math import sqrt
 
-from msgspec import structs
-
 from lab.cards import fits
 from lab.kernel import Bills
 from lab.kernels.common import clusters
 from lab.kernels.common.raster import tiles_of
 from lab.kernels.gemm.wgmma_mainloop import MMA_M, STEP_BYTES, columns_of, step_of
 from lab.problems import Linear
+from sim.counts import SECTOR
 from sim.formats import FORMATS
 from sim.machine import Machine
 
@@ -24,7 +23,8 @@ class Coefficients(fits.Coefficients, frozen=True):
 
     start_us: float  # of a launch
     cluster_start_us: float  # more for a launch of clusters
-    crossing_rows: float  # times the clocks of a row of 128 bytes that crosses a 128-byte line
+    crossing_rows: float  # times the clocks of a row of 128 bytes that begins amid a sector
+    line_rows: float  # the same where it begins with a sector, amid a 128-byte line
     beyond_clocks: float  # of a row that a box asks for beyond x, for the share of the SMs that are busy, and
     most_beyond_clocks: float  # the most of it
     load_power: float  # more time for each further row loaded per column: at the power cap a byte moved costs clocks
@@ -42,14 +42,18 @@ class Coefficients(fits.Coefficients, frozen=True):
 
 
 def coefficients(machine: Machine, clock: str) -> Coefficients:
-    """By a clock; rows that cross lines take as long by any, and are searched by the cold one."""
-    found, cold = (fits.coefficients(Coefficients, "wgmma", machine, one) for one in (clock, "cold"))
-    return structs.replace(found, crossing_rows=cold.crossing_rows)
+    return fits.coefficients(Coefficients, "wgmma", machine, clock)
 
 
 def crosses_lines(problem: Linear) -> bool:
     """Whether the rows of x and w start anywhere in a 128-byte line, so that a step's part of a row lies in two."""
     return problem.k * FORMATS[problem.activations].storage.itemsize % STEP_BYTES != 0
+
+
+def row_times(problem: Linear, model: Coefficients) -> float:
+    """Times the clocks of an aligned row that one of x or w takes where it begins anywhere in a line or a sector."""
+    amid = problem.k * FORMATS[problem.activations].storage.itemsize % SECTOR != 0
+    return model.crossing_rows if amid else model.line_rows if crosses_lines(problem) else 1.0
 
 
 def step_clocks(
@@ -59,12 +63,12 @@ def step_clocks(
     cluster: int,
     machine: Machine,
     model: Coefficients,
-    crossing_w: bool | None = None,
+    times_w: float | None = None,
 ) -> dict[str, float]:
     """Clocks of one k-step of a tile by what binds: a wgmma reads its rows of x and all rows of w from shared memory.
 
-    L2 gives an SM so many bytes a clock through TMA, rows of 128 aligned bytes. `crossing_w` says whether those of w
-    cross lines where it is not as those of x. Rows beyond x all wait for one line of L2, the longer the more SMs ask
+    L2 gives an SM so many bytes a clock through TMA, rows of 128 aligned bytes. `times_w` are the `row_times` of w
+    where they are not those of x. Rows beyond x all wait for one line of L2, the longer the more SMs ask
     for it.
     """
     flops_per_clock = machine.peak(problem.activations) / machine.sms / machine.clock_hz
@@ -72,17 +76,14 @@ def step_clocks(
     operands = (MMA_M + block_n) * MMA_K_BYTES / machine.shared_bytes_per_clock
     tall = cluster * block_m
     beyond = -problem.m % tall / (cluster * tiles_of(problem.m, tall))  # rows of a CTA's x, on average
-    crossing_x = crosses_lines(problem)
-    row_clocks, w_row_clocks = (
-        STEP_BYTES / port(machine) * (model.crossing_rows if crossing else 1)
-        for crossing in (crossing_x, crossing_x if crossing_w is None else crossing_w)
-    )
+    row_clocks, times = STEP_BYTES / port(machine), row_times(problem, model)
+    w_times = times if times_w is None else times_w
     tiles = tiles_of(problem.m, tall) * tiles_of(problem.columns, columns_of(problem, block_n))
     busy = min(1.0, cluster * tiles / (_waves(tiles, cluster, machine) * machine.sms))
     power = max(1.0, 1 + model.load_power * busy * (128 / block_m + 128 / block_n - 1.5))
     loads = (
-        (block_m - beyond) * row_clocks
-        + block_n / cluster * w_row_clocks
+        (block_m - beyond) * row_clocks * times
+        + block_n / cluster * row_clocks * w_times
         + beyond * min(model.beyond_clocks * busy, model.most_beyond_clocks)
     )
     waits = model.multicast if cluster > 1 else 1
@@ -106,14 +107,14 @@ def tiled_bills(
     between: float,
     machine: Machine,
     model: Coefficients,
-    crossing_w: bool | None = None,
+    times_w: float | None = None,
 ) -> Bills:
     """Of as many workers as the machine runs at once, `between` clocks apart from tile to tile."""
     tall = cluster * block_m
     tiles = tiles_of(problem.m, tall) * tiles_of(problem.columns, columns_of(problem, block_n))
     waves = _waves(tiles, cluster, machine)
     steps = tiles_of(problem.k, step_of(problem))
-    step = step_clocks(problem, block_m, block_n, cluster, machine, model, crossing_w)
+    step = step_clocks(problem, block_m, block_n, cluster, machine, model, times_w)
     clocks = model.fill_clocks + waves * (steps * max(step.values()) + between)
     clock_hz = fits.sm_clock_hz(machine)
     bills = clocks / clock_hz, problem.bytes["total"] / (model.hbm_share * fits.read_rate(machine))
