@@ -265,6 +265,7 @@ class Coefficients(fits.Coefficients, frozen=True):
     widen_int4: float
     promote: float  # a warp's instructions for each token of a tile and group
     group: float  # and for each group
+    further: float  # times both for each group of a step beyond the first
     offset: float  # times that for a group with an offset, which the sums of x come with
     warp_ipc: float  # instructions a clock of one warp that multiplies
     sm_ipc: float  # of all that an SM holds
@@ -295,7 +296,8 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     depth = BLOCK_K + ROWS * s.groups * s.summed  # 8 along k of tf32 take as long as 16 of bf16
     mma = 2 * s.block_m * s.block_n * depth * machine.sms * machine.clock_hz / machine.peak(p.activations)
     widening = (model.widen_int4 if s.group else model.widen_fp8) * BLOCK_K // ROWS
-    promoting = (model.promote * s.block_m + model.group) * s.groups * (model.offset if s.summed else 1.0)
+    groups = 1 + model.further * (s.groups - 1) if s.groups else 0
+    promoting = (model.promote * s.block_m + model.group) * groups * (model.offset if s.summed else 1.0)
     warps = WARPGROUP // LANES * consumers
     issue = warps * (widening + promoting) / min(model.sm_ipc, model.warp_ipc * warps * resident)
     operands = (consumers * s.x_bytes + 2 * s.w_bytes) / machine.shared_bytes_per_clock

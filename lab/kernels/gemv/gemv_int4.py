@@ -227,6 +227,7 @@ class Coefficients(fits.Coefficients, frozen=True):
     warp_ipc: float  # instructions a clock of one warp
     sm_ipc: float  # of all that an SM holds
     promote: float  # instructions of a warp for the sums of eight tokens and a group
+    fragments: float  # of it for the sums of eight tokens, however many groups
     sums_us: float  # of the sums in a CTA
     warp_us: float  # more for each of its warps
     cluster_us: float  # more in a cluster
@@ -260,7 +261,7 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
         "HBM": (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)),
         "L2": full * (row_tiles * (WEIGHTS_BYTES + scale_bytes(p)) + x) * machine.sms / model.l2_bytes_per_s,
         "latency": steps * waves / (s.stages - 0.5) * model.latency_us * 1e-6,
-        "instructions": full * row_tiles * _instructions(p, s, model.promote) / (ipc * machine.clock_hz),
+        "instructions": full * row_tiles * _instructions(p, s, model) / (ipc * machine.clock_hz),
     }
     sums = full / waves * s.split_k * s.block_n * s.block_m * FLOAT / model.sum_bytes_per_us
     ends = sums + model.sums_us + model.warp_us * s.warps + (model.cluster_us if s.cluster > 1 else 0.0)
@@ -271,10 +272,10 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     return Bills(us, parts, apart=("launch", "sums", "waves"))
 
 
-def _instructions(problem: Linear, schedule: Schedule, promote: float) -> float:
+def _instructions(problem: Linear, schedule: Schedule, model: Coefficients) -> float:
     """That a warp issues for a row tile of a step: fragments, their mma, its share of those of x and of the rest."""
     steps, tokens = BLOCK_K / MMA_K, schedule.block_m / MMA_N
-    groups = (promote * tokens + 10) * BLOCK_K / problem.group
+    groups = (model.promote * tokens + 10) * BLOCK_K / problem.group + model.fragments * tokens
     return steps * (8 + tokens) + groups + (1.5 * steps * tokens + 45) / schedule.rows
 
 
