@@ -6,7 +6,7 @@ import pytest
 
 from lab import catalog
 from lab.kernel import Bills
-from lab.kernels.gemm.wgmma_model import power_cap
+from lab.kernels.gemm.wgmma_model import coefficients, power_cap, row_times
 from lab.problems import Linear
 from sim.machine import H200
 
@@ -33,3 +33,20 @@ def test_rows_beyond_x_cost_less_where_few_sms_ask(tokens: int) -> None:
     tile = {"block_m": 128, "block_n": 96, "cluster": 1}
     few, one, more = (bills(Linear(tokens, 96 * tiles, 8192), **tile).us for tiles in (20, 132, 149))
     assert few < one < more < 1.8 * one
+
+
+@pytest.mark.parametrize("clock", ["graph", "cold"])
+def test_rows_that_begin_amid_a_sector_cost_more_than_those_amid_a_line(clock: str) -> None:
+    aligned, line, sector = (row_times(Linear(64, 4096, k), coefficients(H200, clock)) for k in (4096, 4112, 4104))
+    assert aligned == 1.0 < line < 1.3 < sector
+
+
+def test_further_groups_of_a_step_cost_less_than_the_first() -> None:
+    """Four groups of 32 in place of one of 128: more, but not four times."""
+    kernel = catalog.get("gemm_dequant")
+    instructions = {}
+    for weights in ("int4_g128", "int4_g32"):
+        problem = Linear(64, 4096, 4096, weights=weights)
+        schedule = kernel.best_guess(Linear(64, 4096, 4096, weights="int4_g128"), H200)
+        instructions[weights] = kernel.module.bills(problem, schedule, H200, "graph").parts["instructions"]
+    assert instructions["int4_g128"] < instructions["int4_g32"] < 3 * instructions["int4_g128"]
