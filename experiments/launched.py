@@ -119,5 +119,9 @@ def launched(past: Archive) -> list[Launched]:
             overlapping = _overlaps(record)
             key = record.kernel, record.problem, schedule, record.machine, record.clock, overlapping
             newest[repr(key)] = record, overlapping
-    found = [Launched(record, overlapping) for record, overlapping in newest.values() if not stale(record)]
+    latest: dict[Asked, Launched] = {}
+    for one in (Launched(record, overlapping) for record, overlapping in newest.values() if not stale(record)):
+        if one.asked not in latest or one.record.time >= latest[one.asked].record.time:
+            latest[one.asked] = one  # older records lack fields that schedules have since, which are as usual
+    found = latest.values()
     return [one for one in found if one.us >= one.floor_us and not isinstance(one.asked.problem, Transfer)]

@@ -51,9 +51,12 @@ def cases(records: Sequence[Record]) -> dict[str, Case]:
     """Each loop's newest records, by its name."""
     found: dict[str, Case] = {}
     for record in records:
+        if "case" not in record.metrics:  # a search's
+            continue
         case = found.setdefault(str(record.metrics.get("case")), Case())
         if record.on == "gpu":
-            case.measured = record
+            if case.measured is None or "failure" not in record.metrics:  # a run that was skipped hides none
+                case.measured = record
         else:
             case.predicted = record
     return found

@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from experiments.launched import Launched, Off, summary
-from experiments.lookup import question_of
+from experiments.lookup import changed, question_of
 from experiments.words import spell
 from lab.cards.fits import Error
 from lab.choice import outgrown
@@ -18,10 +18,10 @@ from lab.record import Archive, Record
 from sim.machine import machine as machine_named
 
 _ERRORS = ("error: mean", "worst", "near: mean", "worst", "before: mean", "worst", "roofline: mean", "worst")
-FAMILY_HEADINGS = ("family", "card", "clock", "launches", *_ERRORS)
+FAMILY_HEADINGS = ("family", "card", "clock", "launches", "older / unknown code", "at the power cap", *_ERRORS)
 CELL_HEADINGS = ("kernel", "problem", "schedule", "card", "clock", "us", "error", "before", "roofline")
 CHOICE_HEADINGS = ("card", "clock", "problems", "within 5%", "within 10%", "within 15%", "worst")
-STEP_HEADINGS = ("whole step of a model", "card", "us", "error", "before")
+STEP_HEADINGS = ("whole step of a model", "card", "measured at", "us", "error", "before")
 LEAST_TRIED = 6
 NEAR = 1.5  # times the fastest launch of a problem: what took no longer may be worth choosing
 LEAST_US = 10.0  # shorter launches are the launch's own time more than the kernel's
@@ -47,7 +47,13 @@ class Scored(NamedTuple):
         names = ("kernel", "problem", "schedule", "machine", "us", "run")
         told = {name: getattr(launch.record, name) for name in names}
         errors = {"today": self.today, "before": self.before, "roofline": self.roofline}
-        return {**told, "clock": launch.asked.clock, **errors}
+        doubts = {"older_code": self.older_code, "throttle": launch.record.throttle}
+        return {**told, "clock": launch.asked.clock, **errors, **doubts}
+
+    @property
+    def older_code(self) -> bool | None:
+        """Whether the kernel's device code is another today; None where the record does not tell its code."""
+        return None if self.launch.record.code is None else changed(self.launch.record)
 
 
 class Choice(NamedTuple):
@@ -64,11 +70,18 @@ class Choice(NamedTuple):
 
 
 class Family(NamedTuple):
-    """The errors of a family's launches on one card by one clock; `near` and `before` of those that are or have one."""
+    """The errors of a family's launches on one card by one clock; `near` and `before` of those that are or have one.
+
+    So many of the launches are of older device code, or of code that their record does not tell; in so many runs the
+    card reached a cap (`throttled`).
+    """
 
     family: str
     machine: str
     clock: str
+    older_code: int
+    unknown_code: int
+    throttled: int
     today: Error
     near: Error | None
     before: Error | None
@@ -87,7 +100,7 @@ class Step(NamedTuple):
 
     def as_dict(self) -> dict[str, Any]:
         """As `lab validate --json` has it."""
-        told = {name: getattr(self.record, name) for name in ("problem", "machine", "us", "run")}
+        told = {name: getattr(self.record, name) for name in ("problem", "machine", "us", "run", "commit", "throttle")}
         return {**told, "today": self.today, "before": self.before}
 
 
@@ -115,7 +128,8 @@ def step_rows(found: Sequence[Step]) -> list[list[str]]:
         asked = one.record.problem or {}
         told = {name: asked[name] for name in ("layers", "d", "weights", "phase", "batch", "context")}
         errors = [f"{share:+.1%}" if share is not None else "-" for share in (one.today, one.before)]
-        rows.append([spell(told), one.record.machine, f"{one.record.us:,.0f}", *errors])
+        at = ", ".join([one.record.commit[:8], *(one.record.throttle or ())])
+        rows.append([spell(told), one.record.machine, at, f"{one.record.us:,.0f}", *errors])
     return rows
 
 
@@ -170,6 +184,9 @@ def families(found: Sequence[Scored]) -> list[Family]:
     return [
         Family(
             *key,
+            older_code=sum(one.older_code is True for one in those),
+            unknown_code=sum(one.older_code is None for one in those),
+            throttled=sum(bool(one.launch.record.throttle) for one in those),
             today=summary([Off(one.today, one.launch) for one in those]),
             near=_summary([Off(one.today, one.launch) for one in those if one.near]),
             before=_summary([Off(one.before, one.launch) for one in those if one.before is not None]),
@@ -189,7 +206,9 @@ def family_rows(found: Sequence[Family]) -> list[list[str]]:
     for each in found:
         errors = [each.today, each.near, each.before, each.roofline]
         cells = [cell for error in errors for cell in ((f"{error.mean:.1%}", f"{error.worst:.1%}") if error else "--")]
-        rows.append([each.family, each.machine, each.clock, f"{each.today.launches:,}", *cells])
+        codes = f"{each.older_code:,} / {each.unknown_code:,}"
+        counts = [f"{each.today.launches:,}", codes, f"{each.throttled:,}"]
+        rows.append([each.family, each.machine, each.clock, *counts, *cells])
     return rows
 
 

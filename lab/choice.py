@@ -42,18 +42,10 @@ def choose(problem: Problem, machine: Machine, chain: bool = False) -> tuple[Ker
             kernel = catalog.get(found[0])
             schedule = recorded_schedule(kernel, found[1])
             launches = kernel.launches(problem, schedule, machine)
-            if _is_tuned_for(problem, machine) or not _is_beaten(kernel, schedule, problem, machine):
+            if tuned.is_tuned_at(problem, machine, chain) or not _is_beaten(kernel, schedule, problem, machine):
                 return kernel, schedule, launches
     best = predicted_best(problem, machine)
     return best.kernel, best.schedule, best.launches
-
-
-def _is_tuned_for(problem: Problem, machine: Machine) -> bool:
-    """Whether a search of the problem's class was one of its own extents, as the user's are taken to be."""
-    if tuned.is_users(problem, machine):
-        return True
-    extents = {name: value for name, value in problem.tuned_class().items() if type(value) is int}
-    return all(getattr(problem, name, value) == value for name, value in extents.items())
 
 
 def _is_beaten(kernel: Kernel, schedule: Any, problem: Problem, machine: Machine) -> bool:

@@ -71,7 +71,8 @@ def compile_launch(launch: Launch, machine: Machine, target: Target = "cubin") -
 
 def compile_source(source: Path, header: str, machine: Machine, target: Target = "cubin") -> Compiled:
     """Compile one .cu file of the checkout, with `header` as its "schedule.cuh"; raises as `compile_launch` does."""
-    options = (*_OPTIONS, f"--gpu-architecture={machine.arch}")
+    arch = machine.arch if target == "cubin" else machine.arch.replace("sm_", "compute_")  # PTX takes no run of ptxas
+    options = (*_OPTIONS, f"--gpu-architecture={arch}")
     key = _key(source, header, (*options, target, str(_nvrtc_version())))
     folder = cache_path() / "modules"
     path = folder / f"{source.stem}.{key}.{target}"

@@ -31,7 +31,8 @@ Value = bool | int | str
 class TunedClass(msgspec.Struct, frozen=True, omit_defaults=True):
     """The winner of one class, its median microseconds, and the run, commit and card of the records that chose it.
 
-    `chain` where it was timed among dependent launches, by the clock of that name.
+    `chain` where it was timed among dependent launches, by the clock of that name; `timed_at` are the extents of what
+    was timed where they are not the class's.
     """
 
     machine: str
@@ -43,6 +44,7 @@ class TunedClass(msgspec.Struct, frozen=True, omit_defaults=True):
     commit: str
     card: str
     chain: bool = False
+    timed_at: dict[str, int] = {}
 
     @property
     def key(self) -> str:
@@ -70,6 +72,16 @@ def lookup(problem: Problem, machine: Machine, chain: bool = False) -> tuple[str
 def is_tuned(problem: Problem, machine: Machine, chain: bool = False) -> bool:
     """Whether the problem's class has an entry of just this kind."""
     return _entry(problem.tuned_class(), machine, chain) is not None
+
+
+def is_tuned_at(problem: Problem, machine: Machine, chain: bool = False) -> bool:
+    """Whether what `lookup` gives was timed at the problem's own extents, as the user's are taken to be."""
+    if is_users(problem, machine):
+        return True
+    one = problem.tuned_class()
+    entry = _entry(one, machine, chain) or _entry(one, machine, not chain)
+    extents = {name: value for name, value in one.items() if type(value) is int} | (entry.timed_at if entry else {})
+    return all(getattr(problem, name, value) == value for name, value in extents.items())
 
 
 def incumbents(problem: Problem, machine: Machine, chain: bool = False) -> list[tuple[str, dict[str, Value]]]:
@@ -103,7 +115,14 @@ def winner(records: Sequence[Record], problem: Problem) -> TunedClass | None:
         commit=best.commit,
         card=best.card or "",
         chain=best.clock == CHAIN,
+        timed_at=_beside(problem),
     )
+
+
+def _beside(problem: Problem) -> dict[str, int]:
+    """The problem's extents that are not its class's."""
+    extents = {name: value for name, value in problem.tuned_class().items() if type(value) is int}
+    return {name: own for name, value in extents.items() if (own := getattr(problem, name, value)) != value}
 
 
 def is_users(problem: Problem, machine: Machine) -> bool:

@@ -12,7 +12,12 @@ __device__ __forceinline__ uint32_t count(uint32_t* counter, uint32_t last) {
     return before;
 }
 
-// The same of one that has nothing for the others to see, and nothing to learn from them (red.relaxed.gpu.inc).
+// The same of one that does not learn how many there were: nothing waits for an answer (red.release.gpu.inc).
+__device__ __forceinline__ void count_released(uint32_t* counter, uint32_t last) {
+    asm volatile("red.release.gpu.global.inc.u32 [%0], %1;" ::"l"(counter), "r"(last) : "memory");
+}
+
+// One that has nothing for the others to see, and nothing to learn from them (red.relaxed.gpu.inc).
 __device__ __forceinline__ void count_relaxed(uint32_t* counter, uint32_t last) {
     asm volatile("red.relaxed.gpu.global.inc.u32 [%0], %1;" ::"l"(counter), "r"(last) : "memory");
 }

@@ -74,6 +74,13 @@ __device__ __forceinline__ uint16_t pair_fp8(float low, float high) {
     return pair;
 }
 
+// Two fp16 of one 32-bit word, rounded and clamped likewise (cvt.rn.satfinite.e4m3x2.f16x2).
+__device__ __forceinline__ uint16_t pair_fp8(uint32_t pair_of_fp16) {
+    uint16_t pair;
+    asm("cvt.rn.satfinite.e4m3x2.f16x2 %0, %1;" : "=h"(pair) : "r"(pair_of_fp16));
+    return pair;
+}
+
 __device__ __forceinline__ void from_float(float& to, float value) { to = value; }
 
 // Round to nearest even.

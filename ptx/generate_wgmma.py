@@ -3,8 +3,8 @@
 from itertools import product
 from pathlib import Path
 
-SHAPES = tuple(range(32, 257, 16))  # n of m64nNkK
-REGISTER_SHAPES = (16, 32, 64, 96, 112, 128, 144, 160, 192, 208, 256)  # the same where a comes from registers
+SHAPES = (*range(32, 193, 16), 200, *range(208, 257, 16))  # n of m64nNkK
+REGISTER_SHAPES = (16, 32, 64, 96, 128, 192, 256)  # the same where a comes from registers
 N_MAJOR_SHAPES = (64, 128, 256)  # the same where b is n-major too: values of attention, a head_dim of n
 N_MAJOR_SHARED_SHAPES = (128,)  # both in shared memory, b n-major: a quarter of a latent of 512
 FORMATS = {  # C++ type: PTX type, K, immediates after the two that may negate a and b

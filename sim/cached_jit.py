@@ -22,9 +22,12 @@ from typing import Any
 from sim.errors import EnvironmentFailure
 from sim.folders import ROOT, cache_path
 
+# Typing raises and drops an error for each signature that does not fit: colours for them take a thirtieth of it.
+os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
 try:
     import numba
     from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache, UserProvidedCacheLocator
+    from numba.core.targetconfig import TargetConfig
 
     if numba.config.THREADING_LAYER == "default":  # nobody has chosen another
         numba.config.THREADING_LAYER = "workqueue"
@@ -33,6 +36,20 @@ try:
     numba.get_num_threads()  # starts them
 except (ValueError, RuntimeError) as error:
     raise EnvironmentFailure(f"Numba's settings (NUMBA_NUM_THREADS, NUMBA_THREADING_LAYER ...): {error}") from error
+
+
+@cache
+def _defaults(kind: Any) -> dict[str, Any]:
+    return {name: option.default for name, option in kind.options.items()}
+
+
+def _values(options: Any) -> dict[str, Any]:
+    kind: Any = type(options)
+    return {**_defaults(kind), **options._values}
+
+
+# Numba compares the options of a compilation wherever a call is typed: a property for each of them takes a third of it.
+TargetConfig.values = _values
 
 _IMPORTS = re.compile(r"^ *from ((?:sim|lab\.kernels)\b[\w.]*) import (?:\(([^)]*)\)|(.*))", re.MULTILINE)
 

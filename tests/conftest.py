@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import os
 import signal
 from collections.abc import Iterator
 
@@ -21,7 +22,12 @@ def no_config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Programs that tests start and interrupt must hear it, also where this run is in the background of a shell."""
+    """Programs that tests start and interrupt must hear it, also where this run is in the background of a shell.
+
+    Workers share the cores: OpenBLAS, not yet loaded, has one thread in each, for its threads wait for one another in
+    loops that take up to thirty times what a product takes.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     settings.load_profile("deep" if "or deep" in config.getoption("-m") else "lab")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -19,12 +19,13 @@ from typer.main import get_command
 
 import experiments
 import lab
-from experiments.cli import app, run_command
+from experiments.cli import app, examples, run_command
 from experiments.tables.report import pages
 from lab.record import ROOT
 
 FENCE = re.compile(r"^```(sh|python)( gpu| slow)?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 ANY_FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+OUTPUT = re.compile(r"^<!-- lab report: output (.+) -->$", re.MULTILINE)
 INLINE = re.compile(r"`(lab [^`]+)`")
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]+)?\)")
 PATTERN = re.compile(r"\b[A-Z]{2,}\b|\.\.|\[")  # what stands for something else, as in `lab check KERNEL ...`
@@ -60,9 +61,10 @@ def commands(text: str) -> list[list[str]]:
 
 
 def quick() -> list[str]:
-    """The commands that run here, each once."""
+    """The commands that run here, each once; those whose output a page shows run where pages are made anew."""
     lines = [line for block in blocks() if (block.language, block.mark) == ("sh", "") for line in commands(block.text)]
-    return list(dict.fromkeys(map(shlex.join, lines)))
+    shown = {examples.EXPLAIN, examples.CHECK, *(name for page in pages() for name in OUTPUT.findall(page.read_text()))}
+    return [line for line in dict.fromkeys(map(shlex.join, lines)) if line.removeprefix("lab ") not in shown]
 
 
 @pytest.mark.parametrize("command", quick())

@@ -1,7 +1,7 @@
 """The serving loop against its bars: host work, gaps, throughput, stalls of prompts, and what was predicted."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from msgspec import structs
@@ -10,7 +10,7 @@ from experiments.lookup import question_of
 from experiments.markdown import three_columns
 from experiments.rows import Row, Verdict, untimed
 from experiments.running.backends import Backend
-from experiments.running.jobs import ServeJob
+from experiments.running.jobs import ServeJob, StepJob, problem_of
 from experiments.served import (
     DECODES,
     LONG,
@@ -34,6 +34,7 @@ LLAMA, SMALL = MODELS["llama-3-8b"], MODELS["smollm2-135m"]
 NANO = Workload(num_prompts=256, input_len=562, output_len=562, range_ratio=0.822)  # 100 to 1,024 tokens, as nano-vllm
 FEW = {"max_rows": 2 * DECODES}  # a policy for few sequences: it has fewer buckets
 BUDGET_MS = 19.5  # of a step, held against the bar; `lab run chunked_prefill` has chunks of one size
+CONTEXT = 1024  # tokens of each sequence where the schedules of steps are looked for
 RATE = 16.0  # requests a second of conversations, below 80% of the knee; `lab run serving_loop` has others
 WITHIN = {"mean_itl_ms": 0.05, "p99_itl_ms": 0.10, "median_ttft_ms": 0.10, "p99_ttft_ms": 0.20}
 SHOWN = (
@@ -119,17 +120,19 @@ class Options:
     """`part` is one of PARTS, or several with commas between, measured `runs` times; what is late is skipped.
 
     Late is what has not begun after `seconds`. Loops of one model and policy that follow one another are set up once.
+    The best schedules of their steps' parts, of one token a row, are looked for first, in `tune` seconds.
     """
 
     part: str = "load"
     runs: int = 1
     seconds: int = 300
+    tune: int = 0
 
     def __post_init__(self) -> None:
         if not set(self.part.split(",")) <= set(PARTS):
             raise InputError(f"part is {', '.join(PARTS)}, or some with commas between; got {self.part!r}")
-        if min(self.runs, self.seconds) < 1:
-            raise InputError(f"runs and seconds are at least 1; got {self.runs}, {self.seconds}")
+        if min(self.runs, self.seconds) < 1 or self.tune < 0:
+            raise InputError(f"runs and seconds are at least 1, tune at least 0; got {self}")
 
 
 def jobs(parts: str) -> list[ServeJob]:
@@ -137,8 +140,23 @@ def jobs(parts: str) -> list[ServeJob]:
     return [structs.replace(job, facts={"part": one, **job.facts}) for one in parts.split(",") for job in PARTS[one]()]
 
 
+def steps(parts: str) -> list[StepJob]:
+    """The steps of one token a row that loops of these parts have the most of: the most rows first, each half."""
+    found = {(problem_of(job.problem), n) for job in jobs(parts) for n in _halves(job.policy["max_rows"])}
+    order = sorted(found, key=lambda one: (-one[1], str(one[0])))
+    asked = [replace(model, batch=rows, context=CONTEXT) for model, rows in order]
+    how: dict[str, Any] = {"experiment": "serving_bars", "facts": {"tuned": True}, "peers": False}
+    return [StepJob(problem=model.as_dict(), **how) for model in asked]
+
+
+def _halves(rows: int) -> list[int]:
+    return [rows >> i for i in range(rows.bit_length())]
+
+
 def measure(options: Options, backend: Backend) -> Iterator[Record]:
     """Each loop of a part, and what is predicted of it."""
+    if options.tune:
+        yield from backend.tuned_in_steps(steps(options.part), options.tune)
     asked = [job for job in jobs(options.part) for _ in range(options.runs if backend.on == "gpu" else 1)]
     yield from backend.served(asked, options.seconds)
 

@@ -1,6 +1,7 @@
 """lab bench serve: a workload for a serving loop, under the flags and the JSON keys of `vllm bench serve`."""
 
 import json
+from collections import Counter
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from math import inf
@@ -13,11 +14,13 @@ from experiments.cli.options import Json, On, Where
 from experiments.cli.options import Machine as MachineName
 from experiments.cli.output import emit, number, say, table
 from experiments.cli.serving import (
+    Devices,
     Disaggregate,
     LoopOptions,
     Model,
     Replicas,
     TensorParallel,
+    devices_of,
     gpus_of,
     with_loop,
 )
@@ -76,6 +79,7 @@ def bench_serve(
     disaggregate: Disaggregate = "",
     replicas: Replicas = 0,
     tensor_parallel: TensorParallel = 0,
+    devices: Devices = "",
     save_result: Save = False,
     result_filename: Result = "",
     base_url: BaseUrl = "",
@@ -93,10 +97,13 @@ def bench_serve(
     from experiments.running import backends
     from experiments.running.fleets import NEEDS_TWO, pages_of, predicted_fleet
     from experiments.running.jobs import ServeJob
+    from experiments.running.pair_on_device import FleetWork, serve_fleet
     from experiments.running.serving import predicted
     from lab.problems.model import model_named
     from lab.record import provenance
+    from lab.serving.disaggregation.setups import Setup
     from lab.serving.metrics import goodput_of, per_request, summarise
+    from lab.serving.simulated import pages_within
     from lab.serving.workload import Workload
     from sim.machine import machine as machine_named
 
@@ -104,8 +111,11 @@ def bench_serve(
     if (loop.journal and base_url) or (on is Where.GPU and (loop.journal or save_result)):
         raise InputError("a journal is written of predicted loops, all times of them and of servers")
     gpus = gpus_of(disaggregate, replicas, tensor_parallel)
-    if gpus and (on is Where.GPU or base_url):
+    if (gpus and base_url) or (on is Where.GPU and (replicas or tensor_parallel)):
         raise InputError(NEEDS_TWO)
+    if devices and not (disaggregate and on is Where.GPU):
+        raise InputError("--devices are for --disaggregate --on gpu")
+    prompts, answers = devices_of(devices, *Setup.of(gpus).engines) if disaggregate else ([], [])
     if gpus and loop.journal:
         raise InputError("a journal is of one loop's decisions; this set-up has several")
     chip = backends.real_machine() if on is Where.GPU else machine_named(machine)
@@ -119,7 +129,10 @@ def bench_serve(
             found, every = summarise(sequences, (), 1, 0, limits, asked), per_request(sequences)
         else:
             chosen = model_named(model)
-            pages = loop.num_gpu_blocks or pages_of(gpus, chosen, chip)
+            most = max(Counter([*prompts, *answers]).values(), default=1)  # engines of a GPU
+            pages = loop.num_gpu_blocks or (
+                pages_within(chosen, chip, most) if most > 1 else pages_of(gpus, chosen, chip)
+            )
             rules = asdict(replace(loop, num_gpu_blocks=pages).policy(chosen, chip, continuous=not static))
             job = ServeJob(
                 problem=chosen.as_dict(),
@@ -133,7 +146,12 @@ def bench_serve(
                 gpus=gpus,
                 experiment="bench_serve",
             )
-            if on is Where.GPU:
+            if on is Where.GPU and gpus:
+                work = FleetWork(job=job, prompts=tuple(prompts), answers=tuple(answers))
+                records = backends.GpuBackend(chip, "bench_serve", provenance()).worked(serve_fleet, work, DEADLINE_S)
+                (record,) = records
+                found = dict(record.metrics)
+            elif on is Where.GPU:
                 records = backends.GpuBackend(chip, "bench_serve", provenance()).served([job], DEADLINE_S)
                 found = next(dict(r.metrics) for r in records if r.on == "gpu")
             elif gpus:

@@ -2,9 +2,11 @@
 
 import socket
 import sys
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +15,17 @@ import typer
 from experiments.cli.options import Json, On, Where
 from experiments.cli.options import Machine as MachineName
 from experiments.cli.output import emit, say
-from experiments.cli.serving import Disaggregate, LoopOptions, Replicas, TensorParallel, gpus_of, with_loop
+from experiments.cli.serving import (
+    Devices,
+    Disaggregate,
+    LoopOptions,
+    Replicas,
+    TensorParallel,
+    Threads,
+    devices_of,
+    gpus_of,
+    with_loop,
+)
 from sim.errors import EnvironmentFailure, InputError
 
 SIMULATED_PAGES = 256  # of a checkpoint on the simulated chip, whose memory is this computer's
@@ -55,6 +67,8 @@ def serve(
     disaggregate: Disaggregate = "",
     replicas: Replicas = 0,
     tensor_parallel: TensorParallel = 0,
+    devices: Devices = "",
+    one_process: Threads = False,
     on: On = Where.SIM,
     machine: MachineName = "h200",
     as_json: Json = False,
@@ -72,36 +86,54 @@ def serve(
     except ImportError as error:
         raise InputError(f"serving needs the extra serve ({error.name}): pip install 'kernel-lab[serve]'") from None
     from experiments.running import backends
-    from lab.inference.chip import gpu, simulated
+    from lab.inference.chip import chip_of, gpu, simulated
     from lab.inference.download import default_weights
     from lab.inference.number_codec import NumberCodec
     from lab.problems import MODELS
+    from lab.serving.clock import VirtualClock, WallClock
     from lab.serving.disaggregation.live import LiveFleet
-    from lab.serving.disaggregation.setups import Setup
+    from lab.serving.disaggregation.on_chips import ChipFleet
+    from lab.serving.disaggregation.setups import DISAGGREGATE, Setup
     from lab.serving.journal import Journal
-    from lab.serving.models import Served, load, of_checkpoint, of_preset
+    from lab.serving.models import Served, load, of_checkpoint, of_preset, weights_of
+    from lab.serving.simulated import pages_within
     from lab.serving.times import StepTimes
     from sim.machine import machine as machine_named
 
     card = backends.real_machine() if on is Where.GPU else machine_named(machine)
     preset = MODELS.get(model)
     gpus = gpus_of(disaggregate, replicas, tensor_parallel)
-    if gpus and not (preset and on is Where.SIM and not loop.journal):
+    setup = Setup.of(gpus) if gpus else Setup()
+    pair = bool(gpus) and not preset and setup.way == DISAGGREGATE
+    if (gpus and not pair and not (preset and on is Where.SIM)) or (gpus and loop.journal):
         raise InputError(
-            "several GPUs are served as predicted alone: a preset, on the simulated chip, without a journal"
+            "several GPUs are served as predicted alone: a preset, on the simulated chip, without a journal; "
+            "a file's model is by --disaggregate"
         )
+    if (devices and not (pair and on is Where.GPU)) or (one_process and not pair):
+        raise InputError("--devices and --one-process are for --disaggregate of a file's model, --devices --on gpu")
     if preset and on is Where.GPU:
         raise InputError(f"{model} is a preset without weights; on a GPU name a file")
     listening = _listen(host, port)
     path = Path(model) if model else default_weights()
-    loaded = None
+    loaded, prompts, answers = None, [], []
+    if pair:
+        numbers: Any = [[None] * n for n in setup.engines]
+        if on is Where.GPU:
+            numbers = devices_of(devices, *setup.engines)
+        prompts, answers = ([chip_of(card.name, number) for number in some] for some in numbers)
     if not preset:
-        loaded = load(path, gpu(card) if on is Where.GPU else simulated(card))
+        chip = answers[0] if pair else gpu(card) if on is Where.GPU else simulated(card)
+        with chip.apart():
+            loaded = load(path, chip)
         if on is Where.SIM and not loop.num_gpu_blocks:
             loop = replace(loop, num_gpu_blocks=SIMULATED_PAGES)
     sizes = preset or loaded.model
+    if pair and not loop.num_gpu_blocks:
+        most = max(Counter(chip.device for chip in (*prompts, *answers)).values())
+        loop = replace(loop, num_gpu_blocks=pages_within(sizes, card, most))
     if gpus and not loop.num_gpu_blocks:
-        loop = replace(loop, num_gpu_blocks=Setup.of(gpus).pages(sizes, card))
+        loop = replace(loop, num_gpu_blocks=setup.pages(sizes, card))
     rules = loop.policy(sizes, card, context=loaded.checkpoint.config.context if loaded else 0)
     with Path(loop.journal).open("wb") if loop.journal else nullcontext() as file:
         lines = Journal(file, rules, StepTimes(sizes, card, rules.buckets)) if file else None
@@ -111,10 +143,19 @@ def serve(
             service.hear(facts, emitted)
 
         real = pace is Pace.REAL
-        if loaded:
+        fleet: Any = None
+        if pair:
+            clock = WallClock() if real or on is Where.GPU else VirtualClock()
+            known = {loaded.chip.device: loaded.weights}
+            fleet = ChipFleet.of(
+                partial(weights_of, path), prompts, answers, rules, hear, lambda *lost: service.gone(*lost), clock,
+                not one_process, known=known,
+            )  # fmt: skip
+            served = Served(fleet, loaded.checkpoint.tokenizer, sizes.vocab)
+        elif loaded:
             served = of_checkpoint(loaded, rules, hear, real, lines)
         elif gpus:
-            fleet: Any = LiveFleet(Setup.of(gpus), sizes, card, rules, hear, real)
+            fleet = LiveFleet(setup, sizes, card, rules, hear, real)
             served = Served(fleet, NumberCodec(), sizes.vocab)
         else:
             served = of_preset(preset, card, rules, hear, real, lines)
@@ -139,6 +180,8 @@ def serve(
         finally:
             dead = service.failed
             service.stop()
+            if pair:
+                fleet.stop()
     if dead:
         raise EnvironmentFailure(f"the loop failed: {dead}")
     return 0

@@ -21,10 +21,14 @@ HostPages = Annotated[int, typer.Option(min=0, help="Pages of the host, which pr
 Prefixes = Annotated[bool, typer.Option(help="Share full pages of equal prefixes.")]
 Preemption = Annotated[str, typer.Option(help="recompute, swap, or cheaper: whichever is predicted to be.")]
 Disaggregate = Annotated[
-    str, typer.Option(metavar="P:D", help="So many GPUs for prompts and so many for answers, as predicted.")
+    str, typer.Option(metavar="P:D", help="So many GPUs for prompts and so many for answers; a preset's as predicted.")
 ]
 Replicas = Annotated[int, typer.Option(min=0, help="So many GPUs, each with a loop of its own, as predicted.")]
 TensorParallel = Annotated[int, typer.Option(min=0, help="2: both GPUs share every step, as predicted.")]
+Devices = Annotated[
+    str, typer.Option(metavar="P,...,D,...", help="The GPUs of --disaggregate --on gpu, prompts' first; 0,1,... else.")
+]
+Threads = Annotated[bool, typer.Option("--one-process", help="Prompts' engines are threads, not processes.")]
 JournalFile = Annotated[str, typer.Option("--journal", metavar="FILE", help="Write every decision to a file.")]
 
 
@@ -76,6 +80,17 @@ def gpus_of(disaggregate: str, replicas: int, tensor_parallel: int) -> str:
     if len(asked) > 1:
         raise InputError(f"one set-up of several GPUs at a time; got {' and '.join(asked)}")
     return str(Setup.of(asked[0])) if asked else ""
+
+
+def devices_of(text: str, prefills: int, decodes: int) -> tuple[list[int], list[int]]:
+    """The GPUs of engines for prompts and for answers; raises InputError where they are not as many."""
+    from sim.errors import InputError
+
+    words = text.split(",") if text else [str(i) for i in range(prefills + decodes)]
+    if len(words) != prefills + decodes or not all(word.isdigit() for word in words):
+        raise InputError(f"devices are {prefills + decodes} numbers with commas between, prompts' first; got {text!r}")
+    found = [int(word) for word in words]
+    return found[:prefills], found[prefills:]
 
 
 def with_loop(verb: Callable[..., Any]) -> Callable[..., Any]:

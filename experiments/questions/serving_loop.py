@@ -38,7 +38,7 @@ class Options:
 
     model: str = "llama-3-8b"
     dataset: str = "azure-conv"
-    requests: int = 160
+    requests: int = 100
     rates: str = "8,16,24"
     runs: int = 1
     seconds: int = 200
@@ -100,7 +100,7 @@ def verdict(records: Sequence[Record], past: Archive) -> Verdict:  # noqa: ARG00
 
 def pictures(past: Archive) -> dict[str, Chart]:
     """How many first tokens, and how many gaps, are no longer than so much: predicted and measured, at each rate."""
-    found, charts = cases(newest(past, "serving_loop")), {}
+    found, charts = cases(newest(past, "serving_loop", "requests_per_s")), {}
     for file, (spread, title) in SPREADS.items():
         series = []
         for case in found.values():
@@ -117,8 +117,8 @@ def pictures(past: Archive) -> dict[str, Chart]:
 
 
 def table(past: Archive) -> str:
-    """The newest run."""
-    found = newest(past, "serving_loop")
+    """Each rate's newest run."""
+    found = newest(past, "serving_loop", "requests_per_s")
     if not found:
         return "No records yet: `lab run serving_loop --record` makes them."
     return three_columns(list(rows(found, past)), verdict(found, past).sentence)

@@ -11,7 +11,7 @@ from lab.serving.disaggregation.setups import Setup, fleet_of
 from lab.serving.metrics import Steps, per_request, summarise
 from sim.machine import Machine
 
-NEEDS_TWO = "several GPUs are predicted here, not measured: it takes two that reach each other, and code to drive them"
+NEEDS_TWO = "several GPUs are predicted here, not measured; `lab bench serve --disaggregate P:D --on gpu` alone is"
 
 
 def pages_of(gpus: str, model: Model, machine: Machine) -> int:

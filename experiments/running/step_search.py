@@ -18,6 +18,7 @@ from lab.choice import contenders
 from lab.execute import Plan, capture
 from lab.inference.step import FEW_TOKENS, planned
 from lab.kernel import Kernel, recorded_schedule, schedule_fields
+from lab.kernels.common import clusters
 from lab.problems import Attention, Linear, Problem
 from lab.record import Checked, Record
 from lab.tuned import FINAL
@@ -31,6 +32,8 @@ PROMISING = 1.4  # times the least predicted time: what won in a step has been p
 ROUNDS = 3
 FINAL_ROUNDS = 6
 FINALISTS = 3
+KEPT = 8  # of a part, that race again
+PASSES = 3  # over all parts
 LEAST = 0.02  # of all bytes of weights: a matrix that is worth a search
 SHALLOWEST = 2  # stages of a ring
 
@@ -38,7 +41,7 @@ SHALLOWEST = 2  # stages of a ring
 def search(argument: Any) -> Iterator[Record]:
     """Records of the finalists for each part of a step that is worth it; each best stays for the search of the next.
 
-    When all have been sought the finalists race once more, beside what by then is around them. Parts whose search has
+    When all have been sought the finalists race again, beside what by then is around them. Parts whose search has
     not begun when the seconds are over are passed over.
     """
     done: set[Problem] = set()
@@ -50,10 +53,10 @@ def search(argument: Any) -> Iterator[Record]:
         arena = Arena.of(problem_of(job.problem), peers=False)
         solved, bound = [call.problem for call in arena.step.calls], list(arena.step.bound)
         races = [_Race(arena, job, problem, bound) for problem in _parts(solved) if problem not in done]
-        for first in (True, False):
+        for again in range(PASSES):
             for race in races:
-                if time.monotonic() < end and (first or race.finalists):
-                    yield from race.run(_contenders(race.problem, arena.machine) if first else race.finalists)
+                if time.monotonic() < end and (not again or race.finalists):
+                    yield from race.run(race.finalists if again else _contenders(race.problem, arena.machine))
                     done.add(race.problem)
 
 
@@ -74,7 +77,9 @@ def _contenders(problem: Problem, machine: Machine) -> list[Plan]:
     ones too.
 
     Small kernels keep theirs: all others of them made up 2 us of a step at most. Attention is to overlap, and may have
-    shallower rings: what they leave of an SM's memory is L1, where matrices keep x.
+    shallower rings: what they leave of an SM's memory is L1, where matrices keep x. Rings of matrices may be deeper,
+    too, warps may have more loads under way, and an SM may be held to its share of a grid, which would pile up where
+    launches around it leave room.
     """
     if not isinstance(problem, Linear | Attention):
         return [planned(problem, machine)]
@@ -89,13 +94,32 @@ def _contenders(problem: Problem, machine: Machine) -> list[Plan]:
         rings = [(kernel, schedule) for kernel, schedule in pairs if getattr(schedule, "stages", 0) > SHALLOWEST]
         pairs += [(kernel, replace(schedule, stages=schedule.stages - 1)) for kernel, schedule in rings]
         pairs += [(kernel, replace(schedule, stages=SHALLOWEST)) for kernel, schedule in rings]
+    else:
+        rings = [(kernel, schedule) for kernel, schedule in pairs if hasattr(schedule, "stages")]
+        pairs += [(k, replace(s, stages=s.stages + more)) for k, s in rings for more in (-1, 1) if s.stages + more > 1]
+        streams = [(kernel, schedule) for kernel, schedule in pairs if kernel.name == "gemv_vectorized"]
+        pairs += [_longer(kernel, s) for kernel, s in streams if s.unroll <= 4 and s.rows * s.unroll <= 8]
     found = []
     for kernel, schedule in dict.fromkeys(pairs):
         with suppress(InputError, ScheduleError):
             plan = _plan(problem, machine, kernel, schedule)
             if plan.launches[0].dependent or not isinstance(problem, Attention):
-                found.append(plan)
+                found += [plan, *_held(plan)]
     return found
+
+
+def _longer(kernel: Kernel, schedule: Any) -> tuple[Kernel, Any]:
+    """Twice the loads of a warp under way, for which fewer CTAs of an SM have registers."""
+    return kernel, replace(schedule, unroll=2 * schedule.unroll, ctas_per_sm=max(1, 3 * schedule.ctas_per_sm // 4))
+
+
+def _held(plan: Plan) -> Iterator[Plan]:
+    """The same, each SM held to its share of a grid that runs at once."""
+    share = -(-plan.launches[0].ctas // plan.machine.sms)
+    if getattr(plan.schedule, "most", None) == 0 and share <= clusters.MOST:
+        held = _plan(plan.problem, plan.machine, plan.kernel, replace(plan.schedule, most=share))
+        if held.launches[0].shared_bytes > plan.launches[0].shared_bytes:
+            yield held
 
 
 def _predicted_best(problem: Problem, machine: Machine) -> list[tuple[Kernel, Any]]:
@@ -163,7 +187,8 @@ class _Race:
             for name, samples in shares.items():
                 facts = {"candidates": len(entries), "step_us": times[name].us, "alone": hidden}
                 yield self._record(entries[name][0], times[name], samples, facts, graphs[name])
-            self.finalists = [entries[name][0] for name in best]
+            all_times = {**first, **times}
+            self.finalists = [entries[name][0] for name in sorted(graphs, key=lambda n: all_times[n].us)[:KEPT]]
             self._bound[:] = entries[best[0]][1]
 
     def _record(self, plan: Plan, timing: Any, samples: tuple[float, ...], facts: dict[str, Any], graph: Any) -> Record:

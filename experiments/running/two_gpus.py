@@ -4,6 +4,7 @@ Both devices may be the same one: then nothing crosses a link, and only the code
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -11,7 +12,12 @@ import msgspec
 import numpy as np
 
 from experiments.running.jobs import Work
+from experiments.running.pair_on_device import watch
+from experiments.running.tensor_parallel import CONTEXT, TwoRanks
+from experiments.running.transfer_rungs import climb
 from lab import catalog
+from lab.cards import fits
+from lab.cards.links import link_rate
 from lab.inference.step_input import PAGE
 from lab.problems import Model, Problem
 from lab.problems.all_reduce import AllReduce
@@ -27,18 +33,24 @@ WAIT_UNTIL_AT_LEAST = 0  # CU_STREAM_WAIT_VALUE_GEQ
 
 
 class Pushing(Work, frozen=True, kw_only=True):
-    """Prompts of a model, of so many tokens each, from one device's pool to another's; sums of so many rows."""
+    """Prompts of a model, of so many tokens each, from one device's pool to another's; sums of so many rows.
+
+    A `step` of two ranks, and `engines` of prompts and of answers at work.
+    """
 
     model: dict[str, Any]
     tokens: tuple[int, ...] = ()
     rows: tuple[int, ...] = ()
     devices: tuple[int, int] = (0, 1)
     rounds: int = 10
+    step: bool = False
+    engines: bool = False
 
 
 def pushes(argument: Any) -> Iterator[Record]:
-    """A record of each prompt, whole and one layer of it, and of each sum, as plain data from a `Pushing`."""
+    """Records of each prompt, whole, one layer of it and by other ways, of each sum, and of the rest of a `Pushing`."""
     from lab.gpu import device
+    from lab.inference.chip import gpu
     from lab.record import provenance
 
     asked = msgspec.convert(argument, Pushing)
@@ -56,6 +68,7 @@ def pushes(argument: Any) -> Iterator[Record]:
             facts = {"what": "push", "tokens": tokens, "layers": layers or model.layers, "same_card": same}
             facts["bytes_per_s"] = 1e6 * problem.moved_bytes / us
             yield _record(origin, asked, PUSH, problem, us, right, facts | {"cards": cards})
+        yield from _rungs(origin, asked, Transfer.of(model, tokens, PAGE), machine, tokens, same, cards)
     if asked.tokens:
         us, right = _received(machine, asked)
         facts = {"what": "epochs", "times": EPOCHS, "same_card": same, "cards": cards}
@@ -66,10 +79,44 @@ def pushes(argument: Any) -> Iterator[Record]:
             us, right = _summed(name, total, machine, asked)
             facts = {"what": "sum", "rows": rows, "rank_bytes": total.rank_bytes, "same_card": same, "cards": cards}
             yield _record(origin, asked, name, total, us, right, facts)
+    if asked.step:
+        ranks = TwoRanks(model, (gpu(machine, asked.devices[0]), gpu(machine, asked.devices[1])))
+        timed = partial(_timed, rounds=asked.rounds)
+        us, share_us = ranks.timed(timed), ranks.share(timed)
+        one, other = (decode(found, model.unit) for found in ranks.logits())
+        facts = {"what": "step", "context": CONTEXT, "share_us": share_us, "same_card": same, "cards": cards}
+        yield _record(origin, asked, None, model, us, bool(np.isfinite(one).all() and (one == other).all()), facts)
+    if asked.engines:
+        for figures in watch(model, asked.devices, machine.name):
+            facts = {"what": "engines", "same_card": same, "cards": cards, **figures}
+            yield _record(origin, asked, None, model, figures["prompts_us"], True, facts)
+
+
+def _rungs(
+    origin: dict[str, Any], asked: Pushing, problem: Transfer, machine: Any, tokens: int, same: bool, cards: str
+) -> Iterator[Record]:
+    """A prompt handed over by each way there is, beside the time that a link, or one card's memory, needs at least."""
+    rate = fits.read_rate(machine) / 2 if same else link_rate(machine)
+    least = {"bytes": problem.moved_bytes, "least_us": 1e6 * problem.moved_bytes / rate}
+    for found in climb(problem, machine, asked.devices, partial(_timed, rounds=asked.rounds)):
+        facts = {"what": "rung", "rung": found.rung, "tokens": tokens, "same_card": same, "cards": cards}
+        facts |= least
+        if found.us is None:
+            facts["why"] = found.why
+        else:
+            facts["bytes_per_s"] = 1e6 * problem.moved_bytes / found.us
+        kernel = PUSH if found.rung == PUSH else None
+        yield _record(origin, asked, kernel, problem, found.us, found.right, facts)
 
 
 def _record(
-    origin: dict[str, Any], asked: Pushing, kernel: str, problem: Problem, us: float, right: bool, facts: dict[str, Any]
+    origin: dict[str, Any],
+    asked: Pushing,
+    kernel: str | None,
+    problem: Problem | Model,
+    us: float | None,
+    right: bool,
+    facts: dict[str, Any],
 ) -> Record:
     return Record(
         **origin,
@@ -85,16 +132,15 @@ def _cards(devices: tuple[int, int]) -> str:
     """The names of both, which can reach each other; raises InputError where there are not two."""
     import cupy
 
+    from lab.gpu.shared import reach
+
     runtime = cupy.cuda.runtime
     have = runtime.getDeviceCount()
     if max(devices) >= have:
         raise InputError(f"two GPUs that reach each other are needed; this machine has {have}")
     for one, other in (devices, devices[::-1]):
-        if one != other:
-            if not runtime.deviceCanAccessPeer(one, other):
-                raise EnvironmentFailure(f"GPU {one} cannot reach the memory of GPU {other}")
-            with cupy.cuda.Device(one):
-                runtime.deviceEnablePeerAccess(other)
+        if not reach(one, other):
+            raise EnvironmentFailure(f"GPU {one} cannot reach the memory of GPU {other}")
     return " and ".join(runtime.getDeviceProperties(d)["name"].decode() for d in dict.fromkeys(devices))
 
 
@@ -116,7 +162,7 @@ def _pushed(problem: Transfer, machine: Any, asked: Pushing) -> tuple[float, boo
         arrays["epoch"] = cupy.ones(1, np.int32)
         bound = plan(problem, machine, kernel=catalog.get(PUSH)).bind(arrays, here)
         graph = capture(*[bound] * AT_ONCE)
-        us = _timed(graph.replay, asked.rounds) / AT_ONCE
+        us = _timed(graph.replay, rounds=asked.rounds) / AT_ONCE
         sent = cupy.asnumpy(arrays["source"][arrays["from_rows"]])
     with cupy.cuda.Device(there):
         came = cupy.asnumpy(arrays["target"])[problem.indices()["to_rows"]]
@@ -216,7 +262,7 @@ def _summed(name: str, problem: AllReduce, machine: Any, asked: Pushing) -> tupl
             with cupy.cuda.Device(gpu):
                 graph.replay(stream.ptr)
 
-    us = _timed(replay, asked.rounds, streams[0]) / AT_ONCE
+    us = _timed(replay, streams[0], asked.rounds) / AT_ONCE
     for stream in streams:
         stream.synchronize()
     expected = problem.reference(given)["y"]
@@ -224,7 +270,7 @@ def _summed(name: str, problem: AllReduce, machine: Any, asked: Pushing) -> tupl
     return us, bool((np.abs(found - expected.value) <= expected.error).all())
 
 
-def _timed(run: Callable[[], Any], rounds: int, stream: Any = None) -> float:
+def _timed(run: Callable[[], Any], stream: Any = None, rounds: int = 1) -> float:
     """The median of microseconds of a call that enqueues work, by events of the stream that it goes to."""
     import cupy
 

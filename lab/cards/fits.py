@@ -155,11 +155,11 @@ def _nearest(model: str, arch: str, machine_name: str, clock: str) -> Fit:
 
 
 def _picked(lines: Sequence[Fit], arch: str, machine_name: str, clock: str) -> Fit | None:
-    """The machine's, its architecture's or the first's: of each, one by the same clock, then one by a graph."""
+    """The machine's, its architecture's or the first's: of each, one by the same clock, then a graph's, a cold one."""
     of_machine = [fit for fit in lines if fit.machine == machine_name]
     of_arch, of_first = ([f for f in lines if f.arch == a and f.machine is None] for a in (arch, FIRST_ARCH))
     for fits in filter(None, (of_machine, of_arch, of_first)):
-        return min(fits, key=lambda fit: (fit.clock != clock, fit.clock != "graph"))
+        return min(fits, key=lambda fit: (clock, "graph", "cold", "chain").index(fit.clock))
     return None
 
 

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from lab.gpu import driver
 from lab.gpu.launch import current_stream
 
+_NOT_READY = 600  # CUDA_ERROR_NOT_READY
+
 
 class Mark:
     """A place in what the current stream of a GPU has to do."""
@@ -22,9 +24,22 @@ class Mark:
             self._event = driver.call("cuEventCreate", 0)
         finalize(self, driver.api().cuEventDestroy, self._event)
 
-    def set(self) -> None:
-        """Let it be here: behind all that was enqueued so far."""
-        driver.call_on(self._device, "cuEventRecord", self._event, current_stream(self._device))
+    def set(self, stream: int | None = None) -> None:
+        """Let it be here: behind all that was enqueued so far, on a stream or the current one."""
+        where = current_stream(self._device) if stream is None else stream
+        driver.call_on(self._device, "cuEventRecord", self._event, where)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the GPU has come to it; raises EnvironmentFailure for whatever its work did wrong."""
+        (status,) = driver.api().cuEventQuery(self._event)
+        if status and int(status) != _NOT_READY:
+            raise driver.failure(status, "cuEventQuery")
+        return not status
+
+    def hold(self, stream: int) -> None:
+        """Let a stream of any GPU go on only when it is passed."""
+        driver.call_on(self._device, "cuStreamWaitEvent", stream, self._event, 0)
 
     def wait(self) -> None:
         """Return when the GPU has come to it; raises EnvironmentFailure for whatever its work did wrong."""
@@ -33,6 +48,14 @@ class Mark:
     def us_after(self, earlier: "Mark") -> float:
         """Microseconds between two places that the GPU has passed."""
         return 1e3 * float(driver.call("cuEventElapsedTime", earlier._event, self._event))
+
+
+def urgent_stream(device: int) -> int:
+    """A stream whose CTAs are placed before those of others as SMs come free; it lives as long as the process."""
+    with driver.current(device):
+        _, highest = driver.api().cuCtxGetStreamPriorityRange()[1:]
+        kind = int(driver.api().CUstream_flags.CU_STREAM_NON_BLOCKING)
+        return int(driver.call("cuStreamCreateWithPriority", kind, highest))
 
 
 def pinned(shape: tuple[int, ...], dtype: np.dtype) -> NDArray:

@@ -1,15 +1,17 @@
 """Where a step runs: the simulated chip, on NumPy's arrays, or a GPU of this process, on CuPy's."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.errors import NoDeviceError
+from sim.errors import EnvironmentFailure, NoDeviceError
 from sim.formats import encode
 from sim.machine import Machine
+from sim.machine import machine as machine_named
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,31 @@ class Chip:
 
         return Mark(self.device or 0)
 
+    def apart(self) -> AbstractContextManager[object]:
+        """What threads are to be within, one at a time, whose work has a stream of its own: to be entered often."""
+        if self.device is None:
+            return nullcontext()
+        from lab.gpu.shared import Apart
+
+        return Apart(self.device)
+
+    def reach(self, other: "Chip") -> None:
+        """Let its kernels use another chip's memory; raises EnvironmentFailure where no link leads there."""
+        if self.device is None or other.device is None:
+            return
+        from lab.gpu.shared import reach
+
+        if not reach(self.device, other.device):
+            raise EnvironmentFailure(f"GPU {self.device} cannot reach the memory of GPU {other.device}")
+
+    def urgent(self) -> int | None:
+        """A stream of a GPU whose kernels go ahead of those of others; None on the simulated chip, which has none."""
+        if self.device is None:
+            return None
+        from lab.gpu.marks import urgent_stream
+
+        return urgent_stream(self.device)
+
 
 def simulated(machine: Machine) -> Chip:
     """The simulated chip."""
@@ -87,3 +114,15 @@ def gpu(machine: Machine, device: int = 0) -> Chip:
     if machine_of(card(device)) != machine:
         raise NoDeviceError(f"this GPU is {card(device).name}, not the {machine.title}")
     return Chip(machine, device, xp)
+
+
+def chip_of(name: str, device: int | None) -> Chip:
+    """The simulated chip of a machine's name, or the GPU of that number, whatever it is.
+
+    Raises NoDeviceError where there is no such GPU.
+    """
+    if device is None:
+        return simulated(machine_named(name))
+    from lab.gpu.device import machine
+
+    return gpu(machine(device), device)

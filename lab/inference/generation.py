@@ -169,6 +169,7 @@ def generate(
 
     Raises what `load` and `LanguageModel.generate` raise.
     """
+    settings.words()  # refuses what means nothing before a model is read
     return load(model, on, machine, random, weights).generate(prompt, max_tokens, chat, settings)
 
 

@@ -147,6 +147,7 @@ class Forward:
             bias=c.bias,
             norm=c.qk_norm,
             eps=c.eps,
+            settled=True,
         )
 
     def _attention(self, layout: Layout, rows: int, q_len: int) -> Attention:

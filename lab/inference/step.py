@@ -23,17 +23,20 @@ from sim.errors import InputError
 from sim.machine import Machine
 
 FEW_TOKENS = 16  # of a sequence: attention of a decode step
+# Of attention, bytes: beyond these an SM has 28 KB of L1, after it too, and GEMVs behind it were measured to take 1.4
+# times as long there.
+MOST_SHARED = 195 * 1024
+LEAST_STAGES = 2
 AHEAD = 2  # runs of a step whose results the host has not seen yet, at most
 
 
 class StepCache:
-    """Keys and values of all layers in `pool` pages each, the null page among them."""
+    """Keys and values of all layers in `pool` pages each, the null page among them; `layers` are arrays for them."""
 
-    def __init__(self, forward: Forward, chip: Chip) -> None:
+    def __init__(self, forward: Forward, chip: Chip, layers: Sequence[Any] = ()) -> None:
         operand, c = forward.cache(), forward.config
-        self.arrays: dict[str, Any] = {
-            f"layers.{i}.cache": chip.xp.zeros(operand.shape, operand.storage) for i in range(c.layers)
-        }
+        found = layers or [chip.xp.zeros(operand.shape, operand.storage) for _ in range(c.layers)]
+        self.arrays: dict[str, Any] = {f"layers.{i}.cache": array for i, array in enumerate(found)}
         if forward.kv == "fp8":
             self.arrays |= {name: chip.xp.ones(c.kv_heads, np.float32) for name in ("k_scale", "v_scale")}
 
@@ -181,8 +184,18 @@ def planned(problem: Problem, machine: Machine) -> Plan:
         guesses = [guess for guess in best_guesses(problem, machine) if guess.launches[0].dependent]
         if guesses:
             best = min(guesses, key=lambda guess: guess.us)
-            return Plan(problem, machine, best.kernel, best.schedule, best.launches)
+            return _leaving_l1(Plan(problem, machine, best.kernel, best.schedule, best.launches))
     return Plan(problem, machine, *choose(problem, machine, chain=True))
+
+
+def _leaving_l1(found: Plan) -> Plan:
+    """The plan, its rings no deeper than leaves an SM the L1 that the matrices behind have their loads under way in."""
+    p, schedule = found.problem, found.schedule
+    while found.launches[0].shared_bytes > MOST_SHARED and getattr(schedule, "stages", 0) > LEAST_STAGES:
+        schedule = replace(schedule, stages=schedule.stages - 1)
+        launches = found.kernel.launches(p, schedule, found.machine)
+        found = replace(found, schedule=schedule, launches=launches)
+    return found
 
 
 class Part(NamedTuple):

@@ -107,10 +107,9 @@ def _precision(problem: Attention, queries: NDArray) -> Precision:
     if p.kv != "fp8":
         return Precision(FORMATS[p.activations].unit_roundoff, FORMATS[p.activations].smallest)
     smallest = fp8.smallest / LEAST_WEIGHT
-    narrowed = 2 * FORMATS["fp16"].unit_roundoff  # a weight is fp16 when its terms are taken off
     if p.activations == "fp8":
-        return Precision(fp8.unit_roundoff + narrowed, smallest, terms=1)
-    two = fp8.unit_roundoff**2 + narrowed
+        return Precision(fp8.unit_roundoff, smallest, terms=1)
+    two = fp8.unit_roundoff**2 + 2 * FORMATS["fp16"].unit_roundoff  # a weight is fp16 when its first term is taken off
     lost = 2**QUERY_SHIFT * FORMATS["fp16"].smallest / 2 + QUERY_LOST * np.abs(queries).max(axis=1, keepdims=True)
     return Precision(two, smallest, lost, terms=2 if p.q_len > FEW_QUERIES else 0)
 

@@ -265,14 +265,15 @@ class Linear(Problem):
         return {"kind": self.kind, **{name: getattr(self, name) for name in names}}
 
     def draw(self, rng: np.random.Generator, special: str = "") -> dict[str, NDArray]:
-        """Scales and squares from 1/2 to 2, else N(0, 1); int4 weights are uniform, their groups centred near zero.
+        """Scales and mean squares from 1/2 to 2, else N(0, 1); int4 weights uniform, their groups centred near zero.
 
         Special values are among those of x and of the residual.
         """
 
         def one(name: str, operand: Operand) -> NDArray:
             if name.endswith(("scale", "squares")):
-                return np.exp2(rng.uniform(-1, 1, operand.shape)).astype(np.float32)
+                summands = SQUARES if name == "squares" else 1
+                return (summands * np.exp2(rng.uniform(-1, 1, operand.shape))).astype(np.float32)
             return drawn(rng, operand.shape, operand.format, "" if name in self.weight_names else special)
 
         if not self.group:

@@ -40,7 +40,8 @@ class RopeAppend(Problem):
     go to `slots[m]`: rows of k and v [pool, kv_heads, head_dim], or with `page` tokens a page to slot % page of page
     slot / page of the cache [pool, 2, kv_heads, page, head_dim]; a slot is given once. `kv` is the format of the cache,
     `activations` that of all else; an fp8 cache holds values divided by a float32 scale for each KV head and for each
-    of k and v.
+    of k and v. `settled` promises that positions, slots and turns are written by no launch that may still run when this
+    one starts, as in a step.
     A context or pool of 0 is as large as m tokens need. Raises InputError for extents outside 1 to 2^31 - 1, an odd
     head_dim, an eps outside 0 to 1, unknown words, and a pool without room for m tokens.
     """
@@ -63,6 +64,7 @@ class RopeAppend(Problem):
     bias: bool = False
     norm: bool = False
     eps: float = EPS  # of the norm
+    settled: bool = False  # positions, slots and turns
 
     def __post_init__(self) -> None:
         require_extents(self, ("m", "q_heads", "kv_heads", "head_dim"))
@@ -165,7 +167,8 @@ class RopeAppend(Problem):
 
     def tuned_class(self) -> dict[str, Any]:
         """m rounded up to a power of two, whatever the table and the pool hold."""
-        own = {name: value for name, value in self.as_dict().items() if name not in ("context", "pool", "eps")}
+        apart = ("context", "pool", "eps", "settled")
+        own = {name: value for name, value in self.as_dict().items() if name not in apart}
         return {**own, "m": 1 << (self.m - 1).bit_length()}
 
     def as_dict(self) -> dict[str, Any]:

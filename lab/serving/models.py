@@ -8,6 +8,7 @@ from lab.inference.chip import Chip
 from lab.inference.codec import Codec
 from lab.inference.number_codec import NumberCodec
 from lab.inference.progress import progress
+from lab.inference.step import StepCache
 from lab.inference.step_weights import StepWeights
 from lab.problems import Model
 from lab.serving.clock import Clock, VirtualClock, WallClock
@@ -50,6 +51,11 @@ def load(path: Path, chip: Chip) -> "Loaded":
         return Loaded(checkpoint, StepWeights.load(checkpoint.config, checkpoint.file, chip, advance=advance), chip)
 
 
+def weights_of(path: Path, chip: Chip) -> StepWeights:
+    """A checkpoint's weights on a chip, for engines in other processes."""
+    return load(path, chip).weights
+
+
 class Loaded(NamedTuple):
     """A checkpoint on a chip."""
 
@@ -60,9 +66,39 @@ class Loaded(NamedTuple):
     @property
     def model(self) -> Model:
         """Its sizes, in the format of its matrices."""
-        c = self.checkpoint.config
-        sizes = (c.layers, c.d, c.q_heads, c.kv_heads, c.head_dim, c.ffn, c.vocab)
-        return Model(*sizes, tied=c.tied, weights=self.weights.matrices["layers.0.qkv"].weights)
+        return model_of(self.weights)
+
+
+def model_of(weights: StepWeights) -> Model:
+    """The sizes of a model, in the format of its matrices."""
+    c = weights.config
+    sizes = (c.layers, c.d, c.q_heads, c.kv_heads, c.head_dim, c.ffn, c.vocab)
+    return Model(*sizes, tied=c.tied, weights=weights.matrices["layers.0.qkv"].weights)
+
+
+def engine_of(
+    weights: StepWeights,
+    scheduler: Scheduler,
+    chip: Chip,
+    observe: Observer,
+    clock: Clock,
+    journal: Journal | None = None,
+    cache: StepCache | None = None,
+    kind: type[ChipExecutor] = ChipExecutor,
+    prepared: bool = True,
+) -> Engine:
+    """A scheduler's loop on a chip, in a cache of its own where none is given; on a GPU all its steps are `prepared`.
+
+    Raises InputError where the model is none that steps can run.
+    """
+    policy = scheduler.policy
+    times = StepTimes(model_of(weights), chip.machine, policy.buckets)
+    real = chip.device is not None
+    stopwatch = MarkStopwatch(chip, clock) if real else PredictedStopwatch(Timeline(Powered(times)))
+    executor = kind(weights, scheduler, chip, stopwatch, cache)
+    if real and prepared:
+        executor.prepare(policy.buckets.all())
+    return Engine(scheduler, executor, clock, observe, journal=journal)
 
 
 def of_checkpoint(
@@ -74,14 +110,9 @@ def of_checkpoint(
     """
     checkpoint, weights, chip = loaded
     times = StepTimes(loaded.model, chip.machine, policy.buckets)
-    scheduler = Scheduler(policy, times)
     real = chip.device is not None
     clock: Clock = WallClock() if pace_real or real else VirtualClock()
-    stopwatch = MarkStopwatch(chip, clock) if real else PredictedStopwatch(Timeline(Powered(times)))
-    executor = ChipExecutor(weights, scheduler, chip, stopwatch)
-    if real:
-        executor.prepare(policy.buckets.all())
-        if policy.needs_costs:
-            times.prepare(table=True)
-    engine = Engine(scheduler, executor, clock, observe, journal=journal)
+    engine = engine_of(weights, Scheduler(policy, times), chip, observe, clock, journal)
+    if real and policy.needs_costs:
+        times.prepare(table=True)
     return Served(engine, checkpoint.tokenizer, checkpoint.config.vocab)

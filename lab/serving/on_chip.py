@@ -89,18 +89,25 @@ class _Way(NamedTuple):
 
 
 class ChipExecutor:
-    """Runs a scheduler's plans on a chip, with a cache of as many pages as its policy has.
+    """Runs a scheduler's plans on a chip, with a cache of as many pages as its policy has: `cache`, or one of its own.
 
     Raises InputError where a layer has no kernel, and where the cache's pages are not the kernels'.
     """
 
-    def __init__(self, weights: StepWeights, scheduler: Scheduler, chip: Chip, stopwatch: Stopwatch) -> None:
+    def __init__(
+        self,
+        weights: StepWeights,
+        scheduler: Scheduler,
+        chip: Chip,
+        stopwatch: Stopwatch,
+        cache: StepCache | None = None,
+    ) -> None:
         policy = scheduler.policy
         self._weights, self._chip, self._stopwatch = weights, chip, stopwatch
         self._slots, self._buckets = scheduler.slots, policy.buckets
         self._forward = Forward(weights.config, weights.matrices, policy.pages)
         require_kernels(self._forward, chip.machine)
-        self._cache = StepCache(self._forward, chip)
+        self._cache = cache or StepCache(self._forward, chip)
         self._pools = [array for name, array in self._cache.arrays.items() if name.endswith(".cache")]
         shape = (policy.host_pages, *self._pools[0].shape[1:])
         hosts = self._pools if policy.host_pages > 1 else []
@@ -165,9 +172,13 @@ class ChipExecutor:
         for take in takes:
             self._take(step, take)
         self._stopwatch.start(plan, now_us)
-        step.replay()
+        self._compute(plan, step)
         way.results.copy()
         self._newest = step
+
+    def _compute(self, plan: StepPlan, step: Step) -> None:  # noqa: ARG002 (who does more by layers asks for it)
+        """Enqueue what a step computes."""
+        step.replay()
 
     def _take(self, step: Step, take: Take) -> None:
         """Copy what the newest step samples."""

@@ -55,12 +55,12 @@ def simulated(
     return Engine(scheduler, executor, clock or VirtualClock(), observe, look_ahead, overheads.host, journal)
 
 
-def pages_within(model: Model, machine: Machine) -> int:
-    """Pages that fit a machine's memory beside a model's weights, a tenth kept for what steps work on.
+def pages_within(model: Model, machine: Machine, engines: int = 1) -> int:
+    """Pages of each engine that fit a machine's memory beside its weights, a tenth kept for what steps work on.
 
     Raises InputError where not even two do.
     """
-    room = 0.9 * machine.hbm_bytes - model.bytes["weights"]
+    room = 0.9 * machine.hbm_bytes / engines - model.bytes["weights"]
     pages = int(room // (PAGE * model.kv_bytes_per_token))
     if pages < 2:
         raise InputError(f"the model's weights leave no room for a cache in the {machine.title}'s memory")

@@ -46,7 +46,8 @@ MUTATED = [
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_ptx_is_right_and_counts_what_theory_and_the_tile_simulator_count(case: Case, seeds: int) -> None:
-    found = check_ptx(case.kernel, case.problem, case.schedule, case.machine, seeds)
+    whole = case in HARDEST or seeds > 3  # other cases are of the same code: their interleavings are for `make deep`
+    found = check_ptx(case.kernel, case.problem, case.schedule, case.machine, seeds if whole else 1)
     assert found.hazards == ()
     assert all(v.check.passed for v in found.verifications)
     assert all(v.disagreements == {} for v in found.verifications)

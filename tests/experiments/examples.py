@@ -33,8 +33,6 @@ SMALL = {
     "step_batching": {"most": 2},
     "step_machines": {"model": "smollm2-135m", "context": 256},
     "continuous_batching": {"model": "smollm2-135m", "requests": 6, "rows": 2},
-    "chunked_prefill": {"model": "smollm2-135m"},
-    "paged_capacity": {"model": "smollm2-135m"},
     "serving_loop": {"model": "smollm2-135m", "requests": 4, "rates": "50"},
     "serving_bars": {"part": "host"},
     "first_and_later": {"model": "smollm2-135m", "longest": 512},

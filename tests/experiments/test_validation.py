@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import pytest
@@ -24,6 +25,7 @@ from experiments.validation import (
 from lab import catalog, record
 from lab.cards import fits
 from lab.choice import legal_candidates
+from lab.compile import code_digest
 from lab.inference import step_us
 from lab.kernel import schedule_fields
 from lab.problems import MODELS
@@ -56,6 +58,19 @@ def test_errors_are_shares_of_the_measured_time() -> None:
     assert (family.before.launches, family.before.mean, family.before.worst) == (2, 0.75, 1.0)
     assert len(family_rows([family])[0]) == len(family_rows([family._replace(before=None)])[0])
     assert cell_rows(found)[0][-3:-1] == ["-30.0%", "-"]
+
+
+def test_older_code_and_runs_at_a_cap_are_scored_and_told() -> None:
+    """Today's code, another, one that the record does not tell; and one of a card that reached its cap."""
+    today = code_digest(catalog.get(RECORDS[0].kernel or "").source)
+    doubts: list[dict[str, Any]] = [{"code": today, "throttle": ["power cap"]}, {"code": "0"}, {"throttle": []}]
+    known = [Launched(msgspec.structs.replace(r, **how)) for r, how in zip(RECORDS, doubts, strict=True)]
+    found = scored(known)
+    told = {one.launch.us: (one.as_dict()["older_code"], one.as_dict()["throttle"]) for one in found}
+    assert [told[launch.us] for launch in known] == [(False, ["power cap"]), (True, None), (None, [])]
+    (family,) = families(found)
+    assert (family.today.launches, family.older_code, family.unknown_code, family.throttled) == (3, 1, 1, 1)
+    assert family_rows([family])[0][3:6] == ["3", "1 / 1", "1"]
 
 
 def test_what_took_far_longer_than_the_fastest_is_not_near() -> None:
@@ -108,7 +123,18 @@ def test_a_whole_step_is_scored_by_the_clock_of_a_chain() -> None:
     ]
     (found,) = steps(Archive(tuple(timed_steps)))
     assert (found.today, found.before) == (pytest.approx(0.25), pytest.approx(-0.5))
-    assert step_rows([found])[0][1:] == ["h200", f"{us / 1.25:,.0f}", "+25.0%", "-50.0%"]
+    assert step_rows([found])[0][1:] == ["h200", step.commit[:8], f"{us / 1.25:,.0f}", "+25.0%", "-50.0%"]
+
+
+def test_a_launch_of_which_an_older_record_lacks_a_field_is_one_launch() -> None:
+    """Fields that schedules have since are as usual; the newest time stands, wherever its record lies."""
+    whole = RECORDS[0].schedule or {}
+    older = {name: value for name, value in whole.items() if name != "late"}
+    assert older != whole
+    newest = msgspec.structs.replace(RECORDS[0], us=80.0, time="2026-01-02T00:00:00+00:00")
+    past = (newest, msgspec.structs.replace(RECORDS[0], schedule=older))
+    assert [one.us for one in launched(Archive(past))] == [80.0]
+    assert [one.us for one in launched(Archive(past[::-1]))] == [80.0]
 
 
 def test_launches_that_overlap_in_a_graph_are_scored_by_the_clock_of_a_chain() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lab import catalog
 from lab.check_ptx import check_ptx
-from lab.choice import predicted_best
+from lab.choice import predicted_best, undecided
 from lab.kernels.attention.decode_plan import divide, parts_of
 from lab.problems import Attention, _attention_reference
 from lab.ptx_executor import Emulator
@@ -221,9 +221,15 @@ def test_the_launch_is_the_same_for_all_lengths_within_the_envelope() -> None:
 @pytest.mark.parametrize("page", [0, 16])
 @pytest.mark.parametrize(("batch", "kv_len", "q_len"), [(1, 8192, 1), (16, 8192, 1), (64, 2048, 1), (16, 8192, 16)])
 def test_queries_of_a_few_tokens_are_its_own_to_solve(batch: int, kv_len: int, q_len: int, page: int) -> None:
-    """Prefill's kernels read the cache too, in tiles that SMs cannot share evenly: their models know."""
+    """Prefill's kernels read the cache too, in tiles that SMs cannot share evenly: their models know.
+
+    Of 16 tokens of a large cache, which takes them 2% longer, a race decides.
+    """
     problem = Attention(batch, 32, 8, 128, q_len, kv_len, page=page)
-    assert predicted_best(problem, H200).kernel.name == KERNEL.name
+    close = {kernel.name for kernel, _ in undecided(problem, H200)}
+    assert KERNEL.name in close
+    if q_len == 1:
+        assert predicted_best(problem, H200).kernel.name == KERNEL.name
 
 
 def test_what_does_not_fit_says_both_sides() -> None:

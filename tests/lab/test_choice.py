@@ -33,8 +33,8 @@ def _no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuned, "TABLE", tmp_path / "tuned.jsonl")
 
 
-def tabled(kernel: str, schedule: dict[str, Any]) -> None:
-    where = {"us": 1.0, "run": "one", "commit": "abc", "card": "a card"}
+def tabled(kernel: str, schedule: dict[str, Any], **timed_at: int) -> None:
+    where: dict[str, Any] = {"us": 1.0, "run": "one", "commit": "abc", "card": "a card", "timed_at": timed_at}
     put([TunedClass(machine="h100", problem_class=PROBLEM.tuned_class(), kernel=kernel, schedule=schedule, **where)])
 
 
@@ -73,6 +73,7 @@ def test_the_tables_entry_is_chosen() -> None:
 
 
 def test_an_entry_serves_other_extents_unless_predictions_beat_it_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_mean_error", lambda *_: 0.05)
     fewer = Linear(301, 4096, 4096)
     best = predicted_best(fewer, H100)
     kernel = best.kernel
@@ -80,6 +81,10 @@ def test_an_entry_serves_other_extents_unless_predictions_beat_it_there(monkeypa
     tabled(kernel.name, schedule_fields(near))
     assert choose(fewer, H100)[:2] == (kernel, near) != (best.kernel, best.schedule)
     tabled(kernel.name, schedule_fields(far))
+    assert choose(fewer, H100)[:2] == (best.kernel, best.schedule)
+    tabled(kernel.name, schedule_fields(far), m=fewer.m)  # what was timed at these extents is believed
+    assert choose(fewer, H100)[:2] == (kernel, far)
+    tabled(kernel.name, schedule_fields(far), m=fewer.m + 1)
     assert choose(fewer, H100)[:2] == (best.kernel, best.schedule)
     monkeypatch.setattr(tuned, "user_table", lambda: tuned.TABLE)
     assert choose(fewer, H100)[:2] == (kernel, far)

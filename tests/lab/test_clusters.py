@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from lab import catalog
 from lab.cards import Calibration, Measured, Run, user_path, write
 from lab.check_ptx import check_ptx
-from lab.kernels.common.clusters import at_once, even, fullest, resident
+from lab.kernel import generated_header
+from lab.kernels.common.clusters import MOST, at_once, even, fullest, padded, resident
 from lab.kernels.gemv import gemv_int4, gemv_split_k
 from lab.problems import Linear
 from sim.machine import H100, H200
@@ -29,6 +30,28 @@ def test_an_even_grid_adds_little_and_gives_every_sm_as_many(ctas: int, sms: int
         assert found == sms
 
 
+@given(st.integers(0, 40_000), st.integers(1, MOST))
+def test_an_sm_has_shared_memory_for_the_most_ctas_and_for_no_more(needed: int, most: int) -> None:
+    taken = padded(needed, most, H200) + H200.reserved_shared_bytes
+    assert taken >= padded(needed, 0, H200) + H200.reserved_shared_bytes == needed + H200.reserved_shared_bytes
+    assert (most + 1) * taken > H200.shared_bytes_per_sm
+    if most * (needed + H200.reserved_shared_bytes) <= H200.shared_bytes_per_sm:
+        assert most * taken <= H200.shared_bytes_per_sm
+
+
+@pytest.mark.parametrize(("kernel", "weights"), [("gemv_int4", "int4_g128"), ("gemv_vectorized", "fp8")])
+def test_a_launch_that_holds_an_sm_to_its_share_asks_for_memory_and_runs_the_same_code(
+    kernel: str, weights: str
+) -> None:
+    problem = Linear(1, 4096, 4096, weights)
+    found = catalog.get(kernel)
+    guess = found.best_guess(problem, H200)
+    (free,), (held,) = (found.launches(problem, replace(guess, most=most), H200) for most in (0, 3))
+    assert 4 * (held.shared_bytes + H200.reserved_shared_bytes) > H200.shared_bytes_per_sm
+    assert replace(held, shared_bytes=free.shared_bytes) == free
+    assert generated_header(held, found.solves.facts) == generated_header(free, found.solves.facts)
+
+
 def test_models_take_the_clusters_that_a_card_was_measured_to_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -40,6 +63,15 @@ def test_models_take_the_clusters_that_a_card_was_measured_to_hold(
     assert at_once(6, 1, H100) == 19
     assert resident(7, 1, H100) == at_once(7, 1, H100)
     assert resident(7, 2, H100) == sum(2 * sms // 7 for sms in H100.gpcs) > at_once(7, 2, H100)
+
+
+@pytest.mark.parametrize("name", ["gemm_cluster", "gemm_pingpong"])
+def test_a_persistent_grid_has_no_cluster_that_would_wait_for_the_others(name: str) -> None:
+    """31 of four have room in an H200's GPCs as described; the card was measured to hold 30."""
+    kernel, problem = catalog.get(name), Linear(447, 17552, 4464)
+    schedule = next(s for s in kernel.module.candidates(problem, H200) if s.cluster == 4)
+    assert at_once(4, 1, H200) == 31
+    assert [launch.ctas for launch in kernel.launches(problem, schedule, H200)] == [4 * 30]
 
 
 @pytest.mark.parametrize(("cluster", "many", "full"), [(1, 132, 1), (1, 133, 2), (4, 30, 1), (4, 32, 2), (8, 15, 1)])

@@ -99,6 +99,13 @@ def test_a_machines_own_line_goes_first_then_its_architectures_then_the_first_on
     assert dict(zip(MACHINES, shares, strict=True)) == {"a100": 1.0, "h100": 0.5, "h200": 0.25, "b200": 0.5}
 
 
+def test_a_cold_line_goes_before_a_chains_where_a_graph_has_none(table: Any) -> None:
+    """Launches of a graph begin when the one ahead has ended, as cold ones do."""
+    table(line(clock="chain"), line(clock="cold", coefficients={"start_us": 9.0, "share": 0.5}))
+    assert fits.nearest("toy", H100, "graph").clock == "cold"
+    assert fits.nearest("toy", H100, "chain").clock == "chain"
+
+
 def test_a_clocks_own_line_goes_before_another_clocks_with_another_launch(table: Any) -> None:
     table(line(), line(clock="cold", coefficients={"start_us": 9.0, "share": 0.5}))
     assert fits.coefficients(Toy, "toy", H100, "cold").start_us == 9.0

@@ -29,7 +29,7 @@ def test_what_families_share_is_no_kernel() -> None:
 
 
 @each_kernel
-@examples(25)
+@examples(15)
 @given(data=st.data())
 def test_every_problem_of_a_models_size_has_a_schedule(kernel: Kernel, data: st.DataObject) -> None:
     problem = data.draw(large_problems(kernel))
@@ -37,7 +37,7 @@ def test_every_problem_of_a_models_size_has_a_schedule(kernel: Kernel, data: st.
 
 
 @each_kernel
-@examples(25)
+@examples(16)
 @given(data=st.data())
 def test_simulation_solves_the_problem_and_counts_what_theory_says(kernel: Kernel, data: st.DataObject) -> None:
     problem = data.draw(problems(kernel))
@@ -67,7 +67,8 @@ def test_counting_alone_counts_the_same(kernel: Kernel, data: st.DataObject) -> 
 @each_kernel
 def test_candidates_compile_without_spills_and_take_the_launch_arguments(kernel: Kernel, every: bool) -> None:
     problem = small(kernel)
-    for schedule in some(kernel.module.candidates(problem, H100), every):
+    schedules = some(kernel.module.candidates(problem, H100), every, drawn=1)  # the emulator's tests compile two more
+    for schedule in schedules:
         for launch in kernel.launches(problem, schedule, H100):
             used = compile_launch(launch, H100).resources[launch.entry]
             assert used.spill_bytes == 0

@@ -44,6 +44,7 @@ def test_a_pair_turns_as_a_complex_number_does(pairs: str, position: int, dim: i
     spare=st.integers(0, 3),
     bias=st.booleans(),
     norm=st.booleans(),
+    settled=st.booleans(),
     data=st.data(),
 )
 def test_any_number_of_heads_is_turned_and_appended(
@@ -56,11 +57,12 @@ def test_any_number_of_heads_is_turned_and_appended(
     spare: int,
     bias: bool,
     norm: bool,
+    settled: bool,
     data: st.DataObject,
 ) -> None:
     pool = (m if not page else 1) + spare
     sizes = {"page": page, "pool": pool, "context": m + spare}
-    problem = RopeAppend(m, q_heads, kv_heads, dim, form, **sizes, bias=bias, norm=norm)
+    problem = RopeAppend(m, q_heads, kv_heads, dim, form, **sizes, bias=bias, norm=norm, settled=settled)
     schedule = data.draw(st.sampled_from(list(ROPE.module.candidates(problem, H100))))
     found = verify(ROPE, problem, schedule, H100, simulator(ROPE, H100))
     assert found.passed, found

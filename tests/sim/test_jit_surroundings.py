@@ -10,6 +10,7 @@ import ml_dtypes
 import numba
 import numpy as np
 import pytest
+from numba.core.compiler import Flags
 
 import lab
 from sim import linked_jit
@@ -112,3 +113,11 @@ def test_garbage_is_sought_again_after_compilations_within_one_another() -> None
             assert not gc.isenabled()
         assert not gc.isenabled()
     assert gc.isenabled()
+
+
+def test_options_of_a_compilation_are_compared_as_numba_would() -> None:
+    flags = Flags()
+    flags.nrt, flags.error_model, flags.auto_parallel = True, "numpy", True
+    assert flags.values() == {name: getattr(flags, name) for name in Flags.options}
+    assert flags == flags.copy()
+    assert flags != Flags()

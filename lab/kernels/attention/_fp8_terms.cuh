@@ -19,28 +19,20 @@ using Values = float[problem::head_dim / 2];
 // Four fp8 in a word.
 __device__ __forceinline__ uint32_t four(uint16_t low, uint16_t high) { return uint32_t(high) << 16 | low; }
 
-// e4m3 of 2^8 times each of two positive fp16 up to 1, in bytes 1 and 3: with 2^8 exponents are the same bits, and rounding
-// is an addition. So no conversion to fp8 is needed: two terms, with twice as many more, took 980 clocks a block longer.
-__device__ __forceinline__ uint32_t rounded(uint32_t pair) { return 2 * pair + 0x00800080u; }
-
-// The same of what that leaves, which has a sign.
-__device__ __forceinline__ uint32_t rest(uint32_t pair, uint32_t first) {
-    const uint32_t left = ptx::sub::pair_of_fp16(pair, first >> 1 & 0x7f807f80u);
-    return (rounded(left) & 0x7f007f00u) | (left & 0x80008000u);
-}
-
-// A thread's scores, weights up to 1 by now, as terms of 2^8 times as much: columns in the order in which keys of turned
-// values come.
+// A thread's scores, weights by now, as terms: columns in the order in which keys of turned values come.
 __device__ __forceinline__ void pack(Fragments (&a)[TERMS], const Scores& weights) {
-    constexpr uint32_t UPPER_BYTES = 0x7531;
 #pragma unroll
     for (int i = 0; i < 4 * STEPS; ++i) {
         const float* from = &weights[i / 2 * 8 + i % 2 * 2];  // of 16 columns, rows g or g + 8
-        const uint32_t low = ptx::convert::pair<fp16>(from[0], from[1]), high = ptx::convert::pair<fp16>(from[4], from[5]);
-        const uint32_t terms[2] = {rounded(low), rounded(high)};
-        a[0][i / 4][i % 4] = __byte_perm(terms[0], terms[1], UPPER_BYTES);
-        if constexpr (TERMS == 2)
-            a[1][i / 4][i % 4] = __byte_perm(rest(low, terms[0]), rest(high, terms[1]), UPPER_BYTES);
+        const uint16_t low = ptx::convert::pair_fp8(from[0], from[1]), high = ptx::convert::pair_fp8(from[4], from[5]);
+        a[0][i / 4][i % 4] = four(low, high);
+        if constexpr (TERMS == 2) {
+            const auto rest = [](const float* pair, uint16_t first) {
+                const uint32_t whole = ptx::convert::pair<fp16>(pair[0], pair[1]);
+                return ptx::convert::pair_fp8(ptx::sub::pair_of_fp16(whole, ptx::convert::widen_fp8(first)));
+            };
+            a[1][i / 4][i % 4] = four(rest(from, low), rest(from + 4, high));
+        }
     }
 }
 

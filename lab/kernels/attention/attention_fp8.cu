@@ -19,7 +19,6 @@
 #include "ptx/setmaxnreg.cuh"
 #include "ptx/wgmma.cuh"
 
-constexpr float WEIGHT = 1 / 256.0f;  // of one in its terms
 constexpr int CONSUMER_REGISTERS = 232, PRODUCER_REGISTERS = 40;
 
 static_assert(schedule::threads == (1 + CONSUMERS) * WARPGROUP, "a producer, turners and the consumers");
@@ -65,7 +64,7 @@ struct Consumer {
         k_at.advance();
         if constexpr (masked) visible(work, row + threadIdx.x % WARP / 4, block * schedule::block_n).mask(scores);
         softmax.begin(scores);
-        softmax.base[0] += schedule::slack, softmax.base[1] += schedule::slack;  // weights are up to 1
+        softmax.base[0] -= schedule::headroom, softmax.base[1] -= schedule::headroom;
     }
 
     // Part of the columns of a weighted sum that has been waited for.
@@ -145,9 +144,8 @@ struct Consumer {
     __device__ __forceinline__ void store(const Softmax& softmax, const Work& work, float value_scale) const {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            const float total = softmax.total(r);  // NaN where the row is
-            const float inverse = total != 0 ? __fdividef(value_scale * WEIGHT, total) : 0;
-            const float log_sum = softmax.log_sum(r, total) + schedule::slack;
+            const float total = softmax.total(r), inverse = total > 0 ? __fdividef(value_scale, total) : 0;
+            const float log_sum = softmax.log_sum(r, total) - schedule::headroom;
             const int64_t to = results.place(work, row + threadIdx.x % WARP / 4 + 8 * r);
 #pragma unroll
             for (int i = 2 * r; i < problem::head_dim / 2; i += 8) {

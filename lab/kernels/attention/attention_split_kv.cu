@@ -63,6 +63,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     const int first_row_of_sequence = ask_ahead(cache, batch_size);
     Walk walk(batch, stretch, CLUSTER ? schedule::cluster : gridDim.x / ctas);
     Source source(cache, team, walk, first_row_of_sequence);
+    Part part = walk.next();  // asked for before copies are, and before what the launch ahead writes is waited for
     Stage(&ring)[STAGES] = reinterpret_cast<Rings&>(shared.room)[team.index()];
     Sums& sums = *reinterpret_cast<Sums*>(shared.room + (ALONE ? 0 : sizeof(Rings)));
     const float scale_log2 = scale * LOG2_E * (FP8 ? k_scale[head] / QUERY_SCALE : 1);
@@ -74,9 +75,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
         for (; missing > 0 && source.is_settled(); --missing) source.copy_next(ring[STAGES - 1 - missing]);
         follow();
     }
-    while (true) {
-        const Part part = walk.next();
-        if (!part.exists()) break;
+    for (; part.exists(); part = walk.next()) {
         OwnQueries queries;
         const Sharers sharers(part, walk.length);
         load_queries(queries, q, part.sequence, head, kv_heads * problem::group, first_row);  // or it waits for copies

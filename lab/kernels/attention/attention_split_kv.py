@@ -69,7 +69,7 @@ CLUSTER = 8  # of larger ones an H200 does not hold eight at once
 # idle: then all CTAs add up rows between them.
 CLUSTERED = {8: ((4, 1, 1), (8, 1, 1)), 16: ((8, 1, 2), (8, 2, 1)), 32: ((8, 2, 2),)}
 COOPERATIVE = {32: ((8, 2, 2), (12, 4, 1)), 64: ((8, 4, 2),)}
-BY_WGMMA = (32, 64)  # queries of which wgmma, whose rows are 64, is faster
+BY_WGMMA = (32, 64)  # queries of which wgmma, whose rows are 64, is faster; of the only sequence, the larger number
 INBOX = 2**15  # bytes of the rings that a cluster's sums take
 
 
@@ -92,8 +92,10 @@ def candidates(problem: Attention, machine: Machine) -> Iterator[Schedule]:
     by_wgmma = needed in BY_WGMMA
     few = p.kv_heads <= clusters.at_once(CLUSTER, 1, machine) and 3 * CLUSTER * p.kv_heads >= machine.sms
     if few:  # clusters are all resident at once and take up a good part of the SMs
-        yield from _by_wgmma(p, (0, CLUSTER) if by_wgmma else (), machine)
+        many = needed == max(BY_WGMMA)
+        yield from _by_wgmma(p, (0, CLUSTER) if many else (), machine)
         yield from _alone(p, COOPERATIVE.get(needed, ()), 0, machine)
+        yield from _by_wgmma(p, (0, CLUSTER) if by_wgmma and not many else (), machine)
         yield from _alone(p, CLUSTERED.get(needed, ()), CLUSTER, machine)
     yield from _by_wgmma(p, (1,) if by_wgmma else (), machine)
     yield from found or [
@@ -223,28 +225,40 @@ class Coefficients(fits.Coefficients, frozen=True):
     start_us: float  # of a launch, until the first bytes are there, and from the last ones on
     plan_us: float  # until lengths are there and divided
     part_us: float  # of an SM, for what a part of a sequence costs at its start and end
+    merge_us: float  # of partial results that meet in memory
+    grid_us: float  # of a cooperative launch, whose CTAs all begin together and wait for one another
     hbm_share: float  # of the rate of a large read
+    sm_bytes_per_clock: float  # that an SM gets, however few ask
     tile_clocks: float  # of an SM, for 16 tokens and eight queries
     wgmma_clocks: float  # the same, for 64 queries by wgmma
     blend: float  # exponent of the norm that joins what a launch waits for: near a tie, each delays the other
 
 
 def bills(problem: Attention, schedule: Schedule, machine: Machine, clock: str) -> Bills:
-    """A start, and little more than the longest: HBM; L2, which sequences ask each for itself; an SM's instructions."""
+    """A start, and little more than the longest of four, then what joins partial results.
+
+    The four are HBM; L2, which sequences ask each for itself; what one SM loads; its instructions.
+    """
     p, s = problem, schedule
     model = fits.coefficients(Coefficients, "attention_split_kv", machine, clock)
     partition = decode_plan.partition_of(p, s, stretches(p, s, machine))
     units = partition.length * s.heads * s.ctas_per_sm
-    most = int(np.bincount(decode_plan.parts_of(partition).stretch).max(initial=0)) * s.ctas_per_sm
+    parts = decode_plan.parts_of(partition)
+    most = int(np.bincount(parts.stretch).max(initial=0)) * s.ctas_per_sm
     of_unit = s.rows // MMA_N * model.tile_clocks if s.unit == UNIT else s.unit // UNIT * model.wgmma_clocks
-    asked = FORMATS[p.kv].nbytes(2 * p.kv_heads * s.unit * int(partition.units.sum()), p.head_dim)
+    of_load = FORMATS[p.kv].nbytes(2 * s.unit, p.head_dim)  # bytes of keys and values of a unit
+    asked = p.kv_heads * of_load * int(partition.units.sum())
     stream = {
         "HBM": 1e6 * (p.read_bytes + p.write_bytes) / (model.hbm_share * fits.read_rate(machine)),
         "L2": 1e6 * asked / machine.l2_bandwidth if machine.l2_bandwidth else 0.0,
+        "SM": 1e6 * units * of_load / (model.sm_bytes_per_clock * machine.clock_hz),
         "instructions": 1e6 * units * of_unit / machine.clock_hz + most * model.part_us,
     }
     launch = model.start_us + (0 if p.uniform else model.plan_us)
-    return Bills(launch + joined(model.blend, *stream.values()), {"launch": launch, **stream})
+    merge = model.merge_us if s.cluster <= 1 and parts.shared.any() else 0.0
+    merge += model.grid_us if s.spread else 0.0
+    us = launch + joined(model.blend, *stream.values()) + merge
+    return Bills(us, {"launch": launch, **stream, "merge": merge}, apart=("launch", "merge"))
 
 
 def theory(problem: Attention, schedule: Schedule, machine: Machine) -> Counts:

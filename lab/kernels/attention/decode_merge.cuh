@@ -248,10 +248,14 @@ __device__ __forceinline__ void finish(Merge& merge, Sums& sums, const OwnSoftma
     const uint32_t last = sharers.count - 1 + (schedule::spread ? owners : 0);
     __syncthreads();
     if (threadIdx.x == 0) {
-        const uint32_t before = ptx::atom::count(arrivals, last);
-        merge.last = schedule::spread ? own < owners : before == last;
-        if (schedule::spread && merge.last)
-            while (ptx::load::acquire(arrivals) < sharers.count) {}
+        if constexpr (schedule::spread) {
+            ptx::atom::count_released(arrivals, last);
+            merge.last = own < owners;
+            if (merge.last)
+                while (ptx::load::acquire(arrivals) < sharers.count) {}
+        } else {
+            merge.last = ptx::atom::count(arrivals, last) == last;
+        }
     }
     __syncthreads();
     if (!merge.last) return;

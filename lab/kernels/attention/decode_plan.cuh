@@ -106,19 +106,24 @@ struct Walk {
             begin = index * cost;
             return;
         }
-        int cost[AT_FIRST], beyond = 0;
+        int cost[AT_FIRST], group[AT_FIRST], total = 0;
 #pragma unroll
         for (int i = 0; i < AT_FIRST; ++i) cost[i] = lane_cost(batch, i * LANES);
-        for (int first = AT_FIRST * LANES; first < batch.size; first += LANES) beyond += lane_cost(batch, first);
-        int upto[AT_FIRST], total = 0;
+        for (int first = AT_FIRST * LANES; first < batch.size; first += LANES) total += lane_cost(batch, first);
+        if (batch.size > AT_FIRST * LANES) total = __reduce_add_sync(FULL, total);
+#pragma unroll
+        for (int i = 0; i < AT_FIRST; ++i) total += group[i] = __reduce_add_sync(FULL, cost[i]);
+        cut(total, stretch, stretches);
+        int own = 0;  // of the 32 among which the stretch begins
 #pragma unroll
         for (int i = 0; i < AT_FIRST; ++i) {
-            upto[i] = total + prefix_sum(cost[i]);
-            total = __shfl_sync(FULL, upto[i], LANES - 1);
+            if (index < i * LANES) continue;
+            own = cost[i];
+            if (begin + group[i] > from) continue;
+            begin += group[i];
+            index += LANES;
         }
-        cut(total + __reduce_add_sync(FULL, beyond), stretch, stretches);
-#pragma unroll
-        for (int i = 0; i < AT_FIRST; ++i) pass(upto[i]);
+        if (index < AT_FIRST * LANES) pass(begin + prefix_sum(own));
         for (int first = AT_FIRST * LANES; first == index && first < batch.size; first += LANES)
             pass(begin + prefix_sum(lane_cost(batch, first)));
     }

@@ -3,6 +3,9 @@
 from lab.cards.files import calibration
 from sim.machine import Machine
 
+ALIGNED = 128  # bytes of shared memory
+MOST = 16  # CTAs of an SM that a schedule may be held to
+
 
 def at_once(cluster: int, ctas_per_sm: int, machine: Machine) -> int:
     """Clusters of `cluster` CTAs that are resident at once where an SM holds `ctas_per_sm` of their CTAs.
@@ -39,3 +42,14 @@ def even(ctas: int, machine: Machine) -> int:
     rounds = -(-ctas // machine.sms)
     spare = rounds * machine.sms - ctas
     return ctas + spare if rounds <= 2 and spare <= machine.sms // 8 else ctas
+
+
+def padded(shared_bytes: int, most: int, machine: Machine) -> int:
+    """Shared memory to ask for, where a CTA needs so much and an SM is to hold `most` at once; 0: as many as fit.
+
+    Launches that overlap may need it: while others hold some SMs, a grid would pile up on the rest.
+    """
+    if not most:
+        return shared_bytes
+    least = machine.shared_bytes_per_sm // (most + 1) - machine.reserved_shared_bytes + 1
+    return max(shared_bytes, -(-least // ALIGNED) * ALIGNED)

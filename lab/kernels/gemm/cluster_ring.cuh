@@ -59,7 +59,7 @@ __device__ __forceinline__ void run_cluster(const TensorMap& x, const TensorMap&
     extern __shared__ uint8_t dynamic[];
     Shared& shared = aligned<Shared>(dynamic);
     const int rank = schedule::cluster == 1 ? 0 : int(ptx::cluster::rank());
-    const int columns = n / W_HALVES, steps = tiles_of(k, BLOCK_K), warpgroup = threadIdx.x / WARPGROUP;
+    const int columns = n / W_HALVES, steps = tiles_of(k, BLOCK_K), warpgroup = warpgroup_index();
     const Walk walk = walk_of_cluster(m, columns);
 
     start(shared, x, w, y, readers);

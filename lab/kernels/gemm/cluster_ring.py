@@ -84,7 +84,7 @@ def launch(kernel: str, problem: Linear, schedule: ClusterTiling, machine: Machi
 def _ctas(problem: Linear, schedule: ClusterTiling, machine: Machine) -> int:
     s = schedule
     tiles = wgmma_mainloop.tile_count(problem, s.cluster * s.block_m, s.block_n)
-    return s.cluster * min(tiles, clusters.at_once(s.cluster, 1, machine))
+    return s.cluster * min(tiles, clusters.resident(s.cluster, 1, machine))
 
 
 def theory(problem: Linear, schedule: ClusterTiling, machine: Machine) -> Counts:

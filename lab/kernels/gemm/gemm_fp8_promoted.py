@@ -133,17 +133,21 @@ def theory(problem: Linear, schedule: Schedule, machine: Machine) -> Counts:
 class Coefficients(fits.Coefficients, frozen=True):
     """What the estimate is made of, beside gemm_cluster's."""
 
+    promoted: float  # the time of two partial sums each, over gemm_cluster's one sum
     in_turn: float  # the time of consumers that multiply in turn, over that of two partial sums each
+    of_blocks: float  # the time with scales of blocks, over that without
 
 
 def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> Bills:
-    """gemm_cluster's, longer where the consumers multiply in turn, and the last part's additions of each tile."""
+    """gemm_cluster's, longer for promotion, and the last part's additions of each tile."""
     s, model = schedule, fits.coefficients(Coefficients, "gemm_fp8_promoted", machine, clock)
     tiles = wgmma_mainloop.tile_count(problem, s.cluster * s.block_m, s.block_n)
-    waves = tiles_of(tiles, clusters.at_once(s.cluster, 1, machine))
+    waves = tiles_of(tiles, clusters.resident(s.cluster, 1, machine))
     whole = cluster_ring.bills(problem, s, machine, clock)
-    turns = model.in_turn if s.hand_over else 1.0
-    us = turns * whole.us + 1e6 * waves * s.part_columns / machine.clock_hz
+    longer = (
+        model.promoted * (model.in_turn if s.hand_over else 1.0) * (model.of_blocks if problem.block_scales else 1.0)
+    )
+    us = longer * whole.us + 1e6 * waves * s.part_columns / machine.clock_hz
     return Bills(us, {**whole.parts, "promotion": us - whole.us}, (*whole.apart, "promotion"))
 
 

@@ -40,7 +40,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
                     const __grid_constant__ TensorMap y_map, const Element*, const Element*, Output*, int m, int n, int k) {
     extern __shared__ uint8_t dynamic[];
     Shared& shared = aligned<Shared>(dynamic);
-    const int steps = tiles_of(k, BLOCK_K), warpgroup = threadIdx.x / WARPGROUP;
+    const int steps = tiles_of(k, BLOCK_K), warpgroup = warpgroup_index();
     const Walk walk{tiles_of(m, schedule::block_m), tiles_of(n, schedule::block_n), schedule::block_m,
                     schedule::block_n,              int(blockIdx.x),                int(gridDim.x)};
 

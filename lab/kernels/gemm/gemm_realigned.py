@@ -27,8 +27,15 @@ WARP = 32
 CTAS_PER_SM = 8  # of a copy
 
 
-class Copies:
-    """What schedules of launches one of which copies have in common."""
+@dataclass(frozen=True)
+class Schedule(gemm_cluster.Schedule):
+    """What is copied, and how the copies are multiplied: as gemm_cluster does."""
+
+    copied: int = 2  # operands: 1 is x alone, 2 is w too
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice(self, "copied", (1, 2))
 
     @property
     def copy_threads(self) -> int:
@@ -39,17 +46,6 @@ class Copies:
     def unroll(self) -> int:
         """Elements that a lane copies at once."""
         return 8
-
-
-@dataclass(frozen=True)
-class Schedule(Copies, gemm_cluster.Schedule):
-    """What is copied, and how the copies are multiplied: as gemm_cluster does."""
-
-    copied: int = 2  # operands: 1 is x alone, 2 is w too
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_choice(self, "copied", (1, 2))
 
     def fits(self, problem: Linear, machine: Machine) -> None:
         if self.copied == 1 and (problem.k % CHUNK or problem.n % CHUNK):
@@ -111,7 +107,7 @@ def _w_rows(problem: Linear, schedule: Schedule) -> int:
 
 
 def copy(
-    entry: str, problem: Linear, schedule: Copies, rows: int, columns: int, arguments: tuple[Argument, ...],
+    entry: str, problem: Linear, schedule: Schedule, rows: int, columns: int, arguments: tuple[Argument, ...],
     machine: Machine,
 ) -> Launch:  # fmt: skip
     """A launch of one of gemm_realigned.cu's copies, of so many rows and columns."""

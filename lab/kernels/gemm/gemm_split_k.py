@@ -179,7 +179,10 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     clocks = {"HBM": hbm, **{what: full * steps * each for what, each in step.items()}}
     clocks |= {"waves": waiting, "epilogue": epilogue}
     parts = {"launch": model.start_us, **{w: 1e6 * c / clock_hz for w, c in clocks.items()}}
-    parts["power cap"] = wgmma_model.power_cap(parts["tensor cores"], cool, wgmma.hot_us, model.cool_share, model.hot)
+    working = min(1.0, s.split_k * tiles / (full * machine.sms))
+    parts["power cap"] = wgmma_model.power_cap(
+        parts["tensor cores"], cool, working, wgmma.hot_us, model.cool_share, model.hot
+    )
     return Bills(cool + parts["power cap"], parts, apart=("launch", "epilogue", "power cap"))
 
 

@@ -32,7 +32,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, 1)
                           int k) {
     extern __shared__ uint8_t dynamic[];
     Shared& shared = aligned<Shared>(dynamic);
-    const int steps = tiles_of(k, BLOCK_K), warpgroup = threadIdx.x / WARPGROUP;
+    const int steps = tiles_of(k, BLOCK_K), warpgroup = warpgroup_index();
     const Tile tile = tile_at(blockIdx.x, tiles_of(m, schedule::block_m), tiles_of(n, schedule::block_n),
                               schedule::block_m, schedule::block_n);
 

@@ -39,7 +39,7 @@ __device__ __forceinline__ void fill(Shared& shared, int stage, const TensorMap&
 // Every k-step of this warpgroup's 64 rows, and the refills.
 __device__ __forceinline__ void accumulate(float (&sum)[schedule::block_n / 2], Shared& shared, const TensorMap& x,
                                            const TensorMap& w, Tile tile, int steps) {
-    const int group = threadIdx.x / WARPGROUP;
+    const int group = warpgroup_index();
     Position now, before;
     int step = 0;
     do {  // one step at least: the zeros of a path without any would have wgmma serialised
@@ -81,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads, schedule::ctas_p
     float sum[1][schedule::block_n / 2] = {};
     accumulate(sum[0], shared, x_map, w_map, tile, steps);
     __syncthreads();  // no warpgroup reads the ring any more, whose place y takes
-    const int group = threadIdx.x / WARPGROUP;
+    const int group = warpgroup_index();
     int next = 0;
     store(sum, shared.y[group], next, y_map, {nullptr, nullptr, nullptr, nullptr, m, n}, 1 + group,
           {tile.row + group * MMA_M, tile.column});

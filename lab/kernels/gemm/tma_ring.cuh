@@ -12,6 +12,10 @@ constexpr int WARP = 32;
 constexpr int WARPGROUP = 128;
 constexpr int ALIGNMENT = 1024;  // bytes, of a tile with the 128-byte swizzle
 
+// This thread's warpgroup. The compiler knows it to be one number for a warp, and keeps what follows from it in uniform
+// registers, where wgmma's descriptors must be: else it moves them there before each.
+__device__ __forceinline__ int warpgroup_index() { return __shfl_sync(0xffffffffu, int(threadIdx.x) / WARPGROUP, 0); }
+
 // One thread fetches the tensor maps and initialises the ring's barriers: `full` awaits one arrival and the bytes of a
 // stage, `empty` one of each of `readers` warps. The CTA, and its cluster, must meet before anyone else uses them.
 template <typename Shared>

@@ -152,38 +152,42 @@ __device__ __forceinline__ void round_to(Box& box, const float* sum, const float
     }
 }
 
-// Rows of MMA_M x `tiles` are stored box by box: each is rounded into the next of a warpgroup's buffers, from where one
-// thread stores it, clipped to y, while the next is rounded; what is added is read a box ahead. `barrier` is the
-// warpgroup's own named barrier.
+// Rows of MMA_M x `tiles` are stored in rounds of boxes: each round is rounded into the next of a warpgroup's buffers, from
+// where one thread stores it, clipped to y, while the next is rounded; what is added is read a box ahead. A round is all
+// boxes where there are buffers for them, as a fence and two barriers end it. `barrier` is the warpgroup's own.
 template <int tiles, int registers>
 __device__ __forceinline__ void store(const float (&sum)[tiles][registers], Box (&buffers)[BUFFERS], int& next,
                                       const TensorMap& y, const Epilogue& epilogue, int barrier, Tile tile) {
+    constexpr int ALL = tiles * BOXES, ROUND = BUFFERS >= ALL ? ALL : BUFFERS % 2 ? 1 : BUFFERS / 2;
+    constexpr int ROUNDS = BUFFERS / ROUND;  // that have buffers
     const bool storing = threadIdx.x % WARPGROUP == 0;
+    const auto row_of = [&](int i) { return tile.row + i / BOXES * MMA_M; };
+    const auto column_of = [&](int i) { return tile.column + i % BOXES * BOX_COLUMNS; };
     Addends ahead;
     epilogue.read(ahead, tile.row, tile.column);
 #pragma unroll
-    for (int t = 0; t < tiles; ++t)
+    for (int first = 0; first < ALL; first += ROUND) {
+        Box* boxes = &buffers[next * ROUND];
+        next = next + 1 == ROUNDS ? 0 : next + 1;
+        if (storing) ptx::bulk::wait_group_read<ROUNDS - 1>();  // the last stores of these buffers have read them
+        ptx::barrier::sync<WARPGROUP>(barrier);
 #pragma unroll
-        for (int b = 0; b < BOXES; ++b) {
-            const int row = tile.row + t * MMA_M, column = tile.column + b * BOX_COLUMNS;
+        for (int i = first; i < first + ROUND && i < ALL; ++i) {
             const Addends addends = ahead;
-            if (b + 1 < BOXES)
-                epilogue.read(ahead, row, column + BOX_COLUMNS);
-            else if (t + 1 < tiles)
-                epilogue.read(ahead, row + MMA_M, tile.column);
-            const float* gate = &sum[t][b * BOX_REGISTERS];
-            Box& box = buffers[next];
-            next = next + 1 == BUFFERS ? 0 : next + 1;
-            if (storing) ptx::bulk::wait_group_read<BUFFERS - 1>();  // the buffer's last store has read it
-            ptx::barrier::sync<WARPGROUP>(barrier);
-            round_to(box, gate, gate + (W_HALVES - 1) * registers / 2, epilogue, addends, row, column);
-            ptx::fence::proxy_async_shared();
-            ptx::barrier::sync<WARPGROUP>(barrier);
-            if (storing) {
-                ptx::tma::store_2d(y, box, column, row);
-                ptx::bulk::commit_group();
-            }
+            if (i + 1 < ALL) epilogue.read(ahead, row_of(i + 1), column_of(i + 1));
+            const float* gate = &sum[i / BOXES][i % BOXES * BOX_REGISTERS];
+            const float* up = gate + (W_HALVES - 1) * registers / 2;
+            round_to(boxes[i - first], gate, up, epilogue, addends, row_of(i), column_of(i));
         }
+        ptx::fence::proxy_async_shared();
+        ptx::barrier::sync<WARPGROUP>(barrier);
+        if (storing) {
+#pragma unroll
+            for (int i = first; i < first + ROUND && i < ALL; ++i)
+                ptx::tma::store_2d(y, boxes[i - first], column_of(i), row_of(i));
+            ptx::bulk::commit_group();
+        }
+    }
 }
 
 // Shared memory must outlive the stores' reads.

@@ -45,7 +45,7 @@ __device__ __forceinline__ void multiply(float (&sum)[registers], const Element*
 
 // Issue every k-step of `tiles` x 64 rows of a tile, from row `first` of the stages on; one group of mma stays in flight
 // behind the one that is issued. `release` hands a stage's index back to whoever fills it; the last stage is returned.
-template <int tiles, int registers, typename Shared, typename Release>
+template <bool transposed = false, int tiles, int registers, typename Shared, typename Release>
 __device__ __forceinline__ int issue(float (&sum)[tiles][registers], Shared& shared, int first, int steps,
                                      Position& now, Release release) {
     int before = 0, step = 0;
@@ -54,7 +54,11 @@ __device__ __forceinline__ int issue(float (&sum)[tiles][registers], Shared& sha
         ptx::mbarrier::wait(shared.full[now.stage], now.parity);
         ptx::wgmma::fence();
 #pragma unroll
-        for (int t = 0; t < tiles; ++t) multiply(sum[t], stage.x[first + t * MMA_M], stage.w[0], step > 0);
+        for (int t = 0; t < tiles; ++t)
+            if constexpr (transposed)
+                multiply(sum[t], stage.w[first + t * MMA_M], stage.x[0], step > 0);
+            else
+                multiply(sum[t], stage.x[first + t * MMA_M], stage.w[0], step > 0);
         ptx::wgmma::commit_group();
         if (step > 0) {
             ptx::wgmma::wait_group<1>();
@@ -76,8 +80,8 @@ __device__ __forceinline__ void drain(float (&sum)[tiles][registers], int last, 
 }
 
 // Both: the sums of a tile.
-template <int tiles, int registers, typename Shared, typename Release>
+template <bool transposed = false, int tiles, int registers, typename Shared, typename Release>
 __device__ __forceinline__ void accumulate(float (&sum)[tiles][registers], Shared& shared, int first, int steps,
                                            Position& now, Release release) {
-    drain(sum, issue(sum, shared, first, steps, now, release), release);
+    drain(sum, issue<transposed>(sum, shared, first, steps, now, release), release);
 }

@@ -5,6 +5,8 @@ It ranks schedules and kernels.
 
 from math import sqrt
 
+from msgspec import structs
+
 from lab.cards import fits
 from lab.kernel import Bills
 from lab.kernels.common import clusters
@@ -23,7 +25,8 @@ class Coefficients(fits.Coefficients, frozen=True):
     start_us: float  # of a launch
     cluster_start_us: float  # more for a launch of clusters
     crossing_rows: float  # times the clocks of a row of 128 bytes that crosses a 128-byte line
-    beyond_clocks: float  # of a row that a box asks for beyond x, all SMs being busy
+    beyond_clocks: float  # of a row that a box asks for beyond x, for the share of the SMs that are busy, and
+    most_beyond_clocks: float  # the most of it
     load_power: float  # more time for each further row loaded per column: at the power cap a byte moved costs clocks
     multicast: float  # the time of a step of clusters, whose CTAs wait for one another
     fill_clocks: float  # launch to first mma: barriers, tensor maps, one trip to HBM
@@ -39,7 +42,9 @@ class Coefficients(fits.Coefficients, frozen=True):
 
 
 def coefficients(machine: Machine, clock: str) -> Coefficients:
-    return fits.coefficients(Coefficients, "wgmma", machine, clock)
+    """By a clock; rows that cross lines take as long by any, and are searched by the cold one."""
+    found, cold = (fits.coefficients(Coefficients, "wgmma", machine, one) for one in (clock, "cold"))
+    return structs.replace(found, crossing_rows=cold.crossing_rows)
 
 
 def crosses_lines(problem: Linear) -> bool:
@@ -66,16 +71,20 @@ def step_clocks(
     wgmma = 2 * MMA_M * block_n * step_of(problem) * MMA_K_BYTES / STEP_BYTES / flops_per_clock
     operands = (MMA_M + block_n) * MMA_K_BYTES / machine.shared_bytes_per_clock
     tall = cluster * block_m
-    beyond = min(block_m, -problem.m % tall) / tiles_of(problem.m, tall)  # rows of a tile's x, on average
+    beyond = -problem.m % tall / (cluster * tiles_of(problem.m, tall))  # rows of a CTA's x, on average
     crossing_x = crosses_lines(problem)
     row_clocks, w_row_clocks = (
         STEP_BYTES / port(machine) * (model.crossing_rows if crossing else 1)
         for crossing in (crossing_x, crossing_x if crossing_w is None else crossing_w)
     )
     tiles = tiles_of(problem.m, tall) * tiles_of(problem.columns, columns_of(problem, block_n))
-    busy = min(1.0, cluster * tiles / machine.sms)
+    busy = min(1.0, cluster * tiles / (_waves(tiles, cluster, machine) * machine.sms))
     power = max(1.0, 1 + model.load_power * busy * (128 / block_m + 128 / block_n - 1.5))
-    loads = (block_m - beyond) * row_clocks + block_n / cluster * w_row_clocks + beyond * model.beyond_clocks * busy
+    loads = (
+        (block_m - beyond) * row_clocks
+        + block_n / cluster * w_row_clocks
+        + beyond * min(model.beyond_clocks * busy, model.most_beyond_clocks)
+    )
     waits = model.multicast if cluster > 1 else 1
     return {
         "tensor cores": wgmma * (block_m / MMA_M) * (STEP_BYTES / MMA_K_BYTES) * power * waits,
@@ -111,7 +120,8 @@ def tiled_bills(
     start = model.start_us + (model.cluster_start_us if cluster > 1 else 0.0)
     cool = start + 1e6 * (max(bills) + model.contention * min(bills))
     us = 1e6 / clock_hz
-    hot = power_cap(waves * steps * step["tensor cores"] * us, cool, model.hot_us, model.cool_share, model.hot)
+    working = min(1.0, cluster * tiles / (waves * machine.sms))
+    hot = power_cap(waves * steps * step["tensor cores"] * us, cool, working, model.hot_us, model.cool_share, model.hot)
     return Bills(
         cool + hot,
         {
@@ -126,20 +136,18 @@ def tiled_bills(
 
 
 def _waves(tiles: int, cluster: int, machine: Machine) -> int:
-    """Tiles, one after another, until all are done; clusters that the card has no room for begin when others end."""
-    workers = min(tiles, clusters.at_once(cluster, 1, machine))
-    late = max(0, workers - clusters.resident(cluster, 1, machine))
-    behind = tiles // workers + tiles_of(tiles - (workers - late), workers) if late else 0
-    return max(tiles_of(tiles, workers), behind)
+    """Tiles, one after another, until all are done."""
+    return tiles_of(tiles, clusters.resident(cluster, 1, machine))
 
 
-def power_cap(tensor_us: float, cool_us: float, hot_us: float, cool_share: float, hot: float) -> float:
+def power_cap(tensor_us: float, cool_us: float, working: float, hot_us: float, cool_share: float, hot: float) -> float:
     """Microseconds that tensor cores take longer for the cap on the chip's power, of so many at the full clock.
 
-    The clock falls with the share of a launch, `cool_us` at the full clock, in which they work. The other three are as
-    `Coefficients` has them.
+    The clock falls with the share of a launch, `cool_us` at the full clock, in which the chip's tensor cores work: on
+    the fullest SM `tensor_us`, of which an average one is `working` such a share. The other three are as `Coefficients`
+    has them.
     """
-    return hot * max(0.0, tensor_us / cool_us - cool_share) * max(0.0, tensor_us - hot_us)
+    return hot * max(0.0, working * tensor_us / cool_us - cool_share) * max(0.0, tensor_us - hot_us)
 
 
 def epilogue_clocks(problem: Linear, block_m: int, block_n: int, model: Coefficients) -> float:

@@ -56,9 +56,11 @@ class Schedule:
     stages: int  # steps that the ring of a warp holds
     ctas_per_sm: int  # CTAs that an SM has registers for; how long k is says whether x leaves them room
     late: int = 0  # 1: the launch behind begins when the loads here are done, 0: at once
+    most: int = 0  # CTAs that an SM holds at once, at most; 0: as many as fit
 
     def __post_init__(self) -> None:
         require_choice(self, "late", (0, 1))
+        require_choice(self, "most", tuple(range(clusters.MOST + 1)))
         require_choice(self, "block_m", (8, 16, 32))
         require_choice(self, "rows", (1, 2, 4, 8))
         require_choice(self, "teams", (1, 2, 4, 8, 16))
@@ -241,7 +243,7 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     p, s = problem, schedule
     model = fits.coefficients(Coefficients, "gemv_int4", machine, clock)
     blocks, token_blocks = tiles_of(p.n, s.block_n), tiles_of(p.m, s.block_m)
-    shared = shared_bytes(p, s) + machine.reserved_shared_bytes
+    shared = clusters.padded(shared_bytes(p, s), s.most, machine) + machine.reserved_shared_bytes
     taken = LANES * (-(-registers(p, s) * 5 // 32) * 8)  # by a warp: what ptxas takes where it is not bound
     by_registers = max(s.ctas_per_sm, machine.registers_per_sm // (taken * s.warps))
     resident = max(1, min(by_registers, machine.shared_bytes_per_sm // shared, machine.threads_per_sm // s.threads))
@@ -284,12 +286,12 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
             kernel="gemv_int4",
             entry="gemv_int4",
             problem=p,
-            schedule=s,
+            schedule=replace(s, most=0),  # of which code knows nothing
             grid=(clusters.even(ctas, machine) if s.cluster == 1 else ctas, tiles_of(p.m, s.block_m), 1),
             block=(s.threads, 1, 1),
             arguments=(*linear.scaled_arguments(p), pointer(p, "order"), *joined_arguments(p)),
             cluster=(s.cluster, 1, 1),
-            shared_bytes=shared_bytes(p, s),
+            shared_bytes=clusters.padded(shared_bytes(p, s), s.most, machine),
             dependent=True,
         ),
     )

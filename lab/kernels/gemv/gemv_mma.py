@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
-from math import ceil
+from math import ceil, sqrt
 
 from numpy.typing import NDArray
 
@@ -161,9 +161,11 @@ class Coefficients(fits.Coefficients, frozen=True):
     crossing: float  # more of HBM's and L2's time for a part of 64 bytes that begins amid a sector, as of fp8 it may
     l2_bytes_per_s: float  # to all SMs
     l1_bytes: float  # of x that an SM keeps, while weights pass by
+    l2_bytes: float  # of w, that stay in L2 until the next row tile asks for them
     latency_us: float  # from asking for weights to having them, HBM being busy
     x_us: float  # more for each further eight tokens, whose x is waited for next
     cta_us: float  # of a CTA's start and end
+    alone_us: float  # more, where an SM holds one; of several, one ends while others work
     tail: float  # of what the last wave lacks of a whole one, as part of one: its few CTAs are faster
     warp_ipc: float  # instructions a clock of one warp
     sm_ipc: float  # of all that an SM holds
@@ -190,13 +192,17 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
 
     x = min(p.m, s.block_m) * p.k * 2
     resident = held(p, s, machine)
-    first = min(ctas, machine.sms * min(resident, tiles_of(ctas, machine.sms)))
-    again = first + (ctas - first) * max(0.0, 1 - model.l1_bytes / x)  # what fits stays in L1 for the CTAs that follow
+    first = min(ctas, machine.sms)
+    again = first + (ctas - first) * max(0.0, 1 - model.l1_bytes / x)  # what fits stays in L1 for an SM's other CTAs
+
+    passes = 1 + (tiles_of(p.m, s.block_m) - 1) * max(0.0, 1 - model.l2_bytes / p.bytes["weights"])
+    read = p.read_bytes + (passes - 1) * p.bytes["weights"]  # again, for each row tile, what did not stay in L2
 
     us = 1e6 / machine.clock_hz
     run = _instructions(p, s, model.widen)
     own = s.rows * s.unroll * run / model.warp_ipc * us  # of a warp alone, once its loads are there
-    round_us = model.latency_us + model.x_us * max(0.0, _tokens(p, s) / MMA_N - 1) + own
+    round_us = model.latency_us + model.x_us * sqrt(max(0.0, _tokens(p, s) / MMA_N - 1)) + own
+    cta_us = model.cta_us + model.alone_us / resident
     columns = s.fold * gemv_mma_counts.part_columns(p)
     rounds = tiles_of(tiles_of(p.k, s.unroll * columns), s.split_k)
     waves = max(1.0, ctas / (machine.sms * resident))
@@ -204,9 +210,9 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     full = tiles_of(ctas, machine.sms)  # CTAs of the fullest SM, one after another too
     runs = full * weights / ctas / (2 * LANES * 16)  # bytes, of a row tile; of that SM
     stream = {
-        "HBM": 1e6 * crossing * (p.read_bytes + p.write_bytes) / (share * fits.read_rate(machine)),
+        "HBM": 1e6 * crossing * (read + p.write_bytes) / (share * fits.read_rate(machine)),
         "L2": 1e6 * (weights + again * x) / model.l2_bytes_per_s,
-        "latency": (waves + model.tail * (ceil(waves) - waves)) * (rounds * round_us + model.cta_us),
+        "latency": (waves + model.tail * (ceil(waves) - waves)) * (rounds * round_us + cta_us),
         "L1": runs * _lines(p, s) * model.line_clocks * us,
         "instructions": runs * run / model.sm_ipc * us,
     }

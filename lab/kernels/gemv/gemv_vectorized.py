@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lab.cards import fits
 from lab.kernel import RANKING_CLOCK, Bills, Solves, require_choice, require_grid_y, require_threads
-from lab.kernels.common import linear
+from lab.kernels.common import clusters, linear
 from lab.kernels.common.norm import joined
 from lab.kernels.gemv import dot_product
 from lab.kernels.gemv.dot_product import ELEMENT, LANES
@@ -52,9 +52,11 @@ class Schedule:
     block_m: int = 1  # tokens that a CTA computes in one pass over its rows
     ctas_per_sm: int = 1  # CTAs that an SM has registers for, at least
     late: int = 0  # 1: the launch behind begins when the loads here are done, 0: at once
+    most: int = 0  # CTAs that an SM holds at once, at most; 0: as many as fit
 
     def __post_init__(self) -> None:
         require_choice(self, "late", (0, 1))
+        require_choice(self, "most", tuple(range(clusters.MOST + 1)))
         require_choice(self, "rows", (1, 2, 4, 8))
         require_choice(self, "split_k", (1, 2, 4, 8, 16, 32))
         require_choice(self, "teams", (1, 2, 4, 8, 16, 32))
@@ -194,10 +196,11 @@ def launch(problem: Linear, schedule: Schedule, machine: Machine) -> tuple[Launc
             kernel="gemv_vectorized",
             entry="gemv_vectorized",
             problem=p,
-            schedule=s,
+            schedule=replace(s, most=0),  # of which code knows nothing
             grid=(_ctas(p, s), _blocks(p, s), 1),
             block=(s.threads, 1, 1),
             arguments=(*linear.scaled_arguments(p), *dot_product.joined_arguments(p)),
+            shared_bytes=clusters.padded(0, s.most, machine),
             dependent=linear.overlaps(machine),
         ),
     )

@@ -10,8 +10,8 @@
 //
 // A bias is added and heads are normalised on the way, where a model asks for it: the lanes of a head add up its squares.
 //
-// Launches overlap: bias and norms never change, so they are read before the launch before has ended; all else depends
-// on what that one writes.
+// Launches overlap: bias and norms never change, so they are read before the launch before has ended, and where they are
+// settled positions, slots and turns, of which one says where the next lies; all else depends on what that one writes.
 //
 // The launch behind may begin before the one ahead has ended, or `late`, when it has; if nothing else is said, late where
 // there are several tokens: a step of 16 sequences, whose layers take whole SMs, was measured to be a third longer else.
@@ -124,6 +124,21 @@ struct Turns {
     }
 };
 
+// Where a token goes, and how it turns: a row of turns is known when the position is there.
+struct Place {
+    uint32_t position;
+    int slot;
+    Turns turns;
+
+    __device__ __forceinline__ void ask(const int32_t* positions, const int32_t* slots, int64_t token, int rows) {
+        position = min(ptx::load::cached_4(positions + token), uint32_t(rows - 1));
+        slot = ptx::load::cached_4(slots + token);
+    }
+    __device__ __forceinline__ void ask_turns(const float2* table, int unit) {
+        turns.load(table + int64_t(position) * HALF, unit);
+    }
+};
+
 __device__ __forceinline__ void append(Activation* to, const Floats& f, float) {
     ptx::store::global<16>(to, rounded(f));
 }
@@ -165,11 +180,15 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
             high_norm[r] = ptx::load::cached_if(row + HALF, head < q_heads + kv_heads);
         }
     }
+    Place place;
+    if (problem::settled && first_head < heads) {
+        place.ask(positions, slots, token, turn_rows);
+        place.ask_turns(turns, unit);
+    }
     ptx::griddepcontrol::wait();  // until the launch before has written qkv, and reads q and the cache no more
     if (!at_once) ptx::griddepcontrol::launch_dependents();
     if (first_head >= heads) return;
-    const uint32_t position = min(ptx::load::cached_4(positions + token), uint32_t(turn_rows - 1));
-    const int slot = ptx::load::cached_4(slots + token);
+    if (!problem::settled) place.ask(positions, slots, token, turn_rows);
     Vector16 low[schedule::rounds], high[schedule::rounds];
 #pragma unroll
     for (int r = 0; r < schedule::rounds; ++r) {
@@ -178,8 +197,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
         low[r] = ptx::load::no_allocate_if<16>(from, head < heads);
         high[r] = ptx::load::no_allocate_if<16>(from + HALF, head < heads);
     }
-    Turns by;
-    by.load(turns + int64_t(position) * HALF, unit);
+    if (!problem::settled) place.ask_turns(turns, unit);
 #pragma unroll
     for (int r = 0; r < schedule::rounds; ++r) {
         const int head = first_head + r * AT_ONCE;
@@ -198,7 +216,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
                 scale(second, root, high_norm[r]);
             }
         }
-        if (!value) by.apply(first, second);
+        if (!value) place.turns.apply(first, second);
         if (head < q_heads) {
             Activation* to = q + (token * q_heads + head) * DIM + unit * VECTOR;
             ptx::store::global<16>(to, rounded(first));
@@ -206,7 +224,7 @@ extern "C" __global__ void __launch_bounds__(schedule::threads)
         } else {
             const int kv_head = head - q_heads - (value ? kv_heads : 0);
             const float scale = FP8 ? (value ? v_scale : k_scale)[kv_head] : 1;
-            Element* to = cache.at(value, slot, kv_head) + unit * VECTOR;
+            Element* to = cache.at(value, place.slot, kv_head) + unit * VECTOR;
             append(to, first, scale);
             append(to + HALF, second, scale);
         }

@@ -27,7 +27,7 @@ SOLVES = Solves(
         "bias": (True,),
         "norm": (True,),
     },
-    facts=("activations", "kv", "head_dim", "page", "neighbours", "bias", "norm"),
+    facts=("activations", "kv", "head_dim", "page", "neighbours", "bias", "norm", "settled"),
 )
 
 LANES = 32

@@ -65,7 +65,7 @@ class Front:
                 sender = min(self.senders, key=self._router.open.__getitem__)
                 self._router.open[sender] += 1
             self.flights[request.id] = Flight(offer, sender, receiver)
-            self.senders[sender].add(request)
+            self.senders[sender].compute(offer, receiver)
             busy.append(sender)
         return busy
 

@@ -25,6 +25,13 @@ class Offer(NamedTuple):
     pages: tuple[int, ...]
 
 
+class Take(NamedTuple):
+    """Compute an offer's prompt for the receiver of that number."""
+
+    offer: Offer
+    receiver: int
+
+
 class Ready(NamedTuple):
     """A prompt that is computed: its pages in the order of its tokens, its first token, and when that came.
 
@@ -57,6 +64,10 @@ class Sender(Scheduler):
     def add(self, request: Request) -> Sequence:
         """Queue the prompt of a request."""
         return super().add(self.prompt_of(request))
+
+    def compute(self, offer: Offer, receiver: int) -> None:  # noqa: ARG002 (whoever pushes asks the front)
+        """Begin the prompt of an offer of the receiver with that number."""
+        self.add(offer.request)
 
     def require(self, request: Request) -> None:
         super().require(self.prompt_of(request))

@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 from lab.problems import Model
 from lab.serving.clock import Clock, VirtualClock, WallClock
-from lab.serving.disaggregation.fleet import Fleet
 from lab.serving.disaggregation.setups import Setup, fleet_of
-from lab.serving.engine import Observer, StepFacts
+from lab.serving.engine import Engine, Observer, StepFacts
 from lab.serving.policy import Policy
 from lab.serving.request import Request, Sequence
 from sim.machine import Machine
@@ -28,8 +27,8 @@ class Room(NamedTuple):
 class Together:
     """What gauges ask a scheduler, of all engines."""
 
-    def __init__(self, fleet: Fleet) -> None:
-        self._schedulers = [engine.scheduler for engine in fleet.engines]
+    def __init__(self, engines: Sized[Engine]) -> None:
+        self._schedulers = [engine.scheduler for engine in engines]
         pages = 1 + sum(s.policy.pages - 1 for s in self._schedulers)
         self.policy = replace(self._schedulers[0].policy, pages=pages)
 
@@ -68,7 +67,7 @@ class LiveFleet:
         self._told: list[tuple[float, int, StepFacts, Sized[Sequence]]] = []
         self._order = count()
         self.fleet = fleet_of(setup, model, machine, policy, lambda _: self._hear, arrived=self._arrived)
-        self.scheduler = Together(self.fleet)
+        self.scheduler = Together(self.fleet.engines)
 
     def add(self, request: Request) -> None:
         """Take a request; raises InputError where it can never be served."""

@@ -120,6 +120,10 @@ class Service:
             self._answer(s.request.id, Token(s.tokens[-1], score, s.reason, at, s.found))
         self._observe(facts, emitted)
 
+    def gone(self, id: int, why: str) -> None:
+        """The engine that had a request is gone, and no other can answer it; called in the loop's thread."""
+        self._answer(id, Refusal(503, f"the engine that computed this request is gone: {why}"))
+
     def _run(self) -> None:
         gc.freeze()  # what was loaded stays: collections need not look at it
         try:

@@ -43,10 +43,11 @@ def test_a_kernel_that_does_not_import(
 ) -> None:
     draft(description, CODE)
     expected = f"lab: {catalog._FOLDER}/{FAMILY}/{says}"
-    assert said(CHECK, capsys).startswith(expected)
+    assert expected in said(CHECK, capsys)
     assert run_command(["list"]) == 2
     listed = capsys.readouterr()
-    assert listed.err.startswith(expected)
+    (complaint, *_) = [line for line in listed.err.splitlines() if not line.endswith(" ...")]  # what a slow one awaits
+    assert complaint.startswith(expected)
     assert all(kernel.name in listed.out for kernel in catalog.kernels())
     assert [kernel.name for kernel in catalog.kernels()] == [name for name in catalog.names() if name != "draft"]
     assert is_solvable(Linear(1, 8, 64), H100)

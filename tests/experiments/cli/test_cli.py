@@ -345,18 +345,17 @@ def test_a_wheel_outside_the_checkout_lists_checks_and_keeps_records(tmp_path: P
         pytest.skip("no network to fetch the build tool from")
     assert built.returncode == 0, built.stderr
 
-    def lab(*arguments: str) -> str:
-        command = [sys.executable, "-m", "experiments", *arguments]
-        environment = os.environ | {"PYTHONPATH": str(target)}
-        done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
     assert (target / "experiments" / "cli").is_dir()
-    assert lab("env", "--json").count(str(elsewhere)) == 1
-    assert [k["kernel"] for k in json.loads(lab("list", "--json"))] == list(catalog.names())
-    assert json.loads(lab("check", "gemv_vectorized", "m=1", "n=8", "k=64", "--json"))["passed"]
-    lab("run", "machines", "--record")
+    program = "import sys\nfrom experiments.cli import run_command\nfor line in sys.argv[1:]: run_command(line.split())"
+    lines = ("env --json", "list --json", "check gemv_vectorized m=1 n=8 k=64 --json", "run machines --record")
+    command = [sys.executable, "-c", program, *lines]
+    environment = os.environ | {"PYTHONPATH": str(target)}
+    done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    env, listed, checked, *_ = done.stdout.splitlines()
+    assert env.count(str(elsewhere)) == 1
+    assert [k["kernel"] for k in json.loads(listed)] == list(catalog.names())
+    assert json.loads(checked)["passed"]
     assert (elsewhere / "lab-records" / "machines.jsonl").exists()
 
 

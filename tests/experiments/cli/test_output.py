@@ -88,14 +88,23 @@ def test_a_pipe_gets_one_plain_line_a_row(capsys: pytest.CaptureFixture[str], mo
         assert line.endswith(kernel.adds)
 
 
-@pytest.mark.parametrize(
-    ("environment", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
-)
-def test_pass_is_said_and_coloured_where_colours_are_wanted(environment: dict[str, str], coloured: bool) -> None:
-    code, said = on_terminal(["run", "kv_cache"], 100, **environment)
+def test_pass_is_said_and_coloured_on_a_terminal() -> None:
+    code, said = on_terminal(["run", "kv_cache"], 100)
     assert code == 0
     assert "PASS: 1 sequence(s)" in ESCAPES.sub("", said)
-    assert bool(COLOUR.search(said)) == coloured
+    assert COLOUR.search(said)
+
+
+@pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_colours_are_where_they_are_wanted(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    be_terminal(monkeypatch, 100)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    conclude(True, "so it is")
+    assert bool(COLOUR.search(capsys.readouterr().out)) == (not environment)
 
 
 def test_an_ascii_terminal_gets_ascii() -> None:

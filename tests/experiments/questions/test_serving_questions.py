@@ -8,8 +8,9 @@ from msgspec import structs
 from experiments import runner
 from experiments.bars import serving_bars
 from experiments.questions import disaggregation
-from experiments.served import figure
+from experiments.served import cases, figure
 from lab.record import Archive, Record, provenance
+from sim.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,17 @@ def test_pictures_show_both_distributions(load: tuple[Record, ...]) -> None:
         assert (load[0].metrics[f"p50_{name}_ms"], 50.0) in told.points
 
 
+def test_each_rate_is_told_by_its_newest_run(load: tuple[Record, ...]) -> None:
+    def run(name: str, rate: float, ms: float) -> Record:
+        metrics = {**load[0].metrics, "case": f"{rate:g} a second", "requests_per_s": rate, "mean_itl_ms": ms}
+        return structs.replace(load[0], on="gpu", card="a card", run=name, metrics=metrics)
+
+    told = runner.get("serving_loop").table(Archive((run("a", 8, 3.25), run("b", 16, 4.25), run("c", 16, 5.25))))
+    assert "3.25" in told
+    assert "5.25" in told
+    assert "4.25" not in told
+
+
 @pytest.mark.parametrize(
     ("part", "metrics", "passed"),
     [
@@ -99,6 +111,30 @@ def test_a_job_of_every_part_can_be_made() -> None:
             assert replace(serving_bars.Options(), part=part).part == part
 
 
+def test_schedules_are_looked_for_in_the_steps_of_each_power_of_two_up_to_the_most_rows() -> None:
+    rows = [job.problem["batch"] for job in serving_bars.steps("host,small")]
+    assert rows == [256, 128, 64, 32, 16, 8, 4, 2, 1]
+    both = serving_bars.steps("load,small")  # 64 rows of another model too
+    assert sorted(job.problem["batch"] for job in both) == sorted([*rows, 64, 32, 16, 8, 4, 2, 1])
+    assert {job.problem["layers"] for job in both if job.problem["batch"] == 64} == {30, 32}
+    with pytest.raises(InputError, match="tune at least 0"):
+        serving_bars.Options(tune=-1)
+
+
+def test_what_a_search_found_is_no_loop(load: tuple[Record, ...]) -> None:
+    found = structs.replace(load[0], on="gpu", card="a card", metrics={"stage": "final", "tuned": True})
+    rows, alone = (list(serving_bars.rows(records, runner.archive())) for records in ([found, *load], load))
+    assert rows == alone
+    assert "none was measured" in serving_bars.verdict([found, *load], runner.archive()).sentence
+
+
+def test_a_run_that_was_skipped_hides_none_that_was_measured(load: tuple[Record, ...]) -> None:
+    ran = structs.replace(load[0], on="gpu", card="a card")
+    late = structs.replace(ran, metrics={"case": ran.metrics["case"], "failure": "skipped: the time box was over"})
+    assert cases([ran, late])[str(ran.metrics["case"])].measured == ran
+    assert cases([late])[str(ran.metrics["case"])].measured == late
+
+
 def on_two(setup: str, rate: float, share: float, gap: float = 8.0) -> Record:
     metrics = {"setup": setup, "traffic": "azure-conv", "requests_per_s": rate, "request_throughput": rate}
     metrics |= {"request_goodput": share * rate, "p99_itl_ms": gap, "case": f"{rate}; {setup}"}
@@ -118,7 +154,11 @@ def test_a_knee_is_the_highest_rate_within_the_limits_and_smooth_answers_have_on
     assert f"azure-conv with gaps below 12 ms: {split} at 16 a second" in said
 
 
-def test_prefill_on_a_gpu_of_its_own_keeps_gaps_small_and_computes_all_prompts_on_one() -> None:
+def test_prefill_on_a_gpu_of_its_own_keeps_gaps_small_and_computes_all_prompts_on_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared = {name: disaggregation.SETUPS[name] for name in ("1 prefill + 1 decode", "2 replicas")}
+    monkeypatch.setattr(disaggregation, "SETUPS", compared)
     found = runner.run("disaggregation", machine="h200", requests=6, only=disaggregation.STALLS)
     by = {str(r.metrics["setup"]): r for r in found.records}
     split, whole = by["1 prefill + 1 decode"], by["2 replicas"]

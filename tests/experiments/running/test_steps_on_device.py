@@ -75,8 +75,9 @@ def test_the_fastest_in_a_step_is_its_share_of_the_step_and_wins() -> None:
     found = list(step_search.search(sent([job, job, longer])))  # the later ones have nothing left to seek
     problems = {str(record.problem) for record in found}
     assert len(problems) == len(step_search._parts(solved())) > 1
-    sweeps = [found[: len(found) // 2], found[len(found) // 2 :]]  # in the second, finalists beside finalists
-    assert [record.problem for record in sweeps[0]] == [record.problem for record in sweeps[1]]
+    size = len(found) // step_search.PASSES
+    sweeps = [found[at : at + size] for at in range(0, len(found), size)]  # from the second on finalists race again
+    assert all([r.problem for r in sweep] == [r.problem for r in sweeps[0]] for sweep in sweeps)
     for sweep, problem in product(sweeps, problems):
         own = [record for record in sweep if str(record.problem) == problem]
         matrix = problem_of(own[0].problem or {})
@@ -94,7 +95,7 @@ def test_what_a_step_hides_is_timed_alone(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(sys.modules[__name__], "REST_US", STEP_US)  # so long without any part, too
     job = StepJob(problem=MODEL.as_dict(), experiment="step_bars")
     found = list(step_search.search(sent([job])))
-    assert len(found) == 2 * len(step_search._parts(solved()))  # of each part the fastest alone
+    assert len(found) == step_search.PASSES * len(step_search._parts(solved()))  # of each part the fastest alone
     assert all(record.metrics["alone"] and record.us and record.us > 0 for record in found)
     head = next(record for record in found if problem_of(record.problem or {}) == HEAD)
     assert head.us == STEP_US + 1  # the one launch's own time, not a difference
@@ -129,7 +130,8 @@ def test_what_other_matrices_took_races_along(monkeypatch: pytest.MonkeyPatch) -
     entries = [("gemv_vectorized", fields), ("gone", fields), ("gemv_vectorized", {**fields, "rows": 3})]
     monkeypatch.setattr(tuned, "incumbents", lambda *_, **__: entries)
     more = {(plan.kernel.name, plan.schedule) for plan in step_search._contenders(matrix, H200)} - alone
-    assert [(name, schedule.unroll) for name, schedule in more] == [("gemv_vectorized", 8)]
+    assert {(name, schedule.unroll) for name, schedule in more} == {("gemv_vectorized", 8)}
+    assert {schedule.most for _, schedule in more} == {0, 1}  # and held to its share of 64 CTAs
 
 
 @pytest.mark.usefixtures("_given")

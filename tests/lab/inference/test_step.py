@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from lab.choice import best_guesses
 from lab.inference import chip as chips
 from lab.inference.layers import Forward
 from lab.inference.step import Step, StepCache, planned, require_kernels, step_us
@@ -18,7 +19,7 @@ from lab.problems.sampling import Settings
 from sim.counts import disagreements
 from sim.errors import InputError
 from sim.formats import decode
-from sim.machine import A100, H100, Machine
+from sim.machine import A100, H100, H200, Machine
 
 MODEL = Model(2, 128, q_heads=4, kv_heads=2, head_dim=64, ffn=256, vocab=512)
 CHIP = chips.simulated(H100)
@@ -109,6 +110,15 @@ def test_decode_is_planned_with_launches_that_overlap_and_is_predicted_without_w
             assert all(launch.dependent for launch in planned(problem, H100).launches)
     one, many = (step_us(MODEL, [(1, 2048)] * batch, H100) for batch in (1, 64))
     assert 0 < one < many
+
+
+def test_attention_of_a_step_leaves_the_sms_the_l1_that_matrices_need() -> None:
+    """The deepest rings that fit a CTA, which attention alone is guessed to have, do not."""
+    asked = Attention(4, 32, 8, 128, 1, 3000, page=64, settled=True)
+    deepest = min(best_guesses(asked, H200), key=lambda guess: guess.us).launches[0]
+    (found,) = planned(asked, H200).launches
+    assert found.shared_bytes + H200.reserved_shared_bytes <= 196 * 1024 < deepest.shared_bytes
+    assert (found.kernel, found.dependent) == (deepest.kernel, True)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from lab.serving.policy import Policy
 from lab.serving.request import ABORT, Request
 from lab.serving.scheduler import Scheduler
 from sim.errors import InputError
+from tests.strategies import examples
 
 DEPTH = 2
 
@@ -153,7 +154,7 @@ class Swapping(Loop):
         self.executor = ReferenceExecutor(self.scheduler)
 
 
-STEPS = settings(max_examples=60, stateful_step_count=50, deadline=None, derandomize=True)
+STEPS = settings(examples(30), stateful_step_count=50, deadline=None, derandomize=True)
 TestLoop = Loop.TestCase
 TestLoop.settings = STEPS
 
