@@ -1,5 +1,6 @@
 """Two GPUs of one host against their bars: prompts handed over, sums of two ranks, a step on both."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -223,9 +224,12 @@ def _within(alone: Sequence[Record]) -> Iterator[str]:
         said = f"pushes at {min(rates):.0f} to {max(rates):.0f} GB/s"
         said += f", sums in {min(us):.2f} to {max(us):.2f} us" if us else ""
         said += f", {epochs[-1].metrics['times']} hand-overs by a flag of epochs" if epochs else ""
+        ms = [(figure(r, "us") or 0.0) / 1e3 for r in newest("step") if r.check and r.check.passed]
+        said += f", a step of two ranks that share its memory in {ms[-1]:.2f} ms" if ms else ""
         yield f"Within one card, where no link is crossed ({whole[-1].source}): {said}; all right."
     if rungs := [r for r in newest("rung") if "why" not in r.metrics]:
-        longest = max(int(r.metrics["tokens"] or 0) for r in rungs)
+        found = Counter(int(r.metrics["tokens"] or 0) for r in rungs)
+        longest = max(found, key=lambda tokens: (found[tokens], tokens))  # of those that climbed highest
         said = ", ".join(
             f"{r.metrics['rung']} at {(figure(r, 'bytes_per_s') or 0.0) / 1e9:.0f} GB/s"
             for r in rungs

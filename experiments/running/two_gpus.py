@@ -82,8 +82,9 @@ def pushes(argument: Any) -> Iterator[Record]:
     if asked.step:
         ranks = TwoRanks(model, (gpu(machine, asked.devices[0]), gpu(machine, asked.devices[1])))
         timed = partial(_timed, rounds=asked.rounds)
-        us, share_us = ranks.timed(timed), ranks.share(timed)
+        us = ranks.timed(timed)
         one, other = (decode(found, model.unit) for found in ranks.logits())
+        share_us = ranks.share(timed)  # it leaves other logits
         facts = {"what": "step", "context": CONTEXT, "share_us": share_us, "same_card": same, "cards": cards}
         yield _record(origin, asked, None, model, us, bool(np.isfinite(one).all() and (one == other).all()), facts)
     if asked.engines:

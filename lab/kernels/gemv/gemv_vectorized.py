@@ -107,9 +107,8 @@ def _blocks(problem: Linear, schedule: Schedule) -> int:
 
 TRIED = 24  # schedules that are worth trying
 TEAMS = ((8, 2), (8, 1), (4, 2), (4, 1), (2, 4), (2, 2), (2, 1), (1, 4), (1, 1))  # split_k and teams
-ROOTED_LOADS = 144  # warps of an SM times the loads of 16-bit weights that each has in flight, beside sums of squares
 SHAPES = {  # by tokens: rows, unroll, and the warps for which an SM then has registers, of 16-bit weights and of fp8
-    1: ((1, 4, 32, 32), (1, 2, 32, 48), (2, 4, 16, 24), (4, 2, 32, 32), (4, 1, 24, 24), (1, 8, 0, 28)),
+    1: ((1, 4, 32, 32), (1, 2, 32, 48), (2, 4, 16, 24), (4, 2, 20, 32), (4, 1, 24, 24), (1, 8, 0, 28)),
     2: ((2, 2, 32, 36), (2, 4, 20, 28), (4, 1, 24, 28)),
     4: ((4, 1, 24, 24), (2, 2, 24, 28), (4, 2, 16, 20)),
     8: ((4, 1, 16, 16), (2, 2, 16, 16)),
@@ -127,8 +126,7 @@ def candidates(problem: Linear, machine: Machine) -> Iterator[Schedule]:
             for (rows, unroll, *warps), (split_k, teams) in product(shapes, TEAMS):
                 fp8 = problem.weights == "fp8"
                 room = warps[fp8]
-                if problem.rooted:  # sums of squares take registers too
-                    room = room - room // 4 if fp8 else min(room - room // 8, ROOTED_LOADS // (rows * unroll))
+                room -= room // (4 if fp8 else 8) if problem.rooted else 0  # sums of squares take registers too
                 ctas = min(room // (split_k * teams), machine.ctas_per_sm)
                 if ctas >= 2:
                     schedule = Schedule(rows, split_k, teams, unroll, block_m, ctas)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lab.gpu import device, driver, launch, launcher
+from lab.gpu import device, driver, launch
 from sim.machine import H100
 from tests.lab.gpu.fake_driver import FakeCupy, FakeDriver
 
@@ -21,7 +21,6 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeDriver
     monkeypatch.setattr(device, "card", lambda _=0: SimpleNamespace(arch=H100.arch, name="NVIDIA H100 80GB HBM3"))
     monkeypatch.setattr(launch, "cupy", FakeCupy)
     monkeypatch.setattr(launch, "_compiled", lambda *_: cubin)
-    monkeypatch.setattr(launcher, "launcher", lambda: found.launch_at)
     forget()
     yield found
     forget()

@@ -128,11 +128,6 @@ class FakeDriver:
             self._capturing.append({index: self.pointer(index) for index in range(self.arguments)})
         return (self.status,)
 
-    def launch_at(self, config: int, function: int, parameters: int) -> int:
-        """As cuLaunchKernelEx is called that is given addresses; the attributes of a launch are not seen there."""
-        (status,) = self.cuLaunchKernelEx(bindings.CUlaunchConfig(_ptr=config), function, parameters, 0)
-        return int(status)
-
     def pointer(self, index: int) -> int:
         """The value of a pointer parameter of the last launch."""
         return self._values.get(index) or ctypes.c_uint64.from_address(self.parameters[index]).value

@@ -1,7 +1,5 @@
 """The front door, as OpenAI's own client sees it: answers, streams, refusals, back-pressure, and clients that leave."""
 
-import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -48,31 +46,6 @@ def test_several_gpus_answer_as_one_does(words: list[str]) -> None:
         assert (one.usage.completion_tokens, other.usage.completion_tokens) == (6, 1)
         assert one.model_extra["lab"]["e2el_us"] > one.model_extra["lab"]["ttft_us"] > 0
         assert found.now()["tokens"] == 7
-
-
-def test_a_files_prompts_are_computed_in_a_process_of_their_own(real: Server, tmp_path: Path) -> None:
-    path = tiny.write(tmp_path / "tiny.gguf")
-    words = ["--max-num-seqs", "4", "--max-num-batched-tokens", "64", "--max-model-len", "256", "--pace", "fast"]
-    with serving(str(path), "--disaggregate", "1:1", "--served-model-name", "tiny", *words) as found:
-        asked = {"model": "tiny", "prompt": "the in or the", "max_tokens": 6, "temperature": 0}
-        texts = [one.client.completions.create(**asked).choices[0].text for one in (real, found)]
-        assert texts[0] == texts[1]
-
-
-def test_answers_go_on_when_the_process_of_prompts_is_killed(tmp_path: Path) -> None:
-    path = tiny.write(tmp_path / "tiny.gguf")
-    words = ["--max-num-batched-tokens", "64", "--max-model-len", "256", "--max-num-seqs", "4", "--pace", "fast"]
-    with serving(str(path), "--disaggregate", "1:1", "--served-model-name", "tiny", *words) as found:
-        asked = {"model": "tiny", "prompt": "the in", "temperature": 0}
-        with found.client.completions.create(**asked, max_tokens=60, stream=True) as stream:
-            next(iter(stream))
-            children = Path(f"/proc/{found.process.pid}/task/{found.process.pid}/children").read_text().split()
-            (victim,) = (pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text())
-            os.kill(int(victim), signal.SIGKILL)
-            assert len(list(stream)) == 59
-        with pytest.raises(openai.InternalServerError, match="is gone: it was killed") as caught:
-            found.client.completions.create(**asked)
-        assert caught.value.status_code == 503
 
 
 def test_several_gpus_serve_presets_alone(capsys: pytest.CaptureFixture[str]) -> None:
