@@ -269,7 +269,7 @@ class Coefficients(fits.Coefficients, frozen=True):
     offset: float  # times that for a group with an offset, which the sums of x come with
     warp_ipc: float  # instructions a clock of one warp that multiplies
     sm_ipc: float  # of all that an SM holds
-    turns: float  # of the instructions, what no other warpgroup's wgmma hide
+    turns: float  # of the instructions, what no other warpgroup's wgmma hide, if an SM holds one; less by their root
     wave_clocks: float  # of a CTA that follows another on its SM
     step_blend: float  # exponent of the norm that joins what a k-step waits for
     hbm_blend: float  # the same of all k-steps with HBM
@@ -303,7 +303,7 @@ def bills(problem: Linear, schedule: Schedule, machine: Machine, clock: str) -> 
     operands = (consumers * s.x_bytes + 2 * s.w_bytes) / machine.shared_bytes_per_clock
     apart = not s.group and p.k % LINE != 0
     loads = s.stage_bytes / model.l2_bytes_per_clock * (model.crossing_rows if apart else 1.0)
-    work = mma + model.turns * issue  # a warpgroup widens, then multiplies
+    work = mma + model.turns * issue / sqrt(consumers * resident)  # a warpgroup widens, then multiplies
     turn = (model.latency_clocks / resident + loads) / (s.stages - 1)  # of a ring: one stage is read, the rest fill
     step = {"tensor cores": mma, "instructions": issue, "shared memory": operands, "L2": loads, "latency": turn}
 
