@@ -180,6 +180,16 @@ def test_numbers_are_scales_of_every_head_and_queries_in_fp8_have_one_too() -> N
     assert lab.attention(q, k, v).dtype == BF16
 
 
+@pytest.mark.parametrize("latent", [0, 512])
+def test_one_token_of_sequences_of_one_length_is_what_their_lengths_as_an_array_make(latent: int) -> None:
+    """On the simulated chip, by decode's kernels, whose launches take no lengths where all are alike."""
+    rng, dim = np.random.default_rng(0), latent + 64 if latent else 128
+    heads = () if latent else (2,)
+    q, k, v = (rng.standard_normal((2, n, *rest, dim)).astype(BF16) for n, rest in ((1, (16,)), *[(40, heads)] * 2))
+    given = {"q": q, "k": k, "latent": latent} if latent else {"q": q, "k": k, "v": v}
+    assert np.array_equal(lab.attention(**given), lab.attention(**given, kv_lens=np.full(2, 40, np.int32)))
+
+
 def test_lengths_and_tables_are_no_part_of_a_plan() -> None:
     """Calls that differ in the values of their index arrays alone pose one problem; capacities that are usual none."""
     kinds = tuple((name, PAGED[name].shape, "int32" if name in attention.INDICES else "bf16", 0) for name in PAGED)
