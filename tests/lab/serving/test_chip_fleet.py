@@ -78,7 +78,12 @@ def test_a_request_is_given_up_wherever_it_is(layered: bool) -> None:
     assert len(heard.tokens[1]) < asked[1].max_tokens
 
 
-@pytest.mark.parametrize(("prefills", "after"), [(1, 0), (1, 3), (2, 1), (2, 3)])
+DEEP = pytest.mark.deep
+
+
+@pytest.mark.parametrize(
+    ("prefills", "after"), [(1, 3), (2, 1), pytest.param(1, 0, marks=DEEP), pytest.param(2, 3, marks=DEEP)]
+)
 def test_a_killed_process_of_prompts_takes_nothing_along(prefills: int, after: int) -> None:
     """Those that decode go on, those that were with it are begun again elsewhere or end, every page comes back."""
     heard, asked = Heard(), requests(6)
