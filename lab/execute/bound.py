@@ -49,7 +49,9 @@ class SimulatedBound:
     def __init__(self, kernel: Kernel, launches: tuple[Launch, ...], machine: Machine) -> None:
         self._kernel, self._launches, self._machine = kernel, launches, machine
         self._described = described_arrays(launches)
-        self._arrays: dict[str, NDArray] = workspaces(launches)
+        indices = launches[0].problem.indices()  # simulations need those too that no launch takes, as all are alike
+        untaken = {name: array for name, array in indices.items() if name not in self._described}
+        self._arrays: dict[str, NDArray] = {**untaken, **workspaces(launches)}
 
     def bind(self, arrays: Mapping[str, Any]) -> "SimulatedBound":
         for name, described in self._described.items():

@@ -147,9 +147,8 @@ def _data(launch: Launch, arrays: Mapping[str, NDArray]) -> Data:
     cache = floats("cache" if p.page else "k", p.kv, dim)
     parts = launch.ctas // (p.kv_heads // s.heads) + p.batch
     partial = parts * p.kv_heads * s.rows if computed else 0
-    indices = {**p.indices(), **arrays} if p.uniform else arrays  # of uniform sequences a launch takes no lengths
     q_starts, kv_lens, where = (
-        np.ascontiguousarray(indices[name]).reshape(-1)
+        np.ascontiguousarray(arrays[name]).reshape(-1)
         for name in ("q_starts", "kv_lens", "block_table" if p.page else "kv_starts")
     )
     return Data(

@@ -62,16 +62,13 @@ class _Run:
 
     def __init__(self, launch: Launch, arrays: Mapping[str, NDArray], machine: Machine) -> None:
         p = launch.problem
-        self.problem, self.schedule = p, launch.schedule
-        self.arrays = {**p.indices(), **arrays} if p.uniform else arrays  # whose lengths no launch takes
+        self.problem, self.schedule, self.arrays = p, launch.schedule, arrays
         self.chip = SimulatedChip(launch, machine)
         self.tiles = -(-p.q_len * p.group // (BLOCK_M * launch.schedule.cluster))  # of a sequence, at most
         self.cache, self.places = ("cache", "block_table") if p.page else ("k", "kv_starts")
         self.numerics = "y" in arrays
         self.workers = workers_of(launch.schedule, machine)
-        self.plan: ClusterPartition = divide(
-            p, launch.schedule, self.arrays["q_starts"], self.arrays["kv_lens"], self.workers
-        )
+        self.plan: ClusterPartition = divide(p, launch.schedule, arrays["q_starts"], arrays["kv_lens"], self.workers)
 
     def multiply(self) -> None:
         """Every worker's stretch, by each CTA of its cluster."""
