@@ -3,6 +3,7 @@
 import mmap
 import os
 import tempfile
+from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import finalize
 
@@ -36,7 +37,7 @@ def lend(chip: Chip, nbytes: int) -> Lent:
     os.ftruncate(file, nbytes)
     mapped = np.frombuffer(mmap.mmap(file, nbytes), np.uint8)
     os.close(file)
-    finalize(mapped, _remove, path)
+    finalize(mapped, Path(path).unlink, missing_ok=True)
     return Lent(mapped, Name(os.fsencode(path), nbytes))
 
 
@@ -48,8 +49,3 @@ def borrow(chip: Chip, name: Name) -> Any:
         return opened(*name, chip.device)
     with open(os.fsdecode(name.key), "r+b") as file:
         return np.frombuffer(mmap.mmap(file.fileno(), name.nbytes), np.uint8)
-
-
-def _remove(path: str) -> None:
-    if os.path.exists(path):
-        os.remove(path)

@@ -105,9 +105,8 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
         self.process = context.Process(target=run_process, args=(other, site), daemon=True) if apart else None
-        self._thread = None if apart else Thread(target=run_thread, args=(other, site), daemon=True)
-        one: Any = self.process or self._thread
-        one.start()
+        self._runs: Any = self.process or Thread(target=run_thread, args=(other, site), daemon=True)
+        self._runs.start()
         if apart:
             other.close()  # or nobody would hear that the process is gone
 
@@ -121,14 +120,12 @@ class Worker:
 
     def over(self) -> bool:
         """Whether it is gone: a process has then left its GPU, and nothing of it runs there."""
-        one: Any = self.process or self._thread
-        return not one.is_alive()
+        return not self._runs.is_alive()
 
     def stop(self) -> None:
         """End it, and wait for that."""
         self.connection.close()
-        one: Any = self.process or self._thread
-        one.join(REAP_S)
+        self._runs.join(REAP_S)
         if self.process and self.process.is_alive():
             self.process.kill()
             self.process.join(REAP_S)
